@@ -1,0 +1,28 @@
+"""featurecache: videos and annotations in, features of a frozen vision-language model on disk.
+
+The public names below load on first use; importing the package loads neither torch nor zarr.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurecache.errors import FeatureCacheError
+    from featurecache.spec import FeatureSpace
+    from featurecache.store import FeatureCache
+
+__all__ = ["FeatureCache", "FeatureCacheError", "FeatureSpace"]
+__version__ = version("featurecache")
+
+_HOMES = {
+    "FeatureCache": "featurecache.store",
+    "FeatureCacheError": "featurecache.errors",
+    "FeatureSpace": "featurecache.spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,136 @@
+"""Named errors, one for each promise the library makes.
+
+Each is also the builtin exception people already catch. A message has three parts on one line: what
+must hold, what was found (with names and values), and what to do next:
+
+    the label must be one of ventilation, suction, but 'suktion' was asked for. Did you mean 'suction'?
+
+Only `cli.py` turns these into an exit code; the library never ends the process.
+"""
+
+
+class FeatureCacheError(Exception):
+    """Base of every error this project raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError and OSError would quote or number the message.
+        return " ".join(str(part) for part in self.args)
+
+
+# --- the project and its settings -----------------------------------------------------------------
+
+
+class ProjectNotFoundError(FeatureCacheError, FileNotFoundError):
+    """There is no `featurecache.toml` where one was expected."""
+
+
+class ProjectExistsError(FeatureCacheError, FileExistsError):
+    """`init` or `demo` would replace a file that is already there."""
+
+
+class SettingsError(FeatureCacheError, ValueError):
+    """A setting is unknown, of the wrong type, or out of its range."""
+
+
+# --- recordings, annotations, clips, splits -------------------------------------------------------
+
+
+class NoRecordingsError(FeatureCacheError, FileNotFoundError):
+    """A folder of recordings is missing, unreadable, or holds no video."""
+
+
+class UnreadableVideoError(FeatureCacheError, ValueError):
+    """A video cannot be opened or decoded, or asks for more than the limits allow."""
+
+
+class AnnotationError(FeatureCacheError, ValueError):
+    """An annotation file is malformed, inconsistent, or names what does not exist."""
+
+
+class UnsafeFileError(FeatureCacheError, ValueError):
+    """A file uses a construct that is refused because it can do harm."""
+
+
+class ClipTableError(FeatureCacheError, ValueError):
+    """`clips.csv` is malformed, or does not fit the recordings or the request."""
+
+
+class EditedTableError(FeatureCacheError, FileExistsError):
+    """`clips.csv` was edited by a person and would be replaced."""
+
+
+class SplitError(FeatureCacheError, ValueError):
+    """The sessions cannot be split as asked."""
+
+
+class OutputExistsError(FeatureCacheError, FileExistsError):
+    """A file to be written is already there, and replacing it was not asked for."""
+
+
+# --- backbone and extraction ----------------------------------------------------------------------
+
+
+class ModelNotFoundError(FeatureCacheError, FileNotFoundError):
+    """The backbone's folder, or a file in it, is not on this machine."""
+
+
+class UnsupportedModelError(FeatureCacheError, ValueError):
+    """The backbone's architecture or its processor is not one this toolkit runs."""
+
+
+class NoVideoTokensError(FeatureCacheError, ValueError):
+    """A prompt or a clip has no video token to pool."""
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+class CacheNotFoundError(FeatureCacheError, FileNotFoundError):
+    """There is no feature cache at the path."""
+
+
+class CacheWriteError(FeatureCacheError, OSError):
+    """The cache could not be written; what was committed before is intact."""
+
+
+class CacheReadError(FeatureCacheError, OSError):
+    """The disk refused to give what the cache holds; nothing is known to be missing."""
+
+
+class CacheFormatError(FeatureCacheError, ValueError):
+    """The folder is not a cache, or is of a format version this toolkit does not read."""
+
+
+class DamagedSegmentError(FeatureCacheError, ValueError):
+    """A committed segment is incomplete or fails a checksum."""
+
+
+class FingerprintMismatchError(FeatureCacheError, ValueError):
+    """Two feature spaces that must be the same are not."""
+
+
+class AmbiguousSpaceError(FeatureCacheError, LookupError):
+    """Several feature spaces match a request that must match one."""
+
+
+class MissingFeaturesError(FeatureCacheError, KeyError):
+    """The cache has no feature for clips that were asked for."""
+
+
+class NonFiniteFeatureError(FeatureCacheError, ValueError):
+    """A feature holds NaN or infinity and is refused."""
+
+
+class ConstantFeatureWarning(UserWarning):
+    """All features of a segment are equal: the tap or the prompt is probably wrong."""
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+class TrainingDataError(FeatureCacheError, ValueError):
+    """The labelled clips cannot train or score a head (no positives, one session, wrong shapes)."""
+
+
+class BundleError(FeatureCacheError, ValueError):
+    """A bundle or a search result is missing, incomplete, or made for other features."""

@@ -1,0 +1,41 @@
+"""Files for this user alone: created 0600 in folders of 0700, replaced whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+
+def private_folder(path: Path) -> Path:
+    """Makes a folder and its missing parents with mode 0700 and returns it; one that is there keeps its mode."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Writes a file with mode 0600 so that a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: If it cannot be written; the old content is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's content, 64 hex digits, read in bounded memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
