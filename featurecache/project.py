@@ -1,0 +1,327 @@
+"""The project: `featurecache.toml` read into typed, checked settings, and written by `init`.
+
+Settings are frozen dataclasses kept apart by what they change: `[features]` alters values and is part
+of the fingerprint; `[extract]` alters only speed. Sections that learning owns (`[train]`, `[search]`)
+are kept as plain tables here and read with `parse_section` by whoever owns their dataclass.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
+from featurecache.files import private_folder, write_private
+
+SETTINGS_NAME = "featurecache.toml"
+DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
+
+T = TypeVar("T")
+Positive = Annotated[Decimal, Field(gt=0, le=3600, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where recordings and annotations are, and how they are read."""
+
+    videos: Path
+    annotations: Path | None = None
+    labels_from: Literal["tiers", "values"] = "tiers"
+    tiers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    annotated_span: str | None = None
+    session_from: Literal["file", "folder", "pattern", "column"] = "file"
+    session_pattern: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """The windows that recordings are cut into."""
+
+    length_s: Positive = Decimal(3)
+    stride_s: Positive = Decimal(3)
+
+    @property
+    def length_us(self) -> int:
+        """Clip length in microseconds."""
+        return int(self.length_s * 1_000_000)
+
+    @property
+    def stride_us(self) -> int:
+        """Distance between clip starts in microseconds."""
+        return int(self.stride_s * 1_000_000)
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How sessions are divided. `sessions` fixes the split of the sessions it names."""
+
+    seed: int = 0
+    train: Fraction = 0.6
+    validation: Fraction = 0.2
+    test: Fraction = 0.2
+    sessions: dict[str, Literal["train", "validation", "test"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What alters feature values: part of the fingerprint."""
+
+    model: str
+    prompt: str = DEFAULT_PROMPT
+    frames: Annotated[int, Field(ge=1, le=256)] = 16
+    resize: Literal["crop", "pad", "squash"] = "crop"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    stored_dtype: Literal["float16", "float32"] = "float16"
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """What alters only speed and memory."""
+
+    device: str = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    decoders: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One section of `featurecache.toml` per field."""
+
+    data: DataSettings
+    features: FeatureSettings
+    clips: ClipSettings = field(default_factory=ClipSettings)
+    splits: SplitSettings = field(default_factory=SplitSettings)
+    extract: ExtractSettings = field(default_factory=ExtractSettings)
+    train: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with settings, and where its files lie."""
+
+    root: Path
+    settings: Settings
+
+    @property
+    def videos(self) -> Path:
+        """The folder of recordings."""
+        return self.root / self.settings.data.videos
+
+    @property
+    def annotations(self) -> Path | None:
+        """The folder of .eaf files, or the CSV; None where there is none."""
+        return None if self.settings.data.annotations is None else self.root / self.settings.data.annotations
+
+    @property
+    def clips(self) -> Path:
+        """The clip table."""
+        return self.root / "clips.csv"
+
+    @property
+    def failures(self) -> Path:
+        """The clips that could not be extracted, with the reasons."""
+        return self.root / "failed_clips.csv"
+
+    @property
+    def cache(self) -> Path:
+        """The feature cache."""
+        return self.root / "features.zarr"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of results."""
+        return self.root / "runs"
+
+    @property
+    def state(self) -> Path:
+        """What this toolkit remembers about files outside the cache (digests, the last written table)."""
+        return self.root / ".featurecache"
+
+    @property
+    def digest_memo(self) -> Path:
+        """Remembered digests of unchanged files."""
+        return self.state / "digests.json"
+
+
+def open_project(config: Path) -> Project:
+    """Reads a project.
+
+    Args:
+        config: A `featurecache.toml`, or the folder that holds one.
+
+    Raises:
+        ProjectNotFoundError: If there is none.
+        SettingsError: If it is not TOML, or a setting is unknown, of the wrong type or out of range.
+    """
+    path = config / SETTINGS_NAME if config.is_dir() else config
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ProjectNotFoundError(
+            f"a project must have a {SETTINGS_NAME}, but there is none at {path}. "
+            "Make one: featurecache init --videos VIDEOS --annotations ANNOTATIONS; or name it with --config."
+        ) from error
+    except OSError as error:
+        raise ProjectNotFoundError(
+            f"{path} must be readable, but it gave: {error.strerror}. Check its permissions."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} must be TOML in UTF-8, but reading it gave: {error}. Correct that line."
+        ) from error
+    settings = parse_section(table, Settings, "")
+    splits = settings.splits
+    total = splits.train + splits.validation + splits.test
+    if abs(total - 1) > 1e-6:
+        raise SettingsError(
+            f"splits.train + splits.validation + splits.test must be 1, but {splits.train} + {splits.validation} "
+            f"+ {splits.test} = {total:g}. Correct them in {SETTINGS_NAME}."
+        )
+    if (settings.data.session_from == "pattern") != (settings.data.session_pattern is not None):
+        raise SettingsError(
+            f"data.session_pattern must be given exactly when data.session_from is 'pattern', but they are "
+            f"{settings.data.session_pattern!r} and {settings.data.session_from!r}. "
+            f"Correct one of them in {SETTINGS_NAME}."
+        )
+    return Project(path.parent, settings)
+
+
+def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:
+    """A table of settings as the dataclass `kind`, strictly: no unknown key, no value of another type.
+
+    Raises:
+        SettingsError: Naming the setting as `section.key`, what was found, and the nearest valid name.
+    """
+    _refuse_unknown(table, kind, name)
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_python(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in (name, *first["loc"]) if part != "")
+        if first["type"] == "missing":
+            raise SettingsError(f"{where} must be set, but {SETTINGS_NAME} does not name it. Add it.") from error
+        rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
+        raise SettingsError(
+            f"{where} must be {rule}, but it is {first['input']!r}. Correct it in {SETTINGS_NAME}."
+        ) from error
+
+
+def _refuse_unknown(table: Mapping[str, Any], kind: type[Any], name: str) -> None:
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    for key, value in table.items():
+        where = f"{name}.{key}" if name else key
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            what = f"[{name}] has no such setting" if name else "there is no such section"
+            hint = f"Did you mean {near[0]!r}?" if near else f"Valid names: {', '.join(fields)}."
+            raise SettingsError(f"every name in {SETTINGS_NAME} must be known, but {where!r} is not: {what}. {hint}")
+        inner = fields[key]
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            if not isinstance(value, Mapping):
+                raise SettingsError(
+                    f"{where} must be a section, but it is {value!r}. Write it as [{where}] in {SETTINGS_NAME}."
+                )
+            _refuse_unknown(value, inner, where)
+
+
+def write_settings(
+    folder: Path,
+    *,
+    videos: str,
+    annotations: str | None,
+    labels_from: str,
+    tiers: Sequence[str],
+    labels: Sequence[str],
+    session_from: str,
+    session_pattern: str | None = None,
+    model: str,
+    prompt: str = DEFAULT_PROMPT,
+    dtype: str,
+    reason: str,
+) -> Path:
+    """Writes a commented `featurecache.toml`; never over one that is there.
+
+    Raises:
+        ProjectExistsError: If there is one already.
+    """
+    path = folder / SETTINGS_NAME
+    if path.exists():
+        raise ProjectExistsError(
+            f"init writes only new settings, but {path} is there. Edit it, or move it away and run init again."
+        )
+    quoted = _toml_string
+    annotations_line = (
+        '# annotations = "annotations"   # a folder of .eaf files, or a CSV: recording,start_s,end_s,label'
+        if annotations is None
+        else f"annotations = {quoted(annotations)}"
+    )
+    pattern_line = (
+        "# session_pattern = '^(S[0-9]+)'   # its group is the session"
+        if session_pattern is None
+        else f"session_pattern = {quoted(session_pattern)}"
+    )
+    text = f"""\
+# Settings of this project. Paths are relative to this file. Every setting not named here has its default.
+
+[data]
+videos = {quoted(videos)}
+{annotations_line}
+# {reason}
+labels_from = {quoted(labels_from)}          # "tiers": a tier is a label; "values": an annotation's value is
+tiers = {_toml_list(tiers)}                  # tiers that are read; empty: all that carry a label
+labels = {_toml_list(labels)}                # the columns of clips.csv, in this order
+# annotated_span = "annotated"    # a tier that marks what was annotated: clips outside are unlabelled, not negative
+session_from = {quoted(session_from)}        # "file", "folder", "pattern", "column" (of the CSV); never cut by a split
+{pattern_line}
+
+[clips]
+length_s = 3
+stride_s = 3
+
+[splits]
+seed = 0
+train = 0.6
+validation = 0.2
+test = 0.2
+# sessions = {{ S01 = "test" }}   # fixes the split of the sessions named here
+
+[features]                        # changing anything here makes a new feature space
+model = {quoted(model)}           # a folder, a hub name whose snapshot is on this machine, or "demo"
+prompt = {quoted(prompt)}
+frames = 16
+resize = "crop"                   # "crop" cuts the sides of wide frames as the model does; "pad", "squash" keep them
+dtype = {quoted(dtype)}
+stored_dtype = "float16"
+
+[extract]                         # changes speed, never values
+device = "auto"
+batch_size = 4
+decoders = 2
+
+[train]                           # the head that `featurecache train` fits
+
+[search]                          # the ranges that `featurecache tune` searches
+"""
+    private_folder(folder)
+    write_private(path, text.encode())
+    return path
+
+
+def _toml_string(text: str) -> str:
+    """A TOML basic string: JSON's escapes are TOML's, but DEL must be escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_list(items: Sequence[str]) -> str:
+    return "[" + ", ".join(_toml_string(item) for item in items) + "]"

@@ -1,0 +1,125 @@
+"""Settings: what is written can be read, what is wrong is named."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
+from featurecache.project import open_project, write_settings
+
+MINIMAL = '[data]\nvideos = "videos"\n[features]\nmodel = "demo"\n'
+
+
+def _open(folder: Path, text: str):
+    (folder / "featurecache.toml").write_text(text)
+    return open_project(folder)
+
+
+def test_open_project_fills_in_defaults_when_only_the_needed_is_set(tmp_path: Path) -> None:
+    project = _open(tmp_path, MINIMAL)
+    assert project.videos == tmp_path / "videos"
+    assert project.annotations is None
+    assert project.settings.clips.length_us == 3_000_000
+    assert project.settings.features.frames == 16
+    assert project.settings.splits.sessions == {}
+
+
+def test_open_project_finds_the_file_when_it_is_named_itself(tmp_path: Path) -> None:
+    _open(tmp_path, MINIMAL)
+    assert open_project(tmp_path / "featurecache.toml").root == tmp_path
+
+
+def test_open_project_keeps_decimals_exact_when_clips_are_fractions_of_a_second(tmp_path: Path) -> None:
+    settings = _open(tmp_path, MINIMAL + "[clips]\nlength_s = 2.4\nstride_s = 0.1\n").settings
+    assert (settings.clips.length_us, settings.clips.stride_us) == (2_400_000, 100_000)
+    assert settings.clips.length_s == Decimal("2.4")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("[clip]\nlength_s = 3", r"'clip' is not: there is no such section\. Did you mean 'clips'\?"),
+        ("[clips]\nlenght_s = 3", r"'clips\.lenght_s' is not: .* Did you mean 'length_s'\?"),
+        ("[clips]\nlength_s = -3", r"clips\.length_s must be greater than 0, but it is -3"),
+        ('[clips]\nlength_s = "three"', r"clips\.length_s must be .*, but it is 'three'"),
+        ("[clips]\nlength_s = nan", r"clips\.length_s must be .*, but it is nan"),
+        ("clips = 3", r"'clips' is not|clips must be a section, but it is 3"),
+        ("[splits]\ntrain = 0.9", r"must be 1, but 0\.9 \+ 0\.2 \+ 0\.2 = 1\.3"),
+        ('[splits]\nsessions = {S1 = "exam"}', r"splits\.sessions\.S1 must be .*, but it is 'exam'"),
+        ("[extract]\nbatch_size = 0", r"extract\.batch_size must be greater than or equal to 1, but it is 0"),
+        ("[extract]\nbatch_size = 2.5", r"extract\.batch_size must be .*, but it is 2\.5"),
+        ("[extract", r"must be TOML in UTF-8"),
+    ],
+)
+def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: str, message: str) -> None:
+    text = extra + "\n" + MINIMAL if extra == "clips = 3" else MINIMAL + extra + "\n"
+    with pytest.raises(SettingsError, match=message) as caught:
+        _open(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[data]\nvideos = "v"\n', r"features must be set"),
+        ('[data]\n[features]\nmodel = "demo"\n', r"data\.videos must be set"),
+        (MINIMAL + 'dtype = "float8"\n', r"features\.dtype must be .*'bfloat16'.*, but it is 'float8'"),
+        (
+            '[data]\nvideos = "v"\nsession_from = "pattern"\n[features]\nmodel = "demo"\n',
+            r"session_pattern must be given",
+        ),
+        ('[data]\nvideos = 3\n[features]\nmodel = "demo"\n', r"data\.videos must be .*, but it is 3"),
+    ],
+)
+def test_open_project_names_the_setting_when_it_is_missing_or_does_not_fit(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        _open(tmp_path, text)
+
+
+def test_open_project_says_how_to_make_one_when_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ProjectNotFoundError, match="featurecache init"):
+        open_project(tmp_path)
+
+
+def test_write_settings_is_read_back_when_names_are_odd(tmp_path: Path) -> None:
+    odd = ['a "quoted" tier', "back\\slash", "ünï", "tab\there", "del\x7f"]
+    path = write_settings(
+        tmp_path / "new",
+        videos="my videos",
+        annotations="labels.csv",
+        labels_from="values",
+        tiers=odd,
+        labels=odd,
+        session_from="pattern",
+        session_pattern=r"^(\w+)_",
+        model="demo",
+        dtype="float32",
+        reason="two tiers hold the same few values",
+    )
+    project = open_project(path)
+    assert project.settings.data.tiers == project.settings.data.labels == tuple(odd)
+    assert project.settings.data.session_pattern == r"^(\w+)_"
+    assert project.settings.features.dtype == "float32"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_write_settings_keeps_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "featurecache.toml").write_text("mine")
+    with pytest.raises(ProjectExistsError, match="is there"):
+        write_settings(
+            tmp_path,
+            videos="v",
+            annotations=None,
+            labels_from="tiers",
+            tiers=[],
+            labels=[],
+            session_from="file",
+            model="demo",
+            dtype="float32",
+            reason="",
+        )
+    assert (tmp_path / "featurecache.toml").read_text() == "mine"
