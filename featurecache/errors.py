@@ -101,6 +101,10 @@ class CacheFormatError(FeatureCacheError, ValueError):
     """The folder is not a cache, or is of a format version this toolkit does not read."""
 
 
+class NewerFormatError(CacheFormatError):
+    """The cache was written by a newer version of this toolkit; nothing is wrong with it."""
+
+
 class DamagedSegmentError(FeatureCacheError, ValueError):
     """A committed segment is incomplete or fails a checksum."""
 
@@ -134,3 +138,7 @@ class TrainingDataError(FeatureCacheError, ValueError):
 
 class BundleError(FeatureCacheError, ValueError):
     """A bundle or a search result is missing, incomplete, or made for other features."""
+
+
+class StudyError(FeatureCacheError, ValueError):
+    """A study cannot go on: other data or ranges than it began with, in use elsewhere, damaged, or without a result."""

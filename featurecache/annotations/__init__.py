@@ -1,0 +1,35 @@
+"""Annotations in and out: ELAN (`.eaf`) and CSV to intervals of media time, and intervals to both.
+
+The rest of the toolkit sees `Interval`; identifiers, tiers and time origins stay in here.
+"""
+
+from featurecache.annotations.document import EafDocument, MediaDescriptor, Tier
+from featurecache.annotations.eaf import read_eaf, save_eaf
+from featurecache.annotations.eaf_writer import add_tier, new_document, write_eaf
+from featurecache.annotations.interval import Interval
+from featurecache.annotations.labels import LabelProposal, intervals, propose_labels
+from featurecache.annotations.media import MediaMatch, matching_recordings
+from featurecache.annotations.table import AnnotationTable, read_csv, write_csv
+from featurecache.annotations.timing import Annotation, resolve_times
+
+__all__ = [
+    "Annotation",
+    "AnnotationTable",
+    "EafDocument",
+    "Interval",
+    "LabelProposal",
+    "MediaDescriptor",
+    "MediaMatch",
+    "Tier",
+    "add_tier",
+    "intervals",
+    "matching_recordings",
+    "new_document",
+    "propose_labels",
+    "read_csv",
+    "read_eaf",
+    "resolve_times",
+    "save_eaf",
+    "write_csv",
+    "write_eaf",
+]

@@ -1,0 +1,44 @@
+"""Cells of the CSV files that people open in a spreadsheet: exact seconds, and text that is never a formula.
+
+Times are decimal seconds written from integer microseconds and read back to the same integers: no
+binary floating point in between. Text that a spreadsheet would run as a formula gets a leading quote;
+so does text that already begins with quotes before such a character, which makes the way back exact.
+"""
+
+import re
+
+_SECONDS = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]*))?")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def format_seconds(time_us: int) -> str:
+    """Microseconds as the shortest exact decimal seconds: "3", "4.5", "0.04"."""
+    whole, part = divmod(abs(time_us), 1_000_000)
+    text = f"{whole}.{part:06d}".rstrip("0").rstrip(".")
+    return f"-{text}" if time_us < 0 else text
+
+
+def parse_seconds(text: str) -> int:
+    """Decimal seconds as microseconds.
+
+    Raises:
+        ValueError: If it is not a plain decimal number, or is finer than a microsecond.
+    """
+    match = _SECONDS.fullmatch(text)
+    if match is None:
+        raise ValueError(f"seconds must be a plain decimal number, but it is {text!r}")
+    sign, whole, decimals = match[1], match[2], (match[3] or "").rstrip("0")
+    if len(decimals) > 6:
+        raise ValueError(f"seconds must have at most 6 decimals, but it is {text!r}")
+    time_us = int(whole) * 1_000_000 + int(decimals.ljust(6, "0"))
+    return -time_us if sign else time_us
+
+
+def guard_cell(text: str) -> str:
+    """Text as a cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def unguard_cell(cell: str) -> str:
+    """The text of a cell that `guard_cell` made; any other cell as it is."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
