@@ -1,0 +1,265 @@
+"""Clips: windows of a recording, their ids, their targets, and the session a recording belongs to.
+
+All times are integer microseconds, windows and intervals are half-open `[start, end)`, and the half
+rule is decided in integers, so a target never depends on rounding. A target is 1, 0, or None where
+nobody annotated. Pure functions: files, splits and the table on disk are elsewhere.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.annotations import Interval
+from featurecache.errors import ClipTableError
+
+SessionFrom = Literal["file", "folder", "pattern", "column"]
+
+COLUMNS = ("clip_id", "recording", "session", "split", "start_s", "end_s")
+"""The columns of `clips.csv` before the labels."""
+
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Characters that no name in a table may hold: control characters, and bytes that were not UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A window of a recording and its targets.
+
+    Attributes:
+        clip_id: `<first 16 hex digits of the recording's sha256>-<start_us>-<end_us>`.
+        recording: Name of the recording, relative to the folder of videos.
+        session: Group of recordings that splits never cut.
+        split: "train", "validation", "test", or "" where the clip takes part in none.
+        start_us: Start on the recording's clock.
+        end_us: End on the recording's clock, exclusive.
+        targets: One of 1, 0 or None for each label of the table; all None where unlabelled.
+    """
+
+    clip_id: str
+    recording: str
+    session: str
+    split: str
+    start_us: int
+    end_us: int
+    targets: tuple[int | None, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the clip can train or score: every target is known."""
+        return bool(self.targets) and None not in self.targets
+
+    @property
+    def content(self) -> str:
+        """First 16 hex digits of the recording's sha256."""
+        return self.clip_id.partition("-")[0]
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """All clips of a project, in order of recording and time, with the labels their targets follow."""
+
+    labels: tuple[str, ...]
+    clips: tuple[Clip, ...]
+
+
+def clip_id(sha256: str, start_us: int, end_us: int) -> str:
+    """The id of a clip: content and time, never a file name."""
+    return f"{sha256[:16]}-{start_us}-{end_us}"
+
+
+def clip_windows(duration_us: int, length_us: int, stride_us: int) -> list[tuple[int, int]]:
+    """Windows of `length_us` that start every `stride_us` and end by `duration_us`.
+
+    Raises:
+        ClipTableError: If length or stride is not positive.
+    """
+    if length_us <= 0 or stride_us <= 0:
+        raise ClipTableError(
+            f"clip length and stride must be above 0, but they are {length_us} and {stride_us} us. "
+            "Set length_s and stride_s under [clips]."
+        )
+    return [(start, start + length_us) for start in range(0, duration_us - length_us + 1, stride_us)]
+
+
+def union_of(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Disjoint spans in order that cover the same time; what touches is joined."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def covered_us(windows: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Time of each window that the union of the spans covers.
+
+    Args:
+        windows: `[start, end)` in microseconds, any order, overlaps allowed.
+        spans: `[start, end)` in microseconds, any order, overlaps counted once.
+
+    Returns:
+        Microseconds, shape (N,).
+    """
+    if not windows:
+        return np.zeros(0, np.int64)
+    edges = np.array(windows, np.int64)  # (N, 2)
+    first, last = int(edges.min()), int(edges.max())
+    union = union_of([(max(start, first), min(end, last)) for start, end in spans])
+    if not union:
+        return np.zeros(len(windows), np.int64)
+    starts, ends = np.array(union, np.int64).T  # (M,), (M,)
+    before = np.concatenate([[0], np.cumsum(ends - starts)])  # covered time before span m, (M + 1,)
+    index = np.searchsorted(starts, edges, side="right")  # spans that began by each edge, (N, 2)
+    overhang = np.maximum(ends[index - 1] - edges, 0) * (index > 0)  # of the last of them, beyond the edge
+    until = before[index] - overhang  # covered time before each edge, (N, 2)
+    covered: NDArray[np.int64] = until[:, 1] - until[:, 0]
+    return covered
+
+
+def clip_targets(
+    windows: Sequence[tuple[int, int]],
+    intervals: Sequence[Interval] | None,
+    labels: Sequence[str],
+    annotated: Sequence[tuple[int, int]] | None = None,
+) -> list[tuple[int | None, ...]]:
+    """Targets of a recording's clips: a label is on when its intervals cover at least half of the clip.
+
+    Source: Guerriero et al., section 2 (at least 50% of the clip annotated with the label).
+
+    Args:
+        windows: The clips, `[start, end)` in microseconds, N of them.
+        intervals: The recording's intervals of any label, or None where it has no annotation.
+        labels: The labels asked for, C of them.
+        annotated: Spans that were annotated. A clip not wholly inside them is unlabelled. None: all of it was.
+
+    Returns:
+        N tuples of C targets: 1, 0, or None throughout where the clip is unlabelled.
+    """
+    unlabelled: tuple[int | None, ...] = (None,) * len(labels)
+    if intervals is None or not labels:
+        return [unlabelled] * len(windows)
+    lengths = np.array([end - start for start, end in windows], np.int64)
+    spans: dict[str, list[tuple[int, int]]] = {label: [] for label in labels}
+    for interval in intervals:
+        if interval.label in spans:
+            spans[interval.label].append((interval.start_us, interval.end_us))
+    on = np.stack([2 * covered_us(windows, spans[label]) >= lengths for label in labels], axis=1)  # (N, C)
+    targets: list[tuple[int | None, ...]] = [tuple(row) for row in on.astype(int).tolist()]
+    if annotated is None:
+        return targets
+    inside = (covered_us(windows, annotated) == lengths).tolist()
+    return [target if known else unlabelled for target, known in zip(targets, inside, strict=True)]
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuses labels that cannot be columns of the clip table.
+
+    Raises:
+        ClipTableError: If a label is empty, padded with spaces, doubled, a column's name, or not writable.
+    """
+    seen: set[str] = set()
+    for label in labels:
+        fault = (
+            "it is empty"
+            if not label.strip()
+            else "it begins or ends with a space"
+            if label != label.strip()
+            else "it holds a control character"
+            if UNWRITABLE.search(label)
+            else "it is the name of another column"
+            if label in COLUMNS
+            else "it stands there twice"
+            if label in seen
+            else None
+        )
+        if fault:
+            raise ClipTableError(
+                f"labels must be distinct, plain names, but {label!r} is not: {fault}. "
+                "Rename it in the annotations and the settings."
+            )
+        seen.add(label)
+
+
+def session_of(
+    name: str,
+    how: SessionFrom,
+    *,
+    pattern: str | None = None,
+    column: Mapping[str, str] | None = None,
+) -> str:
+    """The session of a recording.
+
+    Args:
+        name: The recording's path relative to the folder of videos, with "/".
+        how: "file": the path without its suffix, so each recording is a session. "folder": the first folder of
+            the path, so that cameras in sub-folders of a session stay together. "pattern": the one group of a
+            regular expression, searched in the path. "column": looked up by name.
+        pattern: The regular expression, for "pattern".
+        column: Recording -> session, for "column".
+
+    Raises:
+        ClipTableError: If the recording has no session by that rule, or the pattern is unusable.
+    """
+    path = PurePosixPath(name)
+    if how == "file":
+        session = str(path.with_suffix(""))
+    elif how == "folder":
+        if len(path.parts) < 2:
+            raise ClipTableError(
+                f"every recording must lie in its session's folder, but {name!r} lies beside the folders. "
+                'Move it into one, or set session_from = "file" or "pattern".'
+            )
+        session = path.parts[0]
+    elif how == "pattern":
+        session = _searched(name, pattern)
+    elif how == "column":
+        session = _looked_up(name, column or {})
+    else:
+        raise ClipTableError(f"session_from must be file, folder, pattern or column, but it is {how!r}. Choose one.")
+    session = session.strip()
+    if not session or UNWRITABLE.search(session):
+        raise ClipTableError(
+            f"a session must be a plain name, but {name!r} gives {session!r} by {how}. "
+            "Rename it, or choose another session_from."
+        )
+    return session
+
+
+def _searched(name: str, pattern: str | None) -> str:
+    try:
+        compiled = re.compile(pattern or "")
+    except re.error as error:
+        raise ClipTableError(
+            f"session_pattern must be a regular expression, but {pattern!r} is not: {error}. Correct it."
+        ) from error
+    if compiled.groups != 1:
+        raise ClipTableError(
+            f"session_pattern must have exactly one group (...), but {pattern!r} has {compiled.groups}. "
+            "Put brackets around the session's part, and write others as (?:...)."
+        )
+    match = compiled.search(name)
+    if match is None or not match.group(1):
+        raise ClipTableError(
+            f"session_pattern must match every recording, but {pattern!r} finds no session in {name!r}. "
+            "Correct the pattern, or rename the recording."
+        )
+    return match.group(1)
+
+
+def _looked_up(name: str, column: Mapping[str, str]) -> str:
+    if name not in column:
+        near = difflib.get_close_matches(name, column, n=1)
+        hint = f"The nearest there is {near[0]!r}. " if near else ""
+        raise ClipTableError(
+            f"every recording must have a session, but the session column names none for {name!r}. {hint}"
+            "Add a row for it, or take the recording out of the folder."
+        )
+    return column[name]

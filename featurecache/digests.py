@@ -1,0 +1,105 @@
+"""Digests of large files, remembered so that a second run opens none of them.
+
+The memo is a small JSON file outside the cache. An entry holds as long as the file's size and times of
+modification and change are what they were. As in git's index, one that was made within two seconds of
+the file's last change is not trusted: a write in the same tick of the clock would not show. The memo
+saves time and decides nothing: damaged, it is ignored, and without it everything is read again.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featurecache.files import private_folder, sha256_of_file, write_private
+from featurecache.spec import canonical_json
+
+_VERSION = 1
+_RACY_NS = 2_000_000_000
+
+
+class DigestMemo:
+    """Path -> sha256 of the file's content, and facts that were learned from that content.
+
+    Args:
+        path: Where the memo lies; None to remember nothing beyond this object.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._files = _load(path)
+        self._changed = False
+
+    def sha256(self, path: Path) -> str:
+        """sha256 of a file's content, 64 hex digits, read only where the memo does not know it.
+
+        Raises:
+            OSError: If the file cannot be read, or changes while it is.
+        """
+        before = path.stat()
+        entry = self._files.get(str(path.absolute()))
+        if entry is not None and entry["state"] == _state(before):
+            last_change_ns = max(before.st_mtime_ns, before.st_ctime_ns)
+            if entry["noted_ns"] - last_change_ns > _RACY_NS:
+                return str(entry["sha256"])
+        entry = {"state": _state(before), "noted_ns": time.time_ns(), "sha256": sha256_of_file(path), "facts": {}}
+        _refuse_change(path, entry)
+        self._files[str(path.absolute())] = entry
+        self._changed = True
+        return str(entry["sha256"])
+
+    def recall(self, path: Path, source: str) -> dict[str, Any] | None:
+        """The facts that `source` learned from the file whose digest was just asked for, or None."""
+        facts = self._files[str(path.absolute())]["facts"].get(source)
+        return None if facts is None else dict(facts)
+
+    def remember(self, path: Path, source: str, facts: Mapping[str, Any]) -> None:
+        """Keeps JSON-ready facts that `source` learned from the file since its digest was asked for.
+
+        Raises:
+            OSError: If the file has changed since then.
+        """
+        entry = self._files[str(path.absolute())]
+        _refuse_change(path, entry)
+        entry["facts"] = {source: dict(facts)}
+        self._changed = True
+
+    def save(self) -> None:
+        """Writes the memo, mode 0600, if it learned anything."""
+        if self._path is None or not self._changed:
+            return
+        document = {"sha256": _digest(self._files), "files": self._files}
+        # Without the memo the next run is slower and no less right.
+        with contextlib.suppress(OSError):
+            private_folder(self._path.parent)
+            write_private(self._path, json.dumps(document, indent=1, sort_keys=True).encode())
+
+
+def _state(status: os.stat_result) -> dict[str, int]:
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+
+
+def _refuse_change(path: Path, entry: Mapping[str, Any]) -> None:
+    if _state(path.stat()) != entry["state"]:
+        raise OSError(errno.ESTALE, "it changed while it was read; run again when it is complete", str(path))
+
+
+def _load(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        document = json.loads(path.read_bytes())
+        files = document["files"]
+        whole = document["sha256"] == _digest(files)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return files if whole and isinstance(files, dict) else {}
+
+
+def _digest(files: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({"version": _VERSION, "files": files}).encode()).hexdigest()

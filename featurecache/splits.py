@@ -1,0 +1,271 @@
+"""Sessions to train, validation and test; and the guard that no session or content crosses them.
+
+The split is searched, not drawn: each label present in each split comes first, then each split's share
+of every label and of the clips near its fraction. Up to ten free sessions are searched exhaustively,
+more by seeded descent from several starts. The result depends on the names, the counts and the seed
+alone: not on any order, and on no library's random stream.
+"""
+
+import difflib
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.clips import Clip, ClipTable
+from featurecache.errors import SplitError
+
+SPLITS = ("train", "validation", "test")
+
+_EXHAUSTIVE_SESSIONS = 10  # 3 ** 10 = 59,049 assignments
+_STARTS = 8
+_SWAPS = 2000
+_EQUALLY_GOOD = 0.01  # in the units of `_cost`; among these the seed chooses
+_EMPTY_SPLIT = 1e6
+_MISSING_LABEL = np.array([1002.0, 1000.0, 1001.0])  # where it can't be in all: train first, then test
+
+
+def split_sessions(
+    clips: Mapping[str, int],
+    positives: Mapping[str, Sequence[int]],
+    *,
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    fixed: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Assigns every session to a split.
+
+    Args:
+        clips: Session -> its labelled clips. A session without any gets no split ("") unless it is fixed.
+        positives: Session -> its positive clips for each of C labels.
+        fractions: Shares of the labelled clips for train, validation and test.
+        seed: Chooses among equally good assignments.
+        fixed: Session -> split, as the user decided; the others are arranged around them.
+
+    Returns:
+        Session -> "train", "validation", "test" or "", in order of the session's name. Each split has a session.
+
+    Raises:
+        SplitError: If there are fewer than three labelled sessions, `fixed` names an unknown session or split
+            or leaves a split without a session, or the fractions are not positive with the sum 1.
+    """
+    fixed = dict(fixed or {})
+    if min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise SplitError(
+            f"the fractions of train, validation and test must be above 0 and sum to 1, but they are {fractions}. "
+            "Correct them under [splits]."
+        )
+    _check_fixed(fixed, clips)
+    names = sorted(session for session, count in clips.items() if count > 0)
+    if len(names) < len(SPLITS):
+        found = f"{len(names)} ({', '.join(names)})" if names else "none"
+        raise SplitError(
+            f"train, validation and test need an annotated session each, so 3 at least, but there is {found}. "
+            "Annotate recordings of other sessions; or, if these recordings are independent of each other, name finer "
+            'sessions with session_from = "file" or a session_pattern.'
+        )
+    counts = np.array([[*positives[name], clips[name]] for name in names], np.int64)  # (S, C + 1)
+    counts = counts[:, counts.sum(axis=0) > 0]  # a label without a positive asks for nothing
+    start = np.array([SPLITS.index(fixed[name]) if name in fixed else -1 for name in names])  # (S,)
+    if (start < 0).sum() <= _EXHAUSTIVE_SESSIONS:
+        chosen = _search_all(counts, np.array(fractions), start, seed)
+    else:
+        chosen = _search_descending(counts, np.array(fractions), start, names, seed)
+    empty = [split for index, split in enumerate(SPLITS) if index not in chosen]
+    if empty:
+        raise SplitError(
+            f"each split must have an annotated session, but the fixed ones leave {' and '.join(empty)} without. "
+            "Fix fewer sessions under [splits] sessions."
+        )
+    splits = {name: fixed.get(name, "") for name in clips}
+    splits.update({name: SPLITS[index] for name, index in zip(names, chosen, strict=True)})
+    return dict(sorted(splits.items()))
+
+
+def _check_fixed(fixed: Mapping[str, str], sessions: Iterable[str]) -> None:
+    known = set(sessions)
+    for session, split in fixed.items():
+        if split not in SPLITS:
+            raise SplitError(
+                f"a split must be {', '.join(SPLITS)}, but session {session!r} is fixed to {split!r}. Correct it."
+            )
+        if session not in known:
+            near = difflib.get_close_matches(session, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The sessions are {', '.join(sorted(known)[:10])}."
+            raise SplitError(f"a fixed session must exist, but {session!r} does not. {hint}")
+
+
+def _cost(sums: NDArray[np.int64], fractions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is wrong with assignments: empty splits, then labels missing in splits, then shares off the fractions.
+
+    Args:
+        sums: Positive clips of each label and, last, clips, in each split: shape (..., 3, C + 1).
+        fractions: Wanted shares, shape (3,).
+
+    Returns:
+        Shape (...). Shares add the mean of the labels' squared deviations and half of the clips'.
+    """
+    totals = sums.sum(axis=-2, keepdims=True)
+    off = ((sums / totals - fractions[:, None]) ** 2).sum(axis=-2)  # (..., C + 1)
+    labels = off[..., :-1].mean(axis=-1) if off.shape[-1] > 1 else 0.0
+    empty = (sums[..., -1] == 0).sum(axis=-1)
+    missing = ((sums[..., :-1] == 0) * _MISSING_LABEL[:, None]).sum(axis=(-1, -2))
+    return np.asarray(np.round(_EMPTY_SPLIT * empty + missing + labels + 0.5 * off[..., -1], 9))
+
+
+def _search_all(
+    counts: NDArray[np.int64],
+    fractions: NDArray[np.float64],
+    start: NDArray[np.int64],
+    seed: int,
+) -> NDArray[np.int64]:
+    """One of the best assignments of all, chosen by the seed. Arguments as in `_search_descending`."""
+    free = np.flatnonzero(start < 0)
+    options = np.array(list(itertools.product(range(3), repeat=len(free))), np.int64)  # (K, F)
+    fixed_sums = np.stack([counts[start == split].sum(axis=0) for split in range(3)])  # (3, C + 1)
+    costs = np.concatenate(
+        [
+            _cost(fixed_sums + np.stack([(part == split) @ counts[free] for split in range(3)], axis=1), fractions)
+            for part in np.array_split(options, -(-len(options) // 4096))
+        ]
+    )
+    good = np.flatnonzero(costs <= costs.min() + _EQUALLY_GOOD)
+    chosen = start.copy()
+    chosen[free] = options[good[int(random.Random(f"{seed}").random() * len(good))]]  # noqa: S311 - no secret
+    return chosen
+
+
+def _search_descending(
+    counts: NDArray[np.int64],
+    fractions: NDArray[np.float64],
+    start: NDArray[np.int64],
+    names: Sequence[str],
+    seed: int,
+) -> NDArray[np.int64]:
+    """The best of several descents by moving one session or swapping two.
+
+    Args:
+        counts: Positive clips of each label and, last, clips, of each session: shape (S, C + 1).
+        fractions: Wanted shares, shape (3,).
+        start: Split of the fixed sessions, -1 of the free ones: shape (S,).
+        names: The sessions' names, S of them.
+        seed: Orders the sessions at the start.
+
+    Returns:
+        Split of each session, shape (S,).
+    """
+    free = np.flatnonzero(start < 0)
+    best, best_cost = start, math.inf
+    for restart in range(_STARTS):
+        order = sorted(free.tolist(), key=lambda s: hashlib.sha256(f"{seed}/{restart}/{names[s]}".encode()).digest())
+        assigned = start.copy()
+        ends = np.round(np.cumsum(fractions) * len(order)).astype(int)
+        for split, part in enumerate(np.split(np.array(order), ends[:-1])):
+            assigned[part] = split
+        cost = _descend(counts, fractions, assigned, free, random.Random(f"{seed}/{restart}"))  # noqa: S311
+        if cost < best_cost:
+            best, best_cost = assigned, cost
+    return best
+
+
+def _descend(
+    counts: NDArray[np.int64],
+    fractions: NDArray[np.float64],
+    assigned: NDArray[np.int64],
+    free: NDArray[np.int64],
+    draw: random.Random,
+) -> float:
+    """Improves `assigned` in place until no move and none of the drawn swaps helps; returns its cost."""
+    sums = np.stack([counts[assigned == split].sum(axis=0) for split in range(3)])  # (3, C + 1)
+    cost = float(_cost(sums, fractions))
+    moved = np.repeat(free, 2)  # each free session to either of the two other splits
+    while True:
+        goals = (assigned[moved] + np.tile([1, 2], len(free))) % 3
+        change = _transfer(counts[moved], assigned[moved], goals)
+        costs = _cost(sums + change, fractions)
+        at = int(costs.argmin())
+        if costs[at] < cost:
+            assigned[moved[at]] = goals[at]
+        else:
+            drawn = free[np.array([int(draw.random() * len(free)) for _ in range(2 * _SWAPS)])].reshape(2, -1)
+            one, other = drawn[:, assigned[drawn[0]] != assigned[drawn[1]]]
+            if not len(one):
+                return cost
+            change = _transfer(counts[one] - counts[other], assigned[one], assigned[other])
+            costs = _cost(sums + change, fractions)
+            at = int(costs.argmin())
+            if costs[at] >= cost:
+                return cost
+            assigned[[one[at], other[at]]] = assigned[[other[at], one[at]]]
+        sums, cost = sums + change[at], float(costs[at])
+
+
+def _transfer(amount: NDArray[np.int64], origin: NDArray[np.int64], goal: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What taking (K, C + 1) amounts from one split to another changes: shape (K, 3, C + 1)."""
+    sign = (goal[:, None] == np.arange(3)).astype(np.int64) - (origin[:, None] == np.arange(3))  # (K, 3)
+    return np.asarray(sign[:, :, None] * amount[:, None, :])
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A clip through which a session, a recording or its content stands in two places.
+
+    Attributes:
+        position: Index of the clip that disagrees with an earlier one.
+        earlier: Index of that one.
+        column: The table's column to correct.
+        reason: What crosses, in words.
+    """
+
+    position: int
+    earlier: int
+    column: str
+    reason: str
+
+
+def find_leak(clips: Sequence[Clip]) -> Leak | None:
+    """The first clip whose recording has two sessions or contents, whose content has two names, or session two splits.
+
+    Clips with an empty split take part in none, so they may stand beside any.
+    """
+    sessions: dict[str, int] = {}
+    splits: dict[str, int] = {}
+    contents: dict[str, int] = {}
+    for position, clip in enumerate(clips):
+        earlier = sessions.setdefault(clip.recording, position)
+        if clips[earlier].session != clip.session:
+            found = f"recording {clip.recording!r} lies in the sessions {clips[earlier].session!r} and {clip.session!r}"
+            return Leak(position, earlier, "session", found)
+        if clips[earlier].content != clip.content:
+            found = f"recording {clip.recording!r} has the contents {clips[earlier].content} and {clip.content}"
+            return Leak(position, earlier, "recording", found)
+        earlier = contents.setdefault(clip.content, position)
+        if clips[earlier].recording != clip.recording:
+            found = f"recordings {clips[earlier].recording!r} and {clip.recording!r} have the same content"
+            return Leak(position, earlier, "recording", found)
+        if clip.split:
+            earlier = splits.setdefault(clip.session, position)
+            if clips[earlier].split != clip.split:
+                found = f"session {clip.session!r} lies in {clips[earlier].split} and in {clip.split}"
+                return Leak(position, earlier, "split", found)
+    return None
+
+
+def check_leakage(table: ClipTable) -> None:
+    """Refuses a table in which a session, a recording or its content crosses splits.
+
+    Raises:
+        SplitError: Naming what crosses, and the two clips.
+    """
+    leak = find_leak(table.clips)
+    if leak is not None:
+        pair = f"clips {table.clips[leak.earlier].clip_id} and {table.clips[leak.position].clip_id}"
+        raise SplitError(
+            f"splits must never share a session or a recording, but {leak.reason} ({pair}). "
+            f"Correct the {leak.column} column, or make the table anew: featurecache clips --force."
+        )
