@@ -1,0 +1,371 @@
+"""What a recording is, and its clips as frames chosen by presentation time in one sequential pass.
+
+The clock of a recording starts at its container's start time: an audio track may begin before the video.
+A clip [start, end) is sampled at t_k = start + (k + 1/2) (end - start) / frame_count, and each sample is
+the last picture with a presentation time <= t_k, compared in exact arithmetic in the stream's own ticks.
+
+What is not in the file is a failure, never a repeated frame:
+
+- before the first picture that picture stands in, for at most 0.1 s or one frame interval;
+- the last picture stands for its own duration, and one frame interval more unless the header promises
+  further pictures (a file that was cut off);
+- a sample inside a damaged stretch, or on a picture that may refer to one, fails its clip; the others go on.
+
+It is not a cache of frames and it resizes nothing.
+"""
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from featurecache.decoding import (
+    MAX_PIXELS,
+    OpenVideo,
+    Step,
+    decode,
+    last_packet_ends_us,
+    open_video,
+    orientation_of,
+    to_rgb,
+)
+from featurecache.errors import UnreadableVideoError, UnsafeFileError
+
+TIME_LIMIT_S = 4 * 3600.0
+"""Own work on one recording after which the rest of it fails: ten hours of HD take about one."""
+
+_MAX_DURATION_US = 7 * 24 * 3600 * 1_000_000
+_PROBE_LIMIT_S = 60.0
+_FIRST_PICTURE_GRACE_US = 100_000
+_CUT_OFF_US = 1_000_000
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a recording before its clips are read.
+
+    Attributes:
+        duration_us: End of the video stream on the recording's clock. The header's word where it has one, so
+            that the clips of a missing rest are recorded as failed; else measured on the packets.
+        width_px: Width of the upright picture.
+        height_px: Height of the upright picture.
+        rotation_deg: Clockwise turn that brings the stored picture upright: 0, 90, 180 or 270.
+        codec: FFmpeg's name of the codec.
+        pixel_format: FFmpeg's name of the stored pixels.
+        average_fps: Pictures per second over the file, None where unknown.
+    """
+
+    duration_us: int
+    width_px: int
+    height_px: int
+    rotation_deg: int
+    codec: str
+    pixel_format: str
+    average_fps: float | None
+
+
+@dataclass(frozen=True)
+class ClipFrames:
+    """A clip's sampled frames.
+
+    Attributes:
+        start_us: Start of the clip on the recording's clock.
+        end_us: End of the clip, exclusive.
+        frames: Upright RGB, shape (T, H, W, 3), uint8.
+        timestamps_us: Presentation time of each chosen frame on the recording's clock, shape (T,), int64.
+    """
+
+    start_us: int
+    end_us: int
+    frames: npt.NDArray[np.uint8]
+    timestamps_us: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClipFailure:
+    """A clip that cannot be had, and why in one line."""
+
+    start_us: int
+    end_us: int
+    reason: str
+
+
+def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """Look at a recording: opens it, decodes its first picture, and measures its length where no header tells.
+
+    Args:
+        path: A local video file.
+        max_pixels: Larger pictures are refused.
+
+    Raises:
+        UnreadableVideoError: If it cannot be opened, has no picture, or claims to last over a week.
+        UnsafeFileError: If it is of a kind that may refer to other files or hosts, such as a playlist.
+    """
+    with open_video(path, max_pixels=max_pixels) as video:
+        frame = _first_picture(video)
+        if frame is None:
+            raise UnreadableVideoError(f"a recording must hold pictures, but none of '{path}' can be decoded.")
+        orientation = orientation_of(frame)
+        width, height = frame.width, frame.height
+        if orientation.transpose:
+            width, height = height, width
+        rate = video.stream.average_rate
+        context = video.stream.codec_context
+        return VideoInfo(
+            duration_us=_duration_us(video, path),
+            width_px=width,
+            height_px=height,
+            rotation_deg=orientation.rotation_deg,
+            codec=context.codec.canonical_name,
+            pixel_format=frame.format.name,
+            average_fps=float(rate) if rate else None,
+        )
+
+
+def _first_picture(video: OpenVideo) -> VideoFrame | None:
+    deadline = time.monotonic() + _PROBE_LIMIT_S
+    for step in decode(video):
+        if step is not None:
+            return step.frame
+        if time.monotonic() > deadline:
+            break
+    return None
+
+
+def _duration_us(video: OpenVideo, path: Path) -> int:
+    duration_us = video.declared_end_us
+    if duration_us is None or not video.stream.duration:
+        # A header without a duration per stream speaks for the longest one: believed where that was cut off.
+        video_end_us, any_end_us = last_packet_ends_us(video)
+        if duration_us is None or any_end_us > duration_us - _CUT_OFF_US:
+            duration_us = video_end_us
+    if duration_us is None or not 0 < duration_us <= _MAX_DURATION_US:
+        raise UnreadableVideoError(
+            f"a recording must last more than 0 s and at most a week, but '{path}' says {duration_us} microseconds."
+        )
+    return duration_us
+
+
+def read_clips(
+    path: Path,
+    spans: Sequence[tuple[int, int]],
+    frame_count: int = 16,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    time_limit_s: float | None = TIME_LIMIT_S,
+) -> Iterator[ClipFrames | ClipFailure]:
+    """Sample clips of one recording in one sequential pass; each needed picture is converted once.
+
+    Holds the frames of the clips in flight and nothing else, whatever the length of the recording. Decoding
+    ends with the last clip.
+
+    Args:
+        path: A local video file.
+        spans: Clips as (start_us, end_us) on the recording's clock, in any order; they may overlap.
+        frame_count: Frames per clip (T).
+        max_pixels: Larger pictures are refused before they are decoded.
+        time_limit_s: Bound on the time spent here, not counting what the consumer does between two items.
+
+    Yields:
+        Exactly one item per span, as soon as it is decided.
+
+    Raises:
+        ValueError: If `frame_count` is below 1.
+    """
+    if frame_count < 1:
+        raise ValueError(f"frame_count must be at least 1, but it is {frame_count}.")
+    return _read_clips(path, spans, frame_count, max_pixels, time_limit_s)
+
+
+@dataclass
+class _Clip:
+    """A clip in flight."""
+
+    start_us: int
+    end_us: int
+    frames: npt.NDArray[np.uint8] | None = None
+    timestamps_us: list[int] = field(default_factory=list)
+    last_order: int = -1
+    settled_at: int = 0
+    reason: str | None = None
+
+    def result(self) -> ClipFrames | ClipFailure:
+        if self.reason is not None or self.frames is None:
+            return ClipFailure(self.start_us, self.end_us, self.reason or "the clip has no frame.")
+        timestamps_us = np.array(self.timestamps_us, dtype=np.int64)
+        return ClipFrames(self.start_us, self.end_us, self.frames, timestamps_us)
+
+
+def _read_clips(
+    path: Path, spans: Sequence[tuple[int, int]], frame_count: int, max_pixels: int, time_limit_s: float | None
+) -> Iterator[ClipFrames | ClipFailure]:
+    clips = []
+    for start_us, end_us in spans:
+        if 0 <= start_us < end_us:
+            clips.append(_Clip(start_us, end_us))
+        else:
+            reason = f"a clip must start at 0 or later and end after its start, but it is {start_us} to {end_us} us."
+            yield ClipFailure(start_us, end_us, reason)
+    if not clips:
+        return
+    waiting = set(range(len(clips)))
+    reason = "the recording could not be read to its end."
+    spent_s, resumed_s = 0.0, time.monotonic()
+    try:
+        with open_video(path, max_pixels=max_pixels) as video:
+            sampler = _Sampler(video, clips, frame_count, max_pixels)
+            for step in decode(video):
+                if time_limit_s is not None and spent_s + time.monotonic() - resumed_s > time_limit_s:
+                    reason = f"a recording must be decoded within {time_limit_s:g} s, but '{path.name}' took longer."
+                    break
+                if step is None:
+                    continue
+                for index in sampler.advance(step):
+                    waiting.discard(index)
+                    item = clips[index].result()
+                    clips[index].frames = None
+                    spent_s += time.monotonic() - resumed_s
+                    yield item
+                    resumed_s = time.monotonic()
+                    del item
+                if not waiting:
+                    return
+    except (UnreadableVideoError, UnsafeFileError) as error:
+        reason = str(error)
+    except av.error.FFmpegError as error:
+        reason = f"the recording must be readable, but '{path.name}' failed ({error.strerror})."
+    for index in sorted(waiting):
+        clip = clips[index]
+        clip.frames = None
+        yield ClipFailure(clip.start_us, clip.end_us, clip.reason or reason)
+
+
+class _Sampler:
+    """Chooses pictures for clips while the recording passes by.
+
+    A picture is chosen when the next one shows how long it stood. A clip is handed out once no picture that
+    is still to come can disclose damage behind one of its own (a picture may be shown before its reference).
+    """
+
+    def __init__(self, video: OpenVideo, clips: list[_Clip], frame_count: int, max_pixels: int):
+        self.video = video
+        self.max_pixels = max_pixels
+        self.clips = clips
+        self.frame_count = frame_count
+        self.samples = [(self._sample_ticks(clip, 0), index) for index, clip in enumerate(clips)]  # heap, one per clip
+        heapq.heapify(self.samples)
+        self.settling: deque[int] = deque()
+        self.in_flight: set[int] = set()
+        self.reformatter = VideoReformatter()
+        self.shown: Step | None = None
+        self.last_gap = 0
+        self.steps = 0
+
+    def _sample_ticks(self, clip: _Clip, k: int) -> int:
+        """The last tick at which a picture may start to be sample k."""
+        return self.video.to_ticks(
+            clip.start_us + Fraction((2 * k + 1) * (clip.end_us - clip.start_us), 2 * self.frame_count)
+        )
+
+    def advance(self, step: Step) -> list[int]:
+        """Take the next picture, or the end; returns the clips that are decided by it."""
+        self.steps += 1
+        decided = []
+        if step.damaged_from is not None:
+            for index in self.in_flight:
+                if self.clips[index].last_order >= step.damaged_from:
+                    self.clips[index].reason = "a frame of the clip refers to a damaged part of the recording."
+        picture: npt.NDArray[np.uint8] | None = None
+        while self.samples and (step.frame is None or self.samples[0][0] < step.pts):
+            ticks, index = heapq.heappop(self.samples)
+            clip = self.clips[index]
+            if self.shown is None and self._may_stand_in(ticks, step):
+                heapq.heappush(self.samples, (step.pts, index))
+                continue
+            reason = clip.reason or self._why_not(ticks, step)
+            if reason is None and picture is None:
+                picture, reason = self._convert()
+            if reason is None and picture is not None and self.shown is not None:
+                if clip.frames is None:
+                    clip.frames = np.empty((self.frame_count, *picture.shape), dtype=np.uint8)
+                if clip.frames.shape[1:] != picture.shape:
+                    reason = "all frames of a clip must have one size, but the recording changes its own inside it."
+                else:
+                    clip.frames[len(clip.timestamps_us)] = picture
+                    clip.timestamps_us.append(self.video.to_us(self.shown.pts))
+                    clip.last_order = max(clip.last_order, self.shown.order)
+            if reason is not None:
+                clip.reason = reason
+                self.in_flight.discard(index)
+                decided.append(index)
+                continue
+            self.in_flight.add(index)
+            if len(clip.timestamps_us) < self.frame_count:
+                heapq.heappush(self.samples, (self._sample_ticks(clip, len(clip.timestamps_us)), index))
+            else:
+                clip.settled_at = self.steps + self.video.stream.codec_context.reorder_depth
+                self.settling.append(index)
+        while self.settling and (step.frame is None or self.clips[self.settling[0]].settled_at <= self.steps):
+            index = self.settling.popleft()
+            self.in_flight.discard(index)
+            decided.append(index)
+        self.last_gap = (
+            step.pts - self.shown.pts if self.shown is not None and step.frame is not None else self.last_gap
+        )
+        self.shown = step
+        return decided
+
+    def _convert(self) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
+        if self.shown is None or self.shown.frame is None:
+            return None, "the recording has no picture."
+        width, height = self.shown.frame.width, self.shown.frame.height
+        if width * height > self.max_pixels:
+            return None, f"a picture must have at most {self.max_pixels} pixels, but one has {width} x {height}."
+        try:
+            return to_rgb(self.shown.frame, self.reformatter), None
+        except (av.error.FFmpegError, ValueError) as error:
+            return None, f"a picture must be convertible to RGB, but {self.shown.frame.format.name} is not ({error})."
+
+    def _may_stand_in(self, ticks: int, first: Step) -> bool:
+        gap_us = self.video.to_us(first.pts) - self.video.to_us(ticks)
+        interval_us = int(self.video.frame_interval * self.video.time_base * 1_000_000)
+        return (
+            first.frame is not None and first.lost_from is None and gap_us <= max(_FIRST_PICTURE_GRACE_US, interval_us)
+        )
+
+    def _why_not(self, ticks: int, step: Step) -> str | None:
+        """Why the picture that stands at a sample time must not be used, None if it may."""
+        at = f"{self.video.to_us(ticks) / 1e6:.3f} s"
+        if step.lost_from is not None and step.lost_from <= ticks:
+            return f"the recording is damaged at {at}."
+        if self.shown is None:
+            if step.frame is None:
+                return "no picture of the recording can be decoded."
+            return f"the video starts at {self.video.to_us(step.pts) / 1e6:.3f} s, after the sample at {at}."
+        if not self.shown.trusted:
+            return f"the frame at {at} refers to a damaged part of the recording."
+        if step.frame is None:
+            end = self._end_ticks()
+            if ticks >= end:
+                return f"the video ends at {self.video.to_us(end) / 1e6:.3f} s, before the sample at {at}."
+        return None
+
+    def _end_ticks(self) -> int:
+        """Until when the last picture stands."""
+        if self.shown is None or self.shown.frame is None:
+            return 0
+        interval = self.video.frame_interval
+        end = self.shown.pts + (self.shown.frame.duration or self.last_gap or interval)
+        declared_us = self.video.declared_end_us
+        if declared_us is None or declared_us <= self.video.to_us(end + interval):
+            end += interval
+        return end
