@@ -1,0 +1,150 @@
+"""The storage of a search: Optuna's journal file in the run's folder, safe to kill and to open again.
+
+Notable choices: one process at a time holds the study (a lock the system frees when the process dies); opening
+repairs what a kill can leave behind: a half-written last line, and trials still marked running (which would
+mislead the sampler for ever). Lines survive a kill as soon as they are written; only `sync` forces them onto the
+disk, once a batch, because forcing each of the sixteen lines of a trial took longer than training it. A study
+remembers what it began with and refuses to go on with anything else. optuna-dashboard opens the journal as it is.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from featurecache.errors import StudyError
+from featurecache.files import private_folder
+
+JOURNAL_NAME, LOCK_NAME, STUDY_NAME = "study.journal", "study.lock", "tune"
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal file, written without its lock file (the study's is held) and without forcing each line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Appends one line per record."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("ab") as file:
+                file.write(lines.encode())
+        except OSError:
+            os.truncate(self._path, size)  # a half-written line would spoil the next one
+            raise
+
+
+def sync(folder: Path) -> None:
+    """Forces all that was written to the folder's journal onto the disk."""
+    with (folder / JOURNAL_NAME).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def open_study(
+    folder: Path, began_with: Mapping[str, Any], pruner: optuna.pruners.BasePruner
+) -> Iterator[optuna.Study]:
+    """The study of a folder, made or resumed; trials that are running at the end are marked failed.
+
+    Args:
+        folder: The run's folder; made if absent.
+        began_with: JSON-ready mapping of all that the study's scores depend on.
+        pruner: Optuna's pruner.
+
+    Yields:
+        The study, of which no trial is running.
+
+    Raises:
+        StudyError: If another process has it open, it began with something else, or its journal is damaged.
+    """
+    private_folder(folder)
+    with _held(folder), _quiet_optuna():
+        journal = folder / JOURNAL_NAME
+        _repair(journal)
+        try:
+            storage = optuna.storages.JournalStorage(_Journal(journal))
+            study = optuna.create_study(
+                storage=storage, study_name=STUDY_NAME, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(
+                f"a study's journal must be readable, but {journal} is damaged ({error}). "
+                "Restore it, or move it away to begin again."
+            ) from error
+        _check_beginning(study, began_with, folder)
+        _fail_running(study)
+        try:
+            yield study
+        finally:
+            _fail_running(study)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StudyError(
+                f"one process at a time may search in a folder, but another is searching in {folder}. "
+                "Wait for it, or stop it."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keeps Optuna's notes on new studies off stderr."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _repair(journal: Path) -> None:
+    """Makes the journal if absent; cuts a last line without an end."""
+    descriptor = os.open(journal, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder: Path) -> None:
+    stored = study.user_attrs.get("began_with")
+    if stored is None:
+        study.set_user_attr("began_with", dict(began_with))
+    elif stored != began_with:
+        names = sorted(name for name in stored.keys() | began_with.keys() if stored.get(name) != began_with.get(name))
+        found = ", ".join(
+            f"{name} (then {_short(stored.get(name))}, now {_short(began_with.get(name))})" for name in names
+        )
+        raise StudyError(
+            f"a study goes on only with what it began with, but in {folder} these differ: {found}. "
+            "Put them back, or move that folder away to begin a new study."
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _fail_running(study: optuna.Study) -> None:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)

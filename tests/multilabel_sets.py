@@ -1,0 +1,28 @@
+"""The real multi-label sets of ../shared/data, read from their gzipped ARFF files."""
+
+import gzip
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1].parent / "shared/data/multilabel"
+
+
+def read_set(name: str, part: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Features (N, D) float32, targets (N, C) int8 and label names of `name`'s train or test part."""
+    if not FOLDER.is_dir():
+        pytest.skip(f"no real multi-label sets: {FOLDER} is absent")
+    labels = [str(node.get("name")) for node in ET.parse(FOLDER / f"{name}.xml").getroot()]
+    attributes, rows = [], []
+    with gzip.open(FOLDER / f"{name}-{part}.arff.gz", "rt") as file:
+        for line in map(str.strip, file):
+            if line.lower().startswith("@attribute"):
+                attributes.append(line.split()[1].strip("'\""))
+            elif line and line[0] not in "@%":
+                rows.append([float(value) for value in line.split(",")])
+    table = np.array(rows, np.float32)
+    is_label = np.isin(attributes, labels)
+    targets = table[:, [attributes.index(label) for label in labels]].astype(np.int8)
+    return table[:, ~is_label], targets, labels

@@ -1,0 +1,224 @@
+"""Bundles: bit-equal after a round trip, refused when damaged or foreign; and the log of looks."""
+
+import dataclasses
+import hashlib
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from featurecache.errors import BundleError, FingerprintMismatchError, TrainingDataError
+from featurecache.spec import FeatureSpace
+from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
+from heads.data import LabelledFeatures
+from heads.evaluation import evaluate_bundle
+from heads.models import LinearHead, MLPHead
+from heads.settings import HeadSettings
+
+SPACE = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "mean", "stored_dtype": "float16"})
+LABELS = ("ventilation", "suction, mouth", "Zug (ä)")
+
+
+def make_bundle(kind: str = "linear", seed: int = 0) -> Bundle:
+    torch.manual_seed(seed)
+    head = LinearHead(10, 3) if kind == "linear" else MLPHead(10, 3, hidden_width=6)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    head.standardize.mean.normal_()
+    head.standardize.scale.uniform_(0.5, 2)
+    settings = HeadSettings(kind=kind, hidden_width=6)
+    return Bundle(head, LABELS, np.array([0.5, 0.1 + 0.2, 1 / 3]), settings, SPACE, tool_versions())
+
+
+def features(count: int = 30, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 10)).astype(np.float16)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_bundle_is_bit_equal_when_loaded_again(tmp_path: Path, kind: str) -> None:
+    bundle = make_bundle(kind)
+    save_bundle(bundle, tmp_path / "runs" / "bundle")
+    loaded = load_bundle(tmp_path / "runs" / "bundle")
+    X = features()
+    scores = bundle.scores(X, fingerprint=SPACE.fingerprint)
+    assert (loaded.scores(X, fingerprint=SPACE.fingerprint) == scores).all()
+    assert (loaded.thresholds == bundle.thresholds).all()
+    assert (loaded.labels, loaded.settings, loaded.digest) == (bundle.labels, bundle.settings, bundle.digest)
+    assert loaded.space.fingerprint == SPACE.fingerprint
+    assert loaded.versions == bundle.versions
+    assert sorted(path.name for path in (tmp_path / "runs").rglob("*")) == ["bundle", "bundle.json", "head.safetensors"]
+
+
+def test_bundle_is_for_its_owner_alone(tmp_path: Path) -> None:
+    save_bundle(make_bundle(), tmp_path / "bundle")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "bundle", *tmp_path.glob("*/*"))}
+    assert modes == {"bundle": 0o700, "bundle.json": 0o600, "head.safetensors": 0o600}
+
+
+def test_save_bundle_replaces_the_one_that_is_there(tmp_path: Path) -> None:
+    save_bundle(make_bundle(seed=1), tmp_path / "bundle")
+    save_bundle(make_bundle(seed=2), tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle").digest == make_bundle(seed=2).digest != make_bundle(seed=1).digest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_save_bundle_leaves_the_old_one_when_writing_fails(tmp_path: Path) -> None:
+    save_bundle(make_bundle(seed=1), tmp_path / "bundle")
+    broken = dataclasses.replace(make_bundle(seed=2), thresholds=np.array([0.5, np.nan, 0.5]))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_bundle(broken, tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle").digest == make_bundle(seed=1).digest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_scores_are_refused_when_features_are_of_another_space() -> None:
+    bundle = make_bundle()
+    other = FeatureSpace({**SPACE.inputs, "prompt": "other"})
+    with pytest.raises(FingerprintMismatchError, match=other.fingerprint[:16]):
+        bundle.scores(features(), fingerprint=other.fingerprint)
+    with pytest.raises(BundleError, match=r"shape \(N, 10\), but have \(30, 9\)"):
+        bundle.scores(features()[:, :9], fingerprint=SPACE.fingerprint)
+
+
+def set_key(name: str, value: Any) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        document = json.loads((path / "bundle.json").read_text())
+        document[name] = value
+        (path / "bundle.json").write_text(json.dumps(document))
+
+    return damage
+
+
+def drop_key(name: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        document = json.loads((path / "bundle.json").read_text())
+        del document[name]
+        (path / "bundle.json").write_text(json.dumps(document))
+
+    return damage
+
+
+def set_tensor(name: str, value: torch.Tensor) -> Callable[[Path], None]:
+    """Another tensor, with a document that vouches for it."""
+
+    def damage(path: Path) -> None:
+        save_file({**load_file(path / "head.safetensors"), name: value}, path / "head.safetensors")
+        set_key("head_sha256", hashlib.sha256((path / "head.safetensors").read_bytes()).hexdigest())(path)
+
+    return damage
+
+
+def flip_bit(path: Path) -> None:
+    data = bytearray((path / "head.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "head.safetensors").write_bytes(bytes(data))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no document": (lambda path: (path / "bundle.json").unlink(), "No such file"),
+    "no head": (lambda path: (path / "head.safetensors").unlink(), "No such file"),
+    "not JSON": (lambda path: (path / "bundle.json").write_text("{"), "JSONDecodeError"),
+    "not UTF-8": (lambda path: (path / "bundle.json").write_bytes(b"\xff\xfe{}"), "damaged"),
+    "a list": (lambda path: (path / "bundle.json").write_text("[]"), "TypeError"),
+    "other format": (set_key("format", 2), "bundle format 1, but it is 2"),
+    "flipped bit": (flip_bit, "does not have the sha256"),
+    "other inputs": (set_key("feature_inputs", {**SPACE.inputs, "model": "x"}), "not those of its feature_inputs"),
+    "other tap": (set_key("tap", "layer_3"), "not those of its feature_inputs"),
+    "labels twice": (set_key("labels", ["a", "b", "a"]), "not different names"),
+    "label too few": (set_key("labels", ["a", "b"]), "not one in"),
+    "labels no text": (set_key("labels", [1, 2, 3]), "not different names"),
+    "threshold range": (set_key("thresholds", [0.5, 1.5, 0.5]), "not one in"),
+    "threshold text": (set_key("thresholds", ["x", "y", "z"]), "ValueError"),
+    "unknown setting": (set_key("settings", {**HeadSettings().to_mapping(), "x": 1}), "these differ: x"),
+    "setting range": (set_key("settings", {**HeadSettings().to_mapping(), "epochs": 0}), "epochs must be"),
+    "other width": (set_key("feature_width", 11), "size mismatch"),
+    "giant width": (set_key("feature_width", 10**13), "size mismatch"),
+    "width no number": (set_key("feature_width", "wide"), "damaged"),
+    "other kind": (set_key("settings", HeadSettings(kind="mlp").to_mapping()), "damaged"),
+    "no versions": (drop_key("versions"), "KeyError"),
+    "no settings": (drop_key("settings"), "KeyError"),
+    "NaN weight": (set_tensor("output.bias", torch.full((3,), float("nan"))), "not finite"),
+    "half weight": (set_tensor("output.bias", torch.zeros(3, dtype=torch.float16)), "not finite float32"),
+    "more tensors": (set_tensor("surprise", torch.zeros(3)), "surprise"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_load_bundle_refuses_a_folder_when_it_is_damaged(tmp_path: Path, case: str) -> None:
+    damage, message = DAMAGE[case]
+    save_bundle(make_bundle(), tmp_path / "bundle")
+    damage(tmp_path / "bundle")
+    with pytest.raises(BundleError, match=message):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_load_bundle_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"No such file.*featurecache tune"):
+        load_bundle(tmp_path / "none")
+
+
+# --- the log of looks -----------------------------------------------------------------------------
+
+
+def held_out(sessions: int = 6) -> LabelledFeatures:
+    X = features(sessions * 10, seed=4)
+    Y = (np.random.default_rng(5).random((len(X), 3)) < 0.4).astype(np.int8)
+    return LabelledFeatures(X, Y, np.repeat([f"patient {number}" for number in range(sessions)], 10))
+
+
+def look(log: Path, bundle: Bundle, data: LabelledFeatures, split: str = "test") -> int:
+    return evaluate_bundle(bundle, data, split=split, fingerprint=SPACE.fingerprint, log=log).looks
+
+
+def test_evaluate_bundle_counts_looks_at_the_same_sessions(tmp_path: Path) -> None:
+    log, data = tmp_path / "runs" / "looks.jsonl", held_out()
+    assert look(log, make_bundle(), data) == 1
+    assert look(log, make_bundle(seed=1), data) == 2
+    relabelled = dataclasses.replace(data, Y=1 - data.Y)
+    assert look(log, make_bundle(), relabelled) == 3
+    assert look(log, make_bundle(), held_out(sessions=5)) == 1
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[0]["bundle"] == make_bundle().digest
+    assert "patient" not in log.read_text()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_evaluate_bundle_counts_a_torn_line_as_a_look(tmp_path: Path) -> None:
+    log, data = tmp_path / "looks.jsonl", held_out()
+    look(log, make_bundle(), data)
+    log.write_text(log.read_text()[:-30])
+    assert look(log, make_bundle(), data) == 2
+    assert look(log, make_bundle(), data) == 3
+
+
+def test_evaluate_bundle_gives_no_scores_when_the_look_cannot_be_logged(tmp_path: Path) -> None:
+    (tmp_path / "looks.jsonl").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        look(tmp_path / "looks.jsonl", make_bundle(), held_out())
+
+
+def test_evaluate_bundle_scores_at_the_bundles_thresholds(tmp_path: Path) -> None:
+    data, bundle = held_out(), make_bundle()
+    evaluation = evaluate_bundle(
+        bundle, data, split="test", fingerprint=SPACE.fingerprint, log=tmp_path / "looks.jsonl"
+    )
+    assert [evaluation.metrics["per_class"][label]["threshold"] for label in LABELS] == bundle.thresholds.tolist()
+    assert evaluation.metrics["n_sessions"] == 6
+    assert len(evaluation.metrics["macro_f1_ci95"]) == 2
+
+
+def test_evaluate_bundle_looks_at_nothing_when_the_split_is_unusable(tmp_path: Path) -> None:
+    data = held_out()
+    unlabelled = dataclasses.replace(data, Y=np.where(np.arange(60)[:, None] == 3, -1, data.Y))
+    negative = dataclasses.replace(data, Y=np.zeros_like(data.Y))
+    for bad, message in ((unlabelled, "first: row 3"), (negative, "none of ventilation")):
+        with pytest.raises(TrainingDataError, match=message):
+            look(tmp_path / "looks.jsonl", make_bundle(), bad)
+    assert not (tmp_path / "looks.jsonl").exists()
