@@ -310,8 +310,24 @@ batch_size = 4
 decoders = 2
 
 [train]                           # the head that `featurecache train` fits
+# kind = "linear"                 # or "mlp" with a hidden_width
+# learning_rate = 0.001
+# weight_decay = 0.01
+# positive_weight_exponent = 0.5  # 0: a positive clip counts as a negative one; 1: rare labels are balanced fully
+# dropout = 0.0
+# batch_size = 256
+# epochs = 20
+# standardize = true
 
-[search]                          # the ranges that `featurecache tune` searches
+[search]                          # what `featurecache tune` chooses from: [lowest, highest], or all choices
+# kind = ["linear"]
+# learning_rate = [3e-6, 0.03]
+# weight_decay = [1e-5, 1.0]
+# positive_weight_exponent = [0.0, 1.0]
+# dropout = [0.0, 0.5]
+# batch_size = [128, 256, 512]
+# epochs = [5, 60]
+# standardize = [true, false]
 """
     private_folder(folder)
     write_private(path, text.encode())

@@ -43,6 +43,7 @@ class LlavaNextVideoInputs:
 
     Attributes:
         image_px: Height and width of a frame as the vision tower sees it.
+        feature_dim: D, the width of the language model's states.
         video_tokens: S, the number of video tokens of one clip.
         prefix_ids: Token ids in front of the video, shape (S_prefix,).
         text_after_video: What the prompt puts behind the video; it cannot change a feature.
@@ -56,6 +57,7 @@ class LlavaNextVideoInputs:
             self.processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True)
             self.config = LlavaNextVideoConfig.from_pretrained(folder, local_files_only=True)
         self.image_px = _image_px(self.config, self.processor)
+        self.feature_dim = int(self.config.text_config.hidden_size)
         self.prefix_ids, self.video_tokens = _prefix_ids(self.processor, prompt, frames, self.image_px)
         self.text_after_video = prompt.partition(VIDEO_PLACEHOLDER)[2].strip()
 
@@ -103,7 +105,12 @@ class LlavaNextVideoInputs:
         elif self.resize == "squash":
             settings = {"size": {"height": self.image_px, "width": self.image_px}, "do_center_crop": False}
         pixels: Tensor = self.processor.video_processor(
-            [video], do_sample_frames=False, return_tensors="pt", device=device, **settings
+            [video],
+            do_sample_frames=False,
+            input_data_format="channels_first",
+            return_tensors="pt",
+            device=device,
+            **settings,
         )["pixel_values_videos"][0]
         return pixels
 
@@ -113,7 +120,6 @@ class LlavaNextVideoBackbone:
 
     Attributes:
         inputs: Preprocessing and the token ids before the video.
-        feature_dim: D, the width of the language model's states.
     """
 
     def __init__(
@@ -135,7 +141,6 @@ class LlavaNextVideoBackbone:
                 f"extract.device must be a device of this machine with room for the model, but {device!r} gave: "
                 f"{_first_line(error)} Choose another device, e.g. cpu."
             ) from error
-        self.feature_dim = int(inputs.config.text_config.hidden_size)
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Pixel values (T, 3, image_px, image_px) of frames (T, H, W, 3), in the model's dtype, on its device."""

@@ -1,0 +1,66 @@
+"""Why a clip's feature is found or not: the answer to "I changed nothing, and yet it extracts again".
+
+A feature is found by the inputs of its feature space on a recording's content and a span of time. So one of
+three things differs, and this says which, with both values.
+"""
+
+from dataclasses import dataclass
+
+from featurecache.errors import CacheNotFoundError
+from featurecache.plan import failed_clip_ids, project_space
+from featurecache.project import Project
+from featurecache.spec import FeatureSpace, differences
+from featurecache.store import FeatureCache
+from featurecache.store.index import parse_clip_ids
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Whether the project's settings find the clip, and the reasons, one sentence each."""
+
+    clip_id: str
+    fingerprint: str
+    found: bool
+    reasons: tuple[str, ...]
+
+
+def explain(project: Project, clip_id: str) -> Explanation:
+    """Says whether the cache has a clip's feature for the project's settings, and if not, what differs.
+
+    Raises:
+        ClipTableError: If the id is malformed.
+        ModelNotFoundError: If the settings' model is not on this machine.
+    """
+    parse_clip_ids([clip_id])
+    _, wanted = project_space(project)
+
+    def answer(*reasons: str, found: bool = False) -> Explanation:
+        return Explanation(clip_id, wanted.fingerprint, found, reasons)
+
+    try:
+        cache = FeatureCache.open(project.cache)
+    except CacheNotFoundError:
+        return answer("there is no cache yet. Make it: featurecache extract.")
+    holders = cache.find(clip_id)
+    if any(space.fingerprint == wanted.fingerprint for space in holders):
+        return answer("the cache has it.", found=True)
+    reasons = []
+    if clip_id in failed_clip_ids(project):
+        reasons.append("its extraction failed; failed_clips.csv has the reason.")
+    for space in holders:
+        unlike = differences(wanted, FeatureSpace(space.inputs))
+        told = "; ".join(f"{name}: settings {ours!r}, cache {theirs!r}" for name, (ours, theirs) in unlike.items())
+        reasons.append(f"feature space {space.fingerprint[:16]} has it, but computed otherwise: {told}.")
+    content = clip_id.partition("-")[0]
+    for space in cache.spaces if not holders else ():
+        same = [
+            name for name in cache.clip_ids(space.tap, space.pooling, space.fingerprint) if name.startswith(content)
+        ]
+        if same:
+            shown = ", ".join(same[:_SHOWN]) + (", ..." if len(same) > _SHOWN else "")
+            reasons.append(f"feature space {space.fingerprint[:16]} has this recording at other times: {shown}.")
+    if not reasons:
+        reasons.append("no feature space has anything of this recording's content. Extract it: featurecache extract.")
+    return answer(*reasons)

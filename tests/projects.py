@@ -1,0 +1,66 @@
+"""Small real projects for tests: numbered videos in sessions, a CSV of labels, a tiny random model."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from featurecache.annotations import Interval, write_csv
+from featurecache.project import Project, open_project
+from tests.make_videos import write_video
+
+LABELS = ("ventilation", "stimulation")
+
+
+def make_project(
+    root: Path,
+    model: Path,
+    *,
+    sessions: int = 6,
+    clips: int = 4,
+    labels: Sequence[str] = LABELS,
+    extra: str = "",
+    features: str = "",
+) -> Project:
+    """A project of one-second clips: one recording per session, half of the clips positive for each label."""
+    (root / "videos").mkdir(parents=True)
+    draw = random.Random(0)
+    intervals: dict[str, list[Interval]] = {}
+    for session in range(sessions):
+        name = f"S{session}.mp4"
+        # The comment gives each recording a content of its own.
+        write_video(root / "videos" / name, count=5 * clips, fps=5, metadata={"comment": f"take {session}"})
+        intervals[name] = sorted(
+            Interval(start * 1_000_000, (start + 1) * 1_000_000, label)
+            for label in labels
+            for start in draw.sample(range(clips), clips // 2)
+        )
+    write_csv(root / "labels.csv", intervals)
+    (root / "featurecache.toml").write_text(
+        f"""
+[data]
+videos = "videos"
+annotations = "labels.csv"
+labels = {list(labels)}
+[clips]
+length_s = 1
+stride_s = 1
+[features]
+model = "{model}"
+prompt = "user: describe the hand . <video>"
+frames = 4
+dtype = "float32"
+stored_dtype = "float32"
+{features}
+{extra}
+"""
+    )
+    return open_project(root)
+
+
+def make_table(project: Project) -> None:
+    """Writes the project's clips.csv."""
+    from featurecache.clips_csv import write_table
+    from featurecache.survey import make_table as build
+    from featurecache.survey import survey
+
+    write_table(build(project, survey(project))[0], project.clips, state_path=project.state / "clips.json")

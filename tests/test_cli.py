@@ -1,0 +1,490 @@
+"""The command line as a contract: exit codes, one-line messages, one JSON document, wrong inputs named."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+import cli
+from featurecache.project import open_project, parse_section
+from heads.settings import HeadSettings, SearchSpace
+from tests.projects import make_project
+
+ROOT = Path(__file__).parents[1]
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A project taken through clips, extract and tune once; tests work on copies."""
+    project = make_project(tmp_path_factory.mktemp("finished") / "project", tiny_model, sessions=7)
+    assert _run("clips", "--config", project.root).exit_code == 0
+    assert _run("extract", "--config", project.root).exit_code == 0
+    assert _run("tune", "--trials", 4, "--config", project.root).exit_code == 0
+    return project.root
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    # Times are kept, so that the remembered digests still hold.
+    return Path(shutil.copytree(finished, tmp_path / "project"))
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new))
+
+
+def _settings(old: str, new: str) -> Callable[[Path], None]:
+    return lambda project: _edit(project / "featurecache.toml", old, new)
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    def act(project: Path) -> None:
+        path = project / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return act
+
+
+def _table(old: str, new: str) -> Callable[[Path], None]:
+    return lambda project: _edit(project / "clips.csv", old, new)
+
+
+def _all_zero(project: Path) -> None:
+    lines = (project / "clips.csv").read_text().splitlines()
+    rows = [lines[0]] + [re.sub(r",[01],([01])$", r",0,\1", line) for line in lines[1:]]
+    (project / "clips.csv").write_text("\n".join(rows) + "\n")
+
+
+def _no_test_sessions(project: Path) -> None:
+    _edit(project / "clips.csv", ",test,", ",,")
+
+
+def _one_session(project: Path) -> None:
+    text = (project / "clips.csv").read_text()
+    (project / "clips.csv").write_text(re.sub(r",(validation|test),", ",train,", text))
+
+
+def _damage_a_segment(project: Path) -> None:
+    shard = next((project / "features.zarr").glob("spaces/*/segments/*/features/c.0.0"))
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1
+    shard.write_bytes(data)
+
+
+def _damage_bundle(project: Path) -> None:
+    head = project / "runs/tune/bundle/head.safetensors"
+    data = bytearray(head.read_bytes())
+    data[-1] ^= 1
+    head.write_bytes(data)
+
+
+def _unknown_device(project: Path) -> None:
+    _remove("features.zarr")(project)
+    _edit(project / "featurecache.toml", "[features]", '[extract]\ndevice = "gpu7"\n[features]')
+
+
+def _newer_cache(project: Path) -> None:
+    _edit(project / "features.zarr/zarr.json", '"version":1', '"version":99')
+
+
+def _hostile_eaf(project: Path) -> None:
+    (project / "eaf").mkdir()
+    (project / "eaf/S0.eaf").write_text('<!DOCTYPE x [<!ENTITY a "b">]><ANNOTATION_DOCUMENT>&a;</ANNOTATION_DOCUMENT>')
+    _edit(project / "featurecache.toml", 'annotations = "labels.csv"', 'annotations = "eaf"')
+
+
+WRONG = {
+    "no project": (_remove("featurecache.toml"), "clips", 1, r"must have a featurecache\.toml.*featurecache init"),
+    "settings not TOML": (_settings("[data]", "[data"), "clips", 1, r"must be TOML"),
+    "unknown section": (_settings("[clips]", "[clip]"), "clips", 1, r"Did you mean 'clips'"),
+    "unknown setting": (_settings("length_s", "lenght_s"), "clips", 1, r"Did you mean 'length_s'"),
+    "value of a wrong type": (_settings("length_s = 1", 'length_s = "one"'), "clips", 1, r"clips\.length_s must be"),
+    "negative length": (_settings("length_s = 1", "length_s = -1"), "clips", 1, r"greater than 0, but it is -1"),
+    "clip longer than every video": (_settings("length_s = 1", "length_s = 60"), "clips", 1, r"longest recording"),
+    "no folder of videos": (_remove("videos"), "clips", 1, r"folder of videos must be readable"),
+    "no video in the folder": (_settings('videos = "videos"', 'videos = "runs"'), "clips", 1, r"must hold recordings"),
+    "wrong label name": (_settings("'ventilation'", "'ventilaton'"), "clips", 1, r"'ventilaton'.*'ventilation'"),
+    "no annotations file": (_remove("labels.csv"), "clips", 1, r"data\.annotations must be"),
+    "malformed annotations": (lambda p: _edit(p / "labels.csv", "start_s", "begin"), "clips", 1, r"start_s is missing"),
+    "annotation ends before it starts": (
+        lambda p: (p / "labels.csv").write_text("recording,start_s,end_s,label\nS0.mp4,3,2,ventilation\n"),
+        "clips",
+        1,
+        r"line 2: end_s must lie behind start_s",
+    ),
+    "hostile annotation file": (
+        _hostile_eaf,
+        "clips",
+        1,
+        r"left out: S0\.eaf: an \.eaf file must not declare a document type",
+    ),
+    "session pattern without a group": (
+        _settings('videos = "videos"', 'videos = "videos"\nsession_from = "pattern"\nsession_pattern = "S"'),
+        "clips",
+        1,
+        r"exactly one group",
+    ),
+    "session column without a column": (
+        _settings('videos = "videos"', 'videos = "videos"\nsession_from = "column"'),
+        "clips",
+        1,
+        r"session column",
+    ),
+    "all recordings in one session": (
+        _settings('videos = "videos"', 'videos = "videos"\nsession_from = "pattern"\nsession_pattern = "(S)"'),
+        "clips",
+        1,
+        r"so 3 at least, but there is 1",
+    ),
+    "unknown fixed session": (
+        _settings("[features]", '[splits]\nsessions = {S99 = "test"}\n[features]'),
+        "clips",
+        1,
+        r"'S99' does not",
+    ),
+    "edited table": (_table(",train,", ",test,"), "clips", 1, r"--force"),
+    "table with a malformed target": (
+        _table(",1,0\n", ",yes,0\n"),
+        "extract",
+        1,
+        r"line \d+, column ventilation: 'yes'",
+    ),
+    "table whose session is in two splits": (
+        lambda p: (p / "clips.csv").write_text((p / "clips.csv").read_text().replace(",train,", ",test,", 1)),
+        "extract",
+        1,
+        r"lies in",
+    ),
+    "missing model": (lambda p: _set_model(p, "/no/such/model"), "extract", 1, r"features\.model must be a folder"),
+    "model not on this machine": (lambda p: _set_model(p, "some-group/some-model"), "extract", 1, r"--allow-download"),
+    "model of another architecture": (lambda p: _other_architecture(p), "extract", 1, r"must be llava_next_video"),
+    "prompt without the video": (_settings("<video>", "here"), "extract", 1, r"<video> exactly once"),
+    "unknown device": (
+        _unknown_device,
+        "extract",
+        1,
+        r"extract\.device must be",
+    ),
+    "worker out of range": (lambda p: None, "extract --worker 3/2", 2, r"I/N"),
+    "limit of nothing": (lambda p: None, "extract --limit 0", 2, r"--limit"),
+    "unknown option": (lambda p: None, "extract --frames 8", 2, r"--frames"),
+    "unknown command": (lambda p: None, "extrakt", 2, r"extrakt"),
+    "cache of a newer version": (_newer_cache, "extract", 1, r"version"),
+    "cache is a file": (
+        lambda p: (_remove("features.zarr")(p), (p / "features.zarr").write_text("")),
+        "tune",
+        1,
+        r"features\.zarr",
+    ),
+    "no features": (_remove("features.zarr"), "tune", 1, r"featurecache extract"),
+    "features of another prompt": (_settings("the hand", "the baby"), "tune", 1, r"featurecache extract"),
+    "damaged segment": (_damage_a_segment, "tune", 1, r"segment .* must be as it was written"),
+    "no positive clip": (_all_zero, "tune", 1, r"never are: ventilation"),
+    "nothing to validate on": (_one_session, "tune", 1, r"validation split must have labelled clips"),
+    "another study": (_settings("[features]", "[search]\ndropout = [0.1, 0.2]\n[features]"), "tune", 1, r"stud"),
+    "search range upside down": (
+        _settings("[features]", "[search]\nepochs = [9, 3]\n[features]"),
+        "tune",
+        1,
+        r"search\.epochs",
+    ),
+    "unknown search setting": (
+        _settings("[features]", "[search]\nepoch = [3, 9]\n[features]"),
+        "tune",
+        1,
+        r"Did you mean 'epochs'",
+    ),
+    "train setting out of range": (
+        _settings("[features]", "[train]\nlearning_rate = -1.0\n[features]"),
+        "train",
+        1,
+        r"train\.learning_rate must be",
+    ),
+    "no bundle": (_remove("runs"), "evaluate", 1, r"featurecache tune"),
+    "damaged bundle": (_damage_bundle, "evaluate", 1, r"bundle"),
+    "labels changed after training": (_table(",ventilation,", ",breathing,"), "evaluate", 1, r"own labels"),
+    "empty test split": (_no_test_sessions, "evaluate", 1, r"test split must have labelled clips"),
+    "unreadable settings": (lambda p: (p / "featurecache.toml").chmod(0), "clips", 1, r"must be readable"),
+}
+
+
+def _set_model(project: Path, model: str) -> None:
+    path = project / "featurecache.toml"
+    path.write_text(re.sub(r"model = .*", f'model = "{model}"', path.read_text()))
+
+
+def _other_architecture(project: Path) -> None:
+    (project / "model").mkdir()
+    (project / "model/config.json").write_text('{"model_type": "qwen3_vl"}')
+    _set_model(project, str(project / "model"))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_named_in_one_line(project: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    act, command, code, message = WRONG[name]
+    if name.startswith("unreadable") and os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    act(project)
+    result = _run(*command.split(), "--config", project)
+    assert result.exit_code == code, result.output
+    assert re.search(message, result.stderr), result.stderr
+    assert "Traceback" not in result.output
+    if code == 1:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        as_json = _run(*command.split(), "--config", project, "--json")
+        assert json.loads(as_json.stdout)["error"]["message"] == errors[0].removeprefix("error: ")
+        assert as_json.exit_code == 1
+
+
+def test_every_command_prints_one_json_document_and_nothing_else_on_stdout(project: Path) -> None:
+    shutil.rmtree(project / "runs")
+    for command in (
+        "clips",
+        "extract --dry-run",
+        "extract",
+        "train",
+        "tune --trials 2",
+        "evaluate",
+        "cache info",
+        "doctor",
+    ):
+        result = _run(*command.split(), "--config", project, "--json")
+        assert result.exit_code == 0, (command, result.output)
+        assert isinstance(json.loads(result.stdout), dict), command
+
+
+def test_evaluate_counts_every_look(project: Path) -> None:
+    looks = [json.loads(_run("evaluate", "--config", project, "--json").stdout)["looks"] for _ in range(3)]
+    assert looks == [1, 2, 3]
+    assert "look number 4" in _run("evaluate", "--config", project).stdout
+    metrics = json.loads((project / "runs/tune/test_metrics.json").read_text())
+    assert {"macro_f1", "macro_f1_ci95", "per_class", "undefined", "n_clips", "n_sessions", "split"} <= metrics.keys()
+    assert metrics["split"] == "test"
+
+
+def test_tune_goes_on_where_it_was_and_adds_no_trial_when_there_are_enough(project: Path) -> None:
+    first = json.loads(_run("tune", "--trials", 4, "--config", project, "--json").stdout)
+    assert first["trials"]["completed"] + first["trials"]["pruned"] == 4
+    more = json.loads(_run("tune", "--trials", 6, "--config", project, "--json").stdout)
+    assert more["trials"]["completed"] + more["trials"]["pruned"] == 6
+    assert len((project / "runs/tune/trials.csv").read_text().splitlines()) == 7
+
+
+def test_clips_keeps_an_edited_table_until_it_is_forced(project: Path) -> None:
+    _edit(project / "clips.csv", ",1,0\n", ",0,0\n")
+    edited = (project / "clips.csv").read_bytes()
+    assert _run("clips", "--config", project).exit_code == 1
+    assert (project / "clips.csv").read_bytes() == edited
+    assert _run("clips", "--force", "--config", project).exit_code == 0
+    assert (project / "clips.csv").read_bytes() != edited
+
+
+def test_extract_lists_what_failed_and_ends_with_3(project: Path) -> None:
+    (project / "videos/S0.mp4").unlink()
+    result = _run("extract", "--config", project, "--json")
+    assert result.exit_code == 3
+    assert {item["recording"] for item in json.loads(result.stdout)["failed"]} == {"S0.mp4"}
+    assert "S0.mp4: 4 clips failed" in result.stderr
+    assert (project / "failed_clips.csv").read_text().count("S0.mp4") == 4
+
+
+def test_training_leaves_failed_clips_out_and_says_so(project: Path, tiny_model: Path) -> None:
+    train = next(line for line in (project / "clips.csv").read_text().splitlines() if ",train," in line)
+    (project / "videos" / train.split(",")[1]).unlink()
+    shutil.rmtree(project / "features.zarr")
+    shutil.rmtree(project / "runs")
+    assert _run("extract", "--config", project).exit_code == 3
+    result = _run("tune", "--trials", 2, "--config", project)
+    assert result.exit_code == 0, result.output
+    assert "train: 4 labelled clips are left out" in result.stderr
+
+
+def test_extract_says_that_words_behind_the_video_change_nothing(project: Path) -> None:
+    _edit(project / "featurecache.toml", "<video>", "<video> what happens here ?")
+    result = _run("extract", "--config", project)
+    assert result.exit_code == 0
+    assert "cannot change a feature" in result.stderr
+    assert "28 in the cache, 0 to do" in result.stdout
+
+
+def test_dry_run_changes_nothing(project: Path) -> None:
+    shutil.rmtree(project / "features.zarr")
+    before = sorted(path for path in project.rglob("*"))
+    result = _run("extract", "--dry-run", "--config", project, "--json")
+    assert json.loads(result.stdout)["todo"] == 28
+    assert sorted(path for path in project.rglob("*")) == before
+
+
+def test_extract_makes_the_table_when_there_is_none(project: Path) -> None:
+    (project / "clips.csv").unlink()
+    (project / ".featurecache/clips.json").unlink()
+    assert _run("extract", "--config", project).exit_code == 0
+    assert (project / "clips.csv").exists()
+
+
+def test_init_proposes_settings_that_clips_accepts(project: Path, tmp_path: Path, tiny_model: Path) -> None:
+    new = tmp_path / "new"
+    result = _run(
+        "init", new, "--videos", project / "videos", "--annotations", project / "labels.csv", "--model", tiny_model
+    )
+    assert result.exit_code == 0, result.output
+    assert "ventilation" in result.stdout
+    assert "cuts off" in result.stdout, "176 x 96 pictures lose their sides in the centre crop"
+    _edit(new / "featurecache.toml", "length_s = 3", "length_s = 1")
+    assert _run("clips", "--config", new).exit_code == 0
+    assert _run("init", new, "--videos", project / "videos").exit_code == 1
+
+
+def test_init_shows_the_defaults_of_the_sections_that_learning_owns(project: Path, tmp_path: Path) -> None:
+    assert _run("init", tmp_path / "new", "--videos", project / "videos").exit_code == 0
+    path = tmp_path / "new/featurecache.toml"
+    head, _, sections = path.read_text().partition("[train]")
+    path.write_text(f"{head}[train]{re.sub(r'(?m)^# ', '', sections)}")
+    settings = open_project(path).settings
+    assert settings.train.keys() | {"hidden_width"} == HeadSettings().to_mapping().keys()
+    assert settings.search.keys() | {"hidden_width"} == SearchSpace().to_mapping().keys()
+    assert parse_section(settings.train, HeadSettings, "train") == HeadSettings()
+    assert parse_section(settings.search, SearchSpace, "search") == SearchSpace()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--videos nowhere", r"folder of videos must be readable"),
+        ("--videos runs", r"must hold recordings"),
+        ("--videos videos --annotations nowhere", r"does not exist"),
+        ("--videos videos --annotations videos", r"holds no \.eaf file"),
+    ],
+)
+def test_init_names_what_is_missing(project: Path, tmp_path: Path, monkeypatch, options: str, message: str) -> None:
+    monkeypatch.chdir(project)
+    result = _run("init", tmp_path / "new", *options.split())
+    assert result.exit_code == 1
+    assert re.search(message, result.stderr)
+    assert not (tmp_path / "new/featurecache.toml").exists()
+
+
+def test_doctor_gives_the_fix_of_each_failure(project: Path) -> None:
+    (project / "videos/empty.mp4").write_bytes(b"")
+    result = _run("doctor", "--config", project, "--json")
+    assert result.exit_code == 1
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert checks["model"]["ok"]
+    assert not checks["recording"]["ok"]
+    assert "empty" in checks["recording"]["found"]
+    assert "pad" in checks["crop"]["fix"]
+    _set_model(project, "/no/such/model")
+    broken = json.loads(_run("doctor", "--config", project, "--json").stdout)["checks"]
+    assert not next(check for check in broken if check["name"] == "model")["ok"]
+
+
+def test_cache_heals_after_damage(project: Path) -> None:
+    _damage_a_segment(project)
+    assert _run("cache", "verify", "--config", project).exit_code == 0, "a quick check reads records and sizes"
+    assert _run("cache", "verify", "--deep", "--config", project).exit_code == 1
+    repaired = json.loads(_run("cache", "repair", "--config", project, "--json").stdout)
+    assert len(repaired["set_aside"]) == 1
+    assert len(repaired["lost"]) == 28
+    assert json.loads(_run("extract", "--config", project, "--json").stdout)["extracted"] == 28
+    assert _run("cache", "verify", "--deep", "--config", project).exit_code == 0
+    listed = json.loads(_run("cache", "gc", "--quarantine", "--config", project, "--json").stdout)
+    assert len(listed["garbage"]) == 1
+    assert len(list(project.glob("features.zarr/spaces/*/quarantine/*"))) == 1
+    assert _run("cache", "gc", "--quarantine", "--apply", "--config", project).exit_code == 0
+    assert not list(project.glob("features.zarr/spaces/*/quarantine/*"))
+
+
+def test_cache_why_names_the_input_that_differs(project: Path) -> None:
+    clip = (project / "clips.csv").read_text().splitlines()[1].split(",")[0]
+    assert "found" in _run("cache", "why", clip, "--config", project).stdout
+    _edit(project / "featurecache.toml", "frames = 4", "frames = 8")
+    reasons = json.loads(_run("cache", "why", clip, "--config", project, "--json").stdout)["reasons"]
+    assert re.search(r"computed otherwise: sampling\.frames: settings 8, cache 4\.$", reasons[0])
+    _edit(project / "featurecache.toml", "frames = 8", "frames = 4")
+    other = json.loads(
+        _run("cache", "why", clip.replace("-0-1000000", "-500000-1500000"), "--config", project, "--json").stdout
+    )
+    assert "at other times" in other["reasons"][0]
+    unknown = json.loads(_run("cache", "why", f"{'0' * 16}-0-1000000", "--config", project, "--json").stdout)
+    assert "anything of this recording" in unknown["reasons"][0]
+    assert _run("cache", "why", "S0.mp4", "--config", project).exit_code == 1
+
+
+def test_cache_forget_removes_a_recording_by_its_name(project: Path) -> None:
+    lines = (project / "clips.csv").read_text().splitlines()
+    content = next(line for line in lines if ",S3.mp4," in line)[:16]
+    assert json.loads(_run("cache", "forget", "S3.mp4", "--config", project, "--json").stdout)["rows"] == 4
+    held = b"".join(path.read_bytes() for path in (project / "features.zarr").rglob("*") if path.is_file())
+    assert bytes.fromhex(content) not in held
+    assert content.encode() not in held
+    assert json.loads(_run("extract", "--dry-run", "--config", project, "--json").stdout)["todo"] == 4
+    assert "Did you mean 'S3.mp4'" in _run("cache", "forget", "S3.mp5", "--config", project).stderr
+
+
+def test_heads_train_on_features_made_by_others(project: Path, tmp_path: Path) -> None:
+    ids = [line.split(",")[0] for line in (project / "clips.csv").read_text().splitlines()[1:]]
+    np.savez(tmp_path / "other.npz", features=np.random.default_rng(0).normal(size=(28, 5)), clip_id=np.array(ids, "S"))
+    assert _run("cache", "import", tmp_path / "other.npz", "--config", project).exit_code == 1, "they need a name"
+    result = _run("cache", "import", tmp_path / "other.npz", "--name", "other", "--config", project)
+    assert result.exit_code == 0, result.output
+    assert _run("tune", "--trials", 2, "--features", "other", "--config", project).exit_code == 0
+    result = _run("evaluate", project / "runs/tune-other/bundle", "--config", project)
+    assert result.exit_code == 0, result.output
+    assert (project / "runs/tune-other/test_metrics.json").exists()
+
+
+def test_export_comes_back_as_it_was(project: Path, tmp_path: Path) -> None:
+    assert _run("cache", "export", tmp_path / "all.h5", "--config", project).exit_code == 0
+    shutil.rmtree(project / "features.zarr")
+    assert _run("cache", "import", tmp_path / "all.h5", "--config", project).exit_code == 0
+    assert json.loads(_run("extract", "--config", project, "--json").stdout)["todo"] == 0
+
+
+def test_python_of_the_readme_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(project)
+    ids = [line.split(",")[0] for line in (project / "clips.csv").read_text().splitlines()[1:]]
+    names: dict[str, object] = {"clip_ids": ids}
+    exec(code[1], names)
+    assert np.shape(names["scores"]) == (28, 2)
+
+
+def test_every_command_has_help_and_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+
+    def visit(command: typer.core.TyperGroup, path: str) -> None:
+        for name, inner in command.commands.items():
+            assert inner.help, f"{path} {name}"
+            if hasattr(inner, "commands"):
+                visit(inner, f"{path} {name}")
+            else:
+                assert f"{path} {name}" in readme or f"make {name}" in readme, f"{path} {name}"
+
+    visit(typer.main.get_command(cli.app), "featurecache")
+
+
+def test_help_needs_no_heavy_library() -> None:
+    block = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'zarr', 'numpy', 'optuna', 'av')))"
+    for arguments in (["--help"], ["extract", "--help"], ["cache", "info", "--help"]):
+        code = f"{block}; sys.argv = ['featurecache', *{arguments!r}]; import cli; cli.main()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout

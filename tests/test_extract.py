@@ -1,0 +1,308 @@
+"""Extraction of a project: right features, nothing twice, nothing stale, one bad file never stops the rest."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+
+from featurecache import FeatureCache
+from featurecache.clips_csv import read_table
+from featurecache.errors import CacheNotFoundError
+from featurecache.plan import failed_clip_ids, plan_extraction, run_plan
+from featurecache.project import Project, open_project
+from tests.make_videos import write_video
+from tests.projects import make_project, make_table
+
+PROMPT = "user: describe the hand . <video>"
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Project:
+    project = make_project(tmp_path / "project", tiny_model)
+    make_table(project)
+    return project
+
+
+def _extract(project: Project, **options) -> int:
+    plan = plan_extraction(project, **options)
+    return run_plan(project, plan).progress.extracted
+
+
+def _plain_feature(path: Path, model: Path, start_us: int, end_us: int, frames: int) -> torch.Tensor:
+    """The naive recipe: decode everything, pick frames by timestamp, whole model, mask, mean."""
+    with av.open(str(path)) as container:
+        pictures = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        zero = (container.start_time or 0) / 1e6
+    times = [(start_us + (k + 0.5) * (end_us - start_us) / frames) / 1e6 + zero for k in range(frames)]
+    chosen = np.stack([[image for at, image in pictures if at <= time][-1] for time in times])
+    processor = LlavaNextVideoProcessor.from_pretrained(model)
+    plain = LlavaNextVideoForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    video = torch.from_numpy(chosen).permute(0, 3, 1, 2)
+    inputs = processor(text=[PROMPT], videos=[video], do_sample_frames=False, return_tensors="pt")
+    with torch.no_grad():
+        states = plain(**inputs, output_hidden_states=True).hidden_states[-1][0]
+    return states[inputs["input_ids"][0] == processor.video_token_id].mean(dim=0)
+
+
+def test_cached_features_equal_the_plain_forward(project: Project, tiny_model: Path) -> None:
+    assert _extract(project) == 24
+    clips = read_table(project.clips).clips
+    X = FeatureCache.open(project.cache).load([clip.clip_id for clip in clips])
+    assert X.shape == (24, 32)
+    assert X.dtype == np.float32
+    for row in (0, 5, 10, 23):
+        clip = clips[row]
+        plain = _plain_feature(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)
+        assert np.abs(X[row] - plain.numpy()).max() <= 1e-5
+
+
+def test_storage_adds_its_rounding_only_when_features_are_stored_in_float16(tmp_path: Path, tiny_model: Path) -> None:
+    full = make_project(tmp_path / "a", tiny_model, sessions=3)
+    make_table(full)
+    _extract(full)
+    settings = (full.root / "featurecache.toml").read_text()
+    (full.root / "featurecache.toml").write_text(
+        settings.replace('stored_dtype = "float32"', 'stored_dtype = "float16"')
+    )
+    half = open_project(full.root)
+    assert _extract(half) == 12
+    cache = FeatureCache.open(full.cache)
+    ids = [clip.clip_id for clip in read_table(full.clips).clips]
+    by_dtype = {space.stored_dtype: cache.load(ids, space=space.fingerprint) for space in cache.spaces}
+    assert by_dtype["float16"].dtype == np.float16
+    assert np.array_equal(by_dtype["float16"], by_dtype["float32"].astype(np.float16))
+
+
+def test_second_extraction_opens_no_video_and_no_weights_when_all_is_there(project: Project) -> None:
+    time.sleep(2.1)  # younger files are hashed again, since a write in the same tick of the clock would not show
+    _extract(project)
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+    plan = plan_extraction(project)
+    done = run_plan(project, plan)
+    assert (plan.todo, plan.present, done.progress.total) == (0, 24, 0)
+    assert not [path for path in opened if path.endswith((".mp4", ".safetensors"))]
+
+
+def test_features_are_found_again_when_a_recording_is_renamed(project: Project) -> None:
+    _extract(project)
+    (project.videos / "S0.mp4").rename(project.videos / "renamed.mp4")
+    labels = project.root / "labels.csv"
+    labels.write_text(labels.read_text().replace("S0.mp4", "renamed.mp4"))
+    make_table(project)
+    assert plan_extraction(project).todo == 0
+
+
+def test_relabelling_costs_no_extraction(project: Project) -> None:
+    _extract(project)
+    labels = project.root / "labels.csv"
+    labels.write_text(
+        labels.read_text()
+        .replace(",ventilation", ",x")
+        .replace(",stimulation", ",ventilation")
+        .replace(",x", ",stimulation")
+    )
+    before = project.clips.read_bytes()
+    make_table(project)
+    assert project.clips.read_bytes() != before
+    assert plan_extraction(project).todo == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("frames = 4", "frames = 8"),
+        ("the hand", "the baby"),
+        ('dtype = "float32"\nst', 'dtype = "bfloat16"\nst'),
+        ("[features]", '[features]\nresize = "pad"'),
+    ],
+    ids=["frames", "prompt", "dtype", "resize"],
+)
+def test_extraction_starts_anew_when_a_setting_changes_values(project: Project, old: str, new: str) -> None:
+    _extract(project)
+    settings = project.root / "featurecache.toml"
+    assert old in settings.read_text()
+    settings.write_text(settings.read_text().replace(old, new))
+    assert plan_extraction(open_project(project.root)).todo == 24
+
+
+def test_extraction_starts_anew_when_the_weights_change(project: Project, tiny_model: Path, tmp_path: Path) -> None:
+    from tests.tiny_models import make_llava_next_video
+
+    _extract(project)
+    other = make_llava_next_video(tmp_path / "other", seed=1)
+    settings = project.root / "featurecache.toml"
+    settings.write_text(
+        settings.read_text().replace(str(tiny_model), str(shutil.copytree(tiny_model, tmp_path / "copy")))
+    )
+    assert plan_extraction(open_project(project.root)).todo == 0
+    shutil.copy(other / "model.safetensors", tmp_path / "copy")
+    assert plan_extraction(open_project(project.root)).todo == 24
+
+
+def test_features_do_not_depend_on_batch_size_decoders_or_words_behind_the_video(
+    project: Project, tmp_path: Path
+) -> None:
+    _extract(project)
+    ids = [clip.clip_id for clip in read_table(project.clips).clips]
+    X = FeatureCache.open(project.cache).load(ids)
+    shutil.rmtree(project.cache)
+    settings = project.root / "featurecache.toml"
+    text = settings.read_text().replace("<video>", "<video> what happens here ?")
+    settings.write_text(text + "[extract]\nbatch_size = 7\ndecoders = 3\n")
+    assert _extract(open_project(project.root)) == 24
+    assert np.abs(FeatureCache.open(project.cache).load(ids) - X).max() <= 1e-5
+
+
+def test_damaged_recordings_cost_their_clips_only(project: Project) -> None:
+    data = (project.videos / "S1.mp4").read_bytes()
+    torn = write_video(
+        project.videos / "torn.mp4", count=40, fps=5, options={"g": "5"}, container_options={"movflags": "faststart"}
+    )
+    (project.videos / "empty.mp4").write_bytes(b"")
+    make_table(project)
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) * 3 // 5])
+    make_table(project)
+    (project.videos / "S2.mp4").unlink()
+    (project.videos / "S3.mp4").write_bytes(data)
+    plan = plan_extraction(project)
+    done = run_plan(project, plan)
+    reasons = {failure.recording: failure.reason for failure in done.failures}
+    assert set(reasons) == {"torn.mp4", "S2.mp4", "S3.mp4"}
+    assert "not in the folder" in reasons["S2.mp4"]
+    assert "same content as S1.mp4" in reasons["S3.mp4"]
+    torn_clips = [clip for clip in read_table(project.clips).clips if clip.recording == "torn.mp4"]
+    failed = failed_clip_ids(project)
+    assert 0 < sum(clip.clip_id in failed for clip in torn_clips) < len(torn_clips) == 8
+    assert done.progress.extracted == 16 + sum(clip.clip_id not in failed for clip in torn_clips)
+    assert plan_extraction(project).todo == done.progress.failed
+    assert project.failures.stat().st_mode & 0o777 == 0o600
+
+
+def test_failures_of_other_clips_are_kept_when_only_a_share_is_tried(project: Project) -> None:
+    for name in ("S0.mp4", "S4.mp4"):
+        (project.videos / name).unlink()
+    run_plan(project, plan_extraction(project))
+    assert len(failed_clip_ids(project)) == 8
+    for share in ((1, 2), (2, 2)):
+        run_plan(project, plan_extraction(project, worker=share))
+        assert len(failed_clip_ids(project)) == 8
+
+
+def test_workers_share_the_clips_without_overlap(project: Project) -> None:
+    parts = [plan_extraction(project, worker=(index, 3)) for index in (1, 2, 3)]
+    assert sum(part.todo for part in parts) == 24
+    names = [item.recording.name for part in parts for item in part.work]
+    assert len(names) == len(set(names)) == 6
+    for part in parts:
+        run_plan(project, part)
+    assert plan_extraction(project).todo == 0
+
+
+def test_limit_bounds_the_clips_of_a_run(project: Project) -> None:
+    assert _extract(project, limit=5) == 5
+    assert _extract(project, limit=5) == 5
+    assert plan_extraction(project).present == 10
+
+
+def test_cache_holds_no_name_and_no_path(project: Project, tiny_model: Path) -> None:
+    _extract(project)
+    for path in project.cache.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0
+        if path.is_file():
+            data = path.read_bytes()
+            for secret in (b"S0", b".mp4", str(project.root).encode(), str(tiny_model).encode()):
+                assert secret not in data, (path, secret)
+
+
+def test_non_finite_features_fail_their_clip_with_a_reason(project: Project, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(Path(project.settings.features.model), tmp_path / "broken")
+    weights = load_file(model / "model.safetensors")
+    name = next(key for key in weights if key.endswith("model.norm.weight"))
+    weights[name][3] = float("inf")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    settings = project.root / "featurecache.toml"
+    settings.write_text(settings.read_text().replace(project.settings.features.model, str(model)))
+    broken = open_project(project.root)
+    done = run_plan(broken, plan_extraction(broken, limit=3))
+    assert (done.progress.extracted, done.progress.failed) == (0, 3)
+    assert all("finite" in failure.reason for failure in done.failures)
+
+
+def test_no_decoder_outlives_a_run_that_fails(project: Project) -> None:
+    def stop(_progress: object) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(project, plan_extraction(project), on_progress=stop)
+    assert threading.active_count() == before
+    assert plan_extraction(project).present == 4, "the batch that was computed is saved on the way out"
+    assert _extract(project) == 20
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_extraction_goes_on_where_it_was_when_it_is_killed(project: Project, sent: signal.Signals) -> None:
+    settings = project.root / "featurecache.toml"
+    settings.write_text(settings.read_text() + "[extract]\nbatch_size = 1\n")
+    slow = (
+        "import sys, time, cli\n"
+        "from featurecache.store import CacheWriter\n"
+        "add = CacheWriter.add\n"
+        "def slowly(self, row):\n"
+        "    add(self, row)\n"
+        "    self.commit()\n"
+        "    time.sleep(0.2)\n"
+        "CacheWriter.add = slowly\n"
+        f"sys.argv = ['featurecache', 'extract', '--config', {str(project.root)!r}]\n"
+        "cli.main()\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", slow], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True
+    )
+    while _present(project) < 3 and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(sent)
+    _, said = running.communicate(timeout=60)
+    saved = _present(project)
+    assert 3 <= saved < 24
+    if sent != signal.SIGKILL:
+        assert running.returncode == 130
+        assert "interrupted" in said
+        assert "Traceback" not in said
+    assert _extract(project) == 24 - saved
+    ids = [clip.clip_id for clip in read_table(project.clips).clips]
+    assert len(FeatureCache.open(project.cache).load(ids)) == 24
+
+
+def _present(project: Project) -> int:
+    try:
+        spaces = FeatureCache.open(project.cache).spaces
+    except CacheNotFoundError:
+        return 0
+    return spaces[0].rows if spaces else 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("unshare"), reason="needs unshare")
+def test_extraction_uses_no_network(project: Project) -> None:
+    """In a network namespace without any interface, everything works."""
+    probe = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this machine does not allow network namespaces")
+    command = ["unshare", "-rn", sys.executable, "-m", "cli", "extract", "--config", str(project.root), "--json"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"extracted": 24' in done.stdout
