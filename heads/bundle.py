@@ -144,12 +144,13 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path | str) -> Bundle:
     """Reads a bundle and checks all of it.
 
     Raises:
         BundleError: If a file is missing, damaged, or does not fit the other; or the format is another.
     """
+    path = Path(path)
     try:
         text, head_bytes = (path / DOCUMENT_NAME).read_bytes(), (path / HEAD_NAME).read_bytes()
     except OSError as error:
