@@ -8,6 +8,7 @@ word to stderr. Exit codes: 0 done, 1 a named error, 2 wrong usage, 3 finished b
 import dataclasses
 import functools
 import json
+import os
 import signal
 import sys
 import time
@@ -92,6 +93,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
             print(f"error: {message}", file=sys.stderr)
             raise typer.Exit(FAILED)
 
+        os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             code = function(*args, **kwargs)

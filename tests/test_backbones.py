@@ -128,6 +128,24 @@ def test_identity_changes_when_anything_that_changes_values_does(tiny_model: Pat
     assert _inputs(copy).identity("float32", sha256_of_file) != base
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_features_are_computed_in_the_dtype_that_is_asked_for(tiny_model: Path, dtype: str, bound: float) -> None:
+    backbone = LlavaNextVideoBackbone(_inputs(tiny_model), dtype=dtype, device="cpu")
+    assert backbone.model.dtype == getattr(torch, dtype)
+    features, exact = _features(backbone, [_clip(0)]), _features(_open(tiny_model), [_clip(0)])
+    assert features.dtype == torch.float32
+    difference = (features - exact).norm() / exact.norm()
+    assert 1e-6 < difference < bound
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_features_on_a_gpu_equal_those_on_the_cpu(tiny_model: Path) -> None:
+    backbone = LlavaNextVideoBackbone(_inputs(tiny_model), dtype="float32", device="cuda")
+    # The processor resizes 8-bit frames with another kernel there, so pixels may differ by a level.
+    assert (_features(backbone, [_clip(0)]).cpu() - _features(_open(tiny_model), [_clip(0)])).abs().max() < 0.02
+
+
 def test_backbone_is_refused_when_the_device_is_not_here(tiny_model: Path) -> None:
     with pytest.raises(SettingsError, match=r"extract\.device must be"):
         LlavaNextVideoBackbone(_inputs(tiny_model), dtype="float32", device="cuda:99")

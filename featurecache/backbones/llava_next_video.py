@@ -107,7 +107,6 @@ class LlavaNextVideoInputs:
         pixels: Tensor = self.processor.video_processor(
             [video],
             do_sample_frames=False,
-            input_data_format="channels_first",
             return_tensors="pt",
             device=device,
             **settings,
