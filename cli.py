@@ -6,6 +6,7 @@ word to stderr. Exit codes: 0 done, 1 a named error, 2 wrong usage, 3 finished b
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -100,8 +101,10 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
         except FeatureCacheError as error:
             fail(error, str(error))
         except OSError as error:
-            where, why = error.filename or "a file", error.strerror or error
-            fail(error, f"{where} must be usable, but the system says: {why}. Check its path and its rights.")
+            where, why = error.filename or "a file of the project", error.strerror or error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "Free space and run again." if full else "Check its path and its rights."
+            fail(error, f"{where} must be usable, but the system says: {why}. {advice}")
         except KeyboardInterrupt:
             print("interrupted: what was saved is kept, and running again goes on from there.", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
