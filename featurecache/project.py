@@ -245,8 +245,8 @@ def write_settings(
     labels: Sequence[str],
     session_from: str,
     session_pattern: str | None = None,
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
     model: str,
-    prompt: str = DEFAULT_PROMPT,
     dtype: str,
     reason: str,
 ) -> Path:
@@ -291,14 +291,14 @@ stride_s = 3
 
 [splits]
 seed = 0
-train = 0.6
-validation = 0.2
-test = 0.2
+train = {fractions[0]}
+validation = {fractions[1]}
+test = {fractions[2]}
 # sessions = {{ S01 = "test" }}   # fixes the split of the sessions named here
 
 [features]                        # changing anything here makes a new feature space
 model = {quoted(model)}           # a folder, a hub name whose snapshot is on this machine, or "demo"
-prompt = {quoted(prompt)}
+prompt = {quoted(DEFAULT_PROMPT)}
 frames = 16
 resize = "crop"                   # "crop" cuts the sides of wide frames as the model does; "pad", "squash" keep them
 dtype = {quoted(dtype)}

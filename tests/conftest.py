@@ -1,8 +1,11 @@
-"""Fixtures that many tests share: one thread for torch, and a tiny random backbone."""
+"""Fixtures that many tests share, and threads that leave the cores to each other, as under the command line."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
