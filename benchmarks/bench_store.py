@@ -1,0 +1,197 @@
+"""How fast the cache writes and reads, beside the floor (a raw file) and beside HDF5.
+
+    python benchmarks/bench_store.py [--quick] [--folder DIR]
+
+Rows are 4096 wide float16, as the 7B backbone gives. Reading is `FeatureCache.load` of every clip, in stored
+and in shuffled order, against `readinto` of the same bytes from one plain file into new memory. All of it is
+warm, so the files lie in memory (/dev/shm) where there is such a place; each figure is the median of several
+turns, taken in turn with the floor's. Writing is `CacheWriter` onto a disk, synced, against one plain file that
+is written and synced, and against HDF5, which syncs nothing.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featurecache.spec import FeatureSpace
+from featurecache.store import CacheWriter, FeatureCache, Row
+
+DIM = 4096
+SPACE = FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float16"})
+DIGESTS = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(40)]
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def clip(i: int) -> tuple[str, int, int]:
+    """Clip number `i`: digest, start, end."""
+    return DIGESTS[i % len(DIGESTS)], i * 3_000_000, (i + 1) * 3_000_000
+
+
+def fill(root: Path, features: np.ndarray, segments: int) -> float:
+    """Seconds to write all rows in so many segments."""
+    timestamps_us = np.arange(16)
+
+    def work() -> None:
+        with CacheWriter(
+            root, SPACE, {}, max_rows=-(-len(features) // segments), max_bytes=1 << 40, max_age_s=1e9
+        ) as writer:
+            for i, feature in enumerate(features):
+                writer.add(Row(*clip(i), feature, timestamps_us))
+
+    return timed(work)
+
+
+def write_raw(path: Path, features: np.ndarray) -> None:
+    """One plain file, synced."""
+    with path.open("wb") as file:
+        file.write(features.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_raw(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A plain file into new memory."""
+    result = np.empty(shape, np.float16)
+    with path.open("rb", buffering=0) as file:
+        view, at = memoryview(result).cast("B"), 0
+        while at < len(view):
+            at += file.readinto(view[at:])
+    return result
+
+
+def write_hdf5(path: Path, features: np.ndarray) -> None:
+    """One HDF5 file with checksums, not synced."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", data=features, chunks=(64, DIM), fletcher32=True)
+
+
+def read_hdf5(path: Path) -> np.ndarray:
+    """All of it, checksums verified."""
+    with h5py.File(path) as file:
+        return file["features"][:]
+
+
+def measure_reading(folder: Path, rows: int, segments: int, turns: int) -> dict[str, float]:
+    """Seconds and ratios of opening and loading."""
+    features = np.random.default_rng(0).standard_normal((rows, DIM), dtype=np.float32).astype(np.float16)
+    raw, hdf5, root = folder / "raw.bin", folder / "features.h5", folder / "cache"
+    fill(root, features, segments)
+    write_raw(raw, features)
+    write_hdf5(hdf5, features)
+    figures = {"rows": rows, "segments": segments, "open_s": timed(lambda: FeatureCache.open(root))}
+    if segments >= 32:
+        shutil.rmtree(next(root.glob("spaces/*/index")))
+        figures["open_without_checkpoint_s"] = timed(lambda: FeatureCache.open(root))
+        with CacheWriter(root, SPACE, {}):
+            pass  # leaving a writer brings the checkpoint up to date
+    cache = FeatureCache.open(root)
+    ids = [f"{digest[:16]}-{start}-{end}" for digest, start, end in map(clip, range(rows))]
+    order = np.random.default_rng(1).permutation(rows)
+    shuffled = [ids[i] for i in order]
+    if not np.array_equal(cache.load(ids), features) or not np.array_equal(cache.load(shuffled), features[order]):
+        raise SystemExit("the cache returned wrong rows")
+    works: dict[str, Callable[[], object]] = {
+        "read_raw_s": lambda: read_raw(raw, features.shape),
+        "read_s": lambda: cache.load(ids),
+        "read_shuffled_s": lambda: cache.load(shuffled),
+        "read_hdf5_s": lambda: read_hdf5(hdf5),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(turns):
+        for name, work in works.items():
+            taken[name].append(timed(work))
+    figures |= {name: statistics.median(times) for name, times in taken.items()}
+    figures |= {
+        "read_over_raw": figures["read_s"] / figures["read_raw_s"],
+        "read_shuffled_over_raw": figures["read_shuffled_s"] / figures["read_raw_s"],
+        "read_hdf5_over_raw": figures["read_hdf5_s"] / figures["read_raw_s"],
+    }
+    return {name: round(value, 5) for name, value in figures.items()}
+
+
+def measure_writing(folder: Path, rows: int, segments: int) -> dict[str, float]:
+    """Rows per second onto a disk."""
+    features = np.random.default_rng(0).standard_normal((rows, DIM), dtype=np.float32).astype(np.float16)
+    seconds = {
+        "write": fill(folder / "cache", features, segments),
+        "write_raw": timed(lambda: write_raw(folder / "raw.bin", features)),
+        "write_hdf5": timed(lambda: write_hdf5(folder / "features.h5", features)),
+    }
+    return {"rows": rows, "segments": segments} | {f"{name}_rows_per_s": round(rows / s) for name, s in seconds.items()}
+
+
+def iterate_memory(root: Path) -> dict[str, float]:
+    """Peak memory that opening and iterating adds, in a process of its own, MiB."""
+    code = (
+        "import json, re; from featurecache.store import FeatureCache\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
+        f"before = peak(); rows = sum(len(names) for names, _ in FeatureCache.open({str(root)!r}).iterate(1024))\n"
+        "print(json.dumps({'rows': rows, 'added_mib': round(peak() - before, 1)}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    """Run every size and print the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, under 50 s")
+    parser.add_argument("--folder", type=Path, help="the disk to write to")
+    options = parser.parse_args()
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    sizes = [(16384, segments) for segments in (1, 100, 1000)]  # smaller arrays fit reused memory: no honest floor
+    if not options.quick:
+        sizes += [(160_000, segments) for segments in (10, 100, 1000)]
+    figures: dict[str, dict[str, float]] = {}
+    for rows, segments in sizes:
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            turns = 5 if rows > 100_000 or options.quick else 15
+            figures[f"{rows}_rows_{segments}_segments"] = measure_reading(Path(folder), rows, segments, turns)
+            if segments in (10, 100):
+                figures[f"iterate_{rows}"] = iterate_memory(Path(folder) / "cache")
+    for rows, segments in [(2048, 8)] if options.quick else [(16384, 4), (16384, 16), (16384, 64)]:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            figures[f"write_{rows}_rows_{segments}_segments"] = measure_writing(Path(folder), rows, segments)
+    first, last = (f"{sizes[0][0]}_rows_{segments}_segments" for segments in (1, 1000))
+    targets = [
+        ("load over raw readinto, 1 segment", figures[first]["read_over_raw"], 2.5),
+        ("load over raw readinto, 1000 segments with the checkpoint", figures[last]["read_over_raw"], 4.0),
+    ]
+    result = {
+        "benchmark": "store",
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        },
+        "figures": figures,
+        "targets": [
+            {"what": what, "value": value, "bound": bound, "better": "lower", "met": value <= bound}
+            for what, value, bound in targets
+        ],
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""The store: features on disk, committed whole, checked on every read. `FORMAT.md` describes the format."""
+
+from featurecache.store.care import Garbage, RepairReport, VerifyReport, gc, repair, verify
+from featurecache.store.index import Damage
+from featurecache.store.reader import FeatureCache, Space
+from featurecache.store.rewrite import CompactReport, ForgetReport, compact, forget
+from featurecache.store.writer import CacheWriter, Row
+
+__all__ = [
+    "CacheWriter",
+    "CompactReport",
+    "Damage",
+    "FeatureCache",
+    "ForgetReport",
+    "Garbage",
+    "RepairReport",
+    "Row",
+    "Space",
+    "VerifyReport",
+    "compact",
+    "forget",
+    "gc",
+    "repair",
+    "verify",
+]

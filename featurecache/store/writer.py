@@ -1,0 +1,321 @@
+"""Writing: rows are gathered in memory and committed as whole segments.
+
+A commit writes every file of a segment under `staging/`, syncs files and folders, and renames the folder
+into `segments/`: that rename is the commit point, and only after `segments/` itself is synced are rows
+said to be saved. Any number of processes on any machines may write one cache at once; none waits for
+another, and a row that two of them computed is shown once. What fails leaves earlier commits untouched and
+the rows in memory, so that the same commit can be tried again when there is space. Not here: planning
+(ask the reader what is missing) and care of what is already stored.
+"""
+
+import contextlib
+import errno
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.errors import (
+    CacheFormatError,
+    CacheWriteError,
+    ClipTableError,
+    ConstantFeatureWarning,
+    DamagedSegmentError,
+    FeatureCacheError,
+    FingerprintMismatchError,
+    NonFiniteFeatureError,
+)
+from featurecache.spec import FeatureSpace
+from featurecache.store import files, format
+from featurecache.store.index import read_index, segments_after_checkpoint, write_checkpoint
+from featurecache.store.layout import as_json, make_cache, make_space
+from featurecache.store.segment import STORED_DTYPES, Rows, encode_segment, read_record
+
+_CHECKPOINT_EVERY = 32  # segments that a reader may have to open one by one
+_LONGEST_US = 10**18
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One clip's feature.
+
+    Attributes:
+        video_sha256: Digest of the recording's content, 64 hex digits.
+        start_us: Start of the clip on the recording's clock.
+        end_us: Its end, later than the start.
+        feature: Shape (D,), or (T, D) for features of each frame.
+        timestamps_us: Presentation time of each decoded frame, shape (T,), int64.
+    """
+
+    video_sha256: str
+    start_us: int
+    end_us: int
+    feature: npt.NDArray[Any]
+    timestamps_us: npt.NDArray[np.int64]
+
+
+class CacheWriter:
+    """Appends rows of one feature space to a cache, making the cache where there is none.
+
+    A context manager: leaving it commits what is gathered, also when an exception (an interruption
+    included) is on its way out. Rows may be lost only between two commits, never after `rows_saved`
+    counted them.
+
+    Args:
+        root: The cache's folder; its parent must exist.
+        space: The feature space of every row.
+        provenance: JSON-ready; what computed the rows (library versions, device). Kept in each segment.
+        max_rows: Commit when this many rows are gathered,
+        max_age_s: or when a row is added this long after the oldest,
+        max_bytes: or when the gathered features reach this size.
+
+    Raises:
+        CacheFormatError: If the folder is something else than a cache this toolkit can write.
+        FingerprintMismatchError: If the feature space's folder describes another one.
+        CacheWriteError: If the cache cannot be made.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        space: FeatureSpace,
+        provenance: Mapping[str, Any],
+        *,
+        max_rows: int = 1024,
+        max_age_s: float = 60.0,
+        max_bytes: int = 64 << 20,
+    ) -> None:
+        if space.stored_dtype not in STORED_DTYPES:
+            raise CacheFormatError(
+                f"stored_dtype must be one of {', '.join(STORED_DTYPES)}, but is {space.stored_dtype!r}. "
+                "Change it in the feature space."
+            )
+        self._root = Path(root)
+        self._fingerprint = space.fingerprint
+        self._dtype = STORED_DTYPES[space.stored_dtype]
+        self._provenance = as_json(provenance)
+        self._max_rows, self._max_age_s, self._max_bytes = max_rows, max_age_s, max_bytes
+        self._rows: list[Row] = []
+        self._rows_saved = 0
+        self._bytes = 0
+        self._oldest_s = 0.0
+        self._in_doubt: tuple[str, int] | None = None
+        with writing(self._root):
+            make_cache(self._root)
+            self._folder = make_space(self._root, space)
+            self._check_writable()
+            self._row_shape, self._frames = self._stored_shapes()
+
+    @property
+    def rows_saved(self) -> int:
+        """Rows that this writer has committed durably."""
+        return self._rows_saved
+
+    def add(self, row: Row) -> None:
+        """Gather a row, and commit when enough are gathered.
+
+        Raises:
+            NonFiniteFeatureError: If the feature holds NaN or infinity, or would after storage.
+            FingerprintMismatchError: If its shape is not that of the space's other rows.
+            CacheWriteError: If a commit was due and failed; the row stays gathered.
+        """
+        self._rows.append(self._checked(row))
+        if len(self._rows) == 1:
+            self._oldest_s = time.monotonic()
+        self._bytes += self._rows[-1].feature.nbytes
+        is_old = time.monotonic() - self._oldest_s >= self._max_age_s
+        if len(self._rows) >= self._max_rows or self._bytes >= self._max_bytes or is_old:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make all gathered rows durable and visible, or none of them.
+
+        Raises:
+            CacheWriteError: If that failed. The rows stay gathered: call again when the cause is gone.
+        """
+        with writing(self._root):
+            self._settle_doubt()
+            if not self._rows:
+                return
+            rows = Rows(
+                features=np.stack([row.feature for row in self._rows]),
+                video_sha256=np.frombuffer(
+                    bytes.fromhex("".join(row.video_sha256 for row in self._rows)), np.uint8
+                ).reshape(-1, 32),
+                span_us=np.array([(row.start_us, row.end_us) for row in self._rows], np.int64),
+                timestamps_us=np.stack([row.timestamps_us for row in self._rows]),
+            )
+            segment_id = format.new_segment_id()
+            contents = encode_segment(self._fingerprint, rows, self._provenance)
+            self._in_doubt = (segment_id, len(self._rows))
+            commit_segment(self._folder, segment_id, contents)
+            self._count_saved()
+        if len(rows.features) > 1 and (rows.features == rows.features[0]).all():
+            warnings.warn(
+                f"features must differ between clips, but all {len(rows.features)} of segment {segment_id} are equal. "
+                "Check the tap, the pooling and the prompt, or whether the recordings show anything.",
+                ConstantFeatureWarning,
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            try:
+                self.commit()
+            except CacheWriteError as second:
+                error.add_note(f"{len(self._rows)} gathered rows could not be saved either: {second}")
+        with contextlib.suppress(OSError):  # a convenience for readers; the rows are safe without
+            self._refresh_checkpoint()
+
+    def _settle_doubt(self) -> None:
+        """Learn whether the last commit, if it ended in an error, reached its commit point."""
+        if self._in_doubt is None:
+            return
+        segment_id, _ = self._in_doubt
+        if files.exists(self._folder / "segments" / segment_id):
+            # A failed sync of a folder is no lost page: what it reports comes from the journal or the
+            # server and stays an error until names are durable, so that asking again is sound.
+            files.sync_folder(self._folder / "segments")
+            self._count_saved()
+        self._in_doubt = None
+
+    def _count_saved(self) -> None:
+        """Drop the rows of the segment in doubt: they are on disk."""
+        if self._in_doubt is not None:
+            _, count = self._in_doubt
+            self._in_doubt = None
+            self._rows_saved += count
+            self._bytes -= sum(row.feature.nbytes for row in self._rows[:count])
+            del self._rows[:count]
+            self._oldest_s = time.monotonic()
+
+    def _checked(self, row: Row) -> Row:
+        """The row as it will be stored, in memory of its own."""
+        name = format.clip_name(row.video_sha256, row.start_us, row.end_us)
+        if not format.SHA256.fullmatch(row.video_sha256):
+            raise ClipTableError(
+                f"video_sha256 must be 64 hex digits, but clip {name} has {row.video_sha256!r}. Pass the file's sha256."
+            )
+        if not 0 <= row.start_us < row.end_us < _LONGEST_US:
+            raise ClipTableError(
+                f"a clip must start at 0 or later and end after its start, but {name} does not. Fix the clip."
+            )
+        if not np.isfinite(row.feature).all():
+            raise NonFiniteFeatureError(
+                f"a feature must be finite, but that of clip {name} holds NaN or infinity. "
+                "Run the backbone in bfloat16 or float32, or leave the clip out."
+            )
+        with np.errstate(over="ignore"):
+            feature = np.array(row.feature, self._dtype, order="C")
+        if not np.isfinite(feature).all():
+            largest = float(np.abs(row.feature.astype(np.float64)).max())
+            raise NonFiniteFeatureError(
+                f"a feature must fit {self._dtype.name}, but that of clip {name} reaches {largest:.6g}. "
+                'Store this feature space with stored_dtype = "float32".'
+            )
+        timestamps_us = np.array(row.timestamps_us, np.int64)
+        if self._row_shape is None:
+            self._row_shape, self._frames = feature.shape, len(timestamps_us)
+        if (feature.shape, timestamps_us.shape) != (self._row_shape, (self._frames,)):
+            raise FingerprintMismatchError(
+                f"rows of one feature space must have one shape, but clip {name} has {feature.shape} from "
+                f"{timestamps_us.shape} frames where others have {self._row_shape} from ({self._frames},). "
+                "Name what differs in the feature space's inputs."
+            )
+        return Row(row.video_sha256, row.start_us, row.end_us, feature, timestamps_us)
+
+    def _check_writable(self) -> None:
+        """A folder that cannot be written must be known before hours of work, not after."""
+        probe = self._folder / "staging" / format.new_segment_id()
+        try:
+            files.make_folder(probe)
+        finally:
+            files.remove_tree(probe)
+
+    def _stored_shapes(self) -> tuple[tuple[int, ...] | None, int]:
+        """Row shape and frames of a segment that is already there; None, 0 in an empty space."""
+        for name in files.list_names(self._folder / "segments"):
+            if format.SEGMENT_ID.fullmatch(name):
+                with contextlib.suppress(DamagedSegmentError):
+                    record = read_record(self._folder / "segments" / name, self._fingerprint)
+                    return tuple(record["row_shape"]), record["timestamps"]
+        return None, 0
+
+    def _refresh_checkpoint(self) -> None:
+        if segments_after_checkpoint(self._folder, self._fingerprint) >= _CHECKPOINT_EVERY:
+            index, _ = read_index(self._folder, self._fingerprint, {})
+            write_checkpoint(self._folder, self._fingerprint, index)
+
+
+def commit_segment(space_folder: Path, segment_id: str, contents: Mapping[str, bytes]) -> None:
+    """Write a segment to staging, make it durable, and rename it into place.
+
+    Args:
+        space_folder: `.../spaces/<name>`.
+        segment_id: A new one.
+        contents: What `encode_segment` made.
+
+    Raises:
+        OSError: If it failed. Before the rename nothing is left behind; after it, in the last sync, the
+            segment is visible but not known to be durable.
+    """
+    staged = space_folder / "staging" / segment_id
+    folders = sorted({parent for path in contents for parent in (staged / path).parents if staged in parent.parents})
+    try:
+        files.make_folder(staged)
+        for folder in folders:
+            files.make_folder(folder)
+        for path, data in contents.items():
+            files.write_new(staged / path, data)
+        for folder in [*folders, staged]:
+            files.sync_folder(folder)
+        files.move(staged, space_folder / "segments" / segment_id)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove_tree(staged)
+        raise
+    files.sync_folder(space_folder / "segments")
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Tell a failed operation as CacheWriteError, with its errno."""
+    try:
+        yield
+    except FeatureCacheError:
+        raise
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "unknown")
+        wrapped = CacheWriteError(
+            f"the cache {root} must be writable, but {error.filename or 'a file in it'} gave {name} "
+            f"({error.strerror or error}). {_ADVICE.get(error.errno or 0, _OTHER_ADVICE)}"
+        )
+        wrapped.errno = error.errno
+        raise wrapped from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "The disk is full; what was saved is intact. Free space, then run the same command again.",
+    errno.EDQUOT: "Your quota is used up; what was saved is intact. Free space, then run the same command again.",
+    errno.EROFS: "It is mounted read-only. Mount it writable, or choose another cache folder.",
+    errno.EACCES: "Check the owner and the permissions of the folder.",
+    errno.EPERM: "Check the owner and the permissions of the folder.",
+    errno.ENOENT: "Check that the folder and its disk are there; what was saved is intact.",
+}
+_OTHER_ADVICE = "What was saved is intact. Check the disk and the mount, then run the same command again."

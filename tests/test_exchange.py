@@ -1,0 +1,235 @@
+"""Out to one file and in again; files made by others; and files made to do harm."""
+
+import io
+import json
+import stat
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from featurecache.errors import (
+    CacheFormatError,
+    CacheNotFoundError,
+    CacheWriteError,
+    ClipTableError,
+    FingerprintMismatchError,
+    NonFiniteFeatureError,
+    UnsafeFileError,
+)
+from featurecache.exchange import export_features, import_features
+from featurecache.store import FeatureCache
+from tests.cache_samples import PROVENANCE, digest, make_rows, names, space, unsynced, values, write
+
+__all__ = ["unsynced"]
+pytestmark = pytest.mark.usefixtures("unsynced")
+RECORDINGS = {digest(name)[:16]: digest(name) for name in "ab"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path / "cache", [*make_rows(6), *make_rows(3, "b")], max_rows=4)
+    return tmp_path / "cache"
+
+
+def all_names() -> list[str]:
+    return names([*make_rows(6), *make_rows(3, "b")])
+
+
+def made_by_others(path: Path, features: np.ndarray, clip_ids: list[str]) -> Path:
+    if path.suffix == ".npz":
+        np.savez(path, features=features, clip_id=np.array(clip_ids))
+    else:
+        with h5py.File(path, "w") as file:
+            file["features"], file["clip_id"] = features, clip_ids
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5", ".npz"])
+def test_export_then_import_loses_nothing(root: Path, tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"features{suffix}"
+    done = export_features(root, target)
+    assert (done.rows, done.fingerprint) == (9, space().fingerprint)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    back = import_features(tmp_path / "other", target)
+    assert (back.rows, back.present, back.tap, back.pooling) == (9, 0, "final", "mean")
+    ours, theirs = FeatureCache.open(root), FeatureCache.open(tmp_path / "other")
+    np.testing.assert_array_equal(theirs.load(all_names()), ours.load(all_names()))
+    np.testing.assert_array_equal(theirs.timestamps_us(all_names()), ours.timestamps_us(all_names()))
+    assert theirs.clips() == ours.clips()
+    assert theirs.spaces[0].inputs == ours.spaces[0].inputs
+    assert theirs.spaces[0].provenance == ({"imported_from_export": [PROVENANCE]},)
+    again = import_features(tmp_path / "other", target)
+    assert (again.rows, again.present) == (0, 9)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_export_opens_with_plain_h5py(root: Path, tmp_path: Path) -> None:
+    export_features(root, tmp_path / "features.h5")
+    with h5py.File(tmp_path / "features.h5") as file:
+        assert file["clip_id"].asstr()[:].tolist() == all_names()
+        np.testing.assert_array_equal(file["features"][:], values([*make_rows(6), *make_rows(3, "b")]))
+        assert file["video_sha256"].asstr()[0] == digest("a")
+        assert (file["start_us"][1], file["end_us"][1]) == (3_000_000, 6_000_000)
+        assert file["timestamps_us"].shape == (9, 4)
+        assert json.loads(file.attrs["inputs"]) == space().inputs
+        assert json.loads(file.attrs["provenance"]) == [PROVENANCE]
+        assert file.attrs["fingerprint"] == space().fingerprint
+
+
+def test_export_opens_with_plain_numpy(root: Path, tmp_path: Path) -> None:
+    export_features(root, tmp_path / "features.npz")
+    with np.load(tmp_path / "features.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["features"], values([*make_rows(6), *make_rows(3, "b")]))
+        assert file["clip_id"].astype(str).tolist() == all_names()
+        assert json.loads(str(file["inputs"])) == space().inputs
+
+
+def test_export_refuses_when_the_file_exists_or_has_another_suffix(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.h5").write_text("precious")
+    with pytest.raises(CacheWriteError, match="new file"):
+        export_features(root, tmp_path / "x.h5")
+    assert (tmp_path / "x.h5").read_text() == "precious"
+    with pytest.raises(CacheFormatError, match=r"x\.csv"):
+        export_features(root, tmp_path / "x.csv")
+    with pytest.raises(CacheWriteError, match="writable"):
+        export_features(root, tmp_path / "no" / "x.h5")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_import_of_others_makes_a_space_of_their_own(tmp_path: Path, suffix: str, dtype: str) -> None:
+    features = np.random.default_rng(0).standard_normal((9, 7)).astype(dtype)
+    source = made_by_others(tmp_path / f"dino{suffix}", features, all_names())
+    done = import_features(tmp_path / "cache", source, name="dinov2", recordings=RECORDINGS)
+    assert (done.rows, done.tap, done.pooling) == (9, "imported", "dinov2")
+    cache = FeatureCache.open(tmp_path / "cache")
+    stored = "float16" if dtype == "float16" else "float32"
+    assert (cache.spaces[0].stored_dtype, cache.spaces[0].dim) == (stored, 7)
+    np.testing.assert_array_equal(cache.load(all_names(), "imported", "dinov2"), features.astype(stored))
+    assert cache.missing([(digest("a"), 0, 3_000_000)], done.fingerprint) == []
+
+
+def test_import_of_a_changed_file_is_another_space(tmp_path: Path) -> None:
+    for number in (1, 2):
+        source = made_by_others(tmp_path / f"{number}.npz", np.full((9, 3), number) + np.eye(9, 3), all_names())
+        import_features(tmp_path / "cache", source, name="x", recordings=RECORDINGS)
+    assert len(FeatureCache.open(tmp_path / "cache").spaces) == 2
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_import_of_others_refuses_what_does_not_fit(tmp_path: Path, suffix: str) -> None:
+    good, ids = np.random.default_rng(0).standard_normal((9, 4)), all_names()
+    cases = {
+        "clip": (good, [*ids[:8], "0" * 16 + "-0-1"], ClipTableError),
+        "malformed": (good, [*ids[:8], digest("a")[:16] + "-0"], ClipTableError),
+        "twice": (good, [*ids[:8], ids[0]], ClipTableError),
+        "short": (good[:8], ids, CacheFormatError),
+        "whole": (good.astype(int), ids, CacheFormatError),
+        "flat": (good[:, 0], ids, CacheFormatError),
+        "nan": (np.where(good > 1, np.nan, good), ids, NonFiniteFeatureError),
+    }
+    for case, (features, clip_ids, error) in cases.items():
+        source = made_by_others(tmp_path / f"{case}{suffix}", features, clip_ids)
+        with pytest.raises(error):
+            import_features(tmp_path / "cache", source, name="x", recordings=RECORDINGS)
+    with pytest.raises(CacheFormatError, match="Pass a name"):
+        import_features(tmp_path / "cache", source, recordings=RECORDINGS)
+    with pytest.raises(CacheNotFoundError):
+        import_features(tmp_path / "cache", tmp_path / f"absent{suffix}", name="x")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_import_refuses_what_is_no_such_file(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"x{suffix}"
+    source.write_bytes(b"nonsense")
+    with pytest.raises(CacheFormatError):
+        import_features(tmp_path / "cache", source, name="x")
+    made_by_others(source, np.ones((1, 2)), ["x"])
+    if suffix == ".h5":
+        with h5py.File(source, "w") as file:
+            file["other"] = [1.0]
+    else:
+        np.savez(source, other=[1.0])
+    with pytest.raises(CacheFormatError, match="it has no clip_id"):
+        import_features(tmp_path / "cache", source, name="x")
+
+
+def test_import_refuses_an_export_whose_inputs_were_edited(root: Path, tmp_path: Path) -> None:
+    export_features(root, tmp_path / "x.h5")
+    for text, error in ((json.dumps(space(frames=99).inputs), FingerprintMismatchError), ("{", CacheFormatError)):
+        with h5py.File(tmp_path / "x.h5", "r+") as file:
+            file.attrs["inputs"] = text
+        with pytest.raises(error):
+            import_features(tmp_path / "other", tmp_path / "x.h5")
+    assert not (tmp_path / "other").exists()
+
+
+# --- files made to do harm ------------------------------------------------------------------------
+
+
+def hostile(path: Path, what: str) -> None:
+    secret = path.with_name("secret")
+    secret.write_bytes(np.arange(36, dtype=np.float32).tobytes())
+    with h5py.File(path, "w") as file:
+        file["clip_id"] = all_names()
+        if what == "external storage":
+            file.create_dataset("features", (9, 4), "f4", external=[(str(secret), 0, 144)])
+        elif what == "external link":
+            with h5py.File(path.with_name("other.h5"), "w") as other:
+                other["features"] = np.ones((9, 4), "f4")
+            file["features"] = h5py.ExternalLink("other.h5", "/features")
+        elif what == "dangling external link":
+            file["features"] = h5py.ExternalLink("/etc/passwd", "/x")
+        elif what == "soft link":
+            file["real"] = np.ones((9, 4), "f4")
+            file["features"] = h5py.SoftLink("/real")
+        elif what == "virtual data set":
+            with h5py.File(path.with_name("other.h5"), "w") as other:
+                other["features"] = np.ones((9, 4), "f4")
+            layout = h5py.VirtualLayout((9, 4), "f4")
+            layout[:] = h5py.VirtualSource(str(path.with_name("other.h5")), "features", (9, 4))
+            file.create_virtual_dataset("features", layout)
+        elif what == "terabytes never written":
+            file.create_dataset("features", (9, 10**12), "f4", chunks=(1, 10**6))
+        else:
+            file.create_dataset("features", (9, 10**9), "f4", chunks=(1, 10**6), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "external storage",
+        "external link",
+        "dangling external link",
+        "soft link",
+        "virtual data set",
+        "terabytes never written",
+        "terabytes compressed",
+    ],
+)
+def test_import_refuses_hdf5_that_could_do_harm(tmp_path: Path, what: str) -> None:
+    hostile(tmp_path / "x.h5", what)
+    with pytest.raises(UnsafeFileError, match="features"):
+        import_features(tmp_path / "cache", tmp_path / "x.h5", name="x", recordings=RECORDINGS)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_import_refuses_npz_with_pickled_objects(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=np.array([[object()]] * 9, object), clip_id=np.array(all_names()))
+    with pytest.raises(UnsafeFileError, match="pickled"):
+        import_features(tmp_path / "cache", tmp_path / "x.npz", name="x", recordings=RECORDINGS)
+
+
+@pytest.mark.parametrize("what", ["header", "bomb"])
+def test_import_refuses_npz_that_claims_more_than_it_holds(tmp_path: Path, what: str) -> None:
+    np.savez(tmp_path / "x.npz", clip_id=np.array(all_names()))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+        member = io.BytesIO()
+        shape = (9, 10**12) if what == "header" else (9, 10**6)
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        archive.writestr("features.npy", member.getvalue() + (b"" if what == "header" else bytes(36 * 10**6)))
+    with pytest.raises(UnsafeFileError, match="claims"):
+        import_features(tmp_path / "cache", tmp_path / "x.npz", name="x", recordings=RECORDINGS)
