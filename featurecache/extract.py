@@ -10,11 +10,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from featurecache.clips import clip_id
 from featurecache.errors import NonFiniteFeatureError
@@ -101,6 +104,7 @@ def extract(
     *,
     batch_size: int,
     decoders: int,
+    known_timestamps: Mapping[str, npt.NDArray[np.int64]] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
     """Computes and stores the features of all clips in `work`.
@@ -111,6 +115,8 @@ def extract(
         writer: An open writer of the backbone's feature space.
         batch_size: B, clips per forward.
         decoders: Threads that decode, one recording each.
+        known_timestamps: Clip id -> frame timestamps (T,) of an earlier extraction with the same sampling. A clip
+            whose frames are now others fails: a decoder has changed, and features would not be comparable.
         on_progress: Called after each batch and each failure.
 
     Raises:
@@ -120,6 +126,7 @@ def extract(
 
     from featurecache.pooling import mean_of_tokens
 
+    known = known_timestamps or {}
     began = time.monotonic()
     total = sum(len(item.spans) for item in work)
     extracted, waited_s = 0, 0.0
@@ -153,8 +160,9 @@ def extract(
             if result is None:
                 break
             recording, clip = result
-            if isinstance(clip, ClipFailure):
-                fail(recording, clip.start_us, clip.end_us, clip.reason)
+            reason = clip.reason if isinstance(clip, ClipFailure) else _changed_frames(recording, clip, known)
+            if isinstance(clip, ClipFailure) or reason:
+                fail(recording, clip.start_us, clip.end_us, reason)
                 on_progress(progress())
                 continue
             batch.append((recording, clip, backbone.preprocess(clip.frames)))
@@ -166,6 +174,19 @@ def extract(
     writer.commit()
     on_progress(progress())
     return Extraction(progress(), tuple(sorted(failures, key=lambda f: (f.recording, f.start_us, f.end_us))))
+
+
+def _changed_frames(recording: Recording, clip: ClipFrames, known: Mapping[str, npt.NDArray[np.int64]]) -> str:
+    """Why a clip's frames are not those of an earlier extraction; empty where they are, or there was none."""
+    earlier = known.get(clip_id(recording.sha256, clip.start_us, clip.end_us))
+    if earlier is None or np.array_equal(earlier, clip.timestamps_us):
+        return ""
+    differing = int(np.flatnonzero(earlier != clip.timestamps_us)[0])
+    return (
+        f"the decoder must choose the frames it chose before, but frame {differing} lies at "
+        f"{clip.timestamps_us[differing]} us and lay at {earlier[differing]} us. "
+        "Use the PyAV version of the earlier extraction (featurecache cache info --json), or extract into a new cache."
+    )
 
 
 _Result = tuple[Recording, ClipFrames | ClipFailure]

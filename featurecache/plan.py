@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from featurecache.backbones import find_model, open_inputs
 from featurecache.cells import format_seconds, guard_cell, parse_seconds, unguard_cell
 from featurecache.clips import clip_id
@@ -149,6 +152,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
                 writer,
                 batch_size=settings.batch_size,
                 decoders=settings.decoders,
+                known_timestamps=_known_timestamps(project, plan),
                 on_progress=on_progress,
             )
     tried = {clip_id(item.recording.sha256, *span) for item in plan.work for span in item.spans}
@@ -156,6 +160,22 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
     earlier = [row for row in _read_failures(project) if row.clip_id not in tried | {f.clip_id for f in failures}]
     write_private(project.failures, _failures_csv([*earlier, *failures]))
     return Extraction(done.progress, failures)
+
+
+def _known_timestamps(project: Project, plan: Plan) -> dict[str, npt.NDArray[np.int64]]:
+    """Frame timestamps that other feature spaces with the same sampling hold of the clips to compute."""
+    todo = {clip_id(item.recording.sha256, *span) for item in plan.work for span in item.spans}
+    cache = FeatureCache.open(project.cache)
+    known: dict[str, npt.NDArray[np.int64]] = {}
+    for space in cache.spaces:
+        if (
+            space.fingerprint != plan.space.fingerprint
+            and space.inputs.get("sampling") == plan.space.inputs["sampling"]
+        ):
+            chosen = (space.tap, space.pooling, space.fingerprint)
+            ids = [name for name in cache.clip_ids(*chosen) if name in todo]
+            known.update(zip(ids, cache.timestamps_us(ids, *chosen), strict=True))
+    return known
 
 
 def _missing(project: Project, clips: list[tuple[str, int, int]], space: FeatureSpace) -> list[tuple[str, int, int]]:

@@ -20,6 +20,8 @@ from featurecache.clips_csv import read_table
 from featurecache.errors import CacheNotFoundError
 from featurecache.plan import failed_clip_ids, plan_extraction, run_plan
 from featurecache.project import Project, open_project
+from featurecache.spec import FeatureSpace
+from featurecache.store import CacheWriter, Row
 from tests.make_videos import write_video
 from tests.projects import make_project, make_table
 
@@ -188,6 +190,23 @@ def test_damaged_recordings_cost_their_clips_only(project: Project) -> None:
     assert done.progress.extracted == 16 + sum(clip.clip_id not in failed for clip in torn_clips)
     assert plan_extraction(project).todo == done.progress.failed
     assert project.failures.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_clip_fails_when_its_frames_are_not_those_of_an_earlier_extraction(project: Project) -> None:
+    plan = plan_extraction(project, limit=3)
+    (recording,) = [item.recording for item in plan.work]
+    other = FeatureSpace({**plan.space.inputs, "prefix_token_ids": [1]})
+    with CacheWriter(project.cache, other, {}) as writer:
+        for start, end in plan.work[0].spans:
+            shift = 200_000 if start == 1_000_000 else 0
+            times = np.array([start, start + 200_000, start + 600_000, start + 800_000 - shift])
+            writer.add(Row(recording.sha256, start, end, np.arange(32.0) + start, times))
+    done = run_plan(project, plan)
+    assert [
+        (failure.start_us, "frame 3 lies at 1800000 us and lay at 1600000 us" in failure.reason)
+        for failure in done.failures
+    ] == [(1_000_000, True)]
+    assert done.progress.extracted == 2
 
 
 def test_failures_of_other_clips_are_kept_when_only_a_share_is_tried(project: Project) -> None:
