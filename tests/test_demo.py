@@ -1,0 +1,77 @@
+"""The demo, whole: it learns above chance, shuffled labels score at chance, a second run computes nothing."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from featurecache.clips import ClipTable
+from featurecache.clips_csv import format_table, read_table
+
+LABELS = ("baby_visible", "ventilation", "stimulation", "suction")
+
+
+def _json(*arguments: object) -> dict[str, Any]:
+    result = CliRunner().invoke(cli.app, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    return folder, _json("demo", folder, "--trials", 32)
+
+
+def test_demo_learns_above_chance_on_unseen_sessions(demo: tuple[Path, dict[str, Any]]) -> None:
+    _, steps = demo
+    scores, floor = steps["evaluate"], steps["evaluate"]["always_yes"]
+    assert scores["macro_f1"] > floor["macro_f1"] + 0.1
+    assert scores["macro_f1_ci95"][0] > floor["macro_f1"]
+    for label in LABELS:
+        prevalence = floor["per_class"][label]["precision"]
+        assert scores["per_class"][label]["average_precision"] > 1.25 * prevalence, label
+
+
+def test_demo_reads_annotations_at_their_time_origin(demo: tuple[Path, dict[str, Any]]) -> None:
+    folder, steps = demo
+    origins = [path.read_text().partition('TIME_ORIGIN="')[2].partition('"')[0] for path in folder.rglob("*.eaf")]
+    assert all(int(origin) > 0 for origin in origins)
+    assert not steps["clips"]["out_of_range"]
+    assert not steps["clips"]["unusable"]
+
+
+def test_demo_computes_nothing_again_when_it_is_run_twice(demo: tuple[Path, dict[str, Any]]) -> None:
+    folder, steps = demo
+    again = _json("demo", folder, "--trials", 32)
+    assert again["extract"]["todo"] == 0
+    assert again["tune"]["value"] == steps["tune"]["value"]
+    assert again["evaluate"]["macro_f1"] == steps["evaluate"]["macro_f1"]
+    assert again["evaluate"]["looks"] == steps["evaluate"]["looks"] + 1
+
+
+def test_shuffled_labels_score_at_chance(demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = shutil.copytree(demo[0], tmp_path / "shuffled")
+    shutil.rmtree(folder / "runs")
+    table = read_table(folder / "clips.csv")
+    targets = [clip.targets for clip in table.clips]
+    random.Random(0).shuffle(targets)
+    clips = tuple(
+        type(clip)(clip.clip_id, clip.recording, clip.session, clip.split, clip.start_us, clip.end_us, target)
+        for clip, target in zip(table.clips, targets, strict=True)
+    )
+    (folder / "clips.csv").write_bytes(format_table(ClipTable(table.labels, clips)))
+    _json("tune", "--trials", 32, "--config", folder)
+    scores = _json("evaluate", "--config", folder)
+    floor = scores["always_yes"]
+    assert scores["macro_f1"] < floor["macro_f1"] + 0.05
+    for label in LABELS:
+        prevalence = floor["per_class"][label]["precision"]
+        assert scores["per_class"][label]["average_precision"] < prevalence + 0.12, label
