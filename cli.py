@@ -278,7 +278,14 @@ def _extract(
                 f"extracted {done.extracted} clips in {done.elapsed_s:.1f} s ({done.extracted / done.elapsed_s:.1f} "
                 f"clips/s; the model waited {done.waited_s / done.elapsed_s:.0%} of it for video)"
             )
-        document |= {"extracted": done.extracted, "elapsed_s": done.elapsed_s, "waited_s": done.waited_s}
+        if done.elsewhere:
+            screen.say(f"{done.elsewhere} clips were left to another process that is extracting them")
+        document |= {
+            "extracted": done.extracted,
+            "elsewhere": done.elsewhere,
+            "elapsed_s": done.elapsed_s,
+            "waited_s": done.waited_s,
+        }
     _show_failures(screen, failures)
     return {**document, "failed": [dataclasses.asdict(failure) for failure in failures]}
 
@@ -321,7 +328,7 @@ def _extraction_progress(screen: Screen) -> "Iterator[Callable[[Progress], None]
                 bar.update(
                     task,
                     total=now.total,
-                    completed=now.extracted + now.failed,
+                    completed=now.extracted + now.failed + now.elsewhere,
                     rate=now.extracted / max(now.elapsed_s, 1e-9),
                     wait=now.waited_s / max(now.elapsed_s, 1e-9),
                 )
@@ -336,10 +343,11 @@ def _extraction_progress(screen: Screen) -> "Iterator[Callable[[Progress], None]
             return
         last = time.monotonic()
         rate = now.extracted / max(now.elapsed_s, 1e-9)
-        left = (now.total - now.extracted - now.failed) / rate if rate else float("nan")
+        done = now.extracted + now.failed + now.elsewhere
+        left = (now.total - done) / rate if rate else float("nan")
         wait = now.waited_s / max(now.elapsed_s, 1e-9)
         screen.say(
-            f"{now.extracted + now.failed}/{now.total} clips, {rate:.1f} clips/s, {left:.0f} s left, "
+            f"{done}/{now.total} clips, {rate:.1f} clips/s, {left:.0f} s left, "
             f"the model waits {wait:.0%} of the time for video"
         )
 

@@ -61,6 +61,7 @@ class Progress:
     Attributes:
         extracted: Clips whose features are computed.
         failed: Clips that cannot be had.
+        elsewhere: Clips that another process has done meanwhile or is working on.
         total: Clips of this run.
         elapsed_s: Seconds since the run began.
         waited_s: Seconds the model waited for video.
@@ -68,6 +69,7 @@ class Progress:
 
     extracted: int
     failed: int
+    elsewhere: int
     total: int
     elapsed_s: float
     waited_s: float
@@ -104,6 +106,7 @@ def extract(
     *,
     batch_size: int,
     decoders: int,
+    begin: Callable[[Work], Work | None] = lambda item: item,
     known_timestamps: Mapping[str, npt.NDArray[np.int64]] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
@@ -115,6 +118,8 @@ def extract(
         writer: An open writer of the backbone's feature space.
         batch_size: B, clips per forward.
         decoders: Threads that decode, one recording each.
+        begin: Called by a decoder before a recording: the clips that are still to be computed, or None while
+            another process is at it. Such a recording is asked for once more at the end.
         known_timestamps: Clip id -> frame timestamps (T,) of an earlier extraction with the same sampling. A clip
             whose frames are now others fails: a decoder has changed, and features would not be comparable.
         on_progress: Called after each batch and each failure.
@@ -129,7 +134,7 @@ def extract(
     known = known_timestamps or {}
     began = time.monotonic()
     total = sum(len(item.spans) for item in work)
-    extracted, waited_s = 0, 0.0
+    extracted, elsewhere, waited_s = 0, 0, 0.0
     failures: list[FailedClip] = []
     batch: list[tuple[Recording, ClipFrames, torch.Tensor]] = []
 
@@ -138,7 +143,7 @@ def extract(
         failures.append(FailedClip(name, recording.name, start_us, end_us, reason))
 
     def progress() -> Progress:
-        return Progress(extracted, len(failures), total, time.monotonic() - began, waited_s)
+        return Progress(extracted, len(failures), elsewhere, total, time.monotonic() - began, waited_s)
 
     def run_batch() -> None:
         nonlocal extracted
@@ -152,13 +157,17 @@ def extract(
                 fail(recording, clip.start_us, clip.end_us, str(error))
         batch.clear()
 
-    with _decoding(work, backbone.inputs.frames, decoders) as results:
+    with _decoding(work, backbone.inputs.frames, decoders, begin) as results:
         while True:
             asked = time.monotonic()
             result = next(results, None)
             waited_s += time.monotonic() - asked
             if result is None:
                 break
+            if isinstance(result, int):
+                elsewhere += result
+                on_progress(progress())
+                continue
             recording, clip = result
             reason = clip.reason if isinstance(clip, ClipFailure) else _changed_frames(recording, clip, known)
             if isinstance(clip, ClipFailure) or reason:
@@ -189,15 +198,18 @@ def _changed_frames(recording: Recording, clip: ClipFrames, known: Mapping[str, 
     )
 
 
-_Result = tuple[Recording, ClipFrames | ClipFailure]
+_Result = tuple[Recording, ClipFrames | ClipFailure] | int
+"""A clip, or the number of clips that are left to another process."""
 
 
 @contextmanager
-def _decoding(work: Sequence[Work], frames: int, decoders: int) -> Iterator[Iterator[_Result]]:
+def _decoding(
+    work: Sequence[Work], frames: int, decoders: int, begin: Callable[[Work], Work | None]
+) -> Iterator[Iterator[_Result]]:
     """Every clip of `work`, decoded by threads that run ahead; the threads have ended when the block has."""
-    waiting: queue.SimpleQueue[Work] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[tuple[Work, bool]] = queue.SimpleQueue()
     for item in work:
-        waiting.put(item)
+        waiting.put((item, False))
     ready: queue.Queue[_Result | BaseException | None] = queue.Queue(maxsize=_QUEUED_CLIPS_PER_DECODER * decoders)
     stop = threading.Event()
 
@@ -210,8 +222,15 @@ def _decoding(work: Sequence[Work], frames: int, decoders: int) -> Iterator[Iter
     def decode() -> None:
         try:
             while not stop.is_set():
-                item = waiting.get_nowait()
-                for clip in _clips_of(item, frames):
+                item, was_put_off = waiting.get_nowait()
+                left = begin(item)
+                if left is None and not was_put_off:
+                    waiting.put((item, True))
+                    continue
+                spans = left.spans if left is not None else ()
+                if len(spans) < len(item.spans):
+                    hand_over(len(item.spans) - len(spans))
+                for clip in _clips_of(Work(item.recording, spans), frames):
                     hand_over((item.recording, clip))
                     if stop.is_set():
                         return

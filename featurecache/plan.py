@@ -138,7 +138,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
         SettingsError: If the device cannot be used.
         CacheWriteError: If features cannot be saved; what was saved before is kept.
     """
-    done = Extraction(Progress(0, 0, 0, 0.0, 0.0), ())
+    done = Extraction(Progress(0, 0, 0, 0, 0.0, 0.0), ())
     if plan.work:
         from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone
 
@@ -152,6 +152,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
                 writer,
                 batch_size=settings.batch_size,
                 decoders=settings.decoders,
+                begin=lambda item: _begin(project, plan, writer, item),
                 known_timestamps=_known_timestamps(project, plan),
                 on_progress=on_progress,
             )
@@ -160,6 +161,15 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
     earlier = [row for row in _read_failures(project) if row.clip_id not in tried | {f.clip_id for f in failures}]
     write_private(project.failures, _failures_csv([*earlier, *failures]))
     return Extraction(done.progress, failures)
+
+
+def _begin(project: Project, plan: Plan, writer: CacheWriter, item: Work) -> Work | None:
+    """The clips of a recording that are still missing; None while another process is computing them."""
+    sha256 = item.recording.sha256
+    if not writer.claim(sha256):
+        return None
+    missing = set(_missing(project, [(sha256, *span) for span in item.spans], plan.space))
+    return Work(item.recording, tuple(span for span in item.spans if (sha256, *span) in missing))
 
 
 def _known_timestamps(project: Project, plan: Plan) -> dict[str, npt.NDArray[np.int64]]:

@@ -1,5 +1,6 @@
 """Extraction of a project: right features, nothing twice, nothing stale, one bad file never stops the rest."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import zarr
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
 from featurecache import FeatureCache
@@ -22,6 +24,7 @@ from featurecache.plan import failed_clip_ids, plan_extraction, run_plan
 from featurecache.project import Project, open_project
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
+from featurecache.store.claims import Claims
 from tests.make_videos import write_video
 from tests.projects import make_project, make_table
 
@@ -271,6 +274,73 @@ def test_no_decoder_outlives_a_run_that_fails(project: Project) -> None:
     assert threading.active_count() == before
     assert plan_extraction(project).present == 4, "the batch that was computed is saved on the way out"
     assert _extract(project) == 20
+
+
+def test_processes_started_alike_share_the_list_and_compute_nothing_twice(project: Project) -> None:
+    plan = plan_extraction(project)  # digests are remembered, so that both begin at once
+    command = [sys.executable, "-m", "cli", "extract", "--config", str(project.root), "--json"]
+    both = [
+        subprocess.Popen(
+            command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    reports = []
+    for process in both:
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        reports.append(json.loads(out))
+    assert sum(report["extracted"] for report in reports) == 24
+    assert plan_extraction(project).todo == 0
+    (space,) = FeatureCache.open(project.cache).spaces
+    assert space.rows == 24
+    held = sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in project.cache.glob("spaces/*/segments/0*"))
+    assert held == 24
+    assert not list(project.cache.glob("spaces/*/claims/*"))
+    assert plan.space.fingerprint == space.fingerprint
+
+
+def test_a_recording_is_left_to_the_process_that_claims_it_while_it_lives(project: Project) -> None:
+    plan = plan_extraction(project)
+    sha256 = plan.work[0].recording.sha256
+    code = (
+        "import sys, time\n"
+        "from featurecache.store import CacheWriter\n"
+        "from featurecache.spec import FeatureSpace\n"
+        "import json\n"
+        "writer = CacheWriter(sys.argv[1], FeatureSpace(json.loads(sys.argv[2])), {})\n"
+        "print(writer.claim(sys.argv[3]), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    arguments = [str(project.cache), json.dumps(plan.space.inputs), sha256]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        done = run_plan(project, plan)
+        assert (done.progress.extracted, done.progress.elsewhere) == (20, 4)
+        other.kill()
+    again = run_plan(project, plan_extraction(project))
+    assert (again.progress.extracted, again.progress.elsewhere) == (4, 0), (
+        "the claim of a killed process counts no longer"
+    )
+
+
+def test_a_claim_of_another_machine_ends_with_its_lease(tmp_path: Path) -> None:
+    (tmp_path / "space").mkdir()
+    with Claims(tmp_path / "space") as first:
+        assert first.take("a" * 64)
+        assert first.take("a" * 64), "one's own claim"
+        (claim,) = (tmp_path / "space/claims").iterdir()
+        claim.write_text("01795313882948605292-elsewhere.73bf134d-32373-d026ecb11973eafb")
+        with Claims(tmp_path / "space") as second:
+            assert not second.take("a" * 64)
+            os.utime(claim, (time.time() - 121, time.time() - 121))
+            assert second.take("a" * 64)
+            assert second.take("b" * 64)
+            assert claim.read_text() != "01795313882948605292-elsewhere.73bf134d-32373-d026ecb11973eafb"
+        assert not claim.exists()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])

@@ -305,8 +305,8 @@ def _abandoned(root: Path, abandoned_s: float) -> Iterator[tuple[Path, str]]:
     folders = layout.space_folders(root)
     places = [root, root / "spaces", *folders, *(folder / "segments" for folder in folders)]
     hidden = [path for place in places for path in files.inside(place) if path.suffix in (".tmp", layout.TRASH)]
-    staging = [path for folder in folders for path in files.inside(folder / "staging")]
-    for path in [*hidden, *staging]:
+    unfinished = [path for folder in folders for name in ("staging", "claims") for path in files.inside(folder / name)]
+    for path in [*hidden, *unfinished]:
         owner = format.SEGMENT_ID.fullmatch(path.name.removeprefix(".").removesuffix(".tmp").removesuffix(layout.TRASH))
         here = owner is not None and format.names_this_machine(owner["machine"])
         if here and owner is not None:

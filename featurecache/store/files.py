@@ -80,6 +80,25 @@ def move(source: Path, target: Path) -> None:
             raise
 
 
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name unless that is taken; whether it worked, also where NFS lost the reply."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return os.lstat(source).st_nlink == 2
+    return True
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename over whatever has the name."""
+    os.replace(source, target)
+
+
+def touch(path: Path) -> None:
+    """Set a file's times to the present of the machine that keeps it."""
+    os.utime(path)
+
+
 def replace_file(path: Path, data: bytes, temporary_name: str) -> None:
     """Put a whole file in place of another (or of none) by rename, durably."""
     temporary = path.with_name(temporary_name)

@@ -33,6 +33,7 @@ from featurecache.errors import (
 )
 from featurecache.spec import FeatureSpace
 from featurecache.store import files, format
+from featurecache.store.claims import Claims
 from featurecache.store.index import read_index, segments_after_checkpoint, write_checkpoint
 from featurecache.store.layout import as_json, make_cache, make_space
 from featurecache.store.segment import STORED_DTYPES, Rows, encode_segment, read_record
@@ -111,11 +112,23 @@ class CacheWriter:
             self._folder = make_space(self._root, space)
             self._check_writable()
             self._row_shape, self._frames = self._stored_shapes()
+        self._claims = Claims(self._folder)
 
     @property
     def rows_saved(self) -> int:
         """Rows that this writer has committed durably."""
         return self._rows_saved
+
+    def claim(self, video_sha256: str) -> bool:
+        """Whether this process should compute a recording's clips; False while another one is at it.
+
+        A claim lasts until this writer is left. It saves effort and protects nothing: see `claims.py`.
+
+        Raises:
+            CacheWriteError: If the cache cannot be written.
+        """
+        with writing(self._root):
+            return self._claims.take(video_sha256)
 
     def add(self, row: Row) -> None:
         """Gather a row, and commit when enough are gathered.
@@ -173,13 +186,14 @@ class CacheWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.commit()
-        else:
-            try:
+        with self._claims:  # given back when the rows are there for others to see
+            if error is None:
                 self.commit()
-            except CacheWriteError as second:
-                error.add_note(f"{len(self._rows)} gathered rows could not be saved either: {second}")
+            else:
+                try:
+                    self.commit()
+                except CacheWriteError as second:
+                    error.add_note(f"{len(self._rows)} gathered rows could not be saved either: {second}")
         with contextlib.suppress(OSError):  # a convenience for readers; the rows are safe without
             self._refresh_checkpoint()
 
