@@ -1,6 +1,6 @@
 """How fast the cache writes and reads, beside the floor (a raw file) and beside HDF5.
 
-    python benchmarks/bench_store.py [--quick] [--folder DIR]
+    python benchmarks/bench_store.py [--quick | --full] [--folder DIR]
 
 Rows are 4096 wide float16, as the 7B backbone gives. Reading is `FeatureCache.load` of every clip, in stored
 and in shuffled order, against `readinto` of the same bytes from one plain file into new memory. All of it is
@@ -139,6 +139,28 @@ def measure_writing(folder: Path, rows: int, segments: int) -> dict[str, float]:
     return {"rows": rows, "segments": segments} | {f"{name}_rows_per_s": round(rows / s) for name, s in seconds.items()}
 
 
+def measure_full(folder: Path, rows: int = 1_600_000) -> dict[str, float]:
+    """Rows per second, opening and iterating of a cache that does not fit the memory of a workstation."""
+    block = np.random.default_rng(0).standard_normal((4096, DIM), dtype=np.float32).astype(np.float16)
+    timestamps_us = np.arange(16)
+
+    def write() -> None:
+        with CacheWriter(folder / "cache", SPACE, {}, max_rows=16384, max_bytes=1 << 40, max_age_s=1e9) as writer:
+            for i in range(rows):
+                writer.add(Row(*clip(i), block[i % len(block)], timestamps_us))
+
+    seconds = timed(write)
+    open_s = timed(lambda: FeatureCache.open(folder / "cache"))
+    started = time.perf_counter()
+    iterated = iterate_memory(folder / "cache")
+    iterate_s = time.perf_counter() - started
+    return iterated | {
+        "write_rows_per_s": round(rows / seconds),
+        "open_s": round(open_s, 2),
+        "iterate_s": round(iterate_s),
+    }
+
+
 def iterate_memory(root: Path) -> dict[str, float]:
     """Peak memory that opening and iterating adds, in a process of its own, MiB."""
     code = (
@@ -156,6 +178,7 @@ def main() -> None:
     """Run every size and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, under 50 s")
+    parser.add_argument("--full", action="store_true", help="also 1,600,000 rows: 13 GB of disk, some minutes")
     parser.add_argument("--folder", type=Path, help="the disk to write to")
     options = parser.parse_args()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -172,6 +195,9 @@ def main() -> None:
     for rows, segments in [(2048, 8)] if options.quick else [(16384, 4), (16384, 16), (16384, 64)]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             figures[f"write_{rows}_rows_{segments}_segments"] = measure_writing(Path(folder), rows, segments)
+    if options.full:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            figures["full"] = measure_full(Path(folder))
     first, last = (f"{sizes[0][0]}_rows_{segments}_segments" for segments in (1, 1000))
     targets = [
         ("load over raw readinto, 1 segment", figures[first]["read_over_raw"], 2.5),
