@@ -6,6 +6,7 @@ that annotate one recording are an error.
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ def survey(project: Project) -> Survey:
     column: Mapping[str, str] = {}
     if project.annotations is not None and project.annotations.is_file():
         table = read_csv(project.annotations)
-        found = {name: list(spans) for name, spans in table.intervals.items()}
-        column = table.sessions
+        as_on_disk = {_one_form(name): name for name in names}
+        found = {as_on_disk.get(_one_form(name), name): list(spans) for name, spans in table.intervals.items()}
+        column = {as_on_disk.get(_one_form(name), name): session for name, session in table.sessions.items()}
     elif project.annotations is not None:
         documents, unread = read_documents(project.annotations)
         found, unmatched = _intervals_of(
@@ -168,6 +170,11 @@ def _of_document(
         own = [interval for interval in own if interval.label != span]
         own += intervals(document, labels_from="tiers", tiers=(span,), time_origin_ms=origin_ms)
     return sorted(own)
+
+
+def _one_form(name: str) -> str:
+    """One spelling of accented letters: macOS takes them apart in file names, spreadsheets do not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _left_out(path: Path, error: FeatureCacheError) -> UnusableRecording:

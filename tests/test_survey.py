@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.annotations import Interval, write_eaf
+from featurecache.annotations import Interval, write_csv, write_eaf
 from featurecache.errors import AnnotationError
 from featurecache.project import Project, open_project
 from featurecache.propose import propose
@@ -92,6 +92,17 @@ def test_recordings_without_annotations_are_unlabelled(root: Path) -> None:
     project = _project(root, 'labels = ["ventilation"]')
     table, _ = make_table(project, survey(project))
     assert {clip.targets for clip in table.clips if clip.recording == "S3.mp4"} == {(None,)}
+
+
+def test_a_csv_names_recordings_in_either_form_of_accented_letters(root: Path) -> None:
+    composed, decomposed = "caf\u00e9.mp4", "cafe\u0301.mp4"
+    (root / "videos/S0.mp4").rename(root / "videos" / decomposed)
+    write_csv(root / "labels.csv", {composed: [_us(1, 2, "ventilation")]}, sessions={composed: "one"})
+    project = _project(root, 'labels = ["ventilation"]')
+    settings = root / "featurecache.toml"
+    settings.write_text(settings.read_text().replace('annotations = "eaf"', 'annotations = "labels.csv"'))
+    found = survey(open_project(project.root))
+    assert found.intervals == {decomposed: [_us(1, 2, "ventilation")]}
 
 
 def test_propose_writes_what_the_files_show(root: Path, tmp_path: Path) -> None:
