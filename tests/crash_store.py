@@ -1,7 +1,7 @@
 """Run by test_store_faults.py in a process of its own: writers that are killed, and kill themselves.
 
 `python -m tests.crash_store kill-at ROOT` dies at operation after operation of one commit;
-`python -m tests.crash_store loop ROOT ROUNDS SEED` kills two writers at random instants. The last line of
+`python -m tests.crash_store loop ROOT COUNT SEED` kills two writers at random instants. The last line of
 stdout is JSON. A process of its own because forking is only safe where no thread runs.
 """
 
@@ -55,34 +55,50 @@ def kill_at(root: Path) -> dict[str, list[int]]:
     return {"died": died, "operations": [len(recorder.calls)]}
 
 
-def loop(root: Path, rounds: int, seed: int) -> dict[str, int]:
-    """Two writers on one list of clips, killed together at random instants, checked after every round."""
+def loop(root: Path, wanted: int, seed: int) -> dict[str, int]:
+    """Two writers on one list of clips, killed together at random instants until both counts are reached.
+
+    Checked every few rounds. Where the list is done, however fast the machine is, a new cache is begun.
+    """
     chance = random.Random(seed)
-    cache, kills, checked = root / "cache", 0, 0
-    for round_number in range(rounds):
-        writers = [_start_writer(cache, root / f"said-{who}-{round_number}", who, chance.random()) for who in range(2)]
+    kills = rounds = said = caches = 0
+    while kills < wanted or rounds < wanted:
+        folder = root / f"{caches}"
+        folder.mkdir(exist_ok=True)
+        writers = [_start_writer(folder, f"said-{who}-{rounds}", who, chance.random()) for who in range(2)]
         time.sleep(chance.uniform(0.0, 0.12))
         for writer in writers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(writer, signal.SIGKILL)
-        kills += sum(os.WIFSIGNALED(os.waitpid(writer, 0)[1]) for writer in writers)
-        if round_number % 5 == 4 or round_number == rounds - 1:
-            checked += _check(cache, root)
-    finisher = _start_writer(cache, root / "said-last", 0, 0.5)
-    os.waitpid(finisher, 0)
-    said = _check(cache, root)
-    opened = FeatureCache.open(cache)
-    return {"rows": opened.spaces[0].rows, "said": said, "kills": kills, "damage": len(opened.damage)}
+        ends = [os.waitpid(writer, 0)[1] for writer in writers]
+        kills += sum(os.WIFSIGNALED(end) for end in ends)
+        rounds += 1
+        if not all(os.WIFSIGNALED(end) for end in ends):  # one found nothing left to do
+            said += _finish(folder)
+            caches += 1
+        elif rounds % 5 == 0:
+            _check(folder)
+    said += _finish(folder)
+    return {"said": said, "kills": kills, "rounds": rounds, "caches": caches}
 
 
-def _start_writer(cache: Path, said: Path, who: int, mood: float) -> int:
+def _finish(folder: Path) -> int:
+    """Lets a writer come to its end; all clips must be there then. How many were said to be saved."""
+    os.waitpid(_start_writer(folder, "said-last", 0, 0.5), 0)
+    said = _check(folder)
+    assert FeatureCache.open(folder / "cache").spaces[0].rows == CLIPS
+    return said
+
+
+def _start_writer(folder: Path, said: str, who: int, mood: float) -> int:
     """A process that plans, writes what is missing in small commits, and says what it was told is saved."""
     child = os.fork()
     if child:
         return child
+    cache = folder / "cache"
     rows = make_rows(CLIPS)
     rows = rows if who == 0 else rows[::-1]
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    file = os.open(folder / said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     left = set(clips(rows))
     with contextlib.suppress(CacheNotFoundError):
         left = set(FeatureCache.open(cache).missing(clips(rows), space().fingerprint))
@@ -99,11 +115,11 @@ def _start_writer(cache: Path, said: Path, who: int, mood: float) -> int:
     os._exit(0)
 
 
-def _check(cache: Path, root: Path) -> int:
+def _check(folder: Path) -> int:
     """Every row that a writer was told is saved is there and right; nothing is damaged; no row shows twice."""
-    said = {line for path in root.glob("said-*") for line in path.read_text().splitlines()}
+    said = {line for path in folder.glob("said-*") for line in path.read_text().splitlines()}
     try:
-        opened = FeatureCache.open(cache)
+        opened = FeatureCache.open(folder / "cache")
     except CacheNotFoundError:
         assert not said
         return 0
