@@ -136,7 +136,7 @@ def extract(
     total = sum(len(item.spans) for item in work)
     extracted, elsewhere, waited_s = 0, 0, 0.0
     failures: list[FailedClip] = []
-    batch: list[tuple[Recording, ClipFrames, torch.Tensor]] = []
+    batch: list[tuple[_Sampled, torch.Tensor]] = []  # without the frames, which are large
 
     def fail(recording: Recording, start_us: int, end_us: int, reason: str) -> None:
         name = clip_id(recording.sha256, start_us, end_us)
@@ -147,14 +147,14 @@ def extract(
 
     def run_batch() -> None:
         nonlocal extracted
-        pixels = torch.stack([pixels for _, _, pixels in batch])  # (B, T, 3, H, W)
+        pixels = torch.stack([pixels for _, pixels in batch])  # (B, T, 3, H, W)
         features = mean_of_tokens(backbone.video_token_states(pixels)).cpu().numpy()  # (B, D)
-        for (recording, clip, _), feature in zip(batch, features, strict=True):
+        for ((recording, start_us, end_us, timestamps_us), _), feature in zip(batch, features, strict=True):
             try:
-                writer.add(Row(recording.sha256, clip.start_us, clip.end_us, feature, clip.timestamps_us))
+                writer.add(Row(recording.sha256, start_us, end_us, feature, timestamps_us))
                 extracted += 1
             except NonFiniteFeatureError as error:
-                fail(recording, clip.start_us, clip.end_us, str(error))
+                fail(recording, start_us, end_us, str(error))
         batch.clear()
 
     with _decoding(work, backbone.inputs.frames, decoders, begin) as results:
@@ -174,7 +174,8 @@ def extract(
                 fail(recording, clip.start_us, clip.end_us, reason)
                 on_progress(progress())
                 continue
-            batch.append((recording, clip, backbone.preprocess(clip.frames)))
+            sampled = (recording, clip.start_us, clip.end_us, clip.timestamps_us)
+            batch.append((sampled, backbone.preprocess(clip.frames)))
             if len(batch) == batch_size:
                 run_batch()
                 on_progress(progress())
@@ -198,6 +199,7 @@ def _changed_frames(recording: Recording, clip: ClipFrames, known: Mapping[str, 
     )
 
 
+_Sampled = tuple[Recording, int, int, npt.NDArray[np.int64]]
 _Result = tuple[Recording, ClipFrames | ClipFailure] | int
 """A clip, or the number of clips that are left to another process."""
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from featurecache.backbones.llava_next_video import LlavaNextVideoInputs
 
 _ITEM_BYTES = {"float16": 2, "float32": 4}
+_MOST_ASPECT = 20  # scaled by its short edge, a longer strip would fill the memory
 _ROW_OVERHEAD_BYTES = 76  # key, digest, span, checksum and the chunk index
 
 
@@ -107,8 +108,8 @@ def plan_extraction(
     spans: dict[tuple[str, int, int], Recording] = {}
     for clip in clips:
         recording = usable.get(clip.recording)
-        if recording is None or not recording.sha256.startswith(clip.content):
-            reason = reasons.get(clip.recording) or _absent(recording)
+        reason = reasons.get(clip.recording) or _unfit(recording, clip.content)
+        if recording is None or reason:
             failures.append(FailedClip(clip.clip_id, clip.recording, clip.start_us, clip.end_us, reason))
         else:
             spans[recording.sha256, clip.start_us, clip.end_us] = recording
@@ -196,10 +197,16 @@ def _missing(project: Project, clips: list[tuple[str, int, int]], space: Feature
     return cache.missing(clips, space.fingerprint)
 
 
-def _absent(recording: Recording | None) -> str:
+def _unfit(recording: Recording | None, content: str) -> str:
+    """Why a recording cannot give the clips of the table; empty where it can."""
     if recording is None:
         return "the recording is not in the folder of videos"
-    return "the recording's content is not the one clips.csv was made from; run featurecache clips"
+    if not recording.sha256.startswith(content):
+        return "the recording's content is not the one clips.csv was made from; run featurecache clips"
+    width, height = recording.info.width_px, recording.info.height_px
+    if max(width, height) > _MOST_ASPECT * min(width, height):
+        return f"a picture's sides must be within {_MOST_ASPECT} to 1, but they are {width} x {height} px"
+    return ""
 
 
 def device_of(name: str) -> str:

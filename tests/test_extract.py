@@ -175,6 +175,7 @@ def test_damaged_recordings_cost_their_clips_only(project: Project) -> None:
         project.videos / "torn.mp4", count=40, fps=5, options={"g": "5"}, container_options={"movflags": "faststart"}
     )
     (project.videos / "empty.mp4").write_bytes(b"")
+    write_video(project.videos / "strip.mp4", count=10, fps=5, size=(1024, 16))
     make_table(project)
     whole = torn.read_bytes()
     torn.write_bytes(whole[: len(whole) * 3 // 5])
@@ -184,14 +185,15 @@ def test_damaged_recordings_cost_their_clips_only(project: Project) -> None:
     plan = plan_extraction(project)
     done = run_plan(project, plan)
     reasons = {failure.recording: failure.reason for failure in done.failures}
-    assert set(reasons) == {"torn.mp4", "S2.mp4", "S3.mp4"}
+    assert set(reasons) == {"torn.mp4", "S2.mp4", "S3.mp4", "strip.mp4"}
     assert "not in the folder" in reasons["S2.mp4"]
     assert "same content as S1.mp4" in reasons["S3.mp4"]
+    assert "within 20 to 1, but they are 1024 x 16 px" in reasons["strip.mp4"]
     torn_clips = [clip for clip in read_table(project.clips).clips if clip.recording == "torn.mp4"]
     failed = failed_clip_ids(project)
     assert 0 < sum(clip.clip_id in failed for clip in torn_clips) < len(torn_clips) == 8
     assert done.progress.extracted == 16 + sum(clip.clip_id not in failed for clip in torn_clips)
-    assert plan_extraction(project).todo == done.progress.failed
+    assert plan_extraction(project).todo == done.progress.failed, "what could not be decoded is tried again"
     assert project.failures.stat().st_mode & 0o777 == 0o600
 
 
