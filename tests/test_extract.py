@@ -85,7 +85,9 @@ def test_storage_adds_its_rounding_only_when_features_are_stored_in_float16(tmp_
     ids = [clip.clip_id for clip in read_table(full.clips).clips]
     by_dtype = {space.stored_dtype: cache.load(ids, space=space.fingerprint) for space in cache.spaces}
     assert by_dtype["float16"].dtype == np.float16
-    assert np.array_equal(by_dtype["float16"], by_dtype["float32"].astype(np.float16))
+    # Batches may be made up differently in the two runs, which moves float32 by its own rounding.
+    half_a_step = np.spacing(np.abs(by_dtype["float16"])).astype(np.float32) / 2
+    assert (np.abs(by_dtype["float16"].astype(np.float32) - by_dtype["float32"]) <= half_a_step + 1e-5).all()
 
 
 def test_second_extraction_opens_no_video_and_no_weights_when_all_is_there(project: Project) -> None:
