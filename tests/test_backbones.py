@@ -107,9 +107,10 @@ def test_preprocess_centres_the_frame_on_the_mean_colour_when_resize_is_pad(tiny
     assert pixels[:, :, 20:36].min() > 1.5
 
 
-def test_mean_of_tokens_does_not_overflow_when_states_are_float16() -> None:
+def test_mean_of_tokens_neither_overflows_nor_rounds_when_states_are_float16() -> None:
     states = torch.full((1, 2304, 2), 60.0, dtype=torch.float16)
-    assert torch.equal(mean_of_tokens(states), torch.full((1, 2), 60.0))
+    states[:, ::3] = 61.0  # the mean, 60 and a third, is no float16, and the sum exceeds its range
+    assert (mean_of_tokens(states) - (60 + 1 / 3)).abs().max() < 1e-5
     with pytest.raises(NoVideoTokensError, match="at least one video token"):
         mean_of_tokens(states[:, :0])
 

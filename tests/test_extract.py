@@ -389,7 +389,7 @@ def _present(project: Project) -> int:
     return spaces[0].rows if spaces else 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("unshare"), reason="needs unshare")
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
 def test_extraction_uses_no_network(project: Project) -> None:
     """In a network namespace without any interface, everything works."""
     probe = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)

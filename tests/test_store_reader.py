@@ -1,6 +1,8 @@
 """What a reader promises: the order asked, errors with names, damage found, nothing written."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from featurecache.errors import (
     DamagedSegmentError,
     MissingFeaturesError,
 )
-from featurecache.store import FeatureCache, Row, compact, format, gc
+from featurecache.store import CacheWriter, FeatureCache, Row, compact, format, gc
 from featurecache.store.index import parse_clip_ids
 from tests.cache_samples import (
     PROVENANCE,
@@ -359,3 +361,21 @@ def test_reader_needs_no_torch_nor_zarr() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_load_takes_no_more_memory_than_the_result_and_one_segment(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((8192, 4096), dtype=np.float32).astype(np.float16)
+    with CacheWriter(tmp_path / "cache", space(), {}, max_rows=2048, max_age_s=1e9) as writer:
+        for number, feature in enumerate(features):
+            span_us = (number * 1000, number * 1000 + 1000)
+            writer.add(Row(digest("a"), *span_us, feature, np.zeros(1, np.int64)))
+    code = (
+        "import re, sys; from featurecache.store import FeatureCache\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
+        "cache = FeatureCache.open(sys.argv[1]); ids = cache.clip_ids()[::-1]; before = peak()\n"
+        "assert cache.load(ids).shape == (8192, 4096); print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert 60 < float(done.stdout) < 64 + 16 + 4, "MiB: the result has 64, a segment 16"
