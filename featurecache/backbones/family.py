@@ -1,0 +1,83 @@
+"""What every family of backbones offers, so that the extraction loop knows none of them.
+
+A family is two objects: inputs, all of a model but its weights, cheap to open; and the loaded backbone. The
+forward has two halves. `encode_frames` is what a model computes on each frame alone, and is done once for a frame
+that several clips share; `states` joins frames into clips and runs no deeper than the deepest tap asked for. A
+family whose model mixes frames from the first layer on has `encode_frames` give the pixels back.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TapStates:
+    """A tap's states of a batch of clips.
+
+    Attributes:
+        tokens: Shape (B, T', P, D): T' time steps of P tokens. T' is the number of frames, or less where the model
+            joins neighbouring frames into one step.
+        cls: Class tokens, shape (B, 1, D) of a whole clip or (B, T', D) of each step; None where the model has none.
+    """
+
+    tokens: Tensor
+    cls: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TapShape:
+    """Shape of a tap's states for one clip: T' time steps, P tokens a step, width D, class tokens or none."""
+
+    steps: int
+    tokens_per_step: int
+    width: int
+    has_cls: bool = False
+
+
+class Inputs(Protocol):
+    """All of a model but its weights: processor, token ids before the video, preprocessing.
+
+    Attributes:
+        folder: The model's files.
+        frames: T, frames sampled from a clip.
+        image_px: Height and width of a frame as the model sees it.
+        text_after_video: What the prompt puts behind the video; it cannot change a feature. Empty without a prompt.
+        taps: Every tap by name, in order of depth, with its shape.
+    """
+
+    folder: Path
+    frames: int
+    image_px: int
+    text_after_video: str
+    taps: dict[str, TapShape]
+
+    def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
+        """Every input that changes the value of this tap's states, JSON-ready, for the fingerprint."""
+        ...
+
+
+class Backbone(Protocol):
+    """The loaded, frozen model behind its inputs."""
+
+    inputs: Inputs
+
+    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
+        """Frames (F, H, W, 3) uint8 RGB -> pixels (F, 3, image_px, image_px) in the model's dtype, on its device."""
+        ...
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """What the model computes on each frame alone: (F, 3, image_px, image_px) -> (F, ...)."""
+        ...
+
+    def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
+        """Each tap's states in order of depth, one at a time: (B, T, ...) of `encode_frames` -> (tap, states).
+
+        Nothing above the deepest tap asked for is run, and nothing is kept of a tap once the next one is asked for.
+        """
+        ...
