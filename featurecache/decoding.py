@@ -16,14 +16,23 @@ Choices worth knowing:
   the packets' decoding times, sorted, are taken in display order.
 - Mirroring and quarter turns of the display matrix are applied. Sample aspect ratio and interlacing are not.
 
-It is not a seeker: every picture up to the last wanted one is decoded.
+- Pictures that nobody asked for and that no other picture refers to are not decoded (`decode` with sample
+  times): about half of the work where there are B-frames. Which these are is known from the packets a little
+  ahead of decoding. The pictures that are decoded come out bit for bit the same. Where something unforeseen turns
+  up near a picture that was left out, `NeededAfterAll` asks for the recording to be read again with all of them:
+  so damage that is noticed has the same consequences either way. Damage inside a picture that was left out is
+  not noticed; nothing rests on it.
+
+It is not a seeker: packets up to the last wanted picture are all read.
 """
 
 import heapq
 import math
 import stat
 import struct
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -43,6 +52,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
+from featurecache.nal_units import PacketReader
 
 MAX_PIXELS = 8192 * 4320
 """Largest picture that is decoded unless asked otherwise: 8K cinema, 106 MB as RGB."""
@@ -78,11 +88,13 @@ class OpenVideo:
 
     def to_us(self, ticks: int) -> int:
         """The stream's ticks on the recording's clock, to the nearest microsecond."""
-        return math.floor(ticks * self.time_base * _MICROSECONDS + Fraction(1, 2)) - self.zero_us
+        unit = 2 * self.time_base.denominator
+        return (2 * ticks * self.time_base.numerator * _MICROSECONDS + unit // 2) // unit - self.zero_us
 
-    def to_ticks(self, time_us: Fraction) -> int:
-        """The last tick of the stream that is not after a time on the recording's clock."""
-        return math.floor((time_us + self.zero_us) / (self.time_base * _MICROSECONDS))
+    def to_ticks(self, time: int, parts: int = 1) -> int:
+        """The last tick of the stream that is not after `time / parts` microseconds on the recording's clock."""
+        scaled = (time + parts * self.zero_us) * self.time_base.denominator
+        return scaled // (parts * self.time_base.numerator * _MICROSECONDS)
 
     @property
     def declared_end_us(self) -> int | None:
@@ -114,12 +126,15 @@ class Step:
     """The next picture in display order, and what went wrong since the one before.
 
     Attributes:
-        frame: The decoded picture; None in the last step, at the end of the recording.
+        frame: The decoded picture; None in the last step, at the end of the recording, and where it was left out.
         pts: Its presentation time in ticks of the stream.
         order: Its number in decoding order; a picture can only refer to lower ones.
         trusted: False if it, or a picture it may refer to, is damaged.
         lost_from: Time of the first picture lost since the step before, None if none was.
         damaged_from: Pictures of earlier steps with this number or a higher one must be distrusted after all.
+        resolved: All pictures with a lower number have been shown or reported lost: no later step can tell of
+            damage that a picture with at most this number rests on.
+        left_out: The picture is there, but it was not decoded.
     """
 
     frame: VideoFrame | None
@@ -128,6 +143,17 @@ class Step:
     trusted: bool
     lost_from: int | None
     damaged_from: int | None
+    resolved: int
+    left_out: bool = False
+
+    @property
+    def is_end(self) -> bool:
+        """Whether no picture follows."""
+        return self.frame is None and not self.left_out
+
+
+class NeededAfterAll(Exception):  # noqa: N818 - a request, handled inside the package
+    """A picture that was left out may matter: read the recording again and decode all of them."""
 
 
 @contextmanager
@@ -197,6 +223,8 @@ class _Ticket:
     is_key: bool
     failed: bool = False
     shown: bool = False
+    left_out: bool = False
+    resolved: bool = False
 
 
 @dataclass
@@ -229,49 +257,159 @@ class _Damage:
         return order
 
 
+class _LookAhead:
+    """Says of each packet whether its picture is to be decoded, knowing the packets shortly before and after it.
+
+    A picture stands until the next one in display order. It may be left out if no sample falls on that time, as
+    far as the known packets bound it (those not known can only shorten it), and no picture refers to it.
+    Whatever is unusual ends the leaving out, a window before it is reached.
+    """
+
+    def __init__(self, video: OpenVideo, reader: PacketReader, sample_ticks: Sequence[int]) -> None:
+        self.video = video
+        self.sample_ticks = sample_ticks
+        self.reader = reader
+        self.waiting: deque[tuple[Packet[VideoStream] | None, bool]] = deque()
+        self.passed: deque[int] = deque()
+        self.known: list[int] = []  # times of waiting and passed packets, sorted
+        self.first: int | None = None
+        self.all_needed = False
+        self.end = 0
+        # What the decoder holds back to show pictures in order: where that is too few, it drops some.
+        self.reorder_depth = video.stream.codec_context.reorder_depth
+        self.held_back: list[int] = []
+        self.last_released: int | None = None
+
+    def mark(
+        self, packets: "Iterator[Packet[VideoStream] | None]"
+    ) -> "Iterator[tuple[Packet[VideoStream] | None, bool]]":
+        for packet in packets:
+            self.waiting.append((packet, self._meet(packet)))
+            if len(self.waiting) > _LONGEST_REORDERING:
+                yield self._release()
+        if self.video.is_cut_off(self.end):
+            self.all_needed = True
+        while self.waiting:
+            yield self._release()
+
+    def _meet(self, packet: "Packet[VideoStream] | None") -> bool:
+        """Take note of the next packet; whether its picture could be left out."""
+        if packet is None or packet.is_corrupt or packet.pts is None:
+            self.all_needed = True
+        if self.all_needed or packet is None or packet.pts is None:
+            return False
+        is_disposable = self.reader.is_disposable(bytes(packet))
+        if not self.reader.is_consistent:
+            self.all_needed = True
+        if packet.is_discard:  # decoded, not shown
+            return False
+        self.end = max(self.end, packet.pts + (packet.duration or 0))
+        insort(self.known, packet.pts)
+        if len(self.held_back) < self.reorder_depth:
+            heapq.heappush(self.held_back, packet.pts)
+        else:
+            released = heapq.heappushpop(self.held_back, packet.pts)
+            if self.last_released is not None and released < self.last_released:
+                self.all_needed = True
+            self.last_released = released
+        return is_disposable
+
+    def _release(self) -> "tuple[Packet[VideoStream] | None, bool]":
+        packet, is_disposable = self.waiting.popleft()
+        if self.all_needed or packet is None or packet.pts is None or packet.is_discard:
+            return packet, True
+        if self.first is None:
+            self.first = self.known[0]
+        self.passed.append(packet.pts)
+        needed = not is_disposable or packet.pts == self.first or self._is_sampled(packet.pts)
+        if len(self.passed) > _LONGEST_REORDERING:
+            del self.known[bisect_left(self.known, self.passed.popleft())]
+        return packet, needed
+
+    def _is_sampled(self, pts: int) -> bool:
+        following = bisect_right(self.known, pts)
+        sample = bisect_left(self.sample_ticks, pts)
+        if sample == len(self.sample_ticks):
+            return False
+        return following == len(self.known) or self.sample_ticks[sample] < self.known[following]
+
+
 @dataclass
 class _Decoder:
     """Decodes one stream packet by packet and accounts for each packet's picture."""
 
     video: OpenVideo
+    sample_ticks: Sequence[int] | None
     damage: _Damage = field(default_factory=_Damage)
     pending: list[tuple[int, int, _Ticket]] = field(default_factory=list)  # heap by time
+    unresolved: deque[_Ticket] = field(default_factory=deque)  # by order
     last_pts: int | None = None
     lost_from: int | None = None
     packets: int = 0
     packets_end: int = 0
     cut_off: bool = False
     last_end: int = 0
+    last_left_out: int = -_LONGEST_REORDERING
 
     def __post_init__(self) -> None:
         self.timed_by_decoding = self.video.container.format.name == "avi"
-        self.strict = self.video.stream.codec_context.codec.canonical_name in _ONE_PICTURE_PER_PACKET
+        context = self.video.stream.codec_context
+        self.strict = context.codec.canonical_name in _ONE_PICTURE_PER_PACKET
+        self.look_ahead: _LookAhead | None = None
+        if self.sample_ticks is not None and not self.timed_by_decoding:
+            reader = PacketReader(context.codec.canonical_name, context.extradata)
+            if reader.disposable_exist:
+                self.look_ahead = _LookAhead(self.video, reader, self.sample_ticks)
 
     def steps(self) -> Iterator[Step | None]:
         """Steps in display order; None where a packet brought no picture, so that the caller may stop."""
-        for packet in self._read():
+        for packet, needed in self._marked():
             if packet is None:
                 self._lose(None, self.packets)
                 continue
             ticket = _Ticket(packet.dts if self.timed_by_decoding else packet.pts, self.packets, packet.is_keyframe)
             self.packets += 1
+            self.unresolved.append(ticket)
             if ticket.time is not None and not packet.is_discard:
                 self.packets_end = max(self.packets_end, ticket.time + (packet.duration or 0))
                 heapq.heappush(self.pending, (ticket.time, ticket.order, ticket))
-            packet.opaque = ticket
-            yield from self._show(self._decode(packet, ticket))
+            if needed:
+                packet.opaque = ticket
+                yield from self._show(self._decode(packet, ticket))
+            else:
+                ticket.left_out = True
+                self.last_left_out = ticket.order
+                if self.last_pts is not None and ticket.time is not None and ticket.time < self.last_pts:
+                    self._something_unforeseen()
             yield None
         if self.packets and self.video.is_cut_off(self.packets_end):
             self.cut_off = True
-            self.damage.note(self.packets - 1)  # perhaps incomplete, which a decoder may not notice
+            self._distrust(self.packets - 1)  # perhaps incomplete, which a decoder may not notice
         try:
             rest = self.video.stream.decode(None)
         except av.error.FFmpegError:
             rest = []
             self._lose(None, self.packets)
         yield from self._show(rest)
-        self._drop_pending(None, None)
-        yield Step(None, 0, self.packets, False, self.lost_from, self.damage.report())
+        yield from self._drop_pending(None, None)
+        yield Step(None, 0, self.packets, False, self.lost_from, self.damage.report(), self.packets)
+
+    def _marked(self) -> "Iterator[tuple[Packet[VideoStream] | None, bool]]":
+        """The packets, and whether each is to be decoded."""
+        if self.look_ahead is None:
+            return ((packet, True) for packet in self._read())
+        return self.look_ahead.mark(self._read())
+
+    def _something_unforeseen(self) -> None:
+        """Ask for all pictures, unless none that could still be in the decoder was left out."""
+        if self.packets - self.last_left_out <= _LONGEST_REORDERING:
+            raise NeededAfterAll
+        if self.look_ahead is not None:
+            self.look_ahead.all_needed = True
+
+    def _distrust(self, order: int) -> None:
+        self._something_unforeseen()
+        self.damage.note(order)
 
     def _decode(self, packet: "Packet[VideoStream]", ticket: _Ticket) -> list[VideoFrame]:
         try:
@@ -280,7 +418,7 @@ class _Decoder:
         except av.error.FFmpegError:
             pass  # accounted for below
         ticket.failed = True
-        self.damage.note(ticket.order)
+        self._distrust(ticket.order)
         if ticket.time is None or self.timed_by_decoding:
             self._lose(None, ticket.order)
         return []
@@ -304,10 +442,17 @@ class _Decoder:
 
     def _lose(self, time: int | None, order: int) -> None:
         """Note a lost picture; without a time it may have stood anywhere after the last one."""
-        self.damage.note(order)
+        self._distrust(order)
         if time is None:
             time = self.last_pts if self.last_pts is not None else -(2**63)
         self.lost_from = time if self.lost_from is None else min(self.lost_from, time)
+
+    def _resolve(self) -> int:
+        """Below which number every picture has been shown or lost; one too old to be shown counts as such."""
+        oldest = self.packets - _LONGEST_REORDERING
+        while self.unresolved and (self.unresolved[0].resolved or self.unresolved[0].order < oldest):
+            self.unresolved.popleft()
+        return self.unresolved[0].order if self.unresolved else self.packets
 
     def _show(self, frames: list[VideoFrame]) -> Iterator[Step]:
         for frame in frames:
@@ -320,15 +465,17 @@ class _Decoder:
                 self._lose(None, ticket.order)
                 continue
             if self.last_pts is None or pts >= self.last_pts:
-                self._drop_pending(pts, ticket)
+                yield from self._drop_pending(pts, ticket)
             if frame.is_corrupt:
-                self.damage.note(ticket.order)
+                self._distrust(ticket.order)
+            ticket.resolved = True
             trusted = self.damage.allows(frame, ticket) and not frame.is_corrupt
             if self.last_pts is not None and pts < self.last_pts:
+                self._something_unforeseen()
                 continue
             if self.cut_off and self.last_pts is not None and self.last_end < pts:
                 self._lose(self.last_end, self.packets)  # pictures decoded later, shown earlier, and not in the file
-            yield Step(frame, pts, ticket.order, trusted, self.lost_from, self.damage.report())
+            yield Step(frame, pts, ticket.order, trusted, self.lost_from, self.damage.report(), self._resolve())
             self.last_pts, self.lost_from = pts, None
             self.last_end = pts + (frame.duration or self.video.frame_interval)
 
@@ -341,30 +488,52 @@ class _Decoder:
                 return time
         return None
 
-    def _drop_pending(self, pts: int | None, shown: _Ticket | None) -> None:
-        """Packets whose picture should have come before `pts` (None: before the end) and didn't."""
+    def _drop_pending(self, pts: int | None, shown: _Ticket | None) -> Iterator[Step]:
+        """Packets whose picture should have come before `pts` (None: before the end) and didn't.
+
+        Yields:
+            Steps for those that were left out.
+        """
         if self.timed_by_decoding:
             return
         while self.pending and (pts is None or self.pending[0][0] < pts):
-            time, _, ticket = heapq.heappop(self.pending)
-            if ticket.shown or not (ticket.failed or self.strict):
+            time, order, ticket = heapq.heappop(self.pending)
+            ticket.resolved = True
+            if ticket.left_out:
+                yield Step(
+                    None, time, order, True, self.lost_from, self.damage.report(), self._resolve(), left_out=True
+                )
+                self.last_pts, self.lost_from, self.last_end = time, None, time + self.video.frame_interval
+                continue
+            if ticket.shown:
+                continue
+            if not (ticket.failed or self.strict):
+                self._something_unforeseen()
                 continue
             if self.last_pts is not None and time <= self.last_pts:
                 continue
             self.lost_from = time if self.lost_from is None else min(self.lost_from, time)
             # Nothing that is shown after a key picture refers to what is decoded after it and shown before.
             if not (shown is not None and shown.is_key and ticket.order > shown.order):
-                self.damage.note(ticket.order)
+                self._distrust(ticket.order)
 
 
-def decode(video: OpenVideo) -> Iterator[Step | None]:
+def decode(video: OpenVideo, sample_ticks: Sequence[int] | None = None) -> Iterator[Step | None]:
     """Decode a recording from its first picture on, surviving damaged packets.
+
+    Args:
+        video: A recording just opened.
+        sample_ticks: Ascending times in ticks of the stream: pictures that stand at none of them may be left out.
+            None: every picture is decoded.
 
     Yields:
         Steps in display order, the last one without a picture; None after each packet, so that the caller
         can look at the clock.
+
+    Raises:
+        NeededAfterAll: If a picture was left out that may matter. Read again without `sample_ticks`.
     """
-    return _Decoder(video).steps()
+    return _Decoder(video, sample_ticks).steps()
 
 
 def last_packet_ends_us(video: OpenVideo) -> tuple[int | None, int]:
@@ -439,9 +608,9 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
 
 def to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    """The picture upright as RGB, shape (H, W, 3), a view; equal to `frame.to_ndarray(format="rgb24")`.
+    """The picture upright as RGB, shape (H, W, 3), contiguous; equal to `frame.to_ndarray(format="rgb24")`.
 
     Colour matrix and range are those the stream declares, by FFmpeg's defaults where it declares none.
     """
     picture = np.asarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
-    return orientation_of(frame).apply(picture)
+    return np.ascontiguousarray(orientation_of(frame).apply(picture))

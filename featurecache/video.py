@@ -14,12 +14,11 @@ What is not in the file is a failure, never a repeated frame:
 It is not a cache of frames and it resizes nothing.
 """
 
-import heapq
 import time
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 import av.error
@@ -30,6 +29,7 @@ from av.video.reformatter import VideoReformatter
 
 from featurecache.decoding import (
     MAX_PIXELS,
+    NeededAfterAll,
     OpenVideo,
     Step,
     decode,
@@ -47,6 +47,7 @@ _MAX_DURATION_US = 7 * 24 * 3600 * 1_000_000
 _PROBE_LIMIT_S = 60.0
 _FIRST_PICTURE_GRACE_US = 100_000
 _CUT_OFF_US = 1_000_000
+_NEVER = 2**62
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,26 @@ class VideoInfo:
 class ClipFrames:
     """A clip's sampled frames.
 
+    A picture that several samples choose, of one clip or of clips that overlap, is converted once and is one
+    and the same array wherever it stands: `a.pictures[i] is b.pictures[j]`. Within one reading of a recording
+    pictures of equal `timestamps_us` are equal, so a timestamp can key what is computed on a picture alone.
+
     Attributes:
         start_us: Start of the clip on the recording's clock.
         end_us: End of the clip, exclusive.
-        frames: Upright RGB, shape (T, H, W, 3), uint8.
-        timestamps_us: Presentation time of each chosen frame on the recording's clock, shape (T,), int64.
+        pictures: T upright RGB pictures of one size, each of shape (H, W, 3), uint8, contiguous, not to be written to.
+        timestamps_us: Presentation time of each chosen picture on the recording's clock, shape (T,), int64.
     """
 
     start_us: int
     end_us: int
-    frames: npt.NDArray[np.uint8]
+    pictures: tuple[npt.NDArray[np.uint8], ...]
     timestamps_us: npt.NDArray[np.int64]
+
+    @property
+    def frames(self) -> npt.NDArray[np.uint8]:
+        """The pictures stacked, shape (T, H, W, 3): a copy, made at each call."""
+        return np.stack(self.pictures)
 
 
 @dataclass(frozen=True)
@@ -162,11 +172,12 @@ def read_clips(
     *,
     max_pixels: int = MAX_PIXELS,
     time_limit_s: float | None = TIME_LIMIT_S,
+    decode_all: bool = False,
 ) -> Iterator[ClipFrames | ClipFailure]:
     """Sample clips of one recording in one sequential pass; each needed picture is converted once.
 
-    Holds the frames of the clips in flight and nothing else, whatever the length of the recording. Decoding
-    ends with the last clip.
+    Holds the pictures of the clips in flight and nothing else, whatever the length of the recording. Decoding
+    ends with the last clip. Pictures that no sample falls on and no other picture refers to are not decoded.
 
     Args:
         path: A local video file.
@@ -174,6 +185,8 @@ def read_clips(
         frame_count: Frames per clip (T).
         max_pixels: Larger pictures are refused before they are decoded.
         time_limit_s: Bound on the time spent here, not counting what the consumer does between two items.
+        decode_all: Decode every picture up to the last needed one. Gives the same frames more slowly; clips
+            beside a picture that is damaged and was not needed fail.
 
     Yields:
         Exactly one item per span, as soon as it is decided.
@@ -183,7 +196,7 @@ def read_clips(
     """
     if frame_count < 1:
         raise ValueError(f"frame_count must be at least 1, but it is {frame_count}.")
-    return _read_clips(path, spans, frame_count, max_pixels, time_limit_s)
+    return _read_clips(path, spans, frame_count, max_pixels, time_limit_s, decode_all)
 
 
 @dataclass
@@ -192,61 +205,72 @@ class _Clip:
 
     start_us: int
     end_us: int
-    frames: npt.NDArray[np.uint8] | None = None
+    pictures: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     timestamps_us: list[int] = field(default_factory=list)
     last_order: int = -1
-    settled_at: int = 0
     reason: str | None = None
 
     def result(self) -> ClipFrames | ClipFailure:
-        if self.reason is not None or self.frames is None:
-            return ClipFailure(self.start_us, self.end_us, self.reason or "the clip has no frame.")
+        if self.reason is not None:
+            return ClipFailure(self.start_us, self.end_us, self.reason)
         timestamps_us = np.array(self.timestamps_us, dtype=np.int64)
-        return ClipFrames(self.start_us, self.end_us, self.frames, timestamps_us)
+        return ClipFrames(self.start_us, self.end_us, tuple(self.pictures), timestamps_us)
+
+    def forget(self) -> None:
+        self.pictures.clear()
+        self.timestamps_us.clear()
 
 
 def _read_clips(
-    path: Path, spans: Sequence[tuple[int, int]], frame_count: int, max_pixels: int, time_limit_s: float | None
+    path: Path,
+    spans: Sequence[tuple[int, int]],
+    frame_count: int,
+    max_pixels: int,
+    time_limit_s: float | None,
+    decode_all: bool,
 ) -> Iterator[ClipFrames | ClipFailure]:
-    clips = []
+    waiting: list[tuple[int, int]] = []
     for start_us, end_us in spans:
         if 0 <= start_us < end_us:
-            clips.append(_Clip(start_us, end_us))
+            waiting.append((start_us, end_us))
         else:
             reason = f"a clip must start at 0 or later and end after its start, but it is {start_us} to {end_us} us."
             yield ClipFailure(start_us, end_us, reason)
-    if not clips:
-        return
-    waiting = set(range(len(clips)))
     reason = "the recording could not be read to its end."
     spent_s, resumed_s = 0.0, time.monotonic()
-    try:
-        with open_video(path, max_pixels=max_pixels) as video:
-            sampler = _Sampler(video, clips, frame_count, max_pixels)
-            for step in decode(video):
-                if time_limit_s is not None and spent_s + time.monotonic() - resumed_s > time_limit_s:
-                    reason = f"a recording must be decoded within {time_limit_s:g} s, but '{path.name}' took longer."
-                    break
-                if step is None:
-                    continue
-                for index in sampler.advance(step):
-                    waiting.discard(index)
-                    item = clips[index].result()
-                    clips[index].frames = None
-                    spent_s += time.monotonic() - resumed_s
-                    yield item
-                    resumed_s = time.monotonic()
-                    del item
-                if not waiting:
-                    return
-    except (UnreadableVideoError, UnsafeFileError) as error:
-        reason = str(error)
-    except av.error.FFmpegError as error:
-        reason = f"the recording must be readable, but '{path.name}' failed ({error.strerror})."
-    for index in sorted(waiting):
-        clip = clips[index]
-        clip.frames = None
-        yield ClipFailure(clip.start_us, clip.end_us, clip.reason or reason)
+    while waiting:
+        clips = [_Clip(*span) for span in waiting]
+        left = dict(enumerate(clips))
+        try:
+            with open_video(path, max_pixels=max_pixels) as video:
+                sampler = _Sampler(video, clips, frame_count, max_pixels)
+                for step in decode(video, None if decode_all else sampler.ticks):
+                    if time_limit_s is not None and spent_s + time.monotonic() - resumed_s > time_limit_s:
+                        reason = (
+                            f"a recording must be decoded within {time_limit_s:g} s, but '{path.name}' took longer."
+                        )
+                        break
+                    if step is None:
+                        continue
+                    for index in sampler.advance(step):
+                        item = left.pop(index).result()
+                        clips[index].forget()
+                        spent_s += time.monotonic() - resumed_s
+                        yield item
+                        resumed_s = time.monotonic()
+                        del item
+                    if not left:
+                        return
+        except NeededAfterAll:
+            waiting, decode_all = [(clip.start_us, clip.end_us) for clip in left.values()], True
+            continue
+        except (UnreadableVideoError, UnsafeFileError) as error:
+            reason = str(error)
+        except av.error.FFmpegError as error:
+            reason = f"the recording must be readable, but '{path.name}' failed ({error.strerror})."
+        for clip in left.values():
+            yield ClipFailure(clip.start_us, clip.end_us, clip.reason or reason)
+        return
 
 
 class _Sampler:
@@ -254,6 +278,9 @@ class _Sampler:
 
     A picture is chosen when the next one shows how long it stood. A clip is handed out once no picture that
     is still to come can disclose damage behind one of its own (a picture may be shown before its reference).
+
+    Attributes:
+        ticks: The samples of all clips in ascending order: the last tick at which a picture may start to be chosen.
     """
 
     def __init__(self, video: OpenVideo, clips: list[_Clip], frame_count: int, max_pixels: int):
@@ -261,68 +288,79 @@ class _Sampler:
         self.max_pixels = max_pixels
         self.clips = clips
         self.frame_count = frame_count
-        self.samples = [(self._sample_ticks(clip, 0), index) for index, clip in enumerate(clips)]  # heap, one per clip
-        heapq.heapify(self.samples)
+        ticks = np.fromiter(self._sample_ticks(), dtype=np.int64, count=len(clips) * frame_count)
+        order = np.argsort(ticks, kind="stable")
+        self.ticks = array("q", ticks[order].tobytes())
+        self.clip_of = array("q", (order // frame_count).tobytes())
+        self.next = 0
+        self.decided: set[int] = set()
         self.settling: deque[int] = deque()
         self.in_flight: set[int] = set()
         self.reformatter = VideoReformatter()
         self.shown: Step | None = None
         self.last_gap = 0
-        self.steps = 0
 
-    def _sample_ticks(self, clip: _Clip, k: int) -> int:
-        """The last tick at which a picture may start to be sample k."""
-        return self.video.to_ticks(
-            clip.start_us + Fraction((2 * k + 1) * (clip.end_us - clip.start_us), 2 * self.frame_count)
-        )
+    def _sample_ticks(self) -> Iterator[int]:
+        parts = 2 * self.frame_count
+        for clip in self.clips:
+            for k in range(self.frame_count):
+                time = parts * clip.start_us + (2 * k + 1) * (clip.end_us - clip.start_us)
+                yield min(self.video.to_ticks(time, parts), _NEVER)
 
     def advance(self, step: Step) -> list[int]:
-        """Take the next picture, or the end; returns the clips that are decided by it."""
-        self.steps += 1
+        """Take the next picture, or the end; returns the clips that are decided by it.
+
+        Raises:
+            NeededAfterAll: If a sample falls on a picture that was left out.
+        """
         decided = []
         if step.damaged_from is not None:
             for index in self.in_flight:
                 if self.clips[index].last_order >= step.damaged_from:
                     self.clips[index].reason = "a frame of the clip refers to a damaged part of the recording."
+        if self.shown is None:
+            self._let_stand_in(step)
         picture: npt.NDArray[np.uint8] | None = None
-        while self.samples and (step.frame is None or self.samples[0][0] < step.pts):
-            ticks, index = heapq.heappop(self.samples)
-            clip = self.clips[index]
-            if self.shown is None and self._may_stand_in(ticks, step):
-                heapq.heappush(self.samples, (step.pts, index))
+        while self.next < len(self.ticks) and (step.is_end or self.ticks[self.next] < step.pts):
+            ticks, index = self.ticks[self.next], self.clip_of[self.next]
+            self.next += 1
+            if index in self.decided:
                 continue
+            clip = self.clips[index]
             reason = clip.reason or self._why_not(ticks, step)
             if reason is None and picture is None:
                 picture, reason = self._convert()
             if reason is None and picture is not None and self.shown is not None:
-                if clip.frames is None:
-                    clip.frames = np.empty((self.frame_count, *picture.shape), dtype=np.uint8)
-                if clip.frames.shape[1:] != picture.shape:
+                if clip.pictures and clip.pictures[0].shape != picture.shape:
                     reason = "all frames of a clip must have one size, but the recording changes its own inside it."
                 else:
-                    clip.frames[len(clip.timestamps_us)] = picture
+                    clip.pictures.append(picture)
                     clip.timestamps_us.append(self.video.to_us(self.shown.pts))
                     clip.last_order = max(clip.last_order, self.shown.order)
             if reason is not None:
                 clip.reason = reason
                 self.in_flight.discard(index)
+                self.decided.add(index)
                 decided.append(index)
                 continue
             self.in_flight.add(index)
-            if len(clip.timestamps_us) < self.frame_count:
-                heapq.heappush(self.samples, (self._sample_ticks(clip, len(clip.timestamps_us)), index))
-            else:
-                clip.settled_at = self.steps + self.video.stream.codec_context.reorder_depth
+            if len(clip.pictures) == self.frame_count:
                 self.settling.append(index)
-        while self.settling and (step.frame is None or self.clips[self.settling[0]].settled_at <= self.steps):
+        while self.settling and self.clips[self.settling[0]].last_order <= step.resolved:
             index = self.settling.popleft()
             self.in_flight.discard(index)
             decided.append(index)
-        self.last_gap = (
-            step.pts - self.shown.pts if self.shown is not None and step.frame is not None else self.last_gap
-        )
+        self.last_gap = step.pts - self.shown.pts if self.shown is not None and not step.is_end else self.last_gap
         self.shown = step
         return decided
+
+    def _let_stand_in(self, first: Step) -> None:
+        """Move samples shortly before the first picture onto it."""
+        for i in range(self.next, len(self.ticks)):
+            if first.is_end or self.ticks[i] >= first.pts:
+                return
+            if self._may_stand_in(self.ticks[i], first):
+                self.ticks[i] = first.pts
 
     def _convert(self) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
         if self.shown is None or self.shown.frame is None:
@@ -338,9 +376,7 @@ class _Sampler:
     def _may_stand_in(self, ticks: int, first: Step) -> bool:
         gap_us = self.video.to_us(first.pts) - self.video.to_us(ticks)
         interval_us = int(self.video.frame_interval * self.video.time_base * 1_000_000)
-        return (
-            first.frame is not None and first.lost_from is None and gap_us <= max(_FIRST_PICTURE_GRACE_US, interval_us)
-        )
+        return first.lost_from is None and gap_us <= max(_FIRST_PICTURE_GRACE_US, interval_us)
 
     def _why_not(self, ticks: int, step: Step) -> str | None:
         """Why the picture that stands at a sample time must not be used, None if it may."""
@@ -348,12 +384,16 @@ class _Sampler:
         if step.lost_from is not None and step.lost_from <= ticks:
             return f"the recording is damaged at {at}."
         if self.shown is None:
-            if step.frame is None:
+            if step.is_end:
                 return "no picture of the recording can be decoded."
+            if step.left_out:
+                raise NeededAfterAll
             return f"the video starts at {self.video.to_us(step.pts) / 1e6:.3f} s, after the sample at {at}."
-        if not self.shown.trusted:
+        if self.shown.left_out:
+            raise NeededAfterAll
+        if not self.shown.trusted or (step.damaged_from is not None and self.shown.order >= step.damaged_from):
             return f"the frame at {at} refers to a damaged part of the recording."
-        if step.frame is None:
+        if step.is_end:
             end = self._end_ticks()
             if ticks >= end:
                 return f"the video ends at {self.video.to_us(end) / 1e6:.3f} s, before the sample at {at}."

@@ -84,3 +84,20 @@ def packet_places(path: Path) -> list[tuple[int, int]]:
     """(offset, size) of each video packet in the file, in decoding order."""
     with av.open(str(path)) as container:
         return [(packet.pos, packet.size) for packet in container.demux(container.streams.video[0]) if packet.size]
+
+
+def loop_packets(source: Path, target: Path, count: int) -> Path:
+    """A file's video packets `count` times over, untouched; the first picture must need none before it."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        original = read.streams.video[0]
+        packets = [(bytes(p), p.pts, p.dts, p.duration, p.is_keyframe) for p in read.demux(original) if p.size]
+        length = sum(duration for _, _, _, duration, _ in packets)
+        copy = write.add_stream_from_template(original)
+        for turn in range(count):
+            for data, pts, dts, duration, is_keyframe in packets:
+                packet = av.Packet(data)
+                packet.stream, packet.time_base = copy, original.time_base
+                packet.pts, packet.dts, packet.duration = pts + turn * length, dts + turn * length, duration
+                packet.is_keyframe = is_keyframe
+                write.mux(packet)
+    return target

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurecache import video
+from featurecache.decoding import NeededAfterAll, Step, decode, open_video
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
 from featurecache.video import ClipFailure, ClipFrames, probe, read_clips
-from tests.make_videos import copy_stream, number_in, numbered_picture, packet_places, write_video
+from tests.make_videos import copy_stream, loop_packets, number_in, numbered_picture, packet_places, write_video
 
 SHARED = Path(__file__).parents[1].parent / "shared/data/video"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real files are not on this machine")
@@ -238,6 +239,8 @@ def test_read_clips_converts_each_picture_once_when_spans_overlap(made, monkeypa
     monkeypatch.setattr(video, "to_rgb", lambda frame, r: (converted.append(frame.pts), convert(frame, r))[1])
     clips = read_all(made / "b_frames.mp4", [(s, s + SECOND) for s in range(0, 3 * SECOND, 100_000)])
     assert len(converted) == len(set(converted)) == len({t for clip in clips for t in clip.timestamps_us.tolist()})
+    arrays = {id(picture) for clip in clips for picture in clip.pictures}
+    assert len(arrays) == len(converted)
 
 
 def test_read_clips_yields_early_and_decodes_nothing_after_the_last_clip(made):
@@ -250,6 +253,193 @@ def test_read_clips_yields_early_and_decodes_nothing_after_the_last_clip(made):
     assert isinstance(next(reader), ClipFrames)
     assert isinstance(next(reader), ClipFailure)
     assert list(reader) == []
+
+
+# --- pictures that are not decoded --------------------------------------------------------------------
+
+FLAT = "b-adapt=0:b-pyramid=none:bframes=3"
+DEEP = "b-adapt=0:b-pyramid=normal:bframes=5"
+QUIET = ":log-level=none"
+GROUPED = {
+    "flat.mp4": {"options": {"x264-params": FLAT, "g": "30"}},
+    "deep.mp4": {"options": {"x264-params": DEEP, "g": "60"}},
+    "open_groups.mkv": {"options": {"x264-params": FLAT + ":open-gop=1:keyint=12"}},
+    "slices.ts": {"options": {"x264-params": FLAT + ":slices=3", "g": "30"}},
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": DEEP.replace("=normal", "=1") + ":keyint=30" + QUIET}},
+    "hevc.ts": {"codec": "libx265", "options": {"x265-params": FLAT.replace("=none", "=0") + ":keyint=30" + QUIET}},
+    "irregular.mp4": {"options": {"x264-params": FLAT, "g": "30"}},
+    "irregular.mkv": {"options": {"x264-params": DEEP, "g": "30"}},
+    "late.flv": {"options": {"x264-params": FLAT}},
+    "turned.mp4": {"options": {"x264-params": FLAT}, "rotation": (90, False, True)},
+}
+"""B-frames that others don't refer to: left out where no sample falls on them."""
+UNGROUPED = {
+    "fields.mp4": {"options": {"x264-params": FLAT + ":tff=1", "flags": "+ildct+ilme"}},
+    "sub_layers.mp4": {"codec": "libx265", "options": {"x265-params": "bframes=4:temporal-layers=3" + QUIET}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}, "count": 40},
+    "forward_only.mp4": {"options": {"bf": "0"}},
+}
+"""Files of which every picture is decoded."""
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("grouped")
+    irregular_ms = np.cumsum(np.random.default_rng(4).choice([1, 7, 33, 40, 100, 400], 120)).tolist()
+    for name, recipe in {**GROUPED, **UNGROUPED}.items():
+        times = irregular_ms if name.startswith("irregular") else None
+        times = [7000 + 40 * i for i in range(120)] if name.startswith("late") else times
+        write_video(folder / name, **{"count": 120, "times_ms": times, **recipe})
+    return folder
+
+
+def assert_same(item: ClipFrames | ClipFailure, other: ClipFrames | ClipFailure) -> None:
+    assert type(item) is type(other), (item, other)
+    if isinstance(item, ClipFailure):
+        assert item == other
+    else:
+        assert item.timestamps_us.tolist() == other.timestamps_us.tolist()
+        assert (item.frames == other.frames).all()
+
+
+def some_spans(random: np.random.Generator, path: Path) -> tuple[list[tuple[int, int]], int]:
+    """Clips of all lengths, some beyond the end, and a number of frames."""
+    end_us = probe(path).duration_us
+    starts = random.integers(0, end_us, random.integers(1, 5)).tolist()
+    return [(s, s + int(random.integers(1, 2 * SECOND))) for s in starts], int(random.integers(1, 9))
+
+
+def left_out_share(path: Path, spans: list[tuple[int, int]], frame_count: int) -> float:
+    with open_video(path, max_pixels=video.MAX_PIXELS) as opened:
+        sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, video.MAX_PIXELS)
+        steps = [step for step in decode(opened, sampler.ticks) if step is not None]
+        for step in steps:
+            sampler.advance(step)  # raises where a sample falls on a picture that was left out
+    return sum(step.left_out for step in steps) / (len(steps) - 1)
+
+
+@pytest.mark.parametrize("name", [*GROUPED, *UNGROUPED])
+def test_read_clips_gives_the_same_when_pictures_are_left_out(grouped, name):
+    random = np.random.default_rng(len(name))
+    for _ in range(3):
+        spans, frame_count = some_spans(random, grouped / name)
+        skipped = read_all(grouped / name, spans, frame_count)
+        for item, other in zip(skipped, read_all(grouped / name, spans, frame_count, decode_all=True), strict=True):
+            assert_same(item, other)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", [*REAL, "bikes.mp4", "mp_chaplin.mp4", "decord_corrupted.mp4", "decord_video_0.mov"])
+def test_read_clips_gives_the_same_for_real_files_when_pictures_are_left_out(name):
+    spans, frame_count = some_spans(np.random.default_rng(len(name)), SHARED / name)
+    skipped = read_all(SHARED / name, spans, frame_count)
+    for item, other in zip(skipped, read_all(SHARED / name, spans, frame_count, decode_all=True), strict=True):
+        assert_same(item, other)
+
+
+def test_decode_leaves_out_what_no_sample_falls_on_and_nothing_refers_to(grouped):
+    spans = [(s, s + 800_000) for s in range(0, 4_800_000, 800_000)]
+    assert left_out_share(grouped / "flat.mp4", spans, 4) > 0.5
+    assert left_out_share(grouped / "hevc.ts", spans, 4) > 0.5
+    assert left_out_share(grouped / "deep.mp4", spans, 4) > 0.3
+    assert left_out_share(grouped / "flat.mp4", spans, 20) == 0.0
+    assert [left_out_share(grouped / name, spans, 4) for name in UNGROUPED] == [0.0] * 4
+
+
+def steps_of(path: Path, spans: list[tuple[int, int]], frame_count: int) -> list[Step]:
+    with open_video(path, max_pixels=video.MAX_PIXELS) as opened:
+        sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, video.MAX_PIXELS)
+        return [step for step in decode(opened, sampler.ticks) if step is not None]
+
+
+def test_decode_asks_for_every_picture_when_damage_turns_up_beside_one_left_out(grouped, tmp_path):
+    path, spans = grouped / "flat.mp4", [(s, s + 800_000) for s in range(0, 4_800_000, 800_000)]
+    with av.open(str(path)) as container:
+        sizes = [packet.size for packet in container.demux(container.streams.video[0]) if packet.size]
+    number = max(range(60, 80), key=lambda i: sizes[i])  # a reference
+    data, (offset, size) = bytearray(path.read_bytes()), packet_places(path)[number]
+    data[offset + 20 : offset + size] = np.random.default_rng(0).bytes(size - 20)
+    (tmp_path / "hit.mp4").write_bytes(data)
+    with pytest.raises(NeededAfterAll):
+        steps_of(tmp_path / "hit.mp4", spans, 4)
+    # The end of a cut file is seen coming: it is not read twice.
+    source = copy_stream(path, 0, tmp_path / "index_first.mp4", movflags="faststart")
+    offset, size = packet_places(source)[100]
+    for end in (offset, offset + size // 2):
+        (tmp_path / "cut.mp4").write_bytes(source.read_bytes()[:end])
+        left_out = [step.left_out for step in steps_of(tmp_path / "cut.mp4", spans, 4)]
+        assert sum(left_out[:60]) > 30
+
+
+def test_decode_leaves_out_no_reference_whose_damaged_header_says_otherwise(grouped, tmp_path):
+    path, spans = grouped / "flat.mp4", [(s, s + 800_000) for s in range(0, 4_800_000, 800_000)]
+    whole = steps_of(path, spans, 4)
+    number = next(step.order for step in whole if step.order > 60 and not step.left_out and step.frame.pict_type == 2)
+    data, (offset, _) = bytearray(path.read_bytes()), packet_places(path)[number]
+    data[offset + 4] &= 0x1F  # the unit's header: no picture refers to this one
+    (tmp_path / "posing.mp4").write_bytes(data)
+    assert number not in [step.order for step in steps_of(tmp_path / "posing.mp4", spans, 4) if step.left_out]
+
+
+def test_sampler_asks_for_every_picture_when_a_sample_falls_on_one_left_out(grouped):
+    with open_video(grouped / "flat.mp4", max_pixels=video.MAX_PIXELS) as opened:
+        for first_left_out in (False, True):
+            sampler = video._Sampler(opened, [video._Clip(0, SECOND)], 1, video.MAX_PIXELS)
+            tick = sampler.ticks[0]
+            if first_left_out:
+                with pytest.raises(NeededAfterAll):
+                    sampler.advance(Step(None, tick + 10**6, 0, True, None, None, 0, left_out=True))
+                continue
+            sampler.advance(Step(None, tick, 0, True, None, None, 0, left_out=True))
+            with pytest.raises(NeededAfterAll):
+                sampler.advance(Step(None, tick + 1, 1, True, None, None, 1, left_out=True))
+
+
+@pytest.mark.parametrize("name", ["flat.mp4", "deep.mp4", "slices.ts", "hevc.mp4", "hevc.ts", "irregular.mkv"])
+def test_read_clips_fails_the_same_clips_of_a_cut_file_when_pictures_are_left_out(grouped, tmp_path, name):
+    whole, places = (grouped / name).read_bytes(), packet_places(grouped / name)
+    source = grouped / name
+    if name.endswith("mp4"):
+        source = copy_stream(source, 0, tmp_path / "index_first.mp4", movflags="faststart")
+        whole, places = source.read_bytes(), packet_places(source)
+    random = np.random.default_rng(6)
+    for number in (40, 77, 110):
+        path = tmp_path / f"cut{source.suffix}"
+        path.write_bytes(whole[: places[number][0] + int(random.integers(places[number][1]))])
+        spans = [(s, s + 300_000) for s in range(0, 5 * SECOND, 300_000)]
+        for item, other in zip(read_all(path, spans, 2), read_all(path, spans, 2, decode_all=True), strict=True):
+            assert_same(item, other)
+
+
+@pytest.mark.parametrize("name", ["flat.mp4", "deep.mp4", "slices.ts", "hevc.mp4", "late.flv"])
+def test_read_clips_hands_out_no_damaged_frame_when_pictures_are_left_out(grouped, tmp_path, name):
+    """As without leaving out, or better: what was damaged and never needed costs no clip.
+
+    Where the decoder notices nothing, its pictures are undefined, and nothing is asked of them.
+    """
+    random = np.random.default_rng(len(name))
+    places = packet_places(grouped / name)
+    spans, more = [(s, s + 300_000) for s in range(0, 4 * SECOND, 300_000)], 0
+    intact = read_all(grouped / name, spans, 2)
+    for _ in range(8):
+        data = bytearray((grouped / name).read_bytes())
+        offset, size = places[int(random.integers(5, 110))]
+        begin = int(random.integers(size // 2))
+        data[offset + begin : offset + size] = random.bytes(size - begin)
+        path = tmp_path / name
+        path.write_bytes(data)
+        items, others = read_all(path, spans, 2), read_all(path, spans, 2, decode_all=True)
+        for item, other, whole in zip(items, others, intact, strict=True):
+            if isinstance(other, ClipFailure) and isinstance(item, ClipFrames):
+                assert "damage" in other.reason
+                assert_same(item, whole)
+                more += 1
+            elif isinstance(other, ClipFailure):
+                assert isinstance(item, ClipFailure)
+            else:
+                assert item.timestamps_us.tolist() == other.timestamps_us.tolist()
+                assert (item.frames == whole.frames).all() or not (other.frames == whole.frames).all()
+    assert more < 8 * len(spans) // 4
 
 
 # --- damage -----------------------------------------------------------------------------------------
@@ -307,6 +497,26 @@ def test_damaged_packet_fails_its_clips_and_only_those_when_the_decoder_notices(
         assert all(abs(spans[i][0] - centre) <= 1_500_000 for i in failed)
         for item, whole_clip in zip(items, intact, strict=True):
             assert isinstance(item, ClipFailure) or (item.frames == whole_clip.frames).all()
+
+
+@pytest.mark.parametrize("decode_all", [False, True])
+def test_clip_fails_when_its_frames_were_shown_before_their_damaged_reference(grouped, tmp_path, decode_all):
+    path = grouped / "flat.mp4"
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+        times = sorted(packet.pts for packet in packets)
+        shown_as = [times.index(packet.pts) for packet in packets]
+    number = next(i for i in range(40, 120) if shown_as[i] > i + 1)  # shown after three that are decoded after it
+    offset, size = packet_places(path)[number]
+    data = bytearray(path.read_bytes())
+    data[offset + size // 2 : offset + size // 2 + 6] = np.random.default_rng(0).bytes(6)
+    (tmp_path / "hit.mp4").write_bytes(data)
+    spans = [(40_000 * i, 40_000 * (i + 1)) for i in range(shown_as[number] - 3, shown_as[number] + 1)]
+    items = read_all(tmp_path / "hit.mp4", spans, 1, decode_all=decode_all)
+    assert [type(item) for item in items] == [ClipFailure] * 4
+    assert all("refers to a damaged part" in item.reason for item in items)
+    for span, item in zip(spans, items, strict=True):  # alone, too: no clip is handed out too early
+        assert_same(read_all(tmp_path / "hit.mp4", [span], 1, decode_all=decode_all)[0], item)
 
 
 @needs_shared
@@ -459,6 +669,27 @@ def test_memory_stays_bounded_when_the_list_of_spans_is_long(tmp_path):
     assert done.returncode == 0, done.stderr
     one_clip_mb = 16 * 1280 * 720 * 3 / 2**20  # 42 MB; all of them would be 1,600 MB
     assert int(done.stdout) < 6 * one_clip_mb
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_when_the_recording_lasts_two_hours(grouped, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from featurecache.video import ClipFrames, read_clips\n"
+        "end = int(sys.argv[2]); spans = [(s, s + 3000000) for s in range(0, end, 1500000)]\n"
+        "read = read_clips(Path(sys.argv[1]), spans)\n"
+        "assert sum(isinstance(c, ClipFrames) for c in read) >= end // 1500000 - 4\n"
+        "status = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())\n"
+        "print(int(status['VmHWM'].split()[0]) // 1024)"
+    )
+    peaks = []
+    for minutes in (5, 120):
+        path = loop_packets(grouped / "flat.mp4", tmp_path / "long.mp4", minutes * 60 * 25 // 120)
+        assert abs(probe(path).duration_us - minutes * 60 * SECOND) < 5 * SECOND
+        command = [sys.executable, "-c", code, str(path), str(minutes * 60 * SECOND)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    assert peaks[1] < peaks[0] + 40  # the index of 180,000 packets and 77,000 samples
 
 
 def test_read_clips_gives_the_same_in_parallel_threads(made):

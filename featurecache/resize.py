@@ -1,0 +1,271 @@
+"""Frames as a vision tower takes them: resized, cropped, normalised; the same numbers on every device.
+
+The kernel is fixed and is part of the fingerprint: antialiased bicubic (a = -1/2) or bilinear, separable, columns
+before rows, in integers: weights as 16-bit fixed point, sums in 32 bits, 8-bit pixels between the two passes and
+after them. Integer sums have no order, so a frame comes out the same bit for bit on a CPU, on a GPU, alone and in
+a batch. It is the kernel that torch runs on 8-bit pictures on a CPU, which the transformers processors use there:
+their result is met exactly.
+
+- `_resize_by_weights` is the definition and runs on any device; it computes only what survives the crop.
+- On a CPU torch's own vectorised kernel does the same many times faster. It is used for a picture size after it
+  has given the same as the definition on strips of noise of that width and height.
+- float32 `interpolate`, which GPUs would be given otherwise, costs ten times as much on a CPU and is off by up to
+  one level of 255 on smooth pictures and five on noise, where pixels between the passes are cut to 8 bits here.
+
+It is not a decoder, and it changes no colours.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+KERNEL = "antialiased, separable, 16-bit weights, 8-bit pixels, version 1"
+_WEIGHT_BITS = 15
+_MOST_PRECISION = 22
+_FRAMES_AT_ONCE = 8  # whose 32-bit sums are in memory
+_STRIP_PX = 8
+
+
+class FrameResize:
+    """Resizes, crops or pads, and normalises frames.
+
+    Args:
+        image_px: Height and width of the result.
+        resize: `crop`: the shortest edge becomes `short_edge_px`, then the centre is taken; `pad`: centred on a
+            square of the mean colour, then as `squash`; `squash`: both edges become `image_px`.
+        mean: Mean of each channel in [0, 1], the processor's `image_mean`.
+        std: Standard deviation of each channel in [0, 1], the processor's `image_std`.
+        interpolation: Always with antialiasing.
+        short_edge_px: For `crop`; None: `image_px`. At least `image_px`.
+
+    Raises:
+        ValueError: If `short_edge_px` is smaller than `image_px`, or is told without `crop`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_px: int,
+        resize: Literal["crop", "pad", "squash"],
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: Interpolation = "bicubic",
+        short_edge_px: int | None = None,
+    ) -> None:
+        if short_edge_px is not None and (resize != "crop" or short_edge_px < image_px):
+            raise ValueError(
+                f"short_edge_px must be at least image_px and belongs to resize 'crop', but it is {short_edge_px} "
+                f"with image_px {image_px} and resize {resize!r}. Leave it out, or make it larger."
+            )
+        self.image_px = image_px
+        self.resize = resize
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.interpolation: Interpolation = interpolation
+        self.short_edge_px = short_edge_px or image_px
+
+    def identity(self) -> dict[str, Any]:
+        """All that changes a pixel's value, JSON-ready, for the fingerprint."""
+        return {
+            "resize": self.resize,
+            "image_px": self.image_px,
+            "short_edge_px": self.short_edge_px if self.resize == "crop" else None,
+            "interpolation": self.interpolation,
+            "kernel": KERNEL,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def __call__(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Pixels as a vision tower takes them.
+
+        Args:
+            frames: RGB, shape (F, H, W, 3), uint8, on any device.
+            dtype: Of the result; the arithmetic is float32.
+
+        Returns:
+            Shape (F, 3, image_px, image_px), on the frames' device.
+
+        Raises:
+            TypeError: If the frames are not uint8: values in [0, 1] would come out near black.
+            ValueError: If the shape is another.
+        """
+        if frames.dtype != torch.uint8:
+            raise TypeError(f"frames must be uint8 in 0 to 255, but they are {frames.dtype}.")
+        if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape[1:]:
+            raise ValueError(f"frames must be of shape (F, H, W, 3), but it is {tuple(frames.shape)}.")
+        pixels = self._resized(frames).permute(0, 3, 1, 2)  # (F, 3, px, px)
+        scaled = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return scaled.sub_(_levels(self.mean, frames.device)).div_(_levels(self.std, frames.device)).to(dtype)
+
+    def _resized(self, frames: Tensor) -> Tensor:
+        """Frames (F, H, W, 3) -> (F, px, px, 3), uint8."""
+        if self.resize == "pad":
+            frames = self._padded(frames)
+        height, width = frames.shape[1:3]
+        out_height = out_width = self.image_px
+        if self.resize == "crop":
+            # The long edge is rounded down, as the processors do.
+            out_height = int(self.short_edge_px * height / width) if height > width else self.short_edge_px
+            out_width = int(self.short_edge_px * width / height) if width > height else self.short_edge_px
+        top, left = (out_height - self.image_px) // 2, (out_width - self.image_px) // 2
+        if frames.device.type == "cpu" and _torch_agrees(height, width, out_height, out_width, self.interpolation):
+            resized = _resize_by_torch(frames, out_height, out_width, self.interpolation)
+            return resized[:, top : top + self.image_px, left : left + self.image_px]
+        rows = _axis_sums(height, out_height, top, self.image_px, self.interpolation, frames.device)
+        columns = _axis_sums(width, out_width, left, self.image_px, self.interpolation, frames.device)
+        parts = [_resize_by_weights(part, rows, columns) for part in torch.split(frames, _FRAMES_AT_ONCE)]
+        return torch.cat(parts) if parts else frames.new_empty(0, self.image_px, self.image_px, 3)
+
+    def _padded(self, frames: Tensor) -> Tensor:
+        count, height, width = frames.shape[:3]
+        side = max(height, width)
+        if height == width:
+            return frames
+        colour = torch.tensor([round(255 * channel) for channel in self.mean], dtype=torch.uint8, device=frames.device)
+        square = colour.expand(count, side, side, 3).contiguous()
+        top, left = (side - height) // 2, (side - width) // 2
+        square[:, top : top + height, left : left + width] = frames
+        return square
+
+
+@lru_cache(maxsize=16)
+def _levels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Per-channel values in [0, 1] as levels of 255, shape (3, 1, 1)."""
+    return (torch.tensor(values, dtype=torch.float32) * 255.0).to(device)[:, None, None]
+
+
+class _AxisSums(NamedTuple):
+    """How each of N output pixels along one axis is summed up from K input pixels.
+
+    Attributes:
+        begin: The first input pixel that is read.
+        end: The last one, exclusive.
+        source: The input pixels, counted from `begin`, shape (K, N), int64.
+        weights: Their weights in fixed point, zero where there are fewer than K, shape (K, N), int32.
+        precision: Bits of the weights behind the point.
+    """
+
+    begin: int
+    end: int
+    source: Tensor
+    weights: Tensor
+    precision: int
+
+
+@lru_cache(maxsize=64)
+def _axis_sums(
+    size: int, out_size: int, start: int, length: int, interpolation: Interpolation, device: torch.device
+) -> _AxisSums:
+    """The sums of output pixels `start` to `start + length`, on a device."""
+    first, weights, precision = _axis_weights(size, out_size, interpolation)
+    index = np.minimum(first + np.arange(weights.shape[1])[:, None], size - 1)[:, start : start + length]
+    begin, end = int(index.min()), int(index.max()) + 1
+    return _AxisSums(
+        begin,
+        end,
+        torch.from_numpy(index - begin).to(device),
+        torch.from_numpy(weights.T[:, start : start + length].copy()).to(device),
+        precision,
+    )
+
+
+def _axis_weights(
+    size: int, out_size: int, interpolation: Interpolation
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], int]:
+    """Weights of an antialiased resize along one axis, in float64 and then in fixed point.
+
+    An output pixel's centre lies at (i + 1/2) size / out_size; the filter is stretched by the scale where that
+    is above 1, cut at the border, and made to sum to 1.
+
+    Returns:
+        First input pixel of each output pixel, shape (N,); weights of the input pixels from there on, shape (N, K);
+        and the bits of the weights behind the point: as many as 16 bits hold of the largest.
+    """
+    scale = size / out_size
+    stretch = max(scale, 1.0)
+    support = stretch * (2.0 if interpolation == "bicubic" else 1.0)
+    kernel = _bicubic if interpolation == "bicubic" else _bilinear
+    most = 2 * int(np.ceil(np.float32(support))) + 1
+    first = np.zeros(out_size, dtype=np.int64)
+    exact = np.zeros((out_size, most))
+    for i in range(out_size):
+        centre = scale * (i + 0.5)
+        begin = max(int(centre - support + 0.5), 0)
+        length = min(max(min(int(centre + support + 0.5), size) - begin, 0), most)
+        values = [kernel((j + begin - centre + 0.5) * (1.0 / stretch)) for j in range(length)]
+        total = 0.0
+        for value in values:
+            total += value
+        first[i] = begin
+        exact[i, :length] = [value / total for value in values] if total else values
+    largest = exact.max()
+    precision = 0
+    while precision < _MOST_PRECISION and int(0.5 + largest * (1 << (precision + 1))) < 1 << _WEIGHT_BITS:
+        precision += 1
+    scaled = exact * (1 << precision)
+    weights = np.trunc(np.where(scaled < 0, scaled - 0.5, scaled + 0.5)).astype(np.int32)
+    used = int(np.flatnonzero(weights.any(axis=0)).max()) + 1
+    return first, weights[:, :used], precision
+
+
+def _bicubic(x: float) -> float:
+    a = -0.5
+    x = abs(x)
+    if x < 1.0:
+        return ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    if x < 2.0:
+        return (((x - 5) * x + 8) * x - 4) * a
+    return 0.0
+
+
+def _bilinear(x: float) -> float:
+    return max(1.0 - abs(x), 0.0)
+
+
+def _resize_by_weights(frames: Tensor, rows: _AxisSums, columns: _AxisSums) -> Tensor:
+    """The definition: frames (F, H, W, 3) -> (F, rows, columns, 3), uint8, in integer arithmetic."""
+    return _sums_along(1, _sums_along(2, frames[:, rows.begin : rows.end], columns), rows._replace(begin=0))
+
+
+def _sums_along(axis: int, frames: Tensor, sums: _AxisSums) -> Tensor:
+    shape = [1, 1, 1, 1]
+    shape[axis] = -1
+    frames = frames.narrow(axis, sums.begin, frames.shape[axis] - sums.begin)
+    total = torch.full((), 1 << (sums.precision - 1), dtype=torch.int32, device=frames.device)  # rounds to nearest
+    for source, weights in zip(sums.source, sums.weights, strict=True):
+        total = frames.index_select(axis, source).to(torch.int32).mul_(weights.view(shape)).add_(total)
+    return (total >> sums.precision).clamp_(0, 255).to(torch.uint8)
+
+
+def _resize_by_torch(frames: Tensor, out_height: int, out_width: int, interpolation: Interpolation) -> Tensor:
+    """The whole picture by torch's kernel for 8-bit pictures: (F, H, W, 3) -> (F, out_height, out_width, 3)."""
+    pictures = frames.permute(0, 3, 1, 2)  # channels last in memory, which its fast path wants
+    resized = torch.nn.functional.interpolate(
+        pictures, size=(out_height, out_width), mode=interpolation, antialias=True
+    )
+    return resized.permute(0, 2, 3, 1)
+
+
+@lru_cache(maxsize=64)
+def _torch_agrees(height: int, width: int, out_height: int, out_width: int, interpolation: Interpolation) -> bool:
+    """Whether torch's kernel gives what the definition gives, on strips of noise of this width and height."""
+    for strip in ((_STRIP_PX, width, _STRIP_PX, out_width), (height, _STRIP_PX, out_height, _STRIP_PX)):
+        noise = np.random.default_rng(0).integers(0, 256, (1, *strip[:2], 3), dtype=np.uint8)
+        frame, device = torch.from_numpy(noise), torch.device("cpu")
+        rows, columns = (
+            _axis_sums(size, out_size, 0, out_size, interpolation, device)
+            for size, out_size in zip(strip[:2], strip[2:], strict=True)
+        )
+        if not torch.equal(
+            _resize_by_weights(frame, rows, columns), _resize_by_torch(frame, *strip[2:], interpolation)
+        ):
+            return False
+    return True
