@@ -31,7 +31,7 @@ from featurecache.errors import (
 from featurecache.files import sha256_of_file
 from featurecache.foreign import ForeignFile, open_foreign
 from featurecache.spec import FeatureSpace, canonical_json
-from featurecache.store import CacheWriter, FeatureCache, Row
+from featurecache.store import CacheWriter, FeatureCache, Row, bfloat16
 from featurecache.store.index import parse_clip_ids
 
 EXPORT_FORMAT = "featurecache-export"
@@ -91,6 +91,11 @@ def export_features(
     _require_suffix(target)
     cache = FeatureCache.open(root)
     chosen = cache.describe(tap, pooling, space)
+    if chosen.stored_dtype == bfloat16.NAME:
+        raise CacheFormatError(
+            f"an export must be of float16 or float32 features, but {tap}/{pooling} is stored in bfloat16. "
+            "Read it with FeatureCache.load instead."
+        )
     clips = cache.clips(space=chosen.fingerprint, tap=tap, pooling=pooling)
     columns = {
         "clip_id": np.array(cache.clip_ids(tap, pooling, chosen.fingerprint), "S"),

@@ -136,7 +136,7 @@ def test_care_refuses_when_there_is_no_cache(tmp_path: Path, care) -> None:
 @pytest.mark.parametrize("care", [verify, repair, gc, compact, lambda root: forget(root, digest("a"))])
 @pytest.mark.parametrize("where", [".", "spaces/final-*", "spaces/*/segments/0*"])
 def test_care_touches_nothing_when_the_format_is_newer(root: Path, care, where: str) -> None:
-    edit_record(root if where == "." else next(root.glob(where)), version=2)
+    edit_record(root if where == "." else next(root.glob(where)), version=3)
     before = sorted(root.rglob("*"))
     with pytest.raises(NewerFormatError):
         care(root)

@@ -541,8 +541,8 @@ def test_fault_33_clock_skew_changes_only_which_duplicate_shows(
 @pytest.mark.parametrize("where", ["cache", "space", "segment"])
 def test_fault_34_a_newer_format_version_is_refused_with_a_message(root: Path, where: str) -> None:
     folder = {"cache": root, "space": segments(root)[0].parents[1], "segment": segments(root)[0]}[where]
-    edit_record(folder, version=2)
-    with pytest.raises(CacheFormatError, match=r"version 2.*upgrade"):
+    edit_record(folder, version=3)
+    with pytest.raises(CacheFormatError, match=r"version 3.*upgrade"):
         FeatureCache.open(root)
 
 

@@ -163,8 +163,8 @@ def test_group_attributes_refuses_when_any_bit_is_flipped() -> None:
 
 
 def test_require_known_version_refuses_when_it_is_newer() -> None:
-    with pytest.raises(NewerFormatError, match=r"this cache has version 2.*upgrade"):
-        format.require_known_version({"version": 2}, "this cache")
+    with pytest.raises(NewerFormatError, match=r"this cache has version 3.*upgrade"):
+        format.require_known_version({"version": 3}, "this cache")
 
 
 def test_segment_ids_sort_by_time_and_never_repeat() -> None:

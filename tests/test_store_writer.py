@@ -180,8 +180,8 @@ def test_writer_refuses_when_inputs_are_not_plain_json(tmp_path: Path) -> None:
 
 
 def test_writer_refuses_when_the_stored_dtype_is_unknown(tmp_path: Path) -> None:
-    with pytest.raises(CacheFormatError, match="bfloat16"):
-        write(tmp_path, make_rows(1), of=space(stored_dtype="bfloat16"))
+    with pytest.raises(CacheFormatError, match="float8"):
+        write(tmp_path, make_rows(1), of=space(stored_dtype="float8"))
 
 
 def test_writer_says_so_at_once_when_the_folder_cannot_be_written(tmp_path: Path) -> None:

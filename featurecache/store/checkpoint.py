@@ -22,6 +22,7 @@ from featurecache.store import files, format
 from featurecache.store.segment import Segment
 
 COLUMNS = ("video_sha256", "span_us", "segment", "row", "row_crc32c")
+_VERSION = 1
 _NAME = re.compile(r"[0-9a-f]{64}\.npz")
 
 
@@ -47,7 +48,7 @@ def write(
     provenances = sorted({canonical_json(segment.provenance) for segment in segments})
     place = {text: position for position, text in enumerate(provenances)}
     table = {
-        "version": format.VERSION,
+        "version": _VERSION,
         "fingerprint": fingerprint,
         "provenances": [json.loads(text) for text in provenances],
         "segments": [
@@ -85,7 +86,7 @@ def read(
             continue
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             table = json.loads(stored["table"].tobytes())
-            if (table["version"], table["fingerprint"]) != (format.VERSION, fingerprint):
+            if (table["version"], table["fingerprint"]) != (_VERSION, fingerprint):
                 continue
             columns = {column: stored[column] for column in COLUMNS}
         segments = tuple(

@@ -1,4 +1,4 @@
-"""The on-disk format, version 1: names, and the bytes of Zarr v3 groups and arrays.
+"""The on-disk format, versions 1 and 2: names, and the bytes of Zarr v3 groups and arrays.
 
 The bytes are made here rather than by the zarr package because a segment must exist whole in memory
 before its first byte is written, must be the same bytes under every version of that package, and is made
@@ -24,10 +24,12 @@ import numpy.typing as npt
 
 from featurecache.errors import NewerFormatError
 from featurecache.spec import FeatureSpace, canonical_json
+from featurecache.store import bfloat16
 from featurecache.store.checksums import crc32c
 
 FORMAT = "featurecache"
-VERSION = 1
+VERSION = 2
+"""The newest version that is read. What needs no newer one is written as version 1, so that older readers keep it."""
 RECORD = "zarr.json"
 """Name of every Zarr v3 metadata file."""
 
@@ -39,7 +41,12 @@ CLIP_ID = re.compile(r"[0-9a-f]{16}-[0-9]{1,18}-[0-9]{1,18}")
 
 _INNER_ROWS = 64  # a random row read with plain zarr fetches this many
 _INNER_BYTES = 4 << 20
-_ZARR_TYPES = {"|u1": "uint8", "<u4": "uint32", "<i8": "int64", "<f2": "float16", "<f4": "float32"}
+_ZARR_TYPES = {"|u1": "uint8", "<u2": "uint16", "<u4": "uint32", "<i8": "int64", "<f2": "float16", "<f4": "float32"}
+
+
+def version_for(stored_dtype: object) -> int:
+    """The version that features of this dtype need: 2 for bfloat16, which version 1 does not know."""
+    return 2 if stored_dtype == bfloat16.NAME else 1
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -137,13 +144,18 @@ def require_known_version(attributes: Mapping[str, Any], where: str) -> None:
 
 def plain_group_bytes() -> bytes:
     """Metadata of the groups that only hold others."""
-    return group_bytes({"format": FORMAT, "version": VERSION})
+    return group_bytes({"format": FORMAT, "version": 1})
 
 
 def space_bytes(space: FeatureSpace) -> bytes:
     """Metadata of a feature space's group: its fingerprint and every input of it, in plain text."""
     return group_bytes(
-        {"format": FORMAT, "version": VERSION, "fingerprint": space.fingerprint, "inputs": dict(space.inputs)}
+        {
+            "format": FORMAT,
+            "version": version_for(space.inputs.get("stored_dtype")),
+            "fingerprint": space.fingerprint,
+            "inputs": dict(space.inputs),
+        }
     )
 
 
@@ -175,7 +187,7 @@ def encode_shard(features: npt.NDArray[Any], dimension_names: tuple[str, ...]) -
     """An array as one shard: inner chunks in order without gaps, each with its crc32c, the index at the end.
 
     Args:
-        features: Rows, shape (N, ...), float16 or float32, N at least 1.
+        features: Rows, shape (N, ...), float16, float32, or bfloat16 as uint16; N at least 1.
         dimension_names: One for each dimension.
 
     Returns:
@@ -184,11 +196,12 @@ def encode_shard(features: npt.NDArray[Any], dimension_names: tuple[str, ...]) -
     rows, row_shape = features.shape[0], list(features.shape[1:])
     inner = inner_rows(rows, features[0].nbytes)
     chunks = math.ceil(rows / inner)
+    filling = bfloat16.NAN if features.dtype == bfloat16.STORED else np.nan
     parts, index, offset = [], np.empty((chunks, 2), "<u8"), 0
     for chunk in range(chunks):
         block = features[chunk * inner : (chunk + 1) * inner]
         if len(block) < inner:  # Zarr stores whole chunks: the last is filled up with the fill value
-            block = np.concatenate([block, np.full((inner - len(block), *row_shape), np.nan, features.dtype)])
+            block = np.concatenate([block, np.full((inner - len(block), *row_shape), filling, features.dtype)])
         encoded = _with_checksum(block.tobytes())
         index[chunk] = offset, len(encoded)
         parts.append(encoded)
@@ -205,7 +218,8 @@ def encode_shard(features: npt.NDArray[Any], dimension_names: tuple[str, ...]) -
         },
     }
     shard_shape = [chunks * inner, *row_shape]
-    metadata = _array_bytes(features.shape, features.dtype, shard_shape, [sharding], "NaN", dimension_names)
+    fill_value = bfloat16.NAN if features.dtype == bfloat16.STORED else "NaN"
+    metadata = _array_bytes(features.shape, features.dtype, shard_shape, [sharding], fill_value, dimension_names)
     return {RECORD: metadata, chunk_name(features.ndim): b"".join(parts)}
 
 

@@ -52,7 +52,7 @@ class Space:
         fingerprint: 64 hex digits.
         tap: Where in the backbone.
         pooling: How tokens became one array.
-        stored_dtype: "float16" or "float32".
+        stored_dtype: "float16", "float32" or "bfloat16".
         row_shape: Shape of one feature; empty while there are no rows.
         rows: Clips it holds, each counted once.
         bytes: Size on disk of the segments in use.
@@ -136,7 +136,9 @@ class FeatureCache:
             space: Fingerprint, or its first digits, where several spaces match.
 
         Returns:
-            Features in the order asked, shape (N, D) or (N, ...), in the stored dtype.
+            Features in the order asked, shape (N, D) or (N, ...), in the stored dtype. numpy has no bfloat16: such
+            features come as their bits, uint16. `torch.from_numpy(rows).view(torch.bfloat16)` makes them a tensor
+            without a copy, `featurecache.store.bfloat16.to_float32(rows)` an array of floats.
 
         Raises:
             MissingFeaturesError: If the cache lacks any of them, or the feature space.

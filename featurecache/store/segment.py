@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from featurecache.errors import DamagedSegmentError
 from featurecache.spec import canonical_json
-from featurecache.store import files, format
+from featurecache.store import bfloat16, files, format
 from featurecache.store.checksums import row_checksums, wrong_rows
 
 _SMALL_DTYPES: dict[str, np.dtype[Any]] = {
@@ -31,7 +31,14 @@ _SMALL_DTYPES: dict[str, np.dtype[Any]] = {
     "timestamps_us": np.dtype("<i8"),
 }
 _ROW_DIMENSIONS = {1: ("feature",), 2: ("frame", "feature"), 3: ("frame", "token", "feature")}
-STORED_DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+STORED_DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    bfloat16.NAME: bfloat16.STORED,
+}
+"""The stored dtypes by name, as numpy holds them: bfloat16, which numpy does not have, by its bits."""
+
+_DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +46,7 @@ class Rows:
     """Rows of one feature space, column by column.
 
     Attributes:
-        features: Shape (N, ...), float16 or float32, finite.
+        features: Shape (N, ...), float16, float32, or bfloat16 as uint16; finite.
         video_sha256: Digest of each recording's content, shape (N, 32), uint8.
         span_us: Start and end of each clip, shape (N, 2), int64.
         timestamps_us: Presentation time of each decoded frame, shape (N, T), int64.
@@ -59,7 +66,7 @@ class Segment:
         segment_id: Its name.
         rows: How many.
         row_shape: Shape of one feature: (D,), or more for unpooled features.
-        dtype: "float16" or "float32".
+        dtype: "float16", "float32" or "bfloat16".
         inner: Rows of an inner chunk.
         timestamps: Frames of a clip, T.
         size_bytes: All its files.
@@ -142,16 +149,17 @@ def encode_segment(
         "timestamps_us": (rows.timestamps_us.astype("<i8"), ("row", "sampled_frame")),
     }
     row_shape = rows.features.shape[1:]
+    dtype = _DTYPE_NAMES[rows.features.dtype]
     arrays = {"features": format.encode_shard(rows.features, ("row", *_ROW_DIMENSIONS[len(row_shape)]))}
     arrays |= {name: format.encode_small(array, dimensions) for name, (array, dimensions) in small.items()}
     contents = {f"{name}/{file}": data for name, one in arrays.items() for file, data in one.items()}
     record = {
         "format": format.FORMAT,
-        "version": format.VERSION,
+        "version": format.version_for(dtype),
         "fingerprint": fingerprint,
         "rows": len(rows.features),
         "row_shape": list(row_shape),
-        "dtype": rows.features.dtype.name,
+        "dtype": dtype,
         "timestamps": rows.timestamps_us.shape[1],
         "provenance": dict(provenance),
         "replaces": list(replaces),

@@ -32,7 +32,7 @@ from featurecache.errors import (
     NonFiniteFeatureError,
 )
 from featurecache.spec import FeatureSpace
-from featurecache.store import files, format
+from featurecache.store import bfloat16, files, format
 from featurecache.store.claims import Claims
 from featurecache.store.index import read_index, segments_after_checkpoint, write_checkpoint
 from featurecache.store.layout import as_json, make_cache, make_space
@@ -50,7 +50,8 @@ class Row:
         video_sha256: Digest of the recording's content, 64 hex digits.
         start_us: Start of the clip on the recording's clock.
         end_us: Its end, later than the start.
-        feature: Shape (D,), or (T, D) for features of each frame.
+        feature: Shape (D,), or (T, D) or (S, D) for features of each frame or token. Of a space stored in bfloat16
+            floats, which are rounded, or bfloat16's bits as uint16.
         timestamps_us: Presentation time of each decoded frame, shape (T,), int64.
     """
 
@@ -99,7 +100,7 @@ class CacheWriter:
             )
         self._root = Path(root)
         self._fingerprint = space.fingerprint
-        self._dtype = STORED_DTYPES[space.stored_dtype]
+        self._dtype_name, self._dtype = space.stored_dtype, STORED_DTYPES[space.stored_dtype]
         self._provenance = as_json(provenance)
         self._max_rows, self._max_age_s, self._max_bytes = max_rows, max_age_s, max_bytes
         self._rows: list[Row] = []
@@ -230,17 +231,16 @@ class CacheWriter:
             raise ClipTableError(
                 f"a clip must start at 0 or later and end after its start, but {name} does not. Fix the clip."
             )
-        if not np.isfinite(row.feature).all():
+        if not self._is_finite(row.feature):
             raise NonFiniteFeatureError(
                 f"a feature must be finite, but that of clip {name} holds NaN or infinity. "
                 "Run the backbone in bfloat16 or float32, or leave the clip out."
             )
-        with np.errstate(over="ignore"):
-            feature = np.array(row.feature, self._dtype, order="C")
-        if not np.isfinite(feature).all():
-            largest = float(np.abs(row.feature.astype(np.float64)).max())
+        feature = self._stored(row.feature)
+        if not self._is_finite(feature):
+            largest = float(np.abs(self._floats(row.feature).astype(np.float64)).max())
             raise NonFiniteFeatureError(
-                f"a feature must fit {self._dtype.name}, but that of clip {name} reaches {largest:.6g}. "
+                f"a feature must fit {self._dtype_name}, but that of clip {name} reaches {largest:.6g}. "
                 'Store this feature space with stored_dtype = "float32".'
             )
         timestamps_us = np.array(row.timestamps_us, np.int64)
@@ -253,6 +253,21 @@ class CacheWriter:
                 "Name what differs in the feature space's inputs."
             )
         return Row(row.video_sha256, row.start_us, row.end_us, feature, timestamps_us)
+
+    def _stored(self, feature: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The feature in the stored dtype, contiguous, in memory of its own; infinite where it does not fit."""
+        if self._dtype == bfloat16.STORED and feature.dtype != bfloat16.STORED:
+            return bfloat16.from_float32(feature)
+        with np.errstate(over="ignore"):
+            return np.array(feature, self._dtype, order="C")
+
+    def _floats(self, feature: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return bfloat16.to_float32(feature) if feature.dtype == bfloat16.STORED else feature
+
+    def _is_finite(self, feature: npt.NDArray[Any]) -> bool:
+        if feature.dtype == bfloat16.STORED:
+            return bfloat16.is_finite(feature)
+        return bool(np.isfinite(feature).all())
 
     def _check_writable(self) -> None:
         """A folder that cannot be written must be known before hours of work, not after."""
