@@ -82,6 +82,14 @@ class NoVideoTokensError(FeatureCacheError, ValueError):
     """A prompt or a clip has no video token to pool."""
 
 
+class ChangedFeaturesError(FeatureCacheError, ValueError):
+    """Stored clips, computed again at the start of a run, do not come out as they were stored."""
+
+
+class WorkerDiedError(FeatureCacheError, RuntimeError):
+    """Processes that shared an extraction died, and clips are left that none survived to compute."""
+
+
 # --- the cache ------------------------------------------------------------------------------------
 
 
@@ -142,3 +150,11 @@ class BundleError(FeatureCacheError, ValueError):
 
 class StudyError(FeatureCacheError, ValueError):
     """A study cannot go on: other data or ranges than it began with, in use elsewhere, damaged, or without a result."""
+
+
+class TimelineError(FeatureCacheError, ValueError):
+    """Clip scores, intervals or rules that cannot make or score a timeline."""
+
+
+class CheckpointError(FeatureCacheError, ValueError):
+    """A training run cannot go on from its checkpoint: it is damaged, or of other data or settings."""

@@ -1,46 +1,53 @@
 """The loop that joins video, backbone, pooling and store.
 
-Decoder threads, one recording each, run ahead of the model through a bounded queue; the calling
-thread preprocesses on the model's device, runs batches of equal length that cross recordings, and
-hands features to the writer. A clip that cannot be had is recorded with its reason and the run goes
-on. Nothing here chooses which clips are missing: the caller plans.
+Decoder threads, one recording each, run ahead of the model through a bounded queue; the calling thread makes
+batches of equal length that cross recordings and runs the model; a third kind of thread writes. A clip that cannot
+be had is recorded with its reason and the run goes on. One pass fills every feature space asked for, each clip only
+those that lack it. Nothing here chooses which clips are missing: the caller plans.
 """
 
 import contextlib
+import heapq
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from featurecache.clips import clip_id
-from featurecache.errors import NonFiniteFeatureError
 from featurecache.recordings import Recording
-from featurecache.spec import NUMERICS_VERSION, FeatureSpace
-from featurecache.store import CacheWriter, Row
+from featurecache.spec import FeatureSpace, Kept
+from featurecache.store import CacheWriter
 from featurecache.video import ClipFailure, ClipFrames, read_clips
 
 if TYPE_CHECKING:
-    from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone, LlavaNextVideoInputs
+    from featurecache.backbones.family import Backbone
 
 _QUEUED_CLIPS_PER_DECODER = 2
 # A stalled decoder must not stall the run; a slow machine decoding 4K must not be cut off.
 _TIME_LIMIT_S = 60.0
 _TIME_LIMIT_PER_SECOND = 20.0
 
+Span = tuple[int, int]
+"""A clip's `[start_us, end_us)`."""
+
 
 @dataclass(frozen=True)
 class Work:
-    """The clips of one recording that are to be computed, as `[start_us, end_us)` spans."""
+    """The clips of one recording that are to be computed, and which kept features each lacks."""
 
     recording: Recording
-    spans: tuple[tuple[int, int], ...]
+    lacking: Mapping[Span, tuple[str, ...]]
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The clips."""
+        return tuple(self.lacking)
 
 
 @dataclass(frozen=True)
@@ -64,62 +71,74 @@ class Progress:
         elsewhere: Clips that another process has done meanwhile or is working on.
         total: Clips of this run.
         elapsed_s: Seconds since the run began.
-        waited_s: Seconds the model waited for video.
+        waited_s: Seconds in which the model's thread waited for video.
+        preprocess_s: Seconds it spent resizing and normalising; on a GPU this runs beside the model.
+        model_s: Seconds the model ran, by the device's own clock.
+        write_s: Seconds spent writing, beside the model.
+        batch_size: Clips at once by now.
+        shared_frames: Share of the sampled frames that were computed already, for a clip that overlaps.
     """
 
-    extracted: int
-    failed: int
-    elsewhere: int
-    total: int
-    elapsed_s: float
-    waited_s: float
+    extracted: int = 0
+    failed: int = 0
+    elsewhere: int = 0
+    total: int = 0
+    elapsed_s: float = 0.0
+    waited_s: float = 0.0
+    preprocess_s: float = 0.0
+    model_s: float = 0.0
+    write_s: float = 0.0
+    batch_size: int = 0
+    shared_frames: float = 0.0
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the time in which the model did not run, whatever it waited for."""
+        return max(0.0, 1 - self.model_s / self.elapsed_s) if self.elapsed_s else 0.0
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a run did."""
+    """What a run did.
+
+    Attributes:
+        progress: Its end.
+        failures: Clips that could not be had.
+        checked: Stored clips that were computed again at its start, and agreed.
+    """
 
     progress: Progress
     failures: tuple[FailedClip, ...]
-
-
-def feature_space(
-    inputs: "LlavaNextVideoInputs", *, dtype: str, stored_dtype: str, sha256_of: Callable[[Path], str]
-) -> FeatureSpace:
-    """The feature space that these inputs compute: tap `final`, pooling `mean`."""
-    identity: dict[str, Any] = inputs.identity(dtype, sha256_of)
-    return FeatureSpace(
-        {
-            "numerics_version": NUMERICS_VERSION,
-            **identity,
-            "tap": "final",
-            "pooling": "mean",
-            "stored_dtype": stored_dtype,
-        }
-    )
+    checked: int = 0
 
 
 def extract(
     work: Sequence[Work],
-    backbone: "LlavaNextVideoBackbone",
-    writer: CacheWriter,
+    backbone: "Backbone",
+    writers: Mapping[str, CacheWriter],
     *,
-    batch_size: int,
+    kept: Mapping[str, Kept],
+    spaces: Mapping[str, FeatureSpace],
+    batch_size: int | Literal["auto"],
     decoders: int,
-    begin: Callable[[Work], Work | None] = lambda item: item,
+    device: str,
+    begin: Callable[[Work, bool], Work | None] = lambda item, _again: item,
     known_timestamps: Mapping[str, npt.NDArray[np.int64]] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
-    """Computes and stores the features of all clips in `work`.
+    """Computes and stores the features that the clips in `work` lack.
 
     Args:
         work: What to compute, one entry per recording.
         backbone: The loaded model.
-        writer: An open writer of the backbone's feature space.
-        batch_size: B, clips per forward.
+        writers: An open writer of each feature space, by the name of what is kept.
+        kept: Tap and pooling, by the same names.
+        spaces: The feature spaces, by the same names.
+        batch_size: B, clips per forward; halved where memory is not enough.
         decoders: Threads that decode, one recording each.
-        begin: Called by a decoder before a recording: the clips that are still to be computed, or None while
-            another process is at it. Such a recording is asked for once more at the end.
+        device: The backbone's torch device.
+        begin: Called by a decoder before a recording: what is still to be computed, or None while another process
+            is at it. Such a recording is asked for once more at the end, with True.
         known_timestamps: Clip id -> frame timestamps (T,) of an earlier extraction with the same sampling. A clip
             whose frames are now others fails: a decoder has changed, and features would not be comparable.
         on_progress: Called after each batch and each failure.
@@ -127,37 +146,56 @@ def extract(
     Raises:
         CacheWriteError: If features cannot be saved.
     """
-    import torch
-
-    from featurecache.pooling import mean_of_tokens
+    from featurecache.batches import Batches, ComputedClip, SampledClip
+    from featurecache.saving import Saving
 
     known = known_timestamps or {}
     began = time.monotonic()
-    total = sum(len(item.spans) for item in work)
-    extracted, elsewhere, waited_s = 0, 0, 0.0
+    total = sum(len(item.lacking) for item in work)
+    elsewhere, waited_s = 0, 0.0
     failures: list[FailedClip] = []
-    batch: list[tuple[_Sampled, torch.Tensor]] = []  # without the frames, which are large
+    batches = Batches(
+        backbone,
+        kept,
+        stored_dtypes={name: space.stored_dtype for name, space in spaces.items()},
+        taps=sorted({kept[name].tap for item in work for names in item.lacking.values() for name in names}),
+        batch_size=batch_size,
+        device=device,
+    )
+    saving = Saving(writers)
 
     def fail(recording: Recording, start_us: int, end_us: int, reason: str) -> None:
         name = clip_id(recording.sha256, start_us, end_us)
         failures.append(FailedClip(name, recording.name, start_us, end_us, reason))
 
+    def save(done: Sequence[ComputedClip]) -> None:
+        for computed in done:
+            clip = computed.clip
+            if computed.reason:
+                fail(clip.recording, clip.start_us, clip.end_us, computed.reason)
+            else:
+                saving.put(computed)
+        if done:
+            on_progress(progress())
+
     def progress() -> Progress:
-        return Progress(extracted, len(failures), elsewhere, total, time.monotonic() - began, waited_s)
+        stages = batches.stages
+        return Progress(
+            extracted=saving.saved,
+            failed=len(failures) + len(saving.refused),
+            elsewhere=elsewhere,
+            total=total,
+            elapsed_s=time.monotonic() - began,
+            waited_s=waited_s,
+            preprocess_s=stages.preprocess_s,
+            model_s=stages.model_s,
+            write_s=saving.seconds,
+            batch_size=batches.batch_size,
+            shared_frames=1 - stages.frames_computed / stages.frames if stages.frames else 0.0,
+        )
 
-    def run_batch() -> None:
-        nonlocal extracted
-        pixels = torch.stack([pixels for _, pixels in batch])  # (B, T, 3, H, W)
-        features = mean_of_tokens(backbone.video_token_states(pixels)).cpu().numpy()  # (B, D)
-        for ((recording, start_us, end_us, timestamps_us), _), feature in zip(batch, features, strict=True):
-            try:
-                writer.add(Row(recording.sha256, start_us, end_us, feature, timestamps_us))
-                extracted += 1
-            except NonFiniteFeatureError as error:
-                fail(recording, start_us, end_us, str(error))
-        batch.clear()
-
-    with _decoding(work, backbone.inputs.frames, decoders, begin) as results:
+    with saving, _decoding(work, backbone.inputs.frames, decoders, begin) as results:
+        ahead: dict[str, _Ahead] = {}
         while True:
             asked = time.monotonic()
             result = next(results, None)
@@ -168,22 +206,40 @@ def extract(
                 elsewhere += result
                 on_progress(progress())
                 continue
-            recording, clip = result
+            item, clip = result
+            recording, span = item.recording, (clip.start_us, clip.end_us)
+            needed_from_us = ahead.setdefault(recording.sha256, _Ahead(item.spans)).after(span)
             reason = clip.reason if isinstance(clip, ClipFailure) else _changed_frames(recording, clip, known)
             if isinstance(clip, ClipFailure) or reason:
-                fail(recording, clip.start_us, clip.end_us, reason)
+                fail(recording, *span, reason)
                 on_progress(progress())
                 continue
-            sampled = (recording, clip.start_us, clip.end_us, clip.timestamps_us)
-            batch.append((sampled, backbone.preprocess(clip.frames)))
-            if len(batch) == batch_size:
-                run_batch()
-                on_progress(progress())
-        if batch:
-            run_batch()
-    writer.commit()
+            sampled = SampledClip(recording, *span, clip.timestamps_us, item.lacking[span])
+            save(batches.add(sampled, clip.pictures, needed_from_us))
+        save(batches.finish())
+    for writer in writers.values():
+        writer.commit()
+    for computed, reason in saving.refused:
+        fail(computed.clip.recording, computed.clip.start_us, computed.clip.end_us, reason)
+    saving.refused.clear()
     on_progress(progress())
     return Extraction(progress(), tuple(sorted(failures, key=lambda f: (f.recording, f.start_us, f.end_us))))
+
+
+class _Ahead:
+    """Which clips of a recording are still to come."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._waiting = set(spans)
+        self._starts = list(spans)
+        heapq.heapify(self._starts)
+
+    def after(self, span: Span) -> int | None:
+        """Start of the earliest one that is still to come after `span` has come; None if none is."""
+        self._waiting.discard(span)
+        while self._starts and self._starts[0] not in self._waiting:
+            heapq.heappop(self._starts)
+        return self._starts[0][0] if self._starts else None
 
 
 def _changed_frames(recording: Recording, clip: ClipFrames, known: Mapping[str, npt.NDArray[np.int64]]) -> str:
@@ -199,14 +255,13 @@ def _changed_frames(recording: Recording, clip: ClipFrames, known: Mapping[str, 
     )
 
 
-_Sampled = tuple[Recording, int, int, npt.NDArray[np.int64]]
-_Result = tuple[Recording, ClipFrames | ClipFailure] | int
-"""A clip, or the number of clips that are left to another process."""
+_Result = tuple[Work, ClipFrames | ClipFailure] | int
+"""A clip of some work, or the number of clips that are left to another process."""
 
 
 @contextmanager
 def _decoding(
-    work: Sequence[Work], frames: int, decoders: int, begin: Callable[[Work], Work | None]
+    work: Sequence[Work], frames: int, decoders: int, begin: Callable[[Work, bool], Work | None]
 ) -> Iterator[Iterator[_Result]]:
     """Every clip of `work`, decoded by threads that run ahead; the threads have ended when the block has."""
     waiting: queue.SimpleQueue[tuple[Work, bool]] = queue.SimpleQueue()
@@ -225,15 +280,15 @@ def _decoding(
         try:
             while not stop.is_set():
                 item, was_put_off = waiting.get_nowait()
-                left = begin(item)
+                left = begin(item, was_put_off)
                 if left is None and not was_put_off:
                     waiting.put((item, True))
                     continue
-                spans = left.spans if left is not None else ()
-                if len(spans) < len(item.spans):
-                    hand_over(len(item.spans) - len(spans))
-                for clip in _clips_of(Work(item.recording, spans), frames):
-                    hand_over((item.recording, clip))
+                left = left or Work(item.recording, {})
+                if len(left.lacking) < len(item.lacking):
+                    hand_over(len(item.lacking) - len(left.lacking))
+                for clip in _clips_of(left, frames):
+                    hand_over((left, clip))
                     if stop.is_set():
                         return
         except queue.Empty:

@@ -6,11 +6,18 @@ list as canonical JSON. Nothing that leaves values alone (batch size, device, wo
 after the video) and no library version belongs here; those are provenance.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.errors import SettingsError
+
+if TYPE_CHECKING:
+    from featurecache.backbones.family import Inputs, TapShape
 
 NUMERICS_VERSION = 1
 """Raised when a change to this toolkit's own code changes feature values."""
@@ -50,6 +57,101 @@ class FeatureSpace:
     def stored_dtype(self) -> str:
         """The dtype on disk."""
         return str(self.inputs["stored_dtype"])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A feature that is kept of every clip: where it is read, and how its tokens become one array."""
+
+    tap: str
+    pooling: str
+
+    def __str__(self) -> str:
+        return f"{self.tap}/{self.pooling}"
+
+
+def parse_kept(text: str, taps: "Mapping[str, TapShape]") -> Kept:
+    """A kept feature as settings write it: `tap/pooling`.
+
+    Args:
+        text: E.g. `final/mean`.
+        taps: What the model offers.
+
+    Raises:
+        SettingsError: If this model has no such tap, or the tap no such pooling.
+    """
+    tap, _, pooling = text.partition("/")
+    offered = {f"{name}/{way}": Kept(name, way) for name, shape in taps.items() for way in _poolings(shape)}
+    if text in offered:
+        return offered[text]
+    near = difflib.get_close_matches(text, offered, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else "Write it as tap/pooling, e.g. final/mean."
+    if tap in taps:
+        raise SettingsError(
+            f"features.keep must name a pooling of {tap}, which are {', '.join(_poolings(taps[tap]))}, "
+            f"but it names {pooling!r}. {hint}"
+        )
+    raise SettingsError(
+        f"features.keep must name taps of this model, which are {_listed(list(taps))}, but it names {tap!r}. {hint}"
+    )
+
+
+def row_shape(kept: Kept, taps: "Mapping[str, TapShape]") -> tuple[int, ...]:
+    """Shape of a kept feature of one clip: (D,), (T', D) or (S, D)."""
+    shape = taps[kept.tap]
+    if kept.pooling == "frames":
+        return (shape.steps, shape.width)
+    if kept.pooling == "tokens":
+        return (shape.steps * shape.tokens_per_step, shape.width)
+    return (shape.width,)
+
+
+def stored_dtype_of(kept: Kept, stored_dtype: str) -> str:
+    """The dtype on disk of a kept feature under the setting `stored_dtype`.
+
+    Pooled features are stored as the setting says. Tokens are the model's own states: they are stored in bfloat16,
+    which has their range where float16 overflows, unless float32 is asked for.
+    """
+    return "bfloat16" if kept.pooling == "tokens" and stored_dtype != "float32" else stored_dtype
+
+
+def feature_space(
+    inputs: "Inputs", kept: Kept, *, dtype: str, stored_dtype: str, sha256_of: Callable[[Path], str]
+) -> FeatureSpace:
+    """The feature space of one kept feature of a model.
+
+    Args:
+        inputs: The model without its weights.
+        kept: Which feature.
+        dtype: The dtype the model computes in.
+        stored_dtype: The setting; see `stored_dtype_of`.
+        sha256_of: Digest of a file's content.
+    """
+    return FeatureSpace(
+        {
+            "numerics_version": NUMERICS_VERSION,
+            **inputs.identity(kept.tap, dtype, sha256_of),
+            "tap": kept.tap,
+            "pooling": kept.pooling,
+            "stored_dtype": stored_dtype_of(kept, stored_dtype),
+        }
+    )
+
+
+def _poolings(shape: "TapShape") -> list[str]:
+    """What a tap can be pooled to; motion needs two time steps, cls a class token."""
+    ways = ["mean", "frames", "tokens"]
+    return ways + ["motion"] * (shape.steps > 1) + ["cls"] * shape.has_cls
+
+
+def _listed(taps: list[str]) -> str:
+    """Names of taps; of a run of layers the first and the last."""
+    layers = [name for name in taps if name.startswith("layer_")]
+    if len(layers) <= 3:
+        return ", ".join(taps)
+    return ", ".join(
+        f"{layers[0]} to {layers[-1]}" if name == layers[0] else name for name in taps if name not in layers[1:]
+    )
 
 
 def flatten(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,35 +1,38 @@
 """The backbone against the plain transformers forward, and its refusals."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
-from featurecache.backbones import find_model, open_inputs
+from featurecache.backbones import find_model, open_backbone, open_inputs
+from featurecache.backbones.decoder import hidden_states
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone, LlavaNextVideoInputs
-from featurecache.errors import (
-    ModelNotFoundError,
-    NoVideoTokensError,
-    SettingsError,
-    UnsupportedModelError,
-)
+from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
-from featurecache.pooling import mean_of_tokens
+from tests.tiny_models import make_llava_next_video
 
 PROMPT = "user: describe the hand . <video>"
+WORDS_AFTER = "user: describe the hand . <video> what happens here ? assistant:"
 FRAMES = 4
 
 
 def _inputs(folder: Path, prompt: str = PROMPT, **changes) -> LlavaNextVideoInputs:
-    return open_inputs(folder, prompt=prompt, **{"frames": FRAMES, "resize": "crop", **changes})
+    inputs = open_inputs(folder, prompt=prompt, **{"frames": FRAMES, "resize": "crop", **changes})
+    assert isinstance(inputs, LlavaNextVideoInputs)
+    return inputs
 
 
-def _open(folder: Path, prompt: str = PROMPT, **changes) -> LlavaNextVideoBackbone:
-    return LlavaNextVideoBackbone(_inputs(folder, prompt, **changes), dtype="float32", device="cpu")
+def _open(folder: Path, prompt: str = PROMPT, *, dtype: str = "float32", **changes) -> LlavaNextVideoBackbone:
+    backbone = open_backbone(_inputs(folder, prompt, **changes), dtype=dtype, device="cpu")
+    assert isinstance(backbone, LlavaNextVideoBackbone)
+    return backbone
 
 
 def _clip(seed: int = 0, height: int = 60, width: int = 80) -> np.ndarray:
@@ -37,57 +40,130 @@ def _clip(seed: int = 0, height: int = 60, width: int = 80) -> np.ndarray:
     return noise.repeat(4, axis=1).repeat(4, axis=2)
 
 
-def _plain_features(folder: Path, clips: list[np.ndarray], prompt: str) -> torch.Tensor:
-    """The naive recipe: whole model, every hidden state kept, mask over the video tokens, mean."""
+def _plain_states(folder: Path, clips: list[np.ndarray], prompt: str) -> dict[str, torch.Tensor]:
+    """The naive recipe: whole model, every hidden state kept, states of the video tokens, by tap, each (B, S, D)."""
     processor = LlavaNextVideoProcessor.from_pretrained(folder)
     model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     videos = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips]
     inputs = processor(
         text=[prompt] * len(clips), videos=videos, do_sample_frames=False, return_tensors="pt", padding=True
     )
+    seen = []
+    model.model.multi_modal_projector.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     with torch.no_grad():
-        states = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        states = model(**inputs, output_hidden_states=True).hidden_states
     is_video = inputs["input_ids"] == processor.video_token_id
-    return torch.stack([row[mask].mean(dim=0) for row, mask in zip(states, is_video, strict=True)])
+    names = [f"layer_{depth}" for depth in range(len(states) - 1)] + ["final"]
+    taps = {name: at[is_video].unflatten(0, (len(clips), -1)) for name, at in zip(names, states, strict=True)}
+    return {"vision": seen[0].unflatten(0, (len(clips), -1)).flatten(1, 2), **taps}
 
 
-def _features(backbone: LlavaNextVideoBackbone, clips: list[np.ndarray]) -> torch.Tensor:
-    return mean_of_tokens(backbone.video_token_states(torch.stack([backbone.preprocess(clip) for clip in clips])))
+def _states(
+    backbone: LlavaNextVideoBackbone, clips: list[np.ndarray], taps: tuple[str, ...] = ("final",)
+) -> dict[str, torch.Tensor]:
+    """The extraction's way: frames encoded one by one, states by tap, each (B, S, D)."""
+    encoded = [backbone.encode_frames(backbone.preprocess(clip)) for clip in clips]
+    found = {tap: states.tokens for tap, states in backbone.states(torch.stack(encoded), taps)}
+    for tap, tokens in found.items():
+        shape = backbone.inputs.taps[tap]
+        assert tokens.shape == (len(clips), shape.steps, shape.tokens_per_step, shape.width)
+    return {tap: tokens.flatten(1, 2) for tap, tokens in found.items()}
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [PROMPT, "<video>", "user: <video> what happens here ? assistant:"],
-    ids=["prompt first", "no text", "text after the video"],
-)
-def test_features_equal_the_plain_forward(tiny_model: Path, prompt: str) -> None:
+def _final(backbone: LlavaNextVideoBackbone, clips: list[np.ndarray]) -> torch.Tensor:
+    return _states(backbone, clips)["final"].mean(dim=1, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers, fewer heads for keys than for queries, two layers of the tower used."""
+    return make_llava_next_video(tmp_path_factory.mktemp("deep"), layers=5, key_heads=2, vision_feature_layer=[-3, -2])
+
+
+@pytest.mark.parametrize("prompt", [WORDS_AFTER, "<video>"], ids=["words before and after", "no words"])
+@pytest.mark.parametrize("model", ["tiny_model", "deep_model"])
+def test_every_tap_equals_the_plain_forward(model: str, prompt: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(model)
     clips = [_clip(0), _clip(1), _clip(2, height=50, width=50)]
-    ours = _features(_open(tiny_model, prompt), clips)
-    plain = _plain_features(tiny_model, clips, prompt)
-    assert ours.shape == (3, 32)
-    assert plain.std() > 0.1
-    assert (ours - plain).abs().max() <= 1e-5
+    backbone = _open(folder, prompt)
+    plain = _plain_states(folder, clips, prompt)
+    assert list(plain) == list(backbone.inputs.taps)
+    ours = _states(backbone, clips, tuple(plain))
+    for tap, states in plain.items():
+        assert states.std() > 0.1
+        assert ours[tap].shape == states.shape
+        assert (ours[tap] - states).abs().max() <= 1e-5, tap
+
+
+@pytest.mark.parametrize("taps", [("final",), ("layer_3", "vision"), ("layer_0",), ("vision",)])
+def test_states_come_in_order_of_depth_and_do_not_depend_on_what_else_is_asked_for(
+    deep_model: Path, taps: tuple[str, ...]
+) -> None:
+    backbone = _open(deep_model)
+    every = _states(backbone, [_clip()], tuple(backbone.inputs.taps))
+    some = _states(backbone, [_clip()], taps)
+    assert list(some) == [tap for tap in backbone.inputs.taps if tap in taps]
+    assert all(torch.equal(some[tap], every[tap]) for tap in taps)
 
 
 def test_features_equal_the_plain_forward_when_the_backbone_is_the_embedded_one() -> None:
     folder = find_model("demo")
     prompt = "USER: Watch the hands. <video>"
-    ours = _features(_open(folder, prompt), [_clip(0), _clip(1)])
-    assert (ours - _plain_features(folder, [_clip(0), _clip(1)], prompt)).abs().max() <= 1e-5
+    backbone = _open(folder, prompt)
+    ours = _states(backbone, [_clip(0), _clip(1)], tuple(backbone.inputs.taps))
+    for tap, states in _plain_states(folder, [_clip(0), _clip(1)], prompt).items():
+        assert (ours[tap] - states).abs().max() <= 1e-5 * max(1.0, float(states.abs().max())), tap
+
+
+def test_no_layer_above_the_deepest_tap_and_no_unused_layer_of_the_tower_is_run(
+    deep_model: Path, tmp_path: Path
+) -> None:
+    expected = _states(_open(deep_model), [_clip()], ("layer_2",))["layer_2"]
+    poisoned = shutil.copytree(deep_model, tmp_path / "model")
+    weights = load_file(poisoned / "model.safetensors")
+    never_run = r"encoder\.layers\.2\.|post_layernorm|language_model.*(layers\.[234]\.|\.norm\.weight)|lm_head"
+    for name in [name for name in weights if re.search(never_run, name)]:
+        weights[name] = torch.full_like(weights[name], float("nan"))
+    assert sum(bool(weight.isnan().all()) for weight in weights.values()) == 16 + 2 + 3 * 9 + 2
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    backbone = _open(poisoned)
+    assert torch.equal(_states(backbone, [_clip()], ("layer_2",))["layer_2"], expected)
+    ran = []
+    for depth, layer in enumerate(backbone.model.language_model.layers):
+        layer.register_forward_pre_hook(lambda _module, _args, depth=depth: ran.append(depth))
+    _states(backbone, [_clip()], ("vision",))
+    _states(backbone, [_clip()], ("layer_0", "vision"))
+    assert ran == []
+    _states(backbone, [_clip()], ("layer_2", "layer_0"))
+    assert ran == [0, 1]
+    assert _states(backbone, [_clip()], ("layer_3",))["layer_3"].isnan().all(), "the poison works"
+    assert len(backbone.model.vision_tower.encoder.layers) == 2, "an unused layer takes no memory"
+
+
+def test_states_go_on_from_cached_tokens_of_a_layer_with_the_same_result_and_gradient(deep_model: Path) -> None:
+    backbone = _open(deep_model)
+    states = _states(backbone, [_clip(0), _clip(1)], ("layer_3", "final"))
+    cached = states["layer_3"].clone()
+    decoder = backbone.model.language_model
+    decoder.layers[4].self_attn.q_proj.weight.requires_grad_()
+    final = list(hidden_states(decoder, backbone.behind_prefix(cached, layer=3), first=3))[-1]
+    assert (final[:, len(backbone.inputs.prefix_ids) :] - states["final"]).abs().max() <= 1e-5
+    final.sum().backward()
+    assert decoder.layers[4].self_attn.q_proj.weight.grad.abs().max() > 0
 
 
 def test_features_depend_on_words_before_the_video_and_not_on_words_after_it(tiny_model: Path) -> None:
-    base = _features(_open(tiny_model, "user: baby <video>"), [_clip()])
-    before = _features(_open(tiny_model, "user: hand moves <video>"), [_clip()])
-    after = _features(_open(tiny_model, "user: baby <video> the hand moves ."), [_clip()])
+    base = _final(_open(tiny_model, "user: baby <video>"), [_clip()])
+    before = _final(_open(tiny_model, "user: hand moves <video>"), [_clip()])
+    after = _final(_open(tiny_model, "user: baby <video> the hand moves ."), [_clip()])
     assert (base - before).abs().max() > 1e-3
     assert torch.equal(base, after)
 
 
 def test_features_do_not_depend_on_the_other_clips_of_a_batch(tiny_model: Path) -> None:
     backbone = _open(tiny_model)
-    together = _features(backbone, [_clip(0), _clip(1), _clip(2)])
-    assert (together[1] - _features(backbone, [_clip(1)])[0]).abs().max() <= 1e-5
+    together = _final(backbone, [_clip(0), _clip(1), _clip(2)])
+    assert (together[1] - _final(backbone, [_clip(1)])[0]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("resize", ["pad", "squash"])
@@ -107,34 +183,39 @@ def test_preprocess_centres_the_frame_on_the_mean_colour_when_resize_is_pad(tiny
     assert pixels[:, :, 20:36].min() > 1.5
 
 
-def test_mean_of_tokens_neither_overflows_nor_rounds_when_states_are_float16() -> None:
-    states = torch.full((1, 2304, 2), 60.0, dtype=torch.float16)
-    states[:, ::3] = 61.0  # the mean, 60 and a third, is no float16, and the sum exceeds its range
-    assert (mean_of_tokens(states) - (60 + 1 / 3)).abs().max() < 1e-5
-    with pytest.raises(NoVideoTokensError, match="at least one video token"):
-        mean_of_tokens(states[:, :0])
-
-
 def test_identity_changes_when_anything_that_changes_values_does(tiny_model: Path, tmp_path: Path) -> None:
-    base = _inputs(tiny_model).identity("float32", sha256_of_file)
+    def identity(folder: Path = tiny_model, prompt: str = PROMPT, dtype: str = "float32", **changes) -> dict:
+        return _inputs(folder, prompt, **changes).identity("final", dtype, sha256_of_file)
+
+    base = identity()
     assert json.loads(json.dumps(base)) == base
     assert set(base["backbone"]["weights"]) == {"model.safetensors"}
-    for changes in ({"prompt": "user: baby <video>"}, {"frames": 8}, {"resize": "pad"}):
-        assert _inputs(tiny_model, **changes).identity("float32", sha256_of_file) != base, changes
-    assert _inputs(tiny_model).identity("bfloat16", sha256_of_file) != base
-    assert _inputs(tiny_model, PROMPT + " what happens ?").identity("float32", sha256_of_file) == base
+    for changes in ({"prompt": "user: baby <video>"}, {"frames": 8}, {"resize": "pad"}, {"dtype": "bfloat16"}):
+        assert identity(**changes) != base, changes
+    assert identity(prompt=PROMPT + " what happens ?") == base
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    assert _inputs(copy).identity("float32", sha256_of_file) == base
+    assert identity(copy) == base
     (copy / "tokenizer_config.json").write_text((copy / "tokenizer_config.json").read_text() + "\n")
-    assert _inputs(copy).identity("float32", sha256_of_file) != base
+    assert identity(copy) != base
+
+
+@pytest.mark.parametrize("tap", ["vision", "layer_0"])
+def test_identity_has_no_words_when_the_tap_lies_before_them(tiny_model: Path, tap: str) -> None:
+    base = _inputs(tiny_model).identity(tap, "float32", sha256_of_file)
+    assert _inputs(tiny_model, "user: baby <video>").identity(tap, "float32", sha256_of_file) == base
+    assert _inputs(tiny_model, frames=8).identity(tap, "float32", sha256_of_file) != base
+    assert _inputs(tiny_model).identity(tap, "bfloat16", sha256_of_file) != base
+    clips = [_clip()]
+    ours, other = (_states(_open(tiny_model, prompt), clips, (tap,))[tap] for prompt in (PROMPT, "user: baby <video>"))
+    assert torch.equal(ours, other)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.05), ("float16", 0.01)])
 def test_features_are_computed_in_the_dtype_that_is_asked_for(tiny_model: Path, dtype: str, bound: float) -> None:
-    backbone = LlavaNextVideoBackbone(_inputs(tiny_model), dtype=dtype, device="cpu")
+    backbone = _open(tiny_model, dtype=dtype)
     assert backbone.model.dtype == getattr(torch, dtype)
-    features, exact = _features(backbone, [_clip(0)]), _features(_open(tiny_model), [_clip(0)])
-    assert features.dtype == torch.float32
+    assert _states(backbone, [_clip(0)])["final"].dtype == getattr(torch, dtype)
+    features, exact = _final(backbone, [_clip(0)]), _final(_open(tiny_model), [_clip(0)])
     difference = (features - exact).norm() / exact.norm()
     assert 1e-6 < difference < bound
 
@@ -142,9 +223,8 @@ def test_features_are_computed_in_the_dtype_that_is_asked_for(tiny_model: Path, 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_features_on_a_gpu_equal_those_on_the_cpu(tiny_model: Path) -> None:
-    backbone = LlavaNextVideoBackbone(_inputs(tiny_model), dtype="float32", device="cuda")
-    # The processor resizes 8-bit frames with another kernel there, so pixels may differ by a level.
-    assert (_features(backbone, [_clip(0)]).cpu() - _features(_open(tiny_model), [_clip(0)])).abs().max() < 0.02
+    backbone = open_backbone(_inputs(tiny_model), dtype="float32", device="cuda")
+    assert (_final(backbone, [_clip(0)]).cpu() - _final(_open(tiny_model), [_clip(0)])).abs().max() < 1e-3
 
 
 def test_backbone_is_refused_when_the_device_is_not_here(tiny_model: Path) -> None:
@@ -168,7 +248,8 @@ def test_find_model_names_what_is_missing_when_there_is_no_such_model(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "damage", ["no config", "torn weights", "no weights", "no tokenizer", "other architecture", "other size"]
+    "damage",
+    ["no config", "torn weights", "no weights", "lost weight", "no tokenizer", "other architecture", "other size"],
 )
 def test_open_backbone_says_which_file_is_wrong_when_the_folder_is_damaged(
     tiny_model: Path, tmp_path: Path, damage: str
@@ -181,6 +262,10 @@ def test_open_backbone_says_which_file_is_wrong_when_the_folder_is_damaged(
     elif damage == "torn weights":
         weights = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    elif damage == "lost weight":
+        weights = load_file(folder / "model.safetensors")
+        del weights[next(key for key in weights if "q_proj" in key)]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     elif damage == "no weights":
         (folder / "model.safetensors").unlink()
     elif damage == "no tokenizer":

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -18,9 +20,10 @@ import zarr
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
 from featurecache import FeatureCache
+from featurecache.clips import clip_id
 from featurecache.clips_csv import read_table
-from featurecache.errors import CacheNotFoundError
-from featurecache.plan import failed_clip_ids, plan_extraction, run_plan
+from featurecache.errors import CacheNotFoundError, ChangedFeaturesError, SettingsError
+from featurecache.plan import claim_work, failed_clip_ids, plan_extraction, run_plan
 from featurecache.project import Project, open_project
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
@@ -43,8 +46,8 @@ def _extract(project: Project, **options) -> int:
     return run_plan(project, plan).progress.extracted
 
 
-def _plain_feature(path: Path, model: Path, start_us: int, end_us: int, frames: int) -> torch.Tensor:
-    """The naive recipe: decode everything, pick frames by timestamp, whole model, mask, mean."""
+def _plain_states(path: Path, model: Path, start_us: int, end_us: int, frames: int) -> list[torch.Tensor]:
+    """The naive recipe: decode everything, pick frames by timestamp, whole model, mask; every layer's, each (S, D)."""
     with av.open(str(path)) as container:
         pictures = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
         zero = (container.start_time or 0) / 1e6
@@ -55,8 +58,8 @@ def _plain_feature(path: Path, model: Path, start_us: int, end_us: int, frames: 
     video = torch.from_numpy(chosen).permute(0, 3, 1, 2)
     inputs = processor(text=[PROMPT], videos=[video], do_sample_frames=False, return_tensors="pt")
     with torch.no_grad():
-        states = plain(**inputs, output_hidden_states=True).hidden_states[-1][0]
-    return states[inputs["input_ids"][0] == processor.video_token_id].mean(dim=0)
+        states = plain(**inputs, output_hidden_states=True).hidden_states
+    return [at[0, inputs["input_ids"][0] == processor.video_token_id] for at in states]
 
 
 def test_cached_features_equal_the_plain_forward(project: Project, tiny_model: Path) -> None:
@@ -67,8 +70,168 @@ def test_cached_features_equal_the_plain_forward(project: Project, tiny_model: P
     assert X.dtype == np.float32
     for row in (0, 5, 10, 23):
         clip = clips[row]
-        plain = _plain_feature(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)
+        plain = _plain_states(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)[-1].mean(0)
         assert np.abs(X[row] - plain.numpy()).max() <= 1e-5
+
+
+EVERY_KIND = ("vision/mean", "layer_0/tokens", "layer_1/motion", "final/frames", "final/mean")
+
+
+def _keep(project: Project, *names: str) -> Project:
+    """The same project, keeping other features."""
+    settings = project.root / "featurecache.toml"
+    lines = [line for line in settings.read_text().splitlines() if not line.startswith("keep = ")]
+    place = lines.index("[features]") + 1
+    settings.write_text("\n".join([*lines[:place], f"keep = {list(names)}", *lines[place:]]) + "\n")
+    return open_project(project.root)
+
+
+def _held(project: Project) -> dict[str, int]:
+    """Rows on disk of each feature space, repeated ones counted."""
+    held: dict[str, int] = {}
+    for path in project.cache.glob("spaces/*/segments/0*"):
+        inputs = json.loads((path.parents[1] / "zarr.json").read_text())["attributes"]["featurecache"]["inputs"]
+        name = f"{inputs['tap']}/{inputs['pooling']}"
+        held[name] = held.get(name, 0) + zarr.open_group(path, mode="r")["key"].shape[0]
+    return held
+
+
+def test_one_pass_fills_every_kept_feature_with_what_the_plain_forward_gives(
+    project: Project, tiny_model: Path
+) -> None:
+    project = _keep(project, *EVERY_KIND)
+    assert _extract(project) == 24
+    assert _held(project) == dict.fromkeys(EVERY_KIND, 24)
+    cache = FeatureCache.open(project.cache)
+    clip = read_table(project.clips).clips[7]
+    found = {name: cache.load([clip.clip_id], *name.split("/"))[0] for name in EVERY_KIND}
+    assert {name: row.shape for name, row in found.items()} == {
+        "vision/mean": (24,),
+        "layer_0/tokens": (16, 32),
+        "layer_1/motion": (32,),
+        "final/frames": (4, 32),
+        "final/mean": (32,),
+    }
+    states = _plain_states(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)
+    frames = [at.unflatten(0, (4, 4)).mean(1) for at in states]
+    assert np.abs(found["layer_0/tokens"] - states[0].numpy()).max() <= 1e-5
+    assert np.abs(found["layer_1/motion"] - frames[1].diff(dim=0).abs().mean(0).numpy()).max() <= 1e-5
+    assert np.abs(found["final/frames"] - frames[2].numpy()).max() <= 1e-5
+    assert np.abs(found["final/mean"] - frames[2].mean(0).numpy()).max() <= 1e-5
+
+
+def test_only_what_a_clip_lacks_is_computed_when_a_kept_feature_is_added(project: Project) -> None:
+    assert _extract(project, limit=5) == 5
+    wider = _keep(project, "final/mean", "vision/mean")
+    plan = plan_extraction(wider)
+    assert (plan.todo, plan.present) == (24, 0)
+    assert sum(names == ("vision/mean",) for item in plan.work for names in item.lacking.values()) == 5
+    assert run_plan(wider, plan).progress.extracted == 24
+    assert _held(wider) == {"final/mean": 24, "vision/mean": 24}
+    assert plan_extraction(wider).todo == plan_extraction(_keep(project, "final/mean")).todo == 0
+
+
+def test_tokens_are_stored_in_bfloat16_and_forecast_when_pooled_features_are_stored_in_float16(
+    project: Project,
+) -> None:
+    settings = project.root / "featurecache.toml"
+    settings.write_text(settings.read_text().replace('stored_dtype = "float32"', 'stored_dtype = "float16"'))
+    both = _keep(project, "layer_1/tokens", "layer_1/mean")
+    plan = plan_extraction(both, limit=3)
+    run_plan(both, plan)
+    spaces = {space.pooling: space for space in FeatureCache.open(both.cache).spaces}
+    assert {name: (space.stored_dtype, space.row_shape) for name, space in spaces.items()} == {
+        "tokens": ("bfloat16", (16, 32)),
+        "mean": ("float16", (32,)),
+    }
+    assert plan.bytes_to_write == 3 * (16 * 32 * 2 + 32 * 2 + 2 * (76 + 8 * 4))
+    cache = FeatureCache.open(both.cache)
+    ids = cache.clip_ids("layer_1", "tokens")
+    tokens = torch.from_numpy(cache.load(ids, "layer_1", "tokens")).view(torch.bfloat16).float()
+    assert (tokens.mean(1).numpy() - cache.load(ids, "layer_1", "mean")).__abs__().max() < 0.01
+
+
+def test_keep_is_refused_when_the_model_has_no_such_tap(project: Project) -> None:
+    with pytest.raises(SettingsError, match=r"taps of this model, which are vision, layer_0, layer_1, final, but it"):
+        plan_extraction(_keep(project, "layer_7/mean"))
+
+
+def _overlapping(project: Project) -> Project:
+    settings = project.root / "featurecache.toml"
+    settings.write_text(settings.read_text().replace("stride_s = 1", "stride_s = 0.2"))
+    project = open_project(project.root)
+    project.clips.unlink()
+    make_table(project)
+    return project
+
+
+def test_frames_of_overlapping_clips_are_computed_once_and_their_share_is_forecast(
+    project: Project, tiny_model: Path
+) -> None:
+    project = _overlapping(project)
+    plan = plan_extraction(project)
+    done = run_plan(project, plan)
+    # 16 clips of 4 frames in each recording of 20 frames, all of which are sampled
+    assert plan.todo == done.progress.extracted == 6 * 16
+    assert done.progress.shared_frames == pytest.approx(1 - 20 / 64)
+    assert plan.shared_frames == pytest.approx(done.progress.shared_frames)
+    cache = FeatureCache.open(project.cache)
+    for clip in read_table(project.clips).clips[3:80:19]:
+        states = _plain_states(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)
+        assert np.abs(cache.load([clip.clip_id])[0] - states[-1].mean(0).numpy()).max() <= 1e-5
+
+
+def test_plan_forecasts_no_shared_frame_when_clips_do_not_overlap(project: Project) -> None:
+    assert plan_extraction(project).shared_frames == 0
+    assert plan_extraction(project, limit=1).shared_frames == 0
+
+
+def test_stages_of_a_run_add_up(project: Project) -> None:
+    seen = []
+    done = run_plan(project, plan_extraction(project), on_progress=seen.append).progress
+    assert 0 < done.waited_s + done.preprocess_s + done.model_s <= done.elapsed_s
+    assert done.write_s > 0
+    assert done.idle_share == pytest.approx(1 - done.model_s / done.elapsed_s)
+    assert [now.total for now in seen] == [24] * len(seen)
+    assert seen[-1].extracted == 24
+    assert all(a.extracted <= b.extracted and a.model_s <= b.model_s for a, b in pairwise(seen))
+
+
+def test_stored_clips_are_computed_again_and_agree_when_a_run_goes_on(project: Project) -> None:
+    project = _keep(project, *EVERY_KIND)
+    assert run_plan(project, plan_extraction(project, limit=6)).checked == 0
+    assert run_plan(project, plan_extraction(project, limit=6)).checked == 2
+    (project.videos / "S0.mp4").unlink()
+    assert run_plan(project, plan_extraction(project)).checked in (1, 2)
+
+
+@pytest.mark.parametrize("what", ["values", "frames", "tokens"])
+def test_a_run_stops_before_it_writes_when_a_stored_clip_comes_out_otherwise(project: Project, what: str) -> None:
+    project = _keep(project, "final/mean", "final/tokens")
+    other = project.root / "other.zarr"
+    run_plan(project, plan_extraction(project))
+    project.cache.rename(other)
+    cache = FeatureCache.open(other)
+    plan = plan_extraction(project, limit=4)
+    for name, space in plan.spaces.items():
+        chosen = (space.tap, space.pooling, space.fingerprint)
+        with CacheWriter(project.cache, space, {}) as writer:
+            for (sha256, start, end), row in zip(
+                cache.clips(*chosen), cache.load(cache.clip_ids(*chosen), *chosen), strict=True
+            ):
+                wrong = what == "values" or (what == "tokens" and name == "final/tokens")
+                times = cache.timestamps_us([clip_id(sha256, start, end)], *chosen)[0]
+                shift = 40_000 if what == "frames" else 0
+                if start <= 1_000_000:
+                    writer.add(Row(sha256, start, end, 1.02 * row if wrong else row, times + shift))
+    held = _held(project)
+    with pytest.raises(ChangedFeaturesError, match=r"Go back to|PyAV version") as caught:
+        run_plan(project, plan_extraction(project))
+    name = {"values": "final/mean", "frames": "us and is now", "tokens": "final/tokens"}[what]
+    assert name in str(caught.value)
+    assert read_table(project.clips).clips[0].clip_id[16:] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert _held(project) == held
 
 
 def test_storage_adds_its_rounding_only_when_features_are_stored_in_float16(tmp_path: Path, tiny_model: Path) -> None:
@@ -304,6 +467,33 @@ def test_processes_started_alike_share_the_list_and_compute_nothing_twice(projec
     assert plan.space.fingerprint == space.fingerprint
 
 
+def test_processes_that_keep_different_features_compute_none_twice(project: Project) -> None:
+    """Their lists overlap in one feature; neither waits for the other."""
+    plan_extraction(project)
+    base = (project.root / "featurecache.toml").read_text()
+    keeps = {"one": ["final/mean", "vision/mean"], "other": ["layer_1/mean", "final/mean"]}
+    for name, keep in keeps.items():
+        (project.root / f"{name}.toml").write_text(base.replace("[features]", f"[features]\nkeep = {keep}"))
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "cli", "extract", "--config", str(project.root / f"{name}.toml"), "--json"],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in keeps
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    for name in keeps:  # what was left to the other is there by now, or is done now
+        other = open_project(project.root / f"{name}.toml")
+        run_plan(other, plan_extraction(other))
+    assert _held(project) == {"final/mean": 24, "vision/mean": 24, "layer_1/mean": 24}
+    assert not list(project.cache.glob("spaces/*/claims/*"))
+
+
 def test_a_recording_is_left_to_the_process_that_claims_it_while_it_lives(project: Project) -> None:
     plan = plan_extraction(project)
     sha256 = plan.work[0].recording.sha256
@@ -329,6 +519,31 @@ def test_a_recording_is_left_to_the_process_that_claims_it_while_it_lives(projec
     assert (again.progress.extracted, again.progress.elsewhere) == (4, 0), (
         "the claim of a killed process counts no longer"
     )
+
+
+def test_claim_work_puts_a_recording_off_whole_and_takes_what_is_free_when_asked_again(project: Project) -> None:
+    project = _keep(project, "final/mean", "vision/mean", "layer_1/mean")
+    plan = plan_extraction(project)
+    item = plan.work[0]
+    order = sorted(plan.spaces, key=lambda name: plan.spaces[name].fingerprint)
+
+    def claim(*names: str, again: bool = False) -> set[str] | None:
+        """The features that a new process gets of the first recording, with these held by another."""
+        with ExitStack() as stack:
+            others, ours = (
+                {n: stack.enter_context(CacheWriter(project.cache, s, {})) for n, s in plan.spaces.items()}
+                for _ in range(2)
+            )
+            assert all(others[name].claim(item.recording.sha256) for name in names)
+            found = claim_work(project, plan, ours, item, again=again)
+            assert found is None or found.spans == item.spans
+            return None if found is None else {name for kept in found.lacking.values() for name in kept}
+
+    assert claim() == set(order)
+    assert claim(order[0]) is None
+    assert claim(order[0], again=True) == set(order[1:])
+    assert claim(order[1]) == {order[0], order[2]}
+    assert claim(*order) is claim(*order, again=True) is None
 
 
 def test_a_claim_of_another_machine_ends_with_its_lease(tmp_path: Path) -> None:

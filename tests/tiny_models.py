@@ -20,7 +20,15 @@ WORDS = ["user:", "assistant:", "what", "happens", "here", "the", "hand", "moves
 IMAGE_PX = 56
 
 
-def make_llava_next_video(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2) -> Path:
+def make_llava_next_video(
+    folder: Path,
+    *,
+    seed: int = 0,
+    hidden: int = 32,
+    layers: int = 2,
+    key_heads: int = 4,
+    vision_feature_layer: int | list[int] = -2,
+) -> Path:
     """Writes a random LLaVA-NeXT-Video (4 tokens a frame) with its processor and tokenizer into `folder`."""
     vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<pad>", "<image>", "<video>", *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -59,13 +67,13 @@ def make_llava_next_video(folder: Path, *, seed: int = 0, hidden: int = 32, laye
             intermediate_size=2 * hidden,
             num_hidden_layers=layers,
             num_attention_heads=4,
-            num_key_value_heads=4,
+            num_key_value_heads=key_heads,
             max_position_embeddings=512,
             pad_token_id=3,
         ),
         image_token_index=4,
         video_token_index=5,
-        vision_feature_layer=-2,
+        vision_feature_layer=vision_feature_layer,
     )
     torch.manual_seed(seed)
     model = LlavaNextVideoForConditionalGeneration(config)

@@ -6,16 +6,32 @@ importer of transformers.
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from featurecache.backbones.llava_next_video import LlavaNextVideoInputs
+    from featurecache.backbones.family import Backbone, Inputs
 
 DEMO_MODEL = "demo"
 """The name that stands for the small backbone shipped with the package."""
+
+_FAMILIES = {
+    "llava_next_video": "llava_next_video",
+    "timesformer": "timesformer",
+    "clip": "frame_encoder",
+    "clip_vision_model": "frame_encoder",
+    "siglip": "frame_encoder",
+    "siglip_vision_model": "frame_encoder",
+    "dinov2": "frame_encoder",
+    "videomae": "videomae",
+    "vjepa2": "vjepa2",
+    "llava_onevision": "llava_onevision",
+}
+"""`model_type` in config.json -> the module here that has `open_inputs` and `open_backbone` for it."""
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
@@ -59,24 +75,49 @@ def find_model(model: str, *, allow_download: bool = False) -> Path:
 
 
 def open_inputs(
-    folder: Path, *, prompt: str, frames: int, resize: Literal["crop", "pad", "squash"]
-) -> "LlavaNextVideoInputs":
+    folder: Path, *, prompt: str, frames: int, resize: Literal["model", "crop", "pad", "squash"]
+) -> "Inputs":
     """All of a model but its weights, with the family that its config.json names.
+
+    Args:
+        folder: The model's files.
+        prompt: Words around `<video>`; families without a language model ignore it.
+        frames: T, frames sampled from a clip.
+        resize: How a frame that is not square becomes one; `model`: as the model's own processor does.
 
     Raises:
         ModelNotFoundError: If a file is missing or damaged.
         UnsupportedModelError: If the architecture is unknown here or the processor's settings do not fit.
-        SettingsError: If the prompt does not fit.
+        SettingsError: If the prompt or the number of frames does not fit.
     """
-    model_type = read_config(folder).get("model_type")
-    if model_type != "llava_next_video":
-        raise UnsupportedModelError(
-            f"the model's architecture must be llava_next_video, but {folder / 'config.json'} says {model_type!r}. "
-            "Use LLaVA-NeXT-Video weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
-        )
-    from featurecache.backbones.llava_next_video import LlavaNextVideoInputs
+    inputs: Inputs = _family(folder).open_inputs(folder, prompt=prompt, frames=frames, resize=resize)
+    return inputs
 
-    return LlavaNextVideoInputs(folder, prompt=prompt, frames=frames, resize=resize)
+
+def open_backbone(inputs: "Inputs", *, dtype: Literal["float32", "bfloat16", "float16"], device: str) -> "Backbone":
+    """The loaded, frozen model behind its inputs.
+
+    Args:
+        inputs: What `open_inputs` gave.
+        dtype: The dtype the model computes in.
+        device: A torch device, e.g. "cpu" or "cuda:0".
+
+    Raises:
+        ModelNotFoundError: If the weights are missing or damaged.
+        SettingsError: If the device is not here or has no room for the model.
+    """
+    backbone: Backbone = _family(inputs.folder).open_backbone(inputs, dtype=dtype, device=device)
+    return backbone
+
+
+def _family(folder: Path) -> ModuleType:
+    model_type = read_config(folder).get("model_type")
+    if model_type not in _FAMILIES:
+        raise UnsupportedModelError(
+            f"the model's architecture must be one of {', '.join(_FAMILIES)}, but {folder / 'config.json'} says "
+            f"{model_type!r}. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
+        )
+    return import_module(f"featurecache.backbones.{_FAMILIES[str(model_type)]}")
 
 
 def read_config(folder: Path) -> dict[str, object]:

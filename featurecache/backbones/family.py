@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from featurecache.resize import FrameResize
+
 
 @dataclass(frozen=True)
 class TapStates:
@@ -49,6 +51,7 @@ class Inputs(Protocol):
         image_px: Height and width of a frame as the model sees it.
         text_after_video: What the prompt puts behind the video; it cannot change a feature. Empty without a prompt.
         taps: Every tap by name, in order of depth, with its shape.
+        frame_resize: What makes a frame fit.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Inputs(Protocol):
     image_px: int
     text_after_video: str
     taps: dict[str, TapShape]
+    frame_resize: FrameResize
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
         """Every input that changes the value of this tap's states, JSON-ready, for the fingerprint."""
@@ -65,18 +69,23 @@ class Inputs(Protocol):
 class Backbone(Protocol):
     """The loaded, frozen model behind its inputs."""
 
-    inputs: Inputs
+    @property
+    def inputs(self) -> Inputs:
+        """All of the model but its weights."""
+        ...
 
     def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
         """Frames (F, H, W, 3) uint8 RGB -> pixels (F, 3, image_px, image_px) in the model's dtype, on its device."""
         ...
 
-    def encode_frames(self, pixels: Tensor) -> Tensor:
-        """What the model computes on each frame alone: (F, 3, image_px, image_px) -> (F, ...)."""
+    def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:
+        """What the model computes on each frame alone for these taps: (F, 3, image_px, image_px) -> (F, ...)."""
         ...
 
     def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
         """Each tap's states in order of depth, one at a time: (B, T, ...) of `encode_frames` -> (tap, states).
+
+        `taps` are those that `encode_frames` was given.
 
         Nothing above the deepest tap asked for is run, and nothing is kept of a tap once the next one is asked for.
         """

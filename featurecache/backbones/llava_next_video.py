@@ -1,32 +1,38 @@
 """LLaVA-NeXT-Video as a frozen feature extractor.
 
-Attention is causal, so a video token's state depends on the text before the video and on nothing
-after it: the forward ends at the last video token. The inner model is run (no logits, no KV cache,
-no list of hidden states) and batches have one length, so no attention mask is built.
+Attention is causal, so a video token's state depends on the text before the video and on nothing after it: the
+forward ends at the last video token. The vision tower is loaded without the layers above the one that is used,
+and sees each frame alone; projector and language model run once a clip, up to the deepest tap asked for.
+
+Taps: `vision` is what the projector gets (the tower's tokens after pooling), `layer_0` what it gives,
+`layer_k` the language model's `hidden_states[k]`, and `final` the last of these, after the final norm.
 
 Not here: generating text, training, decoding video.
 
 Source of the architecture: https://llava-vl.github.io/blog/2024-04-30-llava-next-video/
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoProcessor
-from transformers.utils import logging as transformers_logging
 
-from featurecache.errors import ModelNotFoundError, NoVideoTokensError, SettingsError, UnsupportedModelError
+from featurecache.backbones.decoder import hidden_states, require_decoder
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, digests, load_frozen, quiet_loading
+from featurecache.backbones.preprocessing import Resize, frame_resize, frame_rule, require_size
+from featurecache.backbones.prompt import prefix_ids, text_after_video
+from featurecache.errors import UnsupportedModelError
 
-VIDEO_PLACEHOLDER = "<video>"
+FAMILY = "LLaVA-NeXT-Video"
 ATTENTION = "sdpa"
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -34,6 +40,20 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_BEFORE_WORDS = ("vision", "layer_0")
+"""Taps that no word of the prompt can change."""
+
+
+def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> "LlavaNextVideoInputs":
+    """As `featurecache.backbones.open_inputs`."""
+    return LlavaNextVideoInputs(folder, prompt=prompt, frames=frames, resize=resize)
+
+
+def open_backbone(
+    inputs: "LlavaNextVideoInputs", *, dtype: Literal["float32", "bfloat16", "float16"], device: str
+) -> "LlavaNextVideoBackbone":
+    """As `featurecache.backbones.open_backbone`."""
+    return LlavaNextVideoBackbone(inputs, dtype=dtype, device=device)
 
 
 class LlavaNextVideoInputs:
@@ -42,76 +62,60 @@ class LlavaNextVideoInputs:
     Cheap to open, so that a cache hit needs no weights in memory.
 
     Attributes:
+        folder: The model's files.
+        frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the vision tower sees it.
-        feature_dim: D, the width of the language model's states.
-        video_tokens: S, the number of video tokens of one clip.
         prefix_ids: Token ids in front of the video, shape (S_prefix,).
         text_after_video: What the prompt puts behind the video; it cannot change a feature.
+        taps: Every tap by name, in order of depth, with its shape.
+        frame_resize: What makes a frame fit, as the processor's files say.
     """
 
-    def __init__(self, folder: Path, *, prompt: str, frames: int, resize: Literal["crop", "pad", "squash"]) -> None:
+    def __init__(self, folder: Path, *, prompt: str, frames: int, resize: Resize) -> None:
         self.folder = folder
         self.frames = frames
-        self.resize = resize
-        with _quiet_loading(folder):
-            self.processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True)
+        with quiet_loading(folder, FAMILY):
+            processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True)
             self.config = LlavaNextVideoConfig.from_pretrained(folder, local_files_only=True)
-        self.image_px = _image_px(self.config, self.processor)
-        self.feature_dim = int(self.config.text_config.hidden_size)
-        self.prefix_ids, self.video_tokens = _prefix_ids(self.processor, prompt, frames, self.image_px)
-        self.text_after_video = prompt.partition(VIDEO_PLACEHOLDER)[2].strip()
+        vision = self.config.vision_config
+        if processor.patch_size != vision.patch_size:
+            raise UnsupportedModelError(
+                f"the processor must cut frames into patches of {vision.patch_size} px as the vision tower does, but "
+                f"its files say patch_size = {processor.patch_size}. "
+                "Copy processor_config.json of the model's own repository."
+            )
+        rule = frame_rule(processor.video_processor, folder)
+        require_size(rule, vision.image_size, folder)
+        self.frame_resize = frame_resize(rule, resize)
+        self.image_px = rule.image_px
+        self.text_after_video = text_after_video(prompt)
+        self.prefix_ids, video_tokens = prefix_ids(processor, prompt, frames=frames, image_px=self.image_px)
+        self.taps = _taps(self.config, frames, video_tokens)
+        require_decoder(self.config.text_config, len(self.prefix_ids) + video_tokens)
 
-    def identity(self, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
-        """Every input that changes a feature's value, JSON-ready, for the fingerprint.
+    def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
+        """Every input that changes the value of a tap's states, JSON-ready, for the fingerprint.
+
+        Files are taken whole: weights of layers above the tap count too, although they change nothing. Words do
+        not count for the taps that lie before them.
 
         Args:
+            tap: One of `taps`.
             dtype: The dtype the model computes in.
             sha256_of: Digest of a file's content.
         """
-        weights = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        return {
-            "backbone": {
-                "family": "llava_next_video",
-                "config": _digests(self.folder, ("config.json",), sha256_of),
-                "weights": _digests(self.folder, weights, sha256_of),
-                "processor": _digests(self.folder, _PROCESSOR_FILES, sha256_of),
-                "tokenizer": _digests(self.folder, _TOKENIZER_FILES, sha256_of),
-                "compute_dtype": dtype,
-                "attention": ATTENTION,
-            },
-            "prefix_token_ids": self.prefix_ids.tolist(),
-            "sampling": {"frames": self.frames, "rule": "last frame at or before start + (k + 1/2) * length / frames"},
-            "preprocessing": {
-                "resize": self.resize,
-                "image_px": self.image_px,
-                "kernel": "the processor's, on 8-bit frames",
-            },
+        backbone = backbone_identity(
+            self.folder, "llava_next_video", dtype=dtype, attention=ATTENTION, sha256_of=sha256_of
+        )
+        identity: dict[str, Any] = {
+            "backbone": backbone,
+            "sampling": {"frames": self.frames, "rule": SAMPLING_RULE},
+            "preprocessing": self.frame_resize.identity(),
         }
-
-    def preprocess(self, frames: np.ndarray, device: torch.device) -> Tensor:
-        """One clip's frames as the vision tower takes them: resized, cropped or padded, normalised.
-
-        Args:
-            frames: RGB frames, shape (T, H, W, 3), uint8.
-            device: Where the work is done.
-
-        Returns:
-            Pixel values, shape (T, 3, image_px, image_px), float32.
-        """
-        video = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)  # (T, 3, H, W)
-        settings: dict[str, Any] = {}
-        if self.resize == "pad":
-            video = _pad_to_square(video, self.processor.video_processor.image_mean)
-        elif self.resize == "squash":
-            settings = {"size": {"height": self.image_px, "width": self.image_px}, "do_center_crop": False}
-        pixels: Tensor = self.processor.video_processor(
-            [video],
-            do_sample_frames=False,
-            return_tensors="pt",
-            device=device,
-            **settings,
-        )["pixel_values_videos"][0]
-        return pixels
+        if tap not in _BEFORE_WORDS:
+            backbone["tokenizer"] = digests(self.folder, _TOKENIZER_FILES, sha256_of)
+            identity["prefix_token_ids"] = self.prefix_ids.tolist()
+        return identity
 
 
 class LlavaNextVideoBackbone:
@@ -119,134 +123,109 @@ class LlavaNextVideoBackbone:
 
     Attributes:
         inputs: Preprocessing and the token ids before the video.
+        model: The inner model, its vision tower without the layers that are not used.
     """
 
     def __init__(
         self, inputs: LlavaNextVideoInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
     ) -> None:
         self.inputs = inputs
-        with _quiet_loading(inputs.folder):
-            model = LlavaNextVideoModel.from_pretrained(
-                inputs.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=_DTYPES[dtype],
-                attn_implementation=ATTENTION,
-            )
-        try:
-            self.model = model.eval().requires_grad_(False).to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise SettingsError(
-                f"extract.device must be a device of this machine with room for the model, but {device!r} gave: "
-                f"{_first_line(error)} Choose another device, e.g. cpu."
-            ) from error
+        config, self._tower_layers = _without_unused_layers(inputs.config)
+        self.model = load_frozen(
+            LlavaNextVideoModel,
+            inputs.folder,
+            family=FAMILY,
+            dtype=dtype,
+            device=device,
+            attention=ATTENTION,
+            config=config,
+        )
 
-    def preprocess(self, frames: np.ndarray) -> Tensor:
-        """Pixel values (T, 3, image_px, image_px) of frames (T, H, W, 3), in the model's dtype, on its device."""
-        return self.inputs.preprocess(frames, self.model.device).to(self.model.dtype)
+    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
+        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
+        return self.inputs.frame_resize(torch.from_numpy(frames).to(self.model.device), self.model.dtype)
 
     @torch.inference_mode()
-    def video_token_states(self, pixels: Tensor) -> Tensor:
-        """States of the video tokens after the language model's final norm.
+    def encode_frames(self, pixels: Tensor, taps: Sequence[str] = ()) -> Tensor:  # noqa: ARG002
+        """The tower's tokens as the projector gets them, whatever the taps: pixels (F, 3, ...) -> (F, P, D_vision)."""
+        kept = self.model.vision_tower(pixels, output_hidden_states=self._tower_layers).hidden_states
+        tokens = torch.cat([kept[layer] for layer in self._tower_layers], dim=-1)  # (F, patches [+ 1], D_vision)
+        if self.model.config.vision_feature_select_strategy == "default":
+            tokens = tokens[:, 1:]
+        pooled: Tensor = self.model.vision_resampler(tokens)
+        return pooled
+
+    @torch.inference_mode()
+    def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
+        """Each tap's states in order of depth, nothing deeper than the deepest.
 
         Args:
-            pixels: Pixel values, shape (B, T, 3, image_px, image_px).
+            encoded: Of `encode_frames`, shape (B, T, P, D_vision).
+            taps: Names of `inputs.taps`.
 
-        Returns:
-            Shape (B, S, D), in the model's dtype.
+        Yields:
+            (tap, states of shape (B, T, P, D)).
         """
-        video = self.model.get_video_features(pixels, return_dict=True).pooler_output  # (B, S, D)
-        prefix = self.model.get_input_embeddings()(self.inputs.prefix_ids.to(self.model.device))  # (S_prefix, D)
-        embeddings = torch.cat([prefix.expand(len(pixels), -1, -1), video.to(prefix.dtype)], dim=1)
-        states: Tensor = self.model.language_model(
-            inputs_embeds=embeddings, attention_mask=None, use_cache=False
-        ).last_hidden_state
-        return states[:, len(self.inputs.prefix_ids) :]
+        wanted = set(taps)
+        if "vision" in wanted:
+            wanted.remove("vision")
+            yield "vision", TapStates(encoded)
+        if not wanted:
+            return
+        prefix = len(self.inputs.prefix_ids)
+        depths = iter(hidden_states(self.model.language_model, self.behind_prefix(self.project(encoded))))
+        for tap in list(self.inputs.taps)[1:]:
+            if not wanted:
+                return
+            states = next(depths)[:, prefix:]  # (B, S, D)
+            if tap in wanted:
+                wanted.remove(tap)
+                yield tap, TapStates(states.reshape(*encoded.shape[:3], -1))  # (B, T, P, D)
+            del states  # before the next layer runs
+
+    def project(self, encoded: Tensor) -> Tensor:
+        """The video tokens that the language model gets: (B, T, P, D_vision) -> (B, S, D), tap `layer_0`."""
+        video: Tensor = self.model.multi_modal_projector(encoded.flatten(1, 2))
+        return video
+
+    @torch.no_grad()
+    def prefix_states(self, layer: int) -> Tensor:
+        """`hidden_states[layer]` of the words before the video, which no video changes, shape (S_prefix, D)."""
+        words = self.model.get_input_embeddings()(self.inputs.prefix_ids.to(self.model.device))[None]
+        depths = hidden_states(self.model.language_model, words)
+        return next(states for depth, states in enumerate(depths) if depth == layer)[0]
+
+    def behind_prefix(self, video: Tensor, layer: int = 0) -> Tensor:
+        """Video tokens' states at a layer, behind those of the prefix: (B, S, D) -> (B, S_prefix + S, D).
+
+        What `decoder.hidden_states` goes on from: everything up to `layer` can come from a cache of its tokens.
+        """
+        prefix = self.prefix_states(layer)
+        return torch.cat([prefix.expand(len(video), -1, -1), video.to(prefix.dtype)], dim=1)
 
 
-@contextmanager
-def _quiet_loading(folder: Path) -> Iterator[None]:
-    """Loading without the loader's chatter, and with its many exceptions as one of ours."""
-    verbosity = transformers_logging.get_verbosity()
-    # The checkpoint's language-model head is left out on purpose; the loader would warn about it.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except Exception as error:  # the loader raises OSError, ValueError, KeyError, SafetensorError, ...
-        raise ModelNotFoundError(
-            f"the model folder must hold whole LLaVA-NeXT-Video files, but loading {folder} gave: "
-            f"{type(error).__name__}: {_first_line(error)} "
-            "Copy the folder again, safetensors and processor files included."
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+def _without_unused_layers(config: LlavaNextVideoConfig) -> tuple[LlavaNextVideoConfig, list[int]]:
+    """The config without the tower's layers above the deepest one used, and the tower's states that are used."""
+    layers = config.vision_config.num_hidden_layers
+    chosen = config.vision_feature_layer
+    used = [layer % (layers + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen)]
+    smaller = copy.deepcopy(config)
+    smaller.vision_config.num_hidden_layers = max(used)
+    return smaller, used
 
 
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip() or "no reason given").splitlines()[0]
-    return text if text.endswith(".") else text + "."
-
-
-def _pad_to_square(video: Tensor, mean: Sequence[float]) -> Tensor:
-    """Frames (T, 3, H, W) centred on a square of the processor's mean colour, (T, 3, max(H, W), max(H, W))."""
-    height, width = video.shape[-2:]
-    side = max(height, width)
-    square = torch.tensor([round(255 * channel) for channel in mean], dtype=torch.uint8, device=video.device)
-    square = square[None, :, None, None].repeat(len(video), 1, side, side)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[:, :, top : top + height, left : left + width] = video
-    return square
-
-
-def _image_px(config: LlavaNextVideoConfig, processor: LlavaNextVideoProcessor) -> int:
-    vision = config.vision_config
-    size = int(vision.image_size)
-    found: dict[str, Any] = {
-        "crop_size": processor.video_processor.crop_size,
-        "size": processor.video_processor.size,
-        "patch_size": processor.patch_size,
-    }
-    crop = dict(found["crop_size"] or {})
-    edges = set(dict(found["size"] or {}).values()) - {None}
-    if (
-        (crop.get("height"), crop.get("width")) != (size, size)
-        or edges != {size}
-        or processor.patch_size != vision.patch_size
-    ):
+def _taps(config: LlavaNextVideoConfig, frames: int, video_tokens: int) -> dict[str, TapShape]:
+    vision, language = config.vision_config, config.text_config
+    side = vision.image_size // vision.patch_size // config.spatial_pool_stride
+    if video_tokens != frames * side**2:
         raise UnsupportedModelError(
-            f"the processor must make frames of {size} px in patches of {vision.patch_size} px as the vision tower "
-            f"expects, but its files say {found}. "
-            "Copy processor_config.json and preprocessor_config.json of the model's own repository."
+            f"the processor must make {frames * side**2} video tokens of {frames} frames as the model does, but it "
+            f"makes {video_tokens}. Copy processor_config.json of the model's own repository."
         )
-    return size
-
-
-def _prefix_ids(processor: LlavaNextVideoProcessor, prompt: str, frames: int, image_px: int) -> tuple[Tensor, int]:
-    """Token ids before the video (S_prefix,), and how many video tokens follow."""
-    if prompt.count(VIDEO_PLACEHOLDER) != 1:
-        raise SettingsError(
-            f"features.prompt must hold {VIDEO_PLACEHOLDER} exactly once, "
-            f"but it holds it {prompt.count(VIDEO_PLACEHOLDER)} times. Write the words first, then {VIDEO_PLACEHOLDER}."
-        )
-    blank = torch.zeros(frames, 3, image_px, image_px, dtype=torch.uint8)
-    ids = processor(text=[prompt], videos=[blank], do_sample_frames=False, return_tensors="pt")["input_ids"][0]
-    positions = (ids == processor.video_token_id).nonzero()[:, 0]
-    if len(positions) == 0:
-        raise NoVideoTokensError(
-            f"the prompt must become video tokens, but {frames} frames of {image_px} px gave none. "
-            "Check the processor's patch_size."
-        )
-    start = int(positions[0])
-    bos = processor.tokenizer.bos_token_id
-    if bos is not None and ids[:2].tolist() == [bos, bos]:
-        raise SettingsError(
-            f"features.prompt must not begin with {processor.tokenizer.bos_token!r}, "
-            "but it does, and the tokenizer adds its own. Remove it."
-        )
-    return ids[:start], len(positions)
-
-
-def _digests(folder: Path, names: Sequence[str], sha256_of: Callable[[Path], str]) -> dict[str, str]:
-    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
+    chosen = config.vision_feature_layer
+    width = vision.hidden_size * (1 if isinstance(chosen, int) else len(chosen))
+    deeper = [*(f"layer_{depth}" for depth in range(language.num_hidden_layers)), "final"]
+    return {
+        "vision": TapShape(frames, side**2, width),
+        **{tap: TapShape(frames, side**2, language.hidden_size) for tap in deeper},
+    }

@@ -1,0 +1,149 @@
+"""LoRA adapters in the language model of a video language model: put in, written, attached again, merged.
+
+The language model alone is handed to PEFT, so the vision tower, whose layers have the same names, is never touched.
+Layers are replaced in place: the backbone goes on through the same objects, with nothing to switch. New adapters
+change nothing (B starts at zero). Their weights are float32 whatever the model's dtype.
+
+Not here: training; what an adapter does to fingerprints (`featurecache/adapter.py`).
+
+Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models. https://arxiv.org/abs/2106.09685
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import save as tensors_to_bytes
+from transformers import AutoModelForImageTextToText
+
+from featurecache.adapter import CONFIG_NAME, WEIGHTS_NAME
+from featurecache.backbones.files import DTYPES, quiet_loading
+from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
+from featurecache.files import private_folder, write_private
+
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
+
+
+def language_model_of(backbone: Any) -> Any:
+    """The inner language model of a backbone that can go on from stored tokens.
+
+    Raises:
+        UnsupportedModelError: If the family has no language model, or cannot go on from stored tokens.
+    """
+    if not hasattr(backbone, "behind_prefix"):
+        raise UnsupportedModelError(
+            "adapters need a model with a language model behind the video, which here is LLaVA-NeXT-Video, but "
+            f"{backbone.inputs.folder / 'config.json'} is of another family. Use such weights."
+        )
+    return backbone.model.language_model
+
+
+def add_adapter(
+    backbone: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], layers: Sequence[int], seed: int
+) -> PeftModel:
+    """Puts new adapters into a backbone's language model.
+
+    Args:
+        backbone: The loaded model; it is changed in place.
+        rank: r, of each update B A.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Share of a target's input that its update does not see in training.
+        targets: Names of the linear layers, e.g. `q_proj`.
+        layers: Numbers of the layers, from 0.
+        seed: Of A's initial values.
+
+    Returns:
+        The language model as PEFT sees it.
+
+    Raises:
+        UnsupportedModelError: As `language_model_of`.
+        SettingsError: If a target is not in every one of these layers.
+    """
+    decoder = language_model_of(backbone)
+    for layer in layers:
+        linears = {name.rpartition(".")[2] for name, _ in decoder.layers[layer].named_modules()}
+        missing = sorted(set(targets) - linears)
+        if missing:
+            raise SettingsError(
+                f"lora.targets must name linear layers of the language model, but layer {layer} has no {missing[0]!r}. "
+                "Its attention has q_proj, k_proj, v_proj and o_proj."
+            )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        layers_to_transform=list(layers),
+        layers_pattern="layers",
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(decoder, config)
+
+
+def write_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes an adapter's two files; they hold no path and no name of the base model."""
+    private_folder(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    write_private(folder / WEIGHTS_NAME, tensors_to_bytes(tensors, metadata={"format": "pt"}))
+    config = {**model.peft_config["default"].to_dict(), "base_model_name_or_path": None, "inference_mode": True}
+    ready = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    write_private(folder / CONFIG_NAME, (json.dumps(ready, indent=2, sort_keys=True) + "\n").encode())
+
+
+def attach_adapter(backbone: Any, folder: Path) -> None:
+    """Puts a written adapter into a backbone's language model, frozen.
+
+    Raises:
+        UnsupportedModelError: As `language_model_of`.
+        ModelNotFoundError: If the files are damaged or of another model.
+    """
+    decoder = language_model_of(backbone)
+    with quiet_loading(folder, "adapter"):
+        with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
+            stored = set(file.keys())
+        model = PeftModel.from_pretrained(decoder, folder, local_files_only=True)
+    expected = set(get_peft_model_state_dict(model))
+    if stored != expected:  # PEFT warns only, and leaves such weights out
+        raise ModelNotFoundError(
+            f"an adapter must be of this language model, but {len(stored ^ expected)} weights differ, e.g. "
+            f"{min(stored ^ expected)}. Use the model it was trained on."
+        )
+    model.eval().requires_grad_(False)
+
+
+def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype: str) -> None:
+    """Writes a model whose weights have an adapter added to them; it needs no PEFT to run.
+
+    Args:
+        model_folder: The base model's files.
+        adapter_folder: The adapter's.
+        out: A new folder for all files of the model.
+        dtype: Of the written weights.
+
+    Raises:
+        ModelNotFoundError: If either is damaged.
+        OSError: If it cannot be written.
+    """
+    with quiet_loading(model_folder, "model"):
+        model = AutoModelForImageTextToText.from_pretrained(
+            model_folder, local_files_only=True, use_safetensors=True, dtype=DTYPES[dtype]
+        )
+    with quiet_loading(adapter_folder, "adapter"):
+        adapted = PeftModel.from_pretrained(model.model.language_model, adapter_folder, local_files_only=True)
+        model.model.language_model = adapted.merge_and_unload(safe_merge=True)
+    private_folder(out)
+    model.save_pretrained(out)
+    written = {path.name for path in out.iterdir()}
+    weights = {path.name for pattern in _WEIGHT_FILES for path in model_folder.glob(pattern)}
+    for path in model_folder.iterdir():
+        if path.is_file() and path.name not in written | weights:
+            shutil.copyfile(path, out / path.name)
+    for path in out.iterdir():
+        path.chmod(0o600)

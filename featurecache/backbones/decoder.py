@@ -1,0 +1,62 @@
+"""A causal language model's layers as a loop that stops where it is told to, and starts where it is told to.
+
+`hidden_states` gives what `output_hidden_states=True` would give, one state at a time: nothing is computed before
+it is asked for, so the layers above the deepest one asked for never run, and no list of states is kept. Sequences
+of a batch have one length, so there is no attention mask and attention takes its causal fast path; there is no
+key-value cache and there are no logits. Gradients flow, if there are parameters that want them.
+
+Not here: embedding words, what stands in front of the video, generating text.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featurecache.errors import UnsupportedModelError
+
+DECODERS = ("llama", "mistral", "qwen2")
+"""Model types whose forward is exactly this loop."""
+
+
+def hidden_states(decoder: Any, states: Tensor, first: int = 0) -> Iterator[Tensor]:
+    """`hidden_states[first]`, `[first + 1]`, ... of a language model of N layers; the N-th is after the final norm.
+
+    Args:
+        decoder: The inner language model, without its logits.
+        states: `hidden_states[first]` (of `first` = 0: the embeddings), shape (B, S, D).
+        first: Layers that are behind these states, 0 <= first < N.
+
+    Yields:
+        Shape (B, S, D), the first of them the argument itself.
+    """
+    positions = torch.arange(states.shape[1], device=states.device)[None]  # (1, S)
+    rotary = decoder.rotary_emb(states, position_ids=positions)
+    yield states
+    for depth, layer in enumerate(decoder.layers[first:], start=first + 1):
+        states = layer(states, attention_mask=None, position_ids=positions, position_embeddings=rotary, use_cache=False)
+        yield decoder.norm(states) if depth == len(decoder.layers) else states
+
+
+def require_decoder(config: Any, longest: int) -> None:
+    """Refuses a language model whose forward is not the loop above.
+
+    Args:
+        config: The language model's config.
+        longest: Tokens of a sequence.
+
+    Raises:
+        UnsupportedModelError: If its type is unknown here, or its attention looks back less far than a sequence.
+    """
+    if config.model_type not in DECODERS:
+        raise UnsupportedModelError(
+            f"the language model must be one of {', '.join(DECODERS)}, but config.json says {config.model_type!r}. "
+            "Use other weights of this family."
+        )
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window is not None and window < longest:
+        raise UnsupportedModelError(
+            f"the language model must see a whole clip, but its attention window is {window} and a clip has "
+            f"{longest} tokens. Set features.frames lower."
+        )

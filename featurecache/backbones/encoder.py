@@ -1,0 +1,163 @@
+"""A vision encoder as a frozen feature extractor: what TimeSformer, VideoMAE, V-JEPA 2 and the frame encoders share.
+
+Each is an embedding, a pile of layers and a final norm. `layer_k` is the state in front of layer k (so `layer_0` is
+the embedding), and with L layers `layer_L` is the state behind the last one, before the norm; `final` is behind the
+norm. The pile is walked by hand and left at the deepest tap. A family says which modules these are and how tokens lie.
+
+There is no language model: no prompt, and nothing of a prompt in the identity.
+
+Not here: language models, and which files make a family.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import SAMPLING_RULE, backbone_identity
+from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
+from featurecache.errors import SettingsError
+
+FINAL = "final"
+
+
+class EncoderInputs:
+    """All of an encoder but its weights.
+
+    Attributes:
+        folder: The model's files.
+        family: The family's name, part of the identity.
+        frames: T, frames sampled from a clip.
+        image_px: Height and width of a frame as the model sees it.
+        text_after_video: Always empty: there is no prompt.
+        taps: `layer_0` .. `layer_L` and `final`, all of one shape.
+        attention: transformers' name of the attention implementation.
+        frame_resize: What makes a frame fit, as the processor says.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        family: str,
+        attention: str,
+        frames: int,
+        resize: Resize,
+        rule: FrameRule,
+        layers: int,
+        shape: TapShape,
+    ) -> None:
+        self.folder = folder
+        self.family = family
+        self.attention = attention
+        self.frames = frames
+        self.frame_resize = frame_resize(rule, resize)
+        self.image_px = rule.image_px
+        self.text_after_video = ""
+        self.taps = dict.fromkeys([*(f"layer_{k}" for k in range(layers + 1)), FINAL], shape)
+
+    def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:  # noqa: ARG002
+        """Every input that changes the value of a tap's states; the same for every tap, as files are taken whole."""
+        return {
+            "backbone": backbone_identity(
+                self.folder, self.family, dtype=dtype, attention=self.attention, sha256_of=sha256_of
+            ),
+            "sampling": {"frames": self.frames, "rule": SAMPLING_RULE},
+            "preprocessing": self.frame_resize.identity(),
+        }
+
+    def preprocess(self, frames: npt.NDArray[np.uint8], model: Any) -> Tensor:
+        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
+        return self.frame_resize(torch.from_numpy(frames).to(model.device), model.dtype)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A loaded encoder taken apart.
+
+    Attributes:
+        model: The whole.
+        embed: Pixels -> `layer_0`, shape (N, S, D), whatever N counts.
+        layers: The pile.
+        final_norm: State behind the last layer -> `final`.
+    """
+
+    model: Any
+    embed: Callable[[Tensor], Tensor]
+    layers: Sequence[Callable[[Tensor], Tensor]]
+    final_norm: Callable[[Tensor], Tensor]
+
+    def walk(self, pixels: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """(tap, its states (N, S, D)) in order of depth; no layer above the deepest tap is run."""
+        left = set(taps)
+        states = self.embed(pixels)
+        for depth in range(len(self.layers) + 1):
+            if f"layer_{depth}" in left:
+                left.remove(f"layer_{depth}")
+                yield f"layer_{depth}", states
+            if not left:
+                return
+            if depth < len(self.layers):
+                states = self.layers[depth](states)
+        yield FINAL, self.final_norm(states)
+
+
+def siglip_parts(model: Any) -> Parts:
+    """A SigLIP vision tower taken apart; it stands alone and inside video language models."""
+    return Parts(
+        model, embed=model.embeddings, layers=without_mask(model.encoder.layers), final_norm=model.post_layernorm
+    )
+
+
+def without_mask(layers: Sequence[Any]) -> list[Callable[[Tensor], Tensor]]:
+    """Layers that want a mask, called without one: every token sees every other."""
+    return [partial(layer, attention_mask=None) for layer in layers]
+
+
+class ClipEncoder:
+    """An encoder that mixes frames from the first layer on: nothing is done on a frame alone.
+
+    Attributes:
+        inputs: All but the weights.
+        parts: The loaded model; its `embed` takes clips.
+        arrange: How a clip's tokens (B, S, D) lie in time.
+    """
+
+    def __init__(self, inputs: EncoderInputs, parts: Parts, arrange: Callable[[Tensor], TapStates]) -> None:
+        self.inputs = inputs
+        self.parts = parts
+        self.arrange = arrange
+
+    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
+        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
+        return self.inputs.preprocess(frames, self.parts.model)
+
+    def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:  # noqa: ARG002
+        """The pixels themselves."""
+        return pixels
+
+    @torch.inference_mode()
+    def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
+        """Each tap's states in order of depth, of pixels (B, T, 3, image_px, image_px)."""
+        for tap, states in self.parts.walk(encoded, taps):
+            yield tap, self.arrange(states)
+
+
+def require_frames(frames: int, fixed: int, name: str, folder: Path) -> None:
+    """Refuses another number of frames than a model's positions were learned for.
+
+    Raises:
+        SettingsError: Naming the right number.
+    """
+    if frames != fixed:
+        raise SettingsError(
+            f"features.frames must be {fixed} ({name} in {folder / 'config.json'}), but it is {frames}. "
+            f"Set frames = {fixed}."
+        )

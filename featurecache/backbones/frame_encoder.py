@@ -1,0 +1,172 @@
+"""CLIP, SigLIP and DINOv2 vision towers as frozen feature extractors: each frame alone, time only in the pooling.
+
+All of the model's work is done by `encode_frames`, so that clips which share a frame share its states; `states` only
+lays frames into clips. Checkpoints with a text tower or a classifier serve: only the vision tower is loaded.
+
+`final` is every token behind the tower's last norm. Of CLIP, transformers norms only the class token (its
+`pooler_output`, bit for bit our class token); the patches are normed here with the same weights. SigLIP has no class
+token, and its attention pooling head is left out. SigLIP 2 checkpoints of one fixed size are SigLIP to transformers;
+the variable-size ones (`siglip2`) are not supported.
+
+Frames must have the checkpoint's size where positions are a table (CLIP, SigLIP). DINOv2 is made to be shown other
+sizes than it was trained with (its own processor does): its positions are interpolated, as its plain forward does.
+
+Sources: Radford et al., https://arxiv.org/abs/2103.00020; Zhai et al., https://arxiv.org/abs/2303.15343;
+Oquab et al., https://arxiv.org/abs/2304.07193
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from featurecache.backbones import read_config
+from featurecache.backbones.encoder import EncoderInputs, Parts, siglip_parts, without_mask
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.errors import UnsupportedModelError
+
+ATTENTION = "sdpa"
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """A kind of vision tower: its classes, and which of its modules are embedding, layers and norm."""
+
+    family: str
+    config_class: Any
+    model_class: Any
+    has_cls: bool
+    apart: Callable[[Any], Parts]
+    not_used: tuple[str, ...] = ()
+
+
+_CLIP = _Tower(
+    "clip",
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    has_cls=True,
+    apart=lambda model: Parts(
+        model,
+        embed=lambda pixels: model.pre_layrnorm(model.embeddings(pixels)),
+        layers=without_mask(model.encoder.layers),
+        final_norm=model.post_layernorm,
+    ),
+)
+_SIGLIP = _Tower(
+    "siglip",
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    has_cls=False,
+    apart=siglip_parts,
+    not_used=("head",),
+)
+_DINOV2 = _Tower(
+    "dinov2",
+    Dinov2Config,
+    Dinov2Model,
+    has_cls=True,
+    apart=lambda model: Parts(
+        model, embed=model.embeddings, layers=without_mask(model.encoder.layer), final_norm=model.layernorm
+    ),
+)
+_TOWERS = {
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "dinov2": _DINOV2,
+}
+
+
+def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
+    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+    tower = _tower(folder)
+    with quiet_loading(folder, tower.family):
+        config = tower.config_class.from_pretrained(folder, local_files_only=True)
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    rule = frame_rule(processor, folder)
+    if tower is not _DINOV2:
+        require_size(rule, config.image_size, folder)
+    elif rule.image_px % config.patch_size:
+        raise UnsupportedModelError(
+            f"frames must be whole patches of {config.patch_size} px, but the processor files in {folder} make "
+            f"{rule.image_px} px. Copy the processor files of the model's own repository."
+        )
+    return EncoderInputs(
+        folder,
+        family=tower.family,
+        attention=ATTENTION,
+        frames=frames,
+        resize=resize,
+        rule=rule,
+        layers=config.num_hidden_layers,
+        shape=TapShape(frames, (rule.image_px // config.patch_size) ** 2, config.hidden_size, has_cls=tower.has_cls),
+    )
+
+
+def open_backbone(
+    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
+) -> "FrameEncoder":
+    """As `featurecache.backbones.open_backbone`."""
+    tower = _tower(inputs.folder)
+    model = load_frozen(
+        tower.model_class,
+        inputs.folder,
+        family=tower.family,
+        dtype=dtype,
+        device=device,
+        attention=ATTENTION,
+        not_used=tower.not_used,
+    )
+    return FrameEncoder(inputs, tower.apart(model))
+
+
+class FrameEncoder:
+    """A loaded vision tower that sees each frame alone.
+
+    Attributes:
+        inputs: All but the weights.
+        parts: The loaded model; its `embed` takes frames.
+    """
+
+    def __init__(self, inputs: EncoderInputs, parts: Parts) -> None:
+        self.inputs = inputs
+        self.parts = parts
+
+    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
+        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
+        return self.inputs.preprocess(frames, self.parts.model)
+
+    @torch.inference_mode()
+    def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:
+        """The states of K taps in order of depth: (F, 3, image_px, image_px) -> (F, K, [1 +] P, D)."""
+        return torch.stack([states for _, states in self.parts.walk(pixels, taps)], dim=1)
+
+    def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
+        """Each tap's states in order of depth, of the states (B, T, K, [1 +] P, D) of the same taps."""
+        for k, tap in enumerate(tap for tap in self.inputs.taps if tap in taps):
+            states = encoded[:, :, k]  # (B, T, [1 +] P, D)
+            if self.inputs.taps[tap].has_cls:
+                yield tap, TapStates(tokens=states[:, :, 1:], cls=states[:, :, 0])
+            else:
+                yield tap, TapStates(tokens=states)
+
+
+def _tower(folder: Path) -> _Tower:
+    return _TOWERS[str(read_config(folder)["model_type"])]

@@ -1,0 +1,72 @@
+"""TimeSformer as a frozen feature extractor: the supervised baseline's encoder.
+
+Divided attention: each patch looks at itself in the other frames, then at the other patches of its frame. Frames mix
+from the first layer on, so nothing is computed on a frame alone. One class token stands for the whole clip. Frames
+and their size must be those of the checkpoint: transformers would silently stretch the learned positions.
+
+Not here: the classifier of a fine-tuned checkpoint (its encoder is loaded, the classifier left out); `space_only`
+attention, which has no time.
+
+Source: Bertasius, Wang, Torresani, Is Space-Time Attention All You Need for Video Understanding?
+https://arxiv.org/abs/2102.05095
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import AutoImageProcessor, TimesformerConfig, TimesformerModel
+
+from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.errors import UnsupportedModelError
+
+FAMILY = "TimeSformer"
+ATTENTION = "eager"  # the only one that transformers has for it
+
+
+def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
+    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+    with quiet_loading(folder, FAMILY):
+        config = TimesformerConfig.from_pretrained(folder, local_files_only=True)
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    if config.attention_type not in ("divided_space_time", "joint_space_time"):
+        raise UnsupportedModelError(
+            "TimeSformer's attention_type must be divided_space_time or joint_space_time, but "
+            f"{folder / 'config.json'} says {config.attention_type!r}. Use a checkpoint that sees time."
+        )
+    require_frames(frames, config.num_frames, "num_frames", folder)
+    rule = frame_rule(processor, folder)
+    require_size(rule, config.image_size, folder)
+    patches = (config.image_size // config.patch_size) ** 2
+    return EncoderInputs(
+        folder,
+        family="timesformer",
+        attention=ATTENTION,
+        frames=frames,
+        resize=resize,
+        rule=rule,
+        layers=config.num_hidden_layers,
+        shape=TapShape(frames, patches, config.hidden_size, has_cls=True),
+    )
+
+
+def open_backbone(
+    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
+) -> ClipEncoder:
+    """As `featurecache.backbones.open_backbone`."""
+    model = load_frozen(TimesformerModel, inputs.folder, family=FAMILY, dtype=dtype, device=device, attention=ATTENTION)
+    parts = Parts(model, model.embeddings, [_run(layer) for layer in model.encoder.layer], model.layernorm)
+    shape = inputs.taps["final"]
+
+    def arrange(states: Tensor) -> TapStates:  # (B, 1 + P * T, D): the class token, then each patch's T frames
+        patches = states[:, 1:].reshape(-1, shape.tokens_per_step, shape.steps, shape.width)  # (B, P, T, D)
+        return TapStates(tokens=patches.transpose(1, 2), cls=states[:, :1])
+
+    return ClipEncoder(inputs, parts, arrange)
+
+
+def _run(layer: Any) -> Any:
+    return lambda states: layer(states)[0]

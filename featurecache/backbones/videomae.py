@@ -1,0 +1,66 @@
+"""VideoMAE as a frozen feature extractor.
+
+A token is a tubelet: a patch of two neighbouring frames, so T frames make T / 2 time steps. All tokens look at each
+other from the first layer on. There is no class token. Frames and their size must be those of the checkpoint: its
+positions are a table.
+
+Checkpoints made for classification by mean pooling (`use_mean_pooling`) have no norm behind the layers: there `final`
+is the last layer's state itself. Their classifier, and the decoder of a pre-trained checkpoint, are left out.
+
+Source: Tong et al., VideoMAE: Masked Autoencoders are Data-Efficient Learners for Self-Supervised Video Pre-Training.
+https://arxiv.org/abs/2203.12602
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+from transformers import VideoMAEConfig, VideoMAEModel, VideoMAEVideoProcessor
+
+from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+
+FAMILY = "VideoMAE"
+ATTENTION = "sdpa"
+
+
+def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
+    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+    with quiet_loading(folder, FAMILY):
+        config = VideoMAEConfig.from_pretrained(folder, local_files_only=True)
+        processor = VideoMAEVideoProcessor.from_pretrained(folder, local_files_only=True)
+    require_frames(frames, config.num_frames, "num_frames", folder)
+    rule = frame_rule(processor, folder)
+    require_size(rule, config.image_size, folder)
+    patches = (config.image_size // config.patch_size) ** 2
+    return EncoderInputs(
+        folder,
+        family="videomae",
+        attention=ATTENTION,
+        frames=frames,
+        resize=resize,
+        rule=rule,
+        layers=config.num_hidden_layers,
+        shape=TapShape(frames // config.tubelet_size, patches, config.hidden_size),
+    )
+
+
+def open_backbone(
+    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
+) -> ClipEncoder:
+    """As `featurecache.backbones.open_backbone`."""
+    model = load_frozen(VideoMAEModel, inputs.folder, family=FAMILY, dtype=dtype, device=device, attention=ATTENTION)
+    parts = Parts(
+        model,
+        embed=lambda pixels: model.embeddings(pixels, None),
+        layers=list(model.encoder.layer),
+        final_norm=model.layernorm if model.layernorm is not None else lambda states: states,
+    )
+    shape = inputs.taps["final"]
+
+    def arrange(states: Tensor) -> TapStates:  # (B, S, D): step by step
+        return TapStates(tokens=states.reshape(-1, shape.steps, shape.tokens_per_step, shape.width))
+
+    return ClipEncoder(inputs, parts, arrange)

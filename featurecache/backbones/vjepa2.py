@@ -1,0 +1,77 @@
+"""V-JEPA 2 as a frozen feature extractor: its encoder, without the predictor.
+
+A token is a tubelet: a patch of `tubelet_size` neighbouring frames, so T frames make T / tubelet_size time steps.
+Positions are rotary, so any number of frames that fills tubelets is right; frames of another size than the
+checkpoint's would get wrong rows and columns and are refused. There is no class token.
+
+Source: Assran et al., V-JEPA 2: Self-Supervised Video Models Enable Understanding, Prediction and Planning.
+https://arxiv.org/abs/2506.09985
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import VJEPA2Config, VJEPA2Model, VJEPA2VideoProcessor
+
+from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.errors import SettingsError
+
+FAMILY = "V-JEPA 2"
+ATTENTION = "sdpa"
+
+
+def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
+    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+    with quiet_loading(folder, FAMILY):
+        config = VJEPA2Config.from_pretrained(folder, local_files_only=True)
+        processor = VJEPA2VideoProcessor.from_pretrained(folder, local_files_only=True)
+    if frames % config.tubelet_size:
+        near = max(1, round(frames / config.tubelet_size)) * config.tubelet_size
+        raise SettingsError(
+            f"features.frames must be a multiple of {config.tubelet_size} (tubelet_size in "
+            f"{folder / 'config.json'}), but it is {frames}. Set frames = {near}."
+        )
+    rule = frame_rule(processor, folder)
+    require_size(rule, config.crop_size, folder)
+    patches = (config.crop_size // config.patch_size) ** 2
+    return EncoderInputs(
+        folder,
+        family="vjepa2",
+        attention=ATTENTION,
+        frames=frames,
+        resize=resize,
+        rule=rule,
+        layers=config.num_hidden_layers,
+        shape=TapShape(frames // config.tubelet_size, patches, config.hidden_size),
+    )
+
+
+def open_backbone(
+    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
+) -> ClipEncoder:
+    """As `featurecache.backbones.open_backbone`."""
+    model = load_frozen(
+        VJEPA2Model,
+        inputs.folder,
+        family=FAMILY,
+        dtype=dtype,
+        device=device,
+        attention=ATTENTION,
+        not_used=("predictor",),
+    )
+    encoder = model.encoder
+    parts = Parts(model, encoder.embeddings, [_run(layer) for layer in encoder.layer], encoder.layernorm)
+    shape = inputs.taps["final"]
+
+    def arrange(states: Tensor) -> TapStates:  # (B, S, D): step by step
+        return TapStates(tokens=states.reshape(-1, shape.steps, shape.tokens_per_step, shape.width))
+
+    return ClipEncoder(inputs, parts, arrange)
+
+
+def _run(layer: Any) -> Any:
+    return lambda states: layer(states)[0]

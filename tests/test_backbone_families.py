@@ -1,0 +1,359 @@
+"""Every family of vision encoders against the plain forward of its real class, and its refusals."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoVideoProcessor,
+    CLIPModel,
+    CLIPVisionModelWithProjection,
+    Dinov2ForImageClassification,
+    SiglipModel,
+    SiglipVisionModel,
+    TimesformerForVideoClassification,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VJEPA2ForVideoClassification,
+    VJEPA2Model,
+)
+
+from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.family import Backbone, TapStates
+from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
+from featurecache.files import sha256_of_file
+from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, LAYERS, WIDTH, make_timesformer
+
+FRAME_ENCODERS = {"clip", "clip vision", "siglip", "siglip vision", "dinov2"}
+CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS
+TUBELETS = {"videomae", "videomae pretrained", "vjepa2", "vjepa2 pretrained"}
+SIDE = 4  # patches across a frame, of all of them
+TAPS = [*(f"layer_{depth}" for depth in range(LAYERS + 1)), "final"]
+
+SAVED_AS = {
+    "timesformer": (TimesformerForVideoClassification, "timesformer"),
+    "clip": (CLIPModel, "vision_model"),
+    "clip vision": (CLIPVisionModelWithProjection, "vision_model"),
+    "siglip": (SiglipModel, "vision_model"),
+    "siglip vision": (SiglipVisionModel, ""),
+    "dinov2": (Dinov2ForImageClassification, "dinov2"),
+    "videomae": (VideoMAEForVideoClassification, "videomae"),
+    "videomae pretrained": (VideoMAEForPreTraining, "videomae"),
+    "vjepa2": (VJEPA2ForVideoClassification, "vjepa2"),
+    "vjepa2 pretrained": (VJEPA2Model, ""),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {name: make(root / name.replace(" ", "-")) for name, make in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module")
+def backbones(folders: dict[str, Path]) -> dict[str, Backbone]:
+    """Each opened once, for tests that leave the weights alone."""
+    return {name: _open(folder) for name, folder in folders.items()}
+
+
+def _open(folder: Path, *, frames: int = FRAMES, resize: str = "model", dtype: str = "float32") -> Backbone:
+    return open_backbone(open_inputs(folder, prompt="", frames=frames, resize=resize), dtype=dtype, device="cpu")
+
+
+def _pixels(clips: int = 2, frames: int = FRAMES, seed: int = 0) -> Tensor:
+    return torch.randn(clips, frames, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(seed))
+
+
+def _states(backbone: Backbone, pixels: Tensor, taps: list[str]) -> dict[str, TapStates]:
+    encoded = backbone.encode_frames(pixels.flatten(0, 1), taps)
+    return dict(backbone.states(encoded.unflatten(0, pixels.shape[:2]), taps))
+
+
+def _plain(name: str, folder: Path, pixels: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Each tap by the naive recipe: the class that was saved, every hidden state kept; (tokens, class tokens)."""
+    model_class, encoder_name = SAVED_AS[name]
+    whole = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    encoder = getattr(whole, encoder_name) if encoder_name else whole
+    clips, frames = pixels.shape[:2]
+    with torch.no_grad():
+        if name in FRAME_ENCODERS:
+            out = encoder(pixels.flatten(0, 1), output_hidden_states=True)
+        else:
+            out = encoder(pixels, output_hidden_states=True)
+        last = out.last_hidden_state
+        if name.startswith("clip"):  # transformers norms the class token alone
+            last = encoder.post_layernorm(out.hidden_states[-1])
+            torch.testing.assert_close(last[:, 0], out.pooler_output, rtol=0, atol=0)
+    taps: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for tap, states in zip(TAPS, [*out.hidden_states, last], strict=True):
+        if name == "timesformer":
+            taps[tap] = (states[:, 1:].reshape(clips, SIDE**2, frames, WIDTH).transpose(1, 2), states[:, :1])
+        elif name in CLIP_ENCODERS:
+            taps[tap] = (states.reshape(clips, frames // 2, SIDE**2, WIDTH), None)
+        elif name.startswith("siglip"):
+            taps[tap] = (states.reshape(clips, frames, SIDE**2, WIDTH), None)
+        else:
+            by_frame = states.reshape(clips, frames, 1 + SIDE**2, WIDTH)
+            taps[tap] = (by_frame[:, :, 1:], by_frame[:, :, 0])
+    return taps
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_tap_equals_the_plain_forward(
+    folders: dict[str, Path], backbones: dict[str, Backbone], name: str
+) -> None:
+    backbone, pixels = backbones[name], _pixels()
+    ours, plain = _states(backbone, pixels, TAPS), _plain(name, folders[name], pixels)
+    assert list(ours) == TAPS == list(backbone.inputs.taps)
+    for tap, (tokens, cls) in plain.items():
+        shape = backbone.inputs.taps[tap]
+        assert ours[tap].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
+        assert tokens.std() > 0.1
+        assert (ours[tap].tokens - tokens).abs().max() <= 1e-5, tap
+        assert (cls is not None) == shape.has_cls == (ours[tap].cls is not None)
+        if cls is not None:
+            assert (ours[tap].cls - cls).abs().max() <= 1e-5, tap
+
+
+def test_states_equal_the_plain_forward_when_vjepa2_sees_fewer_frames_than_it_was_trained_on(
+    folders: dict[str, Path],
+) -> None:
+    pixels = _pixels(frames=6)
+    ours = _states(_open(folders["vjepa2"], frames=6), pixels, ["final"])["final"].tokens
+    assert ours.shape[1] == 3
+    assert (ours - _plain("vjepa2", folders["vjepa2"], pixels)["final"][0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_lie_in_time_and_row_by_row(backbones: dict[str, Backbone], name: str) -> None:
+    backbone, pixels = backbones[name], _pixels(1)
+    other = pixels.clone()
+    patch = IMAGE_PX // SIDE
+    other[0, 2, :, patch : 2 * patch, 3 * patch :] += 1  # frame 2, row 1, column 3
+    before = _states(backbone, pixels, ["layer_0"])["layer_0"].tokens
+    after = _states(backbone, other, ["layer_0"])["layer_0"].tokens
+    changed = (before != after).any(dim=-1)[0].nonzero().tolist()
+    assert changed == [[1 if name in TUBELETS else 2, SIDE + 3]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_layer_above_the_deepest_tap_is_run(
+    folders: dict[str, Path], backbones: dict[str, Backbone], name: str
+) -> None:
+    pixels = _pixels(1)
+    whole = _states(backbones[name], pixels, TAPS)
+    backbone: Any = _open(folders[name])
+    encoder = backbone.parts.model.encoder
+    for layer in (encoder.layer if hasattr(encoder, "layer") else encoder.layers)[1:]:
+        for parameter in layer.parameters():
+            parameter.fill_(torch.nan)
+    shallow = _states(backbone, pixels, ["layer_1", "layer_0"])
+    assert list(shallow) == ["layer_0", "layer_1"]
+    for tap in shallow:
+        assert torch.equal(shallow[tap].tokens, whole[tap].tokens)
+    assert _states(backbone, pixels, ["final"])["final"].tokens.isnan().any()  # the poison works
+
+
+@pytest.mark.parametrize("name", sorted(FRAME_ENCODERS))
+def test_encode_frames_does_all_of_a_frame_encoders_work_on_each_frame_alone(
+    folders: dict[str, Path], name: str
+) -> None:
+    backbone: Any = _open(folders[name])
+    pixels, taps = _pixels(), ["layer_2", "final"]
+    encoded = backbone.encode_frames(pixels.flatten(0, 1), taps)
+    alone = backbone.encode_frames(pixels[1, 2][None], taps)
+    assert (encoded[FRAMES + 2] - alone[0]).abs().max() <= 1e-5
+    for parameter in backbone.parts.model.parameters():
+        parameter.fill_(torch.nan)
+    for _, states in backbone.states(encoded.unflatten(0, (2, FRAMES)), taps):
+        assert states.tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(CLIP_ENCODERS))
+def test_encode_frames_gives_the_pixels_back_when_frames_mix_from_the_first_layer_on(
+    backbones: dict[str, Backbone], name: str
+) -> None:
+    pixels = _pixels()[0]
+    assert backbones[name].encode_frames(pixels, TAPS) is pixels
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_states_are_computed_in_the_dtype_that_is_asked_for(
+    folders: dict[str, Path], backbones: dict[str, Backbone], name: str, dtype: str, bound: float
+) -> None:
+    frames = _noise(40, 48)
+    states = []
+    for backbone in (_open(folders[name], dtype=dtype), backbones[name]):
+        pixels = backbone.preprocess(frames)
+        assert pixels.dtype == getattr(torch, dtype if not states else "float32")
+        states.append(_states(backbone, pixels[None], ["final"])["final"].tokens)
+    assert states[0].dtype == getattr(torch, dtype)
+    difference = (states[0].float() - states[1]).norm() / states[1].norm()
+    assert 1e-6 < difference < bound
+
+
+def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(0, 256, (FRAMES, height // 4, width // 4, 3), dtype=np.uint8)
+    return noise.repeat(4, axis=1).repeat(4, axis=2)
+
+
+@pytest.mark.parametrize(
+    "name", ["timesformer", "clip", "siglip", "dinov2", "videomae", "videomae pretrained", "vjepa2"]
+)
+def test_preprocess_agrees_with_the_models_own_processor(
+    folders: dict[str, Path], backbones: dict[str, Backbone], name: str
+) -> None:
+    backbone = backbones[name]
+    assert backbone.inputs.frame_resize.resize == ("squash" if name == "siglip" else "crop")
+    for size in ((60, 80), (100, 44), (32, 32), (240, 428)):
+        frames = _noise(*size)
+        ours, (plain, std) = backbone.preprocess(frames), _processed(folders[name], frames)
+        assert ours.shape == plain.shape
+        assert ((ours - plain) * std * 255).abs().max() <= 2.01, size
+
+
+def _processed(folder: Path, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Pixels (F, 3, image_px, image_px) by the model's own processor, and its standard deviations (3, 1, 1)."""
+    if (folder / "video_preprocessor_config.json").exists():
+        processor = AutoVideoProcessor.from_pretrained(folder)
+        plain = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")
+    else:
+        processor = AutoImageProcessor.from_pretrained(folder)
+        plain = processor(list(frames), return_tensors="pt")
+    pixels = next(iter(plain.values())).reshape(FRAMES, 3, IMAGE_PX, IMAGE_PX)
+    return pixels, torch.tensor(processor.image_std)[:, None, None]
+
+
+@pytest.mark.parametrize("name", ["timesformer", "siglip", "vjepa2"])
+def test_preprocess_keeps_the_sides_of_a_wide_frame_when_resize_is_pad_or_squash(
+    folders: dict[str, Path], name: str
+) -> None:
+    frames = np.zeros((FRAMES, 60, 120, 3), dtype=np.uint8)
+    frames[:, :, :10] = 255  # a white bar that the centre crop would cut off
+    assert _open(folders[name], resize="crop").preprocess(frames).max() < 0
+    for resize in ("pad", "squash"):
+        assert _open(folders[name], resize=resize).preprocess(frames).max() > 0.9
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_identity_changes_when_anything_that_changes_values_does(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    def identity(folder: Path, *, dtype: str = "float32", **changes: Any) -> dict[str, Any]:
+        settings = {"prompt": "words <video>", "frames": FRAMES, "resize": "crop", **changes}
+        return open_inputs(folder, **settings).identity("final", dtype, sha256_of_file)
+
+    base = identity(folders[name])
+    assert json.loads(json.dumps(base)) == base
+    assert identity(folders[name], prompt="other words") == base
+    assert identity(folders[name], resize="pad") != base
+    assert identity(folders[name], dtype="bfloat16") != base
+    assert name.startswith(("timesformer", "videomae")) or identity(folders[name], frames=2) != base
+    copy = shutil.copytree(folders[name], tmp_path / "copy")
+    assert identity(copy) == base
+    other = FAMILIES[name](tmp_path / "other", seed=1)
+    assert identity(other) != base
+    for file in ("config.json", "preprocessor_config.json", "video_preprocessor_config.json"):
+        if (copy / file).exists():
+            (copy / file).write_text((copy / file).read_text() + "\n")
+            assert identity(copy) != base
+            base = identity(copy)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_open_backbone_refuses_a_checkpoint_that_lacks_a_weight(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(folders[name], tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    key = next(
+        key for key in sorted(weights) if ".1." in key and not key.startswith(("text_model", "decoder", "pooler"))
+    )
+    weights[key.replace(".1.", ".one.")] = weights.pop(key)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelNotFoundError, match=r"must hold every weight of \w+, but .* lacks 1, e\.g\. ") as caught:
+        _open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_open_backbone_says_what_is_wrong_when_weights_are_torn_or_the_device_is_not_here(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"extract\.device must be"):
+        open_backbone(
+            open_inputs(folders["clip"], prompt="", frames=2, resize="crop"), dtype="float32", device="cuda:99"
+        )
+    folder = shutil.copytree(folders["clip"], tmp_path / "model")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelNotFoundError, match="must hold whole clip files"):
+        _open(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match="must hold whole clip files"):
+        _open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "right"),
+    [("timesformer", 8, 4), ("videomae", 2, 4), ("vjepa2", 5, 4), ("vjepa2", 1, 2), ("vjepa2", 7, 8)],
+)
+def test_open_inputs_says_the_right_number_when_frames_do_not_fit(
+    folders: dict[str, Path], name: str, frames: int, right: int
+) -> None:
+    with pytest.raises(SettingsError, match=rf"features\.frames must be .*but it is {frames}\. Set frames = {right}\."):
+        open_inputs(folders[name], prompt="", frames=frames, resize="crop")
+
+
+def test_open_inputs_refuses_a_timesformer_without_time(tmp_path: Path) -> None:
+    folder = make_timesformer(tmp_path, attention_type="space_only")
+    with pytest.raises(UnsupportedModelError, match=r"attention_type must be .*'space_only'"):
+        open_inputs(folder, prompt="", frames=FRAMES, resize="crop")
+
+
+def test_states_equal_the_plain_forward_when_timesformer_attends_jointly(tmp_path: Path) -> None:
+    folder, pixels = make_timesformer(tmp_path, attention_type="joint_space_time"), _pixels()
+    ours, plain = _states(_open(folder), pixels, TAPS), _plain("timesformer", folder, pixels)
+    for tap in TAPS:
+        assert (ours[tap].tokens - plain[tap][0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "found"),
+    [
+        ("timesformer", {"do_rescale": False}, "do_rescale"),
+        ("timesformer", {"rescale_factor": 1 / 127.5}, "rescale_factor"),
+        ("clip", {"do_normalize": False}, "do_normalize"),
+        ("clip", {"do_resize": False}, "do_resize"),
+        ("clip", {"do_center_crop": False}, "do_center_crop"),
+        ("clip", {"resample": 1}, "resample = 1"),
+        ("clip", {"do_pad": True}, "do_pad"),
+        ("clip", {"crop_size": {"height": 32, "width": 16}}, "crop_size"),
+        ("clip", {"size": {"shortest_edge": 16}}, "crop_size"),
+        ("clip", {"size": {"shortest_edge": 32, "longest_edge": 64}}, "size"),
+        ("siglip", {"size": {"height": 32, "width": 64}}, "size"),
+        ("siglip", {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}}, "crop_size"),
+        ("videomae", {"crop_size": {"height": 24, "width": 24}}, "must make frames of 32 px .* make 24 px"),
+        ("siglip", {"size": {"height": 40, "width": 40}}, "must make frames of 32 px .* make 40 px"),
+        ("vjepa2", {"crop_size": {"height": 16, "width": 16}}, "must make frames of 32 px .* make 16 px"),
+        ("dinov2", {"crop_size": {"height": 30, "width": 30}}, "whole patches of 8 px"),
+    ],
+    ids=str,
+)
+def test_open_inputs_refuses_a_processor_that_asks_for_something_else(
+    folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any], found: str
+) -> None:
+    folder = shutil.copytree(folders[name], tmp_path / "model")
+    file = folder / ("video_preprocessor_config.json" if name == "vjepa2" else "preprocessor_config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(UnsupportedModelError, match=found) as caught:
+        open_inputs(folder, prompt="", frames=FRAMES, resize="crop")
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,194 @@
+"""Small models of every family but LLaVA-NeXT-Video: real classes, random weights, real processors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEImageProcessor,
+    VideoMAEVideoProcessor,
+    VJEPA2Config,
+    VJEPA2ForVideoClassification,
+    VJEPA2Model,
+    VJEPA2VideoProcessor,
+)
+
+IMAGE_PX = 32
+FRAMES = 4
+LAYERS = 3
+WIDTH = 24
+
+_LAYERS = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+}
+_SMALL = {**_LAYERS, "image_size": IMAGE_PX, "patch_size": 8}
+_TEXT = {**_LAYERS, "vocab_size": 30}
+_CROP = {"size": {"shortest_edge": IMAGE_PX}, "crop_size": {"height": IMAGE_PX, "width": IMAGE_PX}}
+
+
+def _save(model: Any, processor: Any, folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Larger than the default initialisation, so that attention and positions matter.
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def make_timesformer(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """A TimeSformer fine-tuned for classification."""
+    model = TimesformerForVideoClassification(TimesformerConfig(**{**_SMALL, "num_frames": FRAMES, **changes}))
+    statistics = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
+    return _save(model, VideoMAEImageProcessor(**_CROP, **statistics), folder, seed)
+
+
+def make_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A whole CLIP, text tower included."""
+    text = {**_TEXT, "projection_dim": 16, "eos_token_id": 2}
+    config = CLIPConfig(text_config=text, vision_config={**_SMALL, "projection_dim": 16}, projection_dim=16)
+    return _save(CLIPModel(config), CLIPImageProcessor(**_CROP), folder, seed)
+
+
+def make_clip_vision(folder: Path, *, seed: int = 0) -> Path:
+    """CLIP's vision tower with its projection."""
+    config = CLIPVisionConfig(**_SMALL, projection_dim=16)
+    return _save(CLIPVisionModelWithProjection(config), CLIPImageProcessor(**_CROP), folder, seed)
+
+
+def make_siglip(folder: Path, *, seed: int = 0) -> Path:
+    """A whole SigLIP, text tower and pooling head included."""
+    config = SiglipConfig(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=_SMALL)
+    return _save(SiglipModel(config), _siglip_processor(), folder, seed)
+
+
+def make_siglip_vision(folder: Path, *, seed: int = 0) -> Path:
+    """SigLIP's vision tower without the pooling head."""
+    config = SiglipVisionConfig(**_SMALL, vision_use_head=False)
+    return _save(SiglipVisionModel(config), _siglip_processor(), folder, seed)
+
+
+def _siglip_processor() -> SiglipImageProcessor:
+    return SiglipImageProcessor(size={"height": IMAGE_PX, "width": IMAGE_PX})
+
+
+def make_dinov2(folder: Path, *, seed: int = 0) -> Path:
+    """A DINOv2 classifier trained on larger frames (40 px) than its processor makes, as the real ones."""
+    config = Dinov2Config(**{**_SMALL, "image_size": 40})
+    processor = BitImageProcessor(**{**_CROP, "size": {"shortest_edge": 36}})
+    return _save(Dinov2ForImageClassification(config), processor, folder, seed)
+
+
+def make_videomae(folder: Path, *, seed: int = 0) -> Path:
+    """A VideoMAE fine-tuned for classification by mean pooling: no final norm."""
+    config = VideoMAEConfig(**_SMALL, num_frames=FRAMES, tubelet_size=2)
+    return _save(VideoMAEForVideoClassification(config), VideoMAEImageProcessor(**_CROP), folder, seed)
+
+
+def make_videomae_pretrained(folder: Path, *, seed: int = 0) -> Path:
+    """A pre-trained VideoMAE with its decoder and a final norm."""
+    decoder = {
+        "decoder_num_attention_heads": 2,
+        "decoder_hidden_size": 12,
+        "decoder_num_hidden_layers": 1,
+        "decoder_intermediate_size": 24,
+    }
+    config = VideoMAEConfig(**_SMALL, **decoder, num_frames=FRAMES, tubelet_size=2, use_mean_pooling=False)
+    return _save(VideoMAEForPreTraining(config), VideoMAEVideoProcessor(**_CROP), folder, seed)
+
+
+def _vjepa2_config() -> VJEPA2Config:
+    predictor = {"pred_hidden_size": 12, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    encoder = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": LAYERS, "mlp_ratio": 2.0}
+    frames = {"patch_size": 8, "crop_size": IMAGE_PX, "frames_per_clip": 8, "tubelet_size": 2}
+    return VJEPA2Config(**predictor, **encoder, **frames, num_pooler_layers=1)
+
+
+def make_vjepa2(folder: Path, *, seed: int = 0) -> Path:
+    """A V-JEPA 2 fine-tuned for classification, pre-trained on 8 frames."""
+    return _save(VJEPA2ForVideoClassification(_vjepa2_config()), VJEPA2VideoProcessor(crop_size=IMAGE_PX), folder, seed)
+
+
+def make_vjepa2_pretrained(folder: Path, *, seed: int = 0) -> Path:
+    """A pre-trained V-JEPA 2 with its predictor."""
+    return _save(VJEPA2Model(_vjepa2_config()), VJEPA2VideoProcessor(crop_size=IMAGE_PX), folder, seed)
+
+
+def make_llava_onevision(folder: Path, *, seed: int = 0, image_px: int = 40, **changes: Any) -> Path:
+    """A LLaVA-OneVision: SigLIP of 5 x 5 patches, pooled to 3 x 3 tokens a frame, and a Qwen2 of grouped heads."""
+    words = ["<unk>", "<pad>", "<image>", "<video>", "user:", "describe", "the", "hand", "moves", "what", "?", "."]
+    backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>", "<video>"],
+    )
+    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    size = {"height": image_px, "width": image_px}
+    processor = LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size, **statistics),
+        video_processor=LlavaOnevisionVideoProcessor(size=size, **statistics),
+        tokenizer=tokenizer,
+        num_image_tokens=(image_px // 8) ** 2,
+        vision_feature_select_strategy="full",
+    )
+    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
+    vision = {**_SMALL, "image_size": image_px, "vision_use_head": False}
+    config = LlavaOnevisionConfig(
+        **{
+            "vision_config": SiglipVisionConfig(**vision),
+            "text_config": Qwen2Config(**text, pad_token_id=1),
+            "image_token_index": 2,
+            "video_token_index": 3,
+            **changes,
+        }
+    )
+    return _save(LlavaOnevisionForConditionalGeneration(config), processor, folder, seed)
+
+
+FAMILIES: dict[str, Callable[..., Path]] = {
+    "timesformer": make_timesformer,
+    "clip": make_clip,
+    "clip vision": make_clip_vision,
+    "siglip": make_siglip,
+    "siglip vision": make_siglip_vision,
+    "dinov2": make_dinov2,
+    "videomae": make_videomae,
+    "videomae pretrained": make_videomae_pretrained,
+    "vjepa2": make_vjepa2,
+    "vjepa2 pretrained": make_vjepa2_pretrained,
+}
+"""The vision encoders, each once as fine-tuned or whole, some once more as pre-trained or alone."""
