@@ -13,6 +13,7 @@ import numpy as np
 
 from featurecache.annotations import Interval
 from featurecache.clips import Clip, ClipTable, covered_us, union_of
+from featurecache.leakage import purged_clips, shared_recordings, split_level
 from featurecache.recordings import Recording
 from featurecache.splits import SPLITS
 
@@ -146,6 +147,9 @@ class LabelAudit:
         out_of_range: Annotated time outside a recording.
         silent_tails: Long ends of annotated recordings without an interval.
         unused_labels: Label in the annotations that is no column -> its intervals.
+        split_level: What the splits go by: "session", or "clip" where they cut one.
+        shared_recordings: Recordings that hold several sessions.
+        purged_clips: Split -> clips left out of it because they overlap or touch one that scores them.
         warnings: One sentence for each finding that can spoil a study.
     """
 
@@ -163,6 +167,9 @@ class LabelAudit:
     out_of_range: list[OutOfRange]
     silent_tails: list[SilentTail]
     unused_labels: dict[str, int]
+    split_level: str
+    shared_recordings: list[str]
+    purged_clips: dict[str, int]
     warnings: list[str]
 
 
@@ -208,6 +215,9 @@ def audit(
         out_of_range=_out_of_range(recordings, intervals),
         silent_tails=[] if annotated_span is not None else _silent_tails(recordings, intervals),
         unused_labels=dict(sorted(unused.items())),
+        split_level=split_level(table.clips),
+        shared_recordings=shared_recordings(table.clips),
+        purged_clips={split: len(gone) for split, gone in purged_clips(table.clips).items()},
         warnings=[],
     )
     findings.warnings.extend(_warnings(findings))
@@ -380,6 +390,18 @@ def _warnings(audit: LabelAudit) -> list[str]:
     if audit.unused_labels:
         named = [f"{label} ({count})" for label, count in audit.unused_labels.items()]
         lines.append(f"the annotations hold labels that the table does not use: {_some(named)}.")
+    if audit.split_level == "clip":
+        lines.append("the splits cut sessions: clips of one session train and score, so every score is too kind.")
+    if audit.shared_recordings:
+        lines.append(
+            f"{_count(audit.shared_recordings, 'recording')} with several sessions, which are less apart than they "
+            f"look: {_some(audit.shared_recordings)}."
+        )
+    for split, gone in audit.purged_clips.items():
+        if gone:
+            lines.append(
+                f"{gone} labelled clips are left out of {split}, because they overlap or touch clips that score it."
+            )
     if audit.left_out_clips:
         lines.append(f"{audit.left_out_clips} labelled clips have no split and take part in nothing.")
     return lines

@@ -22,7 +22,8 @@ from featurecache.cells import format_seconds, guard_cell, parse_seconds, unguar
 from featurecache.clips import COLUMNS, UNWRITABLE, Clip, ClipTable, check_labels
 from featurecache.errors import ClipTableError, EditedTableError
 from featurecache.files import private_folder, write_private
-from featurecache.splits import SPLITS, find_leak
+from featurecache.leakage import find_leak
+from featurecache.splits import SPLITS
 
 _CLIP_ID = re.compile(r"[0-9a-f]{16}-([0-9]{1,18})-([0-9]{1,18})")
 _TARGETS = {"0": 0, "1": 1, "": None, "0.0": 0, "1.0": 1, "0,0": 0, "1,0": 1}
@@ -104,8 +105,12 @@ def _written(state_path: Path) -> list[str]:
     return [digest for digest in written if isinstance(digest, str)] if isinstance(written, list) else []
 
 
-def read_table(path: Path) -> ClipTable:
+def read_table(path: Path, *, allow_clip_level: bool = False) -> ClipTable:
     """Reads `clips.csv`, checked.
+
+    Args:
+        path: `clips.csv`.
+        allow_clip_level: Whether its splits may cut sessions.
 
     Raises:
         ClipTableError: Naming line and column, if it is not a sound clip table.
@@ -139,11 +144,11 @@ def read_table(path: Path) -> ClipTable:
                 clip.clip_id,
                 "Delete one of them.",
             )
-    leak = find_leak(clips)
+    leak = find_leak(clips, allow_clip_level=allow_clip_level)
     if leak is not None:
         raise ClipTableError(
             f"{path.name}, line {lines[leak.position]}, column {leak.column}: splits must never share a session "
-            f"or a recording, but {leak.reason} (see line {lines[leak.earlier]}). Correct one, or delete the lines."
+            f"or a recording, but {leak.reason} (see line {lines[leak.earlier]}). {leak.remedy}"
         )
     return ClipTable(labels, tuple(clips))
 

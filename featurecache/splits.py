@@ -1,9 +1,9 @@
-"""Sessions to train, validation and test; and the guard that no session or content crosses them.
+"""Sessions to train, validation and test.
 
 The split is searched, not drawn: each label present in each split comes first, then each split's share
 of every label and of the clips near its fraction. Up to ten free sessions are searched exhaustively,
 more by seeded descent from several starts. The result depends on the names, the counts and the seed
-alone: not on any order, and on no library's random stream.
+alone: not on any order, and on no library's random stream. What must not cross them is `leakage.py`.
 """
 
 import difflib
@@ -12,12 +12,10 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.clips import Clip, ClipTable
 from featurecache.errors import SplitError
 
 SPLITS = ("train", "validation", "test")
@@ -209,63 +207,3 @@ def _transfer(amount: NDArray[np.int64], origin: NDArray[np.int64], goal: NDArra
     """What taking (K, C + 1) amounts from one split to another changes: shape (K, 3, C + 1)."""
     sign = (goal[:, None] == np.arange(3)).astype(np.int64) - (origin[:, None] == np.arange(3))  # (K, 3)
     return np.asarray(sign[:, :, None] * amount[:, None, :])
-
-
-@dataclass(frozen=True)
-class Leak:
-    """A clip through which a session, a recording or its content stands in two places.
-
-    Attributes:
-        position: Index of the clip that disagrees with an earlier one.
-        earlier: Index of that one.
-        column: The table's column to correct.
-        reason: What crosses, in words.
-    """
-
-    position: int
-    earlier: int
-    column: str
-    reason: str
-
-
-def find_leak(clips: Sequence[Clip]) -> Leak | None:
-    """The first clip whose recording has two sessions or contents, whose content has two names, or session two splits.
-
-    Clips with an empty split take part in none, so they may stand beside any.
-    """
-    sessions: dict[str, int] = {}
-    splits: dict[str, int] = {}
-    contents: dict[str, int] = {}
-    for position, clip in enumerate(clips):
-        earlier = sessions.setdefault(clip.recording, position)
-        if clips[earlier].session != clip.session:
-            found = f"recording {clip.recording!r} lies in the sessions {clips[earlier].session!r} and {clip.session!r}"
-            return Leak(position, earlier, "session", found)
-        if clips[earlier].content != clip.content:
-            found = f"recording {clip.recording!r} has the contents {clips[earlier].content} and {clip.content}"
-            return Leak(position, earlier, "recording", found)
-        earlier = contents.setdefault(clip.content, position)
-        if clips[earlier].recording != clip.recording:
-            found = f"recordings {clips[earlier].recording!r} and {clip.recording!r} have the same content"
-            return Leak(position, earlier, "recording", found)
-        if clip.split:
-            earlier = splits.setdefault(clip.session, position)
-            if clips[earlier].split != clip.split:
-                found = f"session {clip.session!r} lies in {clips[earlier].split} and in {clip.split}"
-                return Leak(position, earlier, "split", found)
-    return None
-
-
-def check_leakage(table: ClipTable) -> None:
-    """Refuses a table in which a session, a recording or its content crosses splits.
-
-    Raises:
-        SplitError: Naming what crosses, and the two clips.
-    """
-    leak = find_leak(table.clips)
-    if leak is not None:
-        pair = f"clips {table.clips[leak.earlier].clip_id} and {table.clips[leak.position].clip_id}"
-        raise SplitError(
-            f"splits must never share a session or a recording, but {leak.reason} ({pair}). "
-            f"Correct the {leak.column} column, or make the table anew: featurecache clips --force."
-        )

@@ -6,6 +6,7 @@ import json
 from featurecache.annotations import Interval
 from featurecache.audit import LabelAudit, audit
 from featurecache.clip_table import build_table
+from featurecache.clips import Clip
 from tests.test_clip_table import S, recording
 
 SPLITS = {"A": "train", "B": "validation", "C": "test", "D": "train"}
@@ -144,6 +145,41 @@ def test_audit_counts_left_out_clips_and_labels_without_positives_when_the_table
     assert found.left_out_clips == 100
     assert "suction: no clip is positive, so it cannot be learned or scored." in found.warnings
     assert "100 labelled clips have no split and take part in nothing." in found.warnings
+
+
+def test_audit_names_what_crosses_the_splits_when_the_table_is_edited() -> None:
+    honest = audited()
+    assert (honest.split_level, honest.shared_recordings) == ("session", [])
+    assert honest.purged_clips == {"train": 0, "validation": 0}
+    table, _ = build_table(
+        RECORDINGS,
+        INTERVALS,
+        LABELS,
+        length_us=3 * S,
+        stride_us=3 * S,
+        sessions={f"{name}.mp4": name for name in "ABCDE"},
+        fixed_splits=SPLITS,
+    )
+
+    def edited(clips: list[Clip]) -> LabelAudit:
+        return audit(dataclasses.replace(table, clips=tuple(clips)), RECORDINGS, INTERVALS)
+
+    half = 150 * S
+    cut = [
+        dataclasses.replace(clip, split="test") if clip.recording == "A.mp4" and clip.start_us >= half else clip
+        for clip in table.clips
+    ]
+    assert edited(cut).split_level == "clip"
+    assert edited(cut).purged_clips == {"train": 1, "validation": 0}
+    text = "\n".join(edited(cut).warnings)
+    assert "the splits cut sessions" in text
+    assert "1 labelled clips are left out of train, because they overlap or touch" in text
+    shared = [
+        dataclasses.replace(clip, session="A2") if clip.split == "test" and clip.session == "A" else clip
+        for clip in cut
+    ]
+    assert (edited(shared).split_level, edited(shared).shared_recordings) == ("session", ["A.mp4"])
+    assert any(line.startswith("1 recording with several sessions") for line in edited(shared).warnings)
 
 
 def test_audit_is_ready_for_json() -> None:

@@ -10,8 +10,8 @@ from featurecache.annotations import Interval
 from featurecache.clip_table import build_table
 from featurecache.clips import ClipTable
 from featurecache.errors import ClipTableError, NoRecordingsError, SplitError
+from featurecache.leakage import check_leakage
 from featurecache.recordings import Recording, UnusableRecording
-from featurecache.splits import check_leakage
 from featurecache.video import VideoInfo
 
 S = 1_000_000

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurecache.clips import Clip, ClipTable, clip_id
 from featurecache.errors import SplitError
-from featurecache.splits import SPLITS, _search_all, _search_descending, check_leakage, find_leak, split_sessions
+from featurecache.splits import SPLITS, _search_all, _search_descending, split_sessions
 
 
 @st.composite
@@ -132,30 +131,3 @@ def test_split_sessions_says_what_to_do_when_it_cannot_split(count, options, mes
     clips = {f"S{i}": 5 for i in range(count)}
     with pytest.raises(SplitError, match=message):
         split_sessions(clips, {name: [1] for name in clips}, **options)
-
-
-def clip(recording: str, session: str, split: str, start: int = 0, content: str = "") -> Clip:
-    digest = (content or recording).encode().hex().ljust(16, "0")
-    return Clip(clip_id(digest, start, start + 1), recording, session, split, start, start + 1, (1,))
-
-
-def test_check_leakage_passes_when_each_session_has_one_split_or_none() -> None:
-    clips = (clip("a", "A", "train"), clip("a", "A", "", 1), clip("b", "A", "train"), clip("c", "C", "test"))
-    check_leakage(ClipTable(("x",), clips))
-
-
-@pytest.mark.parametrize(
-    ("clips", "column", "message"),
-    [
-        ([clip("a", "A", "train"), clip("b", "A", "test")], "split", "session 'A' lies in train and in test"),
-        ([clip("a", "A", "train"), clip("a", "B", "test", 1)], "session", "'a' lies in the sessions 'A' and 'B'"),
-        ([clip("a", "A", "", content="k"), clip("b", "B", "", content="k")], "recording", "have the same content"),
-        ([clip("a", "A", "train"), clip("a", "A", "train", 1, content="k")], "recording", "has the contents"),
-    ],
-)
-def test_check_leakage_names_what_crosses_when_something_does(clips, column, message) -> None:  # type: ignore[no-untyped-def]
-    leak = find_leak(clips)
-    assert leak is not None
-    assert (leak.position, leak.earlier, leak.column) == (1, 0, column)
-    with pytest.raises(SplitError, match=message):
-        check_leakage(ClipTable(("x",), tuple(clips)))

@@ -1,0 +1,138 @@
+"""The leakage guard: what crosses is named, a forced table says so, and the purge is exact."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurecache.clips import Clip, ClipTable, clip_id
+from featurecache.errors import SplitError
+from featurecache.leakage import (
+    check_leakage,
+    find_leak,
+    leakage_record,
+    purged_clips,
+    shared_recordings,
+    split_level,
+    touching,
+)
+
+
+def clip(recording: str, session: str, split: str, start: int = 0, *, content: str = "", length: int = 1) -> Clip:
+    digest = (content or recording).encode().hex().ljust(16, "0")
+    return Clip(clip_id(digest, start, start + length), recording, session, split, start, start + length, (1,))
+
+
+def table(clips: list[Clip]) -> ClipTable:
+    return ClipTable(("x",), tuple(clips))
+
+
+def test_check_leakage_passes_when_each_session_has_one_split_or_none() -> None:
+    check_leakage(
+        table([clip("a", "A", "train"), clip("a", "A", "", 1), clip("b", "A", "train"), clip("c", "C", "test")])
+    )
+
+
+def test_check_leakage_passes_when_a_recording_holds_sessions_one_after_the_other() -> None:
+    clips = [clip("a", "A", "train"), clip("a", "A", "train", 1), clip("a", "B", "test", 2), clip("b", "B", "test")]
+    check_leakage(table(clips))
+    assert shared_recordings(clips) == ["a"]
+
+
+CUT = [clip("a", "A", "train"), clip("b", "A", "test")]
+ALTERNATING = [clip("a", "A", "train", 0), clip("a", "B", "test", 2), clip("a", "A", "train", 1), clip("a", "B", "", 0)]
+
+
+@pytest.mark.parametrize(
+    ("clips", "places", "message"),
+    [
+        (CUT, (1, 0, "split"), "session 'A' lies in train and in test.*allow_clip_level = true"),
+        (
+            [clip("a", "A", "train"), clip("a", "B", "test", 1), clip("a", "A", "train", 2)],
+            (2, 1, "session"),
+            "the sessions 'B' and 'A' alternate in recording 'a'.*allow_clip_level = true",
+        ),
+        (
+            [clip("a", "A", "", content="k"), clip("b", "B", "", content="k")],
+            (1, 0, "recording"),
+            "'a' and 'b' have the same content.*delete the lines",
+        ),
+        (
+            [clip("a", "A", "train"), clip("a", "A", "train", 1, content="k")],
+            (1, 0, "recording"),
+            "has the contents",
+        ),
+    ],
+)
+def test_check_leakage_names_what_crosses_when_something_does(
+    clips: list[Clip], places: tuple[int, int, str], message: str
+) -> None:
+    leak = find_leak(clips)
+    assert leak is not None
+    assert (leak.position, leak.earlier, leak.column) == places
+    with pytest.raises(SplitError, match=message):
+        check_leakage(table(clips))
+
+
+def test_check_leakage_passes_a_split_by_clips_only_when_forced() -> None:
+    check_leakage(table(CUT), allow_clip_level=True)
+    check_leakage(table(ALTERNATING), allow_clip_level=True)
+    twins = [clip("a", "A", "train", content="k"), clip("b", "B", "test", content="k")]
+    with pytest.raises(SplitError, match="same content"):
+        check_leakage(table(twins), allow_clip_level=True)
+
+
+def test_leakage_record_says_what_the_splits_go_by() -> None:
+    honest = [clip("a", "A", "train"), clip("b", "B", "test")]
+    assert leakage_record(honest) == {
+        "split_level": "session",
+        "recordings_in_several_splits": 0,
+        "purged_clips": {"train": 0, "validation": 0},
+    }
+    forced = leakage_record([clip("a", "A", "train"), clip("a", "A", "test", 1), clip("a", "A", "train", 3)])
+    assert (forced["split_level"], forced["recordings_in_several_splits"]) == ("clip", 1)
+    assert "too kind" in forced["split_warning"]
+    assert forced["purged_clips"] == {"train": 1, "validation": 0}
+    assert split_level(ALTERNATING) == "clip"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.sampled_from(["train", "validation", "test", ""]),
+            st.integers(0, 30),
+            st.integers(1, 4),
+            st.booleans(),
+        ),
+        max_size=30,
+        unique_by=lambda row: (row[0], row[2], row[3]),
+    )
+)
+def test_purged_clips_are_exactly_those_that_meet_a_clip_that_scores_them(
+    rows: list[tuple[str, str, int, int, bool]],
+) -> None:
+    clips = [
+        Clip(clip_id(name.encode().hex().ljust(16, "0"), start, start + length), name, "S", split, start,
+             start + length, (1,) if known else (None,))
+        for name, split, start, length, known in rows
+    ]  # fmt: skip
+    stronger = {"train": {"validation", "test"}, "validation": {"test"}}
+    expected = {
+        split: {
+            one.clip_id
+            for one in clips
+            for other in clips
+            if one.split == split and other.split in stronger[split] and one.labelled and other.labelled
+            if one.recording == other.recording and one.start_us <= other.end_us and other.start_us <= one.end_us
+        }
+        for split in stronger
+    }
+    assert purged_clips(clips) == expected
+    ids = [one.clip_id for one in clips]
+    assert touching(ids, ids).all()
+
+
+def test_touching_tells_apart_windows_that_meet_and_windows_with_a_gap() -> None:
+    windows = [clip("a", "A", "", start, length=3).clip_id for start in (0, 3, 7, 13, 14)]
+    assert touching(windows, [clip("a", "A", "", 10, length=3).clip_id]).tolist() == [False, False, True, True, False]
+    assert not touching(windows, [clip("b", "A", "", 10, length=3).clip_id]).any()
