@@ -1,0 +1,190 @@
+"""One process per device: the rows of one process, each once, whatever dies, and nobody outlives the parent."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from featurecache import FeatureCache
+from featurecache.clips_csv import read_table
+from featurecache.devices import Device, choose_devices, extract_on_devices
+from featurecache.errors import SettingsError, WorkerDiedError
+from featurecache.plan import failed_clip_ids, plan_extraction, run_plan, still_lacking
+from featurecache.project import Project, open_project
+from featurecache.store import CacheWriter
+from tests.make_videos import write_video
+from tests.projects import make_project, make_table
+
+ROOT = Path(__file__).parents[1]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+PROCESSORS = [Device("first", "cpu", ONE_THREAD), Device("second", "cpu", ONE_THREAD)]
+BROKEN = Device("broken", "cpu", {"PYTHONHOME": "/nowhere"})
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Project:
+    project = make_project(tmp_path / "project", tiny_model)
+    make_table(project)
+    return project
+
+
+def _command(project: Project, *options: str) -> list[str]:
+    return [sys.executable, "-m", "cli", "extract", "--config", str(project.root), "--json", *options]
+
+
+def _rows(project: Project) -> int:
+    """Rows on disk, repeated ones counted."""
+    paths = project.cache.glob("spaces/*/segments/0*")
+    return sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in paths)
+
+
+def kill_a_claimer(project: Project) -> int:
+    """Kills the first process that claims a recording, which it then has not saved."""
+    while True:
+        for claim in project.cache.glob("spaces/*/claims/[0-9a-f]*"):
+            with contextlib.suppress(OSError):
+                pid = int(claim.read_text().split("-")[-2])
+                os.kill(pid, signal.SIGKILL)
+                return pid
+        time.sleep(0.001)
+
+
+def _children(pid: int) -> list[int]:
+    """The extracting processes of a process."""
+    found = [int(one) for path in Path(f"/proc/{pid}/task").glob("*/children") for one in path.read_text().split()]
+    return [one for one in found if b"featurecache.devices" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+def _wait_until(holds, limit_s: float = 300.0) -> None:
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def test_two_processes_give_the_rows_and_failures_of_one(project: Project) -> None:
+    quick_start = {"container_options": {"movflags": "faststart"}}
+    torn = write_video(project.videos / "torn.mp4", count=40, fps=5, options={"g": "5"}, **quick_start)
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size * 3 // 5])
+    make_table(project)
+    (project.videos / "S3.mp4").unlink()
+    one = open_project(Path(shutil.copytree(project.root, project.root.parent / "one")))
+    alone = run_plan(one, plan_extraction(one))
+    both = extract_on_devices(project.root, project, plan_extraction(project), devices=PROCESSORS)
+    assert alone.progress.failed > 0
+    assert {failure.recording for failure in alone.failures} == {"S3.mp4", "torn.mp4"}
+    assert (both.extraction.failures, both.deaths) == (alone.failures, ())
+    for count in ("extracted", "failed", "elsewhere", "total"):
+        assert getattr(both.extraction.progress, count) == getattr(alone.progress, count)
+    assert sorted(project.failures.read_text().splitlines()) == sorted(one.failures.read_text().splitlines())
+    assert failed_clip_ids(project) == {failure.clip_id for failure in alone.failures}
+    ids = FeatureCache.open(one.cache).clip_ids()
+    found, expected = (FeatureCache.open(each.cache).load(ids) for each in (project, one))
+    assert np.abs(found - expected).max() <= 1e-5
+    assert _rows(project) == len(ids) == alone.progress.extracted
+    assert not list(project.cache.glob("spaces/*/claims/*"))
+
+
+def test_nothing_is_lost_or_computed_twice_when_a_process_is_killed_and_a_device_is_broken(project: Project) -> None:
+    plan = plan_extraction(project, limit=22)
+    killed: list[int] = []
+    killer = threading.Thread(target=lambda: killed.append(kill_a_claimer(project)))
+    killer.start()
+    done = extract_on_devices(project.root, project, plan, devices=[BROKEN, *PROCESSORS])
+    killer.join()
+    assert sorted(death.reason for death in done.deaths) == ["ended with code 1"] * 2 + ["was killed by SIGKILL"]
+    assert (done.extraction.progress.extracted, done.extraction.progress.elsewhere) == (22, 0)
+    assert not still_lacking(project, plan)
+    assert _rows(project) == 22
+
+
+def test_extraction_ends_with_a_named_error_when_every_process_dies(project: Project) -> None:
+    with pytest.raises(WorkerDiedError, match=r"24 clips are left, of S0\.mp4, S1\.mp4, S2\.mp4 \.\.\."):
+        extract_on_devices(project.root, project, plan_extraction(project), devices=[BROKEN])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_an_error_of_a_process_is_raised_as_it_was(project: Project) -> None:
+    device = Device("GPU 0", "cuda", {})
+    with pytest.raises(SettingsError, match="cuda"):
+        extract_on_devices(project.root, project, plan_extraction(project), devices=[device])
+    assert not _children(os.getpid())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_no_process_outlives_its_parent_when_that_is_ended(tmp_path: Path, tiny_model: Path, number: int) -> None:
+    project = make_project(tmp_path / "project", tiny_model, sessions=3, clips=130)
+    make_table(project)
+    plan = plan_extraction(project)
+    process = subprocess.Popen(
+        _command(project, "--devices", "cpu,cpu"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    _wait_until(lambda: len(_children(process.pid)) == 2)
+    children = _children(process.pid)
+    _wait_until(lambda: len(list(project.cache.glob("spaces/*/claims/*"))) > 0)
+    process.send_signal(number)
+    process.communicate(timeout=300)
+    assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+    _wait_until(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))
+    assert not list(project.cache.glob("spaces/*/claims/*")), "they ended in order, and gave back what they had claimed"
+    assert _rows(project) == 390 - len(still_lacking(project, plan)) < 390, "they did not go on to the end"
+
+
+def test_no_failure_is_lost_when_several_runs_end_at_once(project: Project) -> None:
+    for path in sorted(project.videos.iterdir()):
+        path.write_bytes(path.read_bytes() + b" ")
+    plans = [plan_extraction(project, worker=(number, 12)) for number in range(1, 13)]
+    assert sum(len(plan.failures) for plan in plans) == 24
+    ends = [threading.Thread(target=run_plan, args=(project, plan)) for plan in plans]
+    for end in ends:
+        end.start()
+    for end in ends:
+        end.join()
+    assert len(failed_clip_ids(project)) == 24
+
+
+def test_a_failure_stays_listed_until_the_clip_is_there_when_another_process_is_at_it(project: Project) -> None:
+    plan = plan_extraction(project)
+    clip = read_table(project.clips).clips[0]
+    row = f"{clip.clip_id},{clip.recording},0,1,its decoder stalled\n"
+    project.failures.write_text("clip_id,recording,start_s,end_s,reason\n" + row)
+    with CacheWriter(project.cache, plan.space, {}) as other:
+        assert all(other.claim(item.recording.sha256) for item in plan.work)
+        assert run_plan(project, plan).progress.elsewhere == 24
+        assert failed_clip_ids(project) == {clip.clip_id}
+    run_plan(project, plan_extraction(project))
+    assert failed_clip_ids(project) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "visible", "expected"),
+    [
+        ("all", None, ["0", "1", "2"]),
+        ("all", "5,GPU-7e,3", ["5", "GPU-7e", "3"]),
+        ("2, 0", "5,GPU-7e,3", ["3", "5"]),
+        ("cpu,1", None, ["", "1"]),
+    ],
+)
+def test_each_process_sees_its_device_alone(text: str, visible: str | None, expected: list[str]) -> None:
+    devices = choose_devices(text, gpus=3, visible=visible)
+    assert [device.environment["CUDA_VISIBLE_DEVICES"] for device in devices] == expected
+    assert len({device.name for device in devices}) == len(expected)
+
+
+@pytest.mark.parametrize(("text", "gpus"), [("all", 0), ("0", 0), ("3", 3), ("0,0", 3), ("", 3), ("cuda:0", 3)])
+def test_devices_are_refused_when_they_are_not_there_or_named_twice(text: str, gpus: int) -> None:
+    with pytest.raises(SettingsError, match="--devices must name"):
+        choose_devices(text, gpus=gpus, visible=None)
