@@ -1,0 +1,183 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from featurecache.doctor import Check, examine
+from featurecache.project import Project, open_project
+from tests.make_videos import packet_places
+from tests.projects import make_project, make_table
+from tests.tiny_families import make_siglip
+
+HELD = ["device", "network", "model", "weights", "memory", "recordings", "decoding", "crop", "disk"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Project:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    return make_project(tmp_path / "project", model, sessions=3, clips=2)
+
+
+def checks_of(project: Project) -> dict[str, Check]:
+    return {check.name: check for check in examine(project)}
+
+
+def changed(project: Project, old: str, new: str) -> Project:
+    settings = project.root / "featurecache.toml"
+    text = settings.read_text()
+    assert old in text
+    settings.write_text(text.replace(old, new))
+    return open_project(project.root)
+
+
+def model_of(project: Project) -> Path:
+    return Path(project.settings.features.model)
+
+
+def test_examine_finds_nothing_wrong_when_all_is_well(project: Project) -> None:
+    found = checks_of(project)
+    assert list(found) == HELD
+    assert all(check.ok for check in found.values())
+    assert "llava_next_video" in found["model"].found
+    assert "1 file" in found["weights"].found
+    assert "4 frames" in found["decoding"].found
+
+
+def test_examine_writes_nothing_but_digests(project: Project) -> None:
+    make_table(project)
+    before = {path: path.read_bytes() for path in project.root.rglob("*") if path.is_file()}
+    checks_of(project)
+    after = {path: path.read_bytes() for path in project.root.rglob("*") if path.is_file()}
+    assert {path for path in after if before.get(path) != after[path]} <= {project.digest_memo}
+
+
+def test_examine_knows_other_families(project: Project, tmp_path: Path) -> None:
+    model = make_siglip(tmp_path / "siglip")
+    found = checks_of(changed(project, str(model_of(project)), str(model)))
+    assert found["model"].ok
+    assert "siglip" in found["model"].found
+    assert found["weights"].ok
+    assert found["memory"].ok
+
+
+def test_examine_names_the_known_architectures_when_it_is_another(project: Project) -> None:
+    config = model_of(project) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "gpt2"}))
+    found = checks_of(project)
+    assert not found["model"].ok
+    assert "gpt2" in found["model"].found
+    assert "llava_next_video" in found["model"].found
+    assert found["model"].fix
+    assert "weights" not in found
+    assert found["decoding"].ok, "the recordings are looked at all the same"
+
+
+def test_examine_finds_a_processor_without_its_fields(project: Project) -> None:
+    path = model_of(project) / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"]["do_normalize"] = False
+    path.write_text(json.dumps(settings))
+    found = checks_of(project)["model"]
+    assert not found.ok
+    assert "do_normalize" in found.found
+    assert "Copy" in found.fix
+
+
+def test_examine_finds_weights_that_are_missing(project: Project) -> None:
+    (model_of(project) / "model.safetensors").unlink()
+    found = checks_of(project)["weights"]
+    assert not found.ok
+    assert found.found == "model.safetensors is missing"
+    assert "Copy the model folder again" in found.fix
+
+
+def test_examine_finds_weights_that_were_cut_off(project: Project) -> None:
+    path = model_of(project) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    found = checks_of(project)["weights"]
+    assert not found.ok
+    assert "model.safetensors is damaged or cut off" in found.found
+
+
+def split_weights(folder: Path) -> list[Path]:
+    """The weights in two files with an index, as large models have them."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[:-3], "model-00002-of-00002.safetensors": names[-3:]}
+    for file, held in parts.items():
+        save_file({name: weights[name] for name in held}, folder / file, metadata={"format": "pt"})
+    places = {name: file for file, held in parts.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return [folder / file for file in parts]
+
+
+def test_examine_takes_weights_in_several_files(project: Project) -> None:
+    split_weights(model_of(project))
+    assert checks_of(project)["weights"].found.startswith("2 files")
+
+
+def test_examine_holds_files_against_the_index(project: Project) -> None:
+    first, second = split_weights(model_of(project))
+    kept = load_file(second)
+    lost = sorted(kept)[0]
+    save_file({name: kept[name] for name in kept if name != lost}, second, metadata={"format": "pt"})
+    found = checks_of(project)["weights"]
+    assert not found.ok
+    assert found.found == f"{second.name} lacks 1 weights, e.g. {lost}"
+    first.unlink()
+    assert f"{first.name} is missing" in checks_of(project)["weights"].found
+    (model_of(project) / "model.safetensors.index.json").write_text("{")
+    assert "index.json cannot be read" in checks_of(project)["weights"].found
+
+
+def test_examine_finds_a_device_that_is_not_here(project: Project) -> None:
+    found = checks_of(changed(project, "[features]", '[extract]\ndevice = "cuda:9"\n[features]'))
+    assert not found["device"].ok
+    assert "cuda:9" in found["device"].found
+    assert 'extract.device = "cpu"' in found["device"].fix
+    assert "memory" not in found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is another")
+def test_examine_finds_a_batch_that_does_not_fit(project: Project) -> None:
+    config = model_of(project) / "config.json"
+    larger = json.loads(config.read_text())
+    larger["text_config"] |= {"num_hidden_layers": 4096, "hidden_size": 65536, "intermediate_size": 1 << 20}
+    config.write_text(json.dumps(larger))
+    found = checks_of(project)["memory"]
+    assert not found.ok
+    assert "are free" in found.found
+    assert "bfloat16" in found.fix
+
+
+def test_examine_finds_a_recording_that_is_damaged_behind_its_first_picture(project: Project) -> None:
+    path = min((project.root / "videos").iterdir())
+    _, (begin, size), *_ = packet_places(path)
+    data = bytearray(path.read_bytes())
+    data[begin : begin + size] = bytes(size)
+    path.write_bytes(data)
+    found = checks_of(project)
+    assert found["recordings"].found.startswith("3 usable")
+    assert not found["decoding"].ok
+    assert "S0.mp4 (h264, 176 x 96): " in found["decoding"].found
+    assert "ffmpeg" in found["decoding"].fix
+
+
+def test_examine_holds_the_disk_against_the_plan(project: Project) -> None:
+    assert "clips to do" not in checks_of(project)["disk"].found
+    make_table(project)
+    assert "6 clips to do need about" in checks_of(project)["disk"].found
+    project.clips.write_text("no table")
+    found = checks_of(project)["plan"]
+    assert not found.ok
+    assert found.fix
+
+
+def test_examine_says_what_words_behind_the_video_do(project: Project) -> None:
+    found = checks_of(changed(project, "<video>", "<video> what happens here ?"))
+    assert "what happens here ?" in found["prompt"].found
+    assert "in front of <video>" in found["prompt"].fix
