@@ -1,17 +1,20 @@
 """Heads as plain torch modules.
 
 Notable choices: the output bias starts at the log prior odds (paper, section 3.1) and output weights at
-zero, so an untrained head predicts each label's prevalence; standardisation lives in the head as
-buffers, so a saved head takes features as the cache gives them. `dropout` acts on what feeds the
-output layer. Training many heads at once is `training.py`, which fills these modules afterwards.
+zero, so an untrained head predicts each label's prevalence. What is done to features first lives in the head
+(`Front`), so a saved head takes features as the cache gives them, whichever solver fitted it. `dropout` acts on what
+feeds the output layer. Training many heads at once is `training.py`, which fills these modules afterwards.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from heads.data import row_blocks
+from heads.data import ROWS_AT_ONCE
 
 
 def log_prior_odds(Y: npt.NDArray[np.integer]) -> Tensor:
@@ -23,24 +26,60 @@ def log_prior_odds(Y: npt.NDArray[np.integer]) -> Tensor:
     return torch.from_numpy(np.log(positives / (len(Y) - positives))).float()
 
 
-class Standardize(nn.Module):
-    """(x - mean) / scale per feature; both start as the identity and are filled after construction.
+class Front(nn.Module):
+    """What features go through before a head: unit length, centre and scale, rotation; each may be left out.
+
+    `mean` and `scale` start as the identity and `axes` as zeros; all are filled after construction.
 
     Args:
         feature_width: D.
+        unit_length: Each part of a feature is scaled to the length sqrt(its width), which is that of standardised
+            features. A zero vector stays zero.
+        components: P, the columns of `axes`; 0 for no rotation.
+        part_widths: Widths of the kept features that lie side by side in D; one part by default.
+
+    Attributes:
+        mean: Subtracted, (D,).
+        scale: Divided by, (D,).
+        axes: Orthonormal principal axes, (D, P); None without rotation.
     """
 
     mean: Tensor
     scale: Tensor
+    axes: Tensor | None
 
-    def __init__(self, feature_width: int) -> None:
+    def __init__(
+        self,
+        feature_width: int,
+        *,
+        unit_length: bool = False,
+        components: int = 0,
+        part_widths: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        self.unit_length = unit_length
+        self.part_widths = [feature_width] if part_widths is None else list(part_widths)
         self.register_buffer("mean", torch.zeros(feature_width))
         self.register_buffer("scale", torch.ones(feature_width))
+        self.register_buffer("axes", torch.zeros(feature_width, components) if components else None)
+
+    @property
+    def feature_width(self) -> int:
+        """D, the width of what goes in."""
+        return len(self.mean)
+
+    @property
+    def output_width(self) -> int:
+        """Width of what comes out: P if it rotates, or else D."""
+        return len(self.mean) if self.axes is None else self.axes.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
-        return (x - self.mean) / self.scale
+        """(..., D) float32 -> (..., D or P)."""
+        if self.unit_length:
+            parts = torch.split(x, self.part_widths, dim=-1)
+            x = torch.cat([normalize(part, dim=-1) * part.shape[-1] ** 0.5 for part in parts], dim=-1)
+        z = (x - self.mean) / self.scale
+        return z if self.axes is None else z @ self.axes
 
 
 class LinearHead(nn.Module):
@@ -49,22 +88,20 @@ class LinearHead(nn.Module):
     Source: Guerriero et al., section 3.5 and equation 1.
 
     Args:
-        feature_width: D.
+        front: What features go through first.
         label_count: C.
         dropout: Share of features dropped in training.
     """
 
-    def __init__(self, feature_width: int, label_count: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, front: Front, label_count: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.standardize = Standardize(feature_width)
+        self.front = front
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(feature_width, label_count)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = _output_layer(front.output_width, label_count)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, D) float32 -> logits (B, C)."""
-        logits: Tensor = self.output(self.dropout(self.standardize(x)))
+        logits: Tensor = self.output(self.dropout(self.front(x)))
         return logits
 
 
@@ -72,37 +109,122 @@ class MLPHead(nn.Module):
     """One hidden ReLU layer between features and logits.
 
     Args:
-        feature_width: D.
+        front: What features go through first.
         label_count: C.
         hidden_width: H.
         dropout: Share of hidden units dropped in training.
     """
 
-    def __init__(self, feature_width: int, label_count: int, *, hidden_width: int, dropout: float = 0.0) -> None:
+    def __init__(self, front: Front, label_count: int, *, hidden_width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.standardize = Standardize(feature_width)
-        self.hidden = nn.Linear(feature_width, hidden_width)
+        self.front = front
+        self.hidden = nn.Linear(front.output_width, hidden_width)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(hidden_width, label_count)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = _output_layer(hidden_width, label_count)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, D) float32 -> logits (B, C)."""
-        logits: Tensor = self.output(self.dropout(torch.relu(self.hidden(self.standardize(x)))))
+        logits: Tensor = self.output(self.dropout(torch.relu(self.hidden(self.front(x)))))
         return logits
 
 
-Head = LinearHead | MLPHead
+class AttentionHead(nn.Module):
+    """Each label has its own query, which weighs the frames it looks at; queries of zero make it the mean of frames.
+
+    Source: the gateless form of Ilse et al., https://arxiv.org/abs/1802.04712, with a query per label.
+
+    Args:
+        front: What features go through first.
+        label_count: C.
+        dropout: Share of features dropped in training, of what is weighed but not of what weighs.
+    """
+
+    def __init__(self, front: Front, label_count: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.front = front
+        self.query = nn.Parameter(torch.zeros(label_count, front.output_width))
+        self.dropout = nn.Dropout(dropout)
+        self.output = _output_layer(front.output_width, label_count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of frames (B, T, D) float32 -> logits (B, C)."""
+        z = self.front(x)
+        weights = torch.softmax(z @ self.query.T * z.shape[-1] ** -0.5, dim=1)  # (B, T, C)
+        logits: Tensor = (weights * self.output(self.dropout(z))).sum(dim=1)  # weights sum to 1, so the bias passes
+        return logits
+
+
+class TemporalHead(nn.Module):
+    """A convolution over three time steps with ReLU, averaged over time, between features and logits.
+
+    Args:
+        front: What features go through first.
+        label_count: C.
+        hidden_width: H, the convolution's channels.
+        dropout: Share of averaged channels dropped in training.
+    """
+
+    def __init__(self, front: Front, label_count: int, *, hidden_width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.front = front
+        self.hidden = nn.Conv1d(front.output_width, hidden_width, kernel_size=3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.output = _output_layer(hidden_width, label_count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of frames (B, T, D) float32 -> logits (B, C); before the first and after the last frame is zero."""
+        hidden = torch.relu(self.hidden(self.front(x).transpose(1, 2)))  # (B, H, T)
+        logits: Tensor = self.output(self.dropout(hidden.mean(dim=2)))
+        return logits
+
+
+Head = LinearHead | MLPHead | AttentionHead | TemporalHead
+
+
+def build_head(kind: str, front: Front, label_count: int, *, hidden_width: int, dropout: float = 0.0) -> Head:
+    """An untrained head of a kind by its name in the settings.
+
+    Args:
+        kind: `linear`, `mlp`, `attention` or `temporal`.
+        front: What features go through first.
+        label_count: C.
+        hidden_width: H; `linear` and `attention` have none.
+        dropout: As the kinds say.
+    """
+    if kind == "linear":
+        return LinearHead(front, label_count, dropout=dropout)
+    if kind == "attention":
+        return AttentionHead(front, label_count, dropout=dropout)
+    if kind == "mlp":
+        return MLPHead(front, label_count, hidden_width=hidden_width, dropout=dropout)
+    if kind == "temporal":
+        return TemporalHead(front, label_count, hidden_width=hidden_width, dropout=dropout)
+    raise ValueError(f"kind must be linear, mlp, attention or temporal, but it is {kind!r}. Give one of these.")
 
 
 @torch.no_grad()
 def head_scores(head: Head, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Each label's probability: features (N, D), float16 or float32 -> (N, C) float32, in bounded memory."""
+    """Each label's probability, in bounded memory.
+
+    Args:
+        head: The head.
+        X: Features, (N, D) or of frames (N, T, D), float16 or float32.
+
+    Returns:
+        Probabilities, (N, C).
+    """
     head.eval()
     device = head.output.weight.device
     scores = np.empty((len(X), head.output.out_features), np.float32)
-    for rows in row_blocks(len(X)):
-        block = torch.tensor(X[rows]).to(device).float()
-        scores[rows] = torch.sigmoid(head(block)).cpu().numpy()
+    clips_at_once = max(1, ROWS_AT_ONCE // (X.shape[1] if X.ndim == 3 else 1))
+    for start in range(0, len(X), clips_at_once):
+        block = torch.tensor(X[start : start + clips_at_once]).to(device).float()
+        scores[start : start + clips_at_once] = torch.sigmoid(head(block)).cpu().numpy()
     return scores
+
+
+def _output_layer(width: int, label_count: int) -> nn.Linear:
+    layer = nn.Linear(width, label_count)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

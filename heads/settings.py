@@ -4,9 +4,14 @@ Notable choices: both are flat frozen dataclasses, so a TOML section, a row of `
 `best.json` hold the same names, and LoRA reuses them as they are. Each field carries its own range;
 it is checked when an object is made, whoever makes it. The seed is no setting: it is an argument of
 the run. This file imports no torch.
+
+Two solvers fit heads. `adamw` takes steps and fits every kind. `convex` finds the optimum of a linear head without
+dropout, for the penalty `l2`; it takes no steps, so learning rate, weight decay, batch size and epochs are only
+carried along, for LoRA, which starts from them.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,15 +30,31 @@ def _ordered(bounds: tuple[T, T]) -> tuple[T, T]:
     return bounds
 
 
-HeadKind = Literal["linear", "mlp"]
+def _kept_features(inputs: str) -> str:
+    parts = inputs.split("+")
+    if len(set(parts)) < len(parts) or not all(re.fullmatch(r"[^/+]+/[^/+]+", part) for part in parts):
+        raise ValueError('different kept features as "tap/pooling", joined by "+"')
+    return inputs
+
+
+HeadKind = Literal["linear", "mlp", "attention", "temporal"]
+Solver = Literal["adamw", "convex"]
+Normalization = Literal["none", "standardize", "l2"]
+Inputs = Annotated[str, AfterValidator(_kept_features)]
 HiddenWidth = Annotated[int, Field(ge=1, le=65536)]
+Components = Annotated[int, Field(ge=0, le=65536)]
 LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 WeightDecay = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+WeightScale = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
+Smoothing = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Patience = Annotated[int, Field(ge=0, le=100_000)]
+Folds = Annotated[int, Field(ge=0, le=1000)]
 
 
 @dataclass(frozen=True)
@@ -41,30 +62,53 @@ class HeadSettings:
     """How one head is made and trained.
 
     Attributes:
-        kind: `linear` is the paper's FT-LC; `mlp` has one hidden ReLU layer.
-        hidden_width: Width of the hidden layer; only `mlp` reads it.
+        kind: `linear` is the paper's FT-LC; `mlp` has one hidden ReLU layer. On features of a clip's frames:
+            `attention` weighs frames by a learned query per label; `temporal` convolves over three time steps.
+        inputs: The kept features it reads, side by side in this order: `final/mean+final/motion`.
+        hidden_width: Hidden units of `mlp`, channels of `temporal`; no other kind reads it.
+        normalization: What features go through first: `none`; `standardize`, centred and scaled by the training clips'
+            mean and standard deviation; `l2`, each kept feature of each clip scaled to the length sqrt(its width).
+        components: Principal components that the normalised features are reduced to; 0 keeps the features.
+        solver: `adamw` or `convex`; see the top of this file.
+        l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label.
         learning_rate: Step size of AdamW, constant over the epochs.
         weight_decay: Decoupled decay of weights (never of biases), as in AdamW.
         positive_weight_exponent: The positive term's weight in the loss is (negatives / positives) to this power,
             per label, counted on training clips: 0 weighs nothing, 1 balances fully.
-        dropout: Share dropped of what feeds the output layer: features (linear) or hidden units (mlp).
+        positive_weight_scale: That weight is multiplied by this.
+        label_smoothing: Targets are drawn this far towards 0.5: 0.1 makes them 0.05 and 0.95.
+        dropout: Share dropped of what feeds the output layer: features (linear, attention) or hidden units.
         batch_size: Clips per step; never more than there are.
         epochs: Passes over the training clips.
-        standardize: Features are centred and scaled by the training clips' mean and standard deviation.
+        patience: Epochs without a better validation score after which training ends with the best epoch's head;
+            0 trains all epochs.
     """
 
     kind: HeadKind = "linear"
+    inputs: Inputs = "final/mean"
     hidden_width: HiddenWidth = 128
+    normalization: Normalization = "standardize"
+    components: Components = 0
+    solver: Solver = "adamw"
+    l2: Penalty = 1e-2
     learning_rate: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-2
     positive_weight_exponent: Exponent = 0.5
+    positive_weight_scale: WeightScale = 1.0
+    label_smoothing: Smoothing = 0.0
     dropout: Dropout = 0.0
     batch_size: BatchSize = 256
     epochs: Epochs = 20
-    standardize: bool = True
+    patience: Patience = 0
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        if self.solver == "convex" and (self.kind != "linear" or self.dropout or self.patience):
+            raise SettingsError(
+                "the convex solver must have a linear head without dropout and patience, but kind is "
+                f"{self.kind!r}, dropout {self.dropout:g} and patience {self.patience}. "
+                'Set solver = "adamw", or change these.'
+            )
 
     def to_mapping(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""
@@ -90,26 +134,40 @@ class HeadSettings:
 class SearchSpace:
     """The ranges that the search draws head settings from: (lowest, highest), or the choices.
 
-    Learning rate, weight decay, hidden width and epochs are drawn on a logarithmic scale. A range whose
-    two ends are equal, or a single choice, fixes the setting.
+    Learning rate, weight decay, l2, the weights' scale, hidden width and epochs are drawn on a logarithmic scale. A
+    range whose two ends are equal, or a single choice, fixes the setting; so do the defaults of those settings that
+    gained nothing on the sets they were tried on.
+
+    A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where they have a range,
+    `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions;
+    0 folds: by validation.
     """
 
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1)] = ("linear",)
+    inputs: Annotated[tuple[Inputs, ...], Field(min_length=1)] = ("final/mean",)
     hidden_width: Annotated[tuple[HiddenWidth, HiddenWidth], AfterValidator(_ordered)] = (16, 256)
+    normalization: Annotated[tuple[Normalization, ...], Field(min_length=1)] = ("standardize",)
+    components: Annotated[tuple[Components, ...], Field(min_length=1)] = (0,)
+    solver: Annotated[tuple[Solver, ...], Field(min_length=1)] = ("convex", "adamw")
+    l2: Annotated[tuple[Penalty, Penalty], AfterValidator(_ordered)] = (1e-3, 10.0)
     learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(_ordered)] = (3e-6, 3e-2)
     weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(_ordered)] = (1e-5, 1.0)
     positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(_ordered)] = (0.0, 1.0)
+    positive_weight_scale: Annotated[tuple[WeightScale, WeightScale], AfterValidator(_ordered)] = (1.0, 1.0)
+    label_smoothing: Annotated[tuple[Smoothing, Smoothing], AfterValidator(_ordered)] = (0.0, 0.0)
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ordered)] = (0.0, 0.5)
     batch_size: Annotated[tuple[BatchSize, ...], Field(min_length=1)] = (128, 256, 512)
     epochs: Annotated[tuple[Epochs, Epochs], AfterValidator(_ordered)] = (5, 60)
-    standardize: Annotated[tuple[bool, ...], Field(min_length=1)] = (True, False)
+    patience: Annotated[tuple[Patience, ...], Field(min_length=1)] = (0,)
+    folds: Folds = 5
 
     def __post_init__(self) -> None:
         _check_fields(self)
 
     def to_mapping(self) -> dict[str, Any]:
         """All ranges by name, as JSON would give them back (lists, no tuples)."""
-        return {name: list(value) for name, value in dataclasses.asdict(self).items()}
+        ranges = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in ranges.items()}
 
 
 @cache

@@ -1,283 +1,436 @@
 """K heads' parameters side by side, so that one product serves them all.
 
-The first layers of all heads are the rows of one (R, D) matrix: C rows for a linear head, H for an MLP
-of width H. So a step is one product (B, D) x (D, R) forward and one (R, B) x (B, D) back, and heads of
-different widths stack without padding. Gradients are written out by hand: those of two layers are short,
-and autograd costs three times the time here. AdamW runs on the whole matrix at once with each head's
-own learning rate and decay.
+What each head does with the features themselves is a product with some rows of length D: C rows for a linear head, H
+for an MLP of width H, C outputs and C queries for attention (weighing the frames' logits is weighing the frames), 3 H
+for a convolution over three time steps. The rows of all heads form one (R, D) matrix. So a step is one product
+(B, D) x (D, R) forward and one (R, B) x (B, D) back, and heads of different widths stack without padding. What comes
+between is small: `_middle` writes it forward, and autograd takes it back where it is more than a sum.
 
-Heads are held in the order of their batch sizes, each of which divides the next (or is all clips). So gradients of
-larger batches are summed over several slices, and the heads that are due for a step are always the first ones.
+Heads may come and go between epochs. A head is stepped by itself, on rows that stay in the processor's cache, by the
+operator behind `torch.optim.AdamW(fused=True)` (the optimiser's own Python costs three times its arithmetic here).
+So batch sizes need not fit each other: a slice ends wherever some head's batch ends, and gradients of the others' are
+summed. No step waits for the device.
 
-What this is not: a model to keep. `export` copies each head into a plain module of `models.py`.
+A head's numbers do not depend on its neighbours, up to the rounding of sums over other slices.
+
+What this is not: a model to keep. `export` copies a head into a plain module of `models.py`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import pad
 
-from heads.models import LinearHead, MLPHead
+from heads.data import ROWS_AT_ONCE
+from heads.models import Front, Head, build_head
 from heads.settings import HeadSettings
 
 BETA_GRADIENT, BETA_SQUARE, EPSILON = 0.9, 0.999, 1e-8
 """AdamW's usual constants, those of `torch.optim.AdamW`."""
 
+TAPS = 3
+"""Time steps that a temporal head's convolution sees."""
+
+NOISE_VECTORS = 64
+"""Length of the noise that feature dropout reads from, in feature widths."""
+
 
 class Parameter:
-    """One parameter of all heads, with its gradient sum and AdamW's two moments; rows belong to heads."""
+    """One parameter of all heads: rows of the heads one after the other, with gradient and AdamW's two moments.
 
-    def __init__(self, value: Tensor, rows_per_head: Sequence[int], *, decays: bool) -> None:
-        self.value = value  # (R, anything)
-        self.gradient = torch.zeros_like(value)
-        self.mean = torch.zeros_like(value)
-        self.square = torch.zeros_like(value)
-        self.rows_per_head = list(rows_per_head)
+    Args:
+        width: Of a row.
+        decays: Whether weight decay acts on it.
+        device: Where it lives.
+    """
+
+    def __init__(self, width: int, *, decays: bool, device: torch.device) -> None:
         self.decays = decays
+        self.counts: list[int] = []  # rows per head
+        self._stores = [torch.zeros(0, width, device=device) for _ in range(4)]
+
+    @property
+    def value(self) -> Tensor:
+        """(R, width)."""
+        return self._stores[0][: sum(self.counts)]
+
+    @property
+    def gradient(self) -> Tensor:
+        """Of the loss over the clips since a head's last step, (R, width)."""
+        return self._stores[1][: sum(self.counts)]
 
     def rows(self, head: int) -> slice:
         """Where a head's rows are."""
-        start = sum(self.rows_per_head[:head])
-        return slice(start, start + self.rows_per_head[head])
+        start = sum(self.counts[:head])
+        return slice(start, start + self.counts[head])
 
-    def keep(self, heads: Sequence[int]) -> None:
-        """Drops the rows of all other heads."""
-        rows = torch.cat([torch.arange(self.value.shape[0])[self.rows(head)] for head in heads])
-        rows = rows.to(self.value.device)
-        for name in ("value", "gradient", "mean", "square"):
-            setattr(self, name, getattr(self, name)[rows])
-        self.rows_per_head = [self.rows_per_head[head] for head in heads]
+    def of_head(self, head: int) -> list[Tensor]:
+        """A head's value, gradient, and AdamW's means of gradients and of squares, each (rows, width)."""
+        rows = self.rows(head)
+        return [store[rows] for store in self._stores]
 
-    def step(self, per_row: Tensor) -> None:
-        """AdamW on the first rows, whose gradient sums are then cleared.
+    def append(self, value: Tensor) -> None:
+        """Adds a head's rows behind all others; memory grows by doubling, so a head that follows another takes none."""
+        start, end = sum(self.counts), sum(self.counts) + len(value)
+        self.counts.append(len(value))
+        for index, store in enumerate(self._stores):
+            if end > len(store):
+                self._stores[index] = store.new_zeros(max(end, 2 * len(store)), store.shape[1])
+                self._stores[index][:start] = store[:start]
+            self._stores[index][start:end] = value if index == 0 else 0
 
-        Source: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, algorithm 2.
+    def remove(self, head: int) -> None:
+        """Drops a head's rows; those behind move up."""
+        rows, end = self.rows(head), sum(self.counts)
+        for store in self._stores:
+            store[rows.start : end - self.counts[head]] = store[rows.stop : end].clone()
+        del self.counts[head]
 
-        Args:
-            per_row: Of each row that steps, shape (4, rows, 1): the factor that decay leaves of a weight; one over
-                the terms in its gradient sum; the corrections of the two moments, the first with the step size.
-        """
-        remaining, average, descent, square_correction = per_row.unbind()
-        end = per_row.shape[1]
-        value, mean, square = self.value[:end], self.mean[:end], self.square[:end]
-        gradient = self.gradient[:end].mul_(average)
-        if self.decays:
-            value.mul_(remaining)
-        mean.lerp_(gradient, 1 - BETA_GRADIENT)
-        square.mul_(BETA_SQUARE).addcmul_(gradient, gradient, value=1 - BETA_SQUARE)
-        torch.sqrt(square, out=gradient)  # the gradient's memory is free from here on
-        gradient.mul_(square_correction).add_(EPSILON)
-        torch.div(mean, gradient, out=gradient)
-        value.addcmul_(gradient, descent, value=-1)
-        gradient.zero_()
+
+class _Member:
+    """A head of the stack: its settings, how far it is, and views of its rows."""
+
+    def __init__(self, settings: HeadSettings, clip_count: int, device: torch.device, seed: int) -> None:
+        self.settings = settings
+        self.batch_size = min(settings.batch_size, clip_count)
+        self.steps = 0
+        self.step_count = torch.zeros((), device=device)  # AdamW's own
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.noise: Tensor | None = None  # (clips of the batch, H): which hidden units each clip keeps, scaled
+        self.mask: Tensor | None = None  # (D,): which features all clips of the batch keep, scaled
+        self.groups: list[tuple[float, list[list[Tensor]]]] = []  # decay; values, gradients, means, squares
+        self.dropped: list[Tensor] = []  # rows that feature dropout acts on: value, gradient, effective value
+        self.undropped: list[Tensor] = []  # the other rows: value, effective value
 
 
 class HeadStack:
-    """K heads of one kind in training.
+    """Heads of one kind in training, on clips of one view.
 
     Args:
-        settings: One per head: all of one kind, in the order of their batch sizes.
-        feature_width: D.
+        kind: Of all heads.
+        feature_width: D, of the view.
         prior_log_odds: Where output biases start, (C,).
-        positive_weights: Weight of the positive term, (K, C).
-        seed: Of initial hidden weights and of dropout; all heads draw the same noise, so a head's result
-            does not depend on its company.
+        clip_count: N, clips of an epoch.
+        seed: Of initial hidden weights and of dropout; each head draws the same noise, whatever its company.
         device: Where parameters live.
     """
 
     def __init__(
         self,
-        settings: Sequence[HeadSettings],
+        kind: str,
         *,
         feature_width: int,
         prior_log_odds: Tensor,
-        positive_weights: Tensor,
+        clip_count: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.settings = list(settings)
-        self.label_count = C = len(prior_log_odds)
-        self.is_linear = settings[0].kind == "linear"
-        self.positive_weights = positive_weights.to(device)
-        self.steps = [0] * len(settings)
-        self.clips_since_step = [0] * len(settings)
-        self.loss = torch.zeros(len(settings), device=device)
-        self.generators = [torch.Generator(device).manual_seed(seed) for _ in settings]
-        self.any_dropout = any(s.dropout for s in settings)
-        K = len(settings)
-        output_bias = prior_log_odds.repeat(K).unsqueeze(1).to(device)  # (K * C, 1)
-        if self.is_linear:
-            weights = torch.zeros(K * C, feature_width, device=device)
-            self.first = Parameter(weights, [C] * K, decays=True)
-            self.first_bias = Parameter(output_bias, [C] * K, decays=False)
-            self.parameters = [self.first, self.first_bias]
-            self.kept = torch.ones_like(weights) if self.any_dropout else None
-            of_size = {s.batch_size: generator for s, generator in zip(settings, self.generators, strict=True)}
-            self.generators = [of_size[s.batch_size] for s in settings]
-            self._draw_kept_features(K)
-            return
-        widths = [s.hidden_width for s in settings]
-        drawn = [_initial_hidden(width, feature_width, seed) for width in widths]
-        self.first = Parameter(torch.cat([weight for weight, _ in drawn]).to(device), widths, decays=True)
-        self.first_bias = Parameter(torch.cat([bias for _, bias in drawn]).to(device), widths, decays=False)
-        self.output = Parameter(torch.zeros(sum(widths), C, device=device), widths, decays=True)
-        self.output_bias = Parameter(output_bias, [C] * K, decays=False)
-        self.parameters = [self.first, self.first_bias, self.output, self.output_bias]
-        self.kept = None
+        self.kind = kind
+        self.label_count = len(prior_log_odds)
+        self.feature_width, self.clip_count, self.seed, self.device = feature_width, clip_count, seed, device
+        self.prior_log_odds = prior_log_odds
+        self.members: list[_Member] = []
+        C = self.label_count
+        self.first = Parameter(feature_width, decays=True, device=device)
+        self.output_bias = Parameter(1, decays=False, device=device)
+        self.has_hidden = kind in ("mlp", "temporal")
+        self.hidden_bias = Parameter(1, decays=False, device=device)
+        self.output = Parameter(C, decays=True, device=device)
+        self.small = [self.output_bias, *([self.hidden_bias, self.output] if self.has_hidden else [])]
+        self.positive_weights = torch.ones(0, C, device=device)
+        self.smoothing = torch.zeros(0, 1, device=device)
+        self.loss = torch.zeros(0, device=device)
+        self._effective: Tensor | None = None  # (R, D), the first rows under feature dropout
+        self._noise = torch.zeros(0, device=device)
+        self._factors: dict[tuple[int, ...], Tensor] = {}
+        self._buffer = torch.zeros(0, device=device)
 
     def __len__(self) -> int:
-        return len(self.settings)
+        return len(self.members)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits without dropout: (B, D) -> (B, K, C)."""
-        first = torch.addmm(self.first_bias.value.T, x, self.first.value.T)  # (B, R)
-        if self.is_linear:
-            return first.view(len(x), len(self), self.label_count)
-        return self._output_logits(first.relu_())
-
-    def accumulate(self, x: Tensor, y: Tensor) -> None:
-        """Adds the gradient sums and loss sums of a slice of clips: x (B, D), y (B, C) float32."""
-        weights = self.first.value if self.kept is None else self.first.value * self.kept
-        first = torch.addmm(self.first_bias.value.T, x, weights.T)  # (B, R)
-        if self.is_linear:
-            to_first = self._loss_gradient(first.view(len(x), len(self), -1), y).view(len(x), -1)
+    def add(self, settings: HeadSettings, positive_weights: Tensor) -> None:
+        """Adds an untrained head behind all others, between epochs; positive_weights (C,)."""
+        member = _Member(settings, self.clip_count, self.device, self.seed)
+        H, C, D = settings.hidden_width, self.label_count, self.feature_width
+        if self.has_hidden:
+            taps = TAPS if self.kind == "temporal" else 1
+            weight, bias = _initial_hidden(H, taps, D, self.seed)
+            self.first.append(weight)
+            self.hidden_bias.append(bias)
+            self.output.append(torch.zeros(H, C))
         else:
-            to_first = self._backward_from_hidden(first, y)
-        self.first.gradient.addmm_(to_first.T, x)
-        self.first_bias.gradient.add_(to_first.sum(dim=0).unsqueeze(1))
-        for head in range(len(self)):
-            self.clips_since_step[head] += len(x)
+            self.first.append(torch.zeros(2 * C if self.kind == "attention" else C, D))
+        self.output_bias.append(self.prior_log_odds.unsqueeze(1))
+        self.members.append(member)
+        self.positive_weights = torch.cat([self.positive_weights, positive_weights.to(self.positive_weights)[None]])
+        self.smoothing = torch.cat([self.smoothing, self.smoothing.new_full((1, 1), settings.label_smoothing)])
+        self.loss = torch.zeros(len(self), device=self.device)
+        self._bind()
 
-    def step(self, due: int) -> None:
-        """One step of AdamW for the first `due` heads, with the mean gradient since their last step."""
-        if self.kept is not None:
-            end = self.first.rows(due - 1).stop
-            self.first.gradient[:end].mul_(self.kept[:end])
-        per_head = []
-        for head, settings in enumerate(self.settings[:due]):
-            self.steps[head] += 1
-            per_head.append(
-                (
-                    1 - settings.learning_rate * settings.weight_decay,
-                    1 / (self.clips_since_step[head] * self.label_count),
-                    settings.learning_rate / (1 - BETA_GRADIENT ** self.steps[head]),
-                    (1 - BETA_SQUARE ** self.steps[head]) ** -0.5,
-                )
-            )
-            self.clips_since_step[head] = 0
-        numbers = torch.tensor(per_head, dtype=torch.float64).T  # (4, due)
-        layouts: dict[tuple[int, ...], Tensor] = {}
-        for parameter in self.parameters:
-            counts = tuple(parameter.rows_per_head[:due])
-            if counts not in layouts:
-                per_row = numbers.repeat_interleave(torch.tensor(counts), dim=1).unsqueeze(2)
-                layouts[counts] = per_row.to(self.first.value)  # (4, rows, 1)
-            parameter.step(layouts[counts])
-        self._draw_kept_features(due)
+    def remove(self, head: int) -> None:
+        """Drops a head, between epochs."""
+        for parameter in (self.first, *self.small):
+            parameter.remove(head)
+        del self.members[head]
+        others = [index for index in range(len(self) + 1) if index != head]
+        self.positive_weights, self.smoothing = self.positive_weights[others], self.smoothing[others]
+        self.loss = torch.zeros(len(self), device=self.device)
+        self._bind()
 
-    def are_finite(self) -> list[bool]:
-        """Which heads hold finite numbers only."""
-        finite = torch.ones(len(self), dtype=torch.bool)
-        for parameter in self.parameters:
-            rows = parameter.value.isfinite().all(dim=1).cpu()
-            finite &= torch.stack([rows[parameter.rows(head)].all() for head in range(len(self))])
-        flags: list[bool] = finite.tolist()
-        return flags
+    def train(self, x: Tensor, y: Tensor, *, seen: int) -> None:
+        """Trains all heads on the next clips of an epoch.
+
+        Args:
+            x: Features of the view, (n, D), or of frames (n, T, D), of any floating dtype.
+            y: Targets, (n, C), float32.
+            seen: Clips of this epoch that came before.
+        """
+        clips_at_once = max(1, ROWS_AT_ONCE // (x.shape[1] if x.ndim == 3 else 1))
+        for start, stop in self._slices(seen, seen + len(x), clips_at_once):
+            here = slice(start - seen, stop - seen)
+            self._accumulate(self._as_float(x[here]), y[here], start)
+            for member in self.members:
+                if stop % member.batch_size == 0 or stop == self.clip_count:
+                    self._step(member)
+
+    def logits(self, x: Tensor, heads: Sequence[int]) -> Tensor:
+        """Logits of some heads without dropout: x (B, ...) float32 -> (B, heads, C)."""
+        parameters = (self.first, *self.small)
+        if len(heads) == len(self):
+            values = [parameter.value for parameter in parameters]
+        else:
+            values = [torch.cat([p.value[p.rows(head)] for head in heads]) for p in parameters]
+        first = x.reshape(-1, self.feature_width) @ values[0].T
+        return self._middle(first, values[1:], [self.members[head] for head in heads], len(x))
 
     def take_loss(self) -> list[float]:
-        """Each head's loss summed over clips and labels since the last call."""
-        sums: list[float] = self.loss.tolist()
+        """Each head's mean loss since the last call, over one epoch."""
+        sums: list[float] = (self.loss / (self.clip_count * self.label_count)).tolist()
         self.loss.zero_()
         return sums
 
-    def keep(self, heads: Sequence[int]) -> None:
-        """Drops all other heads; those kept move up in order."""
-        if self.kept is not None:
-            rows = [self.first.rows(head) for head in heads]
-            self.kept = torch.cat([self.kept[r] for r in rows])
-        for parameter in self.parameters:
-            parameter.keep(heads)
-        self.positive_weights = self.positive_weights[list(heads)]
-        self.loss = self.loss[list(heads)]
-        for name in ("settings", "steps", "clips_since_step", "generators"):
-            setattr(self, name, [getattr(self, name)[head] for head in heads])
+    def are_finite(self) -> list[bool]:
+        """Which heads hold finite numbers only."""
+        checks = [
+            torch.stack([p.value[p.rows(head)].isfinite().all() for p in (self.first, *self.small)]).all()
+            for head in range(len(self))
+        ]
+        flags: list[bool] = torch.stack(checks).tolist()
+        return flags
 
-    def export(self, head: int, mean: Tensor, scale: Tensor) -> LinearHead | MLPHead:
-        """A copy of one head as a module on the CPU that standardises by mean and scale, both (D,)."""
-        settings, D, C = self.settings[head], self.first.value.shape[1], self.label_count
-        module: LinearHead | MLPHead
-        rows = self.first.rows(head)
-        weight, bias = self.first.value[rows], self.first_bias.value[rows, 0]
-        if self.is_linear:
-            module = LinearHead(D, C, dropout=settings.dropout)
+    def values(self, head: int) -> list[Tensor]:
+        """A copy of a head's parameters, for `export`."""
+        return [parameter.value[parameter.rows(head)].clone() for parameter in (self.first, *self.small)]
+
+    def export(self, settings: HeadSettings, values: Sequence[Tensor], front: Front) -> Head:
+        """What `values` gave, as a module on the CPU behind the front that made the view."""
+        C, D, H = self.label_count, self.feature_width, settings.hidden_width
+        module = build_head(self.kind, deepcopy(front), C, hidden_width=H, dropout=settings.dropout)
+        first, output_bias = values[:2]
+        state = {**module.state_dict(), "output.bias": output_bias[:, 0]}
+        if self.has_hidden:
+            state["hidden.weight"] = first.view(-1, H, D).permute(1, 2, 0).reshape(state["hidden.weight"].shape)
+            state["hidden.bias"], state["output.weight"] = values[2][:, 0], values[3].T
         else:
-            module = MLPHead(D, C, hidden_width=settings.hidden_width, dropout=settings.dropout)
-            module.hidden.weight.data.copy_(weight)
-            module.hidden.bias.data.copy_(bias)
-            weight, bias = self.output.value[rows].T, self.output_bias.value[self.output_bias.rows(head), 0]
-        module.output.weight.data.copy_(weight)
-        module.output.bias.data.copy_(bias)
-        module.standardize.mean.copy_(mean)
-        module.standardize.scale.copy_(scale)
+            state["output.weight"] = first[:C]
+            if self.kind == "attention":
+                state["query"] = first[C:]
+        module.load_state_dict(state)
         return module.eval()
 
-    def _output_logits(self, hidden: Tensor) -> Tensor:
-        rows = [self.output.rows(head) for head in range(len(self))]
-        bias = self.output_bias.value.view(len(self), self.label_count)
-        return torch.stack([hidden[:, r] @ self.output.value[r] for r in rows], dim=1) + bias
+    def _bind(self) -> None:
+        """Views of each head's rows, so that steps need not look for them; the memory below may have moved."""
+        self._factors.clear()
+        has_feature_dropout = not self.has_hidden and any(member.settings.dropout for member in self.members)
+        self._effective = self.first.value.clone() if has_feature_dropout else None
+        if has_feature_dropout and not len(self._noise):
+            generator = torch.Generator().manual_seed(self.seed)
+            self._noise = torch.rand(NOISE_VECTORS * self.feature_width, generator=generator).to(self.device)
+        for head, member in enumerate(self.members):
+            member.groups = []
+            for decays in (True, False):
+                chosen = [p.of_head(head) for p in (self.first, *self.small) if p.decays == decays]
+                decay = member.settings.weight_decay if decays else 0.0
+                member.groups.append((decay, [list(same) for same in zip(*chosen, strict=True)]))
+            if self._effective is not None:
+                rows = self.first.rows(head)
+                border = rows.start + self.label_count  # attention's queries, behind its outputs, see all features
+                stores = (self.first.value, self.first.gradient, self._effective)
+                member.dropped = [store[rows.start : border] for store in stores]
+                member.undropped = [store[border : rows.stop] for store in stores[::2]]
+                self._draw_mask(member)
 
-    def _loss_gradient(self, z: Tensor, y: Tensor) -> Tensor:
-        """Weighted binary cross-entropy of logits z (B, K, C): adds the loss, returns d loss / d z.
+    def _slices(self, start: int, end: int, clips_at_once: int) -> Iterator[tuple[int, int]]:
+        """Consecutive (start, stop), cut where any head's batch ends and to so many clips."""
+        sizes = {member.batch_size for member in self.members}
+        while start < end:
+            stop = min(end, start + clips_at_once, *((start // size + 1) * size for size in sizes))
+            yield start, stop
+            start = stop
+
+    def _as_float(self, x: Tensor) -> Tensor:
+        """The slice as float32: itself, or a copy in memory that is used again."""
+        if x.dtype == torch.float32:
+            return x
+        if self._buffer.numel() < x.numel():
+            self._buffer = torch.empty(x.numel(), device=self.device)
+        return self._buffer[: x.numel()].view(x.shape).copy_(x)
+
+    def _accumulate(self, x: Tensor, y: Tensor, start: int) -> None:
+        """Adds the gradients and losses of a slice of clips that begins at `start` of the epoch."""
+        if self.has_hidden:
+            self._draw_noise(start)
+        weights = self.first.value if self._effective is None else self._effective
+        rows = x.view(-1, self.feature_width)  # (B, D), or (B * T, D)
+        first = torch.mm(rows, weights.T)  # (B, R)
+        leaves = [parameter.value.detach() for parameter in self.small]
+        if self.kind == "linear":  # nothing lies between, and autograd's overhead would count
+            z = self._middle(first, leaves, self.members, len(x))  # (B, K, C)
+            to_first = self._loss_gradient(z, y, self._one_over_terms(start)).view(len(x), -1)
+            to_leaves = [to_first.sum(dim=0).unsqueeze(1)]
+        else:
+            with torch.enable_grad():
+                wanted = [tensor.requires_grad_() for tensor in (first, *leaves)]
+                z = self._middle(first, leaves, self.members, len(x), start)
+            to_logits = self._loss_gradient(z.detach(), y, self._one_over_terms(start))
+            to_first, *to_leaves = torch.autograd.grad(z, wanted, to_logits)
+        self.first.gradient.addmm_(to_first.T, rows)
+        for parameter, gradient in zip(self.small, to_leaves, strict=True):
+            parameter.gradient.add_(gradient)
+
+    def _middle(
+        self, first: Tensor, small: Sequence[Tensor], members: Sequence[_Member], clips: int, start: int | None = None
+    ) -> Tensor:
+        """From the products with all rows to logits; with hidden dropout where `start` of the slice is given.
+
+        Args:
+            first: Products, (B, R), or of frames (B * T, R).
+            small: Values of `self.small`, of these heads.
+            members: The heads.
+            clips: B.
+            start: Where in the epoch the slice begins.
+
+        Returns:
+            Logits, (B, K, C).
+        """
+        K, C = len(members), self.label_count
+        bias = small[0].view(K, C)
+        if self.kind == "linear":
+            return first.view(clips, K, C) + bias
+        if self.kind == "attention":
+            values, queries = first.view(clips, -1, K, 2, C).unbind(dim=3)  # (B, T, K, C)
+            weights = torch.softmax(queries * self.feature_width**-0.5, dim=1)
+            return (weights * values).sum(dim=1) + bias
+        widths = [member.settings.hidden_width for member in members]
+        if self.kind == "mlp":
+            hidden = torch.split(torch.relu(first + small[1].T), widths, dim=1)
+        else:
+            biases = torch.split(small[1], widths)
+            products = torch.split(first, [TAPS * width for width in widths], dim=1)
+            hidden = tuple(
+                _convolved(product.view(clips, -1, TAPS, width), bias)
+                for product, width, bias in zip(products, widths, biases, strict=True)
+            )
+        logits = []
+        for of_head, weight, member in zip(hidden, torch.split(small[2], widths), members, strict=True):
+            if start is not None and member.noise is not None:
+                offset = start % member.batch_size
+                of_head = of_head * member.noise[offset : offset + clips]
+            logits.append(of_head @ weight)
+        return torch.stack(logits, dim=1) + bias
+
+    def _loss_gradient(self, z: Tensor, y: Tensor, factors: Tensor) -> Tensor:
+        """Weighted binary cross-entropy of logits z (B, K, C): adds the loss, returns d loss / d z times factors.
 
         Source: Guerriero et al., equation 2, written with logits: w y log(1 + e^-z) + (1 - y) log(1 + e^z).
         """
         y = y.unsqueeze(1)  # (B, 1, C)
-        positive = y * self.positive_weights  # (B, K, C)
+        y = y + self.smoothing * (0.5 - y)  # (B, K, C)
+        positive = y * self.positive_weights
         either = positive + (1 - y)
-        self.loss += (either * softplus(z) - positive * z).sum(dim=(0, 2))
-        return torch.sigmoid(z).mul_(either).sub_(positive)
+        softplus = torch.relu(z).add_(z.abs().neg_().exp_().add_(1).log_())  # torch's own takes three times as long
+        self.loss += (either * softplus - positive * z).sum(dim=(0, 2))
+        return torch.sigmoid(z).mul_(either).sub_(positive).mul_(factors)
 
-    def _backward_from_hidden(self, first: Tensor, y: Tensor) -> Tensor:
-        """From hidden pre-activations (B, R) to the loss's gradient there, through both layers."""
-        B = len(first)
-        is_on = first > 0
-        passed = is_on.to(first.dtype)
-        if self.any_dropout:
-            for head, settings in enumerate(self.settings):
-                noise = torch.rand(B, settings.hidden_width, generator=self.generators[head], device=first.device)
-                passed[:, self.first.rows(head)] *= (noise >= settings.dropout) / (1 - settings.dropout)
-        hidden = first.mul_(passed)
-        to_logits = self._loss_gradient(self._output_logits(hidden), y)  # (B, K, C)
-        self.output_bias.gradient.add_(to_logits.sum(dim=0).view(-1, 1))
-        to_first = torch.empty_like(hidden)
-        for head in range(len(self)):
-            rows, ours = self.output.rows(head), to_logits[:, head]
-            self.output.gradient[rows].addmm_(hidden[:, rows].T, ours)
-            torch.mm(ours, self.output.value[rows].T, out=to_first[:, rows])
-        return to_first.mul_(passed)
+    def _one_over_terms(self, start: int) -> Tensor:
+        """One over the terms in the loss of each head's batch that `start` lies in, (K, 1)."""
+        sizes = [member.batch_size for member in self.members]
+        clips = tuple(min(size, self.clip_count - start // size * size) for size in sizes)
+        if clips not in self._factors:
+            factors = torch.tensor(clips, dtype=torch.float64).mul_(self.label_count).reciprocal_()
+            self._factors[clips] = factors.float().unsqueeze(1).to(self.device)
+        return self._factors[clips]
 
-    def _draw_kept_features(self, due: int) -> None:
-        """Linear dropout: which features the first `due` heads see in their next step, one draw for the whole batch.
+    def _step(self, member: _Member) -> None:
+        """One step of AdamW; source: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, algorithm 2."""
+        if self._effective is not None and member.mask is not None:
+            member.dropped[1].mul_(member.mask)
+        member.steps += 1
+        member.step_count.add_(1)
+        for decay, (values, gradients, means, squares) in member.groups:
+            torch._fused_adamw_(
+                values,
+                gradients,
+                means,
+                squares,
+                [],
+                [member.step_count] * len(values),
+                lr=member.settings.learning_rate,
+                beta1=BETA_GRADIENT,
+                beta2=BETA_SQUARE,
+                weight_decay=decay,
+                eps=EPSILON,
+                amsgrad=False,
+                maximize=False,
+            )
+            for gradient in gradients:
+                gradient.zero_()
+        if self._effective is not None:
+            self._draw_mask(member)
 
-        A draw per clip would need one product per head (sixty times the time of the shared one). Heads of one batch
-        size step together and share a generator.
+    def _draw_mask(self, member: _Member) -> None:
+        """Which features a head sees in its next step, one draw for the whole batch.
+
+        A draw per clip would need one product per head (sixty times the time of the shared one). The draw is a
+        stretch of one noise vector, from a place that the number of the step gives: fresh noise would take longer
+        than the step.
         """
-        if self.kept is None:
+        value, _, effective = member.dropped
+        share = member.settings.dropout
+        if self.kind == "attention":
+            member.undropped[1].copy_(member.undropped[0])
+        if not share:
+            effective.copy_(value)
             return
-        sizes = [settings.batch_size for settings in self.settings[:due]]
-        for size in dict.fromkeys(sizes):
-            heads = [head for head in range(due) if sizes[head] == size]
-            rows = slice(self.first.rows(heads[0]).start, self.first.rows(heads[-1]).stop)
-            shares = torch.tensor([self.settings[head].dropout for head in heads]).repeat_interleave(self.label_count)
-            shares = shares.unsqueeze(1).to(self.kept)  # (rows, 1)
-            noise = torch.rand(self.kept.shape[1], generator=self.generators[heads[0]], device=self.kept.device)
-            torch.div(noise >= shares, 1 - shares, out=self.kept[rows])
+        if member.mask is None:
+            member.mask = torch.empty(self.feature_width, device=self.device)
+        start = member.steps * 2654435761 % (len(self._noise) - self.feature_width)
+        torch.ge(self._noise[start : start + self.feature_width], share, out=member.mask).mul_(1 / (1 - share))
+        torch.mul(value, member.mask, out=effective)
+
+    def _draw_noise(self, start: int) -> None:
+        """At the start of a batch: which hidden units each of its clips keeps."""
+        for member in self.members:
+            share, size = member.settings.dropout, member.batch_size
+            if share and start % size == 0:
+                shape = (min(size, self.clip_count - start), member.settings.hidden_width)
+                noise = torch.rand(shape, generator=member.generator, device=self.device)
+                member.noise = (noise >= share).float().div_(1 - share)
 
 
-def _initial_hidden(width: int, feature_width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Hidden weights (H, D) and biases (H, 1), uniform within 1 / sqrt(D) as `torch.nn.Linear` draws them."""
+def _convolved(products: Tensor, bias: Tensor) -> Tensor:
+    """Sums what a convolution's taps give for each frame, then ReLU and mean: (B, T, taps, H), (H, 1) -> (B, H)."""
+    before, here, after = products.unbind(dim=2)  # what a frame adds to the next one, to itself, to the one before
+    summed = here + pad(before[:, :-1], (0, 0, 1, 0)) + pad(after[:, 1:], (0, 0, 0, 1))
+    return torch.relu(summed + bias.T).mean(dim=1)
+
+
+def _initial_hidden(width: int, taps: int, feature_width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Hidden weights (taps * H, D) and biases (H, 1), uniform as `torch.nn.Linear` and `Conv1d` draw them."""
     generator = torch.Generator().manual_seed(seed)
-    bound = feature_width**-0.5
-    weight = torch.empty(width, feature_width).uniform_(-bound, bound, generator=generator)
+    bound = 1 / math.sqrt(taps * feature_width)
+    weight = torch.empty(taps * width, feature_width).uniform_(-bound, bound, generator=generator)
     return weight, torch.empty(width, 1).uniform_(-bound, bound, generator=generator)

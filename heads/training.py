@@ -1,19 +1,19 @@
-"""One way to fit: K heads at once, sharing every pass over the features (K = 1 is the same code).
+"""One way to fit by steps: K heads at once, sharing every pass over the features (K = 1 is the same code).
 
 Source: Guerriero et al., section 3.5 (FT-LC). The loss is weighted binary cross-entropy with logits, the
 mean over clips and labels; the optimiser is AdamW. Notable choices:
 
-- Features are shuffled once, into one contiguous copy in their own dtype. Each epoch starts at another
-  random place of that circle, so batches are slices and their borders move; a slice becomes float32 when used.
-- Heads that share features (raw or standardised) train as one stack (`stack.py`); where a batch size
-  does not divide another the heads go into separate stacks.
-- A head's result does not depend on its company, up to rounding: data order and noise come from the seed alone.
-- At rungs, a callback sees the validation scores of all live heads and says which stop.
+- Slots are refilled as language-model servers refill their batches: where a head ends, the next one begins with the
+  next epoch while its neighbours go on. That works because every epoch is the same slices (`training_clips.py`).
+- Heads of one kind and view train as one stack (`stack.py`); other stacks take the same blocks in turn.
+- A head's result does not depend on its company or on when it began, up to rounding: data order and noise come from
+  the seed alone.
+- At rungs a callback says which heads stop; heads with patience are scored after each epoch.
 
-What this is not: a search (`search.py`), or a place that reads or writes files.
+What this is not: a search (`search.py`), the solver of convex heads, or a place that reads or writes files.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,16 +22,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featurecache.errors import SettingsError, TrainingDataError
+from featurecache.errors import SettingsError
 from heads.data import row_blocks
-from heads.models import Head, log_prior_odds
+from heads.models import Head
 from heads.settings import HeadSettings
 from heads.stack import HeadStack
+from heads.training_clips import ClipSource, Features, View, as_tensor
 
 Scores = npt.NDArray[np.float32]
 Outcome = Literal["finished", "stopped", "diverged"]
-AtRung = Callable[[int, Mapping[int, Scores]], Collection[int]]
-"""Called as `at_rung(epoch, {head: validation scores (N, C)})` after `epoch` epochs; returns the heads that stop."""
+
+
+@dataclass(frozen=True, eq=False)
+class RungReport:
+    """How far one head is at a rung.
+
+    Attributes:
+        number: Of the head, in the order in which settings were given, from 0.
+        epoch: Epochs trained.
+        scores: Probabilities of the validation clips, (N, C).
+        value: What the score function makes of them.
+    """
+
+    number: int
+    epoch: int
+    scores: Scores
+    value: float
+
+
+NextSettings = Callable[[], HeadSettings | None]
+"""Gives the settings of the next head, or None while there are none."""
+
+ScoreFunction = Callable[[Scores], float]
+"""From probabilities of the validation clips (N, C) to a value of which more is better."""
+
+AtRung = Callable[[Sequence[RungReport]], Collection[int]]
+"""Gets the heads of a stack that are at a rung, none of them at its end; returns the numbers of those that stop."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +65,24 @@ class FittedHead:
     """What became of one head.
 
     Attributes:
+        number: Of the head, in the order in which settings were given, from 0.
         settings: As given.
-        outcome: `finished` all epochs; `stopped` at a rung; `diverged`: loss or weights were no longer finite.
-        epochs: Epochs trained.
-        train_loss: Mean loss over the last epoch; NaN or infinite if diverged.
+        outcome: `finished`, by its epochs or its patience; `stopped` at a rung; `diverged`: loss or weights were no
+            longer finite.
+        epochs: Epochs behind the head: with patience those of the best one, or else all that were trained.
+        train_loss: Mean loss over the last of these epochs; NaN or infinite if diverged.
+        scores: Probabilities of the validation clips after these epochs, (N, C); None as for `value`.
+        value: Validation score after these epochs; None if diverged, or nothing is scored.
         head: The head, on the CPU; None if stopped or diverged.
     """
 
+    number: int
     settings: HeadSettings
     outcome: Outcome
     epochs: int
     train_loss: float
+    scores: Scores | None
+    value: float | None
     head: Head | None
 
     def diverged_error(self) -> SettingsError:
@@ -60,216 +93,244 @@ class FittedHead:
         )
 
 
-class TrainingClips:
-    """Training clips made ready for any number of fits: shuffled once, standardised once.
+@dataclass(eq=False)
+class _Trainee:
+    """A head in a slot; `best` is the epoch to go back to: its number, loss, report and parameters."""
+
+    number: int
+    settings: HeadSettings
+    epoch: int = 0
+    last: RungReport | None = None
+    best: tuple[int, float, RungReport, list[Tensor]] | None = None
+
+
+class StackedTrainer:
+    """Trains any number of heads on the same clips, `slots` of them at a time.
 
     Args:
-        X: Features, shape (N, D), float16 or float32.
-        Y: Targets, shape (N, C), 0 or 1.
-        seed: Of the data's order.
-        device: Where the copy lives and training runs.
+        clips: The training clips.
+        slots: Heads that train at once.
+        X_validation: Features that heads are scored on, (N, ...) as stored.
+        score: See `ScoreFunction`; needed with X_validation.
+        rungs: Epochs after which `at_rung` is asked.
 
     Raises:
-        TrainingDataError: If a label is never or always on: its prior odds are not finite.
+        ValueError: If only one of X_validation and score is given.
     """
 
     def __init__(
-        self, X: npt.NDArray[np.floating], Y: npt.NDArray[np.integer], *, seed: int, device: str = "cpu"
+        self,
+        clips: ClipSource,
+        *,
+        slots: int,
+        X_validation: Features | None = None,
+        score: ScoreFunction | None = None,
+        rungs: Collection[int] = (),
     ) -> None:
-        positives = Y.sum(axis=0, dtype=np.int64)
-        if not ((positives > 0) & (positives < len(Y))).all():
-            raise TrainingDataError(
-                f"each label must be on in some training clips and off in others, but of {len(Y)} clips "
-                f"{positives.tolist()} are on, label by label. Leave such labels out."
-            )
-        self.seed = seed
-        self.device = torch.device(device)
-        self.prior_log_odds = log_prior_odds(Y)
-        self.negatives_per_positive = torch.from_numpy((len(Y) - positives) / positives)  # (C,)
-        self._X = _as_tensor(X)
-        self._order = torch.from_numpy(np.random.default_rng(seed).permutation(len(X)))
-        self.targets = torch.from_numpy(Y.astype(np.float32))[self._order].to(self.device)
-        self._copies: dict[bool, Tensor] = {}
-        self._moments: tuple[Tensor, Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self._X)
+        if (X_validation is None) != (score is None):
+            raise ValueError("X_validation and score go together, but only one of them is given. Give both or none.")
+        self._clips = clips
+        self._slots = slots
+        self._X_validation = None if X_validation is None else as_tensor(X_validation)
+        self._score = score
+        self._rungs = frozenset(rungs)
+        self._validation: dict[View, Tensor] = {}  # float32, so that values are exactly those of the finished heads
+        self._stacks: dict[tuple[str, View], tuple[HeadStack, list[_Trainee]]] = {}
+        self._started = 0
 
     @property
-    def feature_width(self) -> int:
-        """D, the features' width."""
-        return self._X.shape[1]
+    def live(self) -> int:
+        """Heads in training."""
+        return sum(len(trainees) for _, trainees in self._stacks.values())
 
-    def mean_and_scale(self, *, standardize: bool) -> tuple[Tensor, Tensor]:
-        """What is subtracted and divided by, both (D,) float32; a constant feature has scale 1."""
-        if not standardize:
-            return torch.zeros(self.feature_width), torch.ones(self.feature_width)
-        if self._moments is None:
-            self._moments = _mean_and_scale(self._X)
-        return self._moments
+    def run(self, next_settings: NextSettings, at_rung: AtRung | None = None) -> Iterator[FittedHead]:
+        """Trains until no head is left and `next_settings` gives none.
 
-    def features(self, *, standardize: bool) -> Tensor:
-        """The shuffled copy, (N, D), in the features' own dtype; made at first use."""
-        if standardize not in self._copies:
-            mean, scale = self.mean_and_scale(standardize=standardize)
-            copy = torch.empty_like(self._X)
-            for rows in row_blocks(len(copy)):
-                block = self._X[self._order[rows]]
-                copy[rows] = ((block.float() - mean) / scale).to(block.dtype) if standardize else block
-            self._copies[standardize] = copy.to(self.device)
-        return self._copies[standardize]
+        Args:
+            next_settings: Asked whenever a slot is free, after all heads that ended have been given out.
+            at_rung: See `AtRung`. An exception it raises ends the training.
 
-    def slices(self, size: int, epoch: int, *, standardize: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch: x (B, D) float32 and y (B, C) in order from a start that seed and epoch give; x is reused."""
-        X, N = self.features(standardize=standardize), len(self)
-        start = int(np.random.default_rng((self.seed, epoch)).integers(N))
-        buffer = torch.empty(min(size, N), self.feature_width, device=self.device)
-        for seen in range(0, N, size):
-            count = min(size, N - seen)
-            here = (start + seen) % N
-            before_end = min(count, N - here)
-            x = buffer[:count]
-            x[:before_end].copy_(X[here : here + before_end])
-            x[before_end:].copy_(X[: count - before_end])
-            y = torch.cat([self.targets[here : here + before_end], self.targets[: count - before_end]])
-            yield x, y
+        Yields:
+            Heads as they end, numbered from 0. A head that diverged or stopped is given out in the same epoch.
+
+        Raises:
+            SettingsError: If settings cannot train here: they are of the convex solver, ask for patience where nothing
+                is scored, or are of a kind that does not take these features.
+        """
+        self._stacks.clear()  # of a run that was left
+        self._started = 0
+        while True:
+            yield from self.train_epoch(next_settings, at_rung)
+            if not self.live:
+                self._fill(next_settings)
+                if not self.live:
+                    return
+
+    @torch.no_grad()
+    def train_epoch(self, next_settings: NextSettings, at_rung: AtRung | None = None) -> list[FittedHead]:
+        """One epoch of a run, for whoever has several trainers take turns: fills the slots and trains.
+
+        Arguments and errors as for `run`.
+
+        Returns:
+            The heads that ended.
+        """
+        self._fill(next_settings)
+        if self.live:
+            self._train_epoch()
+        return [fitted for key in list(self._stacks) for fitted in self._end_epoch(key, at_rung)]
+
+    @torch.no_grad()
+    def _fill(self, next_settings: NextSettings) -> None:
+        while self.live < self._slots and (settings := next_settings()) is not None:
+            self._start(_Trainee(self._started, settings))
+            self._started += 1
+
+    def _start(self, trainee: _Trainee) -> None:
+        settings, clips = trainee.settings, self._clips
+        self._check(settings)
+        view = View(settings.normalization, settings.components)
+        key = (settings.kind, view)
+        if key not in self._stacks:
+            stack = HeadStack(
+                settings.kind,
+                feature_width=clips.front(view).output_width,
+                prior_log_odds=clips.prior_log_odds,
+                clip_count=len(clips),
+                seed=clips.seed,
+                device=clips.device,
+            )
+            self._stacks[key] = stack, []
+        stack, trainees = self._stacks[key]
+        balance = clips.negatives_per_positive**settings.positive_weight_exponent
+        stack.add(settings, (settings.positive_weight_scale * balance).float())
+        trainees.append(trainee)
+
+    def _check(self, settings: HeadSettings) -> None:
+        if settings.solver != "adamw":
+            raise SettingsError(
+                f'training by steps must have solver "adamw", but it is {settings.solver!r}. Give it to that solver.'
+            )
+        if settings.patience and self._score is None:
+            raise SettingsError(
+                f"patience must be 0 where no validation clips are scored, but it is {settings.patience}. "
+                "Give validation clips, or set patience = 0."
+            )
+        of_frames = settings.kind in ("attention", "temporal")
+        if len(self._clips.row_shape) != 1 + of_frames:
+            needs = "features of frames (T, D)" if of_frames else "one feature vector (D,)"
+            raise SettingsError(
+                f"a head of kind {settings.kind!r} must have {needs} per clip, but a clip's features have shape "
+                f"{self._clips.row_shape}. Choose other inputs, or another kind."
+            )
+
+    def _train_epoch(self) -> None:
+        seen = 0
+        for of_view, y in self._clips.blocks({view for _, view in self._stacks}):
+            for (_, view), (stack, _) in self._stacks.items():
+                stack.train(of_view[view], y, seen=seen)
+            seen += len(y)
+
+    def _end_epoch(self, key: tuple[str, View], at_rung: AtRung | None) -> Iterator[FittedHead]:
+        """What an epoch means for the heads of one stack; gives out those that ended, and frees their slots."""
+        stack, trainees = self._stacks[key]
+        losses, finite = stack.take_loss(), stack.are_finite()
+        for trainee in trainees:
+            trainee.epoch += 1
+        diverged = {at for at in range(len(trainees)) if not (finite[at] and np.isfinite(losses[at]))}
+        ended = {at for at, trainee in enumerate(trainees) if trainee.epoch == trainee.settings.epochs} - diverged
+        reports = self._reports(key, [at for at in range(len(trainees)) if at not in diverged], at_rung is not None)
+        for at, report in reports.items():
+            trainee = trainees[at]
+            trainee.last = report
+            if trainee.settings.patience:
+                if trainee.best is None or report.value > trainee.best[2].value:
+                    trainee.best = (trainee.epoch, losses[at], report, stack.values(at))
+                elif trainee.epoch - trainee.best[0] >= trainee.settings.patience:
+                    ended.add(at)
+        stopped: set[int] = set()
+        if at_rung is not None:
+            shown = {r.number: at for at, r in reports.items() if at not in ended and r.epoch in self._rungs}
+            if shown:
+                numbers = at_rung([reports[at] for at in shown.values()])
+                stopped = {shown[number] for number in numbers}
+        fitted = []
+        for at in sorted(diverged | ended | stopped):
+            trainee = trainees[at]
+            epoch, loss, head = trainee.epoch, losses[at], None
+            last = trainee.last
+            outcome: Outcome = "diverged" if at in diverged else "stopped" if at in stopped else "finished"
+            if outcome == "diverged":
+                last = None
+            elif outcome == "finished":
+                values = stack.values(at)
+                if trainee.best is not None:
+                    epoch, loss, last, values = trainee.best
+                head = stack.export(trainee.settings, values, self._clips.front(key[1]))
+            scores, value = (None, None) if last is None else (last.scores, last.value)
+            fitted.append(FittedHead(trainee.number, trainee.settings, outcome, epoch, loss, scores, value, head))
+        for at in sorted(diverged | ended | stopped, reverse=True):
+            stack.remove(at)
+            del trainees[at]
+        if not trainees:
+            del self._stacks[key]
+        yield from fitted
+
+    def _reports(self, key: tuple[str, View], candidates: list[int], has_callback: bool) -> dict[int, RungReport]:
+        """Scores those heads of a stack, given by place, that are at a rung, at their end, or have patience."""
+        if self._score is None or self._X_validation is None:
+            return {}
+        stack, trainees = self._stacks[key]
+        asked = [
+            at
+            for at in candidates
+            if trainees[at].epoch == trainees[at].settings.epochs
+            or trainees[at].settings.patience
+            or (has_callback and trainees[at].epoch in self._rungs)
+        ]
+        if not asked:
+            return {}
+        X = self._validation_view(key[1], self._X_validation)
+        scores = np.empty((len(asked), len(X), stack.label_count), np.float32)
+        for rows in row_blocks(len(X)):
+            probabilities = torch.sigmoid(stack.logits(X[rows].to(self._clips.device), asked))  # (B, asked, C)
+            scores[:, rows] = probabilities.transpose(0, 1).cpu().numpy()
+        return {
+            at: RungReport(trainees[at].number, trainees[at].epoch, of_head, float(self._score(of_head)))
+            for at, of_head in zip(asked, scores, strict=True)
+        }
+
+    def _validation_view(self, view: View, X: Tensor) -> Tensor:
+        if view not in self._validation:
+            front = self._clips.front(view)
+            copy = torch.empty(*X.shape[:-1], front.output_width)
+            for rows in row_blocks(len(X)):
+                copy[rows] = front(X[rows].float())
+            self._validation[view] = copy.to(self._clips.device)
+        return self._validation[view]
 
 
-@torch.no_grad()
 def fit_heads(
-    clips: TrainingClips,
+    clips: ClipSource,
     settings: Sequence[HeadSettings],
     *,
-    X_validation: npt.NDArray[np.floating] | None = None,
-    rungs: Collection[int] = (),
-    at_rung: AtRung | None = None,
+    X_validation: Features | None = None,
+    score: ScoreFunction | None = None,
 ) -> list[FittedHead]:
-    """Trains heads on the same clips.
+    """Trains heads on the same clips, all at once.
 
     Args:
         clips: The training clips.
         settings: One per head.
-        X_validation: Features that `at_rung` gets scores of, (N, D), in rows as given.
-        rungs: Epochs after which `at_rung` is called with all live heads of a stack. It is also called with
-            the heads that finish, after their last epoch.
-        at_rung: See `AtRung`; needs X_validation. An exception it raises ends the training.
+        X_validation: As for `StackedTrainer`; heads with patience need it.
+        score: As for `StackedTrainer`.
 
     Returns:
         One result per head, in the order of `settings`.
 
     Raises:
-        ValueError: If only one of at_rung and X_validation is given.
+        ValueError, SettingsError: As for `StackedTrainer`.
     """
-    if (at_rung is None) != (X_validation is None):
-        raise ValueError("at_rung and X_validation go together, but only one of them is given. Give both or none.")
-    validation = None if X_validation is None else _as_tensor(X_validation)
-    results: dict[int, FittedHead] = {}
-    for members in _stacks(settings, len(clips)):
-        _fit_stack(clips, settings, members, validation, frozenset(rungs), at_rung, results)
-    return [results[index] for index in range(len(settings))]
-
-
-def _stacks(settings: Sequence[HeadSettings], clip_count: int) -> list[list[int]]:
-    """Which heads train together: same kind and features, batch sizes each dividing the next, or all clips."""
-    stacks: list[list[int]] = []
-    for index in sorted(range(len(settings)), key=lambda index: settings[index].batch_size):
-        ours = settings[index]
-        for stack in stacks:
-            last = settings[stack[-1]]
-            same = (ours.kind, ours.standardize) == (last.kind, last.standardize)
-            if same and (ours.batch_size % last.batch_size == 0 or ours.batch_size >= clip_count):
-                stack.append(index)
-                break
-        else:
-            stacks.append([index])
-    return stacks
-
-
-def _fit_stack(
-    clips: TrainingClips,
-    settings: Sequence[HeadSettings],
-    members: list[int],
-    X_validation: Tensor | None,
-    rungs: frozenset[int],
-    at_rung: AtRung | None,
-    results: dict[int, FittedHead],
-) -> None:
-    live = list(members)
-    standardize = settings[live[0]].standardize
-    mean, scale = clips.mean_and_scale(standardize=standardize)
-    exponents = torch.tensor([settings[index].positive_weight_exponent for index in live], dtype=torch.float64)
-    stack = HeadStack(
-        [settings[index] for index in live],
-        feature_width=clips.feature_width,
-        prior_log_odds=clips.prior_log_odds,
-        positive_weights=(clips.negatives_per_positive ** exponents.unsqueeze(1)).float(),
-        seed=clips.seed,
-        device=clips.device,
-    )
-    epoch = 0
-    while live:
-        sizes = [settings[index].batch_size for index in live]
-        seen = 0
-        for x, y in clips.slices(sizes[0], epoch, standardize=standardize):
-            stack.accumulate(x, y)
-            seen += len(x)
-            due = len(live) if seen == len(clips) else sum(seen % size == 0 for size in sizes)
-            if due:
-                stack.step(due)
-        epoch += 1
-        losses = [loss / (len(clips) * stack.label_count) for loss in stack.take_loss()]
-        finite = stack.are_finite()
-        diverged = {index for at, index in enumerate(live) if not (finite[at] and np.isfinite(losses[at]))}
-        finished = {index for index in live if settings[index].epochs == epoch} - diverged
-        stopped: set[int] = set()
-        if at_rung is not None and X_validation is not None and (epoch in rungs or finished):
-            shown = [i for i in live if i not in diverged and (epoch in rungs or i in finished)]
-            scores = _validation_scores(stack, [live.index(i) for i in shown], X_validation, mean, scale, clips.device)
-            stopped = set(at_rung(epoch, dict(zip(shown, scores, strict=True))))
-        for at, index in enumerate(live):
-            if index in finished:
-                head = stack.export(at, mean, scale)
-                results[index] = FittedHead(settings[index], "finished", epoch, losses[at], head)
-            elif index in diverged or index in stopped:
-                outcome: Outcome = "diverged" if index in diverged else "stopped"
-                results[index] = FittedHead(settings[index], outcome, epoch, losses[at], None)
-        left = [at for at, index in enumerate(live) if index not in results]
-        if left and len(left) < len(live):
-            stack.keep(left)
-        live = [live[at] for at in left]
-
-
-def _validation_scores(
-    stack: HeadStack,
-    heads: list[int],
-    X: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    device: torch.device,
-) -> list[Scores]:
-    """Each asked head's probabilities of validation clips, (N, C), by one product for the whole stack."""
-    scores = np.empty((len(heads), len(X), stack.label_count), np.float32)
-    for rows in row_blocks(len(X)):
-        block = (X[rows].float() - mean) / scale
-        probabilities = torch.sigmoid(stack.logits(block.to(device)))[:, heads]  # (B, asked, C)
-        scores[:, rows] = probabilities.transpose(0, 1).cpu().numpy()
-    return list(scores)
-
-
-def _as_tensor(X: npt.NDArray[np.floating]) -> Tensor:
-    """The array's own memory, or a copy if it is read-only, which torch has no notion of."""
-    return torch.from_numpy(np.require(X, requirements=["C", "W"]))
-
-
-def _mean_and_scale(X: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per feature, summed in float64 over blocks; 1 where a feature is constant."""
-    total = torch.zeros(X.shape[1], dtype=torch.float64)
-    for rows in row_blocks(len(X)):
-        total += X[rows].float().sum(dim=0)
-    mean = (total / len(X)).float()
-    squares = torch.zeros_like(total)
-    for rows in row_blocks(len(X)):
-        squares += (X[rows].float() - mean).square().sum(dim=0)
-    deviation = (squares / len(X)).sqrt().float()
-    is_constant = deviation <= mean.abs() * torch.finfo(torch.float32).eps
-    return mean, torch.where(is_constant, torch.ones_like(deviation), deviation)
+    waiting = iter(settings)
+    trainer = StackedTrainer(clips, slots=len(settings), X_validation=X_validation, score=score)
+    return sorted(trainer.run(lambda: next(waiting, None)), key=lambda fitted: fitted.number)

@@ -1,6 +1,7 @@
 """Training: parity with plain torch and scikit-learn, stacked equals alone, and data that is refused."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -12,14 +13,16 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.project import parse_section
 from heads.data import LabelledFeatures, check_labelled, check_training
-from heads.models import LinearHead, MLPHead, head_scores
+from heads.models import Front, Head, LinearHead, MLPHead, head_scores
 from heads.settings import HeadSettings, SearchSpace
 from heads.stack import HeadStack
-from heads.training import FittedHead, TrainingClips, fit_heads
+from heads.training import FittedHead, StackedTrainer, fit_heads
+from heads.training_clips import ClipSource, TrainingClips, View
 
 LABELS = ("ventilation", "suction", "stimulation")
 
@@ -42,6 +45,37 @@ def make_clips(
     return LabelledFeatures(X, (logits > 0).astype(np.int8), names)
 
 
+def make_frames(*, seed: int = 0, frames: int = 5) -> LabelledFeatures:
+    """Features (N, T, D) that tell each label in one of the frames only; the other frames are noise."""
+    data, random = make_clips(seed=seed), np.random.default_rng(seed + 100)
+    X = random.standard_normal((len(data.X), frames, data.X.shape[1])).astype(np.float32) * data.X.std(0)
+    X[np.arange(len(X)), random.integers(frames, size=len(X))] = data.X
+    return dataclasses.replace(data, X=X)
+
+
+def untrained_head(clips: TrainingClips, settings: HeadSettings) -> Head:
+    """The module that training starts from."""
+    front = clips.front(View(settings.normalization, settings.components))
+    stack = HeadStack(
+        settings.kind,
+        feature_width=front.output_width,
+        prior_log_odds=clips.prior_log_odds,
+        clip_count=len(clips),
+        seed=clips.seed,
+        device=torch.device("cpu"),
+    )
+    stack.add(settings, torch.ones(len(LABELS)))
+    return stack.export(settings, stack.values(0), front).train()
+
+
+def in_training_order(clips: TrainingClips) -> torch.Tensor:
+    """Numbers of the rows in the order of an epoch."""
+    rows = np.arange(len(clips), dtype=np.float32)[:, None]
+    targets = (rows > 0).astype(np.int8)
+    ((features, _),) = TrainingClips(rows, targets, seed=clips.seed).blocks([View("none", 0)])
+    return features[View("none", 0)][:, 0].long()
+
+
 def fit_one(data: LabelledFeatures, *, seed: int = 0, **settings: Any) -> FittedHead:
     (fitted,) = fit_heads(TrainingClips(data.X, data.Y, seed=seed), [HeadSettings(**settings)])
     return fitted
@@ -59,48 +93,46 @@ def relative_difference(ours: FittedHead, theirs: FittedHead) -> float:
 
 # --- parity with references -----------------------------------------------------------------------
 
+PARITY = {
+    "linear": HeadSettings(batch_size=48),
+    "linear, raw": HeadSettings(batch_size=48, normalization="none"),
+    "linear, unit length": HeadSettings(batch_size=48, normalization="l2"),
+    "linear, components": HeadSettings(batch_size=48, components=5),
+    "linear, weighted": HeadSettings(positive_weight_exponent=1.0, positive_weight_scale=3.0, label_smoothing=0.2),
+    "mlp": HeadSettings(kind="mlp", hidden_width=8, batch_size=48),
+    "mlp, components": HeadSettings(kind="mlp", hidden_width=8, normalization="l2", components=7),
+    "attention": HeadSettings(kind="attention", batch_size=48),
+    "temporal": HeadSettings(kind="temporal", hidden_width=6, batch_size=48, label_smoothing=0.1),
+}
 
-@pytest.mark.parametrize("standardize", [False, True])
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_fit_heads_equals_torch_autograd_and_adamw_when_one_head_trains(kind: str, standardize: bool) -> None:
-    data = make_clips()
-    settings = HeadSettings(
-        kind=kind,
-        hidden_width=8,
-        learning_rate=0.02,
-        weight_decay=0.3,
-        batch_size=48,
-        epochs=4,
-        standardize=standardize,
-    )
+
+@pytest.mark.parametrize("case", PARITY)
+def test_fit_heads_equals_torch_autograd_and_adamw_when_one_head_trains(case: str) -> None:
+    settings = dataclasses.replace(PARITY[case], learning_rate=0.02, weight_decay=0.3, epochs=4)
+    data = make_frames() if settings.kind in ("attention", "temporal") else make_clips()
     clips = TrainingClips(data.X, data.Y, seed=5)
     (ours,) = fit_heads(clips, [settings])
 
-    pos_weight = clips.negatives_per_positive.float() ** settings.positive_weight_exponent
-    untrained = HeadStack(
-        [settings],
-        feature_width=24,
-        prior_log_odds=clips.prior_log_odds,
-        positive_weights=pos_weight[None],
-        seed=5,
-        device=torch.device("cpu"),
-    )
-    module = untrained.export(0, torch.zeros(24), torch.ones(24)).train()
-    weights = [p for name, p in module.named_parameters() if name.endswith("weight")]
+    module = untrained_head(clips, settings)
+    weights = [p for name, p in module.named_parameters() if not name.endswith("bias")]
     biases = [p for name, p in module.named_parameters() if name.endswith("bias")]
     groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
-    loss_function = torch.nn.BCEWithLogitsLoss(pos_weight=pos_weight)
-    for epoch in range(settings.epochs):
+    share = torch.from_numpy(data.Y).double().mean(dim=0)
+    pos_weight = settings.positive_weight_scale * ((1 - share) / share) ** settings.positive_weight_exponent
+    order = in_training_order(clips)
+    X, Y = torch.from_numpy(data.X)[order], torch.from_numpy(data.Y).float()[order]
+    Y = Y * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+    for _ in range(settings.epochs):
         losses = []
-        for x, y in clips.slices(settings.batch_size, epoch, standardize=standardize):
+        for x, y in zip(X.split(settings.batch_size), Y.split(settings.batch_size), strict=True):
             optimizer.zero_grad()
-            loss = loss_function(module(x), y)
+            loss = binary_cross_entropy_with_logits(module(x), y, pos_weight=pos_weight.float())
             loss.backward()
             optimizer.step()
             losses.append(loss.item() * len(x) / len(clips))
     theirs = dataclasses.replace(ours, head=module)
-    assert relative_difference(ours, theirs) < 1e-5
+    assert relative_difference(ours, theirs) < 2e-5
     assert ours.train_loss == pytest.approx(sum(losses), rel=1e-5)
 
 
@@ -116,7 +148,7 @@ def test_fit_heads_reaches_the_optimum_of_scikit_learn_when_full_batches_converg
     common = {"learning_rate": 0.01, "batch_size": 1000, "epochs": 3000, "positive_weight_exponent": 1.0}
     for fitted in fit_heads(clips, [HeadSettings(**common, weight_decay=decay) for decay in (0.0, 0.02)]):
         assert isinstance(fitted.head, LinearHead)
-        Z = ((torch.from_numpy(data.X) - fitted.head.standardize.mean) / fitted.head.standardize.scale).numpy()
+        Z = ((torch.from_numpy(data.X) - fitted.head.front.mean) / fitted.head.front.scale).numpy()
         for label in range(3):
             y = data.Y[:, label]
             weights = {0: 1.0, 1: (y == 0).sum() / (y == 1).sum()}
@@ -134,25 +166,56 @@ MIXED = [
     HeadSettings(learning_rate=1e-2, batch_size=64, epochs=3, weight_decay=0.5, positive_weight_exponent=1.0),
     HeadSettings(learning_rate=3e-2, batch_size=32, epochs=6, dropout=0.4),
     HeadSettings(learning_rate=2e-3, batch_size=16, epochs=6, dropout=0.2, positive_weight_exponent=0.0),
-    HeadSettings(learning_rate=1e-2, batch_size=24, epochs=4, standardize=False),
+    HeadSettings(learning_rate=1e-2, batch_size=24, epochs=4, normalization="none"),
     HeadSettings(learning_rate=1e-2, batch_size=24, epochs=4),
     HeadSettings(learning_rate=1e-2, batch_size=10_000, epochs=4, dropout=0.1),
     HeadSettings(learning_rate=1e-2, batch_size=5_000, epochs=4, dropout=0.2),
     HeadSettings(learning_rate=1e-2, batch_size=10_000, epochs=4, dropout=0.3),
     HeadSettings(kind="mlp", hidden_width=7, batch_size=32, epochs=4, dropout=0.3),
     HeadSettings(kind="mlp", hidden_width=16, batch_size=64, epochs=5, learning_rate=1e-2),
+    HeadSettings(learning_rate=1e-2, batch_size=48, epochs=4, components=6, label_smoothing=0.1),
+    HeadSettings(learning_rate=1e-2, batch_size=32, epochs=4, components=6, positive_weight_scale=0.5, dropout=0.1),
+]
+MIXED_OF_FRAMES = [
+    HeadSettings(kind="attention", learning_rate=1e-2, batch_size=32, epochs=4, dropout=0.3),
+    HeadSettings(kind="attention", learning_rate=3e-2, batch_size=24, epochs=3),
+    HeadSettings(kind="temporal", hidden_width=5, learning_rate=1e-2, batch_size=64, epochs=4, dropout=0.3),
+    HeadSettings(kind="temporal", hidden_width=9, learning_rate=2e-3, batch_size=16, epochs=5),
 ]
 
 
-def test_fit_heads_gives_each_head_the_same_when_stacked_and_alone() -> None:
-    data = make_clips()
+def refilled(clips: ClipSource, settings: list[HeadSettings], slots: int, **scoring: Any) -> list[FittedHead]:
+    """As `fit_heads`, through fewer slots than heads."""
+    waiting = iter(settings)
+    trainer = StackedTrainer(clips, slots=slots, **scoring)
+    return sorted(trainer.run(lambda: next(waiting, None)), key=lambda fitted: fitted.number)
+
+
+@pytest.mark.parametrize("slots", [3, 100])
+@pytest.mark.parametrize("of_frames", [False, True])
+def test_heads_are_the_same_when_they_train_alone_or_in_company(slots: int, of_frames: bool) -> None:
+    data, mixed = (make_frames(), MIXED_OF_FRAMES) if of_frames else (make_clips(), MIXED)
     clips = TrainingClips(data.X, data.Y, seed=3)
-    together = fit_heads(clips, MIXED)
-    for settings, ours in zip(MIXED, together, strict=True):
+    for settings, ours in zip(mixed, refilled(clips, mixed, slots), strict=True):
         (alone,) = fit_heads(clips, [settings])
         assert ours.outcome == "finished"
         assert ours.epochs == settings.epochs
         assert relative_difference(ours, alone) < 2e-5, settings
+
+
+def test_run_asks_for_the_next_settings_when_a_head_has_been_given_out() -> None:
+    data = make_clips()
+    log: list[str] = []
+    waiting = iter([HeadSettings(epochs=epochs) for epochs in (2, 1, 3, 1)])
+
+    def next_settings() -> HeadSettings | None:
+        settings = next(waiting, None)
+        log.append("none" if settings is None else f"ask {settings.epochs}")
+        return settings
+
+    for fitted in StackedTrainer(TrainingClips(data.X, data.Y, seed=0), slots=2).run(next_settings):
+        log.append(f"end {fitted.number}")
+    assert log == ["ask 2", "ask 1", "end 1", "ask 3", "end 0", "ask 1", "end 3", "none", "end 2", "none"]
 
 
 def test_fit_heads_is_bit_equal_when_repeated_and_differs_with_the_seed() -> None:
@@ -188,9 +251,9 @@ def test_fit_heads_accepts_features_that_cannot_be_written() -> None:
 # --- what a head starts from, and what it can learn -----------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "attention", "temporal"])
 def test_fit_heads_predicts_the_prevalence_when_nothing_is_learned(kind: str) -> None:
-    data = make_clips()
+    data = make_frames() if kind in ("attention", "temporal") else make_clips()
     fitted = fit_one(data, kind=kind, learning_rate=1e-12, epochs=1)
     assert fitted.head is not None
     np.testing.assert_allclose(head_scores(fitted.head, data.X), np.tile(data.Y.mean(0), (200, 1)), rtol=1e-5)
@@ -220,98 +283,164 @@ def test_head_scores_are_the_same_when_rows_come_in_other_blocks() -> None:
     np.testing.assert_allclose(head_scores(fitted.head, X)[1500:], head_scores(fitted.head, X[1500:]), rtol=1e-6)
 
 
-def test_training_clips_scale_by_one_when_a_feature_is_constant() -> None:
-    data = make_clips()
-    data.X[:, 3] = 1234.567
-    mean, scale = TrainingClips(data.X, data.Y, seed=0).mean_and_scale(standardize=True)
-    assert scale[3] == 1
-    others = np.arange(24) != 3
-    np.testing.assert_allclose(mean.numpy(), data.X.mean(0, dtype=np.float64), rtol=1e-5)
-    np.testing.assert_allclose(scale.numpy()[others], data.X.std(0, dtype=np.float64)[others], rtol=1e-5)
-
-
-def test_training_clips_slices_give_each_clip_once_an_epoch_when_they_wrap_around() -> None:
-    data = make_clips(sessions=1, clips_each=50, width=1)
-    data.X[:, 0] = np.arange(50)
-    clips = TrainingClips(data.X, data.Y, seed=0)
-    starts = set()
-    for epoch in range(5):
-        slices = [(x[:, 0].clone().numpy(), y.numpy()) for x, y in clips.slices(16, epoch, standardize=False)]
-        seen = np.concatenate([x for x, _ in slices]).astype(int)
-        assert sorted(seen) == list(range(50))
-        assert (np.concatenate([y for _, y in slices]) == data.Y[seen]).all()
-        starts.add(seen[0])
-    assert len(starts) > 1
-
-
-def test_linear_dropout_keeps_the_expected_input_when_drawn_many_times() -> None:
+@pytest.mark.parametrize("kind", ["linear", "attention", "mlp", "temporal"])
+def test_dropout_gives_the_gradients_of_autograd_with_the_same_noise(kind: str) -> None:
+    data = make_frames() if kind in ("attention", "temporal") else make_clips()
+    X, Y = torch.from_numpy(data.X), torch.from_numpy(data.Y).float()
+    settings = HeadSettings(kind=kind, hidden_width=4, dropout=0.4, learning_rate=0.01, batch_size=40)
     stack = HeadStack(
-        [HeadSettings(dropout=0.3)],
+        kind,
+        feature_width=24,
+        prior_log_odds=torch.zeros(3),
+        clip_count=200,
+        seed=1,
+        device=torch.device("cpu"),
+    )
+    stack.add(settings, torch.ones(3))
+    module = stack.export(settings, stack.values(0), Front(24)).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.0)
+    stack.members[0].groups[0] = (0.0, stack.members[0].groups[0][1])  # without decay, to have one group
+    for start in range(0, 200, 40):
+        mask = stack.members[0].mask
+        noise = None if mask is None else mask.clone()  # (D,), for the whole batch
+        x, y = X[start : start + 40], Y[start : start + 40]
+        stack.train(x, y, seen=start)
+        if noise is None:
+            noise = stack.members[0].noise  # (B, H)
+        module.dropout.forward = lambda features, noise=noise: features * noise
+        optimizer.zero_grad()
+        binary_cross_entropy_with_logits(module(x), y).backward()
+        optimizer.step()
+    ours = stack.export(settings, stack.values(0), Front(24))
+    for name, parameter in ours.named_parameters():
+        np.testing.assert_allclose(parameter.detach(), module.get_parameter(name).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_feature_dropout_keeps_the_expected_input_and_changes_with_each_step() -> None:
+    stack = HeadStack(
+        "linear",
         feature_width=20_000,
         prior_log_odds=torch.zeros(1),
-        positive_weights=torch.ones(1, 1),
+        clip_count=3,
         seed=0,
         device=torch.device("cpu"),
     )
-    assert stack.kept is not None
-    assert stack.kept.mean().item() == pytest.approx(1, abs=0.02)
-    assert (stack.kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    stack.add(HeadSettings(dropout=0.3, batch_size=1), torch.ones(1))
+    masks = []
+    for seen in range(3):
+        mask = stack.members[0].mask
+        assert mask is not None
+        assert mask.mean().item() == pytest.approx(1, abs=0.02)
+        assert (mask == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+        masks.append(mask.clone())
+        stack.train(torch.ones(1, 20_000), torch.ones(1, 1), seen=seen)
+    for one, other in itertools.combinations(masks, 2):
+        assert ((one == 0) == (other == 0)).float().mean().item() == pytest.approx(0.7**2 + 0.3**2, abs=0.02)
 
 
-# --- rungs and divergence -------------------------------------------------------------------------
+# --- rungs, patience and divergence ---------------------------------------------------------------
+
+
+def mean_score(scores: np.ndarray) -> float:
+    return float(scores.mean())
 
 
 def test_at_rung_sees_live_heads_and_stops_those_it_names() -> None:
     data, unseen = make_clips(), make_clips(seed=1)
-    settings = [HeadSettings(epochs=epochs, learning_rate=0.01) for epochs in (3, 6, 6, 8)]
-    calls: list[tuple[int, list[int]]] = []
-    last: dict[int, np.ndarray] = {}
+    settings = [HeadSettings(epochs=epochs, learning_rate=0.01) for epochs in (3, 6, 6, 8, 4)]
+    calls: list[list[tuple[int, int]]] = []
 
-    def at_rung(epoch: int, scores: Any) -> list[int]:
-        calls.append((epoch, list(scores)))
-        last.update(scores)
-        return {2: [2], 3: [0]}.get(epoch, [])  # head 0 has finished by then: naming it changes nothing
+    def at_rung(reports: Any) -> list[int]:
+        calls.append([(report.number, report.epoch) for report in reports])
+        assert all(report.value == mean_score(report.scores) for report in reports)
+        return [2] if calls[-1][0] == (0, 2) else []
 
     clips = TrainingClips(data.X, data.Y, seed=0)
-    fitted = fit_heads(clips, settings, X_validation=unseen.X, rungs=(2, 4), at_rung=at_rung)
-    assert calls == [(2, [0, 1, 2, 3]), (3, [0]), (4, [1, 3]), (6, [1]), (8, [3])]
-    assert [head.outcome for head in fitted] == ["finished", "finished", "stopped", "finished"]
+    waiting = iter(settings)
+    trainer = StackedTrainer(clips, slots=4, X_validation=unseen.X, score=mean_score, rungs=(2, 4))
+    fitted = sorted(trainer.run(lambda: next(waiting, None), at_rung), key=lambda fitted: fitted.number)
+    assert calls == [[(0, 2), (1, 2), (2, 2), (3, 2)], [(1, 4), (3, 4), (4, 2)]]
+    assert [head.outcome for head in fitted] == ["finished", "finished", "stopped", "finished", "finished"]
     assert fitted[2].head is None
-    assert fitted[2].epochs == 2
-    (alone,) = fit_heads(clips, settings[3:])
+    assert [head.epochs for head in fitted] == [3, 6, 2, 8, 4]
+    (alone,) = fit_heads(clips, settings[3:4])
+    assert alone.value is None
     assert relative_difference(fitted[3], alone) < 1e-5
-    for index in (0, 1, 3):
+    for index in (0, 1, 3, 4):
         head = fitted[index].head
         assert head is not None
-        np.testing.assert_allclose(last[index], head_scores(head, unseen.X), atol=1e-6)
+        assert fitted[index].value == pytest.approx(mean_score(head_scores(head, unseen.X)), abs=1e-6)
 
 
-def test_fit_heads_refuses_a_callback_without_features_to_score() -> None:
-    data = make_clips()
-    with pytest.raises(ValueError, match="Give both or none"):
-        fit_heads(TrainingClips(data.X, data.Y, seed=0), MIXED, at_rung=lambda epoch, scores: [])
+def test_patience_ends_with_the_best_epochs_head_when_scores_fall() -> None:
+    data, unseen = make_clips(clips_each=15), make_clips(seed=1)
+    values: list[float] = []
 
+    def score(scores: np.ndarray) -> float:
+        values.append(float(np.log(np.where(unseen.Y == 1, scores, 1 - scores) + 1e-7).mean()))
+        return values[-1]
 
-def test_fit_heads_reports_divergence_when_numbers_overflow() -> None:
-    data = make_clips()
-    huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(1e37))
+    clips = TrainingClips(data.X, data.Y, seed=0)
     settings = [
-        HeadSettings(positive_weight_exponent=exponent, standardize=False, epochs=3, batch_size=16)
-        for exponent in (2.0, 0.0)
+        HeadSettings(learning_rate=rate, epochs=60, batch_size=32, patience=patience, positive_weight_exponent=1.0)
+        for rate, patience in ((0.05, 3), (0.01, 2), (1e-4, 3), (0.05, 0))
     ]
+    scoring = {"X_validation": unseen.X, "score": score}
+    together = refilled(clips, settings, 3, **scoring)
+    assert [head.outcome for head in together] == ["finished"] * 4
+    assert together[0].epochs < together[3].epochs == 60
+    for ours in together[:3]:
+        values.clear()
+        (alone,) = fit_heads(clips, [ours.settings], **scoring)
+        best = int(np.argmax(values))
+        assert len(values) == min(best + 1 + ours.settings.patience, 60)
+        assert (ours.epochs, ours.value) == (best + 1, pytest.approx(values[best], rel=1e-5))
+        assert relative_difference(ours, alone) < 2e-5
+        fixed = dataclasses.replace(ours.settings, epochs=best + 1, patience=0)
+        assert relative_difference(ours, fit_heads(clips, [fixed])[0]) < 2e-5
+
+
+def test_stacked_trainer_refuses_what_it_cannot_score_or_train() -> None:
+    data = make_clips()
+    clips = TrainingClips(data.X, data.Y, seed=0)
+    with pytest.raises(ValueError, match="Give both or none"):
+        StackedTrainer(clips, slots=1, score=mean_score)
+    with pytest.raises(SettingsError, match="patience must be 0"):
+        fit_heads(clips, [HeadSettings(patience=1)])
+    with pytest.raises(SettingsError, match='solver "adamw"'):
+        fit_heads(clips, [HeadSettings(solver="convex")])
+    with pytest.raises(SettingsError, match="features of frames"):
+        fit_heads(clips, [HeadSettings(kind="temporal")])
+    frames = make_frames()
+    with pytest.raises(SettingsError, match="one feature vector"):
+        fit_heads(TrainingClips(frames.X, frames.Y, seed=0), [HeadSettings()])
+
+
+def test_run_gives_out_a_diverged_head_and_the_others_train_on() -> None:
+    data = make_clips()
+    X = np.sign(data.X) * np.float32(2e38)
+    settings = [
+        HeadSettings(positive_weight_scale=scale, normalization="none", epochs=3, batch_size=16)
+        for scale in (0.01, 100.0, 0.01)
+    ]
+    settings[1] = dataclasses.replace(settings[1], learning_rate=10.0)
+    clips = TrainingClips(X, data.Y, seed=0)
     shown: list[list[int]] = []
-    diverged, quiet = fit_heads(
-        TrainingClips(huge.X, huge.Y, seed=0),
-        settings,
-        X_validation=huge.X,
-        rungs=(1, 2),
-        at_rung=lambda epoch, scores: shown.append(list(scores)) or [],
+    waiting = iter(settings)
+    trainer = StackedTrainer(clips, slots=3, X_validation=X, score=mean_score, rungs=(1, 2))
+    first, diverged, last = sorted(
+        trainer.run(lambda: next(waiting, None), lambda reports: shown.append([r.number for r in reports]) or []),
+        key=lambda fitted: fitted.number,
     )
     assert diverged.outcome == "diverged"
     assert diverged.head is None
-    assert quiet.outcome == "finished"
-    assert np.isfinite(flat(quiet)).all()
-    assert shown == [[1], [1], [1]]
+    assert diverged.value is None
+    assert "learning_rate 10 " in str(diverged.diverged_error())
+    assert [number for numbers in shown for number in numbers if number == 1] == []
+    (alone,) = fit_heads(clips, settings[:1])
+    for ours in (first, last):
+        assert ours.outcome == "finished"
+        assert relative_difference(ours, alone) < 2e-5
 
 
 # --- data that is refused -------------------------------------------------------------------------
@@ -357,7 +486,7 @@ BAD_PAIRS = {
         {"sessions": lambda s: np.full_like(s, "one")},
         "one",
     ),
-    "other width": ({}, {"X": lambda x: x[:, :-1]}, "have 24 and 23"),
+    "other width": ({}, {"X": lambda x: x[:, :-1]}, r"have \(24,\) and \(23,\)"),
     "none in validation": ({}, {"Y": put(0, slice(None))}, "none of ventilation, suction, stimulation"),
     "unlabelled in validation": ({}, {"Y": put(2, (0, 0))}, "validation split must be 0 or 1"),
 }
@@ -399,12 +528,27 @@ def test_head_settings_are_the_same_when_read_back_from_json() -> None:
         ("dropout", 1.0),
         ("batch_size", 2.5),
         ("epochs", 0),
-        ("standardize", 1),
+        ("normalization", "whiten"),
+        ("solver", "sgd"),
+        ("inputs", "final"),
+        ("inputs", "final/mean+final/mean"),
+        ("components", -1),
+        ("l2", 0.0),
+        ("positive_weight_scale", 0.0),
+        ("label_smoothing", 1.0),
+        ("patience", -1),
     ],
 )
 def test_head_settings_are_refused_when_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be .*, but it is "):
         HeadSettings(**{name: value})
+
+
+@pytest.mark.parametrize("other", [{"kind": "mlp"}, {"dropout": 0.1}, {"patience": 3}])
+def test_head_settings_are_refused_when_the_convex_solver_cannot_fit_them(other: dict[str, Any]) -> None:
+    assert HeadSettings(solver="convex").solver == "convex"
+    with pytest.raises(SettingsError, match=r'Set solver = "adamw"'):
+        HeadSettings(solver="convex", **other)
 
 
 def test_head_settings_are_refused_when_a_name_is_unknown_or_missing() -> None:
