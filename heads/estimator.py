@@ -1,95 +1,67 @@
-"""The scikit-learn face of a linear head, for Pipelines, cross-validation and people who know nothing else.
+"""The scikit-learn face of heads, for Pipelines, cross-validation and people who know nothing else.
 
-Notable choices: it trains with the same `fit_heads` as everything else; single-label targets are learned one class
-against the rest and their probabilities scaled to sum to one; multi-label targets (N, C) keep one probability
-per label. Only `coef_` and `intercept_` are kept, in the units of the features, so a fitted estimator is plain
-numpy. Its defaults take more steps than `HeadSettings`', since sets that come this way are small.
+Notable choices: heads are fitted by the same `fit_head` as everywhere; single-label targets are learned one class
+against the rest and their probabilities scaled to sum to one; multi-label targets (N, C) keep one probability per
+label. Features may be numpy arrays or torch tensors; clip ids of a feature cache go through `CachedFeatures` first,
+so that a grid search can choose the tap. Only weights and biases are kept, in the units of the features, so a fitted
+estimator is plain numpy. The linear head goes to its optimum by default and then needs no learning rate; `C` means
+what it means in scikit-learn's `LogisticRegression`, on standardised features.
 
 What this is not: a bundle. It knows no feature space and tunes no threshold.
 """
 
-from typing import Any, Self
+from abc import abstractmethod
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from heads.models import LinearHead
+from featurecache.errors import SettingsError
+from heads.fitting import fit_head
+from heads.models import Head, LinearHead, MLPHead
 from heads.settings import HeadSettings
-from heads.training import TrainingClips, fit_heads
+
+Layer = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+_DTYPES = [np.float64, np.float32, np.float16]
 
 
-class LinearHeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """FT-LC as a scikit-learn classifier.
+class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """What both heads share: targets into labels, labels into classes."""
 
-    Parameters mean what they mean in `HeadSettings`, and are checked by `fit`.
-
-    Args:
-        learning_rate: Step size of AdamW.
-        weight_decay: Decoupled decay of weights.
-        positive_weight_exponent: Power of (negatives / positives) that weighs the positive term.
-        dropout: Share of features dropped in training.
-        batch_size: Rows per step.
-        epochs: Passes over the rows.
-        standardize: Features are centred and scaled by the training rows.
-        random_state: Of the order of rows and of dropout.
-        device: Where to train: `cpu`, `cuda`, ...
-
-    Attributes:
-        classes_: The classes, or 0 to C - 1 for multi-label targets.
-        coef_: Weights, shape (classes or labels, D); one row for two classes.
-        intercept_: Biases, one per row of `coef_`.
-        n_features_in_: D.
-    """
-
-    def __init__(
-        self,
-        *,
-        learning_rate: float = 1e-2,
-        weight_decay: float = 1e-2,
-        positive_weight_exponent: float = 0.0,
-        dropout: float = 0.0,
-        batch_size: int = 64,
-        epochs: int = 50,
-        standardize: bool = True,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-    ) -> None:
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.positive_weight_exponent = positive_weight_exponent
-        self.dropout = dropout
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.standardize = standardize
-        self.random_state = random_state
-        self.device = device
+    random_state: int | np.random.RandomState | None
+    device: str
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
 
+    @abstractmethod
+    def _settings(self, rows: int, /) -> HeadSettings:
+        """The head's settings for that many training rows."""
+
+    @abstractmethod
+    def _keep(self, head: Head) -> None:
+        """Takes from the head what predicting needs."""
+
+    @abstractmethod
+    def _logits(self, X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(N, D) -> (N, C)."""
+
     def fit(self, X: Any, y: Any) -> Self:
         """Trains on features (N, D) and classes (N,) or multi-label targets (N, C).
 
         Raises:
             ValueError: If the arrays are unusable, there is one class only, or a label is never or always on.
-            SettingsError: If a parameter is out of its range, or training diverges.
+            SettingsError: If a parameter is out of its range, training diverges, or the solver does not converge.
         """
-        settings = HeadSettings(
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            positive_weight_exponent=self.positive_weight_exponent,
-            dropout=self.dropout,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            standardize=self.standardize,
-        )
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32, np.float16], multi_output=True)
+        X, y = validate_data(self, _on_cpu(X), _on_cpu(y), dtype=_DTYPES, multi_output=True)
+        settings = self._settings(len(X))
         check_classification_targets(y)
         self._is_multilabel = type_of_target(y) == "multilabel-indicator"
         if self._is_multilabel:
@@ -104,29 +76,14 @@ class LinearHeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
                 targets = targets[:, 1:]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         features = X if X.dtype == np.float16 else X.astype(np.float32)
-        clips = TrainingClips(features, targets.astype(np.int8), seed=seed, device=self.device)
-        (fitted,) = fit_heads(clips, [settings])
-        if not isinstance(fitted.head, LinearHead):
-            raise fitted.diverged_error()
-        mean, scale, weight, bias = (
-            tensor.detach().numpy().astype(np.float64)
-            for tensor in (
-                fitted.head.standardize.mean,
-                fitted.head.standardize.scale,
-                fitted.head.output.weight,
-                fitted.head.output.bias,
-            )
-        )
-        self.coef_ = weight / scale
-        self.intercept_ = bias - self.coef_ @ mean
+        self._keep(fit_head(features, targets.astype(np.int8), settings, seed=seed, device=self.device))
         return self
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """Probabilities (N, classes), rows summing to one; for multi-label targets (N, C), one per label."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32, np.float16], reset=False).astype(np.float64)
-        logits = X @ self.coef_.T + self.intercept_
-        scores: npt.NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * logits))  # the logistic function, without overflow
+        X = validate_data(self, _on_cpu(X), dtype=_DTYPES, reset=False).astype(np.float64)
+        scores: npt.NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * self._logits(X)))  # logistic, without overflow
         if self._is_multilabel:
             return scores
         if len(self.classes_) == 2:
@@ -140,3 +97,178 @@ class LinearHeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         if self._is_multilabel:
             return (scores >= 0.5).astype(int)
         return np.asarray(self.classes_[scores.argmax(axis=1)])
+
+
+class LinearHeadClassifier(_HeadClassifier):
+    """FT-LC as a scikit-learn classifier.
+
+    Parameters are checked by `fit`.
+
+    Args:
+        solver: `convex` goes to the optimum that `C` defines, from which nothing random moves it; `adamw` takes steps.
+        C: Inverse strength of the penalty, as in `LogisticRegression`; `convex` alone reads it.
+        positive_weight_exponent: Power of (negatives / positives) that weighs the positive term.
+        standardize: Features are centred and scaled by the training rows.
+        learning_rate: Step size; this and what follows is read by `adamw` alone.
+        weight_decay: Decoupled decay of weights.
+        dropout: Share of features dropped in training.
+        batch_size: Rows per step.
+        epochs: Passes over the rows.
+        random_state: Of the order of rows and of dropout.
+        device: Where to train: `cpu`, `cuda`, ...
+
+    Attributes:
+        classes_: The classes, or 0 to C - 1 for multi-label targets.
+        coef_: Weights, shape (classes or labels, D); one row for two classes.
+        intercept_: Biases, one per row of `coef_`.
+        n_features_in_: D.
+    """
+
+    def __init__(
+        self,
+        *,
+        solver: Literal["convex", "adamw"] = "convex",
+        C: float = 1.0,
+        positive_weight_exponent: float = 0.0,
+        standardize: bool = True,
+        learning_rate: float = 1e-2,
+        weight_decay: float = 1e-2,
+        dropout: float = 0.0,
+        batch_size: int = 64,
+        epochs: int = 50,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.solver = solver
+        self.C = C
+        self.positive_weight_exponent = positive_weight_exponent
+        self.standardize = standardize
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.dropout = dropout
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.random_state = random_state
+        self.device = device
+
+    def _settings(self, rows: int, /) -> HeadSettings:
+        if not self.C > 0:
+            raise SettingsError(f"C must be above 0, but it is {self.C!r}. Give e.g. 1.0.")
+        return HeadSettings(
+            solver=self.solver,
+            l2=1 / (self.C * rows),
+            positive_weight_exponent=self.positive_weight_exponent,
+            normalization=_normalization(self.standardize),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+        )
+
+    def _keep(self, head: Head) -> None:
+        if not isinstance(head, LinearHead):
+            raise TypeError(f"a linear head must come back, but it is a {type(head).__name__}. Report this.")
+        self.coef_, self.intercept_ = _unscaled(head, head.output)
+
+    def _logits(self, X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.asarray(X @ self.coef_.T + self.intercept_)
+
+
+class MLPHeadClassifier(_HeadClassifier):
+    """A head with one hidden ReLU layer as a scikit-learn classifier.
+
+    Parameters mean what they mean in `HeadSettings`, and are checked by `fit`. The defaults take more steps than
+    `HeadSettings`', since sets that come this way are small.
+
+    Args:
+        hidden_width: Hidden units.
+        learning_rate: Step size of AdamW.
+        weight_decay: Decoupled decay of weights.
+        positive_weight_exponent: Power of (negatives / positives) that weighs the positive term.
+        dropout: Share of hidden units dropped in training.
+        batch_size: Rows per step.
+        epochs: Passes over the rows.
+        standardize: Features are centred and scaled by the training rows.
+        random_state: Of the order of rows, initial weights and dropout.
+        device: Where to train: `cpu`, `cuda`, ...
+
+    Attributes:
+        classes_: The classes, or 0 to C - 1 for multi-label targets.
+        coefs_: Weights of the hidden layer (H, D) and of the output layer (classes or labels, H).
+        intercepts_: Biases of both.
+        n_features_in_: D.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_width: int = 64,
+        learning_rate: float = 1e-2,
+        weight_decay: float = 1e-2,
+        positive_weight_exponent: float = 0.0,
+        dropout: float = 0.0,
+        batch_size: int = 64,
+        epochs: int = 50,
+        standardize: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.hidden_width = hidden_width
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.positive_weight_exponent = positive_weight_exponent
+        self.dropout = dropout
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.standardize = standardize
+        self.random_state = random_state
+        self.device = device
+
+    def _settings(self, _rows: int, /) -> HeadSettings:
+        return HeadSettings(
+            kind="mlp",
+            hidden_width=self.hidden_width,
+            positive_weight_exponent=self.positive_weight_exponent,
+            normalization=_normalization(self.standardize),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+        )
+
+    def _keep(self, head: Head) -> None:
+        if not isinstance(head, MLPHead):
+            raise TypeError(f"an MLP head must come back, but it is a {type(head).__name__}. Report this.")
+        layers = (_unscaled(head, head.hidden), _layer(head.output))
+        self.coefs_, self.intercepts_ = [list(parts) for parts in zip(*layers, strict=True)]
+
+    def _logits(self, X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        hidden = np.maximum(X @ self.coefs_[0].T + self.intercepts_[0], 0)
+        return np.asarray(hidden @ self.coefs_[1].T + self.intercepts_[1])
+
+
+def _normalization(standardize: bool) -> Literal["standardize", "none"]:
+    return "standardize" if standardize else "none"
+
+
+def _layer(layer: torch.nn.Linear) -> Layer:
+    """Weights and biases in float64."""
+    return tuple(tensor.detach().numpy().astype(np.float64) for tensor in (layer.weight, layer.bias))  # type: ignore[return-value]
+
+
+def _unscaled(head: LinearHead | MLPHead, layer: torch.nn.Linear) -> Layer:
+    """A first layer that takes features as they are: standardisation is worked into it."""
+    weight, bias = _layer(layer)
+    mean, scale = (tensor.numpy().astype(np.float64) for tensor in (head.front.mean, head.front.scale))
+    weight = weight / scale
+    return weight, bias - weight @ mean
+
+
+def _on_cpu(array: Any) -> Any:
+    """Torch tensors as numpy arrays; anything else as it is."""
+    if not isinstance(array, torch.Tensor):
+        return array
+    array = array.detach().cpu()
+    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()

@@ -3,11 +3,12 @@
 Notable choices: a label without a positive clip has no F1, recall or average precision: it is None, listed
 under `undefined`, and left out of the macro average, never counted as 0 or 1. A label that is predicted
 nowhere has no precision (its F1 is 0). Confidence intervals resample whole sessions, because clips of one
-session are alike. Thresholds are tuned on validation only, and with restraint.
+session are alike.
 
-What this is not: plots, calibration, or a look at the test split (`evaluation.py`).
+What this is not: thresholds, calibration, comparisons (`statistics.py`), or a look at the test split (`evaluation.py`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +18,9 @@ import numpy.typing as npt
 Scores = npt.NDArray[np.floating]
 Targets = npt.NDArray[np.integer]
 
+DEFAULT_THRESHOLD = 0.5
 MIN_SESSIONS = 5
 """Fewer sessions than this give no confidence interval: there is too little to resample."""
-
-DEFAULT_THRESHOLD = 0.5
-SHRINKAGE_POSITIVES = 20
-"""A tuned threshold counts half as much as 0.5 when it rests on this many positive clips."""
 
 
 def confusion_counts(Y: Targets, predicted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -47,7 +45,7 @@ def macro_f1(Y: Targets, scores: Scores, thresholds: float | Scores = DEFAULT_TH
         scores: Probabilities, shape (N, C).
         thresholds: A label is predicted where its score is at least this; one for all, or (C,).
     """
-    return _mean_of_defined(f1_scores(confusion_counts(Y, scores >= thresholds)))
+    return float(macro_over_labels(f1_scores(confusion_counts(Y, scores >= thresholds))))
 
 
 def average_precision(y: Targets, scores: Scores) -> float:
@@ -58,57 +56,78 @@ def average_precision(y: Targets, scores: Scores) -> float:
     positives = int(y.sum())
     if positives == 0:
         return float("nan")
-    true_positives, predicted, _ = _operating_points(y, scores)
+    true_positives, predicted, _ = operating_points(y, scores)
     gained = np.diff(true_positives, prepend=0)
     return float((gained * true_positives / predicted).sum() / positives)
 
 
-def best_f1_threshold(y: Targets, scores: Scores) -> float | None:
-    """The exact threshold of highest F1, halfway between two neighbouring scores: two (N,).
-
-    Of equally good ones, the nearest to 0.5. None where there is nothing to choose: no positive, no negative, or
-    no threshold beats predicting the label everywhere.
-    """
-    positives = int(y.sum())
-    if positives in (0, len(y)):
-        return None
-    true_positives, predicted, values = _operating_points(y, scores)
-    f1 = 2 * true_positives / (predicted + positives)
-    if f1.max() <= f1[-1]:
-        return None
-    halfway = (values + np.append(values[1:], values[-1])) / 2
-    best = np.flatnonzero(f1 == f1.max())
-    return float(halfway[best[np.argmin(np.abs(halfway[best] - DEFAULT_THRESHOLD))]])
+def operating_points(
+    y: Targets, scores: Scores
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For each distinct score from high to low: true positives and predictions at or above it, and the score."""
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order].astype(np.float64)
+    last_of_ties = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    return np.cumsum(y[order], dtype=np.int64)[last_of_ties], last_of_ties + 1, ordered[last_of_ties]
 
 
-def tuned_thresholds(Y: Targets, scores: Scores) -> npt.NDArray[np.float64]:
-    """A threshold per label: the exact best of F1, drawn towards 0.5 the fewer positives it rests on.
-
-    With P positive clips the tuned threshold weighs P / (P + 20) and 0.5 the rest; where there is none
-    (`best_f1_threshold`), 0.5 stays. Measured on the test parts of two public sets, tuned on 60 or 130 clips, against
-    0.5 everywhere: emotions +.03 to +.07 macro-F1, scene -.002 to +.002; unshrunk, scene lost .012 to .027.
+def session_counts(
+    Y: Targets, predicted: npt.NDArray[np.bool_], sessions: npt.NDArray[np.str_]
+) -> npt.NDArray[np.int64]:
+    """Confusion counts of each session, in order of their names.
 
     Args:
-        Y: Validation targets, shape (N, C), 0 or 1.
-        scores: Validation probabilities, shape (N, C).
+        Y: Targets, shape (N, C), 0 or 1.
+        predicted: Predictions, shape (N, C), or (..., N, C) of many heads.
+        sessions: The session of each clip, shape (N,).
 
     Returns:
-        Thresholds, shape (C,), within [0, 1].
+        Shape (..., S, 3, C), as `confusion_counts`.
     """
-    thresholds = np.full(Y.shape[1], DEFAULT_THRESHOLD)
-    for label in range(Y.shape[1]):
-        best = best_f1_threshold(Y[:, label], scores[:, label])
-        if best is not None:
-            positives = int(Y[:, label].sum())
-            weight = positives / (positives + SHRINKAGE_POSITIVES)
-            thresholds[label] += weight * (best - DEFAULT_THRESHOLD)
-    return thresholds
+    order = np.argsort(sessions, kind="stable")
+    _, starts = np.unique(sessions[order], return_index=True)
+    on, chosen = Y[order].astype(bool), predicted[..., order, :]
+    kinds = [
+        np.add.reduceat(clips, starts, axis=-2, dtype=np.int64) for clips in (on & chosen, ~on & chosen, on & ~chosen)
+    ]
+    return np.stack(kinds, axis=-2)
+
+
+def macro_over_labels(f1: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean of the defined ones of each row: (..., C) -> (...), NaN where none is."""
+    defined = ~np.isnan(f1)
+    count = defined.sum(axis=-1)
+    return np.asarray(np.where(defined, f1, 0).sum(axis=-1) / np.where(count > 0, count, np.nan))
+
+
+def resampled_sessions(count: int, *, seed: int, resamples: int) -> npt.NDArray[np.int64]:
+    """How often each of S sessions is drawn when S are drawn with replacement: (resamples, S)."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def interval_of(resampled: npt.NDArray[np.float64], session_count: int) -> tuple[float, float]:
+    """The 95% interval that resampled values give: percentiles, taken wider the fewer sessions there were.
+
+    Plain percentiles of few sessions are too narrow. They are expanded as a t interval is against a normal one, and for
+    the spread that resampling S sessions lacks, sqrt(S / (S - 1)). Source: Hesterberg 2015,
+    https://doi.org/10.1080/00031305.2015.1089789. Values that are NaN are left out.
+    """
+    z, freedom = 1.959964, session_count - 1
+    t = (  # Student's quantile, by the Cornish-Fisher expansion: 2.77 for 4 degrees of freedom (exact 2.776)
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+    tail = 0.5 * math.erfc(t * math.sqrt(session_count / freedom) / math.sqrt(2))
+    low, high = np.quantile(resampled[~np.isnan(resampled)], [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def macro_f1_interval(
-    Y: Targets, predicted: npt.NDArray[np.bool_], sessions: npt.NDArray[np.str_], *, seed: int, resamples: int = 2000
+    Y: Targets, predicted: npt.NDArray[np.bool_], sessions: npt.NDArray[np.str_], *, seed: int, resamples: int = 10_000
 ) -> tuple[float, float] | None:
-    """95% percentile bootstrap interval of macro-F1, resampling sessions with replacement.
+    """95% bootstrap interval of macro-F1, resampling sessions with replacement (`interval_of`).
 
     In a resample, the macro average is of the labels that have a positive in it.
 
@@ -122,20 +141,11 @@ def macro_f1_interval(
     Returns:
         (low, high), or None with fewer than five sessions or no positive clip of any label.
     """
-    names, of_clip = np.unique(sessions, return_inverse=True)
-    if len(names) < MIN_SESSIONS or not Y.any():
+    counts = session_counts(Y, predicted, sessions)
+    if len(counts) < MIN_SESSIONS or not Y.any():
         return None
-    counts = np.zeros((len(names), 3, Y.shape[1]))
-    for session in range(len(names)):
-        here = of_clip == session
-        counts[session] = confusion_counts(Y[here], predicted[here])
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    f1 = f1_scores(np.tensordot(drawn, counts, axes=1))  # (resamples, C)
-    defined = ~np.isnan(f1)
-    has_any = defined.any(axis=1)
-    macro = np.where(defined, f1, 0).sum(axis=1)[has_any] / defined.sum(axis=1)[has_any]
-    low, high = np.quantile(macro, [0.025, 0.975])
-    return float(low), float(high)
+    drawn = resampled_sessions(len(counts), seed=seed, resamples=resamples)
+    return interval_of(macro_over_labels(f1_scores(np.tensordot(drawn, counts, axes=1))), len(counts))
 
 
 def metrics_document(
@@ -152,8 +162,8 @@ def metrics_document(
 
     Args:
         Y: Targets, shape (N, C), 0 or 1.
-        scores: Probabilities, shape (N, C).
-        thresholds: Shape (C,).
+        scores: Probabilities, shape (N, C); a label with a NaN was not scored and is undefined.
+        thresholds: Shape (C,), or (N, C) where clips have thresholds of their own; the document names the mean.
         sessions: The session of each clip, shape (N,).
         labels: Names of the C labels.
         split: The split's name.
@@ -164,24 +174,28 @@ def metrics_document(
     """
     predicted = scores >= thresholds
     counts = confusion_counts(Y, predicted)
-    f1 = f1_scores(counts)
+    is_scored = np.asarray(~np.isnan(scores).any(axis=0))
+    is_defined = np.asarray(is_scored & Y.any(axis=0))
+    f1 = np.where(is_defined, f1_scores(counts), np.nan)
+    mean_thresholds = thresholds if thresholds.ndim == 1 else thresholds.mean(axis=0)
     per_class = {}
     for at, label in enumerate(labels):
         true_positives, false_positives, false_negatives = (int(count) for count in counts[:, at])
         support = true_positives + false_negatives
+        defined = bool(is_defined[at])
         per_class[label] = {
-            "f1": float(f1[at]) if support else None,
-            "precision": _ratio(true_positives, true_positives + false_positives) if support else None,
-            "recall": _ratio(true_positives, support),
-            "average_precision": average_precision(Y[:, at], scores[:, at]) if support else None,
-            "threshold": float(thresholds[at]),
+            "f1": float(f1[at]) if defined else None,
+            "precision": _ratio(true_positives, true_positives + false_positives) if defined else None,
+            "recall": _ratio(true_positives, support) if defined else None,
+            "average_precision": average_precision(Y[:, at], scores[:, at]) if defined else None,
+            "threshold": float(mean_thresholds[at]) if is_scored[at] else None,
             "support": support,
         }
-    undefined = [label for label in labels if per_class[label]["support"] == 0]
-    interval = macro_f1_interval(Y, predicted, sessions, seed=seed)
+    undefined = [label for label, defined in zip(labels, is_defined, strict=True) if not defined]
+    interval = macro_f1_interval(Y[:, is_scored], predicted[:, is_scored], sessions, seed=seed)
     session_count = len(np.unique(sessions))
     document: dict[str, Any] = {
-        "macro_f1": _mean_of_defined(f1) if len(undefined) < len(labels) else None,
+        "macro_f1": float(macro_over_labels(f1)) if len(undefined) < len(labels) else None,
         "macro_f1_ci95": None if interval is None else list(interval),
         "per_class": per_class,
         "undefined": undefined,
@@ -191,26 +205,12 @@ def metrics_document(
     }
     if interval is None:
         document["macro_f1_ci95_reason"] = (
-            f"an interval needs at least {MIN_SESSIONS} sessions to resample, but {split} has {session_count}"
+            f"an interval needs at least {MIN_SESSIONS} sessions to resample, but {split} has {session_count}; "
+            "score every session instead: featurecache evaluate --leave-one-session-out"
             if session_count < MIN_SESSIONS
             else f"no label has a positive clip in {split}"
         )
     return document
-
-
-def _operating_points(
-    y: Targets, scores: Scores
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """For each distinct score from high to low: true positives and predictions at or above it, and the score."""
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order].astype(np.float64)
-    last_of_ties = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    return np.cumsum(y[order], dtype=np.int64)[last_of_ties], last_of_ties + 1, ordered[last_of_ties]
-
-
-def _mean_of_defined(f1: npt.NDArray[np.float64]) -> float:
-    defined = f1[~np.isnan(f1)]
-    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def _ratio(part: int, whole: int) -> float | None:

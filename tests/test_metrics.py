@@ -1,4 +1,4 @@
-"""Metrics: parity with scikit-learn, exact thresholds, undefined labels, intervals over sessions."""
+"""Metrics: parity with scikit-learn, undefined labels, intervals over sessions."""
 
 import json
 
@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.stats import norm, t
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
 from heads.metrics import (
     average_precision,
-    best_f1_threshold,
     confusion_counts,
     f1_scores,
+    interval_of,
     macro_f1,
     macro_f1_interval,
     metrics_document,
-    tuned_thresholds,
+    session_counts,
 )
 
 LABELS = ("ventilation", "suction", "stimulation")
@@ -69,47 +70,6 @@ def test_document_equals_scikit_learn_when_scores_are_defined(data: tuple[np.nda
         assert np.isnan(macro_f1(Y, scores, thresholds))
 
 
-@given(targets_and_scores(columns=1))
-def test_best_f1_threshold_is_beaten_by_no_other(data: tuple[np.ndarray, np.ndarray]) -> None:
-    y, scores = data[0][:, 0], data[1][:, 0]
-    every = [f1_score(y, scores >= t, zero_division=0) for t in np.append(np.unique(scores), 2)]
-    always = f1_score(y, np.ones(len(y)), zero_division=0)
-    found = best_f1_threshold(y, scores)
-    if found is None:
-        assert y.sum() in (0, len(y)) or max(every) == pytest.approx(always)
-    else:
-        assert f1_score(y, scores >= found) == pytest.approx(max(every))
-        assert max(every) > always
-        assert found not in scores
-
-
-@pytest.mark.parametrize(
-    ("scores", "nearest"), [([0.9, 0.6, 0.55, 0.5, 0.3, 0.1], 0.4), ([0.6, 0.5, 0.45, 0.2, 0.1, 0.0], 0.55)]
-)
-def test_best_f1_threshold_is_nearest_to_a_half_when_several_are_best(scores: list[float], nearest: float) -> None:
-    y = np.array([1, 0, 0, 1, 0, 0])  # one predicted, TP 1: F1 2/3; four predicted, TP 2: F1 2/3
-    assert best_f1_threshold(y, np.array(scores)) == pytest.approx(nearest)
-
-
-def test_tuned_thresholds_move_from_a_half_the_more_positives_there_are() -> None:
-    def tuned(repeats: int) -> float:
-        y = np.tile([1, 1, 0, 0, 0, 0], repeats)
-        scores = np.tile([0.3, 0.3, 0.1, 0.1, 0.1, 0.1], repeats)
-        return float(tuned_thresholds(y[:, None], scores[:, None])[0])
-
-    assert tuned(1) == pytest.approx(0.5 - 0.3 * 2 / 22)
-    assert tuned(10) == pytest.approx(0.35)
-    assert tuned(10_000) == pytest.approx(0.2, abs=1e-3)
-
-
-@pytest.mark.parametrize("positives", [0, 6])
-def test_tuned_thresholds_stay_at_a_half_when_there_is_nothing_to_choose(positives: int) -> None:
-    y = (np.arange(6) < positives).astype(np.int8)[:, None]
-    assert tuned_thresholds(y, np.linspace(0, 1, 6)[:, None]) == [0.5]
-    half = np.array([[1], [0], [1], [0], [1], [0]])
-    assert tuned_thresholds(half, np.full((6, 1), 0.3)) == [0.5]
-
-
 def test_f1_scores_work_on_stacks_of_counts() -> None:
     Y, scores, _ = random_predictions(4)
     counts = confusion_counts(Y, scores >= 0.5)
@@ -121,18 +81,58 @@ def test_average_precision_is_the_prevalence_when_all_scores_are_equal() -> None
     assert average_precision(y, np.full(5, 0.3)) == pytest.approx(0.4)
 
 
-def test_macro_f1_interval_equals_a_plain_bootstrap_over_sessions() -> None:
+def test_macro_f1_interval_equals_a_plain_bootstrap_over_sessions_but_for_its_width() -> None:
     Y, scores, sessions = random_predictions(8)
     predicted = scores >= 0.5
-    low, high = macro_f1_interval(Y, predicted, sessions, seed=0, resamples=4000)
+    low, high = macro_f1_interval(Y, predicted, sessions, seed=0)
     random = np.random.default_rng(1)
     values = []
-    for _ in range(600):
+    for _ in range(800):
         rows = np.concatenate([np.flatnonzero(sessions == s) for s in random.choice(np.unique(sessions), 8)])
         values.append(f1_score(Y[rows], predicted[rows], average="macro"))
-    assert [low, high] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.012)
+    tail = norm.cdf(-t.ppf(0.975, 7) * (8 / 7) ** 0.5)
+    assert [low, high] == pytest.approx(np.quantile(values, [tail, 1 - tail]), abs=0.015)
     assert low < macro_f1(Y, scores) < high
-    assert (low, high) == macro_f1_interval(Y, predicted, sessions, seed=0, resamples=4000)
+    assert (low, high) == macro_f1_interval(Y, predicted, sessions, seed=0)
+
+
+@pytest.mark.parametrize("sessions", [5, 6, 12, 200])
+def test_interval_of_is_a_t_interval_when_values_are_normal(sessions: int) -> None:
+    values = np.append(norm.ppf((np.arange(200_000) + 0.5) / 200_000), np.nan)
+    wide = t.ppf(0.975, sessions - 1) * (sessions / (sessions - 1)) ** 0.5
+    assert interval_of(values, sessions) == pytest.approx((-wide, wide), rel=0.01)
+
+
+@given(targets_and_scores(), st.integers(1, 5))
+def test_session_counts_add_up_to_those_of_each_session(data: tuple[np.ndarray, np.ndarray], most: int) -> None:
+    Y, scores = data
+    sessions = np.array([f"s{row * 7 % most}" for row in range(len(Y))])
+    both = np.stack([scores >= 0.5, scores >= 0.2])  # two heads
+    counts = session_counts(Y, both, sessions)
+    for head, predicted in enumerate(both):
+        for at, name in enumerate(np.unique(sessions)):
+            here = sessions == name
+            assert (counts[head, at] == confusion_counts(Y[here], predicted[here])).all()
+
+
+def test_document_leaves_a_label_undefined_when_it_was_not_scored() -> None:
+    Y, scores, sessions = random_predictions(6)
+    scores[3, 1] = np.nan
+    document = metrics_document(Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="test")
+    assert document["undefined"] == ["suction"]
+    suction = document["per_class"]["suction"]
+    assert suction["support"] == Y[:, 1].sum()
+    assert {suction[name] for name in ("f1", "precision", "recall", "average_precision", "threshold")} == {None}
+    assert document["macro_f1"] == pytest.approx(macro_f1(Y[:, ::2], scores[:, ::2]))
+    assert document["macro_f1_ci95"][0] < document["macro_f1"] < document["macro_f1_ci95"][1]
+
+
+def test_document_compares_each_clip_with_its_own_thresholds_when_it_has_some() -> None:
+    Y, scores, sessions = random_predictions(6)
+    own = np.random.default_rng(1).uniform(0.2, 0.8, Y.shape)
+    document = metrics_document(Y, scores, own, sessions, labels=LABELS, split="test")
+    assert document["macro_f1"] == pytest.approx(f1_score(Y, scores >= own, average="macro"))
+    assert document["per_class"]["suction"]["threshold"] == pytest.approx(own[:, 1].mean())
 
 
 def test_macro_f1_interval_is_wider_when_clips_of_a_session_are_alike() -> None:
@@ -154,6 +154,7 @@ def test_document_has_no_interval_but_a_reason_when_sessions_are_few() -> None:
     document = metrics_document(Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="test")
     assert document["macro_f1_ci95"] is None
     assert "at least 5 sessions to resample, but test has 4" in document["macro_f1_ci95_reason"]
+    assert "evaluate --leave-one-session-out" in document["macro_f1_ci95_reason"]
 
 
 def test_document_is_the_contract_when_written_as_json() -> None:

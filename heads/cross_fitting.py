@@ -1,0 +1,130 @@
+"""Scores of clips by heads that never saw their session, and what is made of them.
+
+Notable choices: the heads come from a callable, so any engine serves. A label that some training part lacks (all its
+positives lie in one session) cannot be scored out of session: its scores are NaN throughout, and it counts as
+undefined. Training clips that overlap or touch held-out ones in the same recording are left out of that fit.
+
+What this is not: a way to choose settings; whoever chose them on some of these sessions must say so (`CHOSEN_HERE`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.errors import TrainingDataError
+from featurecache.leakage import touching
+from heads.folds import Folds, session_folds
+from heads.metrics import metrics_document
+from heads.thresholds import tuned_thresholds
+
+Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.floating]
+Targets = npt.NDArray[np.integer]
+
+LEAVE_ONE_SESSION_OUT = "leave-one-session-out"
+CHOSEN_HERE = (
+    "the settings were chosen on some of these sessions, so this score is too kind; it shows how they do without "
+    "each session's labels, not how a search would do on new ones"
+)
+
+
+class FitScores(Protocol):
+    """Fits a head on some clips and scores others; holds the features itself."""
+
+    def __call__(self, train: Rows, Y_train: Targets, held_out: Rows) -> Scores:
+        """Rows (M,), their targets (M, C') of the learnable labels, rows (R,) -> probabilities (R, C')."""
+
+
+def cross_fitted_scores(
+    fit_scores: FitScores, Y: Targets, fold_of: Folds, *, clip_ids: Sequence[str] | None = None
+) -> npt.NDArray[np.float64]:
+    """Scores of each clip by a head that was fitted without its fold.
+
+    Args:
+        fit_scores: Fits and scores.
+        Y: Targets, shape (N, C), 0 or 1.
+        fold_of: Fold of each clip, shape (N,), from `session_folds`.
+        clip_ids: N clip ids; where given, training clips that overlap or touch held-out ones are left out.
+
+    Returns:
+        Shape (N, C); NaN for a label that is never or always on in some training part.
+
+    Raises:
+        TrainingDataError: If that holds for every label.
+    """
+    parts = _parts(fold_of, clip_ids)
+    learnable = learnable_labels(Y, fold_of, clip_ids=clip_ids)
+    if not learnable.any():
+        raise TrainingDataError(
+            f"some label must be on and off in every training part, but of {Y.shape[1]} labels each is missing in one "
+            f"of the {len(parts)} parts. Annotate more sessions with these labels."
+        )
+    scores = np.full(Y.shape, np.nan)
+    for train, held_out in parts:
+        scores[np.ix_(held_out, learnable)] = fit_scores(train, Y[train][:, learnable], held_out)
+    return scores
+
+
+def learnable_labels(Y: Targets, fold_of: Folds, *, clip_ids: Sequence[str] | None = None) -> npt.NDArray[np.bool_]:
+    """Labels that are on in some and off in other clips of every training part; arguments as above: (C,)."""
+    positives = [(Y[train].sum(axis=0), len(train)) for train, _ in _parts(fold_of, clip_ids)]
+    return np.asarray(np.all([(count > 0) & (count < size) for count, size in positives], axis=0))
+
+
+def _parts(fold_of: Folds, clip_ids: Sequence[str] | None) -> list[tuple[Rows, Rows]]:
+    """Rows to train on and rows held out, fold by fold."""
+    parts = []
+    for fold in range(int(fold_of.max()) + 1):
+        held_out, train = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+        if clip_ids is not None:
+            beside = touching(*([clip_ids[row] for row in rows.tolist()] for rows in (train, held_out)))
+            train = train[~beside]
+        parts.append((train, held_out))
+    return parts
+
+
+def leave_one_session_out(
+    fit_scores: FitScores,
+    Y: Targets,
+    sessions: npt.NDArray[np.str_],
+    *,
+    labels: Sequence[str],
+    clip_ids: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Scores of given settings, refitted once for each session without it; predictions are pooled.
+
+    A session's thresholds come from the other sessions' scores, as validation would give them.
+
+    Args:
+        fit_scores: Fits a head with the settings and scores clips.
+        Y: Targets, shape (N, C), 0 or 1, of all labelled sessions.
+        sessions: The session of each clip, shape (N,).
+        labels: Names of the C labels.
+        clip_ids: As `cross_fitted_scores`.
+        seed: Of the confidence interval.
+
+    Returns:
+        The document of `*_metrics.json`, whose `threshold` is the mean over sessions, with a `caveat`, and
+        `not_learnable`: labels that are undefined because one session alone has all positives (or negatives).
+
+    Raises:
+        SettingsError: If there is one session only.
+        TrainingDataError: If no label can be learned without some session.
+    """
+    fold_of = session_folds(Y, sessions)
+    scores = cross_fitted_scores(fit_scores, Y, fold_of, clip_ids=clip_ids)
+    scored = np.asarray(~np.isnan(scores).any(axis=0))
+    thresholds = np.full((fold_of.max() + 1, Y.shape[1]), np.nan)
+    for session in range(len(thresholds)):
+        others = fold_of != session
+        thresholds[session, scored] = tuned_thresholds(
+            Y[others][:, scored], scores[others][:, scored], sessions[others]
+        )
+    metrics = metrics_document(
+        Y, scores, thresholds[fold_of], sessions, labels=labels, split=LEAVE_ONE_SESSION_OUT, seed=seed
+    )
+    not_learnable = [label for label, has_scores in zip(labels, scored.tolist(), strict=True) if not has_scores]
+    return {**metrics, "not_learnable": not_learnable, "caveat": CHOSEN_HERE}

@@ -1,0 +1,110 @@
+"""One head fitted with given settings, by the solver they name.
+
+What this is not: many heads at once (`training.py`, `convex.py`), a search, or anything that writes files.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from heads.basis import DEFAULT_AXES, Basis
+from heads.convex import GridPoint, solve_grid
+from heads.cross_fitting import FitScores, Rows, Scores, Targets
+from heads.data import LabelledFeatures
+from heads.models import Head, LinearHead, head_scores
+from heads.settings import HeadSettings
+from heads.training import fit_heads
+from heads.training_clips import TrainingClips, View
+
+TOLERANCE = 1e-6
+"""Of the objective; puts scores within .003 of the optimum's, where a search is content with .02."""
+MAX_ITERATIONS = 1000
+
+
+def fit_head(
+    X: npt.NDArray[np.floating],
+    Y: Targets,
+    settings: HeadSettings,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    part_widths: Sequence[int] | None = None,
+) -> Head:
+    """Fits one head.
+
+    Args:
+        X: Features, shape (N, D), or (N, T, D) of frames, float16 or float32.
+        Y: Targets, shape (N, C), 0 or 1.
+        settings: Of the head.
+        seed: Of data order, initial weights and dropout; the convex solver draws nothing.
+        device: Where to train: `cpu`, `cuda`, ...
+        part_widths: Widths of the kept features that stand side by side in X; None for one.
+
+    Returns:
+        The head, on the CPU; takes features as they are given here.
+
+    Raises:
+        TrainingDataError: If a label is never or always on.
+        SettingsError: If training diverges, or the convex solver does not converge.
+    """
+    clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths)
+    if settings.solver == "convex":
+        return _solved(clips, X, Y, settings, device)
+    (fitted,) = fit_heads(clips, [settings])
+    if fitted.head is None:
+        raise fitted.diverged_error()
+    return fitted.head
+
+
+def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
+    """The optimum of the convex solver's settings on the clips of a basis; `components` are its leading axes.
+
+    Args:
+        basis: Of the training clips, with the settings' normalisation.
+        Y: Their targets, shape (N, C), 0 or 1.
+        settings: Of the head.
+
+    Raises:
+        SettingsError: If it does not converge.
+    """
+    point = GridPoint(
+        l2=settings.l2,
+        positive_weight_exponent=settings.positive_weight_exponent,
+        positive_weight_scale=settings.positive_weight_scale,
+        label_smoothing=settings.label_smoothing,
+    )
+    components = min(settings.components, basis.axes.shape[1])  # fewer clips may have a lower rank
+    grid = solve_grid(basis, Y, [point], components=components, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
+    return grid.head(np.zeros(Y.shape[1], np.int64))
+
+
+def _solved(clips: TrainingClips, X: npt.NDArray[np.floating], Y: Targets, settings: HeadSettings, device: str) -> Head:
+    front = clips.front(View(settings.normalization, 0))
+    components = settings.components or DEFAULT_AXES
+    return solve_head(Basis.fit(X, front, components=components, device=device), Y, settings)
+
+
+def refitting(
+    data: LabelledFeatures,
+    settings: HeadSettings,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    part_widths: Sequence[int] | None = None,
+) -> FitScores:
+    """What cross-fitting and the permutation check call: fits a head of these settings on some rows, scores others.
+
+    Args:
+        data: All clips.
+        settings: Of the heads.
+        seed: As `fit_head`.
+        device: As `fit_head`.
+        part_widths: As `fit_head`.
+    """
+
+    def fit_scores(train: Rows, Y_train: Targets, held_out: Rows) -> Scores:
+        head = fit_head(data.X[train], Y_train, settings, seed=seed, device=device, part_widths=part_widths)
+        return head_scores(head, data.X[held_out])
+
+    return fit_scores

@@ -1,0 +1,117 @@
+"""Inner folds: sessions dealt into folds of like size and like labels, a session never cut.
+
+Notable choices: what counts first is that every fold's training part (all other folds) has a positive and a negative
+of every label, wherever two sessions have them; then that every fold has a positive to score; then equal shares of
+every label and of the clips. The folds depend on the sessions' names, their counts and the seed alone: not on the
+order of rows, and on no library's random stream.
+
+What this is not: the outer split into train, validation and test (`featurecache.splits`).
+"""
+
+import hashlib
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.errors import SettingsError
+
+Folds = npt.NDArray[np.int64]
+
+_STARTS = 4
+_SWAPS_UP_TO = 100  # sessions; with more of them single moves balance well enough
+_UNLEARNABLE, _UNSCORABLE = 1e3, 1.0
+
+
+def session_folds(
+    Y: npt.NDArray[np.integer], sessions: npt.NDArray[np.str_], *, count: int | None = None, seed: int = 0
+) -> Folds:
+    """Assigns every clip the fold that its session is in.
+
+    Args:
+        Y: Targets, shape (N, C), 0 or 1.
+        sessions: The session of each clip, shape (N,).
+        count: Folds; None for one per session (leave one session out), in order of their names.
+        seed: Chooses among assignments that are alike.
+
+    Returns:
+        Fold of each clip, shape (N,), 0 to count - 1; each has a session.
+
+    Raises:
+        SettingsError: If there are fewer than two folds, or fewer sessions than folds.
+    """
+    names, of_clip = np.unique(sessions, return_inverse=True)
+    folds = len(names) if count is None else count
+    if not 2 <= folds <= len(names):
+        raise SettingsError(
+            f"folds must be at least 2 and have a session each, but {folds} folds are asked of {len(names)} sessions. "
+            "Ask for fewer folds, or annotate more sessions."
+        )
+    if folds == len(names):
+        return np.asarray(of_clip, np.int64)
+    counts = np.zeros((len(names), 2 * Y.shape[1] + 1), np.int64)  # (S, 2C + 1): positives, negatives, clips
+    np.add.at(counts, of_clip, np.concatenate([Y, 1 - Y, np.ones((len(Y), 1))], axis=1).astype(np.int64))
+    starts = [_dealt(names, folds, f"{seed}/{start}") for start in range(_STARTS)]
+    best = min((_descended(counts, start, folds) for start in starts), key=lambda found: found[0])[1]
+    return np.asarray(best[of_clip], np.int64)
+
+
+def _dealt(names: npt.NDArray[np.str_], folds: int, salt: str) -> Folds:
+    """Sessions in an order that the salt gives, dealt to the folds in turn: (S,)."""
+    order = sorted(range(len(names)), key=lambda s: hashlib.sha256(f"{salt}/{names[s]}".encode()).digest())
+    assigned = np.empty(len(names), np.int64)
+    assigned[order] = np.arange(len(names)) % folds
+    return assigned
+
+
+def _descended(counts: npt.NDArray[np.int64], start: Folds, folds: int) -> tuple[float, Folds]:
+    """Moves one session or swaps two as long as that helps; the cost reached, and the assignment (S,)."""
+    assigned, session_count = start.copy(), len(start)
+    label_count = counts.shape[1] // 2
+    moves = [(s, s, goal) for s in range(session_count) for goal in range(folds)]
+    swaps = itertools.combinations(range(session_count), 2) if session_count <= _SWAPS_UP_TO else ()
+    one, other, goal = np.array([*moves, *((a, b, -1) for a, b in swaps)], np.int64).T
+    sums = np.zeros((folds, counts.shape[1]), np.int64)
+    np.add.at(sums, assigned, counts)
+    cost = float(_cost(sums[None], label_count)[0])
+    while True:
+        target = np.where(goal >= 0, goal, assigned[other])
+        amount = counts[one] - np.where((goal >= 0)[:, None], 0, counts[other])  # (M, 2C + 1), to the target
+        useful = np.flatnonzero(target != assigned[one])
+        costs = np.concatenate(
+            [
+                _cost(_changed(sums, amount[part], assigned[one[part]], target[part]), label_count)
+                for part in np.array_split(useful, -(-len(useful) // 1024))
+            ]
+        )
+        at = useful[int(costs.argmin())]
+        if costs.min() >= cost:
+            return cost, assigned
+        sums = _changed(sums, amount[[at]], assigned[one[[at]]], target[[at]])[0]
+        cost = float(costs.min())
+        if goal[at] < 0:
+            assigned[other[at]] = assigned[one[at]]
+        assigned[one[at]] = target[at]
+
+
+def _changed(
+    sums: npt.NDArray[np.int64], amount: npt.NDArray[np.int64], origin: Folds, target: Folds
+) -> npt.NDArray[np.int64]:
+    """Sums (F, 2C + 1) after each of M transfers: (M, F, 2C + 1)."""
+    changed = np.repeat(sums[None], len(amount), axis=0)
+    every = np.arange(len(amount))
+    changed[every, origin] -= amount
+    changed[every, target] += amount
+    return changed
+
+
+def _cost(sums: npt.NDArray[np.int64], label_count: int) -> npt.NDArray[np.float64]:
+    """What is wrong with M assignments, from their sums (M, F, 2C + 1): shape (M,). Shares leave no fold empty."""
+    totals = sums.sum(axis=1, keepdims=True)
+    classes, folds = slice(0, 2 * label_count), sums.shape[1]
+    present = totals > 0
+    unlearnable = ((sums == totals) & present)[..., classes].sum(axis=(1, 2))
+    unscorable = ((sums == 0) & present)[..., :label_count].sum(axis=(1, 2))
+    off = ((sums / np.maximum(totals, 1) - 1 / folds) ** 2).sum(axis=1)
+    shares = off[:, :label_count].sum(axis=1) / max(label_count, 1) + 0.5 * off[:, -1]
+    return np.asarray(np.round(_UNLEARNABLE * unlearnable + _UNSCORABLE * unscorable + shares, 9), np.float64)

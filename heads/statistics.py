@@ -1,0 +1,178 @@
+"""Statistics over sessions: two sets of predictions compared, the spread over seeds and folds, and what choosing costs.
+
+Notable choices: the session is the unit of chance throughout, because clips of one session are alike. All three work
+on confusion counts per session (`metrics.session_counts`), so a resample is one product. Two bundles are compared on
+the same clips: an interval by resampling sessions, and a p value by exchanging the two within sessions, exact where
+there are few. The score of the best of many trials is too kind; how much is estimated by choosing on resampled
+sessions and scoring on those left out (bootstrap bias-corrected cross-validation, Tsamardinos et al. 2018,
+https://doi.org/10.1007/s10994-018-5714-4), with the counts of all resamples pooled, since F1 of few clips is biased.
+
+What this is not: a training of anything; `permutation.py` and `cross_fitting.py` fit.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heads.metrics import MIN_SESSIONS, f1_scores, interval_of, macro_over_labels, resampled_sessions
+
+Counts = npt.NDArray[np.integer]
+
+_EXACT_UP_TO = 14  # sessions: 2 ** 13 different exchanges
+_EXCHANGES = 10_000
+_AT_ONCE = 100  # resamples in memory at once
+
+
+def paired_comparison(ours: Counts, theirs: Counts, *, seed: int = 0, resamples: int = 10_000) -> dict[str, Any]:
+    """Whether one set of predictions has a higher macro-F1 than another on the same clips.
+
+    The p value is two-sided: the share of all ways to exchange the two within sessions whose difference is at least
+    as large. Its smallest possible value with S sessions is 2 / 2^S.
+
+    Args:
+        ours: Confusion counts per session, shape (S, 3, C).
+        theirs: The others', of the same clips in the same sessions, shape (S, 3, C).
+        seed: Of resampling and, with more than 14 sessions, of the exchanges drawn.
+        resamples: Of sessions, for the interval.
+
+    Returns:
+        JSON-ready: `difference` (ours minus theirs), `difference_ci95`, `p_value`, `smallest_p_value`, `n_sessions`;
+        with fewer than five sessions interval and p value are None, and `reason` says so; without a positive clip the
+        difference is None too.
+
+    Raises:
+        ValueError: If the two are not of the same clips.
+    """
+    _check_paired(ours, theirs)
+    session_count = len(ours)
+    difference = _macro(ours.sum(axis=0)) - _macro(theirs.sum(axis=0))
+    document: dict[str, Any] = {
+        "difference": None if np.isnan(difference) else float(difference),
+        "difference_ci95": None,
+        "p_value": None,
+        "smallest_p_value": 2.0 ** (1 - min(session_count, 1000)),
+        "n_sessions": session_count,
+    }
+    if session_count < MIN_SESSIONS or np.isnan(difference):
+        found = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
+        return document | {"reason": f"a comparison needs at least {MIN_SESSIONS} sessions with positives, but {found}"}
+    drawn = resampled_sessions(session_count, seed=seed, resamples=resamples)
+    differences = _macro(np.tensordot(drawn, ours, axes=1)) - _macro(np.tensordot(drawn, theirs, axes=1))
+    return document | {
+        "difference_ci95": list(interval_of(differences, session_count)),
+        "p_value": _exchange_p(ours, theirs, float(difference), seed),
+    }
+
+
+def _exchange_p(ours: Counts, theirs: Counts, difference: float, seed: int) -> float:
+    session_count = len(ours)
+    if session_count <= _EXACT_UP_TO:
+        # The first session stays: exchanging all gives the same difference with the other sign.
+        numbers = np.arange(2 ** (session_count - 1))
+        exchanged = (numbers[:, None] >> np.arange(session_count)) & 1  # (E, S)
+    else:
+        exchanged = np.random.default_rng((seed, 1)).integers(0, 2, (_EXCHANGES, session_count))
+        exchanged[0] = 0  # as observed
+    gap = theirs - ours
+    both = ours + theirs
+    first = ours.sum(axis=0) + np.tensordot(exchanged, gap, axes=1)  # (E, 3, C)
+    differences = _macro(first) - _macro(both.sum(axis=0) - first)
+    return float((np.abs(differences) >= abs(difference) - 1e-12).mean())
+
+
+def seed_fold_spread(values: npt.NDArray[np.floating]) -> dict[str, Any]:
+    """How much a score varies over seeds and over folds.
+
+    Args:
+        values: Scores, shape (seeds, folds); NaN where undefined.
+
+    Returns:
+        JSON-ready: `mean` of the defined ones; `sd_over_seeds` and `sd_over_folds`, each the standard deviation of the
+        means over the other; `lowest`, `highest`; `undefined`, how many are. None where fewer than two are defined
+        (for a spread) or none is.
+    """
+    defined = values[~np.isnan(values)]
+    return {
+        "mean": float(defined.mean()) if len(defined) else None,
+        "sd_over_seeds": _deviation(values),
+        "sd_over_folds": _deviation(values.T),
+        "lowest": float(defined.min()) if len(defined) else None,
+        "highest": float(defined.max()) if len(defined) else None,
+        "undefined": int(np.isnan(values).sum()),
+    }
+
+
+def _deviation(values: npt.NDArray[np.floating]) -> float | None:
+    """Of the rows' means; a row without a defined value is left out."""
+    means = macro_over_labels(values.astype(np.float64))
+    means = means[~np.isnan(means)]
+    return float(means.std(ddof=1)) if len(means) > 1 else None
+
+
+def selection_optimism(
+    counts: Counts, *, per_label: bool = False, seed: int = 0, resamples: int = 500
+) -> dict[str, Any]:
+    """How much too kind the best trial's score is, because it was chosen as the best.
+
+    Measured on simulated trials (30 trials, 10 sessions, best / corrected / truth): alike .668 / .622 / .622, unlike
+    .728 / .703 / .712. So it errs on the cautious side: resampled sessions are fewer, and choose less well.
+
+    Args:
+        counts: Confusion counts of T trials in S sessions that none of them trained on, shape (T, S, 3, C): those of
+            out-of-fold or validation predictions.
+        per_label: Whether a trial was chosen for each label by its F1, instead of one for all by macro-F1.
+        seed: Of the resampling.
+        resamples: How often trials are chosen anew.
+
+    Returns:
+        JSON-ready: `best` (the chosen trial's macro-F1), `corrected` (what to expect of it elsewhere), `optimism` (the
+        difference), `n_trials`, `n_sessions`. With fewer than five sessions or no positive, `corrected` and `optimism`
+        are None and `reason` says so.
+    """
+    trial_count, session_count = counts.shape[:2]
+    f1 = f1_scores(counts.sum(axis=1))  # (T, C)
+    best = float(macro_over_labels(f1.max(axis=0) if per_label else f1[_best(f1)]))
+    document: dict[str, Any] = {
+        "best": None if math.isnan(best) else best,
+        "corrected": None,
+        "optimism": None,
+        "n_trials": trial_count,
+        "n_sessions": session_count,
+    }
+    if session_count < MIN_SESSIONS or math.isnan(best):
+        found = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
+        return document | {"reason": f"optimism needs at least {MIN_SESSIONS} sessions with positives, but {found}"}
+    drawn = resampled_sessions(session_count, seed=seed, resamples=resamples)
+    pooled = np.zeros(counts.shape[2:], np.int64)  # (3, C)
+    labels = np.arange(counts.shape[3])
+    for part in np.array_split(drawn, -(-resamples // _AT_ONCE)):
+        inside = f1_scores(np.tensordot(part, counts, axes=(1, 1)))  # (R, T, C)
+        outside = np.tensordot(part == 0, counts, axes=(1, 1))  # (R, T, 3, C)
+        if per_label:
+            chosen = np.where(np.isnan(inside), -1, inside).argmax(axis=1)  # (R, C)
+            pooled += outside[np.arange(len(part))[:, None], chosen, :, labels].sum(axis=0).T
+        else:
+            pooled += outside[np.arange(len(part)), _best(inside)].sum(axis=0)
+    corrected = float(_macro(pooled))
+    return document | {"corrected": corrected, "optimism": best - corrected}
+
+
+def _best(f1: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The first trial of highest macro-F1: (..., T, C) -> (...). All trials have the same labels defined."""
+    macro = macro_over_labels(f1)
+    return np.asarray(np.where(np.isnan(macro), -1, macro).argmax(axis=-1), np.int64)
+
+
+def _macro(counts: Counts) -> npt.NDArray[np.float64]:
+    return macro_over_labels(f1_scores(counts))
+
+
+def _check_paired(ours: Counts, theirs: Counts) -> None:
+    same_shape = ours.shape == theirs.shape
+    if not same_shape or not (ours[:, 0] + ours[:, 2] == theirs[:, 0] + theirs[:, 2]).all():
+        raise ValueError(
+            "two sets of predictions must be of the same clips, but their sessions have different positives "
+            f"(shapes {ours.shape} and {theirs.shape}). Score both on one table."
+        )

@@ -1,0 +1,100 @@
+"""Evaluation: what a document says of looks, splits and calibration; comparing bundles; leaving one session out."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurecache.errors import BundleError, SettingsError
+from heads.bundle import Bundle
+from heads.calibration import fit_calibration
+from heads.data import LabelledFeatures
+from heads.evaluation import Evaluation, compare_evaluations, evaluate_bundle, evaluate_without_each_session
+from heads.fitting import refitting
+from heads.settings import HeadSettings
+from tests.test_bundle import LABELS, SPACE, held_out, make_bundle
+
+FORCED = {"split_level": "clip", "split_warning": "splits cut sessions"}
+
+
+def evaluated(bundle: Bundle, data: LabelledFeatures, log: Path, **options: Any) -> Evaluation:
+    return evaluate_bundle(bundle, data, split="test", fingerprint=SPACE.fingerprint, log=log, **options)
+
+
+def followed(bundle: Bundle) -> LabelledFeatures:
+    """Held-out clips whose targets are what the bundle says, but for one in five."""
+    data = held_out(sessions=8)
+    scores = bundle.scores(data.X, fingerprint=SPACE.fingerprint)
+    wrong = np.random.default_rng(0).random(scores.shape) < 0.2
+    return dataclasses.replace(data, Y=((scores >= bundle.thresholds) ^ wrong).astype(np.int8))
+
+
+def test_evaluate_bundle_says_in_the_document_which_look_it_was(tmp_path: Path) -> None:
+    first, second = (evaluated(make_bundle(), held_out(), tmp_path / "looks.jsonl") for _ in range(2))
+    assert (first.metrics["looks"], second.metrics["looks"]) == (1, 2)
+    assert "looks_warning" not in first.metrics
+    assert "too kind" in second.metrics["looks_warning"]
+
+
+def test_evaluate_bundle_writes_a_forced_split_into_the_document(tmp_path: Path) -> None:
+    metrics = evaluated(make_bundle(), held_out(), tmp_path / "looks.jsonl", leakage=FORCED).metrics
+    assert metrics.items() >= FORCED.items()
+
+
+def test_evaluate_bundle_adds_calibration_before_and_after_and_curves(tmp_path: Path) -> None:
+    bundle, data = make_bundle(), held_out()
+    scores = bundle.scores(data.X, fingerprint=SPACE.fingerprint)
+    calibration = fit_calibration(data.Y, scores)
+    metrics = evaluated(dataclasses.replace(bundle, calibration=calibration), data, tmp_path / "looks.jsonl").metrics
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    assert metrics["calibration"]["after"]["brier"] < metrics["calibration"]["before"]["brier"]
+    assert list(metrics["curves"]) == list(LABELS)
+    uncalibrated = dataclasses.replace(bundle, calibration=None)
+    assert evaluated(uncalibrated, data, tmp_path / "looks.jsonl").metrics["calibration"]["after"] is None
+
+
+def test_compare_evaluations_tells_the_better_bundle(tmp_path: Path) -> None:
+    good, other = make_bundle(), make_bundle(seed=1)
+    data = followed(good)
+    ours, theirs = (evaluated(bundle, data, tmp_path / "looks.jsonl") for bundle in (good, other))
+    comparison = compare_evaluations(ours, theirs)
+    assert comparison["difference"] == pytest.approx(ours.metrics["macro_f1"] - theirs.metrics["macro_f1"])
+    assert comparison["difference_ci95"][0] > 0
+    assert comparison["p_value"] == comparison["smallest_p_value"] == 2 / 2**8
+    assert theirs.looks == 2
+
+
+def test_compare_evaluations_is_refused_when_sessions_differ(tmp_path: Path) -> None:
+    ours, theirs = (evaluated(make_bundle(), held_out(count), tmp_path / "looks.jsonl") for count in (6, 7))
+    with pytest.raises(BundleError, match=r"in 6 sessions and the other .* in 7"):
+        compare_evaluations(ours, theirs)
+
+
+SETTINGS = HeadSettings(solver="convex", l2=0.1)
+
+
+def left_out(data: LabelledFeatures, log: Path, **options: Any) -> dict[str, Any]:
+    bundle = dataclasses.replace(make_bundle(), settings=SETTINGS)
+    fit_scores = refitting(data, SETTINGS)
+    return evaluate_without_each_session(fit_scores, data, bundle, test_sessions=["patient 1"], log=log, **options)
+
+
+def test_evaluate_without_each_session_learns_each_from_the_others_and_counts_as_a_look(tmp_path: Path) -> None:
+    log, data = tmp_path / "looks.jsonl", followed(make_bundle())
+    metrics = left_out(data, log, leakage=FORCED)
+    assert (metrics["split"], metrics["n_sessions"], metrics["looks"]) == ("leave-one-session-out", 8, 1)
+    assert metrics["macro_f1"] > 0.5
+    assert metrics["split_warning"] == FORCED["split_warning"]
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    assert left_out(data, log)["looks"] == 2
+    assert evaluated(make_bundle(), dataclasses.replace(data, sessions=np.full(80, "patient 1")), log).looks == 3
+
+
+def test_evaluate_without_each_session_is_refused_when_there_is_one(tmp_path: Path) -> None:
+    data = held_out(sessions=1)
+    with pytest.raises(SettingsError, match="of 1 sessions"):
+        left_out(data, tmp_path / "looks.jsonl")
+    assert not (tmp_path / "looks.jsonl").exists()
