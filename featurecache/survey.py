@@ -140,7 +140,7 @@ def _intervals_of(
         try:
             matches = matching_recordings(document, path, names)
             read = {
-                match.recording: _of_document(document, labels_from, tiers, span, match.time_origin_ms)
+                match.recording: document_intervals(document, labels_from, tiers, span, match.time_origin_ms)
                 for match in matches
             }
         except FeatureCacheError as error:
@@ -158,10 +158,10 @@ def _intervals_of(
     return found, left_out
 
 
-def _of_document(
+def document_intervals(
     document: EafDocument, labels_from: LabelsFrom, tiers: tuple[str, ...], span: str | None, origin_ms: int
 ) -> list[Interval]:
-    """Intervals of the tiers that this document has; a rare activity's tier may be missing in it."""
+    """Intervals of the tiers that this document has, in media time; a rare activity's tier may be missing in it."""
     here = tuple(name for name in tiers if name in document.tiers)
     own = (
         intervals(document, labels_from=labels_from, tiers=here, time_origin_ms=origin_ms) if here or not tiers else []

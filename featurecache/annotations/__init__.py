@@ -4,11 +4,12 @@ The rest of the toolkit sees `Interval`; identifiers, tiers and time origins sta
 """
 
 from featurecache.annotations.document import EafDocument, MediaDescriptor, Tier
-from featurecache.annotations.eaf import read_eaf, save_eaf
+from featurecache.annotations.eaf import eaf_bytes, read_eaf, save_eaf
 from featurecache.annotations.eaf_writer import add_tier, new_document, write_eaf
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.labels import LabelProposal, intervals, propose_labels
 from featurecache.annotations.media import MediaMatch, matching_recordings
+from featurecache.annotations.predictions import add_predictions, predicted_intervals
 from featurecache.annotations.table import AnnotationTable, read_csv, write_csv
 from featurecache.annotations.timing import Annotation, resolve_times
 
@@ -21,10 +22,13 @@ __all__ = [
     "MediaDescriptor",
     "MediaMatch",
     "Tier",
+    "add_predictions",
     "add_tier",
+    "eaf_bytes",
     "intervals",
     "matching_recordings",
     "new_document",
+    "predicted_intervals",
     "propose_labels",
     "read_csv",
     "read_eaf",

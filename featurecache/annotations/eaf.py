@@ -63,6 +63,15 @@ def save_eaf(document: EafDocument, path: Path, *, replace: bool = False) -> Non
         OutputExistsError: If the file is there and `replace` is false.
         AnnotationError: If a text holds a character that XML cannot carry.
     """
+    save_private(path, eaf_bytes(document), replace=replace)
+
+
+def eaf_bytes(document: EafDocument) -> bytes:
+    """A document as the content of a file.
+
+    Raises:
+        AnnotationError: If a text holds a character that XML cannot carry.
+    """
     pieces = [*document.before, document.root, *document.after]
     body = "\n".join(tostring(piece, encoding="unicode") for piece in pieces)
     if found := _NOT_XML.search(body):
@@ -70,7 +79,7 @@ def save_eaf(document: EafDocument, path: Path, *, replace: bool = False) -> Non
         raise document.error(f"texts must be characters that XML allows, but {found[0]!r} follows {near!r}. Remove it.")
     # A raw carriage return can only stand in an element's text, where a reader would turn it into a line feed.
     body = body.replace("\r", "&#13;")
-    save_private(path, f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'.encode(), replace=replace)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'.encode()
 
 
 def read_bounded(path: Path) -> bytes:

@@ -5,6 +5,7 @@ here, as `labels` adds it: annotation time = media time - origin. ELAN counts mi
 rounded to the nearest one. An annotator's tier is never touched: a tier that exists is refused.
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -136,8 +137,8 @@ def add_tier(document: EafDocument, name: str, intervals: Sequence[Interval], *,
                 f"starts at {start_ms} ms. Merge them, or give each label its own tier."
             )
 
-    annotation_ids = _new_ids(document, "a", "ANNOTATION_ID", len(spans_ms))
-    slot_ids = _new_ids(document, "ts", "TIME_SLOT_ID", 2 * len(spans_ms))
+    annotation_ids = _new_ids(document, "a", len(spans_ms))
+    slot_ids = _new_ids(document, "ts", 2 * len(spans_ms))
     tier = Element("TIER", LINGUISTIC_TYPE_REF=_tier_type(document), TIER_ID=name)
     slots = []
     for index, (start_ms, end_ms, label) in enumerate(spans_ms):
@@ -171,11 +172,10 @@ def _span_ms(document: EafDocument, tier: str, interval: Interval, time_origin_m
     return start_ms, end_ms, interval.label
 
 
-def _new_ids(document: EafDocument, prefix: str, attribute: str, count: int) -> list[str]:
-    taken = [element.get(attribute, "") for element in document.root.iter()]
-    numbers = [
-        int(text[len(prefix) :]) for text in taken if text.startswith(prefix) and text[len(prefix) :].isdecimal()
-    ]
+def _new_ids(document: EafDocument, prefix: str, count: int) -> list[str]:
+    # The schema wants identifiers of all kinds to be unique together: other tools name time slots as they like.
+    taken = [value for element in document.root.iter() for value in element.attrib.values()]
+    numbers = [int(found[1]) for text in taken if (found := re.fullmatch(f"{prefix}([0-9]{{1,15}})", text))]
     if prefix == "a" and (last := _last_used_id(document)) is not None and (last.text or "").strip().isdecimal():
         numbers.append(int(last.text or "0"))
     first = max(numbers, default=0) + 1

@@ -1,0 +1,68 @@
+"""Predictions in an ELAN document: tiers of their own, `ventilation (predicted)`, beside the annotator's.
+
+An annotation's value is what a reviewer should see on its bar, such as "0.87". Where a tier of that name exists
+already, the new one is `ventilation (predicted 2)`, and so on: no tier that was there is touched. Readers of
+annotations skip files named `*.predicted.eaf`, so a prediction never becomes a label by accident.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from featurecache.annotations.document import EafDocument
+from featurecache.annotations.eaf_writer import add_tier
+from featurecache.annotations.interval import Interval
+from featurecache.annotations.labels import intervals
+
+_PREDICTED = re.compile(r"(?P<label>.+) \(predicted(?: (?P<number>[0-9]{1,6}))?\)", re.DOTALL)
+
+
+def add_predictions(
+    document: EafDocument, predictions: Mapping[str, Sequence[Interval]], *, time_origin_ms: int
+) -> int:
+    """Adds a tier for each label; labels without an interval get an empty one.
+
+    ELAN's time begins at the document's zero and counts milliseconds: what lies before is cut off, and what rounds to
+    nothing is left out.
+
+    Args:
+        document: Changed in place.
+        predictions: Label -> intervals in media time, not overlapping; an interval's `label` is the value shown.
+        time_origin_ms: The origin of the media descriptor whose clock the intervals are on.
+
+    Returns:
+        Microseconds of intervals that lie before the document's time zero.
+    """
+    zero_us = 1000 * time_origin_ms
+    before_us = 0
+    for label, own in predictions.items():
+        before_us += sum(max(0, min(one.end_us, zero_us) - one.start_us) for one in own)
+        cut = [Interval(max(one.start_us, zero_us), one.end_us, one.label) for one in own if one.end_us > zero_us]
+        shown = [one for one in cut if (one.start_us + 500) // 1000 < (one.end_us + 500) // 1000]
+        add_tier(document, _new_name(document, label), shown, time_origin_ms=time_origin_ms)
+    return before_us
+
+
+def predicted_intervals(document: EafDocument, *, time_origin_ms: int) -> list[Interval]:
+    """The predictions of a document by label, in media time, sorted; of several for one label the latest.
+
+    Args:
+        document: One that `add_predictions` wrote to, whatever was done to it since.
+        time_origin_ms: Of the recording's media descriptor.
+    """
+    latest: dict[str, tuple[int, str]] = {}
+    for tier in document.tiers:
+        if match := _PREDICTED.fullmatch(tier):
+            latest[match["label"]] = max(latest.get(match["label"], (0, "")), (int(match["number"] or 1), tier))
+    return sorted(
+        Interval(one.start_us, one.end_us, label)
+        for label, (_, tier) in latest.items()
+        for one in intervals(document, labels_from="tiers", tiers=[tier], time_origin_ms=time_origin_ms)
+    )
+
+
+def _new_name(document: EafDocument, label: str) -> str:
+    number, name, known = 1, f"{label} (predicted)", document.tiers
+    while name in known:
+        number += 1
+        name = f"{label} (predicted {number})"
+    return name

@@ -1,0 +1,281 @@
+"""Recordings and a bundle to timelines: extract what the cache lacks, score the clips, write files for review.
+
+Recordings may lie anywhere; features go into the project's cache, found by content as always. Clips have the length
+that the settings say and overlap by default (half a clip from one to the next), so that a border is known to about a
+quarter of a clip. Only the features that the bundle reads are extracted.
+
+One bad recording never stops the others: it is listed with its reason. A recording of which some clips could not be had
+is predicted where the others are, and lists them. Scores are computed in blocks of clips, so that memory does not grow
+with a recording's length but for its timeline itself.
+
+Nothing here scores a timeline: predicting a test recording is no look at its annotation, though both stand in the
+`.json` for whoever draws them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache import FeatureCache
+from featurecache.adapter import open_adapter
+from featurecache.annotations import read_eaf
+from featurecache.clips import UNWRITABLE, clip_id, clip_windows
+from featurecache.digests import DigestMemo
+from featurecache.errors import (
+    CacheNotFoundError,
+    FeatureCacheError,
+    UnreadableVideoError,
+)
+from featurecache.extract import Extraction, Progress
+from featurecache.files import private_folder
+from featurecache.matching import Annotations, annotated_spans, find_annotations
+from featurecache.plan import plan_recordings, run_plan
+from featurecache.project import Positive, Project
+from featurecache.recordings import Recording, UnusableRecording
+from featurecache.video import probe
+from heads.bundle import Bundle, load_bundle
+from heads.data import row_blocks
+from heads.loading import read_features
+from heads.timeline import default_settings, exclusive_groups, predict_intervals
+from heads.timeline_files import Timeline, WrittenTimeline, write_timeline
+from heads.timeline_tuning import TunedTimeline, load_timeline
+
+
+@dataclass(frozen=True)
+class TimelineRules:
+    """The section `[timeline]` of the settings.
+
+    Attributes:
+        stride_s: From one scored clip's start to the next one's; None: half a clip.
+        exclusive: Groups of labels of which one at most is on at a time.
+    """
+
+    stride_s: Positive | None = None
+    exclusive: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run gave.
+
+    Attributes:
+        written: The timelines and their files, in the order asked for.
+        failed: Recordings without a timeline, and why.
+        left_out: Annotation files that could not be read; the recordings they are of count as not annotated.
+        extraction: What was extracted.
+        tuned: The bundle's tuned timeline settings; None where the defaults served.
+    """
+
+    written: tuple[tuple[Timeline, WrittenTimeline], ...]
+    failed: tuple[UnusableRecording, ...]
+    left_out: tuple[UnusableRecording, ...]
+    extraction: Extraction
+    tuned: TunedTimeline | None
+
+
+def predict_recordings(
+    project: Project,
+    paths: Sequence[Path],
+    *,
+    bundle: Path,
+    out: Path,
+    stride_us: int,
+    exclusive: Sequence[Sequence[str]] = (),
+    allow_download: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Predictions:
+    """Predicts the timelines of recordings and writes them for review.
+
+    Args:
+        project: Its settings say how features are made, how long a clip is, and where annotations are.
+        paths: The recordings' files.
+        bundle: The bundle's folder.
+        out: The folder for the files, made if missing. Recordings inside the project's folder of videos keep their
+            folders below it.
+        stride_us: From one scored clip's start to the next one's.
+        exclusive: Groups of labels of which one at most is on at a time.
+        allow_download: Whether the model may be fetched from the hub.
+        on_progress: Called by the extraction.
+
+    Raises:
+        BundleError: If the bundle or its timeline settings are damaged.
+        FingerprintMismatchError: If the project's settings make other features than the bundle reads.
+        TimelineError: If a rule names a label that the bundle has not.
+        AnnotationError: If the settings' annotations are missing.
+        OSError: If `out` cannot be made.
+    """
+    length_us = project.settings.clips.length_us
+    head, tuned = load_bundle(bundle), load_timeline(bundle)
+    exclusive_groups(exclusive, head.labels)
+    private_folder(out)
+    recordings, failed = _recordings(project, paths, length_us)
+    if not recordings:
+        return Predictions((), tuple(failed), (), Extraction(Progress(), ()), tuned)
+    wanted = {
+        recording.sha256: clip_windows(recording.info.duration_us, length_us, stride_us) for recording in recordings
+    }
+    plan = plan_recordings(
+        project,
+        [(recording, wanted[recording.sha256]) for recording in recordings],
+        keep=list(head.kept),
+        adapter=None if head.adapter is None else open_adapter(head.adapter),
+        allow_download=allow_download,
+    )
+    head.check_spaces(plan.spaces)
+    extraction = run_plan(project, plan, on_progress=on_progress)
+    reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
+    annotations = find_annotations(project, [recording.name for recording in recordings])
+    settings = tuned.settings if tuned is not None else default_settings(length_us)
+    written = []
+    for recording in recordings:
+        try:
+            scored, scores, lacking = _scores(project, head, recording, wanted[recording.sha256], reasons)
+            predicted = predict_intervals(
+                scored,
+                scores,
+                labels=head.labels,
+                thresholds=head.thresholds,
+                exclusive=exclusive,
+                **dataclasses.asdict(settings),
+            )
+            found = annotations.of.get(recording.name)
+            timeline = Timeline(
+                recording=recording.name,
+                content=recording.sha256[:16],
+                duration_us=recording.info.duration_us,
+                labels=head.labels,
+                thresholds=head.thresholds,
+                length_us=length_us,
+                stride_us=stride_us,
+                spans_us=scored,
+                scores=scores,
+                predicted=predicted,
+                annotated=None if found is None else found.intervals,
+                annotated_us=None
+                if found is None
+                else annotated_spans(found, project.settings.data.annotated_span, recording.info.duration_us),
+                settings=settings,
+                tuned=tuned is not None,
+                exclusive=exclusive,
+                bundle=head.digest,
+                failed=lacking,
+            )
+            written.append((timeline, _write(timeline, recording, annotations, out)))
+        except (FeatureCacheError, OSError) as error:
+            failed.append(UnusableRecording(recording.name, _reason(error)))
+    return Predictions(tuple(written), tuple(failed), annotations.left_out, extraction, tuned)
+
+
+def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+    """The bundle's scores of clips that the cache has, in blocks of bounded size: (N, C).
+
+    Raises:
+        MissingFeaturesError: If the cache lacks one.
+    """
+    scores = np.empty((len(clip_ids), len(bundle.labels)), np.float32)
+    for rows in row_blocks(len(clip_ids)):
+        parts = [read_features(cache, clip_ids[rows], space) for space in bundle.spaces]
+        scores[rows] = bundle.scores(np.concatenate(parts, axis=-1), fingerprint=bundle.fingerprint)
+    return scores
+
+
+def _scores(
+    project: Project,
+    bundle: Bundle,
+    recording: Recording,
+    spans: Sequence[tuple[int, int]],
+    reasons: dict[str, str],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[tuple[int, int, str]]]:
+    """Spans (N, 2) and scores (N, C) of the clips that the cache has, and the others with their reasons."""
+    clips = [(recording.sha256, *span) for span in spans]
+    missing = _missing(project, bundle, clips)
+    lacking = [
+        (start, end, reasons.get(clip_id(sha256, start, end), "another process is extracting it; run predict again"))
+        for sha256, start, end in clips
+        if (sha256, start, end) in missing
+    ]
+    scored = [span for span in spans if (recording.sha256, *span) not in missing]
+    if not scored:
+        raise UnreadableVideoError(f"none of its {len(spans)} clips could be had, the first because {lacking[0][2]}")
+    ids = [clip_id(recording.sha256, *span) for span in scored]
+    return np.array(scored, np.int64), clip_scores(bundle, FeatureCache.open(project.cache), ids), lacking
+
+
+def _missing(project: Project, bundle: Bundle, clips: Sequence[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
+    try:
+        cache = FeatureCache.open(project.cache)
+    except CacheNotFoundError:  # no clip of any recording could be had
+        return set(clips)
+    return {clip for space in bundle.spaces for clip in cache.missing(clips, space.fingerprint)}
+
+
+def _write(timeline: Timeline, recording: Recording, annotations: Annotations, out: Path) -> WrittenTimeline:
+    if recording.name in annotations.refused:
+        raise UnreadableVideoError(annotations.refused[recording.name])
+    found = annotations.of.get(recording.name)
+    eaf = None if found is None else found.eaf
+    return write_timeline(
+        timeline,
+        out / _stem(recording.name),
+        media=recording.path,
+        document=None if eaf is None else read_eaf(eaf),
+        time_origin_ms=0 if found is None else found.time_origin_ms,
+    )
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _recordings(
+    project: Project, paths: Sequence[Path], length_us: int
+) -> tuple[list[Recording], list[UnusableRecording]]:
+    """The recordings that can be scored, and the others with their reasons."""
+    memo = DigestMemo(project.digest_memo)
+    usable: list[Recording] = []
+    failed: list[UnusableRecording] = []
+    stems: dict[str, str] = {}
+    contents: dict[str, str] = {}
+    for path in paths:
+        name = _name(project, path)
+        try:
+            recording = _examined(name, path, memo)
+            earlier = contents.get(recording.sha256) or stems.get(_stem(name))
+            if earlier is not None:
+                reason = f"{earlier} has the same content, or would have files of the same name; predict one at a time"
+                failed.append(UnusableRecording(name, reason))
+                continue
+            if recording.info.duration_us < length_us:
+                lasts = f"{recording.info.duration_us / 1e6:g} s of {length_us / 1e6:g} s"
+                failed.append(UnusableRecording(name, f"shorter than one clip ({lasts})"))
+                continue
+            contents[recording.sha256] = stems[_stem(name)] = name
+            usable.append(recording)
+        except (FeatureCacheError, OSError) as error:
+            failed.append(UnusableRecording(name, _reason(error)))
+    memo.save()
+    return usable, failed
+
+
+def _name(project: Project, path: Path) -> str:
+    """The recording's path in the folder of videos; its file name where it lies elsewhere."""
+    try:
+        return path.resolve().relative_to(project.videos.resolve()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def _examined(name: str, path: Path, memo: DigestMemo) -> Recording:
+    if UNWRITABLE.search(name):
+        raise UnreadableVideoError("the name holds a control character or is not UTF-8; rename it")
+    if not path.is_file():
+        raise UnreadableVideoError("there is no such file" if not path.exists() else "it is not a plain file")
+    return Recording(name, path, memo.sha256(path), probe(path))
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,0 +1,165 @@
+"""Timelines of a split's annotated recordings, from features that the cache has: to tune settings, and to score them.
+
+Clips are the labelled ones of the clip table, at its stride; nothing is extracted. `predict` scores finer clips, so
+its borders are finer than what is scored here.
+
+`evaluate_timelines` gives
+
+    {"scores": the document of `timeline_scores.scores_document`,
+     "recordings": [{"session", "disagreements": [{"start_us", "end_us", "label", "kind"}, ..] the longest first,
+                     .. the document of `timeline_files.timeline_document`}, ..]}
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featurecache import FeatureCache
+from featurecache.clips import ClipTable, union_of
+from featurecache.errors import TrainingDataError
+from featurecache.matching import annotated_spans, find_annotations
+from featurecache.project import Project
+from heads.bundle import Bundle
+from heads.predict import clip_scores
+from heads.timeline import default_settings, predict_intervals
+from heads.timeline_files import Timeline, timeline_document
+from heads.timeline_scores import compare_timelines, disagreements, intersection, scores_document
+from heads.timeline_tuning import ScoredRecording, TunedTimeline, tune_timeline
+
+
+@dataclass(frozen=True)
+class _Recording:
+    name: str
+    content: str
+    session: str
+    clips: ScoredRecording
+
+
+def tune_on_validation(
+    project: Project, bundle: Bundle, table: ClipTable, *, failed: Collection[str] = ()
+) -> TunedTimeline:
+    """Timeline settings chosen on the validation split; `save_timeline` puts them into the bundle's folder.
+
+    Args:
+        project: Where annotations are, and the cache.
+        bundle: The bundle.
+        table: The clip table.
+        failed: Clips that extraction could not have.
+
+    Raises:
+        TrainingDataError: If no validation recording has an annotated event.
+        MissingFeaturesError: If the cache lacks a clip that did not fail.
+    """
+    return tune_timeline(
+        [one.clips for one in _recordings(project, bundle, table, "validation", failed)],
+        labels=bundle.labels,
+        thresholds=bundle.thresholds,
+        length_us=project.settings.clips.length_us,
+        stride_us=project.settings.clips.stride_us,
+    )
+
+
+def evaluate_timelines(
+    project: Project,
+    bundle: Bundle,
+    table: ClipTable,
+    split: str,
+    *,
+    tuned: TunedTimeline | None,
+    exclusive: Sequence[Sequence[str]] = (),
+    failed: Collection[str] = (),
+) -> dict[str, Any]:
+    """Scores the timelines of a split's annotated recordings. Logging the look is the caller's part.
+
+    Args:
+        project: Where annotations are, and the cache.
+        bundle: The bundle.
+        table: The clip table.
+        split: "train", "validation" or "test".
+        tuned: The bundle's timeline settings; None for the defaults.
+        exclusive: Groups of labels of which one at most is on at a time.
+        failed: Clips that extraction could not have.
+
+    Returns:
+        The document of the module's docstring.
+
+    Raises:
+        TrainingDataError: If the split has no annotated recording.
+        MissingFeaturesError: If the cache lacks a clip that did not fail.
+    """
+    clips = project.settings.clips
+    settings = tuned.settings if tuned is not None else default_settings(clips.length_us)
+    comparisons, sessions, documents = [], [], []
+    for one in _recordings(project, bundle, table, split, failed):
+        spans, scores, annotated, within = one.clips.spans_us, one.clips.scores, one.clips.annotated, one.clips.within
+        predicted = predict_intervals(
+            spans,
+            scores,
+            labels=bundle.labels,
+            thresholds=bundle.thresholds,
+            exclusive=exclusive,
+            **dataclasses.asdict(settings),
+        )
+        intervals = [each.interval for each in predicted]
+        comparisons.append(compare_timelines(annotated, intervals, labels=bundle.labels, within=within))
+        sessions.append(one.session)
+        timeline = Timeline(
+            recording=one.name,
+            content=one.content,
+            duration_us=int(spans.max()),
+            labels=bundle.labels,
+            thresholds=bundle.thresholds,
+            length_us=clips.length_us,
+            stride_us=clips.stride_us,
+            spans_us=spans,
+            scores=scores,
+            predicted=predicted,
+            annotated=annotated,
+            annotated_us=within,
+            settings=settings,
+            tuned=tuned is not None,
+            exclusive=exclusive,
+            bundle=bundle.digest,
+        )
+        differing = disagreements(annotated, intervals, labels=bundle.labels, within=within)
+        documents.append(
+            {
+                "session": one.session,
+                "disagreements": [dataclasses.asdict(each) for each in differing],
+                **timeline_document(timeline),
+            }
+        )
+    return {"scores": scores_document(comparisons, sessions, labels=bundle.labels), "recordings": documents}
+
+
+def _recordings(
+    project: Project, bundle: Bundle, table: ClipTable, split: str, failed: Collection[str]
+) -> list[_Recording]:
+    """The annotated recordings of a split with the scores of their clips, in order of the table."""
+    clips = [clip for clip in table.clips if clip.split == split and clip.labelled and clip.clip_id not in failed]
+    names = list(dict.fromkeys(clip.recording for clip in clips))
+    annotations = find_annotations(project, names).of
+    cache = FeatureCache.open(project.cache)
+    found = []
+    for name in names:
+        own = [clip for clip in clips if clip.recording == name]
+        if name not in annotations:
+            continue
+        spans = [(clip.start_us, clip.end_us) for clip in own]
+        annotated = annotated_spans(annotations[name], project.settings.data.annotated_span, max(spans)[1])
+        scored = ScoredRecording(
+            np.array(spans, np.int64),
+            clip_scores(bundle, cache, [clip.clip_id for clip in own]),
+            annotations[name].intervals,
+            intersection(union_of(annotated), union_of(spans)),
+        )
+        found.append(_Recording(name, own[0].content, own[0].session, scored))
+    if not found:
+        raise TrainingDataError(
+            f"timelines of the {split} split need an annotated recording, but none of its {len(names)} recordings has "
+            "an annotation. Set annotations under [data], or change the split in clips.csv."
+        )
+    return found

@@ -1,0 +1,291 @@
+"""Scores of timelines against annotations, and agreement of two annotators: pure functions, exact in microseconds.
+
+- Segment F1: a predicted event is right when it can be matched one to one to an annotated event of its label with at
+  least the given intersection over union. Source: Lea et al., *Temporal Convolutional Networks for Action Segmentation
+  and Detection*, CVPR 2017 (F1@{10, 25, 50}). There each prediction takes its best partner in the order of time; here
+  the best pair of all goes first, so that the order does not matter and two annotators score alike either way round.
+- Cohen's kappa of a label: agreement on whether it is on, beyond chance, over all compared time (Cohen 1960). Summed
+  from exact durations, which is the limit of a fine time grid.
+- Total duration and number of events of each side; onset and offset errors (predicted - annotated, seconds) of the
+  events matched at the lowest IoU.
+
+Events of one label that touch or overlap count as one. Only time inside `within` is compared: what was scored and
+annotated. A border that `within` cuts is no border, and has no error. A label without an annotated event has no segment
+F1: it is None and left out of the macro average, never counted as 0 or 1. Kappa is None where both sides are constant
+and alike: nothing could have disagreed.
+
+`scores_document` gives, JSON-ready (this is also what a report draws its table from):
+
+    {"segment_f1": {"0.10": .., "0.25": .., "0.50": ..},          macro over the defined labels
+     "segment_f1_ci95": {"0.10": [lo, hi], ...} or null (then with "segment_f1_ci95_reason"),
+     "per_class": {label: {"segment_f1": {"0.10": .., ...}, "kappa": ..,
+                           "events_annotated", "events_predicted", "events_matched",
+                           "duration_annotated_s", "duration_predicted_s", "duration_error_s",
+                           "onset_error_s": {"median": .., "mean_absolute": ..}, "offset_error_s": {...}}},
+     "undefined": [labels without an annotated event], "n_recordings", "n_sessions", "compared_s"}
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.annotations import Interval
+from featurecache.clips import covered_us, union_of
+from featurecache.errors import TimelineError
+from heads.metrics import MIN_SESSIONS, f1_scores, macro_over_labels, resampled_sessions
+from heads.timeline import Spans
+
+IOUS = (0.1, 0.25, 0.5)
+"""Least intersection over union of a match, in ascending order."""
+
+_FOREVER_US = 2**62
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What one recording adds to the scores.
+
+    Attributes:
+        counts: Matched, predicted only and annotated only events: (IoUs, 3, C).
+        agreement_us: Time with the label on both sides, predicted only, annotated only, neither: (4, C).
+        onset_errors_us: For each label, those of matched events: predicted - annotated.
+        offset_errors_us: The same for ends.
+    """
+
+    counts: npt.NDArray[np.int64]
+    agreement_us: npt.NDArray[np.int64]
+    onset_errors_us: tuple[tuple[int, ...], ...]
+    offset_errors_us: tuple[tuple[int, ...], ...]
+
+
+def compare_timelines(
+    annotated: Sequence[Interval],
+    predicted: Sequence[Interval],
+    *,
+    labels: Sequence[str],
+    within: Sequence[tuple[int, int]],
+) -> Comparison:
+    """Compares two timelines of one recording.
+
+    Args:
+        annotated: The reference, intervals of any label in any order.
+        predicted: What is scored.
+        labels: The C labels to compare.
+        within: Time that is compared, `[start_us, end_us)`.
+    """
+    scope = union_of(within)
+    total = sum(end - start for start, end in scope)
+    counts = np.zeros((len(IOUS), 3, len(labels)), np.int64)
+    agreement = np.zeros((4, len(labels)), np.int64)
+    onsets, offsets = [], []
+    for at, label in enumerate(labels):
+        ours, theirs = events(predicted, label, scope), events(annotated, label, scope)
+        pairs = match_events(theirs, ours)
+        for row, least in enumerate(IOUS):
+            matched = sum(iou >= least for *_, iou in pairs)
+            counts[row, :, at] = matched, len(ours) - matched, len(theirs) - matched
+        both = int(covered_us(theirs, ours).sum())
+        ours_us, theirs_us = (sum(end - start for start, end in side) for side in (ours, theirs))
+        agreement[:, at] = both, ours_us - both, theirs_us - both, total - ours_us - theirs_us + both
+        onsets.append(_border_errors(theirs, ours, pairs, 0, {start for start, _ in scope}))
+        offsets.append(_border_errors(theirs, ours, pairs, 1, {end for _, end in scope}))
+    return Comparison(counts, agreement, tuple(onsets), tuple(offsets))
+
+
+def events(intervals: Sequence[Interval], label: str, scope: Spans) -> Spans:
+    """A label's events inside the scope: disjoint spans in order, those that touch joined."""
+    own = union_of([(one.start_us, one.end_us) for one in intervals if one.label == label])
+    return intersection(own, scope)
+
+
+def intersection(one: Spans, other: Spans) -> Spans:
+    """The time that lies in both; each is disjoint and in order."""
+    shared: Spans = []
+    a = b = 0
+    while a < len(one) and b < len(other):
+        start, end = max(one[a][0], other[b][0]), min(one[a][1], other[b][1])
+        if start < end:
+            shared.append((start, end))
+        if one[a][1] < other[b][1]:
+            a += 1
+        else:
+            b += 1
+    return shared
+
+
+def match_events(annotated: Spans, predicted: Spans) -> list[tuple[int, int, float]]:
+    """Pairs of events one to one, of the highest intersection over union first, down to the lowest of IOUS.
+
+    Returns:
+        (position in annotated, position in predicted, IoU); those of at least x are the matching at x.
+    """
+    if not annotated or not predicted:
+        return []
+    theirs, ours = np.array(annotated, np.int64), np.array(predicted, np.int64)  # (M, 2), (K, 2)
+    starts = np.maximum(theirs[:, None, 0], ours[None, :, 0])
+    ends = np.minimum(theirs[:, None, 1], ours[None, :, 1])
+    shared = np.maximum(ends - starts, 0)  # (M, K)
+    iou = shared / (np.diff(theirs) + np.diff(ours).T - shared)
+    pairs = []
+    free_theirs, free_ours = np.ones(len(theirs), bool), np.ones(len(ours), bool)
+    candidates = np.argwhere(iou >= IOUS[0])
+    for i, j in candidates[np.argsort(-iou[tuple(candidates.T)], kind="stable")].tolist():
+        if free_theirs[i] and free_ours[j]:
+            free_theirs[i] = free_ours[j] = False
+            pairs.append((i, j, float(iou[i, j])))
+    return pairs
+
+
+def _border_errors(
+    annotated: Spans, predicted: Spans, pairs: Sequence[tuple[int, int, float]], side: int, cut: set[int]
+) -> tuple[int, ...]:
+    return tuple(
+        predicted[j][side] - annotated[i][side]
+        for i, j, _ in pairs
+        if annotated[i][side] not in cut and predicted[j][side] not in cut
+    )
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """`[start_us, end_us)` during which one side has the label and the other has not."""
+
+    start_us: int
+    end_us: int
+    label: str
+    kind: Literal["missed", "extra"]
+
+
+def disagreements(
+    annotated: Sequence[Interval],
+    predicted: Sequence[Interval],
+    *,
+    labels: Sequence[str],
+    within: Sequence[tuple[int, int]],
+) -> list[Disagreement]:
+    """Where two timelines differ, the longest first.
+
+    Args:
+        annotated: The reference; what only it has is `missed`.
+        predicted: What is scored; what only it has is `extra`.
+        labels: The labels to compare.
+        within: Time that is compared.
+    """
+    scope = union_of(within)
+    found = []
+    for label in labels:
+        theirs, ours = events(annotated, label, scope), events(predicted, label, scope)
+        found += [Disagreement(start, end, label, "missed") for start, end in _without(theirs, ours)]
+        found += [Disagreement(start, end, label, "extra") for start, end in _without(ours, theirs)]
+    return sorted(found, key=lambda one: (one.start_us - one.end_us, one.start_us, one.label))
+
+
+def _without(one: Spans, other: Spans) -> Spans:
+    """The time that lies in `one` alone; each is disjoint and in order."""
+    edges = [-_FOREVER_US, *(border for span in other for border in span), _FOREVER_US]
+    return intersection(one, list(zip(edges[::2], edges[1::2], strict=True)))
+
+
+def kappas(agreement_us: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    """Cohen's kappa from `Comparison.agreement_us`: (4, C) -> (C,), NaN where both sides are constant and alike."""
+    both, ours, theirs, neither = agreement_us.astype(np.float64)
+    total = np.where((total := both + ours + theirs + neither) > 0, total, np.nan)
+    observed = (both + neither) / total
+    on_ours, on_theirs = (both + ours) / total, (both + theirs) / total
+    expected = on_ours * on_theirs + (1 - on_ours) * (1 - on_theirs)
+    return np.asarray((observed - expected) / np.where(expected < 1, 1 - expected, np.nan))
+
+
+def mean_segment_f1(comparisons: Sequence[Comparison]) -> float:
+    """Segment F1, averaged over IOUS and the labels with an annotated event; NaN if none has one."""
+    f1 = f1_scores(np.sum([one.counts for one in comparisons], axis=0))  # (IoUs, C)
+    return float(f1[~np.isnan(f1)].mean()) if not np.isnan(f1).all() else float("nan")
+
+
+def scores_document(
+    comparisons: Sequence[Comparison], sessions: Sequence[str], *, labels: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
+    """Scores of all recordings together; the shape stands in the module's docstring.
+
+    Args:
+        comparisons: One of each recording.
+        sessions: The session of each; the confidence interval resamples them.
+        labels: Names of the C labels.
+        seed: Of the resampling.
+
+    Raises:
+        TimelineError: If there is nothing to compare.
+    """
+    if not comparisons or len(comparisons) != len(sessions):
+        raise TimelineError(
+            f"timeline scores need recordings, each with its session, but there are {len(comparisons)} comparisons and "
+            f"{len(sessions)} sessions. Compare at least one recording."
+        )
+    counts = np.stack([one.counts for one in comparisons])  # (R, IoUs, 3, C)
+    agreement = np.sum([one.agreement_us for one in comparisons], axis=0)  # (4, C)
+    f1, kappa = f1_scores(counts.sum(axis=0)), kappas(agreement)  # (IoUs, C), (C,)
+    per_class: dict[str, Any] = {}
+    for at, label in enumerate(labels):
+        matched, ours, theirs = (int(count) for count in counts.sum(axis=0)[0, :, at])
+        on_both, on_ours, on_theirs, _ = (int(time_us) for time_us in agreement[:, at])
+        per_class[label] = {
+            "segment_f1": _by_iou(f1[:, at]),
+            "kappa": _defined(kappa[at]),
+            "events_annotated": matched + theirs,
+            "events_predicted": matched + ours,
+            "events_matched": matched,
+            "duration_annotated_s": (on_both + on_theirs) / 1e6,
+            "duration_predicted_s": (on_both + on_ours) / 1e6,
+            "duration_error_s": (on_ours - on_theirs) / 1e6,
+            "onset_error_s": _errors([error for one in comparisons for error in one.onset_errors_us[at]]),
+            "offset_error_s": _errors([error for one in comparisons for error in one.offset_errors_us[at]]),
+        }
+    interval, reason = _intervals(counts, sessions, seed)
+    return {
+        "segment_f1": _by_iou(macro_over_labels(f1)),
+        "segment_f1_ci95": interval,
+        **({"segment_f1_ci95_reason": reason} if interval is None else {}),
+        "per_class": per_class,
+        "undefined": [label for label in labels if per_class[label]["events_annotated"] == 0],
+        "n_recordings": len(comparisons),
+        "n_sessions": len(set(sessions)),
+        "compared_s": int(agreement[:, 0].sum()) / 1e6 if labels else 0.0,
+    }
+
+
+def _intervals(
+    counts: npt.NDArray[np.int64], sessions: Sequence[str], seed: int, resamples: int = 2000
+) -> tuple[dict[str, list[float]] | None, str]:
+    """95% percentile bootstrap intervals of macro segment F1, resampling sessions; or None and the reason."""
+    names, of_recording = np.unique(np.array(sessions), return_inverse=True)
+    if len(names) < MIN_SESSIONS:
+        return None, f"an interval needs at least {MIN_SESSIONS} sessions to resample, but there are {len(names)}"
+    by_session = np.zeros((len(names), *counts.shape[1:]))
+    np.add.at(by_session, of_recording, counts)
+    drawn = resampled_sessions(len(names), seed=seed, resamples=resamples)
+    macro = macro_over_labels(f1_scores(np.tensordot(drawn, by_session, axes=1)))  # (resamples, IoUs)
+    if np.isnan(macro).all():
+        return None, "no label has an annotated event"
+    low, high = np.nanquantile(macro, [0.025, 0.975], axis=0)
+    return {_name(iou): [float(a), float(b)] for iou, a, b in zip(IOUS, low, high, strict=True)}, ""
+
+
+def _errors(errors_us: Sequence[int]) -> dict[str, float | None]:
+    if not errors_us:
+        return {"median": None, "mean_absolute": None}
+    return {"median": float(np.median(errors_us)) / 1e6, "mean_absolute": float(np.abs(errors_us).mean()) / 1e6}
+
+
+def _by_iou(values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    return {_name(iou): _defined(value) for iou, value in zip(IOUS, values, strict=True)}
+
+
+def _name(iou: float) -> str:
+    return f"{iou:.2f}"
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

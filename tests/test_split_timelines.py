@@ -1,0 +1,98 @@
+"""Timelines of a split: tuned on validation, scored on what was scored and annotated."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featurecache.annotations import Interval, write_csv
+from featurecache.clips_csv import read_table
+from featurecache.errors import TrainingDataError
+from featurecache.plan import plan_extraction, project_space, run_plan
+from featurecache.project import Project
+from heads.bundle import Bundle, tool_versions
+from heads.models import Front, LinearHead
+from heads.settings import HeadSettings
+from heads.split_timelines import evaluate_timelines, tune_on_validation
+from heads.timeline import TimelineSettings
+from heads.timeline_tuning import TunedTimeline
+from tests.projects import LABELS, make_project, make_table
+
+SECOND = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
+    project = make_project(tmp_path_factory.mktemp("splits") / "project", tiny_model)
+    make_table(project)
+    run_plan(project, plan_extraction(project))
+    return project
+
+
+@pytest.fixture(scope="module")
+def bundle(project: Project) -> Bundle:
+    inputs, space = project_space(project)
+    torch.manual_seed(0)
+    head = LinearHead(Front(inputs.taps["final"].width), len(LABELS))
+    torch.nn.init.normal_(head.output.weight, std=3)
+    return Bundle(head, LABELS, np.array([0.5, 0.4]), HeadSettings(), (space,), tool_versions())
+
+
+def annotated_with(project: Project, path: Path, intervals: dict[str, list[Interval]]) -> Project:
+    write_csv(path, intervals)
+    data = dataclasses.replace(project.settings.data, annotations=path)
+    return Project(project.root, dataclasses.replace(project.settings, data=data))
+
+
+def names_of(project: Project, split: str) -> list[str]:
+    return sorted({clip.recording for clip in read_table(project.clips).clips if clip.split == split})
+
+
+def test_tune_on_validation_reads_no_other_split(project: Project, bundle: Bundle, tmp_path: Path) -> None:
+    table = read_table(project.clips)
+    found = tune_on_validation(project, bundle, table)
+    assert found.n_recordings == len(names_of(project, "validation"))
+    assert (found.length_us, found.stride_us) == (SECOND, SECOND)
+    only_validation = dataclasses.replace(table, clips=tuple(c for c in table.clips if c.split == "validation"))
+    assert tune_on_validation(project, bundle, only_validation) == found
+
+
+def test_evaluate_timelines_scores_a_perfect_timeline_as_one(project: Project, bundle: Bundle, tmp_path: Path) -> None:
+    """The annotation is replaced by what the bundle predicts; then it must agree with itself."""
+    table = read_table(project.clips)
+    plain = TunedTimeline(TimelineSettings("none", 0, 0.0, 0, 0), 0.0, 0.0, 1, SECOND, SECOND)
+    before = evaluate_timelines(project, bundle, table, "test", tuned=plain)
+    predicted = {
+        one["recording"]["name"]: [
+            Interval(start, end, label) for label, own in one["predicted"].items() for start, end, _ in own
+        ]
+        for one in before["recordings"]
+    }
+    assert any(predicted.values())
+    twin = annotated_with(project, tmp_path / "labels.csv", predicted)
+    after = evaluate_timelines(twin, bundle, table, "test", tuned=plain)
+    defined = {value for value in after["scores"]["segment_f1"].values() if value is not None}
+    assert defined == {1.0}
+    assert after["scores"]["n_recordings"] == len(names_of(project, "test"))
+    assert all(one["disagreements"] == [] for one in after["recordings"])
+    assert [one["session"] for one in after["recordings"]] == [Path(name).stem for name in names_of(project, "test")]
+
+
+def test_evaluate_timelines_compares_only_what_was_scored(project: Project, bundle: Bundle) -> None:
+    table = read_table(project.clips)
+    name = names_of(project, "test")[0]
+    failed = [clip.clip_id for clip in table.clips if clip.recording == name and clip.start_us == SECOND]
+    whole = evaluate_timelines(project, bundle, table, "test", tuned=None)["scores"]["compared_s"]
+    part = evaluate_timelines(project, bundle, table, "test", tuned=None, failed=failed)
+    assert part["scores"]["compared_s"] == whole - 1
+    assert part["recordings"][0]["scored_us"] == [[0, SECOND], [2 * SECOND, 4 * SECOND]]
+
+
+def test_evaluate_timelines_refuses_when_no_recording_is_annotated(
+    project: Project, bundle: Bundle, tmp_path: Path
+) -> None:
+    nothing = annotated_with(project, tmp_path / "labels.csv", {"other.mp4": []})
+    with pytest.raises(TrainingDataError, match="need an annotated recording"):
+        evaluate_timelines(nothing, bundle, read_table(project.clips), "test", tuned=None)
