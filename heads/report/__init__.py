@@ -1,0 +1,107 @@
+"""The report: one self-contained HTML file of every run, every label, the search, the timelines and the cache.
+
+It reads the documents that the commands leave on disk and no other module's objects, so it can be made at any time
+and of anything: what is not there yet is said on the page, with the command that makes it. Recordings are named by
+their file, without folders; frames are in it only when asked for. The page asks nobody for anything: its
+Content-Security-Policy forbids every connection.
+
+Figures are plotly's, which Optuna draws with too (MIT, 4.8 MB inside the page; Bokeh would do, but would be a second
+library beside Optuna's). What this is not: scores of its own. It draws what `*_metrics.json`, the study and the
+predictions say.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from featurecache.files import private_folder, write_private
+from heads.report.documents import read_documents
+from heads.report.figures import row_names
+from heads.report.frames import thumbnails
+from heads.report.page import render_page
+from heads.report.summary import best_run, summarize
+from heads.report.timelines import differences, read_timelines
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report holds.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size.
+        methods: Name of a method -> its metrics on the test split, in the order of the paper's Table 1.
+        recordings: Recordings with a timeline.
+        differences: Stretches in which only one of annotator and model has a label.
+        frames: Pictures inside it.
+        problems: Files that could not be read, and why.
+    """
+
+    path: Path
+    size_bytes: int
+    methods: Mapping[str, Mapping[str, Any]]
+    recordings: int
+    differences: int
+    frames: int
+    problems: tuple[str, ...]
+
+
+def write_report(
+    out: Path,
+    *,
+    runs: Path,
+    clips: Path,
+    cache: Path,
+    failures: Path,
+    predictions: Path,
+    videos: Path,
+    features: Mapping[str, Any],
+    with_frames: bool = False,
+) -> Report:
+    """Writes the report; anything it reads may be missing.
+
+    Args:
+        out: The HTML file.
+        runs: The folder of runs.
+        clips: The clip table.
+        cache: The feature cache.
+        failures: The list of clips that could not be extracted.
+        predictions: The folder of predicted timelines; looked through with its subfolders.
+        videos: The folder of recordings; read only with `with_frames`.
+        features: Settings of `[features]`, shown as they are but for the folders of a model.
+        with_frames: Put a frame of each of the largest differences into the page.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    documents = read_documents(runs=runs, clips=clips, cache=cache, failures=failures)
+    timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
+    found = differences(timelines)
+    pictures = thumbnails(found, videos) if with_frames else []
+    documents = documents.with_problems(unread)
+    page = render_page(
+        documents,
+        timelines,
+        found,
+        pictures,
+        summarize(documents, timelines, found),
+        features=features,
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    tested = [run for run in documents.runs if isinstance(run.test.get("per_class"), dict)]
+    private_folder(out.parent)
+    write_private(out, page)
+    return Report(
+        path=out,
+        size_bytes=len(page),
+        methods=dict(zip(row_names(tested), (run.test for run in tested), strict=True)),
+        recordings=len(timelines),
+        differences=len(found),
+        frames=len(pictures),
+        problems=documents.problems,
+    )
+
+
+__all__ = ["Report", "write_report"]

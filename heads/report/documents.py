@@ -1,0 +1,266 @@
+"""What a project has on disk, read for the report: every file may be missing, and none is changed.
+
+A file that is there but cannot be read is named under `problems` and left out, so that one damaged run does not cost
+the report of the others. Numbers are looked at where they are shown, not here.
+"""
+
+import csv
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from featurecache import FeatureCache
+from featurecache.cells import unguard_cell
+from featurecache.clips import ClipTable
+from featurecache.clips_csv import read_table
+from featurecache.errors import CacheFormatError, CacheNotFoundError, CacheReadError, ClipTableError
+from featurecache.errors import FingerprintMismatchError as WrongRecordError
+from featurecache.spec import canonical_json
+from featurecache.store.index import Damage
+from featurecache.store.reader import Space
+
+Document = Mapping[str, Any]
+
+TIMELINES_NAME = "test_timelines.json"
+
+PAPER_ORDER = ("TimeSformer", "ZSC-CO", "ZS-B", "ZSC-J", "FT-LC", "FT-MLP", "FT-C-LoRA")
+"""Rows of the paper's Table 1 from top to bottom."""
+
+_METHOD_OF_FOLDER = {
+    "lora": "FT-C-LoRA",
+    "timesformer": "TimeSformer",
+    "zeroshot-zsc-co": "ZSC-CO",
+    "zeroshot-zs-b": "ZS-B",
+    "zeroshot-zsc-j": "ZSC-J",
+}
+_METHOD_OF_HEAD = {"linear": "FT-LC", "mlp": "FT-MLP"}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One folder of `runs/`. Documents that are not there are empty.
+
+    Attributes:
+        name: The folder's name.
+        method: The paper's name of the method.
+        best: `best.json`.
+        validation: `validation_metrics.json`.
+        test: `test_metrics.json`.
+        each_session: `leave_one_session_out_metrics.json`.
+        comparison: `test_comparison.json`: this run against another one.
+        bundle: `bundle/bundle.json`.
+        looks: Looks at the test split that this bundle took.
+        journal: The search's journal, where there is one.
+        timelines: `test_timelines.json`: scored timelines of the test split's recordings.
+    """
+
+    name: str
+    method: str
+    best: Document
+    validation: Document
+    test: Document
+    each_session: Document
+    comparison: Document
+    bundle: Document
+    looks: int
+    journal: Path | None
+    timelines: Document
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The log of looks at the test split.
+
+    Attributes:
+        total: Looks at the sessions that were looked at last.
+        by_bundle: Digest of a bundle -> its looks.
+    """
+
+    total: int = 0
+    by_bundle: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Everything the report is made of but the timelines.
+
+    Attributes:
+        runs: In the order of the paper's Table 1.
+        looks: The log of looks.
+        table: The clip table, None where there is none.
+        spaces: The cache's feature spaces.
+        damage: What is damaged in the cache.
+        failures: Recording and reason -> clips that could not be extracted.
+        problems: Files that could not be read, and why.
+    """
+
+    runs: tuple[Run, ...]
+    looks: Looks
+    table: ClipTable | None
+    spaces: tuple[Space, ...]
+    damage: tuple[Damage, ...]
+    failures: Mapping[tuple[str, str], int]
+    problems: tuple[str, ...]
+
+    def with_problems(self, more: Sequence[str]) -> "Documents":
+        """The same with more files that could not be read."""
+        return replace(self, problems=(*self.problems, *more))
+
+
+def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> Documents:
+    """Reads what is there.
+
+    Args:
+        runs: The folder of runs.
+        clips: The clip table.
+        cache: The feature cache.
+        failures: The list of clips that could not be extracted.
+    """
+    problems: list[str] = []
+    looks = _read_looks(runs / "test_looks.jsonl", problems)
+    folders = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    found = [run for folder in folders if (run := _read_run(folder, looks, problems)) is not None]
+    spaces, damage = _read_cache(cache, problems)
+    return Documents(
+        runs=tuple(sorted(found, key=lambda run: (_rank(run.method), run.name))),
+        looks=looks,
+        table=_read_clips(clips, problems),
+        spaces=spaces,
+        damage=damage,
+        failures=_read_failures(failures, problems),
+        problems=tuple(problems),
+    )
+
+
+def read_json(path: Path, problems: list[str]) -> Document:
+    """A JSON object; empty where there is no such file, or it cannot be read, which goes into `problems`."""
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.parent.name}/{path.name}: {_why(error)}")
+        return {}
+    if not isinstance(document, dict):
+        problems.append(f"{path.parent.name}/{path.name}: it holds no JSON object")
+        return {}
+    return document
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None for whatever else a document holds there."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
+    best, validation, test, each_session, comparison, bundle, timelines = (
+        read_json(folder / name, problems)
+        for name in (
+            "best.json",
+            "validation_metrics.json",
+            "test_metrics.json",
+            "leave_one_session_out_metrics.json",
+            "test_comparison.json",
+            "bundle/bundle.json",
+            TIMELINES_NAME,
+        )
+    )
+    journal = folder / "study.journal"
+    if not (best or validation or test or each_session or bundle or journal.exists()):
+        return None
+    digest = hashlib.sha256(canonical_json(bundle).encode()).hexdigest() if bundle else ""
+    return Run(
+        folder.name,
+        _method(folder.name, best),
+        best,
+        validation,
+        test,
+        each_session,
+        comparison,
+        bundle,
+        looks.by_bundle.get(digest, 0),
+        journal if journal.exists() else None,
+        timelines,
+    )
+
+
+def _method(folder: str, best: Document) -> str:
+    """The paper's name of a run's method, by its folder or its head; the folder's name where that says nothing."""
+    for prefix, method in _METHOD_OF_FOLDER.items():
+        if folder == prefix or folder.startswith(f"{prefix}-"):
+            return method
+    settings = best.get("settings")
+    kind = settings.get("kind") if isinstance(settings, Mapping) else None
+    return _METHOD_OF_HEAD.get(str(kind), folder)
+
+
+def _rank(method: str) -> int:
+    return PAPER_ORDER.index(method) if method in PAPER_ORDER else len(PAPER_ORDER)
+
+
+def _read_looks(path: Path, problems: list[str]) -> Looks:
+    """A line that cannot be read counts as a look, whatever it was of."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return Looks()
+    except OSError as error:
+        problems.append(f"{path.name}: {_why(error)}")
+        return Looks()
+    sessions: list[str | None] = []
+    bundles: Counter[str] = Counter()
+    for line in lines:
+        try:
+            look = json.loads(line)
+            sessions.append(str(look["sessions_sha256"]))
+            bundles[str(look["bundle"])] += 1
+        except (ValueError, KeyError, TypeError):
+            sessions.append(None)
+    last = next((one for one in reversed(sessions) if one is not None), None)
+    return Looks(sum(one in (last, None) for one in sessions), dict(bundles))
+
+
+def _read_clips(path: Path, problems: list[str]) -> ClipTable | None:
+    try:
+        return read_table(path, allow_clip_level=True)  # the report says so instead of refusing
+    except FileNotFoundError:
+        return None
+    except (ClipTableError, OSError) as error:
+        if path.exists():
+            problems.append(f"{path.name}: {_why(error)}")
+        return None
+
+
+def _read_cache(path: Path, problems: list[str]) -> tuple[tuple[Space, ...], tuple[Damage, ...]]:
+    try:
+        cache = FeatureCache.open(path)
+        return cache.spaces, cache.damage
+    except CacheNotFoundError:
+        return (), ()
+    except (CacheFormatError, CacheReadError, WrongRecordError) as error:
+        problems.append(f"{path.name}: {_why(error)}")
+        return (), ()
+
+
+def _read_failures(path: Path, problems: list[str]) -> dict[tuple[str, str], int]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [(unguard_cell(row["recording"]), unguard_cell(row["reason"])) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        problems.append(f"{path.name}: {_why(error)}")
+        return {}
+    return dict(Counter(rows))
+
+
+def _why(error: Exception) -> str:
+    """The reason without the path that the system's errors carry."""
+    return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)

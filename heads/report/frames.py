@@ -1,0 +1,96 @@
+"""One small picture of each of the largest differences, as JPEG, for a report that asks for frames.
+
+Notable choices: the file is entered at the key picture before the wanted time, so a frame at the twelfth hour costs
+no twelve hours. The picture is the last one shown by the middle of the difference. A recording that cannot be
+opened or decoded there has no picture; nothing else depends on it. What this is not: the sampling of clips, which
+decodes every picture for exact and checked times (`featurecache.video`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from featurecache.decoding import MAX_PIXELS, OpenVideo, open_video, to_rgb
+from featurecache.errors import UnreadableVideoError, UnsafeFileError
+from heads.report.timelines import Difference
+
+SHOWN = 24
+"""Differences that get a picture: the longest."""
+
+WIDTH_PX = 320
+_MOST_PICTURES = 2000  # decoded for one frame: over a minute between key pictures is no recording of ours
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A frame of a difference.
+
+    Attributes:
+        of: The difference.
+        time_us: What was asked for: its middle.
+        jpeg: The picture.
+        width_px: Its width.
+        height_px: Its height.
+    """
+
+    of: Difference
+    time_us: int
+    jpeg: bytes
+    width_px: int
+    height_px: int
+
+
+def thumbnails(found: Sequence[Difference], videos: Path) -> list[Thumbnail]:
+    """Pictures of the first differences, those that can be had.
+
+    Args:
+        found: Differences, the longest first.
+        videos: The folder of recordings.
+    """
+    pictures = []
+    for one in found[:SHOWN]:
+        time_us = (one.start_us + one.end_us) // 2
+        if Path(one.recording).is_absolute() or ".." in Path(one.recording).parts:
+            continue  # not a recording of this folder
+        try:
+            with open_video(videos / one.recording, max_pixels=MAX_PIXELS) as video:
+                picture = _picture_at(video, time_us)
+        except (UnreadableVideoError, UnsafeFileError, av.error.FFmpegError):
+            continue
+        if picture is not None:
+            jpeg, width, height = _jpeg(picture)
+            pictures.append(Thumbnail(one, time_us, jpeg, width, height))
+    return pictures
+
+
+def _picture_at(video: OpenVideo, time_us: int) -> VideoFrame | None:
+    """The last picture shown by a time; the first one there is where the file begins later."""
+    wanted = video.to_ticks(time_us)
+    video.container.seek(max(wanted, 0), stream=video.stream, backward=True)
+    last = None
+    for count, frame in enumerate(video.container.decode(video.stream)):
+        if last is not None and (frame.pts is None or frame.pts > wanted or count > _MOST_PICTURES):
+            break
+        last = frame
+    return last
+
+
+def _jpeg(frame: VideoFrame) -> tuple[bytes, int, int]:
+    """The picture upright, `WIDTH_PX` wide, as JPEG with its width and height."""
+    upright = np.ascontiguousarray(to_rgb(frame, VideoReformatter()))
+    width = WIDTH_PX
+    height = max(2, 2 * round(upright.shape[0] * width / upright.shape[1] / 2))
+    small = VideoFrame.from_ndarray(upright, format="rgb24").reformat(width, height, format="yuvj420p")
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuvj420p"
+    encoder.time_base = Fraction(1, 25)
+    small.pts = 0
+    packets = [*encoder.encode(small), *encoder.encode(None)]
+    return b"".join(bytes(packet) for packet in packets), width, height

@@ -1,0 +1,112 @@
+"""The page: one HTML file from what was read, with its figures, its style and its program inside.
+
+Notable choices: Jinja escapes everything that comes from outside; the two JSON blocks are escaped so that no text can
+end them. The Content-Security-Policy forbids every connection and names the page's two programs by their sha256, so
+that no other could run. Recordings and sessions are named without their folders.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from heads.report.documents import Documents
+from heads.report.figures import Figure
+from heads.report.frames import Thumbnail
+from heads.report.names import ShownNames
+from heads.report.provenance_view import provenance_content, search_content
+from heads.report.scores_view import labels_content, methods_content
+from heads.report.summary import Summary, best_run
+from heads.report.timelines import Difference, Timeline
+from heads.report.timelines_view import clock, drawn_timelines, timeline_scores_content, timelines_content
+
+_SECTIONS = (
+    ("summary", "Summary"),
+    ("methods", "Methods"),
+    ("labels", "Labels"),
+    ("search", "Search"),
+    ("timelines", "Timelines"),
+    ("provenance", "Provenance"),
+)
+
+
+def render_page(
+    documents: Documents,
+    timelines: Sequence[Timeline],
+    found: Sequence[Difference],
+    thumbnails: Sequence[Thumbnail],
+    summary: Summary,
+    *,
+    features: Mapping[str, Any],
+    made_at: str,
+) -> bytes:
+    """The page as UTF-8.
+
+    Args:
+        documents: What the project has on disk.
+        timelines: Recordings with predictions.
+        found: Their differences, the longest first.
+        thumbnails: Frames of the first of them; empty unless asked for.
+        summary: What stands first.
+        features: Settings of `[features]`.
+        made_at: When, in words.
+    """
+    figures: dict[str, Figure] = {}
+    ordered = sorted(timelines, key=lambda one: (one.annotated is None, _split_rank(one.split), one.recording))
+    names = ShownNames([one.recording for one in ordered] + [recording for recording, _ in documents.failures])
+    parts = files("heads.report") / "parts"
+    report_js, css = ((parts / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
+    plotly_js = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    content = {
+        **methods_content(documents, figures),
+        **labels_content(documents, figures),
+        **search_content(documents, figures),
+        **timeline_scores_content(best_run(documents.runs)),
+        **timelines_content(ordered, found, thumbnails, names),
+        **provenance_content(documents, names, features),
+        "summary": summary,
+        "looks": documents.looks.total,
+        "sections": _SECTIONS,
+        "made_at": made_at,
+        "version": version("featurecache"),
+        "policy": _policy(plotly_js, report_js),
+        "css": Markup(css),  # noqa: S704 - our own files, as are the two programs
+        "plotly_js": Markup(plotly_js),  # noqa: S704
+        "report_js": Markup(report_js),  # noqa: S704
+        "figures_json": _json_block(figures),
+        "timelines_json": _json_block(drawn_timelines(ordered, found, names)),
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment.filters["clock"] = clock
+    page = environment.from_string((parts / "report.html").read_text(encoding="utf-8")).render(content)
+    return page.encode("utf-8", errors="replace")
+
+
+def _policy(*programs: str) -> str:
+    hashes = (base64.b64encode(hashlib.sha256(program.encode()).digest()).decode() for program in programs)
+    scripts = " ".join(f"'sha256-{one}'" for one in hashes)
+    # Plotly sets styles of its own, and makes pictures for saving from the page itself.
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json_block(value: object) -> Markup:
+    """JSON that can stand inside a script element: no character of it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)  # noqa: S704 - escaped here
+
+
+def _split_rank(split: str) -> int:
+    """Unseen recordings first."""
+    order = ("test", "validation", "", "train")
+    return order.index(split) if split in order else len(order)

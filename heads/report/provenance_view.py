@@ -1,0 +1,95 @@
+"""The rows of the page's tables of searches, feature spaces, runs and failures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featurecache.errors import StudyError
+from featurecache.spec import flatten
+from featurecache.store.reader import Space
+from heads.report.documents import Documents, Run
+from heads.report.figures import Figure, keep
+from heads.report.names import ShownNames, last_part
+from heads.report.searching import search_figures
+
+
+def search_content(documents: Documents, figures: dict[str, Figure]) -> dict[str, Any]:
+    """What the search section shows; its figures go into `figures`."""
+    searches = []
+    for run in documents.runs:
+        if run.journal is None:
+            continue
+        reason = "No trial has run to its end yet."
+        drawn: dict[str, Figure] = {}
+        try:
+            drawn = search_figures(run.journal)
+        except StudyError as error:
+            reason = str(error)
+        settings, trials = run.best.get("settings"), run.best.get("trials")
+        searches.append(
+            {
+                "name": run.name,
+                "about": ", ".join(f"{count} {state}" for state, count in trials.items() if count)
+                if isinstance(trials, Mapping)
+                else "",
+                "figures": {
+                    kind: keep(figures, f"search-{run.name}-{kind}", drawn.get(kind))
+                    for kind in ("history", "importances", "parallel")
+                }
+                if drawn
+                else {},
+                "reason": reason,
+                "settings": [(key, _shown(value)) for key, value in settings.items()]
+                if isinstance(settings, Mapping)
+                else [],
+            }
+        )
+    return {"searches": searches}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def provenance_content(documents: Documents, names: ShownNames, features: Mapping[str, Any]) -> dict[str, Any]:
+    """What the provenance section shows; a model's folder is named without the way to it."""
+    return {
+        "asked": [(key, last_part(str(value)) if key == "model" else _shown(value)) for key, value in features.items()],
+        "spaces": [_space_row(space, documents.runs) for space in documents.spaces],
+        "runs": [
+            {
+                "name": run.name,
+                "method": run.method,
+                "feature": str(run.best.get("fingerprint", ""))[:16],
+                "seed": run.best.get("seed", ""),
+                "versions": _listed(run.best.get("versions")),
+            }
+            for run in documents.runs
+        ],
+        "failures": [
+            {"recording": names[recording], "clips": count, "reason": reason}
+            for (recording, reason), count in sorted(documents.failures.items(), key=lambda item: -item[1])
+        ],
+        "damage": [damage.reason for damage in documents.damage],
+        "problems": documents.problems,
+    }
+
+
+def _space_row(space: Space, runs: Sequence[Run]) -> dict[str, Any]:
+    return {
+        "fingerprint": space.fingerprint,
+        "tap": space.tap,
+        "pooling": space.pooling,
+        "shape": " x ".join(map(str, space.row_shape)),
+        "dtype": space.stored_dtype,
+        "rows": space.rows,
+        "megabytes": space.bytes / 1e6,
+        "used_by": ", ".join(run.name for run in runs if run.best.get("fingerprint") == space.fingerprint),
+        "inputs": list(flatten(space.inputs).items()),
+        "provenance": [_listed(variant) for variant in space.provenance],
+    }
+
+
+def _listed(versions: object) -> str:
+    return ", ".join(f"{name} {value}" for name, value in versions.items()) if isinstance(versions, Mapping) else ""

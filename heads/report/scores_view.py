@@ -1,0 +1,158 @@
+"""The rows of the page's tables of methods and labels, and their figures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from featurecache.clips import ClipTable
+from featurecache.splits import SPLITS
+from heads.report import figures as draw
+from heads.report.documents import Document, Documents, Run, number
+from heads.report.figures import Figure, keep, numbers, per_class
+from heads.report.summary import always_yes, floor_of
+
+
+def _all_labels(documents: Documents) -> list[str]:
+    labels = list(documents.table.labels) if documents.table is not None else []
+    for run in documents.runs:
+        for metrics in (run.test, run.validation):
+            scores = metrics.get("per_class")
+            labels += scores if isinstance(scores, dict) else []
+    return list(dict.fromkeys(labels))
+
+
+def methods_content(documents: Documents, figures: dict[str, Figure]) -> dict[str, Any]:
+    """What the methods section shows; its figure goes into `figures`."""
+    labels = _all_labels(documents)
+    tested = [run for run in documents.runs if run.test]
+    floor = always_yes(tested[0].test) if tested else {}
+    rows: list[dict[str, Any]] = []
+    if floor:
+        rows.append(_method_row("always yes", [floor.get(label) for label in labels], floor_of(tested[0].test)))
+        rows[0]["floor"] = True
+    for run in documents.runs:
+        rows.append(_run_row(run, run.test, labels))
+        rows[-1] |= {"validation": number(run.validation.get("macro_f1")), "looks": run.looks}
+        if run.each_session:
+            rows.append(_run_row(run, run.each_session, labels) | {"run": f"{run.name}, each session left out once"})
+    _mark_best([row["f1"][at] for row in rows if not row["floor"]] for at in range(len(labels)))
+    _mark_best([[row["macro"] for row in rows if not row["floor"]]])
+    comparisons = [found for run in documents.runs if (found := _comparison(run)) is not None]
+    figure = draw.macro_figure(documents.runs, floor_of(tested[0].test) if tested else None)
+    return {"labels": labels, "methods": rows, "comparisons": comparisons, "macro_id": keep(figures, "macro", figure)}
+
+
+def _run_row(run: Run, metrics: Document, labels: Sequence[str]) -> dict[str, Any]:
+    f1 = [number(per_class(metrics, label).get("f1")) for label in labels]
+    return _method_row(run.method, f1, number(metrics.get("macro_f1"))) | {
+        "run": run.name,
+        "forced": "clip" in (metrics.get("split_level"), run.best.get("split_level")),
+        "interval": draw.interval_of(metrics),
+    }
+
+
+def _comparison(run: Run) -> dict[str, Any] | None:
+    """A paired comparison in numbers; None where the run has none. The other bundle is named by its run."""
+    difference, interval = number(run.comparison.get("difference")), numbers(run.comparison.get("difference_ci95"))
+    if difference is None:
+        return None
+    return {
+        "run": run.name,
+        "against": PurePosixPath(str(run.comparison.get("against", ""))).parent.name,
+        "difference": difference,
+        "interval": interval if len(interval) == 2 and None not in interval else None,
+        "p_value": number(run.comparison.get("p_value")),
+    }
+
+
+def _method_row(name: str, f1: Sequence[float | None], macro: float | None) -> dict[str, Any]:
+    cells = [{"value": value, "best": False} for value in f1]
+    row = {
+        "name": name,
+        "run": "",
+        "floor": False,
+        "forced": False,
+        "f1": cells,
+        "macro": {"value": macro, "best": False},
+    }
+    return row | {"interval": None, "validation": None, "looks": None}
+
+
+def _mark_best(columns: Any) -> None:
+    for column in columns:
+        known = [cell["value"] for cell in column if cell["value"] is not None]
+        for cell in column:
+            cell["best"] = len(known) > 1 and cell["value"] == max(known)
+
+
+def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str, Any]:
+    """What the labels section shows; its figures go into `figures`."""
+    labels, runs = _all_labels(documents), documents.runs
+    tested = [run for run in runs if number(run.test.get("macro_f1")) is not None]
+    split = "test" if tested else "validation"
+    shown = max(tested or runs, key=lambda run: number(_of_split(run, split).get("macro_f1")) or -1, default=None)
+    tuned = shown if shown is not None and shown.validation else next((run for run in runs if run.validation), None)
+    table = documents.table
+    table_labels, clips = (table.labels, table.clips) if table is not None else ((), ())
+
+    def panels(kind: str, of_label: Any) -> list[tuple[str, str]]:
+        kept = [(label, keep(figures, f"{kind}-{at}", of_label(label))) for at, label in enumerate(labels)]
+        return [(label, id) for label, id in kept if id]
+
+    return {
+        "label_scores": {"name": dict(zip(runs, draw.row_names(runs), strict=True))[shown], "split": split}
+        if shown is not None
+        else None,
+        "label_rows": [_label_row(_of_split(shown, split), label) for label in labels] if shown is not None else [],
+        "curve_split": split,
+        "legend": [
+            {"name": name, "color": color.removeprefix("@"), "dash": dash}
+            for run, name, color, dash in draw.styled(runs)
+            if _of_split(run, split).get("curves")
+        ],
+        "pr_figures": panels("pr", lambda label: draw.precision_recall_figure(runs, label, split)),
+        "reliability_figures": panels("reliability", lambda label: draw.reliability_figure(runs, label, split)),
+        "threshold_run": tuned.method if tuned is not None else "",
+        "threshold_figures": panels("threshold", lambda label: draw.threshold_figure(tuned, label) if tuned else None),
+        "cooccurrence_id": keep(figures, "cooccurrence", draw.cooccurrence_figure(table_labels, clips)),
+        "splits": _splits(table),
+        "split_rows": _split_rows(table),
+    }
+
+
+def _of_split(run: Run, split: str) -> Document:
+    return run.test if split == "test" else run.validation
+
+
+def _label_row(metrics: Document, label: str) -> dict[str, Any]:
+    scores = per_class(metrics, label)
+    calibration = metrics.get("calibration")
+    before = calibration.get("before") if isinstance(calibration, Mapping) else None
+    fields = ("f1", "precision", "recall", "average_precision", "threshold", "support")
+    ece = number(per_class(before, label).get("ece")) if isinstance(before, Mapping) else None
+    return {"label": label, "ece": ece, **{name: number(scores.get(name)) for name in fields}}
+
+
+def _splits(table: ClipTable | None) -> list[dict[str, Any]]:
+    clips = [clip for clip in table.clips if clip.labelled] if table is not None else []
+    return [
+        {
+            "name": split,
+            "about": f"{len({clip.session for clip in clips if clip.split == split})} sessions, "
+            f"{sum(clip.split == split for clip in clips)} clips",
+        }
+        for split in SPLITS
+    ]
+
+
+def _split_rows(table: ClipTable | None) -> list[dict[str, Any]]:
+    if table is None or not any(clip.labelled for clip in table.clips):
+        return []
+    rows = []
+    for at, label in enumerate(table.labels):
+        counts = []
+        for split in SPLITS:
+            own = [clip.targets[at] for clip in table.clips if clip.labelled and clip.split == split]
+            counts.append({"count": own.count(1), "share": own.count(1) / len(own) if own else None})
+        rows.append({"label": label, "counts": counts})
+    return rows

@@ -1,0 +1,172 @@
+"""What the documents say, in the few sentences that stand first on the page: what was found, and how sure it is.
+
+Notable choices: a sentence is written only where its numbers exist; a caution is never left out because the score is
+good. The floor is answering yes to everything, which needs no model. Nothing is computed here beyond such shares.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from featurecache.leakage import split_level
+from heads.report.documents import Document, Documents, Run, number
+from heads.report.figures import interval_of, per_class, prevalence_of, row_names
+from heads.report.timelines import Difference, Timeline, total_us
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The top of the page.
+
+    Attributes:
+        headline: Name, score, interval and split of the highest score; empty where nothing was scored.
+        findings: Sentences on what was found.
+        cautions: Sentences on what makes it less sure.
+        next_step: What to do where something is missing; "" where nothing is.
+    """
+
+    headline: dict[str, Any] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+    next_step: str = ""
+
+
+def summarize(documents: Documents, timelines: Sequence[Timeline], found: Sequence[Difference]) -> Summary:
+    """The summary of a project."""
+    tested = [run for run in documents.runs if number(run.test.get("macro_f1")) is not None]
+    validated = [run for run in documents.runs if number(run.validation.get("macro_f1")) is not None]
+    cautions = _cautions(documents, tested)
+    if (best := best_run(tested)) is not None:
+        findings = [*_on_test(best), *_of_labels(best.test), *_of_timelines(timelines, found)]
+        return Summary(_headline(best, best.test, tested), tuple(findings), tuple(cautions))
+    next_step = "Score the best head on the test split: featurecache evaluate"
+    if not validated:
+        step = "Train a head: featurecache tune" if documents.spaces else "Fill the cache: featurecache extract"
+        return Summary({}, tuple(_of_timelines(timelines, found)), tuple(cautions), step)
+    best = max(validated, key=lambda run: number(run.validation["macro_f1"]) or 0.0)
+    cautions.insert(
+        0, "This score is of the validation split, which chose the settings and thresholds: it is too kind."
+    )
+    findings = [*_of_labels(best.validation), *_of_timelines(timelines, found)]
+    return Summary(_headline(best, best.validation, validated), tuple(findings), tuple(cautions), next_step)
+
+
+def best_run(runs: Sequence[Run]) -> Run | None:
+    """The run of the highest macro-F1 on the test split; None where nothing was scored on it."""
+    tested = [run for run in runs if number(run.test.get("macro_f1")) is not None]
+    return max(tested, key=lambda run: number(run.test["macro_f1"]) or 0.0, default=None)
+
+
+def always_yes(metrics: Document) -> dict[str, float]:
+    """F1 of answering yes to everything, for each label that has a positive clip: 2p / (1 + p) for a share of p."""
+    scores = metrics.get("per_class")
+    shares = {label: prevalence_of(metrics, label) for label in scores} if isinstance(scores, dict) else {}
+    return {label: 2 * share / (1 + share) for label, share in shares.items() if share}
+
+
+def floor_of(metrics: Document) -> float | None:
+    """Macro-F1 of answering yes to everything."""
+    scores = always_yes(metrics)
+    return sum(scores.values()) / len(scores) if scores else None
+
+
+def _headline(run: Run, metrics: Document, among: Sequence[Run]) -> dict[str, Any]:
+    return {
+        "name": dict(zip(among, row_names(among), strict=True))[run],
+        "value": number(metrics["macro_f1"]),
+        "interval": interval_of(metrics),
+        "clips": metrics.get("n_clips"),
+        "sessions": metrics.get("n_sessions"),
+        "split": metrics.get("split", ""),
+    }
+
+
+def _on_test(best: Run) -> list[str]:
+    floor, interval = floor_of(best.test), interval_of(best.test)
+    if floor is None:
+        return []
+    start = f"Answering yes to everything gives {floor:.2f}"
+    if interval is None:
+        return [f"{start}."]
+    if interval[0] > floor:
+        return [f"{start}: the whole confidence interval lies above it."]
+    return [f"{start}, which is inside or above the confidence interval: this is no proof of skill."]
+
+
+def _of_labels(metrics: Document) -> list[str]:
+    scores = metrics.get("per_class")
+    labels = scores if isinstance(scores, dict) else {}
+    ranked = sorted((f1, label) for label in labels if (f1 := number(per_class(metrics, label).get("f1"))) is not None)
+    if len(ranked) < 2:
+        return []
+    (low, worst), (high, best) = ranked[0], ranked[-1]
+    return [
+        f"Best on {_isolated(best)} (F1 {high:.2f}, {_positives(metrics, best)}), "
+        f"weakest on {_isolated(worst)} (F1 {low:.2f}, {_positives(metrics, worst)})."
+    ]
+
+
+def _of_timelines(timelines: Sequence[Timeline], found: Sequence[Difference]) -> list[str]:
+    compared = [one for one in timelines if one.annotated is not None and one.split == "test"]
+    if not compared:
+        return []
+    names = {one.recording for one in compared}
+    found = [one for one in found if one.recording in names]
+    annotated = sum(total_us(spans) for one in compared for spans in (one.annotated or {}).values())
+    missed, extra = (sum(one.duration_us for one in found if one.kind == kind) for kind in ("missed", "extra"))
+    return [
+        f"On the timelines of {len(compared)} annotated recordings of the test split, the model misses "
+        f"{_minutes(missed)} of {_minutes(annotated)} of annotated activity and adds {_minutes(extra)}."
+    ]
+
+
+def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
+    cautions = []
+    forced = any("clip" in (run.test.get("split_level"), run.best.get("split_level")) for run in documents.runs)
+    if forced or (documents.table is not None and split_level(documents.table.clips) == "clip"):
+        cautions.append(
+            "The splits cut sessions (a clip-level split was forced): clips of one session train and score, so every "
+            "score here is too kind."
+        )
+    if documents.looks.total > 1:
+        cautions.append(
+            f"The test split was looked at {documents.looks.total} times. Settings chosen after a look make its score "
+            "too kind."
+        )
+    if len(tested) > 1:
+        cautions.append(
+            f"{len(tested)} runs were scored on the same test split; the highest of several is a little too kind."
+        )
+    for reason in dict.fromkeys(run.test["macro_f1_ci95_reason"] for run in tested if _has_reason(run)):
+        cautions.append(f"There is no confidence interval: {reason}.")
+    undefined = dict.fromkeys(str(label) for run in tested for label in run.test.get("undefined") or ())
+    if undefined:
+        names = ", ".join(map(_isolated, undefined))
+        cautions.append(f"Without a positive clip in the test split, and so without a score: {names}.")
+    if documents.failures:
+        cautions.append(f"{sum(documents.failures.values())} clips could not be extracted and take part in nothing.")
+    if documents.damage:
+        cautions.append(
+            f"The cache is damaged in {len(documents.damage)} places. Set it aside: featurecache cache repair"
+        )
+    if documents.problems:
+        cautions.append(f"{len(documents.problems)} files could not be read; they are listed under provenance.")
+    return cautions
+
+
+def _has_reason(run: Run) -> bool:
+    return isinstance(run.test.get("macro_f1_ci95_reason"), str)
+
+
+def _positives(metrics: Document, label: str) -> str:
+    support = number(per_class(metrics, label).get("support"))
+    return "positive clips unknown" if support is None else f"{support:.0f} positive clips"
+
+
+def _minutes(time_us: int) -> str:
+    return f"{time_us / 60e6:.1f} min"
+
+
+def _isolated(text: str) -> str:
+    """A name whose direction of writing does not reach the sentence around it."""
+    return f"\u2068{text}\u2069"

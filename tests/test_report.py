@@ -1,0 +1,395 @@
+"""The report from documents on disk: what it says, what it must not hold, and that anything may be missing."""
+
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurecache.errors import StudyError
+from heads.report.figures import cooccurrence_figure, plain, threshold_figure
+from heads.report.frames import thumbnails
+from heads.report.names import ShownNames
+from heads.report.searching import search_figures
+from heads.report.summary import always_yes, floor_of
+from heads.report.timelines import Difference, Timeline, differences, not_compared
+from tests.make_videos import number_in, write_video
+from tests.report_samples import (
+    LABELS,
+    make_table,
+    metrics_of,
+    report_on,
+    write_json,
+    write_prediction,
+    write_project,
+    write_study,
+)
+
+HOSTILE = '<script>alert("1")</script>'
+RIGHT_TO_LEFT = "\u05d4\u05d7\u05d9\u05d9\u05d0\u05d4 \u202e\u2067"
+
+
+class _Page(HTMLParser):
+    """What a browser would see: its elements with their attributes, its text, its two JSON blocks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[list[str]] = []
+        self.texts: list[str] = []
+        self.blocks: dict[str, Any] = {}
+        self._in: tuple[str, dict[str, str | None]] = ("", {})
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._in = (tag, dict(attributes))
+        self.elements.append(self._in)
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self._in
+        if tag == "script" and attributes.get("type") == "application/json" and data.strip():
+            self.blocks[str(attributes["id"])] = json.loads(data)
+        elif tag not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with everything, and its report; tests work on copies."""
+    root = write_project(tmp_path_factory.mktemp("report") / "project")
+    report_on(root)
+    return root
+
+
+@pytest.fixture
+def project(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "project"))
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- what it says -----------------------------------------------------------------------------------
+
+
+def test_report_says_what_was_found_and_how_sure_it_is(written: Path) -> None:
+    page = _Page(written / "runs" / "report.html")
+    metrics = json.loads((written / "runs" / "tune" / "test_metrics.json").read_text())
+    low, high = metrics["macro_f1_ci95"]
+    assert f"{metrics['macro_f1']:.2f}" in page.text
+    assert f"95% CI {low:.2f} to {high:.2f}" in page.text
+    assert f"Answering yes to everything gives {floor_of(metrics):.2f}" in page.text
+    assert "The test split was looked at 2 times" in page.text
+    assert page.text.count("How to read this.") >= 12
+
+
+def test_report_has_every_figure_when_every_document_is_there(written: Path) -> None:
+    figures = _Page(written / "runs" / "report.html").blocks["figures"]
+    panels = {f"{kind}-{at}" for kind in ("pr", "reliability", "threshold") for at in range(len(LABELS))}
+    search = {f"search-tune-{kind}" for kind in ("history", "importances", "parallel")}
+    assert set(figures) == panels | search | {"macro", "cooccurrence"}
+
+
+def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(written, tmp_path / "project"))
+    metrics = root / "runs" / "tune" / "test_metrics.json"
+    for folder in ("lora", "zeroshot-zs-b", "timesformer"):
+        (root / "runs" / folder).mkdir()
+        shutil.copy(metrics, root / "runs" / folder)
+    assert list(report_on(root).methods) == ["TimeSformer", "ZS-B", "FT-LC", "FT-MLP", "FT-C-LoRA"]
+
+
+def test_report_flags_a_forced_clip_level_split(project: Path) -> None:
+    assert "clip-level split" not in _Page(project / "runs" / "report.html").text
+    _edit(project / "runs" / "tune" / "test_metrics.json", split_level="clip")
+    report_on(project)
+    text = _Page(project / "runs" / "report.html").text
+    assert "a clip-level split was forced" in text
+    assert "clip-level split, too kind" in text  # beside the method
+
+
+def test_report_flags_a_clip_table_whose_splits_cut_sessions(project: Path) -> None:
+    table = project / "clips.csv"
+    table.write_text(table.read_text().replace("session 1", "session 0"))
+    report_on(project)
+    assert "a clip-level split was forced" in _Page(project / "runs" / "report.html").text
+
+
+def test_report_says_why_there_is_no_confidence_interval(project: Path) -> None:
+    reason = "an interval needs at least 5 sessions to resample, but test has 2"
+    metrics = project / "runs" / "tune" / "test_metrics.json"
+    _edit(metrics, macro_f1_ci95=None, macro_f1_ci95_reason=reason, undefined=["suction"])
+    report_on(project)
+    text = _Page(project / "runs" / "report.html").text
+    assert reason in text
+    assert "no confidence interval" in text
+    assert "Without a positive clip in the test split, and so without a score: \u2068suction\u2069" in text
+
+
+def test_report_calls_a_validation_score_too_kind_when_nothing_was_evaluated(project: Path) -> None:
+    for run in ("tune", "train"):
+        (project / "runs" / run / "test_metrics.json").unlink()
+    report_on(project)
+    text = _Page(project / "runs" / "report.html").text
+    assert "on the validation split" in text
+    assert "it is too kind" in text
+    assert "featurecache evaluate" in text
+
+
+def test_report_shows_leave_one_session_out_and_the_paired_comparison(project: Path) -> None:
+    metrics = json.loads((project / "runs" / "tune" / "test_metrics.json").read_text())
+    write_json(project / "runs" / "tune" / "leave_one_session_out_metrics.json", metrics | {"macro_f1": 0.4321})
+    comparison = {
+        "against": "/home/me/runs/train/bundle",
+        "difference": 0.1,
+        "difference_ci95": [0.02, 0.2],
+        "p_value": 0.03,
+    }
+    write_json(project / "runs" / "tune" / "test_comparison.json", comparison)
+    report_on(project)
+    text = _Page(project / "runs" / "report.html").text
+    assert "each session left out once" in text
+    assert "0.43" in text
+    assert "difference of macro-F1 +0.100 (95% CI +0.020 to +0.200), p = 0.03" in text
+    assert "/home/me" not in text
+
+
+def test_differences_are_listed_longest_first_with_their_times(written: Path) -> None:
+    page = _Page(written / "runs" / "report.html")
+    listed = [a["data-goto"].split() for tag, a in page.elements if tag == "button" and a.get("data-goto")]
+    lengths = [int(end) - int(start) for _, start, end in listed]
+    assert len(lengths) > 10
+    assert lengths == sorted(lengths, reverse=True)
+    timeline = page.blocks["timelines-data"][int(listed[0][0])]
+    borders = {time for label in timeline["labels"] for time in label["differ"]}
+    assert {int(time) for time in listed[0][1:]} <= borders
+
+
+# --- what it must not hold --------------------------------------------------------------------------
+
+
+def test_report_forbids_every_connection_and_runs_only_its_own_programs(written: Path) -> None:
+    page = _Page(written / "runs" / "report.html")
+    (policy,) = (a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
+    assert rules["default-src"] == "'none'"
+    assert all(re.fullmatch(r"'sha256-[\w+/=]+'", source) for source in rules["script-src"].split())
+    assert not any(scheme in str(policy) for scheme in ("http", "unsafe-eval", "*", "blob: data: http"))
+    assert not [a for _, a in page.elements if a.get("src") or re.match("https?:|//", a.get("href") or "")]
+
+
+def test_report_escapes_names_from_annotations_and_files(tmp_path: Path) -> None:
+    labels = (HOSTILE, RIGHT_TO_LEFT, "a&b")
+    recordings = (f"S1/{HOSTILE.replace('/', '')}.mp4", f"S2/{RIGHT_TO_LEFT}.mp4", 'S3/"onload="x.mp4')
+    root = write_project(tmp_path / "p", labels=labels, recordings=recordings)
+    report_on(root, prompt=f"{HOSTILE} <!-- <video>")
+    page = _Page(root / "runs" / "report.html")
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert len(scripts) == 4  # two JSON blocks, plotly, the page's own
+    assert not [a for _, a in page.elements if "onload" in a]
+    assert [one["name"] for one in page.blocks["timelines-data"][0]["labels"]] == list(labels)
+    assert HOSTILE in page.text
+    assert page.elements.count(("bdi", {})) > 20
+    ticks = page.blocks["figures"]["cooccurrence"]["data"][0]["x"]
+    assert ticks[0] == plain(HOSTILE) != HOSTILE  # plotly reads markup
+
+
+def test_report_holds_no_folder_of_a_recording_and_no_path(tmp_path: Path) -> None:
+    recordings = ("ward 7/jane doe/a.mp4", "ward 7/john doe/a.mp4", "ward 8/b.mp4")
+    root = write_project(tmp_path / "p", recordings=recordings)
+    (root / "failed_clips.csv").write_text(
+        "clip_id,recording,start_s,end_s,reason\nx,ward 7/jane doe/a.mp4,0,3,its picture is damaged\n"
+    )
+    report_on(root)
+    text = (root / "runs" / "report.html").read_text()
+    for secret in ("ward 7/", "ward 8", str(tmp_path), "/models/secret", "john doe/a"):
+        assert secret not in text, secret
+    assert "a.mp4 (jane doe)" in text  # told apart by the nearest folder only
+    assert "its picture is damaged" in text
+
+
+def test_report_holds_frames_only_when_asked(project: Path) -> None:
+    (project / "videos" / "S1").mkdir(parents=True)
+    write_video(project / "videos" / "S1" / "a.mp4", count=600, fps=5)
+    assert report_on(project).frames == 0
+    page = _Page(project / "runs" / "report.html")
+    assert "img" not in {tag for tag, _ in page.elements}
+    assert "holds frames of the recordings" not in page.text
+    report = report_on(project, with_frames=True)
+    page = _Page(project / "runs" / "report.html")
+    pictures = [str(a["src"]) for tag, a in page.elements if tag == "img"]
+    assert len(pictures) == report.frames > 0
+    assert all(picture.startswith("data:image/jpeg;base64,/9j/") for picture in pictures)
+    assert "This file holds frames of the recordings" in page.text
+
+
+def test_a_frame_is_the_one_shown_in_the_middle_of_its_difference(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "a.mp4", count=600, fps=5, options={"g": "100"})
+    shutil.copy(videos / "a.mp4", tmp_path)
+    found = [Difference("a.mp4", "x", "missed", at * 1_000_000, (at + 1) * 1_000_000) for at in (0, 59, 107)]
+    not_there = [Difference(name, "x", "missed", 0, 1) for name in ("../a.mp4", str(tmp_path / "a.mp4"), "b.mp4")]
+    pictures = thumbnails([*not_there, *found], videos)
+    assert [picture.of for picture in pictures] == found
+    for picture in pictures:
+        with av.open(io.BytesIO(picture.jpeg)) as file:
+            pixels = next(file.decode(video=0)).reformat(176, 96).to_ndarray(format="rgb24")
+        assert (picture.width_px, picture.height_px) == (320, 174)
+        assert number_in(pixels) == (picture.of.start_us + 500_000) * 5 // 1_000_000
+
+
+def test_report_is_for_this_user_alone(written: Path) -> None:
+    assert (written / "runs" / "report.html").stat().st_mode & 0o777 == 0o600
+
+
+# --- anything may be missing or damaged -------------------------------------------------------------
+
+
+def test_report_of_nothing_says_what_to_do(tmp_path: Path) -> None:
+    report = report_on(tmp_path)
+    text = _Page(report.path).text
+    assert not report.problems
+    for command in ("extract", "tune", "clips", "predict", "evaluate"):
+        assert f"featurecache {command}" in text, command
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best.json",
+        "bundle/bundle.json",
+        "validation_metrics.json",
+        "test_metrics.json",
+        "test_timelines.json",
+        "study.journal",
+    ],
+)
+@pytest.mark.parametrize("content", [None, b"[1", b'{"macro_f1": "high", "per_class": [], "curves": 3}'])
+def test_report_of_a_damaged_run_keeps_the_others(project: Path, name: str, content: bytes | None) -> None:
+    path = project / "runs" / "tune" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    report = report_on(project)
+    assert "FT-MLP" in report.methods
+    is_readable = content is None or content.endswith(b"}") or name == "study.journal"
+    assert bool(report.problems) != is_readable
+    assert all(str(project) not in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b'{"recording": 3}', b'{"recording": {"content": [], "name": 1}}'])
+def test_report_names_a_prediction_that_is_none(project: Path, content: bytes) -> None:
+    (project / "predictions" / "x.predicted.json").write_bytes(content)
+    report = report_on(project)
+    assert report.recordings == 3
+    assert len(report.problems) == (content != b"{}")
+
+
+def test_report_draws_a_recording_without_annotation(project: Path) -> None:
+    write_prediction(project, "new.mp4", {"ventilation": [[0, 10, 0.7]]}, None, duration_us=50)
+    assert report_on(project).recordings == 4
+    page = _Page(project / "runs" / "report.html")
+    (drawn,) = [one for one in page.blocks["timelines-data"] if one["name"] == "new.mp4"]
+    assert drawn["labels"] == [
+        {"name": "ventilation", "annotated": None, "predicted": [0, 10], "confidence": [0.7], "differ": []}
+    ]
+
+
+# --- its parts --------------------------------------------------------------------------------------
+
+_SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=6).map(
+    lambda pairs: [(start, start + length) for start, length in pairs]
+)
+
+
+def _covered(spans: Any) -> set[int]:
+    return {time for start, end in spans for time in range(start, end)}
+
+
+@given(annotated=_SPANS, predicted=_SPANS, compared=_SPANS)
+def test_differences_are_the_compared_time_of_exactly_one_side(annotated: Any, predicted: Any, compared: Any) -> None:
+    from featurecache.clips import union_of
+
+    scope = [(start, min(end, 40)) for start, end in union_of(compared) if start < 40]
+    timeline = Timeline("r", "", "", 40, {"a": predicted}, {"a": []}, scope, {"a": annotated})
+    found = differences([timeline])
+    sides = {
+        kind: _covered([(one.start_us, one.end_us) for one in found if one.kind == kind])
+        for kind in ("missed", "extra")
+    }
+    assert sides["missed"] == (_covered(annotated) - _covered(predicted)) & _covered(scope)
+    assert sides["extra"] == (_covered(predicted) - _covered(annotated)) & _covered(scope)
+    assert [one.duration_us for one in found] == sorted((one.duration_us for one in found), reverse=True)
+    assert _covered(not_compared(timeline)) == set(range(40)) - _covered(scope)
+
+
+def test_always_yes_equals_the_score_of_answering_yes() -> None:
+    import numpy as np
+
+    Y = (np.random.default_rng(0).random((50, 3)) < 0.3).astype(int)
+    Y[:, 2] = 0
+    metrics = metrics_of(Y, np.ones(Y.shape), LABELS, "test")
+    expected = {label: one["f1"] for label, one in metrics["per_class"].items() if one["f1"] is not None}
+    assert always_yes(metrics) == pytest.approx(expected)
+    assert floor_of(metrics) == pytest.approx(metrics["macro_f1"])
+
+
+def test_cooccurrence_is_the_share_of_the_rows_clips() -> None:
+    table = make_table(LABELS, ("a.mp4",), 50, ("train",))
+    figure = cooccurrence_figure(table.labels, table.clips)
+    assert figure is not None
+    rows = [clip.targets for clip in table.clips]
+    both, first = sum(row[0] == row[1] == 1 for row in rows), sum(row[0] == 1 for row in rows)
+    assert figure["data"][0]["z"][0][1] == both / first
+
+
+def test_threshold_figure_peaks_at_the_f1_of_the_metrics(written: Path) -> None:
+    from heads.report.documents import read_documents
+
+    documents = read_documents(
+        runs=written / "runs", clips=written / "none", cache=written / "none", failures=written / "none"
+    )
+    (run,) = (run for run in documents.runs if run.name == "tune")
+    figure = threshold_figure(run, "ventilation")
+    assert figure is not None
+    f1, metrics = figure["data"][0], run.validation["per_class"]["ventilation"]
+    nearest = min(range(len(f1["x"])), key=lambda at: abs(f1["x"][at] - metrics["threshold"]))
+    assert f1["y"][nearest] == pytest.approx(metrics["f1"], abs=0.02)
+
+
+def test_names_are_told_apart_without_their_folders() -> None:
+    recordings = ["a/x/1.mp4", "a/y/1.mp4", "b/x/1.mp4", "c/2.mp4", "3.mp4", "C:\\films\\4.mp4"]
+    names = ShownNames(recordings)
+    shown = [names[one] for one in recordings]
+    assert shown == ["1.mp4 (x)", "1.mp4 (y)", "1.mp4 (x) no. 2", "2.mp4", "3.mp4", "4.mp4"]
+
+
+def test_search_figures_leave_out_what_a_study_is_too_small_for(tmp_path: Path) -> None:
+    write_study(tmp_path / "one.journal", 1)
+    assert set(search_figures(tmp_path / "one.journal")) == {"history"}
+    write_study(tmp_path / "none.journal", 0)
+    assert search_figures(tmp_path / "none.journal") == {}
+
+
+def test_search_figures_neither_make_nor_change_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="journal must be readable"):
+        search_figures(tmp_path / "study.journal")
+    assert not list(tmp_path.iterdir())
+    write_study(tmp_path / "study.journal", 5)
+    before = (tmp_path / "study.journal").read_bytes()
+    search_figures(tmp_path / "study.journal")
+    assert (tmp_path / "study.journal").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["study.journal"]
