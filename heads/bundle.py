@@ -1,7 +1,11 @@
 """A bundle: a folder that predicts alone. `head.safetensors` holds the numbers, `bundle.json` all the rest.
 
-Notable choices: `bundle.json` carries the sha256 of the head and the complete feature space, so a bundle knows
-whether features are its own; the folder is written beside its place and renamed, so it is whole or absent;
+Where the backbone was fine-tuned, `adapter/` holds the adapter in PEFT's format; its digests are in the document and
+in the feature spaces that it changes.
+
+Notable choices: `bundle.json` carries the sha256 of the head and the complete feature space of every kept feature it
+reads, so a bundle knows whether features are its own; where it reads several side by side, their fingerprints are
+joined by `+` as their names are. The folder is written beside its place and renamed, so it is whole or absent;
 nothing is pickled; loading checks every field and names what is wrong.
 """
 
@@ -23,16 +27,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from featurecache.errors import BundleError, FingerprintMismatchError, SettingsError
+from featurecache.adapter import open_adapter
+from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
-from featurecache.spec import FeatureSpace, canonical_json
-from heads.models import Head, LinearHead, MLPHead, head_scores
+from featurecache.spec import FeatureSpace, canonical_json, differences
+from heads.calibration import Calibration
+from heads.models import Front, Head, build_head, head_scores
 from heads.settings import HeadSettings
 
-FORMAT = 1
-"""Version of the bundle's layout."""
+FORMAT = 2
+"""Version of the bundle's layout; 1 read a single feature space and had no calibration."""
 
-HEAD_NAME, DOCUMENT_NAME = "head.safetensors", "bundle.json"
+HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME = "head.safetensors", "bundle.json", "adapter"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +50,35 @@ class Bundle:
         labels: Names of the C labels.
         thresholds: A label is on where its score is at least this, shape (C,), float64.
         settings: How the head was trained.
-        space: The feature space it was trained on.
+        spaces: The feature spaces it was trained on, in the order in which `settings.inputs` names them.
         versions: Versions of what trained it, by package name.
+        calibration: Fitted on validation; None where there is none.
+        adapter: The folder of the adapter that the backbone is run with; None for the backbone as it is.
     """
 
     head: Head
     labels: tuple[str, ...]
     thresholds: npt.NDArray[np.float64]
     settings: HeadSettings
-    space: FeatureSpace
+    spaces: tuple[FeatureSpace, ...]
     versions: Mapping[str, str]
+    calibration: Calibration | None = None
+    adapter: Path | None = None
+
+    @property
+    def kept(self) -> dict[str, FeatureSpace]:
+        """The feature spaces it reads by the name of what is kept (`tap/pooling`), in order."""
+        return dict(zip(self.settings.inputs.split("+"), self.spaces, strict=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what it reads: the fingerprints of its feature spaces, joined by `+`."""
+        return "+".join(space.fingerprint for space in self.spaces)
 
     @property
     def feature_width(self) -> int:
         """D, the width of the features it takes."""
-        return len(self.head.standardize.mean)
+        return self.head.front.feature_width
 
     @property
     def digest(self) -> str:
@@ -69,26 +89,55 @@ class Bundle:
         """Each label's probability.
 
         Args:
-            X: Features, shape (N, D), float16 or float32.
-            fingerprint: Of the feature space that X comes from.
+            X: Features, shape (N, D), or (N, T, D) of frames, float16 or float32; several side by side.
+            fingerprint: Of the feature spaces that X comes from, joined by `+`.
 
         Returns:
             Probabilities, shape (N, C).
 
         Raises:
-            FingerprintMismatchError: If that is not the space the head was trained on.
+            FingerprintMismatchError: If these are not the spaces the head was trained on.
             BundleError: If X has another width.
         """
-        if fingerprint != self.space.fingerprint:
-            raise FingerprintMismatchError(
-                f"features must be of the bundle's feature space {self.space.fingerprint[:16]}, but these are of "
-                f"{fingerprint[:16]}. Extract with the settings the head was trained on, or train a new head."
-            )
-        if X.ndim != 2 or X.shape[1] != self.feature_width:
-            raise BundleError(
-                f"features must have shape (N, {self.feature_width}), but have {X.shape}. Load them from the cache."
-            )
+        if fingerprint != self.fingerprint:
+            raise self._mismatch(fingerprint.split("+"))
+        is_of_frames = self.settings.kind in ("attention", "temporal")
+        if X.ndim != 2 + is_of_frames or X.shape[-1] != self.feature_width:
+            shape = f"(N, {'T, ' if is_of_frames else ''}{self.feature_width})"
+            raise BundleError(f"features must have shape {shape}, but have {X.shape}. Load them from the cache.")
         return head_scores(self.head, X)
+
+    def _mismatch(self, given: list[str]) -> FingerprintMismatchError:
+        """What differs between the feature spaces it reads and those given."""
+        if len(given) != len(self.spaces):
+            found = f"{len(given)} feature spaces are given where it reads {self.settings.inputs}"
+        else:
+            pairs = zip(self.kept.items(), given, strict=True)
+            name, own, other = next((name, own, one) for (name, own), one in pairs if own.fingerprint != one)
+            found = f"those of {name} must be of {own.fingerprint[:16]} and are of {other[:16]}"
+        return FingerprintMismatchError(
+            f"features must be of the bundle's feature spaces, but {found}. Extract with the settings the head was "
+            "trained on, or train a new head."
+        )
+
+    def check_spaces(self, made: Mapping[str, FeatureSpace]) -> None:
+        """Refuses a project that makes other features than the bundle reads.
+
+        Args:
+            made: The feature spaces that the project's settings make, by the names in `kept`.
+
+        Raises:
+            FingerprintMismatchError: Naming the first input that differs.
+        """
+        for name, wanted in self.kept.items():
+            unlike = differences(wanted, made[name])
+            if unlike:
+                where, (theirs, ours) = next(iter(unlike.items()))
+                raise FingerprintMismatchError(
+                    f"the project must make the features that the bundle reads, but {where} differs (bundle "
+                    f"{theirs!r}, project {ours!r}{f'; {len(unlike) - 1} more' if len(unlike) > 1 else ''}). "
+                    "Use it in the project that trained it, or train again: featurecache tune."
+                )
 
     def _head_bytes(self) -> bytes:
         tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
@@ -101,12 +150,20 @@ class Bundle:
             "labels": list(self.labels),
             "thresholds": self.thresholds.tolist(),
             "settings": self.settings.to_mapping(),
-            "tap": self.space.tap,
-            "pooling": self.space.pooling,
-            "fingerprint": self.space.fingerprint,
-            "feature_inputs": dict(self.space.inputs),
+            "calibration": None
+            if self.calibration is None
+            else {
+                "temperatures": self.calibration.temperatures.tolist(),
+                "offsets": self.calibration.offsets.tolist(),
+            },
+            "inputs": {
+                name: {"fingerprint": space.fingerprint, "feature_inputs": dict(space.inputs)}
+                for name, space in self.kept.items()
+            },
+            "part_widths": list(self.head.front.part_widths),
             "feature_width": self.feature_width,
             "head_sha256": hashlib.sha256(head_bytes).hexdigest(),
+            "adapter": None if self.adapter is None else dict(open_adapter(self.adapter).sha256),
             "versions": dict(self.versions),
         }
 
@@ -133,6 +190,11 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         write_private(beside / HEAD_NAME, head_bytes)
         text = json.dumps(bundle._document(head_bytes), indent=2, allow_nan=False) + "\n"
         write_private(beside / DOCUMENT_NAME, text.encode())
+        if bundle.adapter is not None:
+            private_folder(beside / ADAPTER_NAME)
+            for name in open_adapter(bundle.adapter).sha256:
+                copied = Path(shutil.copyfile(bundle.adapter / name, beside / ADAPTER_NAME / name))
+                copied.chmod(0o600)
         if path.exists():
             replaced = path.with_name(f"{beside.name}.replaced")
             path.rename(replaced)
@@ -181,25 +243,57 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         settings = HeadSettings.from_mapping(document["settings"])
     except SettingsError as error:
         raise _damaged(path, str(error).split(". ")[0]) from error
-    space = FeatureSpace(document["feature_inputs"])
-    width = document["feature_width"]
+    spaces = {name: FeatureSpace(record["feature_inputs"]) for name, record in document["inputs"].items()}
+    width, part_widths = document["feature_width"], document["part_widths"]
     if not labels or len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
         raise _damaged(path, f"labels are {document['labels']!r}, not different names")
     if thresholds.shape != (len(labels),) or not ((thresholds >= 0) & (thresholds <= 1)).all():
         raise _damaged(path, f"thresholds are {document['thresholds']!r}, not one in [0, 1] for each label")
-    if (space.fingerprint, space.tap, space.pooling) != tuple(document[k] for k in ("fingerprint", "tap", "pooling")):
-        raise _damaged(path, "fingerprint, tap and pooling are not those of its feature_inputs")
-    head: Head
-    with torch.device("meta"):  # no memory is taken for sizes that the file does not have
-        if settings.kind == "linear":
-            head = LinearHead(width, len(labels), dropout=settings.dropout)
-        else:
-            head = MLPHead(width, len(labels), hidden_width=settings.hidden_width, dropout=settings.dropout)
+    if "+".join(spaces) != settings.inputs:
+        raise _damaged(path, f"its head reads {settings.inputs}, but the feature spaces are of {', '.join(spaces)}")
+    for name, space in spaces.items():
+        if space.fingerprint != document["inputs"][name]["fingerprint"] or f"{space.tap}/{space.pooling}" != name:
+            raise _damaged(path, f"name and fingerprint of {name} are not those of its feature_inputs")
+    if len(part_widths) != len(spaces) or sum(part_widths) != width:
+        raise _damaged(path, f"size mismatch: part_widths are {part_widths} where {len(spaces)} parts make {width}")
     tensors = tensors_from_bytes(head_bytes)
+    axes = tensors["front.axes"].shape[1] if settings.components else 0  # fewer than asked where the rank was lower
+    if axes > settings.components:
+        raise _damaged(path, f"size mismatch: {axes} components where the settings say {settings.components}")
+    with torch.device("meta"):  # no memory is taken for sizes that the file does not have
+        front = Front(width, unit_length=settings.normalization == "l2", components=axes, part_widths=part_widths)
+        head = build_head(
+            settings.kind, front, len(labels), hidden_width=settings.hidden_width, dropout=settings.dropout
+        )
     head.load_state_dict(tensors, assign=True)
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise _damaged(path, f"{HEAD_NAME} holds numbers that are not finite float32")
-    return Bundle(head.eval(), labels, thresholds, settings, space, dict(document["versions"]))
+    calibration = _calibration(document["calibration"], len(labels), path)
+    versions = dict(document["versions"])
+    adapter = _adapter(document["adapter"], path)
+    return Bundle(head.eval(), labels, thresholds, settings, tuple(spaces.values()), versions, calibration, adapter)
+
+
+def _adapter(record: Mapping[str, Any] | None, path: Path) -> Path | None:
+    if record is None:
+        return None
+    try:
+        found = open_adapter(path / ADAPTER_NAME)
+    except ModelNotFoundError as error:
+        raise _damaged(path, str(error).split(". ")[0]) from error
+    if dict(found.sha256) != record:
+        raise _damaged(path, f"the files in {ADAPTER_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
+    return found.folder
+
+
+def _calibration(record: Mapping[str, Any] | None, label_count: int, path: Path) -> Calibration | None:
+    if record is None:
+        return None
+    found = Calibration(np.array(record["temperatures"], np.float64), np.array(record["offsets"], np.float64))
+    both = np.stack([found.temperatures, found.offsets])
+    if both.shape != (2, label_count) or not np.isfinite(both).all() or not (found.temperatures > 0).all():
+        raise _damaged(path, f"the calibration is {record!r}, not a temperature above 0 and an offset for each label")
+    return found
 
 
 def _damaged(path: Path, found: str) -> BundleError:

@@ -1,18 +1,21 @@
 """Labelled features as arrays, and the checks that come before learning from them.
 
-A split is refused before any work when nothing honest can be learned from it: no positive clip of a
-label, a session on both sides, unlabelled rows, features that are not finite. This file makes no
-split and reads no file.
+What a head reads is *inputs*: one kept feature (`final/mean`), or several side by side
+(`final/mean+final/motion`). A split holds each kept feature once; inputs are put side by side when they are asked
+for. A split is refused before any work when nothing honest can be learned from it: no positive clip of a label, a
+session on both sides, unlabelled rows, features that are not finite. This file makes no split and reads no file.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import TrainingDataError
+from featurecache.errors import SettingsError, TrainingDataError
+from featurecache.spec import FeatureSpace
 
 ROWS_AT_ONCE = 1024
 """Rows converted to float32 in one go, so that memory stays bounded by (1024, D)."""
@@ -20,10 +23,10 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, eq=False)
 class LabelledFeatures:
-    """The labelled clips of one split.
+    """The labelled clips of one split with the inputs of one head.
 
     Attributes:
-        X: Features, shape (N, D), float16 or float32.
+        X: Features, shape (N, D), or (N, T, D) of frames, float16 or float32.
         Y: Targets, shape (N, C), 0 or 1.
         sessions: The session of each clip, shape (N,), str.
     """
@@ -31,6 +34,91 @@ class LabelledFeatures:
     X: npt.NDArray[np.floating]
     Y: npt.NDArray[np.integer]
     sessions: npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSplit:
+    """The labelled clips of one split with any number of kept features.
+
+    Attributes:
+        features: By name (`tap/pooling`), each of shape (N, D), or (N, T, D) of frames.
+        Y: Targets, shape (N, C), 0 or 1.
+        sessions: The session of each clip, shape (N,), str.
+        clip_ids: Of the N clips; None where unknown.
+    """
+
+    features: Mapping[str, npt.NDArray[np.floating]]
+    Y: npt.NDArray[np.integer]
+    sessions: npt.NDArray[np.str_]
+    clip_ids: tuple[str, ...] | None = None
+
+    def of(self, inputs: str) -> LabelledFeatures:
+        """What a head with these inputs reads: the array itself of one kept feature, a new one of several.
+
+        Raises:
+            SettingsError: If one was not loaded, or they do not fit side by side.
+        """
+        parts = self._parts(inputs)
+        X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return LabelledFeatures(X, self.Y, self.sessions)
+
+    def part_widths(self, inputs: str) -> list[int]:
+        """Widths of the kept features that stand side by side in these inputs."""
+        return [part.shape[-1] for part in self._parts(inputs)]
+
+    def are_frames(self, inputs: str) -> bool:
+        """Whether these inputs are features of a clip's frames, not one vector."""
+        return self._parts(inputs)[0].ndim == 3
+
+    def _parts(self, inputs: str) -> list[npt.NDArray[np.floating]]:
+        names = inputs.split("+")
+        missing = [name for name in names if name not in self.features]
+        if missing:
+            raise SettingsError(
+                f"inputs must be kept features, which are {', '.join(self.features)}, but {missing[0]!r} is not one. "
+                "Choose others, or add it to features.keep and run: featurecache extract."
+            )
+        parts = [self.features[name] for name in names]
+        if len({part.shape[:-1] for part in parts}) > 1:
+            raise SettingsError(
+                f"inputs side by side must be all of clips or all of the same number of frames, but those of {inputs} "
+                f"have shapes {', '.join(str(part.shape[1:]) for part in parts)} per clip. Choose others."
+            )
+        return parts
+
+
+@dataclass(frozen=True, eq=False)
+class LearningData:
+    """All that `train` and `tune` learn from.
+
+    Attributes:
+        train: Trains.
+        validation: Scores trials, and sets thresholds and calibration.
+        labels: Names of the C labels.
+        spaces: Feature space of each kept feature, by name.
+        leakage: What `featurecache.leakage.leakage_record` says of the splits; goes into every document.
+    """
+
+    train: KeptSplit
+    validation: KeptSplit
+    labels: tuple[str, ...]
+    spaces: Mapping[str, FeatureSpace]
+    leakage: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuses what cannot train and select a head; errors as for `check_training`."""
+        for name in self.spaces:
+            check_training(self.train.of(name), self.validation.of(name), self.labels)
+
+    def digest(self) -> str:
+        """sha256 of labels, features, targets and sessions: 64 hex digits, equal only for equal data in equal order."""
+        digest = hashlib.sha256("\0".join([*self.labels, *self.spaces]).encode())
+        for part in (self.train, self.validation):
+            for array in (*(part.features[name] for name in self.spaces), part.Y.astype(np.int8)):
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+            digest.update("\0".join(part.sessions.tolist()).encode())
+        return digest.hexdigest()
 
 
 def row_blocks(row_count: int) -> Iterator[slice]:
@@ -51,9 +139,9 @@ def check_labelled(data: LabelledFeatures, labels: Sequence[str], split: str) ->
             (an unlabelled clip), or a feature is not finite.
     """
     X, Y, sessions = data.X, data.Y, data.sessions
-    if X.ndim != 2 or Y.ndim != 2 or sessions.ndim != 1 or not len(X) == len(Y) == len(sessions):
+    if X.ndim not in (2, 3) or Y.ndim != 2 or sessions.ndim != 1 or not len(X) == len(Y) == len(sessions):
         raise TrainingDataError(
-            f"the {split} split must have X (N, D), Y (N, C) and sessions (N,), but their shapes are "
+            f"the {split} split must have X (N, D) or (N, T, D), Y (N, C) and sessions (N,), but their shapes are "
             f"{X.shape}, {Y.shape} and {sessions.shape}. Load features and targets by the same clip ids."
         )
     if Y.shape[1] != len(labels) or not labels:
@@ -61,7 +149,7 @@ def check_labelled(data: LabelledFeatures, labels: Sequence[str], split: str) ->
             f"the {split} split must have a target for each of the labels {', '.join(labels)}, but Y has "
             f"{Y.shape[1]} columns. Take both from the same clip table."
         )
-    if len(X) == 0 or X.shape[1] == 0:
+    if X.size == 0:
         raise TrainingDataError(
             f"the {split} split must have labelled clips with features, but X has shape {X.shape}. "
             "Annotate more sessions, or change the split."
@@ -77,7 +165,7 @@ def check_labelled(data: LabelledFeatures, labels: Sequence[str], split: str) ->
             f"(first: row {unlabelled[0]}). Leave unlabelled clips out."
         )
     for rows in row_blocks(len(X)):
-        bad = np.flatnonzero(~np.isfinite(X[rows]).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(X[rows]).reshape(len(X[rows]), -1).all(axis=1))
         if len(bad):
             raise TrainingDataError(
                 f"features must be finite, but row {rows.start + bad[0]} of the {split} split is not. "
@@ -94,10 +182,10 @@ def check_training(train: LabelledFeatures, validation: LabelledFeatures, labels
     """
     check_labelled(train, labels, "train")
     check_labelled(validation, labels, "validation")
-    if train.X.shape[1] != validation.X.shape[1]:
+    if train.X.shape[1:] != validation.X.shape[1:]:
         raise TrainingDataError(
-            f"train and validation must have features of one width, but have {train.X.shape[1]} and "
-            f"{validation.X.shape[1]}. Load both from one feature space."
+            "train and validation must have features of one shape, but have "
+            f"{train.X.shape[1:]} and {validation.X.shape[1:]}. Load both from one feature space."
         )
     shared = np.intersect1d(train.sessions, validation.sessions)
     if len(shared):
@@ -118,15 +206,3 @@ def check_training(train: LabelledFeatures, validation: LabelledFeatures, labels
             f"at least one label must be on in validation, but none of {', '.join(labels)} is. "
             "Move a session with annotated activity into validation."
         )
-
-
-def data_digest(parts: Sequence[LabelledFeatures], labels: Sequence[str]) -> str:
-    """sha256 of labels, features, targets and sessions: 64 hex digits, equal only for equal data in equal order."""
-    digest = hashlib.sha256("\0".join(labels).encode())
-    for part in parts:
-        targets = part.Y.astype(np.int8)
-        for array in (part.X, targets):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-        digest.update("\0".join(part.sessions.tolist()).encode())
-    return digest.hexdigest()

@@ -1,20 +1,23 @@
-"""From clip table and cache to the arrays of one split.
+"""From clip table and cache to the arrays of one split: each kept feature is read once, into one array.
 
 Only labelled clips of the split are read. A clip whose extraction failed for a recorded reason is left
-out and counted; any other clip without a feature is an error, since leaving it out would change what
-is trained or scored without a word.
+out and counted, and so is one whose window overlaps or touches a clip that scores this split; any other clip
+without a feature is an error, since leaving it out would change what is trained or scored without a word.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.clips import ClipTable
+from featurecache.clips import Clip, ClipTable
 from featurecache.errors import TrainingDataError
+from featurecache.leakage import purged_clips
 from featurecache.spec import FeatureSpace
-from heads.data import LabelledFeatures
+from featurecache.store import bfloat16
+from heads.data import KeptSplit
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,23 @@ class LoadedSplit:
     """A split's arrays.
 
     Attributes:
-        data: Features, targets, sessions.
+        data: Features, targets, sessions and clip ids.
         left_out: Labelled clips of the split without a feature, for recorded reasons.
+        purged: Labelled clips left out because they overlap or touch a clip that scores this split.
     """
 
-    data: LabelledFeatures
+    data: KeptSplit
     left_out: int
+    purged: int
 
 
 def load_split(
-    table: ClipTable, split: str, cache: FeatureCache, space: FeatureSpace, *, failed: Collection[str] = ()
+    table: ClipTable,
+    split: str,
+    cache: FeatureCache,
+    spaces: Mapping[str, FeatureSpace],
+    *,
+    failed: Collection[str] = (),
 ) -> LoadedSplit:
     """The labelled clips of a split with their features, in order of the table.
 
@@ -39,7 +49,7 @@ def load_split(
         table: The clip table.
         split: "train", "validation" or "test".
         cache: An open cache.
-        space: The feature space to read.
+        spaces: The feature spaces to read, by the name of what is kept.
         failed: Clips that extraction could not have.
 
     Raises:
@@ -52,14 +62,58 @@ def load_split(
             "a head needs labels, but clips.csv has no label column. "
             "Set data.annotations and data.labels in featurecache.toml, then: featurecache clips --force."
         )
-    clips = [clip for clip in table.clips if clip.split == split and clip.labelled]
+    labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
+    gone = purged_clips(table.clips).get(split, frozenset())
+    kept = [clip for clip in labelled if clip.clip_id not in gone]
+    return _load(kept, f"the {split} split", cache, spaces, failed, purged=len(gone))
+
+
+def load_all_splits(
+    table: ClipTable, cache: FeatureCache, spaces: Mapping[str, FeatureSpace], *, failed: Collection[str] = ()
+) -> LoadedSplit:
+    """The labelled clips of all splits, for whoever divides them anew and purges for himself.
+
+    Args:
+        table: The clip table.
+        cache: An open cache.
+        spaces: The feature spaces to read, by the name of what is kept.
+        failed: Clips that extraction could not have.
+
+    Raises:
+        TrainingDataError, MissingFeaturesError, DamagedSegmentError: As `load_split`.
+    """
+    labelled = [clip for clip in table.clips if clip.split and clip.labelled]
+    return _load(labelled, "the clip table", cache, spaces, failed, purged=0)
+
+
+def read_features(cache: FeatureCache, clip_ids: Sequence[str], space: FeatureSpace) -> npt.NDArray[np.floating]:
+    """Features of clips as heads take them, shape (N, ...): float16 or float32; bfloat16 comes as float32.
+
+    Raises:
+        MissingFeaturesError: If the cache lacks a clip.
+    """
+    stored = cache.load(clip_ids, space.tap, space.pooling, space.fingerprint)
+    return bfloat16.to_float32(stored) if space.inputs.get("stored_dtype") == bfloat16.NAME else stored
+
+
+def _load(
+    clips: Sequence[Clip],
+    what: str,
+    cache: FeatureCache,
+    spaces: Mapping[str, FeatureSpace],
+    failed: Collection[str],
+    *,
+    purged: int,
+) -> LoadedSplit:
     had = [clip for clip in clips if clip.clip_id not in failed]
     if not had:
+        beside = f" besides {purged} that touch clips which score them" if purged else ""
         raise TrainingDataError(
-            f"the {split} split must have labelled clips with features, but it has {len(clips)} labelled clips "
-            f"and features of none. Annotate more sessions, or change the split in clips.csv."
+            f"{what} must have labelled clips with features, but it has {len(clips)} labelled clips{beside} "
+            "and features of none. Annotate more sessions, or change the split in clips.csv."
         )
-    X = cache.load([clip.clip_id for clip in had], space.tap, space.pooling, space.fingerprint)  # (N, D)
+    clip_ids = tuple(clip.clip_id for clip in had)
+    features = {name: read_features(cache, clip_ids, space) for name, space in spaces.items()}
     Y = np.array([clip.targets for clip in had], np.int8)  # (N, C)
     sessions = np.array([clip.session for clip in had])  # (N,)
-    return LoadedSplit(LabelledFeatures(X, Y, sessions), len(clips) - len(had))
+    return LoadedSplit(KeptSplit(features, Y, sessions, clip_ids), len(clips) - len(had), purged)

@@ -1,46 +1,41 @@
 """A run: one head fitted with given settings, and the folder that keeps it.
 
 `train` makes a run with the settings it is given, `tune` with the best it found: the same code fits both, on the
-training split alone; validation sets the thresholds. Layout of a run's folder:
+training split alone; validation sets thresholds and calibration. Layout of a run's folder:
 
     bundle/                   what predicts
     validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
-    best.json                 settings, feature space, seed and versions: what LoRA takes over; written last
+    best.json                 settings, feature spaces, seed and versions: what LoRA takes over; written last
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurecache.errors import SettingsError
 from featurecache.files import private_folder, write_private
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
-from heads.data import LabelledFeatures, check_training
-from heads.metrics import macro_f1, metrics_document, tuned_thresholds
-from heads.models import head_scores
+from heads.calibration import calibration_document, cross_calibrated, fit_calibration
+from heads.curves import curves
+from heads.data import LabelledFeatures, LearningData
+from heads.fitting import solve_head
+from heads.metrics import macro_f1, metrics_document
+from heads.models import Head, head_scores
+from heads.prepared import Prepared
 from heads.settings import HeadSettings
-from heads.training import TrainingClips, fit_heads
+from heads.thresholds import tuned_thresholds
+from heads.training import fit_heads
 
 
 def train_bundle(
-    train: LabelledFeatures,
-    validation: LabelledFeatures,
-    *,
-    labels: Sequence[str],
-    space: FeatureSpace,
-    settings: HeadSettings,
-    seed: int,
-    folder: Path,
-    device: str = "cpu",
+    data: LearningData, *, settings: HeadSettings, seed: int, folder: Path, device: str = "cpu"
 ) -> dict[str, Any]:
     """Fits one head with given settings and writes its run.
 
     Args:
-        train: The training split.
-        validation: The validation split; sets thresholds.
-        labels: Names of the C labels.
-        space: The feature space of both splits.
+        data: Training and validation clips.
         settings: Of the head.
         seed: Of data order, initial weights and dropout.
         folder: The run's folder.
@@ -51,30 +46,24 @@ def train_bundle(
 
     Raises:
         TrainingDataError: If the splits cannot train a head.
-        SettingsError: If training diverges.
+        SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
-    check_training(train, validation, labels)
-    clips = TrainingClips(train.X, train.Y, seed=seed, device=device)
-    return write_run(clips, validation, labels=labels, space=space, settings=settings, folder=folder)
+    data.check()
+    prepared = Prepared(data, seed=seed, device=device, axes=settings.components)
+    return write_run(prepared, settings, folder=folder)
 
 
 def write_run(
-    clips: TrainingClips,
-    validation: LabelledFeatures,
-    *,
-    labels: Sequence[str],
-    space: FeatureSpace,
+    prepared: Prepared,
     settings: HeadSettings,
+    *,
     folder: Path,
     of_study: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """As `train_bundle`, from clips that are checked and ready.
+    """As `train_bundle`, from clips that are checked and prepared.
 
     Args:
-        clips: The training clips; their seed is the run's.
-        validation: The validation split.
-        labels: Names of the C labels.
-        space: The feature space.
+        prepared: The clips; their seed is the run's.
         settings: Of the head.
         folder: The run's folder.
         of_study: What a search knows about these settings; goes into `best.json`, over the same names.
@@ -83,34 +72,119 @@ def write_run(
         The content of `best.json`.
 
     Raises:
-        SettingsError: If training diverges.
+        SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
-    (fitted,) = fit_heads(clips, [settings])
-    if fitted.head is None:
-        raise fitted.diverged_error()
-    scores = head_scores(fitted.head, validation.X)
-    thresholds = tuned_thresholds(validation.Y, scores)
-    metrics = metrics_document(
-        validation.Y, scores, thresholds, validation.sessions, labels=labels, split="validation", seed=clips.seed
+    data = prepared.data
+    head, epochs, train_loss = _fit(prepared, settings)
+    return write_fitted(
+        head,
+        prepared.validation(settings.inputs),
+        settings,
+        labels=data.labels,
+        spaces={name: data.spaces[name] for name in settings.inputs.split("+")},
+        seed=prepared.seed,
+        folder=folder,
+        leakage=data.leakage,
+        of_run={
+            "epochs_kept": epochs,
+            "train_clips": len(data.train.Y),
+            "train_loss": train_loss,
+            **(of_study or {}),
+        },
     )
+
+
+def write_fitted(
+    head: Head,
+    validation: LabelledFeatures,
+    settings: HeadSettings,
+    *,
+    labels: tuple[str, ...],
+    spaces: Mapping[str, FeatureSpace],
+    seed: int,
+    folder: Path,
+    leakage: Mapping[str, Any],
+    of_run: Mapping[str, Any],
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    """Writes the run of a head that is fitted, however that was done.
+
+    Args:
+        head: The head.
+        validation: The validation split, which sets thresholds and calibration.
+        settings: Of the head.
+        labels: Names of the C labels.
+        spaces: The feature spaces that the head reads, by name, in order.
+        seed: Of the run.
+        folder: The run's folder.
+        leakage: What `featurecache.leakage.leakage_record` says of the splits; goes into every document.
+        of_run: What else is known of the run; goes into `best.json`, over the same names.
+        adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
+
+    Returns:
+        The content of `best.json`.
+    """
+    Y, sessions = validation.Y, validation.sessions
+    scores = head_scores(head, validation.X)
+    thresholds = tuned_thresholds(Y, scores, sessions)
+    first = next(iter(spaces.values()))
+    metrics = {
+        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split="validation", seed=seed),
+        **leakage,
+        "calibration": calibration_document(Y, scores, cross_calibrated(Y, scores, sessions), labels=labels),
+        "curves": curves(Y, scores, labels=labels),
+    }
     best = {
-        "value": macro_f1(validation.Y, scores),
+        "value": macro_f1(Y, scores),
         "settings": settings.to_mapping(),
-        "tap": space.tap,
-        "pooling": space.pooling,
-        "fingerprint": space.fingerprint,
-        "seed": clips.seed,
+        "inputs": settings.inputs,
+        "tap": first.tap,
+        "pooling": first.pooling,
+        "fingerprint": first.fingerprint,
+        "fingerprints": {name: space.fingerprint for name, space in spaces.items()},
+        "seed": seed,
         "versions": tool_versions(),
         "labels": list(labels),
-        "train_clips": len(clips),
-        "train_loss": fitted.train_loss,
-        **(of_study or {}),
+        **leakage,
+        **of_run,
     }
     private_folder(folder)
-    save_bundle(Bundle(fitted.head, tuple(labels), thresholds, settings, space, tool_versions()), folder / "bundle")
+    bundle = Bundle(
+        head,
+        labels,
+        thresholds,
+        settings,
+        tuple(spaces.values()),
+        tool_versions(),
+        fit_calibration(Y, scores),
+        adapter,
+    )
+    save_bundle(bundle, folder / "bundle")
     write_document(folder / "validation_metrics.json", metrics)
     write_document(folder / "best.json", best)
     return best
+
+
+def _fit(prepared: Prepared, settings: HeadSettings) -> tuple[Head, int | None, float | None]:
+    """The head; for `adamw` also the epochs behind it and its mean loss over the last of them."""
+    if settings.solver == "convex":
+        if prepared.data.train.are_frames(settings.inputs):
+            raise SettingsError(
+                "the convex solver must have one feature vector per clip, but "
+                f'{settings.inputs} are features of frames. Choose other inputs, or kind = "attention".'
+            )
+        basis = prepared.basis(settings.inputs, settings.normalization)
+        return solve_head(basis, prepared.data.train.Y, settings), None, None
+    validation = prepared.validation(settings.inputs)
+    (fitted,) = fit_heads(
+        prepared.clips(settings.inputs),
+        [settings],
+        X_validation=validation.X,
+        score=lambda scores: macro_f1(validation.Y, scores),
+    )
+    if fitted.head is None:
+        raise fitted.diverged_error()
+    return fitted.head, fitted.epochs, fitted.train_loss
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:

@@ -1,40 +1,73 @@
-"""The search over head settings: Optuna's TPE, asked for a batch of trials that train together as one stack.
+"""The search over head settings: Optuna's TPE asks for trials, and they train side by side.
 
 Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notable choices:
 
 - The score is macro-F1 on the validation split at a threshold of 0.5. Tuning thresholds inside the score would
   pick lucky trials: tuned thresholds gained .041 on validation but .008 on unseen sessions. The positive weights
   that are searched move scores across 0.5 anyway. The test split is not an argument here.
-- Univariate TPE with the constant liar, 16 trials a batch: best validation macro-F1 after 200 trials .662, against
-  .659 one by one, and .646 for a multivariate batch without the liar.
+- Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation
+  and components, which tries a whole grid at once (`convex_trials.py`). Where there are more combinations than half of
+  the trials (all of them, with that solver alone), TPE draws among them instead, and one drawn twice costs nothing.
+- All other trials train by steps, 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
+  TPE with the constant liar: after 200 trials .662, against .659 one by one, and .646 multivariate without the liar.
+- A stack reads one set of inputs. Where there are several, 32 trials are out at once (.660) and the fullest stack
+  trains; the others pause and gather what is asked for them meanwhile.
 - A trial is pruned at epochs 2, 4, 8, ... when its best score is below the median of completed trials there.
-- Each batch has a sampler of its own, seeded by the seed and the trial it begins with. So a run gives the same numbers
-  each time, and a resumed one does not draw its first trials again.
+- Each trial is asked of a sampler of its own, seeded by the seed and the trial's number. So a run gives the same
+  numbers each time, and a resumed one does not draw its first trials again.
 - A trial that diverges counts as pruned at once: the sampler learns to stay away.
 
-What this is not: nested validation; the best score is the best of many and therefore too kind.
+What this is not: nested validation; the best score is the best of many and therefore too kind. How much is estimated
+from the trials' scores session by session, and stands beside it.
 """
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from featurecache.errors import SettingsError, StudyError
+from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.files import write_private
-from featurecache.spec import FeatureSpace
-from heads.data import LabelledFeatures, check_training, data_digest
-from heads.metrics import macro_f1
+from heads.convex_trials import InnerFolds, Solved, solve_trial
+from heads.data import LabelledFeatures, LearningData
+from heads.fitting import refitting
+from heads.folds import session_folds
+from heads.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
+from heads.permutation import permutation_check
+from heads.prepared import Prepared
 from heads.runs import write_run
+from heads.search_summary import (
+    best_trial,
+    importances,
+    search_optimism,
+    trial_settings,
+    trial_value,
+    trials_table,
+    with_steps,
+)
 from heads.settings import HeadSettings, SearchSpace
-from heads.study import FINISHED, open_study, sync
-from heads.training import TrainingClips, fit_heads
+from heads.shared_study import HEARTBEAT_S, open_shared_study
+from heads.study import (
+    CHOSEN,
+    COMBINATION,
+    COUNTS,
+    DIVERGED,
+    FINISHED,
+    SOLVER,
+    STUDY_NAME,
+    OpenStudy,
+    open_study,
+)
+from heads.training import FittedHead, RungReport, StackedTrainer
+from heads.trial_settings import Choices
 
 OnProgress = Callable[[int, int, float | None], None]
 """Called as `on_progress(finished trials, asked trials, best score so far)`."""
@@ -42,170 +75,331 @@ OnProgress = Callable[[int, int, float | None], None]
 STACKED_TRIALS = 16
 PRUNING_STARTS_AFTER = 10
 """Completed trials before any is pruned."""
+PERMUTATION_FOLDS = 5
 
 
 def search_heads(
-    train: LabelledFeatures,
-    validation: LabelledFeatures,
+    data: LearningData,
     *,
-    labels: Sequence[str],
-    space: FeatureSpace,
     search_space: SearchSpace,
     trials: int,
     seed: int,
     folder: Path,
     stacked_trials: int = STACKED_TRIALS,
+    permutations: int = 0,
     device: str = "cpu",
+    storage: str | None = None,
+    study_name: str = STUDY_NAME,
+    heartbeat_s: int = HEARTBEAT_S,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Searches, fits the best settings once more, and writes the run; resumes what an earlier call left.
 
     Args:
-        train: The training split.
-        validation: The validation split; scores trials and sets thresholds.
-        labels: Names of the C labels.
-        space: The feature space of both splits.
+        data: Training clips, and validation clips, which score trials and set thresholds.
         search_space: The ranges.
-        trials: Finished (completed or pruned) trials that the study shall have, earlier calls' included.
+        trials: Finished (completed or pruned) trials that the study shall have, earlier calls' and other processes'
+            included. With the convex solver alone there are at most as many as it has combinations.
         seed: Of sampler, data order, initial weights and dropout.
         folder: The run's folder.
-        stacked_trials: Trials per batch.
+        stacked_trials: Trials that train at once.
+        permutations: Fits of the best settings to shuffled labels, to see what chance gives.
         device: Where to train: `cpu`, `cuda`, ...
+        storage: `postgresql://...` of a study that several processes share; None keeps it in the folder.
+        study_name: Of a shared study.
+        heartbeat_s: Of a shared study, seconds between signs of life.
         on_progress: See `OnProgress`.
 
     Returns:
         The content of `best.json`.
 
     Raises:
-        SettingsError: If a number is too small.
+        SettingsError: If a number is too small, or kinds, inputs and solvers do not fit each other.
         TrainingDataError: If the splits cannot train a head.
-        StudyError: If the folder's study cannot go on, or every trial diverged.
+        StudyError: If the study cannot go on, or no trial completed.
     """
-    for name, number, least in (("trials", trials, 1), ("stacked_trials", stacked_trials, 1), ("seed", seed, 0)):
+    for name, number, least in (
+        ("trials", trials, 1),
+        ("stacked_trials", stacked_trials, 1),
+        ("seed", seed, 0),
+        ("permutations", permutations, 0),
+    ):
         if number < least:
             raise SettingsError(f"{name} must be at least {least}, but it is {number}. Give a larger number.")
-    check_training(train, validation, labels)
+    data.check()
+    choices = Choices.of(search_space, data)
     began_with = {
-        "data": data_digest([train, validation], labels)[:16],
-        "fingerprint": space.fingerprint[:16],
+        "data": data.digest()[:16],
+        "fingerprints": {name: space.fingerprint[:16] for name, space in data.spaces.items()},
         "search_space": search_space.to_mapping(),
         "seed": seed,
     }
-    clips = TrainingClips(train.X, train.Y, seed=seed, device=device)
+    prepared = Prepared(data, seed=seed, device=device, axes=max(search_space.components))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
-    with open_study(folder, began_with, pruner) as study:
-        while (missing := trials - _finished(study)) > 0:
-            first = len(study.get_trials(deepcopy=False))
-            study.sampler = optuna.samplers.TPESampler(
-                seed=int(np.random.SeedSequence((seed, first)).generate_state(1)[0]),
-                multivariate=False,
-                constant_liar=True,
+    opening: AbstractContextManager[OpenStudy] = (
+        open_study(folder, began_with, pruner)
+        if storage is None
+        else open_shared_study(folder, began_with, pruner, url=storage, name=study_name, heartbeat_s=heartbeat_s)
+    )
+    with opening as opened:
+        search = _Search(opened, prepared, choices, trials=trials, slots=stacked_trials, on_progress=on_progress)
+        search.run()
+        with opened.writing():
+            return _write(opened.study, prepared, choices, folder, permutations)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A trial in this process' hands: its settings, or what a convex one shall combine."""
+
+    trial: optuna.Trial
+    settings: HeadSettings | None
+    combination: dict[str, Any]
+
+
+@dataclass(eq=False)
+class _Stack:
+    """Trials that read the same inputs: those in training, by the trainer's number, and those that wait for a slot."""
+
+    trainer: StackedTrainer
+    validation: LabelledFeatures
+    training: dict[int, optuna.Trial] = field(default_factory=dict)
+    waiting: deque[_Asked] = field(default_factory=deque)
+    begun: int = 0
+
+    @property
+    def out(self) -> int:
+        """Trials that are asked and not told."""
+        return len(self.training) + len(self.waiting)
+
+
+class _Search:
+    """Asks for trials, trains or solves them, and tells how they ended, until there are as many as wanted."""
+
+    def __init__(
+        self,
+        opened: OpenStudy,
+        prepared: Prepared,
+        choices: Choices,
+        *,
+        trials: int,
+        slots: int,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._opened, self._study = opened, opened.study
+        self._prepared, self._choices, self._slots = prepared, choices, slots
+        self._on_progress = on_progress
+        space = choices.space
+        self._points = choices.grid()
+        self._folds = InnerFolds(prepared.data.train, count=space.folds, seed=prepared.seed)
+        self._combinations = choices.combinations
+        steps_too = "adamw" in space.solver
+        self._convex = len(self._combinations) if not steps_too else min(len(self._combinations), trials // 2)
+        self._trials = trials if steps_too else min(trials, self._convex)
+        self._solved: dict[str, Solved] = {}
+        self._stacks: dict[str, _Stack] = {}  # by inputs
+        self._most_out = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
+        self._rungs = [2**power for power in range(1, 20) if 2**power < space.epochs[1]]
+        self._ended = 0
+
+    def run(self) -> None:
+        """Until the study has as many finished trials as wanted; waits for other processes' trials."""
+        current: _Stack | None = None
+        while True:
+            fullest = max(self._stacks.values(), key=lambda stack: stack.out, default=None)
+            if current is None or (fullest is not None and fullest.out > max(current.out, current.trainer.live)):
+                current = fullest
+            if current is not None and current.out:
+                self._train_epoch(current)
+            elif (asked := self._ask()) is not None:
+                self._begin(asked)
+            elif self._opened.is_shared and self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self._opened.wait()
+            else:
+                self._opened.sync()
+                return
+
+    def _ask(self) -> _Asked | None:
+        """The next trial; None where all are asked for, or enough are out."""
+        if sum(stack.out for stack in self._stacks.values()) >= self._most_out:
+            return None
+        with self._opened.claiming():
+            known = self._study.get_trials(deepcopy=False)
+            taken = [trial for trial in known if trial.state in (*FINISHED, TrialState.RUNNING)]
+            if len(taken) >= self._trials:
+                return None
+            is_convex, fixed = self._next_convex(known)
+            if fixed is not None:
+                self._study.enqueue_trial(fixed, user_attrs={SOLVER: "convex", COMBINATION: _name(fixed)})
+            seed = np.random.SeedSequence((self._prepared.seed, len(known))).generate_state(1)[0]
+            self._study.sampler = optuna.samplers.TPESampler(seed=int(seed), multivariate=False, constant_liar=True)
+            trial = self._opened.ask()
+            if trial.user_attrs.get(SOLVER, "convex" if is_convex else "adamw") == "convex":
+                combination = self._choices.ask_convex(trial)
+                trial.set_user_attr(SOLVER, "convex")
+                trial.set_user_attr(COMBINATION, _name(combination))
+                return _Asked(trial, None, combination)
+            return _Asked(trial, self._choices.ask(trial), {})
+
+    def _next_convex(self, known: Sequence[FrozenTrial]) -> tuple[bool, dict[str, Any] | None]:
+        """Whether the next trial is one of the convex solver, and its combination where TPE is not to draw it."""
+        begun = [
+            trial.user_attrs.get(COMBINATION)
+            for trial in known
+            if trial.user_attrs.get(SOLVER) == "convex" and trial.state != TrialState.FAIL
+        ]
+        if len(begun) >= min(self._convex, self._trials):
+            return False, None
+        if len(self._combinations) > min(self._convex, self._trials):
+            return True, None
+        return True, next(one for one in self._combinations if _name(one) not in begun)
+
+    def _begin(self, asked: _Asked) -> None:
+        """Solves a convex trial, or puts one that is trained by steps in the queue of its inputs."""
+        if asked.settings is None:
+            self._solve(asked)
+            return
+        inputs = asked.settings.inputs
+        if inputs not in self._stacks:
+            validation = self._prepared.validation(inputs)
+            trainer = StackedTrainer(
+                self._prepared.clips(inputs),
+                slots=self._slots,
+                X_validation=validation.X,
+                score=lambda scores: macro_f1(validation.Y, scores),
+                rungs=self._rungs,
             )
-            batch = [study.ask() for _ in range(min(stacked_trials, missing))]
-            settings = [suggest_settings(trial, search_space) for trial in batch]
-            _run_batch(study, batch, settings, clips, validation, search_space, trials, on_progress)
-            sync(folder)
-        done = study.get_trials(deepcopy=False)
-        completed = [trial for trial in done if trial.state == TrialState.COMPLETE]
-        if not completed:
-            raise StudyError(
-                f"at least one trial must complete, but all {len(done)} diverged. "
-                "Lower the learning rates of the search space, and begin in a new folder."
-            )
-        best = max(completed, key=lambda trial: (_value(trial), -trial.number))
-        write_private(folder / "trials.csv", _trials_table(done).encode())
-        return write_run(
-            clips,
-            validation,
-            labels=labels,
-            space=space,
-            settings=HeadSettings(**best.params),
-            folder=folder,
-            of_study={
-                "value": best.value,
-                "trial": best.number,
-                "trials": {
-                    "completed": len(completed),
-                    "pruned": sum(trial.state == TrialState.PRUNED for trial in done),
-                    "interrupted": sum(trial.state == TrialState.FAIL for trial in done),
-                },
-            },
+            self._stacks[inputs] = _Stack(trainer, validation)
+        self._stacks[inputs].waiting.append(asked)
+
+    def _solve(self, asked: _Asked) -> None:
+        name = _name(asked.combination)
+        try:
+            if name not in self._solved:
+                self._solved[name] = solve_trial(self._prepared, asked.combination, self._points, self._folds)
+            solved = self._solved[name]
+        except TrainingDataError as error:  # no point converged; whoever reads the study sees why
+            self._end(asked.trial, None, {"reason": str(error)})
+            return
+        self._end(
+            asked.trial,
+            solved.value,
+            {CHOSEN: solved.settings.to_mapping(), COUNTS: solved.counts.tolist(), "converged": solved.converged},
         )
 
+    def _train_epoch(self, stack: "_Stack") -> None:
+        """Refills a stack, from what waits for it and by asking, trains it for an epoch and tells what ended."""
 
-def suggest_settings(trial: optuna.Trial, search_space: SearchSpace) -> HeadSettings:
-    """Draws one head's settings."""
-    kind = trial.suggest_categorical("kind", search_space.kind)
-    drawn: dict[str, Any] = {"kind": kind}
-    if kind == "mlp":
-        drawn["hidden_width"] = trial.suggest_int("hidden_width", *search_space.hidden_width, log=True)
-    drawn["learning_rate"] = trial.suggest_float("learning_rate", *search_space.learning_rate, log=True)
-    drawn["weight_decay"] = trial.suggest_float("weight_decay", *search_space.weight_decay, log=True)
-    drawn["positive_weight_exponent"] = trial.suggest_float(
-        "positive_weight_exponent", *search_space.positive_weight_exponent
+        def next_settings() -> HeadSettings | None:
+            while not stack.waiting:
+                asked = self._ask()
+                if asked is None:
+                    return None
+                self._begin(asked)
+            taken = stack.waiting.popleft()
+            stack.training[stack.begun] = taken.trial
+            stack.begun += 1
+            return taken.settings
+
+        def at_rung(reports: Sequence[RungReport]) -> list[int]:
+            return [report.number for report in reports if self._is_pruned(stack.training[report.number], report)]
+
+        for fitted in stack.trainer.train_epoch(next_settings, at_rung):
+            self._end_steps(stack.training.pop(fitted.number), fitted, stack.validation)
+
+    def _is_pruned(self, trial: optuna.Trial, report: RungReport) -> bool:
+        try:
+            trial.report(report.value, report.epoch)
+        except UpdateFinishedTrialError:  # failed by others, who took this process for dead
+            return True
+        return trial.should_prune()
+
+    def _end_steps(self, trial: optuna.Trial, fitted: FittedHead, validation: LabelledFeatures) -> None:
+        notes: dict[str, Any] = {}
+        if fitted.outcome == "finished" and fitted.scores is not None:
+            predicted = fitted.scores[None] >= DEFAULT_THRESHOLD
+            notes[COUNTS] = session_counts(validation.Y, predicted, validation.sessions).tolist()
+            self._end(trial, fitted.value, notes, step=fitted.epochs)
+        else:
+            if fitted.outcome == "diverged":
+                notes[DIVERGED] = fitted.epochs
+            self._end(trial, None, notes)
+
+    def _end(self, trial: optuna.Trial, value: float | None, notes: dict[str, Any], step: int | None = None) -> None:
+        """Tells how a trial ended: completed with a value, pruned without one."""
+        try:
+            for name, note in notes.items():
+                trial.set_user_attr(name, note)
+            if step is not None and value is not None:
+                trial.report(value, step)
+        except UpdateFinishedTrialError:
+            pass  # failed by others, who took this process for dead; telling is then without effect
+        self._opened.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
+        self._ended += 1
+        if self._ended % self._slots == 0:
+            self._opened.sync()
+        if self._on_progress is not None:
+            finished = self._study.get_trials(deepcopy=False, states=FINISHED)
+            values = [trial_value(one) for one in finished if one.state == TrialState.COMPLETE]
+            self._on_progress(len(finished), self._trials, max(values, default=None))
+
+
+def _name(combination: dict[str, Any]) -> str:
+    return " ".join(str(combination[name]) for name in ("inputs", "normalization", "components"))
+
+
+def _write(
+    study: optuna.Study, prepared: Prepared, choices: Choices, folder: Path, permutations: int
+) -> dict[str, Any]:
+    """The run of the best settings, and what the search tells."""
+    trials = study.get_trials(deepcopy=False)
+    best = best_trial(trials)
+    found = None if best is None else trial_settings(best, choices)
+    if best is None or found is None:
+        raise StudyError(
+            f"at least one trial must complete, but all {len(trials)} diverged or failed. "
+            "Lower the learning rates of the search space, and begin in a new folder."
+        )
+    settings, steps_of = with_steps(found, trials, choices)
+    check = _permutation_check(prepared, settings, permutations) if permutations else None
+    states = [trial.state for trial in trials]
+    write_private(folder / "trials.csv", trials_table(trials, choices).encode())
+    return write_run(
+        prepared,
+        settings,
+        folder=folder,
+        of_study={
+            "value": best.value,
+            "trial": best.number,
+            "steps_of_trial": steps_of,
+            "trials": {
+                "completed": states.count(TrialState.COMPLETE),
+                "pruned": states.count(TrialState.PRUNED),
+                "interrupted": states.count(TrialState.FAIL),
+            },
+            "optimism": search_optimism(trials, seed=prepared.seed),
+            "importances": importances(trials),
+            "permutation_check": check,
+        },
     )
-    drawn["dropout"] = trial.suggest_float("dropout", *search_space.dropout)
-    drawn["batch_size"] = trial.suggest_categorical("batch_size", search_space.batch_size)
-    drawn["epochs"] = trial.suggest_int("epochs", *search_space.epochs, log=True)
-    drawn["standardize"] = trial.suggest_categorical("standardize", search_space.standardize)
-    return HeadSettings(**drawn)
 
 
-def _run_batch(
-    study: optuna.Study,
-    batch: Sequence[optuna.Trial],
-    settings: Sequence[HeadSettings],
-    clips: TrainingClips,
-    validation: LabelledFeatures,
-    search_space: SearchSpace,
-    trials: int,
-    on_progress: OnProgress | None,
-) -> None:
-    """Trains a batch as one stack; each trial is told to the study as soon as its end is known."""
-
-    def tell(index: int, state: TrialState, value: float | None = None) -> None:
-        study.tell(batch[index], value, state=state)
-        if on_progress is not None:
-            completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            on_progress(_finished(study), trials, max(map(_value, completed), default=None))
-
-    def at_rung(epoch: int, scores: Mapping[int, npt.NDArray[np.float32]]) -> list[int]:
-        pruned = []
-        for index, of_head in scores.items():
-            value = macro_f1(validation.Y, of_head)
-            batch[index].report(value, epoch)
-            if epoch == settings[index].epochs:
-                tell(index, TrialState.COMPLETE, value)
-            elif batch[index].should_prune():
-                tell(index, TrialState.PRUNED)
-                pruned.append(index)
-        return pruned
-
-    rungs = [2**power for power in range(1, 20) if 2**power < search_space.epochs[1]]
-    fitted = fit_heads(clips, settings, X_validation=validation.X, rungs=rungs, at_rung=at_rung)
-    for index, head in enumerate(fitted):
-        if head.outcome == "diverged":
-            batch[index].set_user_attr("diverged_in_epoch", head.epochs)
-            tell(index, TrialState.PRUNED)
-
-
-def _finished(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=FINISHED))
-
-
-def _value(trial: FrozenTrial) -> float:
-    return float("-inf") if trial.value is None else trial.value
-
-
-def _trials_table(done: Sequence[FrozenTrial]) -> str:
-    """`trials.csv`: one row per trial; `epochs_seen` is the last epoch that was scored."""
-    names = list(HeadSettings().to_mapping())
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["number", "state", "value", "epochs_seen", "diverged_in_epoch", *names])
-    for trial in done:
-        value = "" if trial.value is None else repr(trial.value)
-        state = "interrupted" if trial.state == TrialState.FAIL else trial.state.name.lower()
-        last, diverged = trial.last_step or "", trial.user_attrs.get("diverged_in_epoch", "")
-        writer.writerow([trial.number, state, value, last, diverged, *(trial.params.get(name, "") for name in names)])
-    return table.getvalue()
+def _permutation_check(prepared: Prepared, settings: HeadSettings, permutations: int) -> dict[str, Any]:
+    """The best settings on training and validation sessions, against the same with labels dealt to wrong sessions."""
+    train, validation = prepared.train(settings.inputs), prepared.validation(settings.inputs)
+    both = LabelledFeatures(
+        np.concatenate([train.X, validation.X]),
+        np.concatenate([train.Y, validation.Y]),
+        np.concatenate([train.sessions, validation.sessions]),
+    )
+    count = min(PERMUTATION_FOLDS, len(np.unique(both.sessions)))
+    widths = prepared.data.train.part_widths(settings.inputs)
+    unstopped = dataclasses.replace(settings, patience=0)
+    return permutation_check(
+        refitting(both, unstopped, seed=prepared.seed, device=prepared.device, part_widths=widths),
+        both.Y,
+        both.sessions,
+        session_folds(both.Y, both.sessions, count=count, seed=prepared.seed),
+        permutations=permutations,
+        seed=prepared.seed,
+    )

@@ -5,13 +5,15 @@ repairs what a kill can leave behind: a half-written last line, and trials still
 mislead the sampler for ever). Lines survive a kill as soon as they are written; only `sync` forces them onto the
 disk, once a batch, because forcing each of the sixteen lines of a trial took longer than training it. A study
 remembers what it began with and refuses to go on with anything else. optuna-dashboard opens the journal as it is.
+
+What this is not: a study that several processes work on (`shared_study.py`).
 """
 
 import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,11 @@ from featurecache.files import private_folder
 
 JOURNAL_NAME, LOCK_NAME, STUDY_NAME = "study.journal", "study.lock", "tune"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+SOLVER, COMBINATION, CHOSEN = "solver", "combination", "chosen"
+"""Notes of a trial: who fits it; which combination a convex one is; the settings chosen inside it."""
+COUNTS, DIVERGED = "session_counts", "diverged_in_epoch"
+"""Confusion counts of its candidates per validation session, (candidates, S, 3, C); the epoch where it diverged."""
 
 
 class _Journal(JournalFileBackend):
@@ -45,16 +52,51 @@ class _Journal(JournalFileBackend):
             raise
 
 
-def sync(folder: Path) -> None:
-    """Forces all that was written to the folder's journal onto the disk."""
-    with (folder / JOURNAL_NAME).open("rb") as file:
-        os.fsync(file.fileno())
+class OpenStudy:
+    """A study in one process' hands.
+
+    Args:
+        study: The study.
+        folder: The run's folder.
+
+    Attributes:
+        study: The study.
+        is_shared: Whether other processes may work on it at the same time.
+    """
+
+    is_shared = False
+
+    def __init__(self, study: optuna.Study, folder: Path) -> None:
+        self.study = study
+        self._folder = folder
+
+    def claiming(self) -> AbstractContextManager[None]:
+        """While this is entered, no other process asks for a trial; trials of dead processes are failed before."""
+        return nullcontext()
+
+    def writing(self) -> AbstractContextManager[None]:
+        """While this is entered, no other process writes the run's folder."""
+        return nullcontext()
+
+    def ask(self) -> optuna.Trial:
+        """A trial that this process works on until it is told; called while claiming."""
+        return self.study.ask()
+
+    def tell(self, trial: optuna.Trial, value: float | None, state: TrialState) -> None:
+        """Ends a trial."""
+        self.study.tell(trial, value, state=state)
+
+    def wait(self) -> None:
+        """Passes some time while others work."""
+
+    def sync(self) -> None:
+        """Forces all that was written onto the disk."""
+        with (self._folder / JOURNAL_NAME).open("rb") as file:
+            os.fsync(file.fileno())
 
 
 @contextmanager
-def open_study(
-    folder: Path, began_with: Mapping[str, Any], pruner: optuna.pruners.BasePruner
-) -> Iterator[optuna.Study]:
+def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.pruners.BasePruner) -> Iterator[OpenStudy]:
     """The study of a folder, made or resumed; trials that are running at the end are marked failed.
 
     Args:
@@ -69,7 +111,7 @@ def open_study(
         StudyError: If another process has it open, it began with something else, or its journal is damaged.
     """
     private_folder(folder)
-    with _held(folder), _quiet_optuna():
+    with held(folder), quiet_optuna():
         journal = folder / JOURNAL_NAME
         _repair(journal)
         try:
@@ -82,24 +124,29 @@ def open_study(
                 f"a study's journal must be readable, but {journal} is damaged ({error}). "
                 "Restore it, or move it away to begin again."
             ) from error
-        _check_beginning(study, began_with, folder)
+        check_beginning(study, began_with, str(folder))
         _fail_running(study)
         try:
-            yield study
+            yield OpenStudy(study, folder)
         finally:
             _fail_running(study)
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds a run's folder against other processes; with `wait`, after they have let go.
+
+    Raises:
+        StudyError: If another has it and `wait` is not set.
+    """
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise StudyError(
                 f"one process at a time may search in a folder, but another is searching in {folder}. "
-                "Wait for it, or stop it."
+                "Wait for it, stop it, or share the study: --storage postgresql://..."
             ) from error
         yield
     finally:
@@ -107,7 +154,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Keeps Optuna's notes on new studies off stderr."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -125,7 +172,17 @@ def _repair(journal: Path) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder: Path) -> None:
+def check_beginning(study: optuna.Study, began_with: Mapping[str, Any], where: str) -> None:
+    """Notes what a new study begins with; refuses an old one that began with something else.
+
+    Args:
+        study: The study.
+        began_with: JSON-ready mapping of all that its scores depend on.
+        where: It is, for the message.
+
+    Raises:
+        StudyError: Naming what differs.
+    """
     stored = study.user_attrs.get("began_with")
     if stored is None:
         study.set_user_attr("began_with", dict(began_with))
@@ -135,8 +192,8 @@ def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder:
             f"{name} (then {_short(stored.get(name))}, now {_short(began_with.get(name))})" for name in names
         )
         raise StudyError(
-            f"a study goes on only with what it began with, but in {folder} these differ: {found}. "
-            "Put them back, or move that folder away to begin a new study."
+            f"a study goes on only with what it began with, but in {where} these differ: {found}. "
+            "Put them back, or move that folder away (name another study) to begin a new one."
         )
 
 

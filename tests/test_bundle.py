@@ -16,24 +16,27 @@ from safetensors.torch import load_file, save_file
 from featurecache.errors import BundleError, FingerprintMismatchError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
+from heads.calibration import Calibration
 from heads.data import LabelledFeatures
 from heads.evaluation import evaluate_bundle
-from heads.models import LinearHead, MLPHead
+from heads.models import AttentionHead, Front, LinearHead, MLPHead
 from heads.settings import HeadSettings
 
 SPACE = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "mean", "stored_dtype": "float16"})
+MOTION = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "motion", "stored_dtype": "float16"})
 LABELS = ("ventilation", "suction, mouth", "Zug (ä)")
+CALIBRATION = Calibration(np.array([0.7, 1.0, 1 / 3]), np.array([0.0, -0.1, 2.5]))
 
 
 def make_bundle(kind: str = "linear", seed: int = 0) -> Bundle:
     torch.manual_seed(seed)
-    head = LinearHead(10, 3) if kind == "linear" else MLPHead(10, 3, hidden_width=6)
+    head = LinearHead(Front(10), 3) if kind == "linear" else MLPHead(Front(10), 3, hidden_width=6)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
-    head.standardize.mean.normal_()
-    head.standardize.scale.uniform_(0.5, 2)
+    head.front.mean.normal_()
+    head.front.scale.uniform_(0.5, 2)
     settings = HeadSettings(kind=kind, hidden_width=6)
-    return Bundle(head, LABELS, np.array([0.5, 0.1 + 0.2, 1 / 3]), settings, SPACE, tool_versions())
+    return Bundle(head, LABELS, np.array([0.5, 0.1 + 0.2, 1 / 3]), settings, (SPACE,), tool_versions(), CALIBRATION)
 
 
 def features(count: int = 30, seed: int = 0) -> np.ndarray:
@@ -50,7 +53,8 @@ def test_bundle_is_bit_equal_when_loaded_again(tmp_path: Path, kind: str) -> Non
     assert (loaded.scores(X, fingerprint=SPACE.fingerprint) == scores).all()
     assert (loaded.thresholds == bundle.thresholds).all()
     assert (loaded.labels, loaded.settings, loaded.digest) == (bundle.labels, bundle.settings, bundle.digest)
-    assert loaded.space.fingerprint == SPACE.fingerprint
+    assert loaded.fingerprint == SPACE.fingerprint
+    assert (loaded.calibration.apply(scores) == bundle.calibration.apply(scores)).all()
     assert loaded.versions == bundle.versions
     assert sorted(path.name for path in (tmp_path / "runs").rglob("*")) == ["bundle", "bundle.json", "head.safetensors"]
 
@@ -86,11 +90,50 @@ def test_scores_are_refused_when_features_are_of_another_space() -> None:
         bundle.scores(features()[:, :9], fingerprint=SPACE.fingerprint)
 
 
+def test_bundle_reads_several_feature_spaces_side_by_side(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    head = LinearHead(Front(10, unit_length=True, components=3, part_widths=[4, 6]), 3)
+    torch.nn.init.normal_(head.output.weight)
+    torch.nn.init.normal_(head.front.axes)
+    settings = HeadSettings(inputs="final/mean+final/motion", normalization="l2", components=5)  # 3 were to be had
+    thresholds = np.full(3, 0.5)
+    bundle = Bundle(head, LABELS, thresholds, settings, (SPACE, MOTION), tool_versions())
+    save_bundle(bundle, tmp_path / "bundle")
+    loaded = load_bundle(tmp_path / "bundle")
+    assert list(loaded.kept) == ["final/mean", "final/motion"]
+    fingerprint = f"{SPACE.fingerprint}+{MOTION.fingerprint}"
+    assert (
+        loaded.scores(features(), fingerprint=fingerprint) == bundle.scores(features(), fingerprint=fingerprint)
+    ).all()
+    with pytest.raises(FingerprintMismatchError, match=f"those of final/motion .* are of {SPACE.fingerprint[:16]}"):
+        loaded.scores(features(), fingerprint=f"{SPACE.fingerprint}+{SPACE.fingerprint}")
+    with pytest.raises(FingerprintMismatchError, match="1 feature spaces are given where it reads final/mean"):
+        loaded.scores(features(), fingerprint=SPACE.fingerprint)
+
+
+def test_bundle_takes_features_of_frames_for_kinds_that_read_them() -> None:
+    settings = HeadSettings(kind="attention", inputs="final/frames")
+    space = FeatureSpace({**SPACE.inputs, "pooling": "frames"})
+    bundle = Bundle(AttentionHead(Front(10), 3), LABELS, np.full(3, 0.5), settings, (space,), tool_versions())
+    assert bundle.scores(features().reshape(6, 5, 10), fingerprint=space.fingerprint).shape == (6, 3)
+    with pytest.raises(BundleError, match=r"shape \(N, T, 10\), but have \(30, 10\)"):
+        bundle.scores(features(), fingerprint=space.fingerprint)
+
+
 def set_key(name: str, value: Any) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         document = json.loads((path / "bundle.json").read_text())
         document[name] = value
         (path / "bundle.json").write_text(json.dumps(document))
+
+    return damage
+
+
+def set_inputs(name: str, **changes: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        record = json.loads((path / "bundle.json").read_text())["inputs"]
+        record[name]["feature_inputs"] |= changes
+        set_key("inputs", record)(path)
 
     return damage
 
@@ -126,10 +169,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not JSON": (lambda path: (path / "bundle.json").write_text("{"), "JSONDecodeError"),
     "not UTF-8": (lambda path: (path / "bundle.json").write_bytes(b"\xff\xfe{}"), "damaged"),
     "a list": (lambda path: (path / "bundle.json").write_text("[]"), "TypeError"),
-    "other format": (set_key("format", 2), "bundle format 1, but it is 2"),
+    "other format": (set_key("format", 1), "bundle format 2, but it is 1. Use the version that wrote it"),
     "flipped bit": (flip_bit, "does not have the sha256"),
-    "other inputs": (set_key("feature_inputs", {**SPACE.inputs, "model": "x"}), "not those of its feature_inputs"),
-    "other tap": (set_key("tap", "layer_3"), "not those of its feature_inputs"),
+    "other space": (set_inputs("final/mean", model="x"), "not those of its feature_inputs"),
+    "other tap": (set_inputs("final/mean", tap="layer_3"), "not those of its feature_inputs"),
+    "other inputs": (set_key("settings", {**HeadSettings(inputs="a/b").to_mapping()}), "its head reads a/b"),
+    "other parts": (set_key("part_widths", [4, 6]), "part_widths are .* where 1 parts make 10"),
+    "temperature of 0": (set_key("calibration", {"temperatures": [0, 1, 1], "offsets": [0, 0, 0]}), "a temperature"),
+    "calibration of fewer": (set_key("calibration", {"temperatures": [1], "offsets": [0]}), "the calibration is"),
     "labels twice": (set_key("labels", ["a", "b", "a"]), "not different names"),
     "label too few": (set_key("labels", ["a", "b"]), "not one in"),
     "labels no text": (set_key("labels", [1, 2, 3]), "not different names"),

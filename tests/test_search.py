@@ -18,17 +18,20 @@ import torch
 from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.bundle import load_bundle
-from heads.data import LabelledFeatures
+from heads.data import KeptSplit, LabelledFeatures, LearningData
 from heads.metrics import average_precision, macro_f1
 from heads.runs import train_bundle
 from heads.search import search_heads
+from heads.search_summary import in_words
 from heads.settings import HeadSettings, SearchSpace
 from heads.study import open_study
+from heads.trial_settings import Choices
 from tests.multilabel_sets import read_set
-from tests.test_training import LABELS, make_clips
+from tests.test_training import LABELS, make_clips, make_frames
 
 SPACE = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "mean", "stored_dtype": "float32"})
-QUICK = SearchSpace(epochs=(2, 12), batch_size=(64,))
+QUICK = SearchSpace(epochs=(2, 12), batch_size=(64,), solver=("adamw",))
+CONVEX = SearchSpace(solver=("convex",))
 
 
 @pytest.fixture(autouse=True)
@@ -36,19 +39,21 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def search(folder: Path, *, trials: int, noise: float = 2.0, **changes: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "train": make_clips(noise=noise),
-        "validation": make_clips(noise=noise, seed=1),
-        "labels": LABELS,
-        "space": SPACE,
-        "search_space": QUICK,
-        "seed": 0,
-        "stacked_trials": 8,
-    }
-    arguments.update(changes)
-    train, validation = arguments.pop("train"), arguments.pop("validation")
-    return search_heads(train, validation, trials=trials, folder=folder, **arguments)
+def kept(split: LabelledFeatures, **more: np.ndarray) -> KeptSplit:
+    return KeptSplit({"final/mean": split.X, **more}, split.Y, split.sessions)
+
+
+def learning(train: LabelledFeatures, validation: LabelledFeatures, labels: tuple[str, ...] = LABELS) -> LearningData:
+    return LearningData(kept(train), kept(validation), labels, {"final/mean": SPACE})
+
+
+def noisy(noise: float = 2.0, **changes: Any) -> LearningData:
+    return dataclasses.replace(learning(make_clips(noise=noise), make_clips(noise=noise, seed=1)), **changes)
+
+
+def search(folder: Path, *, trials: int, data: LearningData | None = None, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"search_space": QUICK, "seed": 0, "stacked_trials": 8, **changes}
+    return search_heads(noisy() if data is None else data, trials=trials, folder=folder, **arguments)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -78,6 +83,7 @@ def test_search_heads_writes_a_run_that_predicts(tmp_path: Path) -> None:
     assert progress[-1][2] == best["value"]
     assert json.loads((tmp_path / "tune/best.json").read_text()) == best
     assert (best["tap"], best["pooling"], best["fingerprint"]) == ("final", "mean", SPACE.fingerprint)
+    assert (best["inputs"], best["fingerprints"]) == ("final/mean", {"final/mean": SPACE.fingerprint})
     assert best["seed"] == 0
     assert best["trials"]["completed"] + best["trials"]["pruned"] == 20
 
@@ -102,19 +108,17 @@ def test_search_heads_writes_a_run_that_predicts(tmp_path: Path) -> None:
 
 
 def test_search_heads_prunes_at_rungs_what_is_below_the_median(tmp_path: Path) -> None:
-    space = dataclasses.replace(QUICK, epochs=(12, 12), learning_rate=(1e-3, 3e-2), standardize=(True,))
-    search(tmp_path / "tune", trials=40, search_space=space)
+    space = dataclasses.replace(QUICK, epochs=(12, 12), learning_rate=(1e-3, 3e-2), normalization=("standardize",))
+    search(tmp_path / "tune", trials=60, search_space=space)
     trials = stored(tmp_path / "tune")
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
     assert len(pruned) >= 3
-    for trial in trials:
-        history = [t for t in trials[: trial.number // 8 * 8] if t.state.name == "COMPLETE"]
-        for step in trial.intermediate_values:
-            so_far = max(value for at, value in trial.intermediate_values.items() if at <= step)
-            median = np.median([t.intermediate_values[step] for t in history]) if len(history) >= 10 else 0.0
-            is_last = trial.state.name == "PRUNED" and step == trial.last_step
-            assert step == 12 or (so_far < median) == is_last
-        assert set(trial.intermediate_values) <= {2, 4, 8, 12}
+    for trial in pruned:
+        before = [t for t in trials if t.state.name == "COMPLETE" and t.datetime_complete < trial.datetime_complete]
+        assert len(before) >= 10
+        median = np.median([t.intermediate_values[trial.last_step] for t in before])
+        assert max(trial.intermediate_values.values()) < median
+    assert {step for trial in trials for step in trial.intermediate_values} == {2, 4, 8, 12}
 
 
 def test_search_heads_finds_nothing_when_labels_are_shuffled(tmp_path: Path) -> None:
@@ -122,7 +126,9 @@ def test_search_heads_finds_nothing_when_labels_are_shuffled(tmp_path: Path) -> 
     shuffled = dataclasses.replace(train, Y=np.random.default_rng(0).permutation(train.Y))
     lifts = {}
     for name, data in (("true", train), ("shuffled", shuffled)):
-        search(tmp_path / name, trials=16, train=data)
+        search(
+            tmp_path / name, trials=16, data=learning(data, make_clips(noise=2.0, seed=1)), search_space=SearchSpace()
+        )
         scores = load_bundle(tmp_path / name / "bundle").scores(unseen.X, fingerprint=SPACE.fingerprint)
         precision = [average_precision(unseen.Y[:, c], scores[:, c]) for c in range(3)]
         lifts[name] = float(np.mean(precision / unseen.Y.mean(0)))
@@ -131,11 +137,215 @@ def test_search_heads_finds_nothing_when_labels_are_shuffled(tmp_path: Path) -> 
 
 
 def test_search_heads_draws_mlp_heads_when_asked(tmp_path: Path) -> None:
-    space = dataclasses.replace(QUICK, kind=("linear", "mlp"), hidden_width=(4, 8), standardize=(True,))
+    space = dataclasses.replace(QUICK, kind=("linear", "mlp"), hidden_width=(4, 8), normalization=("standardize",))
     search(tmp_path / "tune", trials=12, search_space=space)
     rows = table(tmp_path / "tune")
     assert {row["kind"] for row in rows} == {"linear", "mlp"}
     assert all((row["hidden_width"] != "") == (row["kind"] == "mlp") for row in rows)
+
+
+# --- the convex solver, and what heads read -------------------------------------------------------
+
+
+def test_search_heads_solves_each_combination_once_with_the_convex_solver(tmp_path: Path) -> None:
+    space = dataclasses.replace(CONVEX, normalization=("standardize", "l2"), components=(0, 8))
+    best = search(tmp_path / "tune", trials=40, search_space=space)
+    rows = table(tmp_path / "tune")
+    combinations = {(row["normalization"], row["components"]) for row in rows}
+    assert combinations == {("standardize", "0"), ("standardize", "8"), ("l2", "0"), ("l2", "8")}
+    assert len(rows) == best["trials"]["completed"] == 4
+    assert best["settings"]["solver"] == "convex"
+    assert best["settings"]["l2"] in {point.l2 for point in Choices.of(space, noisy()).grid()}
+    bundle, validation = load_bundle(tmp_path / "tune/bundle"), make_clips(noise=2.0, seed=1)
+    scores = bundle.scores(validation.X, fingerprint=SPACE.fingerprint)
+    assert macro_f1(validation.Y, scores) == pytest.approx(best["value"], abs=0.02)
+    assert all(trial.user_attrs["converged"] == 1 for trial in stored(tmp_path / "tune"))
+
+
+def test_search_heads_draws_among_combinations_when_there_are_more_than_trials(tmp_path: Path) -> None:
+    space = dataclasses.replace(CONVEX, components=tuple(range(1, 24)))
+    best = search(tmp_path / "tune", trials=6, search_space=space)
+    assert best["trials"]["completed"] == 6
+    assert len({row["components"] for row in table(tmp_path / "tune")}) > 3
+
+
+def test_search_heads_keeps_what_lora_needs_when_the_convex_solver_wins(tmp_path: Path) -> None:
+    space = dataclasses.replace(QUICK, solver=("convex", "adamw"), learning_rate=(1e-5, 1e-4))
+    best = search(tmp_path / "tune", trials=12, search_space=space)
+    assert best["settings"]["solver"] == "convex"
+    by_steps = [row for row in table(tmp_path / "tune") if row["solver"] == "adamw" and row["value"]]
+    first = max(by_steps, key=lambda row: (float(row["value"]), -int(row["number"])))
+    assert int(first["number"]) == best["steps_of_trial"]
+    for name in ("learning_rate", "weight_decay", "batch_size", "epochs"):
+        assert str(best["settings"][name]) == first[name]
+
+
+def test_search_heads_chooses_by_folds_that_leave_validation_alone(tmp_path: Path) -> None:
+    """Other validation labels give another value, but not another point of the grid; without folds they do."""
+    data = noisy()
+    upside_down = dataclasses.replace(data, validation=dataclasses.replace(data.validation, Y=1 - data.validation.Y))
+    chosen = {}
+    for folds in (5, 0):
+        for name, one in (("a", data), ("b", upside_down)):
+            space = dataclasses.replace(CONVEX, folds=folds)
+            best = search(tmp_path / f"{name}{folds}", trials=1, data=one, search_space=space)
+            chosen[name, folds] = best["settings"]["l2"], best["settings"]["positive_weight_exponent"]
+    assert chosen["a", 5] == chosen["b", 5]
+    assert chosen["a", 0] != chosen["b", 0]
+
+
+def side_by_side() -> LearningData:
+    """Two kept features, of which the second tells the labels and the first is noise; and one of frames."""
+    frames = [make_frames(seed=seed) for seed in (0, 1)]
+    splits = []
+    for seed, of_frames in enumerate(frames):
+        told = of_frames.X.sum(axis=1)
+        noise = np.random.default_rng(seed).standard_normal((len(told), 7)).astype(np.float16)
+        features = {"layer_2/mean": noise, "final/mean": told, "final/frames": of_frames.X}
+        splits.append(KeptSplit(features, of_frames.Y, of_frames.sessions))
+    spaces = {
+        name: FeatureSpace({**SPACE.inputs, "tap": name.split("/")[0], "pooling": name.split("/")[1]})
+        for name in ("layer_2/mean", "final/mean", "final/frames")
+    }
+    return LearningData(*splits, LABELS, spaces)
+
+
+INPUTS = ("layer_2/mean", "final/mean", "layer_2/mean+final/mean")
+
+
+def test_search_heads_chooses_inputs_with_both_solvers(tmp_path: Path) -> None:
+    data = side_by_side()
+    for solver in ("convex", "adamw"):
+        space = dataclasses.replace(QUICK, solver=(solver,), inputs=INPUTS, learning_rate=(1e-3, 3e-2))
+        best = search(tmp_path / solver, trials=40, data=data, search_space=space)
+        rows = table(tmp_path / solver)
+        assert {row["inputs"] for row in rows} == set(INPUTS)
+        assert best["inputs"] != "layer_2/mean"
+        value = {inputs: max(float(row["value"] or 0) for row in rows if row["inputs"] == inputs) for inputs in INPUTS}
+        assert value["final/mean"] > value["layer_2/mean"] + 0.05
+        bundle = load_bundle(tmp_path / solver / "bundle")
+        assert "+".join(bundle.kept) == best["inputs"]
+        X = data.validation.of(best["inputs"]).X
+        scores = bundle.scores(X, fingerprint=bundle.fingerprint)
+        assert macro_f1(data.validation.Y, scores) == pytest.approx(best["value"], abs=0.02)
+    assert len(rows) == 40
+
+
+def test_search_heads_searches_heads_on_frames_beside_others(tmp_path: Path) -> None:
+    space = dataclasses.replace(
+        QUICK,
+        kind=("linear", "attention", "temporal"),
+        inputs=("final/mean", "final/frames"),
+        hidden_width=(4, 8),
+        learning_rate=(1e-3, 3e-2),
+    )
+    search(tmp_path / "tune", trials=24, data=side_by_side(), search_space=space)
+    rows = table(tmp_path / "tune")
+    assert {(row["kind"], row["inputs"]) for row in rows} == {
+        ("linear", "final/mean"),
+        ("attention", "final/frames"),
+        ("temporal", "final/frames"),
+    }
+    only = dataclasses.replace(space, kind=("attention",), inputs=("final/frames",))
+    best = search(tmp_path / "only", trials=4, data=side_by_side(), search_space=only)
+    assert load_bundle(tmp_path / "only/bundle").settings.kind == best["settings"]["kind"] == "attention"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": ("linear", "attention")}, "of features of frames kind 'attention' is asked for and no such inputs"),
+        ({"inputs": ("final/frames",)}, "of one feature vector per clip kind 'linear' is asked for"),
+        ({"inputs": ("final/mean", "final/frames")}, "no kind reads final/frames"),
+        ({"inputs": ("vision/mean",)}, "which are layer_2/mean, final/mean, final/frames, but 'vision/mean' is not"),
+        ({"inputs": ("final/mean+final/frames",)}, "all of clips or all of the same number of frames"),
+        ({"solver": ("convex",), "kind": ("mlp",)}, "convex solver fits linear heads only"),
+    ],
+)
+def test_search_heads_refuses_kinds_inputs_and_solvers_that_do_not_fit(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        search(tmp_path / "tune", trials=4, data=side_by_side(), search_space=dataclasses.replace(QUICK, **changes))
+    assert not (tmp_path / "tune").exists()
+
+
+def test_a_trial_in_a_stack_scores_as_it_would_alone(tmp_path: Path) -> None:
+    data = side_by_side()
+    space = dataclasses.replace(QUICK, inputs=INPUTS, components=(0, 5))
+    search(tmp_path / "tune", trials=24, data=data, search_space=space)
+    completed = [row for row in table(tmp_path / "tune") if row["state"] == "complete"]
+    assert len(completed) > 10
+    for row in completed[::3]:
+        settings = HeadSettings(
+            inputs=row["inputs"],
+            components=int(row["components"]),
+            epochs=int(row["epochs"]),
+            batch_size=64,
+            **{
+                name: float(row[name])
+                for name in ("learning_rate", "weight_decay", "positive_weight_exponent", "dropout")
+            },
+        )
+        alone = train_bundle(data, settings=settings, seed=0, folder=tmp_path / row["number"])
+        assert alone["value"] == pytest.approx(float(row["value"]), abs=0.01)
+
+
+# --- honesty --------------------------------------------------------------------------------------
+
+
+def sessions_of(count: int, seed: int) -> LabelledFeatures:
+    return make_clips(noise=2.0, sessions=count, clips_each=200 // count, seed=seed)
+
+
+def test_search_heads_tells_how_much_too_kind_the_best_score_is(tmp_path: Path) -> None:
+    data = learning(sessions_of(5, 0), sessions_of(10, 1))
+    for name, space in (("mixed", SearchSpace(epochs=(2, 8))), ("by validation", dataclasses.replace(CONVEX, folds=0))):
+        best = search(tmp_path / name, trials=24, data=data, search_space=space)
+        optimism = best["optimism"]
+        assert optimism["n_sessions"] == 10
+        assert optimism["n_trials"] == (best["trials"]["completed"] if name == "mixed" else 48)
+        assert optimism["corrected"] == pytest.approx(optimism["best"] - optimism["optimism"])
+        assert -0.05 < optimism["optimism"] < 0.2
+    few = search(tmp_path / "few", trials=4, search_space=CONVEX)
+    assert few["optimism"]["optimism"] is None
+    assert "cannot be told" in " ".join(in_words(few))
+
+
+def test_search_heads_tells_what_mattered_in_plain_words(tmp_path: Path) -> None:
+    space = dataclasses.replace(QUICK, solver=("convex", "adamw"), learning_rate=(1e-6, 1e-1))
+    best = search(tmp_path / "tune", trials=48, search_space=space)
+    assert sum(best["importances"].values()) == pytest.approx(1)
+    assert search(tmp_path / "few", trials=16, search_space=space)["importances"] is None
+    assert next(iter(best["importances"])) == "learning_rate"
+    words = " ".join(in_words(best))
+    for said in ("best is trial", "linear head on final/mean, standardised", "What mattered", "learning_rate"):
+        assert said in words
+
+
+def test_search_heads_checks_against_labels_of_wrong_sessions_when_asked(tmp_path: Path) -> None:
+    data = learning(sessions_of(8, 0), sessions_of(4, 1))
+    best = search(tmp_path / "tune", trials=1, data=data, search_space=CONVEX, permutations=4)
+    check = best["permutation_check"]
+    assert len(check["permuted"]) == 4
+    assert check["p_value"] == pytest.approx(0.2)
+    assert check["observed"] > check["permuted_mean"] + 0.1
+    assert "labels dealt to the wrong sessions" in " ".join(in_words(best))
+
+
+def test_a_run_says_what_its_splits_are(tmp_path: Path) -> None:
+    leakage = {"split_level": "clip", "purged_clips": {"train": 3}, "split_warning": "too kind"}
+    train(tmp_path / "run", noisy(1.0, leakage=leakage))
+    for name in ("best.json", "validation_metrics.json"):
+        assert json.loads((tmp_path / "run" / name).read_text()).items() >= leakage.items()
+
+
+def test_a_run_has_calibration_and_curves_of_validation(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    metrics = json.loads((tmp_path / "run/validation_metrics.json").read_text())
+    assert metrics["calibration"]["after"]["brier"] < metrics["calibration"]["before"]["brier"] + 0.01
+    assert list(metrics["curves"]) == list(LABELS)
+    assert load_bundle(tmp_path / "run/bundle").calibration is not None
 
 
 # --- same numbers, nothing lost -------------------------------------------------------------------
@@ -150,11 +360,14 @@ def test_search_heads_gives_the_same_numbers_when_repeated_and_others_with_anoth
     assert (tmp_path / "a/trials.csv").read_bytes() != (tmp_path / "c/trials.csv").read_bytes()
 
 
-def test_search_heads_goes_on_as_if_unbroken_when_more_trials_are_asked_for(tmp_path: Path) -> None:
-    search(tmp_path / "whole", trials=24)
-    search(tmp_path / "parts", trials=8)
-    assert search(tmp_path / "parts", trials=24)["trials"]["interrupted"] == 0
-    assert (tmp_path / "parts/trials.csv").read_text() == (tmp_path / "whole/trials.csv").read_text()
+def test_search_heads_goes_on_when_more_trials_are_asked_for(tmp_path: Path) -> None:
+    search(tmp_path / "tune", trials=8)
+    before = ended(tmp_path / "tune")
+    assert search(tmp_path / "tune", trials=24)["trials"]["interrupted"] == 0
+    after = ended(tmp_path / "tune")
+    assert len(after) == 24
+    assert {number: after[number] for number in before} == before
+    assert len({line.split(" ", 2)[2] for line in after.values()}) == 24, "no trial is drawn twice"
 
 
 def test_search_heads_finds_itself_done_when_called_again(tmp_path: Path) -> None:
@@ -192,8 +405,8 @@ def test_search_heads_loses_and_repeats_no_finished_trial_when_killed(tmp_path: 
     assert len(after) == 24
     assert {number: after[number] for number in before} == before
     assert len({line.split(" ", 2)[2] for line in after.values()}) == 24
-    assert best["trials"]["interrupted"] == 5
-    assert {row["state"] for row in table(folder)} == {"complete", "pruned", "interrupted"}
+    assert 1 <= best["trials"]["interrupted"] <= 8, "what was in training"
+    assert {row["state"] for row in table(folder)} >= {"complete", "interrupted"}
 
 
 def test_search_heads_can_be_resumed_when_interrupted_from_the_keyboard(tmp_path: Path) -> None:
@@ -205,6 +418,7 @@ def test_search_heads_can_be_resumed_when_interrupted_from_the_keyboard(tmp_path
         search(tmp_path / "tune", trials=16, on_progress=stop)
     before = ended(tmp_path / "tune")
     assert len(before) == 5
+    assert not [trial for trial in stored(tmp_path / "tune") if trial.state.name == "RUNNING"]
     search(tmp_path / "tune", trials=16)
     after = ended(tmp_path / "tune")
     assert len(after) == 16
@@ -218,12 +432,13 @@ def test_search_heads_is_refused_when_the_study_began_with_something_else(tmp_pa
     search(tmp_path / "tune", trials=8)
     relabelled = make_clips(noise=2.0)
     relabelled.Y[0, 0] ^= 1
+    other = FeatureSpace({**SPACE.inputs, "model": "other"})
     for name, changes in {
-        "data": {"train": relabelled},
-        "data ": {"labels": ("a", "b", "c")},
+        "data": {"data": noisy(train=kept(relabelled))},
+        "data ": {"data": noisy(labels=("a", "b", "c"))},
         "seed .then 0, now 3": {"seed": 3},
         "search_space": {"search_space": dataclasses.replace(QUICK, dropout=(0.0, 0.1))},
-        "fingerprint": {"space": FeatureSpace({**SPACE.inputs, "model": "other"})},
+        "fingerprints": {"data": noisy(spaces={"final/mean": other})},
     }.items():
         with pytest.raises(StudyError, match=f"these differ: {name}"):
             search(tmp_path / "tune", trials=16, **changes)
@@ -246,14 +461,14 @@ def test_search_heads_is_refused_when_the_journal_is_damaged(tmp_path: Path) -> 
 
 def test_search_heads_says_so_when_every_trial_diverges(tmp_path: Path) -> None:
     data = make_clips()
-    huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(1e37))
-    space = SearchSpace(standardize=(False,), positive_weight_exponent=(2.0, 2.0), batch_size=(64,), epochs=(2, 3))
+    huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(3e38))
+    space = dataclasses.replace(QUICK, normalization=("none",), positive_weight_scale=(100.0, 100.0), epochs=(2, 3))
     with pytest.raises(StudyError, match="all 8 diverged"):
-        search(tmp_path / "tune", trials=8, train=huge, search_space=space)
+        search(tmp_path / "tune", trials=8, data=noisy(train=kept(huge)), search_space=space)
     assert len(ended(tmp_path / "tune")) == 8
 
 
-@pytest.mark.parametrize(("name", "number"), [("trials", 0), ("stacked_trials", 0), ("seed", -1)])
+@pytest.mark.parametrize(("name", "number"), [("trials", 0), ("stacked_trials", 0), ("seed", -1), ("permutations", -1)])
 def test_search_heads_refuses_numbers_that_are_too_small(tmp_path: Path, name: str, number: int) -> None:
     with pytest.raises(SettingsError, match=f"{name} must be at least {number + 1}, but it is {number}"):
         search(tmp_path / "tune", **{"trials": 8, name: number})
@@ -262,14 +477,15 @@ def test_search_heads_refuses_numbers_that_are_too_small(tmp_path: Path, name: s
 
 def test_search_heads_refuses_data_before_it_makes_a_folder(tmp_path: Path) -> None:
     with pytest.raises(TrainingDataError, match="4 are"):
-        search(tmp_path / "tune", trials=8, validation=make_clips())
+        search(tmp_path / "tune", trials=8, data=learning(make_clips(), make_clips()))
     assert not (tmp_path / "tune").exists()
 
 
 def test_study_goes_on_when_the_disk_was_full_for_a_while(tmp_path: Path) -> None:
     """A full disk cuts a line short; here the limit on file sizes does, as the kernel reports it."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open_study(tmp_path, {}, optuna.pruners.NopPruner()) as study:
+    with open_study(tmp_path, {}, optuna.pruners.NopPruner()) as opened:
+        study = opened.study
         size = (tmp_path / "study.journal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))
         try:
@@ -279,17 +495,16 @@ def test_study_goes_on_when_the_disk_was_full_for_a_while(tmp_path: Path) -> Non
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert (tmp_path / "study.journal").stat().st_size == size
         study.set_user_attr("second", 2)
-    with open_study(tmp_path, {}, optuna.pruners.NopPruner()) as study:
-        assert study.user_attrs == {"began_with": {}, "second": 2}
+    with open_study(tmp_path, {}, optuna.pruners.NopPruner()) as opened:
+        assert opened.study.user_attrs == {"began_with": {}, "second": 2}
 
 
 # --- one head with given settings -----------------------------------------------------------------
 
 
-def train(folder: Path, **changes: Any) -> dict[str, Any]:
-    data = {"train": make_clips(), "validation": make_clips(seed=1), **changes}
-    settings = data.pop("settings", HeadSettings(learning_rate=0.01))
-    return train_bundle(**data, labels=LABELS, space=SPACE, settings=settings, seed=0, folder=folder)
+def train(folder: Path, data: LearningData | None = None, **settings: Any) -> dict[str, Any]:
+    chosen = HeadSettings(**{"learning_rate": 0.01, **settings})
+    return train_bundle(data or noisy(1.0), settings=chosen, seed=0, folder=folder)
 
 
 def test_train_bundle_writes_a_run_with_the_settings_given(tmp_path: Path) -> None:
@@ -301,12 +516,21 @@ def test_train_bundle_writes_a_run_with_the_settings_given(tmp_path: Path) -> No
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("runs/train/*.json")} == {0o600}
 
 
+def test_train_bundle_fits_with_the_convex_solver_and_with_patience(tmp_path: Path) -> None:
+    convex = train(tmp_path / "convex", solver="convex", l2=0.01, components=9)
+    assert convex["value"] > 0.6
+    assert load_bundle(tmp_path / "convex/bundle").head.front.output_width == 9
+    patient = train(tmp_path / "patient", patience=2, epochs=200)
+    assert patient["epochs_kept"] < 200
+    with pytest.raises(SettingsError, match="one feature vector"):
+        train(tmp_path / "frames", side_by_side(), inputs="final/frames", solver="convex")
+
+
 def test_train_bundle_writes_nothing_when_training_diverges(tmp_path: Path) -> None:
     data = make_clips()
-    huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(1e37))
-    settings = HeadSettings(standardize=False, positive_weight_exponent=2.0)
-    with pytest.raises(SettingsError, match=r"diverged in epoch 1 with learning_rate 0\.001"):
-        train(tmp_path / "run", train=huge, settings=settings)
+    huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(3e38))
+    with pytest.raises(SettingsError, match=r"diverged in epoch 1 with learning_rate 0\.01"):
+        train(tmp_path / "run", noisy(train=kept(huge)), normalization="none", positive_weight_scale=100.0)
     assert not (tmp_path / "run").exists()
 
 
@@ -320,7 +544,7 @@ def test_search_heads_is_at_scikit_learns_level_on_real_sets(tmp_path: Path, nam
     groups = np.random.default_rng(0).integers(0, 21, len(X))
     sessions = groups.astype(str)
     train, validation = (LabelledFeatures(X[m], Y[m], sessions[m]) for m in (groups < 14, groups >= 14))
-    search(tmp_path / "tune", trials=48, train=train, validation=validation, labels=labels, search_space=SearchSpace())
+    search(tmp_path / "tune", trials=48, data=learning(train, validation, labels), search_space=SearchSpace())
     bundle = load_bundle(tmp_path / "tune/bundle")
     X_test, Y_test, _ = read_set(name, "test")
     scores = bundle.scores(X_test, fingerprint=SPACE.fingerprint)

@@ -1,0 +1,431 @@
+"""A search of 200 trials: by the loop that everybody writes, by scikit-learn, and by both engines here.
+
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law]
+
+Synthetic features (15,912 x 4096 float16, 60 sessions: 42 train, 9 validate, 9 unseen; rank 256 plus noise, or
+variances that fall off as a power law), 4 labels. The objective is validation macro-F1 at 0.5. CPU time, one thread.
+
+(a) The own loop: DataLoader, nn.Linear, Adam, a SQLite study told the score of each epoch. An epoch, its scoring and
+    the storage are measured on a few trials and multiplied by the epochs of (c)'s study: those that it trained (equal
+    pruning), and all that its trials asked for (no pruning, as such a loop is mostly run). Its best score is that of
+    (c)'s study of AdamW, whose best trial the loop trains again (`retrained`, so its own score stands beside it).
+(b) scikit-learn: one-vs-rest LogisticRegression on standardised features, a few values of C with and without balanced
+    classes; time per fit times 200.
+(c) `search_heads`, all included (checks, digest, storage, the final fit, documents): AdamW with TPE, 16 trials side by
+    side; the convex solver at full width, chosen by validation (the same objective) and by five session folds; and
+    with a searched width. The search takes the point whose neighbours in the grid are good too; `highest_*` is what
+    the luckiest point would have shown on validation, or the luckiest of each label, and what it is worth elsewhere.
+
+Floors, measured in the same run: the products of a stack of 16 heads and nothing else; those of each step of the
+convex solver, at that step's number of columns; reading the features once.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.utils.data import DataLoader, TensorDataset
+
+from featurecache.spec import FeatureSpace
+from heads import HeadSettings, SearchSpace, load_bundle, search_heads
+from heads.basis import Basis
+from heads.convex import grid_points, solve_grid
+from heads.data import KeptSplit, LearningData
+from heads.metrics import confusion_counts, f1_scores, macro_f1
+from heads.search import STACKED_TRIALS
+from heads.training import StackedTrainer
+from heads.training_clips import TrainingClips, View
+
+LABELS = ("a", "b", "c", "d")
+KEPT = "final/mean"
+SPACE = FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float16"})
+TRIALS = 200
+REPORTS = 30
+"""Epochs that a trial of the loop reports, where its storage is measured."""
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """CPU seconds that some work takes."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def make_data(N: int, D: int, *, power_law: bool, sessions: int = 60) -> tuple[LearningData, KeptSplit]:
+    """Training and validation clips, and those of unseen sessions."""
+    random = np.random.default_rng(0)
+    rank = D if power_law else min(256, D // 4)
+    scale = 20 * np.arange(1, rank + 1) ** -0.7 if power_law else np.linspace(3, 0.3, rank)
+    of_clip = np.repeat(np.arange(sessions), -(-N // sessions))[:N]
+    z = random.standard_normal((N, rank), dtype=np.float32)
+    z += 0.6 * random.standard_normal((sessions, rank), dtype=np.float32)[of_clip]
+    X = (z * scale.astype(np.float32)) @ (random.standard_normal((rank, D), dtype=np.float32) / np.sqrt(rank))
+    if not power_law:
+        X += 0.5 * X.std() * random.standard_normal((N, D), dtype=np.float32)
+    told = min(rank, 200)
+    logits = 2 * z[:, :told] @ random.standard_normal((told, len(LABELS)), dtype=np.float32) / np.sqrt(told)
+    logits += 1.5 * random.standard_normal((N, len(LABELS)), dtype=np.float32)
+    cuts = [np.quantile(logits[:, c], share) for c, share in enumerate((0.55, 0.8, 0.9, 0.96))]
+    X, Y = X.astype(np.float16), (logits > cuts).astype(np.int8)
+    names = np.array([f"session {number}" for number in of_clip])
+
+    def part(rows: np.ndarray) -> KeptSplit:
+        return KeptSplit({KEPT: X[rows]}, Y[rows], names[rows])
+
+    data = LearningData(part(of_clip < 42), part((of_clip >= 42) & (of_clip < 51)), LABELS, {KEPT: SPACE})
+    return data, part(of_clip >= 51)
+
+
+# --- (a) the own loop -----------------------------------------------------------------------------
+
+
+class OwnLoop:
+    """Trains and scores one head as everybody does."""
+
+    def __init__(self, data: LearningData) -> None:
+        X = data.train.features[KEPT].astype(np.float32)
+        self.mean, self.scale = X.mean(0), X.std(0)
+        self.train = TensorDataset(self._ready(X), torch.from_numpy(data.train.Y.astype(np.float32)))
+        self.X = self._ready(data.validation.features[KEPT].astype(np.float32))
+        self.Y = data.validation.Y
+
+    def _ready(self, X: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy((X - self.mean) / self.scale)
+
+    def run(self, settings: HeadSettings, told: Callable[[float, int], None], epochs: int) -> torch.nn.Module:
+        """A head after so many epochs, scored after each."""
+        torch.manual_seed(0)
+        Y = self.train.tensors[1]
+        head = torch.nn.Linear(self.X.shape[1], Y.shape[1])
+        torch.nn.init.zeros_(head.weight)
+        positives = Y.sum(0)
+        with torch.no_grad():
+            head.bias.copy_((positives / (len(Y) - positives)).log())
+        loss = torch.nn.BCEWithLogitsLoss(
+            pos_weight=((len(Y) - positives) / positives) ** settings.positive_weight_exponent
+        )
+        optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        dropout = torch.nn.Dropout(settings.dropout)
+        for epoch in range(1, epochs + 1):
+            for x, y in DataLoader(self.train, batch_size=settings.batch_size, shuffle=True):
+                optimizer.zero_grad()
+                loss(head(dropout(x)), y).backward()
+                optimizer.step()
+            told(self.score(head), epoch)
+        return head
+
+    @torch.no_grad()
+    def score(self, head: torch.nn.Module) -> float:
+        """Validation macro-F1."""
+        return macro_f1(self.Y, torch.sigmoid(head(self.X)).numpy())
+
+
+def measure_loop(data: LearningData, epochs: int, best: dict[str, Any]) -> tuple[dict[str, float], OwnLoop]:
+    """CPU seconds of an epoch of batch 256 with its scoring, and of a trial's storage; the best trial's score there."""
+    loop = OwnLoop(data)
+    for_time = HeadSettings(batch_size=256, dropout=0.2)
+    loop.run(for_time, lambda *_: None, 1)
+    epoch_s = cpu_s(lambda: loop.run(for_time, lambda *_: None, epochs)) / epochs
+    with tempfile.TemporaryDirectory() as folder:
+        study = optuna.create_study(storage=f"sqlite:///{folder}/study.db", direction="maximize")
+
+        def objective(trial: optuna.Trial) -> float:
+            trial.suggest_float("learning_rate", 3e-6, 3e-2, log=True)
+            trial.suggest_float("weight_decay", 1e-5, 1.0, log=True)
+            trial.suggest_float("exponent", 0, 1)
+            trial.suggest_float("dropout", 0, 0.5)
+            trial.suggest_categorical("batch_size", [128, 256, 512])
+            for epoch in range(REPORTS):
+                trial.report(epoch / 100, epoch)
+            return 0.5
+
+        storage_s = cpu_s(lambda: study.optimize(objective, n_trials=4)) / 4
+    settings = HeadSettings.from_mapping(best["settings"])
+    last: list[float] = []
+    loop.run(settings, lambda value, _: last.append(value), settings.epochs)
+    figures = {"epoch_s": epoch_s, "storage_s_per_trial": storage_s, "retrained_value": last[-1]}
+    return figures, loop
+
+
+# --- (b) scikit-learn -----------------------------------------------------------------------------
+
+
+def measure_scikit_learn(loop: OwnLoop, unseen: KeptSplit, quick: bool) -> dict[str, float]:
+    """Seconds per fit of all labels, and the best scores."""
+    X, Y = loop.train.tensors[0].numpy(), loop.train.tensors[1].numpy().astype(int)
+    X_unseen = (unseen.features[KEPT].astype(np.float32) - loop.mean) / loop.scale
+    seconds, found = [], []
+    for C in (1e-3, 1e-2) if quick else (1e-4, 1e-3, 1e-2):
+        for weight in (None, "balanced"):
+            heads = [LogisticRegression(C=C, class_weight=weight, max_iter=200) for _ in LABELS]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                seconds.append(cpu_s(lambda heads=heads: [head.fit(X, Y[:, c]) for c, head in enumerate(heads)]))
+
+            def score(X: np.ndarray, Y: np.ndarray, heads: list[LogisticRegression] = heads) -> float:
+                return macro_f1(Y, np.stack([head.predict_proba(X)[:, 1] for head in heads], axis=1))
+
+            found.append((score(loop.X.numpy(), loop.Y), score(X_unseen, unseen.Y)))
+    value, on_unseen = max(found)
+    return {"s_per_trial": float(np.median(seconds)), "fits": len(seconds), "value": value, "unseen": on_unseen}
+
+
+# --- (c) here -------------------------------------------------------------------------------------
+
+
+def search(data: LearningData, unseen: KeptSplit, space: SearchSpace, trials: int, folder: Path) -> dict[str, Any]:
+    """A study's CPU seconds, best scores, and its trials."""
+    best: dict[str, Any] = {}
+    seconds = cpu_s(lambda: best.update(search_heads(data, search_space=space, trials=trials, seed=0, folder=folder)))
+    bundle = load_bundle(folder / "bundle")
+    with (folder / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = bundle.scores(unseen.features[KEPT], fingerprint=SPACE.fingerprint)
+    return {
+        "cpu_s": seconds,
+        "value": best["value"],
+        "unseen": macro_f1(unseen.Y, scores),
+        "corrected_value": best["optimism"]["corrected"],
+        "best": best,
+        "rows": rows,
+    }
+
+
+def training_only_s(data: LearningData, rows: list[dict[str, str]]) -> float:
+    """CPU seconds of training the same trials for as long as they were, without scoring, pruning or Optuna."""
+    numbers = ("learning_rate", "weight_decay", "positive_weight_exponent", "dropout")
+    settings = iter(
+        [
+            HeadSettings(
+                epochs=int(row["epochs_seen"]),
+                batch_size=int(row["batch_size"]),
+                **{name: float(row[name]) for name in numbers},
+            )
+            for row in rows
+            if row["epochs_seen"]
+        ]
+    )
+    clips = TrainingClips(data.train.features[KEPT], data.train.Y, seed=0)
+    trainer = StackedTrainer(clips, slots=STACKED_TRIALS)
+    for _ in clips.blocks([View("standardize", 0)]):
+        pass  # the view is made once
+    return cpu_s(lambda: list(trainer.run(lambda: next(settings, None))))
+
+
+def stack_floor_s(N: int, D: int) -> float:
+    """CPU seconds of a trial-epoch's products in a stack of 16 heads, batches of 256, and nothing else."""
+    X, W = torch.randn(N, D), torch.randn(STACKED_TRIALS * len(LABELS), D)
+    G, gradient = torch.randn(256, len(W)), torch.zeros_like(W)
+
+    def epoch() -> None:
+        for rows in torch.split(X, 256):
+            torch.mm(rows, W.T)
+            gradient.addmm_(G[: len(rows)].T, rows)
+
+    epoch()
+    return float(np.median([cpu_s(epoch) for _ in range(3)])) / STACKED_TRIALS
+
+
+def measure_solver(data: LearningData, unseen: KeptSplit, components: int, axes: int) -> dict[str, float]:
+    """One solve of the grid beside its steps' products; `peak` is that floor at the rate of all columns at once."""
+    X, Y = data.train.features[KEPT], data.train.Y
+    clips = TrainingClips(X, Y, seed=0, shuffle=False)
+    made: list[Basis] = []
+    basis_s = cpu_s(lambda: made.append(Basis.fit(X, clips.front(View("standardize", 0)), components=axes)))
+    (basis,) = made
+    points = grid_points(l2=np.geomspace(1e-3, 10, 8).tolist(), positive_weight_exponent=np.linspace(0, 1, 6).tolist())
+    features = basis.projected[:, :components] if components else basis.X
+    grid = solve_grid(basis, Y, points, components=components)
+    widths = [int((grid.iterations >= step).sum()) for step in range(1, int(grid.iterations.max()) + 1)]
+    columns = len(points) * len(LABELS)
+    solves, floors, peaks = [], [], []
+    for _ in range(3):
+        floors.append(products_s(features, widths))
+        solves.append(cpu_s(lambda: solve_grid(basis, Y, points, components=components)))
+        peaks.append(products_s(features, [columns]) * sum(widths) / columns)
+    solve = float(np.median(solves))
+    f1, unseen_f1 = (
+        np.stack([f1_scores(confusion_counts(of.Y, scores >= 0.5)) for scores in grid.scores(of.features[KEPT])])
+        for of in (data.validation, unseen)
+    )  # (G, C) each
+    point, per_label = f1.mean(axis=1).argmax(), f1.argmax(axis=0)
+    return {
+        "basis_s": basis_s,
+        "solve_s": solve,
+        "solve_over_floor": solve / float(np.median(floors)),
+        "solve_over_peak": solve / min(peaks),
+        "s_per_trial_equivalent": solve / len(points),
+        "steps_mean": float(grid.iterations.mean()),
+        "converged": float(grid.converged.mean()),
+        "highest_point_value": f1[point].mean(),
+        "highest_point_unseen": unseen_f1[point].mean(),
+        "highest_per_label_value": f1.max(axis=0).mean(),
+        "highest_per_label_unseen": unseen_f1[per_label, range(len(LABELS))].mean(),
+    }
+
+
+def products_s(X: torch.Tensor, widths: list[int]) -> float:
+    """CPU seconds of one product forward and one back for each number of columns."""
+    points, residuals = torch.randn(max(widths), X.shape[1]), torch.randn(max(widths), len(X))
+
+    def work() -> None:
+        for width in widths:
+            torch.mm(points[:width], X.T)
+            torch.mm(residuals[:width], X)
+
+    return cpu_s(work)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="4,000 x 1,024 and 24 trials, under 50 s")
+    parser.add_argument("--power-law", action="store_true", help="variances that fall off as a power law")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    N, D, trials, widths = (
+        (4000, 1024, 24, (64, 128, 256)) if options.quick else (15_912, 4096, TRIALS, (128, 256, 512))
+    )
+    data, unseen = make_data(N, D, power_law=options.power_law)
+    train_X = data.train.features[KEPT]
+    read_s = cpu_s(lambda: train_X.copy())
+    steps = SearchSpace(solver=("adamw",))
+    convex = SearchSpace(solver=("convex",), folds=0)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = {
+            name: search(data, unseen, space, trials, Path(folder) / name)
+            for name, space in {
+                "adamw": steps,
+                "convex": convex,
+                "convex_five_folds": replace(convex, folds=5),
+                "convex_width": replace(convex, components=widths),
+            }.items()
+        }
+    rows = ours["adamw"].pop("rows")
+    epochs = sum(int(row["epochs_seen"] or row["diverged_in_epoch"]) for row in rows)
+    asked = sum(int(row["epochs"]) for row in rows)
+    floor_s = stack_floor_s(len(train_X), D)
+    train_s = training_only_s(data, rows)
+    solver = measure_solver(data, unseen, 0, 512)
+    narrow = max(
+        (measure_solver(data, unseen, P, P) | {"components": P} for P in widths),
+        key=lambda measured: measured["highest_per_label_value"],
+    )
+    loop_figures, loop = measure_loop(data, 2 if options.quick else 3, ours["adamw"]["best"])
+    sklearn = measure_scikit_learn(loop, unseen, options.quick)
+    loop_pruned_s = epochs * loop_figures["epoch_s"] + trials * loop_figures["storage_s_per_trial"]
+    loop_s = asked * loop_figures["epoch_s"] + trials * loop_figures["storage_s_per_trial"]
+    scale = TRIALS / trials  # the convex studies do not grow with trials, the loops do
+    figures: dict[str, Any] = {
+        "floors": {
+            "trial_epoch_s": floor_s,
+            "gflops": 4 * len(train_X) * D * len(LABELS) / floor_s / 1e9,
+            "read_gb_per_s": 2 * train_X.nbytes / read_s / 1e9,
+        },
+        "own_loop": {**loop_figures, "study_s": loop_s * scale, "study_pruned_s": loop_pruned_s * scale},
+        "scikit_learn": {**sklearn, "study_s": sklearn["s_per_trial"] * TRIALS},
+        "adamw": {
+            **_scores(ours["adamw"]),
+            "trials": trials,
+            "trial_epochs": epochs,
+            "trial_epochs_asked": asked,
+            "training_only_s": train_s,
+            "s_per_trial": ours["adamw"]["cpu_s"] / trials,
+        },
+        "convex": {**_scores(ours["convex"]), **solver},
+        "convex_five_folds": _scores(ours["convex_five_folds"]),
+        "convex_width": {**_scores(ours["convex_width"]), **narrow},
+    }
+    a_value = max(ours["adamw"]["value"], loop_figures["retrained_value"])
+    engines = (ours["adamw"], ours["convex"])
+    targets = [
+        ("own loop over AdamW study, equal pruning", loop_pruned_s / ours["adamw"]["cpu_s"], 20, "higher"),
+        ("AdamW study over its products", ours["adamw"]["cpu_s"] / (epochs * floor_s), 1.8, "lower"),
+        ("Optuna and evaluation, share of the AdamW study", 1 - train_s / ours["adamw"]["cpu_s"], 0.1, "lower"),
+        (
+            "own loop without pruning over convex study, full width",
+            loop_s * scale / ours["convex"]["cpu_s"],
+            60,
+            "higher",
+        ),
+        ("convex validation score minus the own loop's", ours["convex"]["value"] - a_value, 0, "higher"),
+        ("convex solver over the products of its steps", solver["solve_over_floor"], 1.3, "lower"),
+        ("own loop over convex study, searched width", loop_s * scale / ours["convex_width"]["cpu_s"], 150, "higher"),
+        (
+            "convex validation score minus the own loop's, searched width",
+            ours["convex_width"]["value"] - a_value,
+            0,
+            "higher",
+        ),
+        (
+            "highest of the grid label by label minus own loop's",
+            solver["highest_per_label_value"] - a_value,
+            0,
+            "higher",
+        ),
+        (
+            "highest label by label minus the own loop's, searched width",
+            narrow["highest_per_label_value"] - a_value,
+            0,
+            "higher",
+        ),
+        (
+            "best validation score minus scikit-learn's",
+            max(o["value"] for o in engines) - sklearn["value"],
+            0,
+            "higher",
+        ),
+        ("convex unseen score minus AdamW's", ours["convex"]["unseen"] - ours["adamw"]["unseen"], 0, "higher"),
+        ("convex unseen score minus scikit-learn's", ours["convex"]["unseen"] - sklearn["unseen"], 0, "higher"),
+        ("share of columns that converged", solver["converged"], 1.0, "higher"),
+    ]
+    print(
+        json.dumps(
+            {
+                "benchmark": "search",
+                "machine": {
+                    "cpu": platform.processor() or platform.machine(),
+                    "cores": os.cpu_count(),
+                    "load": os.getloadavg()[0],
+                },
+                "figures": {
+                    group: {name: round(float(value), 5) for name, value in values.items() if value is not None}
+                    for group, values in figures.items()
+                },
+                "targets": [
+                    {
+                        "what": what,
+                        "value": round(float(value), 4),
+                        "bound": bound,
+                        "better": better,
+                        "met": bool(value <= bound if better == "lower" else value >= bound),
+                    }
+                    for what, value, bound, better in targets
+                ],
+            }
+        )
+    )
+
+
+def _scores(study: dict[str, Any]) -> dict[str, Any]:
+    return {name: study[name] for name in ("cpu_s", "value", "unseen", "corrected_value")}
+
+
+if __name__ == "__main__":
+    main()

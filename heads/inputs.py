@@ -1,0 +1,39 @@
+"""Which of the kept features heads read where the settings name none.
+
+What this is not: a reader of features, or a check that a model has them.
+"""
+
+from collections.abc import Sequence
+
+VECTORS = ("mean", "motion", "cls")
+"""Poolings that give one vector a clip."""
+
+
+def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> tuple[str, ...]:
+    """What a search chooses from: each vector alone, each tap's mean beside its motion, and all means together.
+
+    Where a kind reads frames, the kept frames of each tap come with them.
+
+    Args:
+        kept: Kept features, as `tap/pooling`.
+        kinds: Kinds of heads that may be drawn.
+    """
+    vectors = [name for name in kept if _pooling(name) in VECTORS]
+    means = [name for name in vectors if _pooling(name) == "mean"]
+    chosen = list(vectors) if set(kinds) - {"attention", "temporal"} else []
+    if chosen:
+        motions = [(mean, f"{_tap(mean)}/motion") for mean in means]
+        chosen += ["+".join(pair) for pair in motions if pair[1] in vectors]
+        if len(means) > 1:
+            chosen.append("+".join(means))
+    if set(kinds) & {"attention", "temporal"}:
+        chosen += [name for name in kept if _pooling(name) == "frames"]
+    return tuple(chosen) or tuple(kept[:1])
+
+
+def _tap(name: str) -> str:
+    return name.split("/")[0]
+
+
+def _pooling(name: str) -> str:
+    return name.split("/")[1]

@@ -1,0 +1,79 @@
+"""What trials share: clips in training order, and bases of the convex engine, made when first asked for.
+
+Notable choices: each costs one to three copies of the features, so only the last few are kept; asking again for one
+that was dropped makes it anew, with the same numbers. Validation features are kept beside the clips.
+
+What this is not: a reader of files, or a place that fits.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+from heads.basis import DEFAULT_AXES, Basis
+from heads.data import LabelledFeatures, LearningData
+from heads.training_clips import TrainingClips, View
+
+T = TypeVar("T")
+
+KEPT_INPUTS, KEPT_BASES = 2, 2
+
+
+class Prepared:
+    """Training and validation clips of a project by inputs, ready for any number of fits.
+
+    Args:
+        data: The clips.
+        seed: Of the order of training clips.
+        device: Where to train.
+        axes: Principal axes that a basis must have at least.
+    """
+
+    def __init__(self, data: LearningData, *, seed: int, device: str, axes: int = 0) -> None:
+        self.data, self.seed, self.device = data, seed, device
+        self._axes = max(axes, DEFAULT_AXES)
+        self._splits: OrderedDict[str, tuple[LabelledFeatures, LabelledFeatures, TrainingClips]] = OrderedDict()
+        self._bases: OrderedDict[tuple[str, str], Basis] = OrderedDict()
+
+    def clips(self, inputs: str) -> TrainingClips:
+        """The training clips."""
+        return self._of(inputs)[2]
+
+    def train(self, inputs: str) -> LabelledFeatures:
+        """The training split."""
+        return self._of(inputs)[0]
+
+    def validation(self, inputs: str) -> LabelledFeatures:
+        """The validation split."""
+        return self._of(inputs)[1]
+
+    def basis(self, inputs: str, normalization: str) -> Basis:
+        """The convex engine's basis of the training clips."""
+
+        def make() -> Basis:
+            front = self.clips(inputs).front(View(normalization, 0))
+            return Basis.fit(self.train(inputs).X, front, components=self._axes, device=self.device)
+
+        return _recalled(self._bases, (inputs, normalization), make, KEPT_BASES)
+
+    def _of(self, inputs: str) -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
+        def make() -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
+            train, validation = self.data.train.of(inputs), self.data.validation.of(inputs)
+            widths = self.data.train.part_widths(inputs)
+            clips = TrainingClips(train.X, train.Y, seed=self.seed, device=self.device, part_widths=widths)
+            return train, validation, clips
+
+        return _recalled(self._splits, inputs, make, KEPT_INPUTS)
+
+
+K = TypeVar("K")
+
+
+def _recalled(kept: "OrderedDict[K, T]", key: K, make: Callable[[], T], most: int) -> T:
+    """What is kept under a key, made if absent; the one that was not asked for the longest goes."""
+    if key not in kept:
+        if len(kept) >= most:
+            kept.popitem(last=False)
+        kept[key] = make()
+    kept.move_to_end(key)
+    return kept[key]

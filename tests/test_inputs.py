@@ -1,0 +1,87 @@
+"""What heads read where nobody says it; kept features side by side; what trials share is bounded."""
+
+import numpy as np
+import pytest
+
+from featurecache.errors import SettingsError, TrainingDataError
+from heads.data import KeptSplit, LearningData
+from heads.inputs import default_inputs
+from heads.prepared import KEPT_BASES, KEPT_INPUTS, Prepared
+from tests.test_search import LABELS, SPACE, side_by_side
+
+
+@pytest.mark.parametrize(
+    ("kept", "kinds", "expected"),
+    [
+        (["final/mean"], ["linear"], ("final/mean",)),
+        (["layer_3/motion"], ["linear", "mlp"], ("layer_3/motion",)),
+        (["final/mean", "final/motion"], ["linear"], ("final/mean", "final/motion", "final/mean+final/motion")),
+        (
+            ["final/mean", "vision/mean", "vision/motion"],
+            ["linear"],
+            ("final/mean", "vision/mean", "vision/motion", "vision/mean+vision/motion", "final/mean+vision/mean"),
+        ),
+        (["final/mean", "final/frames", "layer_0/tokens"], ["linear"], ("final/mean",)),
+        (["final/mean", "final/frames"], ["attention"], ("final/frames",)),
+        (["final/mean", "final/frames"], ["mlp", "temporal"], ("final/mean", "final/frames")),
+        (["final/frames"], ["linear"], ("final/frames",)),  # does not fit, which the search then says
+    ],
+)
+def test_default_inputs_are_vectors_alone_and_what_belongs_together(
+    kept: list[str], kinds: list[str], expected: tuple[str, ...]
+) -> None:
+    assert default_inputs(kept, kinds) == expected
+
+
+def test_kept_split_puts_features_side_by_side_in_the_order_asked() -> None:
+    split = side_by_side().train
+    both = split.of("final/mean+layer_2/mean")
+    np.testing.assert_array_equal(both.X[:, :24], split.features["final/mean"])
+    np.testing.assert_array_equal(both.X[:, 24:], split.features["layer_2/mean"])
+    assert split.part_widths("final/mean+layer_2/mean") == [24, 7]
+    assert split.of("final/mean").X is split.features["final/mean"], "one kept feature is not copied"
+    assert (split.are_frames("final/frames"), split.are_frames("final/mean")) == (True, False)
+
+
+def test_kept_split_refuses_what_was_not_loaded_or_does_not_fit() -> None:
+    split = side_by_side().train
+    with pytest.raises(SettingsError, match="'vision/mean' is not one"):
+        split.of("final/mean+vision/mean")
+    with pytest.raises(SettingsError, match=r"have shapes \(24,\), \(5, 24\) per clip"):
+        split.of("final/mean+final/frames")
+
+
+def test_learning_data_has_another_digest_when_anything_in_it_changes() -> None:
+    def changed(split: KeptSplit, **changes: object) -> KeptSplit:
+        return KeptSplit(**{**vars(split), **changes})
+
+    data = side_by_side()
+    other = {name: features + (name == "final/frames") for name, features in data.train.features.items()}
+    variants = [
+        data,
+        LearningData(changed(data.train, features=other), data.validation, LABELS, data.spaces),
+        LearningData(changed(data.train, Y=1 - data.train.Y), data.validation, LABELS, data.spaces),
+        LearningData(data.train, changed(data.validation, sessions=data.train.sessions), LABELS, data.spaces),
+        LearningData(data.train, data.validation, ("x", "y", "z"), data.spaces),
+        LearningData(data.train, data.validation, LABELS, {"final/mean": SPACE}),
+    ]
+    assert len({variant.digest() for variant in variants}) == len(variants)
+    assert side_by_side().digest() == data.digest()
+
+
+def test_learning_data_is_refused_when_frames_are_not_finite() -> None:
+    data = side_by_side()
+    data.validation.features["final/frames"][7, 2, 3] = np.nan
+    with pytest.raises(TrainingDataError, match="row 7 of the validation split"):
+        data.check()
+
+
+def test_prepared_keeps_a_few_and_makes_the_others_again() -> None:
+    prepared = Prepared(side_by_side(), seed=0, device="cpu")
+    names = ["layer_2/mean", "final/mean", "layer_2/mean+final/mean"]
+    first = {name: prepared.basis(name, "standardize") for name in names}
+    assert (len(prepared._splits), len(prepared._bases)) == (KEPT_INPUTS, KEPT_BASES)
+    assert prepared.basis(names[-1], "standardize") is first[names[-1]]
+    again = prepared.basis(names[0], "standardize")
+    assert again is not first[names[0]]
+    assert (again.axes == first[names[0]].axes).all()

@@ -1,0 +1,215 @@
+"""A study that several processes share in a real PostgreSQL: nothing twice, nothing lost, dead workers replaced."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from featurecache.errors import StudyError
+from heads.search import search_heads
+from heads.shared_study import open_shared_study
+from heads.study import held
+from tests.postgres import postgres_server
+from tests.test_search import QUICK, noisy
+
+ROOT = Path(__file__).parents[1]
+NO_PRUNER = optuna.pruners.NopPruner()
+
+WORKER = """
+import dataclasses, sys, time
+from pathlib import Path
+import torch
+from heads.search import search_heads
+from tests.test_search import QUICK, noisy
+torch.set_num_threads(1)
+url, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+def on_progress(finished, asked, best):
+    print("told", flush=True)
+    time.sleep(pause)
+space = dataclasses.replace(QUICK, solver=("convex", "adamw"), components=(0, 8))
+best = search_heads(noisy(), search_space=space, trials=24, seed=0, folder=folder, stacked_trials=4,
+                    storage=url, heartbeat_s=1, on_progress=on_progress)
+print("best", best["value"], best["trial"], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    pytest.importorskip("psycopg")
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def url(server: str) -> str:
+    """The address of a database without a study."""
+    with stored(server) as storage:
+        for study in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=study, storage=storage)
+    return server
+
+
+@contextmanager
+def stored(url: str) -> Iterator[optuna.storages.RDBStorage]:
+    """The database as Optuna itself opens it."""
+    storage = optuna.storages.RDBStorage(url.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def trials_of(url: str) -> list[FrozenTrial]:
+    with stored(url) as storage:
+        return optuna.load_study(study_name="tune", storage=storage).trials
+
+
+def start(url: str, folder: Path, pause: float = 0.0) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WORKER, url, str(folder), str(pause)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def output(process: "subprocess.Popen[str]") -> list[str]:
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stderr) == (0, "")
+    return stdout.splitlines()
+
+
+def drawn(trial: FrozenTrial) -> str:
+    return str(sorted(trial.params.items()))
+
+
+def test_two_processes_share_a_study_without_double_work(url: str, tmp_path: Path) -> None:
+    workers = [start(url, tmp_path / name, pause=0.05) for name in ("a", "b")]
+    told = [output(worker) for worker in workers]
+    trials = trials_of(url)
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len(trials) == 24
+    shares = [lines.count("told") for lines in told]
+    assert sum(shares) == 24
+    assert min(shares) > 0, "both worked"
+    assert len({drawn(trial) for trial in trials}) == 24, "no trial was trained twice"
+    assert told[0][-1] == told[1][-1], "both found the same best trial"
+    for name in ("a", "b"):
+        assert (tmp_path / name / "best.json").is_file()
+        assert (tmp_path / name / "trials.csv").read_text().count("\n") == 25
+
+
+def test_a_process_that_is_killed_loses_nothing_for_the_others(url: str, tmp_path: Path) -> None:
+    doomed = start(url, tmp_path / "a", pause=0.3)
+    assert doomed.stdout is not None
+    for _ in range(5):
+        assert doomed.stdout.readline() == "told\n"
+    survivor = start(url, tmp_path / "b", pause=0.05)
+    while survivor.stdout is not None and survivor.stdout.readline() != "told\n":
+        assert survivor.poll() is None, survivor.communicate()[1]
+    doomed.send_signal(signal.SIGKILL)
+    doomed.communicate()
+    before = {t.number: t for t in trials_of(url) if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
+    output(survivor)
+    after = {trial.number: trial for trial in trials_of(url)}
+    failed = [trial for trial in after.values() if trial.state == TrialState.FAIL]
+    finished = [trial for trial in after.values() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(finished) == 24
+    assert 1 <= len(failed) <= 4, "what the dead process had in training"
+    assert len(failed) + len(finished) == len(after), "nothing is left running or waiting"
+    assert all(after[number].value == trial.value for number, trial in before.items())
+    again = {drawn(trial) for trial in finished if "retry" in trial.user_attrs}
+    assert again == {drawn(trial) for trial in failed}, "their settings were tried again"
+    assert len({drawn(trial) for trial in finished}) == 24
+
+
+def search(url: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    arguments: dict[str, Any] = {"trials": 6, "seed": 0, "search_space": QUICK, "heartbeat_s": 1, **changes}
+    return search_heads(noisy(), folder=folder, storage=url, **arguments)
+
+
+def test_a_shared_study_goes_on_only_with_what_it_began_with(url: str, tmp_path: Path) -> None:
+    search(url, tmp_path / "a")
+    with pytest.raises(StudyError, match=r"in study 'tune' of local/postgres these differ: seed .then 0, now 1"):
+        search(url, tmp_path / "b", seed=1)
+    assert search(url, tmp_path / "b", seed=1, study_name="other")["trials"]["completed"] > 0
+    assert search(url, tmp_path / "c", trials=9)["trials"]["interrupted"] == 0
+    assert len(trials_of(url)) == 9
+
+
+def test_a_shared_study_fails_what_an_interrupted_process_leaves(url: str, tmp_path: Path) -> None:
+    def stop(finished: int, asked: int, best: float | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(url, tmp_path / "a", on_progress=stop)
+    assert {trial.state for trial in trials_of(url)} == {TrialState.COMPLETE, TrialState.FAIL}
+    search(url, tmp_path / "a")
+    finished = [trial for trial in trials_of(url) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(finished) == 6
+
+
+def test_a_trial_that_others_gave_up_does_not_count_when_its_process_comes_back(url: str, tmp_path: Path) -> None:
+    with open_shared_study(tmp_path, {}, NO_PRUNER, url=url, name="tune", heartbeat_s=1) as opened:
+        with opened.claiming():
+            trial = opened.ask()
+        with stored(url) as storage:
+            optuna.load_study(study_name="tune", storage=storage).tell(trial.number, state=TrialState.FAIL)
+        opened.tell(trial, 1.0, TrialState.COMPLETE)
+    assert [trial.state for trial in trials_of(url)] == [TrialState.FAIL]
+
+
+def test_a_trial_is_kept_alive_while_its_process_works(url: str, tmp_path: Path) -> None:
+    def shared(folder: str) -> Any:
+        return open_shared_study(tmp_path / folder, {}, NO_PRUNER, url=url, name="tune", heartbeat_s=1)
+
+    with shared("a") as ours, shared("b") as theirs:
+        with ours.claiming():
+            trial = ours.ask()
+        time.sleep(7)
+        with theirs.claiming():
+            assert [one.state for one in theirs.study.trials] == [TrialState.RUNNING]
+        ours.tell(trial, 0.5, TrialState.COMPLETE)
+    assert [one.state for one in trials_of(url)] == [TrialState.COMPLETE]
+
+
+def test_a_shared_study_names_what_is_wrong_with_its_address(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StudyError, match=r"must lie in PostgreSQL, .* begins with 'sqlite'"):
+        search("sqlite:///x.db", tmp_path)
+    secret = server.replace("tester@", "tester:secret@")
+    for wrong in (secret.replace("/postgres?", "/nothing?"), f"{secret}/nowhere"):
+        with pytest.raises(StudyError, match=r"must answer, but local/.* gave: ") as caught:
+            search(wrong, tmp_path)
+        assert "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StudyError, match=r"package psycopg, .*pip install 'featurecache\[postgresql\]'"):
+        search(server, tmp_path)
+
+
+def test_held_waits_for_the_other_when_asked(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from heads.study import held\n"
+        "with held(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(1)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(StudyError, match="one process at a time"), held(tmp_path):
+        pass
+    with held(tmp_path, wait=True):
+        assert other.wait(timeout=5) == 0 or other.poll() is None
+    other.communicate()
