@@ -17,24 +17,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, Protocol
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from featurecache.errors import FeatureCacheError
 
 if TYPE_CHECKING:
     from featurecache.audit import LabelAudit
+    from featurecache.crew import CrewExtraction
     from featurecache.extract import FailedClip, Progress
+    from featurecache.forecast import Forecast
+    from featurecache.plan import Plan
     from featurecache.project import Project
     from featurecache.recordings import UnusableRecording
+    from heads.bundle import Bundle
+    from heads.data import LearningData
+    from heads.finetune import Training
+    from heads.lora import LoraPlan, LoraRun
+    from heads.predict import TimelineRules
+    from heads.ranks import Ranks
 
 DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 _SHOWN = 10
 _PLAIN_LINE_EVERY_S = 5.0
 _PLAIN_WIDTH = 120
+_NARROW = 80
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -60,6 +71,15 @@ AllowDownload = Annotated[
 ]
 Features = Annotated[str | None, typer.Option("--features", help="Features imported under this name.")]
 P = ParamSpec("P")
+
+
+class Crew(Protocol):
+    """Several workers that do what a plan found missing."""
+
+    def __call__(
+        self, project: "Project", plan: "Plan", *, on_progress: "Callable[[Progress], None]"
+    ) -> "CrewExtraction":
+        """Does it, and returns what came of it."""
 
 
 class Screen:
@@ -219,6 +239,12 @@ def extract(
     worker: Annotated[str, typer.Option(help="Do only share I of N recordings, e.g. 2/4.")] = "1/1",
     limit: Annotated[int | None, typer.Option(min=1, help="Do at most this many clips.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is to be done, and do nothing.")] = False,
+    devices: Annotated[
+        str | None, typer.Option(help="One process for each device: all visible GPUs, some as 0,1, or cpu,cpu.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="One Ray actor for each GPU: local, auto, or a cluster's HOST:PORT.")
+    ] = None,
     allow_download: AllowDownload = False,
     config: Config = Path(),
     as_json: AsJson = False,
@@ -227,13 +253,26 @@ def extract(
     from featurecache.project import open_project
 
     screen = Screen(as_json)
+    share = _worker(worker)
+    crew: Crew | None = None
+    if devices is not None and ray is not None:
+        raise typer.BadParameter("one of --devices and --ray must be given, but both are. Leave one out.")
+    if devices is not None:
+        from featurecache.devices import extract_on_devices, find_devices
+
+        crew = functools.partial(extract_on_devices, config, devices=find_devices(devices), worker=share)
+    if ray is not None:
+        from featurecache.ray_workers import extract_on_ray
+
+        crew = functools.partial(extract_on_ray, config, address=ray, worker=share)
     document = _extract(
         screen,
         open_project(config),
-        worker=_worker(worker),
+        worker=share,
         limit=limit,
         dry_run=dry_run,
         allow_download=allow_download,
+        crew=crew,
     )
     screen.document(document)
     return SOME_FAILED if document["failed"] else DONE
@@ -247,6 +286,7 @@ def _extract(
     limit: int | None = None,
     dry_run: bool = False,
     allow_download: bool = False,
+    crew: "Crew | None" = None,
 ) -> dict[str, Any]:
     from featurecache.plan import plan_extraction, run_plan
 
@@ -261,33 +301,122 @@ def _extract(
         )
     document: dict[str, Any] = {
         "fingerprint": plan.space.fingerprint,
+        "fingerprints": {name: space.fingerprint for name, space in plan.spaces.items()},
         "planned": plan.planned,
         "present": plan.present,
         "todo": plan.todo,
         "bytes_to_write": plan.bytes_to_write,
+        "shared_frames": plan.shared_frames,
     }
     failures = plan.failures
     if dry_run:
-        screen.say(f"they need about {plan.bytes_to_write / 1e6:.1f} MB in {project.cache.name}")
+        document["forecast"] = _forecast(screen, project, plan) if plan.todo else None
     else:
         with _extraction_progress(screen) as show:
-            outcome = run_plan(project, plan, on_progress=show)
+            if crew is not None and plan.todo:
+                together = crew(project, plan, on_progress=show)
+                outcome, deaths = together.extraction, together.deaths
+            else:
+                outcome, deaths = run_plan(project, plan, on_progress=show), ()
         failures, done = outcome.failures, outcome.progress
         if plan.todo:
             screen.say(
                 f"extracted {done.extracted} clips in {done.elapsed_s:.1f} s ({done.extracted / done.elapsed_s:.1f} "
-                f"clips/s; the model waited {done.waited_s / done.elapsed_s:.0%} of it for video)"
+                f"clips/s in batches of {done.batch_size}): the model ran {done.model_s / done.elapsed_s:.0%} of it, "
+                f"waited for video {done.waited_s / done.elapsed_s:.0%}, preprocessing took "
+                f"{done.preprocess_s / done.elapsed_s:.0%}; writing beside it {done.write_s / done.elapsed_s:.0%}"
             )
+        if outcome.checked:
+            screen.say(f"{outcome.checked} stored clips were computed again first, and agree")
+        for death in deaths:
+            screen.warn(f"{death.worker} {death.reason}; what it had not saved was computed again")
         if done.elsewhere:
             screen.say(f"{done.elsewhere} clips were left to another process that is extracting them")
         document |= {
             "extracted": done.extracted,
             "elsewhere": done.elsewhere,
+            "checked": outcome.checked,
+            "batch_size": done.batch_size,
             "elapsed_s": done.elapsed_s,
             "waited_s": done.waited_s,
+            "preprocess_s": done.preprocess_s,
+            "model_s": done.model_s,
+            "write_s": done.write_s,
+            "idle_share": done.idle_share,
+            "frames_shared": done.shared_frames,
+            "deaths": [dataclasses.asdict(death) for death in deaths],
         }
     _show_failures(screen, failures)
     return {**document, "failed": [dataclasses.asdict(failure) for failure in failures]}
+
+
+def _forecast(screen: Screen, project: "Project", plan: "Plan") -> dict[str, Any]:
+    """What the plan will take: measured and shown."""
+    from featurecache.forecast import forecast
+    from featurecache.plan import device_of
+
+    settings = project.settings
+    found = forecast(
+        plan,
+        dtype=settings.features.dtype,
+        device=device_of(settings.extract.device),
+        batch_size=settings.extract.batch_size,
+        decoders=settings.extract.decoders,
+        root=project.root,
+    )
+    _show_forecast(screen, found, plan, dtype=settings.features.dtype, decoders=settings.extract.decoders)
+    return dataclasses.asdict(found)
+
+
+def _show_forecast(screen: Screen, found: "Forecast", plan: "Plan", *, dtype: str, decoders: int) -> None:
+    title = f"One clip, {plan.inputs.frames} frames of {plan.inputs.image_px} px"
+    table = Table(title=title, title_justify="left", show_footer=True)
+    unit, scale = ("TFLOP", 1.0) if found.tflop_per_clip >= 0.1 else ("GFLOP", 1e3)
+    seconds = sum(part.seconds for part in found.parts)
+    table.add_column("part", footer="in all")
+    table.add_column(unit, justify="right", footer=f"{found.tflop_per_clip * scale:.2f}")
+    table.add_column("share of time", justify="right", footer=_time(seconds))
+    for part in found.parts:
+        table.add_row(part.name, f"{part.tflop * scale:.2f}", f"{part.seconds / seconds:.0%}")
+    screen.table(table)
+    memory, on = found.memory, f"{found.device_name} in {dtype}"
+    lines = {
+        "time": f"{_time(found.shortest_s, found.longest_s)} on {on}, measured at "
+        f"{found.tflop_per_s * scale:.3g} {unit}/s; "
+        + ("decoding limits: add decoders" if found.limit == "decoding" else "the model limits, not decoding"),
+        "": f"the model {_time(found.model_s)} at that speed, resizing {_time(found.preprocess_s)}, decoding "
+        + (
+            f"{_time(found.decode_s)} with {decoders} decoders, each {found.video_per_decoder:.0f} times real time"
+            if found.decode_s is not None
+            else f"unknown: {found.decode_problem}"
+        ),
+        "memory": f"{_size(memory.weights_bytes)} of weights and about {_size(memory.batch_bytes)} for batches of "
+        f"{memory.batch_size}" + (f"; {_size(memory.free_bytes)} are free" if memory.free_bytes is not None else ""),
+        "disk": ", ".join(f"{name} {_size(size)}" for name, size in found.bytes_of.items())
+        + f"; {_size(found.disk_free_bytes)} are free",
+    }
+    if found.shared_frames:
+        lines["frames"] = f"overlapping clips share about {found.shared_frames:.0%} of theirs, computed once"
+    for name, line in lines.items():
+        screen.say(f"{name:7} {line}")
+    if not memory.fits:
+        screen.warn("the model and a batch are larger than the free memory of the device")
+    if plan.bytes_to_write > found.disk_free_bytes:
+        screen.warn("the features are larger than the free space of the disk")
+
+
+def _time(seconds: float, longest_s: float | None = None) -> str:
+    """A rough time for people, or a range of it in one unit."""
+    units = (("days", 86400.0), ("hours", 3600.0), ("min", 60.0))
+    unit, size = next(((unit, size) for unit, size in units if seconds >= 2 * size), ("s", 1.0))
+    if seconds < 0.1:
+        unit, size = "ms", 1e-3
+    return f"{seconds / size:.3g}" + (f" to {longest_s / size:.3g}" if longest_s else "") + f" {unit}"
+
+
+def _size(size: float) -> str:
+    """A rough size for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _worker(text: str) -> tuple[int, int]:
@@ -318,7 +447,7 @@ def _extraction_progress(screen: Screen) -> "Iterator[Callable[[Progress], None]
             TextColumn("extracting"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.1f} clips/s, model waits {task.fields[wait]:.0%}"),
+            TextColumn("{task.fields[rate]:.1f} clips/s, model idle {task.fields[wait]:.0%}"),
             TimeRemainingColumn(),
         )
         with Bar(*columns, console=screen.console) as bar:
@@ -330,7 +459,7 @@ def _extraction_progress(screen: Screen) -> "Iterator[Callable[[Progress], None]
                     total=now.total,
                     completed=now.extracted + now.failed + now.elsewhere,
                     rate=now.extracted / max(now.elapsed_s, 1e-9),
-                    wait=now.waited_s / max(now.elapsed_s, 1e-9),
+                    wait=now.idle_share,
                 )
 
             yield update
@@ -344,11 +473,10 @@ def _extraction_progress(screen: Screen) -> "Iterator[Callable[[Progress], None]
         last = time.monotonic()
         rate = now.extracted / max(now.elapsed_s, 1e-9)
         done = now.extracted + now.failed + now.elsewhere
-        left = (now.total - done) / rate if rate else float("nan")
-        wait = now.waited_s / max(now.elapsed_s, 1e-9)
+        left = f"{(now.total - done) / rate:.0f} s left" if rate else "time left unknown"
         screen.say(
-            f"{done}/{now.total} clips, {rate:.1f} clips/s, {left:.0f} s left, "
-            f"the model waits {wait:.0%} of the time for video"
+            f"{done}/{now.total} clips, {rate:.1f} clips/s, {left}, "
+            f"the model is idle {now.idle_share:.0%} of the time"
         )
 
     yield line
@@ -373,10 +501,15 @@ def train(
 
     screen = Screen(as_json)
     project = open_project(config)
-    settings = parse_section(project.settings.train, HeadSettings, "train")
-    learning = _learning_data(screen, project, imported=features, allow_download=allow_download)
+    section = project.settings.train
+    inputs = project.settings.features.keep[0] if features is None else f"imported/{features}"
+    if features is not None or "inputs" not in section:
+        section = {**section, "inputs": inputs}
+    settings = parse_section(section, HeadSettings, "train")
+    data = _learning_data(screen, project, [settings.inputs], imported=features, allow_download=allow_download)
     folder = _run_folder(project, "train", features)
-    best = train_bundle(**learning, settings=settings, seed=seed, folder=folder, device=_trainer_device(project))
+    best = train_bundle(data, settings=settings, seed=seed, folder=folder, device=_trainer_device(project))
+    _tune_timeline(screen, project, folder / "bundle")
     screen.document(_show_run(screen, folder, best))
     return DONE
 
@@ -386,6 +519,13 @@ def train(
 def tune(
     trials: Annotated[int, typer.Option(min=1, help="Finished trials that the study shall have in all.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of sampler, data order, initial weights and dropout.")] = 0,
+    permutations: Annotated[
+        int, typer.Option(min=0, help="Also fit the best settings to labels shuffled by session, so often.")
+    ] = 0,
+    storage: Annotated[
+        str | None, typer.Option(help="postgresql://..., a study that several processes work on at once.")
+    ] = None,
+    study: Annotated[str, typer.Option(help="Name of the study in --storage.")] = "tune",
     features: Features = None,
     allow_download: AllowDownload = False,
     config: Config = Path(),
@@ -395,8 +535,17 @@ def tune(
     from featurecache.project import open_project
 
     screen = Screen(as_json)
-    project = open_project(config)
-    found = _tune(screen, project, trials=trials, seed=seed, imported=features, allow_download=allow_download)
+    found = _tune(
+        screen,
+        open_project(config),
+        trials=trials,
+        seed=seed,
+        permutations=permutations,
+        storage=storage,
+        study=study,
+        imported=features,
+        allow_download=allow_download,
+    )
     screen.document(found)
     return DONE
 
@@ -407,38 +556,202 @@ def _tune(
     *,
     trials: int,
     seed: int = 0,
+    permutations: int = 0,
+    storage: str | None = None,
+    study: str = "tune",
     imported: str | None = None,
     allow_download: bool = False,
 ) -> dict[str, Any]:
     from featurecache.project import parse_section
+    from heads.inputs import default_inputs
     from heads.search import search_heads
+    from heads.search_summary import in_words
     from heads.settings import SearchSpace
 
-    search_space = parse_section(project.settings.search, SearchSpace, "search")
-    learning = _learning_data(screen, project, imported=imported, allow_download=allow_download)
+    section = project.settings.search
+    search_space = parse_section(section, SearchSpace, "search")
+    if imported is not None:
+        search_space = dataclasses.replace(search_space, inputs=(f"imported/{imported}",))
+    elif "inputs" not in section:
+        inputs = default_inputs(project.settings.features.keep, search_space.kind)
+        search_space = dataclasses.replace(search_space, inputs=inputs)
+    data = _learning_data(screen, project, search_space.inputs, imported=imported, allow_download=allow_download)
     folder = _run_folder(project, "tune", imported)
     with _search_progress(screen) as show:
         best = search_heads(
-            **learning,
+            data,
             search_space=search_space,
             trials=trials,
             seed=seed,
             folder=folder,
+            permutations=permutations,
             device=_trainer_device(project),
+            storage=storage,
+            study_name=study,
             on_progress=show,
         )
-    counts = best["trials"]
-    screen.say(f"{counts['completed']} trials completed, {counts['pruned']} pruned; best is trial {best['trial']}:")
-    of_mlp = {"hidden_width"} if best["settings"]["kind"] == "linear" else set()
-    shown = {name: value for name, value in best["settings"].items() if name not in of_mlp}
-    screen.say("  " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
+    for line in in_words(best):
+        screen.say(line)
+    _tune_timeline(screen, project, folder / "bundle")
     return _show_run(screen, folder, best)
+
+
+@app.command("lora-finetune")
+@command
+def lora_finetune(
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="The tuned head to begin with; runs/tune/bundle if left out.")
+    ] = None,
+    from_layer: Annotated[
+        int | None, typer.Option("--from-layer", min=1, help="Put adapters above this layer alone.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial adapters, data order and dropout.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast time, memory and disk, and do nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, whatever an earlier run left.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Also write the model with the adapters added in.")] = False,
+    allow_download: AllowDownload = False,
+    config: Config = Path(),
+    as_json: AsJson = False,
+) -> int:
+    """Train adapters in the language model together with the tuned head; goes on with an interrupted run."""
+    from featurecache.project import open_project, parse_section
+    from heads.lora import LoraRun, LoraSettings, plan_lora
+    from heads.ranks import joined_ranks
+
+    project = open_project(config)
+    settings = parse_section(project.settings.lora, LoraSettings, "lora")
+    if from_layer is not None:
+        settings = dataclasses.replace(settings, frozen=f"layer_{from_layer}")
+    with joined_ranks(_trainer_device(project)) as (ranks, device):
+        screen = Screen(as_json)
+        screen.console.quiet = not ranks.is_first
+        start = bundle if bundle is not None else project.runs / "tune" / "bundle"
+        plan = plan_lora(project, settings, start, allow_download=allow_download)
+        document = _show_lora_plan(screen, plan)
+        if dry_run and plan.extraction.todo:
+            screen.say(f"extraction of {plan.tokens}:")
+            document["extraction_forecast"] = _forecast(screen, project, plan.extraction)
+        elif dry_run:
+            run = LoraRun(project, plan, seed=seed, device=device, folder=project.runs / "lora", ranks=ranks)
+            document |= _show_training_forecast(screen, run)
+        else:
+            document |= _lora_finetune(
+                screen, project, plan, ranks=ranks, device=device, seed=seed, fresh=fresh, merge=merge
+            )
+        if ranks.is_first:
+            screen.document(document)
+    return DONE
+
+
+def _show_lora_plan(screen: Screen, plan: "LoraPlan") -> dict[str, Any]:
+    extraction = plan.extraction
+    screen.say(
+        f"{plan.train_clips} training and {plan.validation_clips} validation clips; {extraction.todo} of them lack "
+        f"{plan.tokens}, about {_size(extraction.bytes_to_write)} on disk"
+    )
+    if plan.share_of_layers < 1:
+        screen.say(
+            f"a step runs {plan.layers_run} layers, where adapters in all would need {plan.layers_below}: by the "
+            f"arithmetic {plan.share_of_layers:.0%} of the work"
+        )
+    return {
+        "tokens": plan.tokens,
+        "train_clips": plan.train_clips,
+        "validation_clips": plan.validation_clips,
+        "todo": extraction.todo,
+        "bytes_to_write": extraction.bytes_to_write,
+        "layers_run": plan.layers_run,
+        "share_of_layers": plan.share_of_layers,
+    }
+
+
+def _lora_finetune(
+    screen: Screen,
+    project: "Project",
+    plan: "LoraPlan",
+    *,
+    ranks: "Ranks",
+    device: str,
+    seed: int,
+    fresh: bool,
+    merge: bool,
+) -> dict[str, Any]:
+    from featurecache.plan import run_plan
+    from heads.lora import LoraRun
+
+    folder = project.runs / "lora"
+    if ranks.is_first:
+        with _extraction_progress(screen) as show:
+            _show_failures(screen, run_plan(project, plan.extraction, on_progress=show).failures)
+    ranks.wait()
+    run = LoraRun(project, plan, seed=seed, device=device, folder=folder, ranks=ranks)
+    if fresh and ranks.is_first:
+        run.checkpoint.unlink(missing_ok=True)
+    ranks.wait()
+    forecast = _show_training_forecast(screen, run)
+    run.train(_training_progress(screen))
+    if not ranks.is_first:
+        return {}
+    best = run.finish()
+    before, after = run.loop.history[0], run.loop.history[run.loop.kept_epoch]
+    screen.say(
+        f"validation macro-F1 at 0.5: {before.validation_macro_f1:.3f} with the tuned head, "
+        f"{after.validation_macro_f1:.3f} after epoch {after.epoch}"
+    )
+    if merge:
+        run.merge(folder / "merged")
+        screen.say(f"wrote {folder / 'merged'}, a model for features.model")
+    _tune_timeline(screen, project, folder / "bundle")
+    shown = _show_run(screen, folder, best)
+    screen.say("Compare it: featurecache evaluate runs/lora/bundle --against runs/tune/bundle")
+    tokens = plan.extraction.spaces[plan.tokens].fingerprint
+    screen.say(
+        f"Remove {plan.tokens} when no run needs them any more: featurecache cache gc --space {tokens[:16]} --apply"
+    )
+    return {**shown, **forecast}
+
+
+def _show_training_forecast(screen: Screen, run: "LoraRun") -> dict[str, Any]:
+    """What training will take, from a few timed steps."""
+    cost = run.loop.measure()
+    hours = run.forecast_hours(cost)
+    screen.say(
+        f"forecast: {_time(cost.train_s)} a training clip, at most {_time(3600 * hours)} for {run.loop.epochs} epochs; "
+        f"peak memory {_size(cost.peak_bytes)} with {run.loop.micro_batch} clips at once"
+    )
+    return {"forecast": {"hours": hours, **dataclasses.asdict(cost)}}
+
+
+def _training_progress(screen: Screen) -> "Callable[[Training], None]":
+    """A line after each epoch, and now and then between."""
+    last, told = time.monotonic(), 0
+
+    def show(now: "Training") -> None:
+        nonlocal last, told
+        if len(now.epochs) > told:
+            epoch, told = now.epochs[-1], len(now.epochs)
+            loss = "" if epoch.train_loss is None else f"training loss {epoch.train_loss:.4f}, "
+            screen.say(
+                f"epoch {epoch.epoch}: {loss}validation loss {epoch.validation_loss:.4f}, "
+                f"macro-F1 {epoch.validation_macro_f1:.3f}"
+            )
+        elif now.loss is not None and time.monotonic() - last > _PLAIN_LINE_EVERY_S:
+            last = time.monotonic()
+            left = (now.steps - now.step) * now.elapsed_s / max(1, now.steps_here)
+            screen.say(f"step {now.step} of {now.steps}, loss {now.loss:.4f}, at most {_time(left)} left")
+
+    return show
 
 
 @app.command()
 @command
 def evaluate(
     bundle: Annotated[Path | None, typer.Argument(help="The bundle's folder; runs/tune/bundle if left out.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another bundle, to compare with on the same clips.")] = None,
+    leave_one_session_out: Annotated[
+        bool,
+        typer.Option("--leave-one-session-out", help="Refit the settings without each session and score that one."),
+    ] = False,
     config: Config = Path(),
     as_json: AsJson = False,
 ) -> int:
@@ -447,73 +760,207 @@ def evaluate(
 
     screen = Screen(as_json)
     project = open_project(config)
-    screen.document(_evaluate(screen, project, bundle if bundle is not None else project.runs / "tune" / "bundle"))
+    path = bundle if bundle is not None else project.runs / "tune" / "bundle"
+    if leave_one_session_out:
+        if against is not None:
+            raise typer.BadParameter("--against compares on the test split. Give it without --leave-one-session-out.")
+        screen.document(_leave_one_session_out(screen, project, path))
+    else:
+        screen.document(_evaluate(screen, project, path, against=against))
     return DONE
 
 
-def _evaluate(screen: Screen, project: "Project", path: Path) -> dict[str, Any]:
-    from featurecache import FeatureCache
-    from featurecache.clips_csv import read_table
-    from featurecache.errors import BundleError
-    from featurecache.plan import failed_clip_ids
+def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path | None = None) -> dict[str, Any]:
     from heads.bundle import load_bundle
-    from heads.evaluation import always_yes, evaluate_bundle
+    from heads.evaluation import Evaluation, always_yes, compare_evaluations, evaluate_bundle
     from heads.loading import load_split
     from heads.runs import write_document
 
+    outcomes: list[Evaluation] = []
+    methods: dict[str, Mapping[str, Any]] = {}
+    for number, folder in enumerate([path] if against is None else [path, against]):
+        head = load_bundle(folder)
+        _extract_adapted(screen, project, head, "test")
+        source, leakage = _scoring_data(project, head)
+        loaded = load_split(split="test", **source)
+        data = loaded.data.of(head.settings.inputs)
+        if number == 0:
+            _warn_left_out(screen, "test", loaded.left_out)
+            methods["always yes"] = always_yes(data, head.labels, "test")
+        outcome = evaluate_bundle(
+            head,
+            data,
+            split="test",
+            fingerprint=head.fingerprint,
+            log=project.runs / "test_looks.jsonl",
+            leakage=leakage,
+        )
+        outcomes.append(outcome)
+        method = _method(head.settings.kind) if head.adapter is None else "FT-C-LoRA"
+        methods[method if against is None else f"{method} ({folder.parent.name})"] = outcome.metrics
+    first, out = outcomes[0], path.parent / "test_metrics.json"
+    write_document(out, first.metrics)
+    _show_metrics(screen, first.metrics)
+    _show_methods(screen, methods)
+    document = {**first.metrics, "always_yes": methods["always yes"]}
+    if against is not None:
+        comparison = {"against": str(against), **compare_evaluations(*outcomes)}
+        write_document(path.parent / "test_comparison.json", comparison)
+        _show_comparison(screen, comparison)
+        document |= {"comparison": comparison, "against": outcomes[1].metrics}
+    looks = outcomes[-1].looks
+    screen.say(f"look number {looks} at these test sessions; wrote {out}")
+    _show_caveats(screen, outcomes[-1].metrics)
+    return {**document, "timelines": _evaluate_timelines(screen, project, path)}
+
+
+def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: str) -> None:
+    """Extracts what the cache lacks of a split with the bundle's adapter, if it has one."""
+    from featurecache.adapter import open_adapter
+    from featurecache.plan import run_plan
+
+    if head.adapter is None:
+        return
+    from heads.lora import plan_adapted
+
+    plan = plan_adapted(project, list(head.kept), open_adapter(head.adapter), split)
+    head.check_spaces(plan.spaces)
+    if plan.todo:
+        screen.say(f"extracting {plan.todo} clips with the adapter ...")
+    with _extraction_progress(screen) as show:
+        outcome = run_plan(project, plan, on_progress=show)
+    _show_failures(screen, outcome.failures)
+
+
+def _leave_one_session_out(screen: Screen, project: "Project", path: Path) -> dict[str, Any]:
+    from featurecache.errors import BundleError
+    from heads.bundle import load_bundle
+    from heads.evaluation import evaluate_without_each_session
+    from heads.fitting import refitting
+    from heads.loading import load_all_splits
+    from heads.runs import write_document
+
     head = load_bundle(path)
-    table = read_table(project.clips)
+    if head.adapter is not None:
+        raise BundleError(
+            f"leaving sessions out refits a head alone, but {path} has an adapter, which saw them all. "
+            "Evaluate it on the test split."
+        )
+    source, leakage = _scoring_data(project, head)
+    loaded = load_all_splits(**source)
+    _warn_left_out(screen, "all splits", loaded.left_out)
+    data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)
+    metrics = evaluate_without_each_session(
+        refitting(data, head.settings, device=_trainer_device(project), part_widths=widths),
+        data,
+        head,
+        test_sessions=[clip.session for clip in source["table"].clips if clip.split == "test" and clip.labelled],
+        log=project.runs / "test_looks.jsonl",
+        clip_ids=loaded.data.clip_ids,
+        leakage=leakage,
+    )
+    out = path.parent / "leave_one_session_out_metrics.json"
+    write_document(out, metrics)
+    _show_metrics(screen, metrics)
+    _show_methods(screen, {_method(head.settings.kind): metrics})
+    if metrics["not_learnable"]:
+        screen.warn(f"undefined, since one session alone decides them: {', '.join(metrics['not_learnable'])}.")
+    screen.say(f"look number {metrics['looks']} at the test sessions; wrote {out}")
+    _show_caveats(screen, metrics)
+    return metrics
+
+
+def _scoring_data(project: "Project", head: "Bundle") -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `heads.loading` takes to load a bundle's features, and what the results say of the splits."""
+    from featurecache import FeatureCache
+    from featurecache.clips_csv import read_table
+    from featurecache.errors import BundleError
+    from featurecache.leakage import leakage_record
+    from featurecache.plan import failed_clip_ids
+
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     if table.labels != head.labels:
         raise BundleError(
             f"a bundle must be scored on its own labels, but it has {', '.join(head.labels)} and clips.csv has "
             f"{', '.join(table.labels)}. Train again: featurecache tune."
         )
-    loaded = load_split(table, "test", FeatureCache.open(project.cache), head.space, failed=failed_clip_ids(project))
-    _warn_left_out(screen, "test", loaded.left_out)
-    outcome = evaluate_bundle(
-        head,
-        loaded.data,
-        split="test",
-        fingerprint=head.space.fingerprint,
-        log=project.runs / "test_looks.jsonl",
+    source = {
+        "table": table,
+        "cache": FeatureCache.open(project.cache),
+        "spaces": head.kept,
+        "failed": failed_clip_ids(project),
+    }
+    return source, leakage_record(table.clips)
+
+
+def _show_comparison(screen: Screen, comparison: Mapping[str, Any]) -> None:
+    difference = comparison["difference"]
+    text = f"difference of macro-F1: {'undefined' if difference is None else f'{difference:+.3f}'}"
+    if comparison["p_value"] is None:
+        screen.say(f"{text}; no interval: {comparison['reason']}")
+        return
+    low, high = comparison["difference_ci95"]
+    screen.say(
+        f"{text} (95% CI {low:+.3f} to {high:+.3f}), p = {comparison['p_value']:.3g} by exchanging the two within "
+        f"{comparison['n_sessions']} sessions (smallest possible {comparison['smallest_p_value']:.2g})"
     )
-    out = path.parent / "test_metrics.json"
-    write_document(out, outcome.metrics)
-    methods = {"always yes": always_yes(loaded.data, head.labels, "test"), _method(head.settings.kind): outcome.metrics}
-    _show_metrics(screen, outcome.metrics)
-    _show_methods(screen, methods)
-    screen.say(f"look number {outcome.looks} at these test sessions; wrote {out}")
-    if outcome.looks > 1:
-        screen.warn("settings chosen after a look at the test split make its score too kind.")
-    return {**outcome.metrics, "looks": outcome.looks, "always_yes": methods["always yes"]}
+
+
+def _show_caveats(screen: Screen, metrics: Mapping[str, Any]) -> None:
+    for name in ("looks_warning", "split_warning", "caveat"):
+        if name in metrics:
+            screen.warn(f"{metrics[name]}.")
 
 
 def _learning_data(
-    screen: Screen, project: "Project", *, imported: str | None = None, allow_download: bool = False
-) -> dict[str, Any]:
-    """Training and validation arrays with their labels and feature space, as the heads' functions take them."""
+    screen: Screen,
+    project: "Project",
+    inputs: Sequence[str],
+    *,
+    imported: str | None = None,
+    allow_download: bool = False,
+) -> "LearningData":
+    """Training and validation clips with all kept features that some inputs read."""
     from featurecache import FeatureCache
     from featurecache.clips_csv import read_table
-    from featurecache.plan import failed_clip_ids, project_space
+    from featurecache.errors import SettingsError
+    from featurecache.leakage import leakage_record
+    from featurecache.plan import failed_clip_ids, project_spaces
     from featurecache.spec import FeatureSpace
+    from heads.data import KeptSplit, LearningData
     from heads.loading import load_split
 
-    table = read_table(project.clips)
+    names = list(dict.fromkeys(name for one in inputs for name in one.split("+")))
+    kept = project.settings.features.keep
+    unknown = [name for name in names if name not in kept] if imported is None else []
+    if unknown:
+        raise SettingsError(
+            f"inputs must be kept features, which are {', '.join(kept)}, but {unknown[0]!r} is not one. "
+            "Choose others, or add it to features.keep and run: featurecache extract."
+        )
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     cache = FeatureCache.open(project.cache)
     if imported is None:
-        _, space = project_space(project, allow_download=allow_download)
+        _, spaces = project_spaces(project, keep=names, allow_download=allow_download)
     else:
-        space = FeatureSpace(cache.describe("imported", imported).inputs)
+        spaces = {names[0]: FeatureSpace(cache.describe("imported", imported).inputs)}
     failed = failed_clip_ids(project) if imported is None else frozenset()
-    splits = {}
+    splits: dict[str, KeptSplit] = {}
     for split in ("train", "validation"):
-        loaded = load_split(table, split, cache, space, failed=failed)
+        loaded = load_split(table, split, cache, spaces, failed=failed)
         _warn_left_out(screen, split, loaded.left_out)
+        if loaded.purged:
+            screen.warn(f"{split}: {loaded.purged} clips are left out, since they touch clips that score them")
         splits[split] = loaded.data
     screen.say(
-        ", ".join(f"{name}: {len(data.X)} clips of {len(set(data.sessions))} sessions" for name, data in splits.items())
+        ", ".join(f"{name}: {len(data.Y)} clips of {len(set(data.sessions))} sessions" for name, data in splits.items())
     )
-    return {**splits, "labels": table.labels, "space": space}
+    data = LearningData(
+        splits["train"], splits["validation"], table.labels, spaces, leakage=leakage_record(table.clips)
+    )
+    if "split_warning" in data.leakage:
+        screen.warn(f"{data.leakage['split_warning']}.")
+    return data
 
 
 def _run_folder(project: "Project", command: str, imported: str | None) -> Path:
@@ -570,31 +1017,280 @@ def _number(value: float | None) -> str:
 def _show_metrics(screen: Screen, metrics: Mapping[str, Any]) -> None:
     title = f"{metrics['split']}: {metrics['n_clips']} clips of {metrics['n_sessions']} sessions"
     table = Table(title=title, title_justify="left")
-    for column in ("label", "F1", "precision", "recall", "AP", "threshold", "positives"):
+    headings = ("label", "F1", "precision", "recall", "AP", "threshold", "positives")
+    if screen.console.width < _NARROW:
+        headings = ("label", "F1", "prec", "rec", "AP", "thr", "pos")
+    for column in headings:
         table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")
     for label, scores in metrics["per_class"].items():
         numbers = [_number(scores[name]) for name in ("f1", "precision", "recall", "average_precision", "threshold")]
-        table.add_row(label, *numbers, str(scores["support"]))
+        table.add_row(Text(label), *numbers, str(scores["support"]))
     screen.table(table)
 
 
 def _show_methods(screen: Screen, methods: Mapping[str, Mapping[str, Any]]) -> None:
-    """F1 per label and macro-F1, a row per method: the shape of the paper's Table 1, with intervals."""
+    """F1 per label and macro-F1, a row per method: the shape of the paper's Table 1, with intervals.
+
+    Turned round, a column per method, where the screen is too narrow for it.
+    """
     first = next(iter(methods.values()))
-    table = Table(title=f"F1 on the {first['split']} split", title_justify="left")
-    table.add_column("method")
-    for label in first["per_class"]:
-        table.add_column(label, justify="right", overflow="fold")
-    table.add_column("macro-F1 (95% CI)", justify="right")
+    columns: dict[str, list[str]] = {}
     for name, metrics in methods.items():
-        interval = metrics["macro_f1_ci95"]
-        span = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-        cells = [_number(scores["f1"]) for scores in metrics["per_class"].values()]
-        table.add_row(name, *cells, _number(metrics["macro_f1"]) + span)
+        interval = metrics.get("macro_f1_ci95")
+        cells = [_number(metrics["per_class"].get(label, {}).get("f1")) for label in first["per_class"]]
+        span = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-"
+        columns[name] = [*cells, _number(metrics.get("macro_f1")), span]
+    headings = [*first["per_class"], "macro-F1", "95% CI"]
+    title = f"F1 on the {first.get('split', 'test')} split"
+    table = _table(title, ["method", *headings], [[name, *cells] for name, cells in columns.items()])
+    unbounded = screen.console.options.update(max_width=10_000)
+    if screen.console.measure(table, options=unbounded).maximum > screen.console.width:
+        rows = [[heading, *cells] for heading, *cells in zip(headings, *columns.values(), strict=True)]
+        table = _table(title, ["label", *columns], rows)
     screen.table(table)
     reason = first.get("macro_f1_ci95_reason")
     if reason:
         screen.say(f"no confidence interval: {reason}")
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+@app.command()
+@command
+def report(
+    with_frames: Annotated[
+        bool, typer.Option("--with-frames", help="Put frames of the largest differences into the page.")
+    ] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="The folder of predicted timelines; predictions if left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; runs/report.html if left out.")] = None,
+    config: Config = Path(),
+    as_json: AsJson = False,
+) -> int:
+    """Write every run, the search, the timelines and the cache into one HTML file."""
+    from featurecache.project import open_project
+    from heads.report import write_report
+
+    screen = Screen(as_json)
+    project = open_project(config)
+    written = write_report(
+        out if out is not None else project.runs / "report.html",
+        runs=project.runs,
+        clips=project.clips,
+        cache=project.cache,
+        failures=project.failures,
+        predictions=predictions if predictions is not None else project.predictions,
+        videos=project.videos,
+        features=dataclasses.asdict(project.settings.features),
+        with_frames=with_frames,
+    )
+    if written.methods:
+        _show_methods(screen, written.methods)
+    for problem in written.problems:
+        screen.warn(f"left out: {problem}")
+    if written.frames:
+        screen.warn(f"the page holds {written.frames} frames of the recordings. Keep it where they may be kept.")
+    screen.say(f"wrote {written.path} ({written.size_bytes / 1e6:.1f} MB); open it in a browser")
+    screen.document(dataclasses.asdict(written))
+    return SOME_FAILED if written.problems else DONE
+
+
+# --- timelines --------------------------------------------------------------------------------------
+
+
+@app.command()
+@command
+def predict(
+    recordings: Annotated[list[Path], typer.Argument(help="The recordings' files, from anywhere on this machine.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder for the timelines; predictions if left out.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="The bundle's folder; runs/tune/bundle if left out.")
+    ] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option("--stride", min=0.01, max=3600, help="Seconds between clips; half a clip if left out."),
+    ] = None,
+    allow_download: AllowDownload = False,
+    config: Config = Path(),
+    as_json: AsJson = False,
+) -> int:
+    """Write the timelines of recordings for review in ELAN; replaces nothing that a person wrote or changed."""
+    from featurecache.project import open_project
+    from heads.predict import predict_recordings
+
+    screen = Screen(as_json)
+    project = open_project(config)
+    rules = _timeline_rules(project)
+    stride_s = stride if stride is not None else rules.stride_s
+    with _extraction_progress(screen) as show:
+        found = predict_recordings(
+            project,
+            recordings,
+            bundle=bundle if bundle is not None else project.runs / "tune" / "bundle",
+            out=out if out is not None else project.predictions,
+            stride_us=round(stride_s * 1_000_000) if stride_s is not None else project.settings.clips.length_us // 2,
+            exclusive=rules.exclusive,
+            allow_download=allow_download,
+            on_progress=show,
+        )
+    _show_unusable(screen, found.left_out)
+    if found.written and found.tuned is None:
+        screen.warn("the bundle has no tuned timeline settings, so the defaults serve. Tune them: featurecache tune.")
+    table = Table(title="Predicted timelines", title_justify="left")
+    for column in ("recording", "annotated", "for ELAN", "intervals", "clips not had"):
+        is_number = column in ("intervals", "clips not had")
+        table.add_column(column, overflow="fold", justify="right" if is_number else "left")
+    for timeline, files in found.written:
+        annotated = "no" if timeline.annotated is None else "yes"
+        counts = str(len(timeline.predicted)), str(len(timeline.failed))
+        table.add_row(timeline.recording, annotated, str(files.eaf), *counts)
+        if files.before_zero_us:
+            screen.warn(
+                f"{timeline.recording}: {files.before_zero_us / 1e6:g} s of predictions lie before the annotation's "
+                "time zero, where ELAN shows nothing; they stand in the .csv and .json"
+            )
+    if found.written:
+        screen.table(table)
+    for item in found.failed:
+        screen.warn(f"no timeline: {item.name}: {item.reason}")
+    screen.document(
+        {
+            "out": out,
+            "extracted": found.extraction.progress.extracted,
+            "tuned": found.tuned is not None,
+            "written": [
+                {
+                    "recording": timeline.recording,
+                    "intervals": len(timeline.predicted),
+                    "annotated": timeline.annotated is not None,
+                    "failed_clips": len(timeline.failed),
+                    **dataclasses.asdict(files),
+                }
+                for timeline, files in found.written
+            ],
+            "failed": [dataclasses.asdict(item) for item in found.failed],
+            "left_out": [dataclasses.asdict(item) for item in found.left_out],
+        }
+    )
+    is_partial = found.failed or found.left_out or any(timeline.failed for timeline, _ in found.written)
+    return SOME_FAILED if is_partial else DONE
+
+
+@app.command()
+@command
+def agreement(
+    first: Annotated[Path, typer.Argument(help="The reference: an .eaf of one recording.")],
+    second: Annotated[Path, typer.Argument(help="Another annotator's .eaf of it, or a .predicted.eaf.")],
+    config: Config = Path(),
+    as_json: AsJson = False,
+) -> int:
+    """Compare two annotation files of one recording: kappa, segment F1, durations, borders."""
+    from featurecache.project import open_project
+    from heads.agreement import agreement as compare
+
+    screen = Screen(as_json)
+    data = open_project(config).settings.data
+    found = compare(
+        first,
+        second,
+        labels=data.labels,
+        labels_from=data.labels_from,
+        tiers=data.tiers,
+        annotated_span=data.annotated_span,
+    )
+    _show_timeline_scores(screen, found, f"{first.name} (reference) and {second.name}")
+    for one in found["disagreements"][:_SHOWN]:
+        span = f"{one['start_us'] / 1e6:.1f} to {one['end_us'] / 1e6:.1f} s"
+        only = first.name if one["kind"] == "missed" else second.name
+        screen.say(f"  {span}: {one['label']} in {only} alone")
+    screen.document(found)
+    return DONE
+
+
+def _tune_timeline(screen: Screen, project: "Project", path: Path) -> None:
+    """Chooses a new bundle's timeline settings on validation, where there are annotations to choose by."""
+    from featurecache.errors import AnnotationError, TrainingDataError
+    from heads.bundle import load_bundle
+    from heads.split_timelines import tune_on_validation
+    from heads.timeline_tuning import save_timeline
+
+    head = load_bundle(path)
+    source, _ = _scoring_data(project, head)
+    try:
+        tuned = tune_on_validation(project, head, source["table"], failed=source["failed"])
+    except (AnnotationError, TrainingDataError) as error:
+        screen.say(f"timeline settings stay at their defaults: {error}")
+        return
+    save_timeline(tuned, path)
+    screen.say(
+        f"timelines: segment F1 {tuned.validation_segment_f1:.2f} on validation with the settings chosen there, "
+        f"{tuned.untuned_segment_f1:.2f} with the defaults"
+    )
+
+
+def _evaluate_timelines(screen: Screen, project: "Project", path: Path) -> dict[str, Any] | None:
+    """Scores of the test recordings' timelines; a part of the look that the caller logs."""
+    from featurecache.errors import AnnotationError, TrainingDataError
+    from heads.bundle import load_bundle
+    from heads.runs import write_document
+    from heads.split_timelines import evaluate_timelines
+    from heads.timeline_tuning import load_timeline
+
+    head = load_bundle(path)
+    source, _ = _scoring_data(project, head)
+    try:
+        found = evaluate_timelines(
+            project,
+            head,
+            source["table"],
+            "test",
+            tuned=load_timeline(path),
+            exclusive=_timeline_rules(project).exclusive,
+            failed=source["failed"],
+        )
+    except (AnnotationError, TrainingDataError) as error:
+        screen.say(f"no timeline scores: {error}")
+        return None
+    out = path.parent / "test_timelines.json"
+    write_document(out, found)
+    _show_timeline_scores(screen, found["scores"], "Timelines of the test split")
+    screen.say(f"wrote {out}")
+    return dict(found["scores"])
+
+
+def _timeline_rules(project: "Project") -> "TimelineRules":
+    from featurecache.project import parse_section
+    from heads.predict import TimelineRules
+
+    return parse_section(project.settings.timeline, TimelineRules, "timeline")
+
+
+def _show_timeline_scores(screen: Screen, scores: Mapping[str, Any], title: str) -> None:
+    table = Table(title=f"{title}: {scores['compared_s']:.0f} s compared", title_justify="left")
+    table.add_column("label", overflow="fold")
+    ious = list(scores["segment_f1"])
+    for column in (*(f"F1@{iou}" for iou in ious), "kappa", "events", "seconds", "onset error", "end error"):
+        table.add_column(column, justify="right", overflow="fold")
+    for label, own in scores["per_class"].items():
+        f1 = [_number(own["segment_f1"][iou]) for iou in ious]
+        errors = [_number(own[border]["mean_absolute"]) for border in ("onset_error_s", "offset_error_s")]
+        events = f"{own['events_predicted']} of {own['events_annotated']}"
+        seconds = f"{own['duration_predicted_s']:.0f} of {own['duration_annotated_s']:.0f}"
+        table.add_row(label, *f1, _number(own["kappa"]), events, seconds, *errors)
+    spans = {iou: f"\n({low:.2f} to {high:.2f})" for iou, (low, high) in (scores["segment_f1_ci95"] or {}).items()}
+    macro = [_number(scores["segment_f1"][iou]) + spans.get(iou, "") for iou in ious]
+    table.add_row("macro (95% CI)" if spans else "macro", *macro)
+    screen.table(table)
 
 
 # --- looking after it -------------------------------------------------------------------------------
@@ -853,6 +1549,18 @@ def demo(
             fractions=(0.5, 0.2, 0.3),
             model=DEMO_MODEL,
             dtype="float32",
+            keep=("final/mean", "final/motion", "layer_2/mean"),
+            lora={
+                "rank": 16,
+                "alpha": 32,
+                "learning_rate": 2e-3,
+                "head_learning_rate": 2e-3,
+                "epochs": 8,
+                "patience": 0,
+                "batch_size": 16,
+                "micro_batch": 16,
+                "gradient_checkpointing": False,
+            },
             reason="each activity has a tier of its own",
         )
     project = open_project(directory)

@@ -31,6 +31,7 @@ from featurecache.spec import Kept
 CPU_BATCH = 4
 """Clips at once on a CPU under "auto": more are no faster there."""
 
+_CPU_FRAMES = 4  # encoded at once on a CPU: more are slower there, for they leave the processor's caches
 _MOST_AUTO = 32
 _SHARE_OF_FREE = 0.8  # of the free device memory, for what one measured clip does not show
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -228,9 +229,10 @@ class Batches:
         new = [frame for frame in frames if frame not in self._encoded]
         earlier = [self._encoded[frame] for frame in frames if frame in self._encoded]
         parts = [torch.stack(earlier)] if earlier else []
-        if new:
-            pixels = torch.stack([self._pixels[frame] for frame in new])  # (F, 3, image_px, image_px)
-            parts.append(self._backbone.encode_frames(pixels, self._taps))  # (F, ...)
+        at_once = max(1, len(new)) if self._cuda else _CPU_FRAMES
+        for first in range(0, len(new), at_once):
+            pixels = torch.stack([self._pixels[frame] for frame in new[first : first + at_once]])
+            parts.append(self._backbone.encode_frames(pixels, self._taps))  # (F, 3, image_px, image_px) -> (F, ...)
             del pixels
         encoded = torch.cat(parts)
         places = {frame: place for place, frame in enumerate([f for f in frames if f in self._encoded] + new)}

@@ -267,7 +267,8 @@ def _decoding(
     waiting: queue.SimpleQueue[tuple[Work, bool]] = queue.SimpleQueue()
     for item in work:
         waiting.put((item, False))
-    ready: queue.Queue[_Result | BaseException | None] = queue.Queue(maxsize=_QUEUED_CLIPS_PER_DECODER * decoders)
+    running = max(1, min(decoders, len(work)))
+    ready: queue.Queue[_Result | BaseException | None] = queue.Queue(maxsize=_QUEUED_CLIPS_PER_DECODER * running)
     stop = threading.Event()
 
     def hand_over(result: "_Result | BaseException | None") -> None:
@@ -297,17 +298,17 @@ def _decoding(
             hand_over(error)
 
     def results() -> Iterator[_Result]:
-        running = len(threads)
-        while running:
+        left = running
+        while left:
             result = ready.get()
             if isinstance(result, BaseException):
                 raise result
             if result is None:
-                running -= 1
+                left -= 1
             else:
                 yield result
 
-    threads = [threading.Thread(target=decode, daemon=True) for _ in range(max(1, min(decoders, len(work))))]
+    threads = [threading.Thread(target=decode, daemon=True) for _ in range(running)]
     try:
         for thread in threads:
             thread.start()

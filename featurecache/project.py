@@ -15,17 +15,30 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError
 
 from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
 
 SETTINGS_NAME = "featurecache.toml"
 DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
+_LARGEST_BATCH = 4096
 
 T = TypeVar("T")
 Positive = Annotated[Decimal, Field(gt=0, le=3600, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _keep(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError("at least one tap/pooling, e.g. final/mean, none of them twice")
+    return names
+
+
+def _batch_size(size: object) -> int | str:
+    if size == "auto" or (isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= _LARGEST_BATCH):
+        return size
+    raise ValueError(f'"auto" or a whole number from 1 to {_LARGEST_BATCH}')
 
 
 @dataclass(frozen=True)
@@ -62,23 +75,28 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How sessions are divided. `sessions` fixes the split of the sessions it names."""
+    """How sessions are divided. `sessions` fixes the split of the sessions it names.
+
+    `allow_clip_level` lets an edited `clips.csv` cut sessions, which every result then says.
+    """
 
     seed: int = 0
     train: Fraction = 0.6
     validation: Fraction = 0.2
     test: Fraction = 0.2
     sessions: dict[str, Literal["train", "validation", "test"]] = field(default_factory=dict)
+    allow_clip_level: bool = False
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What alters feature values: part of the fingerprint."""
+    """What alters feature values: part of the fingerprint. `keep` names the features that one pass gives."""
 
     model: str
     prompt: str = DEFAULT_PROMPT
     frames: Annotated[int, Field(ge=1, le=256)] = 16
-    resize: Literal["crop", "pad", "squash"] = "crop"
+    resize: Literal["model", "crop", "pad", "squash"] = "model"
+    keep: Annotated[tuple[str, ...], AfterValidator(_keep)] = ("final/mean",)
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     stored_dtype: Literal["float16", "float32"] = "float16"
 
@@ -88,7 +106,7 @@ class ExtractSettings:
     """What alters only speed and memory."""
 
     device: str = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    batch_size: Annotated[int | Literal["auto"], PlainValidator(_batch_size)] = "auto"
     decoders: Annotated[int, Field(ge=1, le=64)] = 2
 
 
@@ -103,6 +121,8 @@ class Settings:
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     train: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
+    timeline: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,6 +161,11 @@ class Project:
     def runs(self) -> Path:
         """The folder of results."""
         return self.root / "runs"
+
+    @property
+    def predictions(self) -> Path:
+        """Where timelines are written and the report looks for them, unless told otherwise."""
+        return self.root / "predictions"
 
     @property
     def state(self) -> Path:
@@ -248,9 +273,13 @@ def write_settings(
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
     model: str,
     dtype: str,
+    keep: Sequence[str] = ("final/mean",),
+    lora: Mapping[str, int | float | bool] | None = None,
     reason: str,
 ) -> Path:
     """Writes a commented `featurecache.toml`; never over one that is there.
+
+    `lora` holds settings of `[lora]` that are not the defaults.
 
     Raises:
         ProjectExistsError: If there is one already.
@@ -271,6 +300,7 @@ def write_settings(
         if session_pattern is None
         else f"session_pattern = {quoted(session_pattern)}"
     )
+    lora_lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (lora or {}).items())
     text = f"""\
 # Settings of this project. Paths are relative to this file. Every setting not named here has its default.
 
@@ -296,38 +326,69 @@ validation = {fractions[1]}
 test = {fractions[2]}
 # sessions = {{ S01 = "test" }}   # fixes the split of the sessions named here
 
-[features]                        # changing anything here makes a new feature space
+[features]                        # changing anything here but keep makes new feature spaces
 model = {quoted(model)}           # a folder, a hub name whose snapshot is on this machine, or "demo"
 prompt = {quoted(DEFAULT_PROMPT)}
 frames = 16
-resize = "crop"                   # "crop" cuts the sides of wide frames as the model does; "pad", "squash" keep them
+resize = "model"                  # as its processor does: the VLM crops. "crop" cuts wide frames, "pad", "squash" do not
 dtype = {quoted(dtype)}
-stored_dtype = "float16"
+keep = {_toml_list(keep)}          # tap/pooling, any number of them from one pass; tokens take much disk
+# taps: vision, layer_0 .. the last layer, final; poolings: mean, motion, frames, tokens
+stored_dtype = "float16"          # tokens are stored in bfloat16 unless this is "float32"
 
 [extract]                         # changes speed, never values
 device = "auto"
-batch_size = 4
+batch_size = "auto"               # clips at once; "auto": from the memory that is free
 decoders = 2
 
 [train]                           # the head that `featurecache train` fits
-# kind = "linear"                 # or "mlp" with a hidden_width
+# inputs = "final/mean"           # kept features side by side: "final/mean+final/motion"; left out: the first kept
+# kind = "linear"                 # or "mlp"; on kept frames "attention" or "temporal"; hidden_width = 128 for two of them
+# normalization = "standardize"   # or "l2", "none"
+# components = 0                  # principal components; 0 keeps all features
+# solver = "adamw"                # "convex": the optimum of a linear head without dropout, for the penalty l2
+# l2 = 0.01
 # learning_rate = 0.001
 # weight_decay = 0.01
 # positive_weight_exponent = 0.5  # 0: a positive clip counts as a negative one; 1: rare labels are balanced fully
+# positive_weight_scale = 1.0
+# label_smoothing = 0.0
 # dropout = 0.0
 # batch_size = 256
 # epochs = 20
-# standardize = true
+# patience = 0                    # epochs without a better validation score that end training; 0: never
 
 [search]                          # what `featurecache tune` chooses from: [lowest, highest], or all choices
+# inputs = ["final/mean"]         # left out: each kept vector, each mean beside its motion, and all means together
 # kind = ["linear"]
+# normalization = ["standardize"]
+# components = [0]
+# solver = ["convex", "adamw"]    # convex first, a grid for each choice above; adamw gives LoRA its learning rate
+# l2 = [1e-3, 10.0]
+# folds = 5                       # of the training sessions, to choose in a convex grid; 0: by validation
 # learning_rate = [3e-6, 0.03]
 # weight_decay = [1e-5, 1.0]
 # positive_weight_exponent = [0.0, 1.0]
+# positive_weight_scale = [1.0, 1.0]
+# label_smoothing = [0.0, 0.0]
 # dropout = [0.0, 0.5]
 # batch_size = [128, 256, 512]
 # epochs = [5, 60]
-# standardize = [true, false]
+# patience = [0]
+
+[lora]                            # how `featurecache lora-finetune` trains adapters; defaults are LLaVA's recipe
+{lora_lines}# frozen = "layer_0"              # tokens that training starts from; "layer_24": adapters above it
+# rank = 128
+# alpha = 256
+# learning_rate = 2e-4            # of the adapters
+# head_learning_rate = 1e-3
+# epochs = 5                      # at most; patience = 2 epochs without a better one
+# batch_size = 32                 # clips of a step
+# micro_batch = 4                 # clips in memory at once; halved where they do not fit
+
+[timeline]                        # how `featurecache predict` makes intervals of clip scores
+# stride_s = 1.5                  # from one scored clip to the next; left out: half a clip
+# exclusive = [["ventilation", "suction"]]   # labels of which one at most is on at a time
 """
     private_folder(folder)
     write_private(path, text.encode())

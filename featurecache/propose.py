@@ -82,8 +82,8 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
     lost = max(crop_loss(recording.info.width_px, recording.info.height_px) for recording in recordings)
     if lost > 0.01:
         notes.append(
-            f'resize = "crop", the model\'s own way, cuts off up to {lost:.0%} of a frame; '
-            'where the action may be there, set "pad" or "squash"'
+            f"where the model's processor crops, as the VLM's does, up to {lost:.0%} of a frame is cut off; "
+            'if the action may be there, set resize = "pad" or "squash"'
         )
     path = write_settings(
         directory,

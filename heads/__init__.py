@@ -8,9 +8,11 @@ from typing import Any
 
 _HOMES = {
     "Bundle": "heads.bundle",
+    "CachedFeatures": "heads.cached_features",
     "HeadSettings": "heads.settings",
     "LabelledFeatures": "heads.data",
     "LinearHeadClassifier": "heads.estimator",
+    "MLPHeadClassifier": "heads.estimator",
     "SearchSpace": "heads.settings",
     "evaluate_bundle": "heads.evaluation",
     "fit_heads": "heads.training",

@@ -1,5 +1,6 @@
 """The command line as a contract: exit codes, one-line messages, one JSON document, wrong inputs named."""
 
+import csv
 import json
 import os
 import re
@@ -172,7 +173,12 @@ WRONG = {
     ),
     "missing model": (lambda p: _set_model(p, "/no/such/model"), "extract", 1, r"features\.model must be a folder"),
     "model not on this machine": (lambda p: _set_model(p, "some-group/some-model"), "extract", 1, r"--allow-download"),
-    "model of another architecture": (lambda p: _other_architecture(p), "extract", 1, r"must be llava_next_video"),
+    "model of another architecture": (
+        lambda p: _other_architecture(p),
+        "extract",
+        1,
+        r"must be one of llava_next_video",
+    ),
     "prompt without the video": (_settings("<video>", "here"), "extract", 1, r"<video> exactly once"),
     "unknown device": (
         _unknown_device,
@@ -279,6 +285,77 @@ def test_evaluate_counts_every_look(project: Path) -> None:
     assert metrics["split"] == "test"
 
 
+def test_evaluate_compares_two_bundles_on_the_same_clips(project: Path) -> None:
+    assert _run("train", "--config", project).exit_code == 0
+    result = _run("evaluate", "--against", project / "runs/train/bundle", "--config", project)
+    assert result.exit_code == 0, result.output
+    assert "difference of macro-F1" in result.stdout
+    comparison = json.loads((project / "runs/tune/test_comparison.json").read_text())
+    assert comparison["against"].endswith("train/bundle")
+    assert "look number 2" in result.stdout
+
+
+def test_evaluate_leaves_out_one_session_at_a_time_and_says_what_that_is_not(project: Path) -> None:
+    result = _run("evaluate", "--leave-one-session-out", "--config", project)
+    assert result.exit_code == 0, result.output
+    assert "chosen on some of these sessions" in result.stderr
+    metrics = json.loads((project / "runs/tune/leave_one_session_out_metrics.json").read_text())
+    assert (metrics["n_sessions"], metrics["looks"], metrics["split_level"]) == (7, 1, "session")
+    assert _run("evaluate", "--leave-one-session-out", "--against", "x", "--config", project).exit_code == 2
+
+
+def test_evaluate_says_in_every_document_that_a_split_by_clips_was_forced(project: Path) -> None:
+    table = project / "clips.csv"
+    table.write_text(table.read_text().replace(",train,", ",test,", 1))
+    assert "allow_clip_level = true" in _run("evaluate", "--config", project).stderr
+    _edit(project / "featurecache.toml", "[features]", "[splits]\nallow_clip_level = true\n[features]")
+    result = _run("evaluate", "--config", project)
+    assert result.exit_code == 0, result.output
+    assert "splits cut sessions" in result.stderr
+    metrics = json.loads((project / "runs/tune/test_metrics.json").read_text())
+    assert metrics["split_level"] == "clip"
+    assert metrics["purged_clips"]["train"] == 1
+
+
+def test_report_writes_one_file_and_prints_the_methods(project: Path) -> None:
+    assert _run("evaluate", "--config", project).exit_code == 0
+    result = _run("report", "--config", project)
+    assert result.exit_code == 0, result.output
+    assert "FT-LC" in result.output
+    assert "macro-F1" in result.output
+    page = (project / "runs" / "report.html").read_text()
+    assert "Activity recognition report" in page
+    assert str(project) not in page
+
+
+def test_report_ends_with_3_and_names_what_it_cannot_read(project: Path) -> None:
+    (project / "runs" / "tune" / "best.json").write_text("{")
+    result = _run("report", "--config", project)
+    assert result.exit_code == 3
+    assert "left out: tune/best.json" in result.stderr
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_tables_stay_readable_on_a_narrow_terminal_without_colour(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    labels = ("baby_visible", "ventilation", "stimulation", "suction")
+    scores = {"f1": 0.5, "precision": 0.25, "recall": 1.0, "average_precision": None, "threshold": 0.5, "support": 120}
+    metrics = {"split": "test", "n_clips": 9, "n_sessions": 5, "per_class": dict.fromkeys(labels, scores)}
+    metrics |= {"macro_f1": 0.5, "macro_f1_ci95": [0.4, 0.6]}
+    screen = cli.Screen(as_json=False)
+    screen.console = Console(file=StringIO(), width=width, no_color=True, force_terminal=False)
+    cli._show_metrics(screen, metrics)
+    cli._show_methods(screen, {"always yes": metrics, "FT-LC": metrics})
+    shown = screen.console.file.getvalue()
+    assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    for word in (*labels, "always yes", "FT-LC", "macro-F1", "0.40 to 0.60"):
+        assert word in shown, word  # whole, on one line
+
+
 def test_tune_goes_on_where_it_was_and_adds_no_trial_when_there_are_enough(project: Path) -> None:
     first = json.loads(_run("tune", "--trials", 4, "--config", project, "--json").stdout)
     assert first["trials"]["completed"] + first["trials"]["pruned"] == 4
@@ -346,7 +423,7 @@ def test_init_proposes_settings_that_clips_accepts(project: Path, tmp_path: Path
     )
     assert result.exit_code == 0, result.output
     assert "ventilation" in result.stdout
-    assert "cuts off" in result.stdout, "176 x 96 pictures lose their sides in the centre crop"
+    assert "is cut off" in result.stdout, "176 x 96 pictures lose their sides in the centre crop"
     _edit(new / "featurecache.toml", "length_s = 3", "length_s = 1")
     assert _run("clips", "--config", new).exit_code == 0
     assert _run("init", new, "--videos", project / "videos").exit_code == 1
@@ -436,6 +513,85 @@ def test_cache_forget_removes_a_recording_by_its_name(project: Path) -> None:
     assert content.encode() not in held
     assert json.loads(_run("extract", "--dry-run", "--config", project, "--json").stdout)["todo"] == 4
     assert "Did you mean 'S3.mp4'" in _run("cache", "forget", "S3.mp5", "--config", project).stderr
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A project that keeps several features, extracted."""
+    keep = 'keep = ["final/mean", "final/motion", "layer_1/mean", "final/frames"]'
+    root = tmp_path_factory.mktemp("several") / "project"
+    project = make_project(root, tiny_model, sessions=7, features=keep)
+    for command in ("clips", "extract"):
+        assert _run(command, "--config", project.root).exit_code == 0
+    return project.root
+
+
+def _inputs_of_trials(project: Path) -> set[str]:
+    with (project / "runs/tune/trials.csv").open(newline="") as file:
+        return {row["inputs"] for row in csv.DictReader(file)}
+
+
+def test_tune_searches_kept_vectors_alone_and_side_by_side(several: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(several, tmp_path / "project"))
+    found = json.loads(_run("tune", "--trials", 12, "--permutations", 2, "--config", project, "--json").stdout)
+    assert _inputs_of_trials(project) == {
+        "final/mean",
+        "final/motion",
+        "layer_1/mean",
+        "final/mean+final/motion",
+        "final/mean+layer_1/mean",
+    }
+    assert list(found["fingerprints"]) == found["inputs"].split("+")
+    assert found["split_level"] == "session"
+    assert len(found["permutation_check"]["permuted"]) <= 2
+    result = _run("evaluate", "--config", project)
+    assert result.exit_code == 0, result.output
+    assert _run("evaluate", "--leave-one-session-out", "--config", project).exit_code == 0
+    assert _run("predict", project / "videos/S0.mp4", "--out", tmp_path / "out", "--config", project).exit_code == 0
+
+
+def test_train_and_tune_read_the_inputs_that_the_settings_name(several: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(several, tmp_path / "project"))
+    assert json.loads(_run("train", "--config", project, "--json").stdout)["inputs"] == "final/mean"
+    _edit(
+        project / "featurecache.toml",
+        "[features]",
+        '[train]\ninputs = "final/frames"\nkind = "attention"\n'
+        '[search]\ninputs = ["final/frames"]\nkind = ["attention", "temporal"]\nhidden_width = [2, 4]\n[features]',
+    )
+    assert json.loads(_run("train", "--config", project, "--json").stdout)["inputs"] == "final/frames"
+    assert _run("tune", "--trials", 4, "--config", project).exit_code == 0
+    assert _inputs_of_trials(project) == {"final/frames"}
+    result = _run(
+        "evaluate", project / "runs/tune/bundle", "--against", project / "runs/train/bundle", "--config", project
+    )
+    assert result.exit_code == 0, result.output
+    _edit(project / "featurecache.toml", 'inputs = ["final/frames"]', 'inputs = ["vision/mean"]')
+    stderr = _run("tune", "--config", project).stderr
+    assert re.search(r"kept features, which are final/mean, .* but 'vision/mean' is not one\. .*features\.keep", stderr)
+
+
+def test_learning_says_that_a_split_by_clips_was_forced_and_what_was_purged(project: Path) -> None:
+    table = project / "clips.csv"
+    table.write_text(table.read_text().replace(",train,", ",test,", 1))
+    assert "allow_clip_level = true" in _run("train", "--config", project).stderr
+    _edit(project / "featurecache.toml", "[features]", "[splits]\nallow_clip_level = true\n[features]")
+    shutil.rmtree(project / "runs")
+    for command in ("train", "tune --trials 2"):
+        result = _run(*command.split(), "--config", project)
+        assert result.exit_code == 0, result.output
+        assert "train: 1 clips are left out, since they touch clips that score them" in result.stderr
+        assert "splits cut sessions" in result.stderr
+        folder = project / "runs" / command.split()[0]
+        for name in ("best.json", "validation_metrics.json"):
+            document = json.loads((folder / name).read_text())
+            assert (document["split_level"], document["purged_clips"]["train"]) == ("clip", 1)
+
+
+def test_tune_names_what_is_wrong_with_a_storage(project: Path) -> None:
+    result = _run("tune", "--trials", 2, "--storage", "sqlite:///x.db", "--config", project)
+    assert result.exit_code == 1
+    assert "must lie in PostgreSQL" in result.stderr
 
 
 def test_heads_train_on_features_made_by_others(project: Path, tmp_path: Path) -> None:

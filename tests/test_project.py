@@ -22,6 +22,8 @@ def test_open_project_fills_in_defaults_when_only_the_needed_is_set(tmp_path: Pa
     assert project.annotations is None
     assert project.settings.clips.length_us == 3_000_000
     assert project.settings.features.frames == 16
+    assert project.settings.features.keep == ("final/mean",)
+    assert project.settings.extract.batch_size == "auto"
     assert project.settings.splits.sessions == {}
 
 
@@ -47,8 +49,13 @@ def test_open_project_keeps_decimals_exact_when_clips_are_fractions_of_a_second(
         ("clips = 3", r"'clips' is not|clips must be a section, but it is 3"),
         ("[splits]\ntrain = 0.9", r"must be 1, but 0\.9 \+ 0\.2 \+ 0\.2 = 1\.3"),
         ('[splits]\nsessions = {S1 = "exam"}', r"splits\.sessions\.S1 must be .*, but it is 'exam'"),
-        ("[extract]\nbatch_size = 0", r"extract\.batch_size must be greater than or equal to 1, but it is 0"),
+        (
+            "[extract]\nbatch_size = 0",
+            r'extract\.batch_size must be "auto" or a whole number from 1 to 4096, but it is 0',
+        ),
         ("[extract]\nbatch_size = 2.5", r"extract\.batch_size must be .*, but it is 2\.5"),
+        ("[extract]\nbatch_size = true", r"extract\.batch_size must be .*, but it is True"),
+        ('[extract]\nbatch_size = "all"', r"extract\.batch_size must be .*, but it is 'all'"),
         ("[extract", r"must be TOML in UTF-8"),
     ],
 )
@@ -64,6 +71,9 @@ def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: 
     [
         ('[data]\nvideos = "v"\n', r"features must be set"),
         ('[data]\n[features]\nmodel = "demo"\n', r"data\.videos must be set"),
+        (MINIMAL + "keep = []\n", r"features\.keep must be at least one tap/pooling, .*, but it is \[\]"),
+        (MINIMAL + 'keep = ["a/mean", "a/mean"]\n', r"features\.keep must be .* none of them twice"),
+        (MINIMAL + 'keep = "final/mean"\n', r"features\.keep must be .*, but it is 'final/mean'"),
         (MINIMAL + 'dtype = "float8"\n', r"features\.dtype must be .*'bfloat16'.*, but it is 'float8'"),
         (
             '[data]\nvideos = "v"\nsession_from = "pattern"\n[features]\nmodel = "demo"\n',
@@ -97,12 +107,14 @@ def test_write_settings_is_read_back_when_names_are_odd(tmp_path: Path) -> None:
         session_pattern=r"^(\w+)_",
         model="demo",
         dtype="float32",
+        keep=["final/mean", "layer_2/motion"],
         reason="two tiers hold the same few values",
     )
     project = open_project(path)
     assert project.settings.data.tiers == project.settings.data.labels == tuple(odd)
     assert project.settings.data.session_pattern == r"^(\w+)_"
     assert project.settings.features.dtype == "float32"
+    assert project.settings.features.keep == ("final/mean", "layer_2/motion")
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
