@@ -124,13 +124,13 @@ class Batches:
         self._beside = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
 
     def add(
-        self, clip: SampledClip, pictures: Sequence[npt.NDArray[np.uint8]], needed_from_us: int | None
+        self, clip: SampledClip, pictures: list[npt.NDArray[np.uint8]], needed_from_us: int | None
     ) -> list[ComputedClip]:
         """Takes a clip; computes a batch when it is full.
 
         Args:
             clip: The clip.
-            pictures: Its T frames, each (H, W, 3).
+            pictures: Its T frames, each (H, W, 3). Emptied, so that they are not in memory while the model runs.
             needed_from_us: Start of the earliest clip of this recording that is still to come, None after the last.
 
         Returns:
@@ -142,6 +142,7 @@ class Batches:
         if not has_pixels and self._clips:
             done = self._run_batch()  # there is room afterwards
             has_pixels = self._preprocess(clip, pictures)
+        pictures.clear()
         self._needed_from_us.pop(clip.recording.sha256, None)
         if needed_from_us is not None:
             self._needed_from_us[clip.recording.sha256] = needed_from_us

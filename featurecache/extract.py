@@ -28,7 +28,7 @@ from featurecache.video import ClipFailure, ClipFrames, read_clips
 if TYPE_CHECKING:
     from featurecache.backbones.family import Backbone
 
-_QUEUED_CLIPS_PER_DECODER = 2
+_QUEUED_CLIPS_PER_DECODER = 1  # beside the one that each decoder holds; full-size pictures are large
 # A stalled decoder must not stall the run; a slow machine decoding 4K must not be cut off.
 _TIME_LIMIT_S = 60.0
 _TIME_LIMIT_PER_SECOND = 20.0
@@ -215,7 +215,9 @@ def extract(
                 on_progress(progress())
                 continue
             sampled = SampledClip(recording, *span, clip.timestamps_us, item.lacking[span])
-            save(batches.add(sampled, clip.pictures, needed_from_us))
+            pictures = list(clip.pictures)
+            del result, clip  # the pictures are in memory no longer than needed
+            save(batches.add(sampled, pictures, needed_from_us))
         save(batches.finish())
     for writer in writers.values():
         writer.commit()
@@ -306,7 +308,8 @@ def _decoding(
             if result is None:
                 left -= 1
             else:
-                yield result
+                taken, result = [result], None  # waiting here must not keep its pictures
+                yield taken.pop()
 
     threads = [threading.Thread(target=decode, daemon=True) for _ in range(running)]
     try:

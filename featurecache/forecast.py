@@ -8,6 +8,7 @@ CPU: on the same cores). Its upper end has the model take `_SLOWEST` times as lo
 nothing overlap. Memory is an estimate too: the weights, and what is held where a layer is widest.
 """
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,10 +129,10 @@ def forecast(
     decode_s = decode_alone_s = 0.0
     if decoding.video_per_s:
         decode_alone_s = sum(passed_s) / decoding.video_per_s
-        decode_s = max(decode_alone_s / decoders, max(passed_s) / decoding.video_per_s)
+        decode_s = max(decode_alone_s / min(decoders, _cores()), max(passed_s) / decoding.video_per_s)
     best_s = model_s
     if torch.device(device).type == "cpu":
-        best_s += preprocess_s + decode_alone_s / torch.get_num_threads()
+        best_s += preprocess_s + decode_alone_s / _cores()
     tflop = sum(part.tflop for part in costs)
     return Forecast(
         device=device,
@@ -179,6 +180,10 @@ def device_memory(
         is_cuda = torch.device(device).type == "cuda"
         batch_size = fitting_batch((free_bytes or 0) - weights_bytes, clip_bytes) if is_cuda else CPU_BATCH
     return Memory(batch_size, weights_bytes, clip_bytes * batch_size, free_bytes)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_bytes(device: str) -> int | None:

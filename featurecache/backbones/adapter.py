@@ -11,7 +11,9 @@ Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models. https://a
 
 import json
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +25,19 @@ from transformers import AutoModelForImageTextToText
 
 from featurecache.adapter import CONFIG_NAME, WEIGHTS_NAME
 from featurecache.backbones.files import DTYPES, quiet_loading
-from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
+from featurecache.errors import ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 
 
-def language_model_of(backbone: Any) -> Any:
-    """The inner language model of a backbone that can go on from stored tokens.
-
-    Raises:
-        UnsupportedModelError: If the family has no language model, or cannot go on from stored tokens.
-    """
-    if not hasattr(backbone, "behind_prefix"):
-        raise UnsupportedModelError(
-            "adapters need a model with a language model behind the video, which here is LLaVA-NeXT-Video, but "
-            f"{backbone.inputs.folder / 'config.json'} is of another family. Use such weights."
-        )
-    return backbone.model.language_model
-
-
 def add_adapter(
-    backbone: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], layers: Sequence[int], seed: int
+    backbone: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str], layers: Sequence[int], seed: int
 ) -> PeftModel:
     """Puts new adapters into a backbone's language model.
 
     Args:
-        backbone: The loaded model; it is changed in place.
+        backbone: The loaded model, of one of `featurecache.adapter.FAMILIES`; it is changed in place.
         rank: r, of each update B A.
         alpha: The update is scaled by alpha / rank.
         dropout: Share of a target's input that its update does not see in training.
@@ -61,10 +49,9 @@ def add_adapter(
         The language model as PEFT sees it.
 
     Raises:
-        UnsupportedModelError: As `language_model_of`.
         SettingsError: If a target is not in every one of these layers.
     """
-    decoder = language_model_of(backbone)
+    decoder = backbone.model.language_model
     for layer in layers:
         linears = {name.rpartition(".")[2] for name, _ in decoder.layers[layer].named_modules()}
         missing = sorted(set(targets) - linears)
@@ -82,7 +69,7 @@ def add_adapter(
         layers_pattern="layers",
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _peft():
         torch.manual_seed(seed)
         return get_peft_model(decoder, config)
 
@@ -101,11 +88,10 @@ def attach_adapter(backbone: Any, folder: Path) -> None:
     """Puts a written adapter into a backbone's language model, frozen.
 
     Raises:
-        UnsupportedModelError: As `language_model_of`.
         ModelNotFoundError: If the files are damaged or of another model.
     """
-    decoder = language_model_of(backbone)
-    with quiet_loading(folder, "adapter"):
+    decoder = backbone.model.language_model
+    with quiet_loading(folder, "adapter"), _peft():
         with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
             stored = set(file.keys())
         model = PeftModel.from_pretrained(decoder, folder, local_files_only=True)
@@ -135,7 +121,7 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
         model = AutoModelForImageTextToText.from_pretrained(
             model_folder, local_files_only=True, use_safetensors=True, dtype=DTYPES[dtype]
         )
-    with quiet_loading(adapter_folder, "adapter"):
+    with quiet_loading(adapter_folder, "adapter"), _peft():
         adapted = PeftModel.from_pretrained(model.model.language_model, adapter_folder, local_files_only=True)
         model.model.language_model = adapted.merge_and_unload(safe_merge=True)
     private_folder(out)
@@ -147,3 +133,11 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
             shutil.copyfile(path, out / path.name)
     for path in out.iterdir():
         path.chmod(0o600)
+
+
+@contextmanager
+def _peft() -> Iterator[None]:
+    """PEFT asks transformers for a name that is about to go; that is between the two."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        yield
