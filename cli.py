@@ -45,6 +45,7 @@ DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 _SHOWN = 10
 _PLAIN_LINE_EVERY_S = 5.0
 _PLAIN_WIDTH = 120
+_ROOMY_WIDTH = 90
 _NARROW = 80
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -1165,7 +1166,7 @@ def predict(
         screen.warn(f"no timeline: {item.name}: {item.reason}")
     screen.document(
         {
-            "out": out,
+            "out": out if out is not None else project.predictions,
             "extracted": found.extraction.progress.extracted,
             "tuned": found.tuned is not None,
             "written": [
@@ -1279,18 +1280,20 @@ def _show_timeline_scores(screen: Screen, scores: Mapping[str, Any], title: str)
     table = Table(title=f"{title}: {scores['compared_s']:.0f} s compared", title_justify="left")
     table.add_column("label", overflow="fold")
     ious = list(scores["segment_f1"])
-    for column in (*(f"F1@{iou}" for iou in ious), "kappa", "events", "seconds", "onset error", "end error"):
-        table.add_column(column, justify="right", overflow="fold")
+    shown = ious if screen.console.width >= _ROOMY_WIDTH else ious[:1] + ious[-1:]
+    for column in (*(f"F1@{float(iou):g}" for iou in shown), "kappa", "events", "seconds", "onset", "end"):
+        table.add_column(column, justify="right")
     for label, own in scores["per_class"].items():
-        f1 = [_number(own["segment_f1"][iou]) for iou in ious]
+        f1 = [_number(own["segment_f1"][iou]) for iou in shown]
         errors = [_number(own[border]["mean_absolute"]) for border in ("onset_error_s", "offset_error_s")]
-        events = f"{own['events_predicted']} of {own['events_annotated']}"
-        seconds = f"{own['duration_predicted_s']:.0f} of {own['duration_annotated_s']:.0f}"
-        table.add_row(label, *f1, _number(own["kappa"]), events, seconds, *errors)
-    spans = {iou: f"\n({low:.2f} to {high:.2f})" for iou, (low, high) in (scores["segment_f1_ci95"] or {}).items()}
-    macro = [_number(scores["segment_f1"][iou]) + spans.get(iou, "") for iou in ious]
-    table.add_row("macro (95% CI)" if spans else "macro", *macro)
+        events = f"{own['events_predicted']}/{own['events_annotated']}"
+        seconds = f"{own['duration_predicted_s']:.0f}/{own['duration_annotated_s']:.0f}"
+        table.add_row(Text(label), *f1, _number(own["kappa"]), events, seconds, *errors)
     screen.table(table)
+    spans = {iou: f" ({low:.2f} to {high:.2f})" for iou, (low, high) in (scores["segment_f1_ci95"] or {}).items()}
+    macro = [f"{_number(scores['segment_f1'][iou])} at {float(iou):g}{spans.get(iou, '')}" for iou in ious]
+    screen.say("events and seconds: predicted/annotated; onset and end: mean error in seconds of matched intervals")
+    screen.say(f"macro segment F1 by overlap{', with 95% intervals' if spans else ''}: {', '.join(macro)}")
 
 
 # --- looking after it -------------------------------------------------------------------------------

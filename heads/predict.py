@@ -13,6 +13,8 @@ Nothing here scores a timeline: predicting a test recording is no look at its an
 """
 
 import dataclasses
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -106,12 +108,14 @@ def predict_recordings(
         FingerprintMismatchError: If the project's settings make other features than the bundle reads.
         TimelineError: If a rule names a label that the bundle has not.
         AnnotationError: If the settings' annotations are missing.
-        OSError: If `out` cannot be made.
+        OSError: If `out` cannot be made, or is no folder.
     """
     length_us = project.settings.clips.length_us
     head, tuned = load_bundle(bundle), load_timeline(bundle)
     exclusive_groups(exclusive, head.labels)
     private_folder(out)
+    if not out.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
     recordings, failed = _recordings(project, paths, length_us)
     if not recordings:
         return Predictions((), tuple(failed), (), Extraction(Progress(), ()), tuned)

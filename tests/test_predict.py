@@ -274,6 +274,12 @@ def test_predict_lists_the_recording_when_a_persons_file_is_in_the_way(project: 
     assert (tmp_path / "out" / "S0.predicted.eaf").read_text() == "reviewed by hand"
 
 
+def test_predict_refuses_an_out_that_is_a_file(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(NotADirectoryError):
+        predict(project, project.videos / "S0.mp4", out=tmp_path / "out")
+
+
 def test_predict_is_empty_handed_when_no_recording_is_usable(project: Project, tmp_path: Path) -> None:
     found = predict(project, tmp_path / "absent.mp4", out=tmp_path / "out")
     assert found.written == ()

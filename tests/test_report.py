@@ -285,9 +285,24 @@ def test_report_of_a_damaged_run_keeps_the_others(project: Path, name: str, cont
         path.write_bytes(content)
     report = report_on(project)
     assert "FT-MLP" in report.methods
-    is_readable = content is None or content.endswith(b"}") or name == "study.journal"
+    is_object = content is None or (content.endswith(b"}") and name != "test_metrics.json")  # which must hold scores
+    is_readable = is_object or name == "study.journal"
     assert bool(report.problems) != is_readable
     assert all(str(project) not in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"macro_f1": "high"}, {"macro_f1_ci95": [0.1, "x"]}, {"per_class": {"a": {"f1": "b"}}}, {"per_class": {"a": 1}}],
+)
+def test_report_leaves_a_run_out_of_the_methods_when_its_scores_are_no_numbers(
+    project: Path, damage: dict[str, Any]
+) -> None:
+    whole = report_on(project).methods
+    _edit(project / "runs" / "tune" / "test_metrics.json", **damage)
+    report = report_on(project)
+    assert len(report.methods) == len(whole) - 1
+    assert [problem for problem in report.problems if problem.startswith("tune/test_metrics.json: ")]
 
 
 @pytest.mark.parametrize("content", [b"{", b"{}", b'{"recording": 3}', b'{"recording": {"content": [], "name": 1}}'])

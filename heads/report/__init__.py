@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.files import private_folder, write_private
-from heads.report.documents import read_documents
+from heads.report.documents import has_scores, read_documents
 from heads.report.figures import row_names
 from heads.report.frames import thumbnails
 from heads.report.page import render_page
@@ -80,7 +80,13 @@ def write_report(
     timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
     found = differences(timelines)
     pictures = thumbnails(found, videos) if with_frames else []
-    documents = documents.with_problems(unread)
+    tested = [run for run in documents.runs if has_scores(run.test)]
+    unscored = [
+        f"{run.name}/test_metrics.json: its scores are not all numbers"
+        for run in documents.runs
+        if run.test and run not in tested
+    ]
+    documents = documents.with_problems([*unread, *unscored])
     page = render_page(
         documents,
         timelines,
@@ -90,7 +96,6 @@ def write_report(
         features=features,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    tested = [run for run in documents.runs if isinstance(run.test.get("per_class"), dict)]
     private_folder(out.parent)
     write_private(out, page)
     return Report(

@@ -159,6 +159,19 @@ def number(value: object) -> float | None:
     return float(value)
 
 
+def has_scores(metrics: Document) -> bool:
+    """Whether metrics can be set beside others: an F1 of each label, macro-F1 and its interval, numbers or null."""
+    per_class, interval = metrics.get("per_class"), metrics.get("macro_f1_ci95")
+    if not isinstance(per_class, dict) or not all(isinstance(scores, dict) for scores in per_class.values()):
+        return False
+    if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
+        return False
+    values = [metrics.get("macro_f1"), *(scores.get("f1") for scores in per_class.values())]
+    return all(value is None or number(value) is not None for value in values) and None not in map(
+        number, interval or ()
+    )
+
+
 def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
     best, validation, test, each_session, comparison, bundle, timelines = (
         read_json(folder / name, problems)
