@@ -1,0 +1,510 @@
+"""One loop that trains a backbone's parameters together with a head: FT-C-LoRA and the supervised baseline.
+
+Notable choices:
+
+- Every draw (order of clips, dropout) is a function of seed and step, and so is the learning rate. A checkpoint needs
+  no generator's state, and a run that was killed goes on as if it had not been: bit for bit on a CPU.
+- A batch is divided into micro-batches that fit in memory, and among processes; the loss is divided by the whole
+  batch's size, so neither division changes the step. A micro-batch that does not fit is halved and its batch begun
+  again; dropout then draws other numbers, nothing else changes.
+- Epoch 0 is the network as it came: the result is never worse on validation than what was started from.
+
+Not here: what the network is, where clips come from, thresholds, files other than the checkpoint.
+"""
+
+import copy
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from featurecache.batches import is_out_of_memory
+from featurecache.errors import SettingsError
+from heads.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from heads.interrupts import Interrupts, put_off_interrupts
+from heads.metrics import macro_f1
+from heads.ranks import Ranks
+
+Rows = Mapping[str, Tensor]
+"""What a network reads of B clips, by name, each (B, ...)."""
+
+
+class Clips(Protocol):
+    """Labelled clips that are read a few at a time.
+
+    Attributes:
+        Y: Targets, shape (N, C), 0 or 1.
+    """
+
+    Y: npt.NDArray[np.integer]
+
+    def read(self, numbers: Sequence[int]) -> Rows:
+        """What the network reads of these clips, on the CPU; called from another thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate.
+
+    Attributes:
+        prefix: Of their names in the network.
+        learning_rate: At its highest.
+        weight_decay: Of matrices, as in AdamW; vectors do not decay.
+        l2: (l2 / 2) |matrix|^2 is added to the loss, which is not the same thing; not to the losses that are told.
+    """
+
+    prefix: str
+    learning_rate: float
+    weight_decay: float
+    l2: float = 0.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Scores after an epoch; epoch 0 is the network as it came."""
+
+    epoch: int
+    train_loss: float | None
+    validation_loss: float
+    validation_macro_f1: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where a run stands.
+
+    Attributes:
+        step: Steps done.
+        steps: Of the whole run, if it is not stopped early.
+        loss: Of the last batch; None at the start.
+        epochs: Scored so far.
+        micro_batch: Clips at once by now.
+        elapsed_s: Seconds since this process began.
+        steps_here: Steps that this process did.
+    """
+
+    step: int
+    steps: int
+    loss: float | None
+    epochs: tuple[Epoch, ...]
+    micro_batch: int
+    elapsed_s: float
+    steps_here: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What clips cost, measured.
+
+    Attributes:
+        train_s: Seconds per clip, forward and backward.
+        score_s: Seconds per clip, forward alone.
+        peak_bytes: Peak memory so far: the device's, or this process's on a CPU.
+    """
+
+    train_s: float
+    score_s: float
+    peak_bytes: int
+
+
+class FineTuning:
+    """A run of the loop.
+
+    Args:
+        network: Gives logits (B, C) of rows; what requires a gradient is trained. It keeps the best parameters.
+        groups: Every trainable parameter must begin with exactly one group's prefix.
+        train: Training clips.
+        validation: Validation clips.
+        positive_weight: Of each label's positive term in the loss, (C,).
+        label_smoothing: Targets are drawn this far towards 0.5.
+        epochs: Passes over the training clips at most.
+        patience: Epochs without a better one after which to stop; 0 never stops.
+        select: What makes an epoch better: `macro_f1` at 0.5 (equal ones by loss), or `loss`, both on validation.
+        batch_size: Clips of a step.
+        micro_batch: Clips at once, at most.
+        warmup: Share of all steps in which the learning rate rises; it then falls along a cosine.
+        clip_norm: The gradient is scaled down to this norm.
+        seed: Of the order of clips and of dropout.
+        device: Where the network is.
+        autocast: Dtype of autocast; None for none.
+        ranks: This process among its peers.
+
+    Raises:
+        ValueError: If a trainable parameter is of no group or of several.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: Sequence[Group],
+        train: Clips,
+        validation: Clips,
+        *,
+        positive_weight: Tensor,
+        label_smoothing: float,
+        epochs: int,
+        patience: int,
+        select: Literal["macro_f1", "loss"],
+        batch_size: int,
+        micro_batch: int,
+        warmup: float,
+        clip_norm: float,
+        seed: int,
+        device: str = "cpu",
+        autocast: torch.dtype | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.network, self.train, self.validation = network, train, validation
+        self.label_smoothing, self.select, self.clip_norm = label_smoothing, select, clip_norm
+        self.epochs, self.patience = epochs, patience
+        self.batch_size, self.micro_batch, self.seed = min(batch_size, len(train.Y)), micro_batch, seed
+        self.ranks = ranks or Ranks()
+        self._device, self._autocast = torch.device(device), autocast
+        self._positive_weight = positive_weight.to(self._device)
+        self.trainable = {name: one for name, one in network.named_parameters() if one.requires_grad}
+        self._optimizer = torch.optim.AdamW(_parameter_groups(self.trainable, groups))
+        self._penalised = [
+            (parameter, group.l2)
+            for group in groups
+            for name, parameter in self.trainable.items()
+            if group.l2 and parameter.ndim > 1 and name.startswith(group.prefix)
+        ]
+        self._highest = [group["lr"] for group in self._optimizer.param_groups]
+        self.steps_per_epoch = math.ceil(len(train.Y) / self.batch_size)
+        self.steps = epochs * self.steps_per_epoch
+        self._warmup_steps = math.ceil(warmup * self.steps)
+        self.step = 0
+        self.history: list[Epoch] = []
+        self._losses: list[float] = []  # of this epoch's steps
+        self._best: dict[str, Tensor] = {}
+        self._checked = False
+
+    @property
+    def kept_epoch(self) -> int:
+        """The best epoch so far."""
+        return min(self.history, key=self._order).epoch
+
+    def run(
+        self,
+        *,
+        checkpoint: Path | None = None,
+        every_s: float = 600.0,
+        began_with: Mapping[str, Any] | None = None,
+        on_progress: Callable[[Training], None] = lambda _: None,
+    ) -> None:
+        """Trains to the end, or on to it from a checkpoint, and leaves the best epoch's parameters in the network.
+
+        Args:
+            checkpoint: Its file; None keeps none.
+            every_s: Seconds from one checkpoint to the next.
+            began_with: What a checkpoint must have begun with to be gone on from, JSON-ready.
+            on_progress: Called after each step and each scored epoch.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged or of another run.
+            SettingsError: If training diverges, or one clip does not fit in memory.
+            KeyboardInterrupt: On SIGINT or SIGTERM, when the checkpoint is written.
+        """
+        began = saved = time.monotonic()
+        first_step = 0
+        if checkpoint is not None:
+            found = load_checkpoint(checkpoint, began_with or {})
+            if found is not None:
+                self._restore(found)
+                first_step = self.step
+
+        def save() -> None:
+            if checkpoint is not None and self.ranks.is_first:
+                save_checkpoint(self._state(began_with or {}), checkpoint)
+
+        with put_off_interrupts() as interrupts:
+            while not self._is_done():
+                scored = self.step == len(self.history) * self.steps_per_epoch
+                if scored:
+                    self._end_epoch()
+                else:
+                    self._train_step(interrupts)
+                if interrupts.asked:
+                    save()
+                    raise KeyboardInterrupt
+                if scored or time.monotonic() - saved > every_s:
+                    save()
+                    saved = time.monotonic()
+                loss = self._losses[-1] if self._losses else None
+                elapsed = time.monotonic() - began
+                steps_here = self.step - first_step
+                on_progress(
+                    Training(self.step, self.steps, loss, tuple(self.history), self.micro_batch, elapsed, steps_here)
+                )
+        self._load(self._best)
+
+    def measure(self) -> Cost:
+        """Times a micro-batch of training clips, as the run would do it; changes no parameter and no later draw."""
+        numbers = list(range(min(self.micro_batch, len(self.train.Y))))
+        self._gradients(numbers, numbers)  # what is made once
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        took = []
+        for _ in range(2):
+            began = self._now()
+            self._gradients(numbers, numbers)
+            took.append((self._now() - began) / len(numbers))
+        self._optimizer.zero_grad(set_to_none=True)
+        self._checked = False
+        began = self._now()
+        self._score(self.train, numbers)
+        return Cost(min(took), (self._now() - began) / len(numbers), self.peak_bytes())
+
+    def peak_bytes(self) -> int:
+        """Peak memory so far: the device's, or this process's on a CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def scores(self, clips: Clips) -> npt.NDArray[np.float32]:
+        """Probabilities of clips, shape (N, C)."""
+        logits = self._score(clips, list(range(len(clips.Y))))
+        return torch.sigmoid(logits).numpy()
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def _train_step(self, interrupts: Interrupts) -> None:
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train.Y))
+        batch = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        loss = self._gradients(self.ranks.share(batch), batch, interrupts)
+        if loss is None:
+            return
+        asked = torch.tensor([float(interrupts.asked)], device=self._device)
+        for parameter in self.trainable.values():
+            if parameter.grad is None:  # this process's share of the batch was empty
+                parameter.grad = torch.zeros_like(parameter)
+        self.ranks.sum([loss, asked, *(one.grad for one in self.trainable.values() if one.grad is not None)])
+        interrupts.asked = bool(asked.item())
+        for parameter, l2 in self._penalised:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach(), alpha=l2)
+        norm = nn.utils.clip_grad_norm_(list(self.trainable.values()), self.clip_norm)
+        if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
+            raise SettingsError(
+                f"training must not diverge, but in step {self.step + 1} the loss is {loss.item():g} and the norm of "
+                f"the gradient {norm.item():g}. Lower the learning rates."
+            )
+        for group, highest in zip(self._optimizer.param_groups, self._highest, strict=True):
+            group["lr"] = highest * self._rate(self.step)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._losses.append(loss.item())
+        self.step += 1
+
+    def _rate(self, step: int) -> float:
+        """Share of the highest learning rate in a step."""
+        if step < self._warmup_steps:
+            return (step + 1) / self._warmup_steps
+        done = (step - self._warmup_steps) / max(1, self.steps - self._warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+    def _gradients(
+        self, numbers: Sequence[int], batch: Sequence[int], interrupts: Interrupts | None = None
+    ) -> Tensor | None:
+        """Puts into `.grad` what some of a batch's clips add to its gradient.
+
+        Returns:
+            What they add to its loss, shape (1,); None if an interruption came between two micro-batches.
+        """
+        self.network.train()
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros(1, device=self._device)
+            try:
+                for part, rows in _ahead(self.train, numbers, self.micro_batch):
+                    if interrupts is not None and interrupts.asked and self.ranks.count == 1:
+                        return None
+                    loss = self._loss(self.train, part, rows, whole=len(batch))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach()
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve()
+        if numbers and not self._checked:
+            without = [name for name, parameter in self.trainable.items() if parameter.grad is None]
+            if without:
+                raise RuntimeError(f"every trainable parameter must get a gradient, but {without} got none.")
+            self._checked = True
+        return total
+
+    def _loss(self, clips: Clips, numbers: Sequence[int], rows: Rows, *, whole: int) -> Tensor:
+        """Sum of the weighted binary cross-entropies of some clips, divided by those of the whole batch.
+
+        Source: Guerriero et al., equation 2.
+        """
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(_stream(self.seed, self.step, numbers[0]))
+            logits = self._logits(rows)
+        return self._sum_of_losses(logits, clips.Y[list(numbers)]) / (whole * logits.shape[1])
+
+    def _logits(self, rows: Rows) -> Tensor:
+        on_device = {name: one.to(self._device, non_blocking=True) for name, one in rows.items()}
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            logits: Tensor = self.network(on_device)
+        return logits.float()
+
+    def _sum_of_losses(self, logits: Tensor, Y: npt.NDArray[np.integer]) -> Tensor:
+        targets = torch.from_numpy(Y.astype(np.float32)).to(logits.device)
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+        weight = self._positive_weight.to(logits.device)
+        return binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="sum")
+
+    def _halve(self) -> None:
+        if self.micro_batch == 1:
+            raise SettingsError(
+                "one clip must fit in memory, but it does not. Compute layers twice (gradient_checkpointing = true), "
+                "train fewer layers, or use a device with more memory."
+            ) from None
+        self.micro_batch //= 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # --- an epoch's end ---------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        Y = self.validation.Y
+        logits = self._score(self.validation, list(range(len(Y))))
+        scores = torch.sigmoid(logits).numpy()
+        loss = float(self._sum_of_losses(logits, Y)) / Y.size
+        train_loss = sum(self._losses) / len(self._losses) if self._losses else None
+        self.history.append(Epoch(len(self.history), train_loss, loss, macro_f1(Y, scores)))
+        self._losses = []
+        if self.kept_epoch == self.history[-1].epoch:
+            self._best = {name: one.detach().cpu().clone() for name, one in self.trainable.items()}
+
+    @torch.no_grad()
+    def _score(self, clips: Clips, numbers: Sequence[int]) -> Tensor:
+        """Logits of clips, (n, C), on the CPU; each process does its share."""
+        self.network.eval()
+        logits = torch.zeros(len(numbers), clips.Y.shape[1], device=self._device)
+        while True:
+            try:
+                mine = self.ranks.share(range(len(numbers)))
+                for part, rows in _ahead(clips, [numbers[place] for place in mine], self.micro_batch, places=mine):
+                    logits[list(part)] = self._logits(rows)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve()
+        self.ranks.sum([logits])
+        return logits.cpu()
+
+    def _order(self, epoch: Epoch) -> tuple[float, float, int]:
+        """Sorts epochs, the best one first."""
+        f1 = -epoch.validation_macro_f1 if self.select == "macro_f1" else 0.0
+        return f1, epoch.validation_loss, epoch.epoch
+
+    def _is_done(self) -> bool:
+        if not self.history:
+            return False
+        last = self.history[-1].epoch
+        waited = bool(self.patience) and last - self.kept_epoch >= self.patience
+        return self.step == last * self.steps_per_epoch and (waited or last == self.epochs)
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def _state(self, began_with: Mapping[str, Any]) -> Checkpoint:
+        document = {
+            "began_with": dict(began_with),
+            "step": self.step,
+            "micro_batch": self.micro_batch,
+            "losses": self._losses,
+            "history": [vars(epoch) for epoch in self.history],
+        }
+        tensors = {f"now.{name}": one.detach().cpu() for name, one in self.trainable.items()}
+        tensors |= {f"best.{name}": one for name, one in self._best.items()}
+        for name, parameter in self.trainable.items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value.detach().cpu()
+        return Checkpoint(document, tensors)
+
+    def _restore(self, found: Checkpoint) -> None:
+        document, tensors = found.document, found.tensors
+        self.step, self.micro_batch = document["step"], document["micro_batch"]
+        self._losses = list(document["losses"])
+        self.history = [Epoch(**epoch) for epoch in document["history"]]
+        self._load({name: tensors[f"now.{name}"] for name in self.trainable})
+        self._best = {name: tensors[f"best.{name}"] for name in self.trainable if f"best.{name}" in tensors}
+        for name, parameter in self.trainable.items():
+            if f"exp_avg.{name}" in tensors:
+                state = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                self._optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                }
+
+    @torch.no_grad()
+    def _load(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainable.items():
+            parameter.copy_(parameters[name])
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.monotonic()
+
+
+def positive_weight(Y: npt.NDArray[np.integer], *, exponent: float, scale: float) -> Tensor:
+    """Each label's weight of the positive term: scale * (negatives / positives) ^ exponent, shape (C,)."""
+    positives = Y.sum(axis=0, dtype=np.float64)
+    return torch.from_numpy(scale * ((len(Y) - positives) / positives) ** exponent).float()
+
+
+def _parameter_groups(trainable: Mapping[str, nn.Parameter], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    left = copy.copy(dict(trainable))
+    for group in groups:
+        own = {name: left.pop(name) for name in list(left) if name.startswith(group.prefix)}
+        for parameters, decay in (
+            ([one for one in own.values() if one.ndim > 1], group.weight_decay),
+            ([one for one in own.values() if one.ndim <= 1], 0.0),
+        ):
+            if parameters:
+                made.append({"params": parameters, "lr": group.learning_rate, "weight_decay": decay})
+    if left:
+        raise ValueError(f"every trainable parameter must be of a group, but {min(left)} is of none.")
+    return made
+
+
+def _stream(seed: int, step: int, clip: int) -> int:
+    """A generator's seed of its own for each micro-batch."""
+    return int(np.random.SeedSequence((seed, step, clip)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _ahead(
+    clips: Clips, numbers: Sequence[int], micro_batch: int, *, places: Sequence[int] | None = None
+) -> Iterator[tuple[Sequence[int], Rows]]:
+    """Micro-batches with their rows; the next one is read while the last is computed.
+
+    Yields:
+        Numbers of the clips, or their `places`, and their rows.
+    """
+    starts = range(0, len(numbers), micro_batch)
+    parts = [numbers[start : start + micro_batch] for start in starts]
+    named = parts if places is None else [places[start : start + micro_batch] for start in starts]
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(clips.read, parts[0])] if parts else []
+        for number, part in enumerate(named):
+            rows = coming.pop().result()
+            if number + 1 < len(parts):
+                coming.append(reader.submit(clips.read, parts[number + 1]))
+            yield part, rows

@@ -1,0 +1,434 @@
+"""FT-C-LoRA: adapters in the language model trained with the head that the search found, and the run that keeps them.
+
+A run has four parts, so that what it will cost is known before it is paid: `plan_lora` says what the cache lacks,
+extraction fills it (`featurecache.plan.run_plan`), `LoraRun` measures and trains, and `finish` writes:
+
+    bundle/                   what predicts: head, adapter, thresholds
+    validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
+    learning.json             the learning curves
+    best.json                 settings, feature spaces, seed and versions; written last
+    checkpoint.safetensors    where training stood; gone when it is finished
+
+Defaults are LLaVA's LoRA recipe (Liu et al., https://arxiv.org/abs/2310.03744; scripts/v1_5/finetune_lora.sh): rank
+128, alpha 256, dropout .05, learning rate 2e-4, no weight decay on adapters, warm-up of 3% of the steps, then a cosine,
+gradient norm 1. Three things differ. The linear layers are those of attention alone (paper, section 3.5). The head
+learns at 1e-3, the recipe's rate for its own new layer, because the paper wants it above the adapters'; the tuned rate
+is of large batches without warm-up, and the convex solver has none. And there are thousands of clips, not 665,000: up
+to 5 epochs in batches of 32, ended early by validation. The head's dropout, positive weights, label smoothing and
+weight decay (of the convex solver its penalty) are those that were tuned.
+
+An adapter makes feature spaces of its own (`featurecache/adapter.py`). So thresholds are set, and test clips scored, on
+features extracted with the adapter, as `predict` makes them.
+
+Not here: the loop (`finetune.py`), 4-bit weights, a search over these settings.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field
+
+from featurecache import FeatureCache
+from featurecache.adapter import FAMILIES, Adapter, depth_of, open_adapter
+from featurecache.backbones import open_backbone, read_config
+from featurecache.backbones.adapter import merge_adapter
+from featurecache.clips_csv import read_table
+from featurecache.errors import BundleError, SettingsError, TrainingDataError, UnsupportedModelError
+from featurecache.extract import Progress
+from featurecache.files import private_folder
+from featurecache.leakage import leakage_record
+from featurecache.plan import Plan, failed_clip_ids, plan_extraction, project_spaces, run_plan
+from featurecache.project import Project
+from featurecache.spec import FeatureSpace
+from heads.adapters import ADAPTER, HEAD, AdaptedNetwork
+from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
+from heads.data import KeptSplit
+from heads.finetune import Cost, FineTuning, Group, Training, positive_weight
+from heads.finetune_data import CachedClips
+from heads.loading import load_split
+from heads.ranks import Ranks
+from heads.runs import write_document, write_fitted
+
+METHOD = "FT-C-LoRA"
+CHECKPOINT_NAME = "checkpoint.safetensors"
+
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+def _targets(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError("at least one linear layer's name, none of them twice")
+    return names
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The section `[lora]`.
+
+    Attributes:
+        frozen: The tap whose tokens are stored and trained from: `layer_0`; `vision`, the same to the bit and smaller
+            where the tower is narrower than the language model; or `layer_k`: adapters above layer k alone.
+        rank: r, of each update.
+        alpha: Updates are scaled by alpha / rank.
+        dropout: Share of an adapter's input dropped in training.
+        targets: The linear layers with adapters.
+        learning_rate: Of the adapters, at its highest.
+        head_learning_rate: Of the head, at its highest; not below the adapters'.
+        epochs: At most.
+        patience: Epochs without a better one after which to stop; 0 never stops.
+        select: What makes an epoch better, on validation: `macro_f1` at 0.5, or `loss`.
+        batch_size: Clips of a step.
+        micro_batch: Clips in memory at once, at most; halved where they do not fit.
+        warmup: Share of all steps in which the learning rate rises.
+        clip_norm: The gradient's norm, at most.
+        gradient_checkpointing: Compute each layer twice instead of keeping its activations.
+        checkpoint_minutes: From one checkpoint to the next.
+    """
+
+    frozen: str = "layer_0"
+    rank: Count = 128
+    alpha: Count = 256
+    dropout: Share = 0.05
+    targets: Annotated[tuple[str, ...], AfterValidator(_targets)] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    learning_rate: Rate = 2e-4
+    head_learning_rate: Rate = 1e-3
+    epochs: Count = 5
+    patience: Annotated[int, Field(ge=0, le=100_000)] = 2
+    select: Literal["macro_f1", "loss"] = "macro_f1"
+    batch_size: Count = 32
+    micro_batch: Count = 4
+    warmup: Share = 0.03
+    clip_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    gradient_checkpointing: bool = True
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPlan:
+    """What a run will do.
+
+    Attributes:
+        settings: Of the run.
+        bundle: The tuned head that it begins with.
+        tokens: Name of the stored tokens, e.g. `layer_0/tokens`.
+        fixed: The head's inputs that no adapter changes.
+        extraction: What the cache lacks.
+        layers_run: Layers of the language model that a step runs.
+        layers_below: Layers below the deepest tap.
+        train_clips: Of the training split.
+        validation_clips: Of the validation split.
+    """
+
+    settings: LoraSettings
+    bundle: Bundle
+    tokens: str
+    fixed: tuple[str, ...]
+    extraction: Plan
+    layers_run: int
+    layers_below: int
+    train_clips: int
+    validation_clips: int
+
+    @property
+    def share_of_layers(self) -> float:
+        """Layers that a step runs, of those that adapters in all of them would need: its cost by the arithmetic."""
+        return self.layers_run / self.layers_below
+
+
+def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_download: bool = False) -> LoraPlan:
+    """Compares what a run needs with the cache.
+
+    Args:
+        project: The project.
+        settings: Of the run.
+        bundle: The tuned head's folder.
+        allow_download: Whether the model may be fetched from the hub.
+
+    Raises:
+        BundleError: If the head is of other labels, or has an adapter already.
+        FingerprintMismatchError: If it is of another base model or other settings of features.
+        SettingsError: If no input of the head can be changed by adapters there, or the model computes in float16.
+        TrainingDataError: If a split has no labelled clips.
+        UnsupportedModelError: If the model's family cannot go on from stored tokens.
+    """
+    head = load_bundle(bundle)
+    if head.adapter is not None:
+        raise BundleError(
+            f"fine-tuning must begin with a head on the model as it is, but {bundle} has an adapter. "
+            "Give the bundle of featurecache tune."
+        )
+    if project.settings.features.dtype == "float16":
+        raise SettingsError(
+            "fine-tuning must compute in bfloat16 or float32, whose range gradients need, but features.dtype is "
+            '"float16". Set features.dtype = "bfloat16", then extract and tune again.'
+        )
+    if settings.head_learning_rate < settings.learning_rate:
+        raise SettingsError(
+            "lora.head_learning_rate must not be below lora.learning_rate, but they are "
+            f"{settings.head_learning_rate:g} and {settings.learning_rate:g}. Raise the one or lower the other."
+        )
+    splits = _splits(project, head, {}, failed=())
+    _check_targets(splits["train"], head.labels)
+    inputs, spaces = project_spaces(project, keep=list(head.kept), allow_download=allow_download)
+    head.check_spaces(spaces)
+    family = read_config(inputs.folder).get("model_type")
+    if family not in FAMILIES:
+        raise UnsupportedModelError(
+            f"adapters can be trained in models of type {', '.join(FAMILIES)}, but {inputs.folder / 'config.json'} "
+            f"says {family!r}. Use such weights, or tune heads on this model alone."
+        )
+    layers = sum(tap.startswith("layer_") for tap in inputs.taps)
+    if settings.frozen not in inputs.taps or settings.frozen == "final":
+        raise SettingsError(
+            f"lora.frozen must be vision or layer_0 to layer_{layers - 1}, but it is {settings.frozen!r}. "
+            "Name a tap below the one that the head reads."
+        )
+    taps = {name: name.partition("/")[0] for name in head.kept}
+    depths = {name: depth_of(tap, layers) for name, tap in taps.items() if tap != "vision"}
+    first = 0 if settings.frozen == "vision" else depth_of(settings.frozen, layers)
+    deepest = max(depths.values(), default=0)
+    if deepest <= first:
+        raise SettingsError(
+            f"the head must read a tap above {settings.frozen}, which adapters there can change, but it reads "
+            f"{head.settings.inputs}. Set a lower lora.frozen, or tune on another tap."
+        )
+    tokens = f"{settings.frozen}/tokens"
+    fixed = tuple(name for name in head.kept if depths.get(name, 0) <= first)
+    extraction = plan_extraction(
+        project,
+        keep=[tokens, *fixed],
+        clip_ids={clip_id for split in splits.values() for clip_id in split.clip_ids or ()},
+        allow_download=allow_download,
+    )
+    return LoraPlan(
+        settings, head, tokens, fixed, extraction, deepest - first, deepest, *(len(one.Y) for one in splits.values())
+    )
+
+
+class LoraRun:
+    """A planned run whose tokens are in the cache: loads the model, measures, trains, and writes what predicts.
+
+    Args:
+        project: The project.
+        plan: What `plan_lora` gave.
+        seed: Of the adapters' initial values, the order of clips and dropout.
+        device: A torch device.
+        folder: The run's folder.
+        ranks: This process among its peers.
+
+    Raises:
+        MissingFeaturesError: If the cache lacks tokens.
+        SettingsError: If the device is not here, or a target names no linear layer.
+    """
+
+    def __init__(
+        self, project: Project, plan: LoraPlan, *, seed: int, device: str, folder: Path, ranks: Ranks | None = None
+    ) -> None:
+        settings, features = plan.settings, project.settings.features
+        self.project, self.plan, self.seed, self.folder = project, plan, seed, folder
+        self.ranks = ranks or Ranks()
+        spaces = plan.extraction.spaces
+        fixed = {name: spaces[name] for name in plan.fixed}
+        splits = _splits(project, plan.bundle, fixed, failed=failed_clip_ids(project))
+        _check_targets(splits["train"], plan.bundle.labels)
+        cache = FeatureCache.open(project.cache)
+        clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
+        self._network = AdaptedNetwork(
+            open_backbone(plan.extraction.inputs, dtype=features.dtype, device=device),
+            copy.deepcopy(plan.bundle.head).to(device),
+            inputs=list(plan.bundle.kept),
+            tokens=plan.tokens,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            targets=settings.targets,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            seed=seed,
+        )
+        tuned = plan.bundle.settings
+        self.loop = FineTuning(
+            self._network,
+            [
+                Group(ADAPTER, settings.learning_rate, 0.0),
+                Group(HEAD, settings.head_learning_rate, 0.0, l2=tuned.l2 / len(plan.bundle.labels))
+                if tuned.solver == "convex"
+                else Group(HEAD, settings.head_learning_rate, tuned.weight_decay),
+            ],
+            clips["train"],
+            clips["validation"],
+            positive_weight=positive_weight(
+                clips["train"].Y, exponent=tuned.positive_weight_exponent, scale=tuned.positive_weight_scale
+            ),
+            label_smoothing=tuned.label_smoothing,
+            epochs=settings.epochs,
+            patience=settings.patience,
+            select=settings.select,
+            batch_size=settings.batch_size,
+            micro_batch=settings.micro_batch,
+            warmup=settings.warmup,
+            clip_norm=settings.clip_norm,
+            seed=seed,
+            device=device,
+            autocast=torch.bfloat16 if features.dtype == "bfloat16" else None,
+            ranks=self.ranks,
+        )
+        self._began_with = {
+            "settings": {
+                name: value
+                for name, value in dataclasses.asdict(settings).items()
+                if name not in ("micro_batch", "checkpoint_minutes", "gradient_checkpointing")
+            }
+            | {"targets": list(settings.targets)},
+            "seed": seed,
+            "head": plan.bundle.digest,
+            "tokens": spaces[plan.tokens].fingerprint,
+            "clips": _digest_of(clips),
+        }
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training stands."""
+        return self.folder / CHECKPOINT_NAME
+
+    def forecast_hours(self, cost: Cost) -> float:
+        """Hours of the whole training at this cost a clip, every epoch run."""
+        settings, plan = self.plan.settings, self.plan
+        trained = settings.epochs * plan.train_clips * cost.train_s
+        scored = (settings.epochs + 1) * plan.validation_clips * cost.score_s
+        return (trained + scored) / 3600 / self.ranks.count
+
+    def train(self, on_progress: Callable[[Training], None] = lambda _: None) -> None:
+        """Trains, or goes on from the checkpoint; errors as `FineTuning.run`."""
+        self.loop.run(
+            checkpoint=self.checkpoint,
+            every_s=60 * self.plan.settings.checkpoint_minutes,
+            began_with=self._began_with,
+            on_progress=on_progress,
+        )
+
+    def finish(self, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+        """Extracts validation with the adapter, and writes the run.
+
+        Args:
+            on_progress: Called by the extraction.
+
+        Returns:
+            The content of `best.json`.
+
+        Raises:
+            OSError: If it cannot be written.
+            MissingFeaturesError: If clips of validation could not be extracted again.
+        """
+        bundle, project = self.plan.bundle, self.project
+        private_folder(self.folder)
+        beside = self.folder / ".adapter"
+        shutil.rmtree(beside, ignore_errors=True)
+        self._network.write_adapter(beside)
+        adapter = open_adapter(beside)
+        plan = plan_adapted(project, list(bundle.kept), adapter, "validation")
+        run_plan(project, plan, on_progress=on_progress)
+        table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+        validation = load_split(
+            table, "validation", FeatureCache.open(project.cache), plan.spaces, failed=failed_clip_ids(project)
+        ).data
+        history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
+        learning = {"method": METHOD, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
+        write_document(self.folder / "learning.json", learning)
+        best = write_fitted(
+            copy.deepcopy(self._network.head).cpu().eval().requires_grad_(False),
+            validation.of(bundle.settings.inputs),
+            bundle.settings,
+            labels=bundle.labels,
+            spaces=plan.spaces,
+            seed=self.seed,
+            folder=self.folder,
+            leakage=leakage_record(table.clips),
+            of_run={
+                "method": METHOD,
+                "epochs_kept": kept.epoch,
+                "train_clips": self.plan.train_clips,
+                "train_loss": kept.train_loss,
+                "lora": {**dataclasses.asdict(self.plan.settings), "targets": list(self.plan.settings.targets)},
+                "began_with_bundle": bundle.digest,
+            },
+            adapter=beside,
+        )
+        shutil.rmtree(beside)
+        self.checkpoint.unlink(missing_ok=True)
+        return best
+
+    def merge(self, out: Path) -> None:
+        """Writes the model with the finished run's adapters added to its weights; a folder that is there is replaced.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        shutil.rmtree(out, ignore_errors=True)
+        merge_adapter(
+            self.plan.extraction.inputs.folder,
+            self.folder / "bundle" / ADAPTER_NAME,
+            out,
+            dtype=self.project.settings.features.dtype,
+        )
+
+
+def plan_adapted(
+    project: Project, keep: Sequence[str], adapter: Adapter, split: str, *, allow_download: bool = False
+) -> Plan:
+    """What the cache lacks of a split's features as the adapted backbone makes them.
+
+    Args:
+        project: The project.
+        keep: Names of the features (`tap/pooling`).
+        adapter: The adapter.
+        split: All clips of it, labelled or not: timelines need them.
+        allow_download: Whether the model may be fetched from the hub.
+
+    Raises:
+        ClipTableError: If there is no sound clip table.
+    """
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    wanted = {clip.clip_id for clip in table.clips if clip.split == split}
+    return plan_extraction(project, keep=keep, clip_ids=wanted, adapter=adapter, allow_download=allow_download)
+
+
+def _splits(
+    project: Project, bundle: Bundle, spaces: Mapping[str, FeatureSpace], *, failed: Collection[str]
+) -> dict[str, KeptSplit]:
+    """Training and validation clips with these features."""
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    if table.labels != bundle.labels:
+        raise BundleError(
+            f"the head must be of the labels of clips.csv, but it has {', '.join(bundle.labels)} and clips.csv has "
+            f"{', '.join(table.labels)}. Tune again: featurecache tune."
+        )
+    cache = FeatureCache.open(project.cache)
+    return {name: load_split(table, name, cache, spaces, failed=failed).data for name in ("train", "validation")}
+
+
+def _check_targets(train: KeptSplit, labels: Sequence[str]) -> None:
+    positives = train.Y.sum(axis=0)
+    one_sided = [label for label, on in zip(labels, positives, strict=True) if not 0 < on < len(train.Y)]
+    if one_sided:
+        raise TrainingDataError(
+            "each label must be on in some training clips and off in others, but these are not: "
+            f"{', '.join(one_sided)}. Move a session that has them into train, or leave these labels out."
+        )
+
+
+def _digest_of(clips: Mapping[str, CachedClips]) -> str:
+    digest = hashlib.sha256()
+    for one in clips.values():
+        digest.update("\0".join(one.clip_ids).encode())
+        digest.update(np.ascontiguousarray(one.Y, np.int8).data)
+    return digest.hexdigest()
