@@ -476,8 +476,7 @@ def _extraction_progress(screen: Screen) -> "Iterator[Callable[[Progress], None]
         done = now.extracted + now.failed + now.elsewhere
         left = f"{(now.total - done) / rate:.0f} s left" if rate else "time left unknown"
         screen.say(
-            f"{done}/{now.total} clips, {rate:.1f} clips/s, {left}, "
-            f"the model is idle {now.idle_share:.0%} of the time"
+            f"{done}/{now.total} clips, {rate:.1f} clips/s, {left}, the model is idle {now.idle_share:.0%} of the time"
         )
 
     yield line

@@ -330,7 +330,7 @@ test = {fractions[2]}
 model = {quoted(model)}           # a folder, a hub name whose snapshot is on this machine, or "demo"
 prompt = {quoted(DEFAULT_PROMPT)}
 frames = 16
-resize = "model"                  # as its processor does: the VLM crops. "crop" cuts wide frames, "pad", "squash" do not
+resize = "model"                  # as its processor does: the VLM's crops. "crop" cuts wide frames; "pad", "squash" not
 dtype = {quoted(dtype)}
 keep = {_toml_list(keep)}          # tap/pooling, any number of them from one pass; tokens take much disk
 # taps: vision, layer_0 .. the last layer, final; poolings: mean, motion, frames, tokens
@@ -343,7 +343,7 @@ decoders = 2
 
 [train]                           # the head that `featurecache train` fits
 # inputs = "final/mean"           # kept features side by side: "final/mean+final/motion"; left out: the first kept
-# kind = "linear"                 # or "mlp"; on kept frames "attention" or "temporal"; hidden_width = 128 for two of them
+# kind = "linear"                 # or "mlp"; on kept frames "attention", "temporal"; hidden_width = 128 for two of them
 # normalization = "standardize"   # or "l2", "none"
 # components = 0                  # principal components; 0 keeps all features
 # solver = "adamw"                # "convex": the optimum of a linear head without dropout, for the penalty l2

@@ -15,6 +15,7 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
 - A trial is pruned at epochs 2, 4, 8, ... when its best score is below the median of completed trials there.
 - Each trial is asked of a sampler of its own, seeded by the seed and the trial's number. So a run gives the same
   numbers each time, and a resumed one does not draw its first trials again.
+- The run is of the best convex trial unless one by steps is better beyond doubt (`search_summary.choose_trial`).
 - A trial that diverges counts as pruned at once: the sampler learns to stay away.
 
 What this is not: nested validation; the best score is the best of many and therefore too kind. How much is estimated
@@ -45,9 +46,8 @@ from heads.permutation import permutation_check
 from heads.prepared import Prepared
 from heads.runs import write_run
 from heads.search_summary import (
-    best_trial,
+    choose_trial,
     importances,
-    search_optimism,
     trial_settings,
     trial_value,
     trials_table,
@@ -353,13 +353,14 @@ def _write(
 ) -> dict[str, Any]:
     """The run of the best settings, and what the search tells."""
     trials = study.get_trials(deepcopy=False)
-    best = best_trial(trials)
-    found = None if best is None else trial_settings(best, choices)
-    if best is None or found is None:
+    chosen = choose_trial(trials, seed=prepared.seed)
+    found = None if chosen is None else trial_settings(chosen.trial, choices)
+    if chosen is None or found is None:
         raise StudyError(
             f"at least one trial must complete, but all {len(trials)} diverged or failed. "
             "Lower the learning rates of the search space, and begin in a new folder."
         )
+    highest = chosen.highest or chosen.trial
     settings, steps_of = with_steps(found, trials, choices)
     check = _permutation_check(prepared, settings, permutations) if permutations else None
     states = [trial.state for trial in trials]
@@ -369,15 +370,17 @@ def _write(
         settings,
         folder=folder,
         of_study={
-            "value": best.value,
-            "trial": best.number,
+            "value": chosen.trial.value,
+            "trial": chosen.trial.number,
+            "highest_value": highest.value,
+            "highest_trial": highest.number,
             "steps_of_trial": steps_of,
             "trials": {
                 "completed": states.count(TrialState.COMPLETE),
                 "pruned": states.count(TrialState.PRUNED),
                 "interrupted": states.count(TrialState.FAIL),
             },
-            "optimism": search_optimism(trials, seed=prepared.seed),
+            "optimism": chosen.optimism,
             "importances": importances(trials),
             "permutation_check": check,
         },

@@ -6,14 +6,17 @@ What this is not: the search, or a figure (`report/searching.py`).
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from heads.metrics import f1_scores, macro_over_labels
 from heads.settings import HeadSettings
-from heads.statistics import selection_optimism
+from heads.statistics import paired_comparison, selection_optimism
 from heads.study import CHOSEN, COUNTS, DIVERGED, SOLVER
 from heads.trial_settings import Choices
 
@@ -68,14 +71,69 @@ def with_steps(
     return HeadSettings(**{**settings.to_mapping(), **steps}), best.number
 
 
-def search_optimism(trials: Sequence[FrozenTrial], *, seed: int) -> dict[str, Any] | None:
-    """How much too kind the best score is (`statistics.selection_optimism`); None where no trial told its counts."""
-    counts = [
-        np.array(trial.user_attrs[COUNTS], np.int64)
-        for trial in trials
-        if trial.state == TrialState.COMPLETE and COUNTS in trial.user_attrs
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The trial that a search takes.
+
+    Attributes:
+        trial: The trial.
+        optimism: How much too kind its score is, as the best of its solver's trials (`statistics.selection_optimism`).
+        highest: The trial of the highest score, where that is another.
+    """
+
+    trial: FrozenTrial
+    optimism: dict[str, Any]
+    highest: FrozenTrial | None
+
+
+def choose_trial(trials: Sequence[FrozenTrial], *, seed: int) -> Chosen | None:
+    """The best trial of the convex solver, unless one trained by steps is better beyond doubt.
+
+    The best of two hundred noisy scores is kinder than the best of a few. So a trial by steps must still be ahead after
+    choosing is taken off both, and the paired interval of the difference over validation sessions must exclude
+    zero. Where there are too few sessions to tell, the scores decide.
+
+    Args:
+        trials: Of the study.
+        seed: Of resampling.
+
+    Returns:
+        None if no trial completed.
+    """
+    by_solver = [
+        [trial for trial in trials if (trial.user_attrs.get(SOLVER) == "convex") == is_convex]
+        for is_convex in (True, False)
     ]
-    return selection_optimism(np.concatenate(counts), seed=seed) if counts else None
+    found = [
+        (best, _optimism(of_solver, seed)) for of_solver in by_solver if (best := best_trial(of_solver)) is not None
+    ]
+    if not found:
+        return None
+    trial, optimism = found[0]
+    if len(found) == 2:
+        by_steps, its_optimism = found[1]
+        interval = paired_comparison(_own_counts(by_steps), _own_counts(trial), seed=seed)["difference_ci95"]
+        if interval is None:
+            is_better = trial_value(by_steps) > trial_value(trial)
+        else:
+            is_better = interval[0] > 0 and its_optimism["corrected"] > optimism["corrected"]
+        if is_better:
+            trial, optimism = by_steps, its_optimism
+    highest = best_trial(trials)
+    return Chosen(trial, optimism, highest if highest is not trial else None)
+
+
+def _own_counts(trial: FrozenTrial) -> npt.NDArray[np.int64]:
+    """Confusion counts per session of a trial's own predictions, (S, 3, C), among those of its candidates."""
+    counts = np.array(trial.user_attrs[COUNTS], np.int64)
+    values = macro_over_labels(f1_scores(counts.sum(axis=1)))
+    return np.asarray(counts[np.abs(values - trial_value(trial)).argmin()])
+
+
+def _optimism(trials: Sequence[FrozenTrial], seed: int) -> dict[str, Any]:
+    completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    counts = [np.array(trial.user_attrs[COUNTS], np.int64) for trial in completed]
+    return selection_optimism(np.concatenate(counts), seed=seed)
 
 
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float] | None:
@@ -152,12 +210,17 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(best["importances"].items())[:5])
         lines.append(f"What mattered among the trials trained by steps: {shares}.")
     optimism = best["optimism"]
-    if optimism is not None and optimism["optimism"] is not None:
+    if best["highest_trial"] != best["trial"]:
+        lines.append(
+            f"Trial {best['highest_trial']} scored {best['highest_value']:.3f}, more than {best['value']:.3f}, but as "
+            "the best of so many that it may well be luck."
+        )
+    if optimism["optimism"] is not None:
         lines.append(
             f"The best of many is too kind: {optimism['best']:.3f} here, about {optimism['corrected']:.3f} to be "
             f"expected of it in other sessions ({optimism['optimism']:+.3f} by choosing)."
         )
-    elif optimism is not None:
+    else:
         lines.append(f"The best of many is too kind; by how much cannot be told: {optimism['reason']}.")
     check = best["permutation_check"]
     if check is not None and check["p_value"] is not None:
