@@ -11,8 +11,8 @@ same loss, backward. Both get the same clips in turn and their gradients must ag
 last quarter of the layers alone, from the tokens below it. `floor`: matrix products forward and back to the states
 (frozen weights need no gradient of their own), attention forward and twice that back, adapters, at the speed of the
 model's own products, measured between the rounds. `twice`: ours with each layer computed twice (gradient
-checkpointing), the default of `featurecache lora-finetune`. Memory is the peak of a process beyond what it held when its
-model was loaded, with every large block given back at once (MALLOC_MMAP_THRESHOLD_): else it were that of a heap.
+checkpointing), the default of `featurecache lora-finetune`. Memory is the peak of a process beyond what it held when
+its model was loaded, with every large block given back at once (MALLOC_MMAP_THRESHOLD_): else it were that of a heap.
 
 `seven_billion` is arithmetic, not a measurement. With --quick everything is smaller and the ratios are not those of the
 mid-size model; in both, the plain recipe's decoding and vision tower weigh more beside a small language model than
