@@ -7,7 +7,7 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   that are searched move scores across 0.5 anyway. The test split is not an argument here.
 - Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation
   and components, which tries a whole grid at once (`convex_trials.py`). Where there are more combinations than half of
-  the trials (all of them, with that solver alone), TPE draws among them instead, and one drawn twice costs nothing.
+  the trials (all of them, with that solver alone), some of them are taken, each once, in an order drawn by the seed.
 - All other trials train by steps, 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
   TPE with the constant liar: after 200 trials .662, against .659 one by one, and .646 multivariate without the liar.
 - A stack reads one set of inputs. Where there are several, 32 trials are out at once (.660) and the fullest stack
@@ -37,7 +37,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.files import write_private
-from heads.convex_trials import InnerFolds, Solved, solve_trial
+from heads.convex_trials import InnerFolds, solve_trial
 from heads.data import LabelledFeatures, LearningData
 from heads.fitting import refitting
 from heads.folds import session_folds
@@ -195,8 +195,10 @@ class _Search:
         self._combinations = choices.combinations
         steps_too = "adamw" in space.solver
         self._convex = len(self._combinations) if not steps_too else min(len(self._combinations), trials // 2)
+        if len(self._combinations) > self._convex:  # some of them, each once
+            order = np.random.default_rng(prepared.seed).permutation(len(self._combinations))
+            self._combinations = [self._combinations[at] for at in order]
         self._trials = trials if steps_too else min(trials, self._convex)
-        self._solved: dict[str, Solved] = {}
         self._stacks: dict[str, _Stack] = {}  # by inputs
         self._most_out = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
         self._rungs = [2**power for power in range(1, 20) if 2**power < space.epochs[1]]
@@ -228,31 +230,26 @@ class _Search:
             taken = [trial for trial in known if trial.state in (*FINISHED, TrialState.RUNNING)]
             if len(taken) >= self._trials:
                 return None
-            is_convex, fixed = self._next_convex(known)
+            fixed = self._next_convex(known)
             if fixed is not None:
                 self._study.enqueue_trial(fixed, user_attrs={SOLVER: "convex", COMBINATION: _name(fixed)})
             seed = np.random.SeedSequence((self._prepared.seed, len(known))).generate_state(1)[0]
             self._study.sampler = optuna.samplers.TPESampler(seed=int(seed), multivariate=False, constant_liar=True)
             trial = self._opened.ask()
-            if trial.user_attrs.get(SOLVER, "convex" if is_convex else "adamw") == "convex":
-                combination = self._choices.ask_convex(trial)
-                trial.set_user_attr(SOLVER, "convex")
-                trial.set_user_attr(COMBINATION, _name(combination))
-                return _Asked(trial, None, combination)
+            if trial.user_attrs.get(SOLVER) == "convex":
+                return _Asked(trial, None, self._choices.ask_convex(trial))
             return _Asked(trial, self._choices.ask(trial), {})
 
-    def _next_convex(self, known: Sequence[FrozenTrial]) -> tuple[bool, dict[str, Any] | None]:
-        """Whether the next trial is one of the convex solver, and its combination where TPE is not to draw it."""
+    def _next_convex(self, known: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+        """The combination that the convex solver takes next, an interrupted one again; None after the last."""
         begun = [
             trial.user_attrs.get(COMBINATION)
             for trial in known
             if trial.user_attrs.get(SOLVER) == "convex" and trial.state != TrialState.FAIL
         ]
         if len(begun) >= min(self._convex, self._trials):
-            return False, None
-        if len(self._combinations) > min(self._convex, self._trials):
-            return True, None
-        return True, next(one for one in self._combinations if _name(one) not in begun)
+            return None
+        return next(one for one in self._combinations if _name(one) not in begun)
 
     def _begin(self, asked: _Asked) -> None:
         """Solves a convex trial, or puts one that is trained by steps in the queue of its inputs."""
@@ -273,11 +270,8 @@ class _Search:
         self._stacks[inputs].waiting.append(asked)
 
     def _solve(self, asked: _Asked) -> None:
-        name = _name(asked.combination)
         try:
-            if name not in self._solved:
-                self._solved[name] = solve_trial(self._prepared, asked.combination, self._points, self._folds)
-            solved = self._solved[name]
+            solved = solve_trial(self._prepared, asked.combination, self._points, self._folds)
         except TrainingDataError as error:  # no point converged; whoever reads the study sees why
             self._end(asked.trial, None, {"reason": str(error)})
             return
