@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from featurecache.recordings import UnusableRecording
     from heads.bundle import Bundle
     from heads.data import LearningData
-    from heads.finetune import Training
-    from heads.lora import LoraPlan, LoraRun
-    from heads.predict import TimelineRules
-    from heads.ranks import Ranks
+    from heads.finetuning.loop import Training
+    from heads.finetuning.lora import LoraPlan, LoraRun
+    from heads.finetuning.ranks import Ranks
+    from heads.timelines.predict import TimelineRules
 
 DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 _SHOWN = 10
@@ -564,8 +564,8 @@ def _tune(
 ) -> dict[str, Any]:
     from featurecache.project import parse_section
     from heads.inputs import default_inputs
-    from heads.search import search_heads
-    from heads.search_summary import in_words
+    from heads.search.search import search_heads
+    from heads.search.summary import in_words
     from heads.settings import SearchSpace
 
     section = project.settings.search
@@ -615,8 +615,8 @@ def lora_finetune(
 ) -> int:
     """Train adapters in the language model together with the tuned head; goes on with an interrupted run."""
     from featurecache.project import open_project, parse_section
-    from heads.lora import LoraRun, LoraSettings, plan_lora
-    from heads.ranks import joined_ranks
+    from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
+    from heads.finetuning.ranks import joined_ranks
 
     project = open_project(config)
     settings = parse_section(project.settings.lora, LoraSettings, "lora")
@@ -677,7 +677,7 @@ def _lora_finetune(
     merge: bool,
 ) -> dict[str, Any]:
     from featurecache.plan import run_plan
-    from heads.lora import LoraRun
+    from heads.finetuning.lora import LoraRun
 
     folder = project.runs / "lora"
     if ranks.is_first:
@@ -772,9 +772,9 @@ def evaluate(
 
 def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path | None = None) -> dict[str, Any]:
     from heads.bundle import load_bundle
-    from heads.evaluation import Evaluation, always_yes, compare_evaluations, evaluate_bundle
     from heads.loading import load_split
     from heads.runs import write_document
+    from heads.scoring.evaluation import Evaluation, always_yes, compare_evaluations, evaluate_bundle
 
     outcomes: list[Evaluation] = []
     methods: dict[str, Mapping[str, Any]] = {}
@@ -821,7 +821,7 @@ def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: 
 
     if head.adapter is None:
         return
-    from heads.lora import plan_adapted
+    from heads.finetuning.lora import plan_adapted
 
     plan = plan_adapted(project, list(head.kept), open_adapter(head.adapter), split)
     head.check_spaces(plan.spaces)
@@ -835,10 +835,10 @@ def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: 
 def _leave_one_session_out(screen: Screen, project: "Project", path: Path) -> dict[str, Any]:
     from featurecache.errors import BundleError
     from heads.bundle import load_bundle
-    from heads.evaluation import evaluate_without_each_session
-    from heads.fitting import refitting
+    from heads.engines.fitting import refitting
     from heads.loading import load_all_splits
     from heads.runs import write_document
+    from heads.scoring.evaluation import evaluate_without_each_session
 
     head = load_bundle(path)
     if head.adapter is not None:
@@ -1126,7 +1126,7 @@ def predict(
 ) -> int:
     """Write the timelines of recordings for review in ELAN; replaces nothing that a person wrote or changed."""
     from featurecache.project import open_project
-    from heads.predict import predict_recordings
+    from heads.timelines.predict import predict_recordings
 
     screen = Screen(as_json)
     project = open_project(config)
@@ -1196,7 +1196,7 @@ def agreement(
 ) -> int:
     """Compare two annotation files of one recording: kappa, segment F1, durations, borders."""
     from featurecache.project import open_project
-    from heads.agreement import agreement as compare
+    from heads.timelines.agreement import agreement as compare
 
     screen = Screen(as_json)
     data = open_project(config).settings.data
@@ -1221,8 +1221,8 @@ def _tune_timeline(screen: Screen, project: "Project", path: Path) -> None:
     """Chooses a new bundle's timeline settings on validation, where there are annotations to choose by."""
     from featurecache.errors import AnnotationError, TrainingDataError
     from heads.bundle import load_bundle
-    from heads.split_timelines import tune_on_validation
-    from heads.timeline_tuning import save_timeline
+    from heads.timelines.split import tune_on_validation
+    from heads.timelines.tuning import save_timeline
 
     head = load_bundle(path)
     source, _ = _scoring_data(project, head)
@@ -1243,8 +1243,8 @@ def _evaluate_timelines(screen: Screen, project: "Project", path: Path) -> dict[
     from featurecache.errors import AnnotationError, TrainingDataError
     from heads.bundle import load_bundle
     from heads.runs import write_document
-    from heads.split_timelines import evaluate_timelines
-    from heads.timeline_tuning import load_timeline
+    from heads.timelines.split import evaluate_timelines
+    from heads.timelines.tuning import load_timeline
 
     head = load_bundle(path)
     source, _ = _scoring_data(project, head)
@@ -1270,7 +1270,7 @@ def _evaluate_timelines(screen: Screen, project: "Project", path: Path) -> dict[
 
 def _timeline_rules(project: "Project") -> "TimelineRules":
     from featurecache.project import parse_section
-    from heads.predict import TimelineRules
+    from heads.timelines.predict import TimelineRules
 
     return parse_section(project.settings.timeline, TimelineRules, "timeline")
 

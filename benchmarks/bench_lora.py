@@ -6,8 +6,8 @@ The mid-size random model, recordings and prompt of bench_extract.py; adapters o
 CPU, CPU time with one thread, batches of one clip.
 
 `plain`: decode the clip, the model's processor, the whole model with PEFT, all its hidden states and logits, mean of
-the last state at the video tokens, loss, backward. `ours`: read the clip's tokens from the cache, `heads.adapters`, the
-same loss, backward. Both get the same clips in turn and their gradients must agree. `deep`: ours with adapters in the
+the last state at the video tokens, loss, backward. `ours`: read the clip's tokens from the cache, our network with
+adapters, the same loss, backward. Both get the same clips in turn and their gradients must agree. `deep`: ours with adapters in the
 last quarter of the layers alone, from the tokens below it. `floor`: matrix products forward and back to the states
 (frozen weights need no gradient of their own), attention forward and twice that back, adapters, at the speed of the
 model's own products, measured between the rounds. `twice`: ours with each layer computed twice (gradient
@@ -46,7 +46,7 @@ from featurecache.flops import Product, language_model
 from featurecache.recordings import find_recordings
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
-from heads.adapters import AdaptedNetwork
+from heads.finetuning.adapters import AdaptedNetwork
 from heads.models import Front, LinearHead
 
 LABELS, RANK = 4, 16

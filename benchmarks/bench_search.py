@@ -42,13 +42,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featurecache.spec import FeatureSpace
 from heads import HeadSettings, SearchSpace, load_bundle, search_heads
-from heads.basis import Basis
-from heads.convex import grid_points, solve_grid
 from heads.data import KeptSplit, LearningData
-from heads.metrics import confusion_counts, f1_scores, macro_f1
-from heads.search import STACKED_TRIALS
-from heads.training import StackedTrainer
-from heads.training_clips import TrainingClips, View
+from heads.engines.basis import Basis
+from heads.engines.convex import grid_points, solve_grid
+from heads.engines.training import StackedTrainer
+from heads.engines.training_clips import TrainingClips, View
+from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1
+from heads.search.search import STACKED_TRIALS
 
 LABELS = ("a", "b", "c", "d")
 KEPT = "final/mean"

@@ -36,7 +36,7 @@ from sklearn.preprocessing import StandardScaler
 from featurecache.spec import FeatureSpace
 from heads import SearchSpace, load_bundle, search_heads
 from heads.data import KeptSplit, LearningData
-from heads.metrics import macro_f1
+from heads.scoring.metrics import macro_f1
 from tests.multilabel_sets import read_set
 
 SPACE = FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float32"})

@@ -14,11 +14,11 @@ _HOMES = {
     "LinearHeadClassifier": "heads.estimator",
     "MLPHeadClassifier": "heads.estimator",
     "SearchSpace": "heads.settings",
-    "evaluate_bundle": "heads.evaluation",
-    "fit_heads": "heads.training",
+    "evaluate_bundle": "heads.scoring.evaluation",
+    "fit_heads": "heads.engines.training",
     "load_bundle": "heads.bundle",
     "save_bundle": "heads.bundle",
-    "search_heads": "heads.search",
+    "search_heads": "heads.search.search",
     "train_bundle": "heads.runs",
 }
 

@@ -31,8 +31,8 @@ from featurecache.adapter import open_adapter
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
 from featurecache.spec import FeatureSpace, canonical_json, differences
-from heads.calibration import Calibration
 from heads.models import Front, Head, build_head, head_scores
+from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 
 FORMAT = 2

@@ -22,7 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from featurecache.errors import SettingsError
-from heads.fitting import fit_head
+from heads.engines.fitting import fit_head
 from heads.models import Head, LinearHead, MLPHead
 from heads.settings import HeadSettings
 

@@ -17,16 +17,16 @@ from featurecache.errors import SettingsError
 from featurecache.files import private_folder, write_private
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
-from heads.calibration import calibration_document, cross_calibrated, fit_calibration
-from heads.curves import curves
 from heads.data import LabelledFeatures, LearningData
-from heads.fitting import solve_head
-from heads.metrics import macro_f1, metrics_document
+from heads.engines.fitting import solve_head
+from heads.engines.prepared import Prepared
+from heads.engines.training import fit_heads
 from heads.models import Head, head_scores
-from heads.prepared import Prepared
+from heads.scoring.calibration import calibration_document, cross_calibrated, fit_calibration
+from heads.scoring.curves import curves
+from heads.scoring.metrics import macro_f1, metrics_document
+from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
-from heads.thresholds import tuned_thresholds
-from heads.training import fit_heads
 
 
 def train_bundle(

@@ -94,9 +94,9 @@ def write_run(folder: Path, labels: Sequence[str], *, kind: str, noise: float, d
 
 def metrics_of(Y: Any, scores: Any, labels: Sequence[str], split: str) -> dict[str, Any]:
     """The document of a split, by the product's own functions."""
-    from heads.calibration import calibration_document
-    from heads.curves import curves
-    from heads.metrics import metrics_document
+    from heads.scoring.calibration import calibration_document
+    from heads.scoring.curves import curves
+    from heads.scoring.metrics import metrics_document
 
     sessions = np.array([f"session {at % 6}" for at in range(len(Y))])
     document = metrics_document(Y, scores, np.full(len(labels), 0.4), sessions, labels=labels, split=split)
@@ -142,7 +142,7 @@ def write_prediction(
 def timeline_scores(labels: Sequence[str]) -> dict[str, Any]:
     """Scores of two made-up timelines of two sessions, by the product's own functions."""
     from featurecache.annotations import Interval
-    from heads.timeline_scores import compare_timelines, scores_document
+    from heads.timelines.scores import compare_timelines, scores_document
 
     annotated = [Interval(0, 4_000_000, label) for label in labels]
     predicted = [Interval(1_000_000, 5_000_000, label) for label in labels]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heads.finetune import FineTuning, Group, positive_weight
+from heads.finetuning.loop import FineTuning, Group, positive_weight
 
 
 class SmallNetwork(nn.Module):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cli import app
 from featurecache.annotations import Interval, add_predictions, read_eaf, save_eaf, write_eaf
 from featurecache.errors import AnnotationError
-from heads.agreement import agreement
+from heads.timelines.agreement import agreement
 
 SECOND = 1_000_000
 LABELS = ("ventilation", "suction")

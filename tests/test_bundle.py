@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from featurecache.errors import BundleError, FingerprintMismatchError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
-from heads.calibration import Calibration
 from heads.data import LabelledFeatures
-from heads.evaluation import evaluate_bundle
 from heads.models import AttentionHead, Front, LinearHead, MLPHead
+from heads.scoring.calibration import Calibration
+from heads.scoring.evaluation import evaluate_bundle
 from heads.settings import HeadSettings
 
 SPACE = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "mean", "stored_dtype": "float16"})

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_curve
 
-from heads.calibration import (
+from heads.scoring.calibration import (
     brier_scores,
     calibration_document,
     calibration_errors,
@@ -15,8 +15,8 @@ from heads.calibration import (
     fit_calibration,
     reliability,
 )
-from heads.curves import curves
-from heads.metrics import metrics_document
+from heads.scoring.curves import curves
+from heads.scoring.metrics import metrics_document
 
 LABELS = ("a", "b", "c")
 

@@ -10,13 +10,13 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import SettingsError, TrainingDataError
-from heads import basis as basis_module
-from heads import descent
-from heads.basis import Basis, leading_axes
-from heads.convex import ConvexGrid, GridPoint, choose_points, grid_points, solve_grid
-from heads.metrics import macro_f1
+from heads.engines import basis as basis_module
+from heads.engines import descent
+from heads.engines.basis import Basis, leading_axes
+from heads.engines.convex import ConvexGrid, GridPoint, choose_points, grid_points, solve_grid
+from heads.engines.training_clips import TrainingClips, View
 from heads.models import head_scores
-from heads.training_clips import TrainingClips, View
+from heads.scoring.metrics import macro_f1
 from tests.multilabel_sets import read_set
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from featurecache.errors import SettingsError, TrainingDataError
-from heads.cross_fitting import cross_fitted_scores, leave_one_session_out
 from heads.data import LabelledFeatures
 from heads.folds import session_folds
-from heads.permutation import permutation_check, shuffled_by_session
+from heads.scoring.cross_fitting import cross_fitted_scores, leave_one_session_out
+from heads.scoring.permutation import permutation_check, shuffled_by_session
 
 LABELS = ("ventilation", "suction", "stimulation")
 

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import optuna
 import pytest
 
-from heads.study import JOURNAL_NAME, open_study
+from heads.search.study import JOURNAL_NAME, open_study
 
 DASHBOARD = shutil.which("optuna-dashboard", path=str(Path(sys.executable).parent))
 ROOT = Path(__file__).parents[1]

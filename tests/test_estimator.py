@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from featurecache import FeatureCache
 from featurecache.errors import MissingFeaturesError, SettingsError, TrainingDataError
 from heads import CachedFeatures, LinearHeadClassifier, MLPHeadClassifier
-from heads.fitting import fit_head
+from heads.engines.fitting import fit_head
 from heads.models import head_scores
 from heads.settings import HeadSettings
 from tests.cache_samples import make_rows, names, space, values, write

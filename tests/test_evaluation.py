@@ -10,10 +10,10 @@ import pytest
 
 from featurecache.errors import BundleError, SettingsError
 from heads.bundle import Bundle
-from heads.calibration import fit_calibration
 from heads.data import LabelledFeatures
-from heads.evaluation import Evaluation, compare_evaluations, evaluate_bundle, evaluate_without_each_session
-from heads.fitting import refitting
+from heads.engines.fitting import refitting
+from heads.scoring.calibration import fit_calibration
+from heads.scoring.evaluation import Evaluation, compare_evaluations, evaluate_bundle, evaluate_without_each_session
 from heads.settings import HeadSettings
 from tests.test_bundle import LABELS, SPACE, held_out, make_bundle
 

@@ -30,10 +30,10 @@ from featurecache.errors import (
 )
 from featurecache.plan import plan_extraction, project_spaces, run_plan
 from featurecache.project import Project, open_project
-from heads.adapters import AdaptedNetwork
 from heads.bundle import load_bundle
-from heads.finetune import FineTuning, Group, positive_weight
-from heads.lora import CHECKPOINT_NAME, LoraRun, LoraSettings, plan_lora
+from heads.finetuning.adapters import AdaptedNetwork
+from heads.finetuning.loop import FineTuning, Group, positive_weight
+from heads.finetuning.lora import CHECKPOINT_NAME, LoraRun, LoraSettings, plan_lora
 from heads.models import Front, LinearHead
 from heads.runs import train_bundle
 from heads.settings import HeadSettings
@@ -408,7 +408,7 @@ TWO_PROCESSES = """
 import sys, torch
 torch.set_num_threads(1)
 from safetensors.torch import save_file
-from heads.ranks import joined_ranks
+from heads.finetuning.ranks import joined_ranks
 from tests.small_finetuning import SmallNetwork, loop, parameters
 with joined_ranks("cpu") as (ranks, device):
     run = loop(SmallNetwork(dropout=0.0), ranks=ranks)

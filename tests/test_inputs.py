@@ -5,8 +5,8 @@ import pytest
 
 from featurecache.errors import SettingsError, TrainingDataError
 from heads.data import KeptSplit, LearningData
+from heads.engines.prepared import KEPT_BASES, KEPT_INPUTS, Prepared
 from heads.inputs import default_inputs
-from heads.prepared import KEPT_BASES, KEPT_INPUTS, Prepared
 from tests.test_search import LABELS, SPACE, side_by_side
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import norm, t
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from heads.metrics import (
+from heads.scoring.metrics import (
     average_precision,
     confusion_counts,
     f1_scores,

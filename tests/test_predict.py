@@ -20,10 +20,10 @@ from featurecache.plan import project_space, project_spaces
 from featurecache.project import Project, open_project
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.models import Front, LinearHead
-from heads.predict import Predictions, predict_recordings
 from heads.settings import HeadSettings
-from heads.timeline import TimelineSettings
-from heads.timeline_tuning import TunedTimeline, save_timeline
+from heads.timelines.predict import Predictions, predict_recordings
+from heads.timelines.timeline import TimelineSettings
+from heads.timelines.tuning import TunedTimeline, save_timeline
 from tests.make_videos import write_video
 from tests.projects import LABELS, make_project
 

@@ -19,13 +19,13 @@ from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.bundle import load_bundle
 from heads.data import KeptSplit, LabelledFeatures, LearningData
-from heads.metrics import average_precision, macro_f1
 from heads.runs import train_bundle
-from heads.search import search_heads
-from heads.search_summary import choose_trial, in_words
+from heads.scoring.metrics import average_precision, macro_f1
+from heads.search.search import search_heads
+from heads.search.study import open_study
+from heads.search.summary import choose_trial, in_words
+from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings, SearchSpace
-from heads.study import open_study
-from heads.trial_settings import Choices
 from tests.multilabel_sets import read_set
 from tests.test_training import LABELS, make_clips, make_frames
 

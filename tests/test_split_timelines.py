@@ -15,9 +15,9 @@ from featurecache.project import Project
 from heads.bundle import Bundle, tool_versions
 from heads.models import Front, LinearHead
 from heads.settings import HeadSettings
-from heads.split_timelines import evaluate_timelines, tune_on_validation
-from heads.timeline import TimelineSettings
-from heads.timeline_tuning import TunedTimeline
+from heads.timelines.split import evaluate_timelines, tune_on_validation
+from heads.timelines.timeline import TimelineSettings
+from heads.timelines.tuning import TunedTimeline
 from tests.projects import LABELS, make_project, make_table
 
 SECOND = 1_000_000

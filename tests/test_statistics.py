@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from heads.metrics import f1_scores, macro_f1_interval, macro_over_labels, session_counts
-from heads.statistics import paired_comparison, seed_fold_spread, selection_optimism
+from heads.scoring.metrics import f1_scores, macro_f1_interval, macro_over_labels, session_counts
+from heads.scoring.statistics import paired_comparison, seed_fold_spread, selection_optimism
 
 
 def simulated(

@@ -16,9 +16,9 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
-from heads.search import search_heads
-from heads.shared_study import open_shared_study
-from heads.study import held
+from heads.search.search import search_heads
+from heads.search.shared_study import open_shared_study
+from heads.search.study import held
 from tests.postgres import postgres_server
 from tests.test_search import QUICK, noisy
 
@@ -29,7 +29,7 @@ WORKER = """
 import dataclasses, sys, time
 from pathlib import Path
 import torch
-from heads.search import search_heads
+from heads.search.search import search_heads
 from tests.test_search import QUICK, noisy
 torch.set_num_threads(1)
 url, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
@@ -202,7 +202,7 @@ def test_a_shared_study_names_what_is_wrong_with_its_address(
 
 def test_held_waits_for_the_other_when_asked(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from heads.study import held\n"
+        "import sys, time; from pathlib import Path; from heads.search.study import held\n"
         "with held(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(1)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)

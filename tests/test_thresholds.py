@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from heads.folds import session_folds
-from heads.thresholds import best_f1_thresholds, tuned_thresholds
+from heads.scoring.thresholds import best_f1_thresholds, tuned_thresholds
 from tests.test_metrics import random_predictions, targets_and_scores
 
 

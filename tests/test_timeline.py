@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from featurecache.annotations import Interval
 from featurecache.clips import clip_targets
 from featurecache.errors import TimelineError
-from heads.timeline import (
+from heads.timelines.timeline import (
     TimelineSettings,
     close_gaps,
     default_settings,

@@ -22,8 +22,8 @@ from featurecache.annotations import (
     resolve_times,
 )
 from featurecache.errors import OutputExistsError
-from heads.timeline import PredictedInterval, TimelineSettings
-from heads.timeline_files import KIND, Timeline, timeline_document, write_timeline
+from heads.timelines.files import KIND, Timeline, timeline_document, write_timeline
+from heads.timelines.timeline import PredictedInterval, TimelineSettings
 from tests.eaf_schema import official_schema, violations
 
 SHARED = Path(__file__).parents[1].parent / "shared/data/eaf"

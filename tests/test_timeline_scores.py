@@ -8,8 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from featurecache.annotations import Interval
 from featurecache.errors import BundleError, TimelineError, TrainingDataError
-from heads.timeline import TimelineSettings, default_settings, predict_intervals
-from heads.timeline_scores import (
+from heads.timelines.scores import (
     IOUS,
     compare_timelines,
     disagreements,
@@ -18,7 +17,8 @@ from heads.timeline_scores import (
     match_events,
     scores_document,
 )
-from heads.timeline_tuning import NAME, ScoredRecording, load_timeline, save_timeline, tune_timeline
+from heads.timelines.timeline import TimelineSettings, default_settings, predict_intervals
+from heads.timelines.tuning import NAME, ScoredRecording, load_timeline, save_timeline, tune_timeline
 
 SECOND = 1_000_000
 LABELS = ("a", "b")

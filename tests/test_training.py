@@ -18,11 +18,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.project import parse_section
 from heads.data import LabelledFeatures, check_labelled, check_training
+from heads.engines.stack import HeadStack
+from heads.engines.training import FittedHead, StackedTrainer, fit_heads
+from heads.engines.training_clips import ClipSource, TrainingClips, View
 from heads.models import Front, Head, LinearHead, MLPHead, head_scores
 from heads.settings import HeadSettings, SearchSpace
-from heads.stack import HeadStack
-from heads.training import FittedHead, StackedTrainer, fit_heads
-from heads.training_clips import ClipSource, TrainingClips, View
 
 LABELS = ("ventilation", "suction", "stimulation")
 

@@ -13,10 +13,10 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
 from featurecache.errors import TrainingDataError
+from heads.engines.training import fit_heads
+from heads.engines.training_clips import StreamedClips, TrainingClips, View
 from heads.models import head_scores
 from heads.settings import HeadSettings
-from heads.training import fit_heads
-from heads.training_clips import StreamedClips, TrainingClips, View
 from tests.test_training import MIXED, make_clips, make_frames, relative_difference
 
 RAW = View("none", 0)
@@ -175,8 +175,8 @@ MEASURE = """
 import sys
 import numpy as np, torch
 from heads.settings import HeadSettings
-from heads.training import fit_heads
-from heads.training_clips import StreamedClips
+from heads.engines.training import fit_heads
+from heads.engines.training_clips import StreamedClips
 
 torch.set_num_threads(1)
 base = np.random.default_rng(0).standard_normal((1000, 1000), np.float32)

@@ -13,7 +13,7 @@ from typing import Literal
 from featurecache.annotations import Interval
 from featurecache.clips import Clip, ClipTable, union_of
 from heads.report.documents import TIMELINES_NAME, Document, Run, number, read_json
-from heads.timeline_scores import disagreements, intersection
+from heads.timelines.scores import disagreements, intersection
 
 Spans = list[tuple[int, int]]
 """`[start_us, end_us)`, disjoint and in order."""
@@ -66,7 +66,7 @@ class Difference:
 
 
 def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tuple[list[Timeline], list[str]]:
-    """Reads every `*.predicted.json` of a folder and its subfolders; their shape stands in `heads.timeline_files`.
+    """Reads every `*.predicted.json` of a folder and its subfolders; their shape stands in `heads.timelines.files`.
 
     Args:
         folder: The folder of predictions; it may be missing.

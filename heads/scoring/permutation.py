@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heads.cross_fitting import FitScores, cross_fitted_scores, learnable_labels
 from heads.folds import Folds
-from heads.metrics import DEFAULT_THRESHOLD, confusion_counts, f1_scores, macro_over_labels
+from heads.scoring.cross_fitting import FitScores, cross_fitted_scores, learnable_labels
+from heads.scoring.metrics import DEFAULT_THRESHOLD, confusion_counts, f1_scores, macro_over_labels
 
 Targets = npt.NDArray[np.integer]
 

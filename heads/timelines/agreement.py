@@ -14,8 +14,8 @@ from featurecache.annotations import EafDocument, Interval, matching_recordings,
 from featurecache.annotations.labels import LabelsFrom
 from featurecache.errors import AnnotationError
 from featurecache.survey import document_intervals
-from heads.timeline import Spans
-from heads.timeline_scores import compare_timelines, disagreements, events, intersection, scores_document
+from heads.timelines.scores import compare_timelines, disagreements, events, intersection, scores_document
+from heads.timelines.timeline import Spans
 
 
 def agreement(

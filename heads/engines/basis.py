@@ -26,8 +26,8 @@ from torch import Tensor
 
 from featurecache.errors import SettingsError
 from heads.data import row_blocks
+from heads.engines.training_clips import Features, as_tensor
 from heads.models import Front
-from heads.training_clips import Features, as_tensor
 
 EXACT_UP_TO = 1024
 """Smaller side of the features up to which axes come from a full decomposition."""

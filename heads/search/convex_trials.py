@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.leakage import touching
-from heads.convex import GridPoint, choose_points, solve_grid
 from heads.data import KeptSplit
+from heads.engines.convex import GridPoint, choose_points, solve_grid
+from heads.engines.prepared import Prepared
 from heads.folds import session_folds
-from heads.metrics import DEFAULT_THRESHOLD, f1_scores, macro_over_labels, session_counts
-from heads.prepared import Prepared
+from heads.scoring.metrics import DEFAULT_THRESHOLD, f1_scores, macro_over_labels, session_counts
 from heads.settings import HeadSettings
 
 

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
 from featurecache.files import private_folder
-from heads.study import SOLVER, OpenStudy, check_beginning, held, quiet_optuna
+from heads.search.study import SOLVER, OpenStudy, check_beginning, held, quiet_optuna
 
 if TYPE_CHECKING:
     import psycopg

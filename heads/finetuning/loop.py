@@ -30,10 +30,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from featurecache.batches import is_out_of_memory
 from featurecache.errors import SettingsError
-from heads.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from heads.interrupts import Interrupts, put_off_interrupts
-from heads.metrics import macro_f1
-from heads.ranks import Ranks
+from heads.finetuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from heads.finetuning.interrupts import Interrupts, put_off_interrupts
+from heads.finetuning.ranks import Ranks
+from heads.scoring.metrics import macro_f1
 
 Rows = Mapping[str, Tensor]
 """What a network reads of B clips, by name, each (B, ...)."""

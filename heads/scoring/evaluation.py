@@ -21,12 +21,12 @@ import numpy.typing as npt
 from featurecache.errors import BundleError, TrainingDataError
 from featurecache.files import private_folder
 from heads.bundle import Bundle
-from heads.calibration import calibration_document
-from heads.cross_fitting import LEAVE_ONE_SESSION_OUT, FitScores, leave_one_session_out
-from heads.curves import curves
 from heads.data import LabelledFeatures, check_labelled
-from heads.metrics import metrics_document, session_counts
-from heads.statistics import paired_comparison
+from heads.scoring.calibration import calibration_document
+from heads.scoring.cross_fitting import LEAVE_ONE_SESSION_OUT, FitScores, leave_one_session_out
+from heads.scoring.curves import curves
+from heads.scoring.metrics import metrics_document, session_counts
+from heads.scoring.statistics import paired_comparison
 
 MANY_LOOKS = "settings chosen after a look at these test sessions make the score too kind"
 

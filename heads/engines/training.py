@@ -24,10 +24,10 @@ from torch import Tensor
 
 from featurecache.errors import SettingsError
 from heads.data import row_blocks
+from heads.engines.stack import HeadStack
+from heads.engines.training_clips import ClipSource, Features, View, as_tensor
 from heads.models import Head
 from heads.settings import HeadSettings
-from heads.stack import HeadStack
-from heads.training_clips import ClipSource, Features, View, as_tensor
 
 Scores = npt.NDArray[np.float32]
 Outcome = Literal["finished", "stopped", "diverged"]

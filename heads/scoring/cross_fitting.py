@@ -16,8 +16,8 @@ import numpy.typing as npt
 from featurecache.errors import TrainingDataError
 from featurecache.leakage import touching
 from heads.folds import Folds, session_folds
-from heads.metrics import metrics_document
-from heads.thresholds import tuned_thresholds
+from heads.scoring.metrics import metrics_document
+from heads.scoring.thresholds import tuned_thresholds
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.floating]

@@ -44,7 +44,7 @@ from featurecache.cells import format_seconds, guard_cell
 from featurecache.clips import union_of
 from featurecache.errors import OutputExistsError
 from featurecache.files import private_folder, write_private
-from heads.timeline import PredictedInterval, Spans, TimelineSettings
+from heads.timelines.timeline import PredictedInterval, Spans, TimelineSettings
 
 KIND, FORMAT = "featurecache timeline", 1
 

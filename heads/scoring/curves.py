@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heads.calibration import reliability
-from heads.metrics import operating_points
+from heads.scoring.calibration import reliability
+from heads.scoring.metrics import operating_points
 
 MOST_POINTS = 101
 

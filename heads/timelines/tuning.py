@@ -27,7 +27,8 @@ from featurecache.annotations import Interval
 from featurecache.clips import union_of
 from featurecache.errors import BundleError, TrainingDataError
 from featurecache.files import write_private
-from heads.timeline import (
+from heads.timelines.scores import compare_timelines, events, mean_segment_f1
+from heads.timelines.timeline import (
     Smoothing,
     Spans,
     TimelineSettings,
@@ -37,7 +38,6 @@ from heads.timeline import (
     on_spans,
     smoothed_runs,
 )
-from heads.timeline_scores import compare_timelines, events, mean_segment_f1
 
 FORMAT = 1
 NAME = "timeline.json"

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from heads.metrics import f1_scores, macro_over_labels
+from heads.scoring.metrics import f1_scores, macro_over_labels
+from heads.scoring.statistics import paired_comparison, selection_optimism
+from heads.search.study import CHOSEN, COUNTS, DIVERGED, SOLVER
+from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
-from heads.statistics import paired_comparison, selection_optimism
-from heads.study import CHOSEN, COUNTS, DIVERGED, SOLVER
-from heads.trial_settings import Choices
 
 _ENOUGH = 20
 """Completed trials from which importances are told."""

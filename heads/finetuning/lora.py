@@ -48,13 +48,13 @@ from featurecache.leakage import leakage_record
 from featurecache.plan import Plan, failed_clip_ids, plan_extraction, project_spaces, run_plan
 from featurecache.project import Project
 from featurecache.spec import FeatureSpace
-from heads.adapters import ADAPTER, HEAD, AdaptedNetwork
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
 from heads.data import KeptSplit
-from heads.finetune import Cost, FineTuning, Group, Training, positive_weight
-from heads.finetune_data import CachedClips
+from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
+from heads.finetuning.data import CachedClips
+from heads.finetuning.loop import Cost, FineTuning, Group, Training, positive_weight
+from heads.finetuning.ranks import Ranks
 from heads.loading import load_split
-from heads.ranks import Ranks
 from heads.runs import write_document, write_fitted
 
 METHOD = "FT-C-LoRA"

@@ -35,8 +35,8 @@ import numpy.typing as npt
 from featurecache.annotations import Interval
 from featurecache.clips import covered_us, union_of
 from featurecache.errors import TimelineError
-from heads.metrics import MIN_SESSIONS, f1_scores, macro_over_labels, resampled_sessions
-from heads.timeline import Spans
+from heads.scoring.metrics import MIN_SESSIONS, f1_scores, macro_over_labels, resampled_sessions
+from heads.timelines.timeline import Spans
 
 IOUS = (0.1, 0.25, 0.5)
 """Least intersection over union of a match, in ascending order."""

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-from heads.basis import DEFAULT_AXES, Basis
 from heads.data import LabelledFeatures, LearningData
-from heads.training_clips import TrainingClips, View
+from heads.engines.basis import DEFAULT_AXES, Basis
+from heads.engines.training_clips import TrainingClips, View
 
 T = TypeVar("T")
 

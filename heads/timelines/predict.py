@@ -42,9 +42,9 @@ from featurecache.video import probe
 from heads.bundle import Bundle, load_bundle
 from heads.data import row_blocks
 from heads.loading import read_features
-from heads.timeline import default_settings, exclusive_groups, predict_intervals
-from heads.timeline_files import Timeline, WrittenTimeline, write_timeline
-from heads.timeline_tuning import TunedTimeline, load_timeline
+from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
+from heads.timelines.timeline import default_settings, exclusive_groups, predict_intervals
+from heads.timelines.tuning import TunedTimeline, load_timeline
 
 
 @dataclass(frozen=True)

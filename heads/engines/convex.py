@@ -32,12 +32,12 @@ import torch
 from torch import Tensor
 
 from featurecache.errors import SettingsError, TrainingDataError
-from heads.basis import Basis
 from heads.data import row_blocks
-from heads.descent import Columns, Precondition, minimise_columns
-from heads.metrics import DEFAULT_THRESHOLD, confusion_counts, f1_scores
+from heads.engines.basis import Basis
+from heads.engines.descent import Columns, Precondition, minimise_columns
+from heads.engines.training_clips import Features, as_tensor
 from heads.models import LinearHead
-from heads.training_clips import Features, as_tensor
+from heads.scoring.metrics import DEFAULT_THRESHOLD, confusion_counts, f1_scores
 
 Choice = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

@@ -18,8 +18,8 @@ import numpy as np
 import optuna
 
 from featurecache.errors import SettingsError
-from heads.convex import GridPoint, grid_points
 from heads.data import LearningData
+from heads.engines.convex import GridPoint, grid_points
 from heads.settings import HeadSettings, SearchSpace
 
 Trial = optuna.Trial | optuna.trial.FixedTrial

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heads.metrics import MIN_SESSIONS, f1_scores, interval_of, macro_over_labels, resampled_sessions
+from heads.scoring.metrics import MIN_SESSIONS, f1_scores, interval_of, macro_over_labels, resampled_sessions
 
 Counts = npt.NDArray[np.integer]
 

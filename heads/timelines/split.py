@@ -23,11 +23,11 @@ from featurecache.errors import TrainingDataError
 from featurecache.matching import annotated_spans, find_annotations
 from featurecache.project import Project
 from heads.bundle import Bundle
-from heads.predict import clip_scores
-from heads.timeline import default_settings, predict_intervals
-from heads.timeline_files import Timeline, timeline_document
-from heads.timeline_scores import compare_timelines, disagreements, intersection, scores_document
-from heads.timeline_tuning import ScoredRecording, TunedTimeline, tune_timeline
+from heads.timelines.files import Timeline, timeline_document
+from heads.timelines.predict import clip_scores
+from heads.timelines.scores import compare_timelines, disagreements, intersection, scores_document
+from heads.timelines.timeline import default_settings, predict_intervals
+from heads.timelines.tuning import ScoredRecording, TunedTimeline, tune_timeline
 
 
 @dataclass(frozen=True)

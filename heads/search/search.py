@@ -37,25 +37,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.files import write_private
-from heads.convex_trials import InnerFolds, solve_trial
 from heads.data import LabelledFeatures, LearningData
-from heads.fitting import refitting
+from heads.engines.fitting import refitting
+from heads.engines.prepared import Prepared
+from heads.engines.training import FittedHead, RungReport, StackedTrainer
 from heads.folds import session_folds
-from heads.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
-from heads.permutation import permutation_check
-from heads.prepared import Prepared
 from heads.runs import write_run
-from heads.search_summary import (
-    choose_trial,
-    importances,
-    trial_settings,
-    trial_value,
-    trials_table,
-    with_steps,
-)
-from heads.settings import HeadSettings, SearchSpace
-from heads.shared_study import HEARTBEAT_S, open_shared_study
-from heads.study import (
+from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
+from heads.scoring.permutation import permutation_check
+from heads.search.convex_trials import InnerFolds, solve_trial
+from heads.search.shared_study import HEARTBEAT_S, open_shared_study
+from heads.search.study import (
     CHOSEN,
     COMBINATION,
     COUNTS,
@@ -66,8 +58,16 @@ from heads.study import (
     OpenStudy,
     open_study,
 )
-from heads.training import FittedHead, RungReport, StackedTrainer
-from heads.trial_settings import Choices
+from heads.search.summary import (
+    choose_trial,
+    importances,
+    trial_settings,
+    trial_value,
+    trials_table,
+    with_steps,
+)
+from heads.search.trial_settings import Choices
+from heads.settings import HeadSettings, SearchSpace
 
 OnProgress = Callable[[int, int, float | None], None]
 """Called as `on_progress(finished trials, asked trials, best score so far)`."""

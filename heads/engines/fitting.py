@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from heads.basis import DEFAULT_AXES, Basis
-from heads.convex import GridPoint, solve_grid
-from heads.cross_fitting import FitScores, Rows, Scores, Targets
 from heads.data import LabelledFeatures
+from heads.engines.basis import DEFAULT_AXES, Basis
+from heads.engines.convex import GridPoint, solve_grid
+from heads.engines.training import fit_heads
+from heads.engines.training_clips import TrainingClips, View
 from heads.models import Head, LinearHead, head_scores
+from heads.scoring.cross_fitting import FitScores, Rows, Scores, Targets
 from heads.settings import HeadSettings
-from heads.training import fit_heads
-from heads.training_clips import TrainingClips, View
 
 TOLERANCE = 1e-6
 """Of the objective; puts scores within .003 of the optimum's, where a search is content with .02."""

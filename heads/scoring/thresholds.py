@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heads.folds import session_folds
-from heads.metrics import DEFAULT_THRESHOLD
+from heads.scoring.metrics import DEFAULT_THRESHOLD
 
 Scores = npt.NDArray[np.floating]
 Targets = npt.NDArray[np.integer]

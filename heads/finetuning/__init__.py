@@ -1,0 +1,1 @@
+"""Training that goes back to the backbone: one loop, its batches, adapters, checkpoints and ranks."""

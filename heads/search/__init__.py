@@ -1,0 +1,1 @@
+"""The search: an Optuna study over inputs and head settings, and what it says in the end."""
