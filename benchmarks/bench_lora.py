@@ -7,10 +7,10 @@ CPU, CPU time with one thread, batches of one clip.
 
 `plain`: decode the clip, the model's processor, the whole model with PEFT, all its hidden states and logits, mean of
 the last state at the video tokens, loss, backward. `ours`: read the clip's tokens from the cache, our network with
-adapters, the same loss, backward. Both get the same clips in turn and their gradients must agree. `deep`: ours with adapters in the
-last quarter of the layers alone, from the tokens below it. `floor`: matrix products forward and back to the states
-(frozen weights need no gradient of their own), attention forward and twice that back, adapters, at the speed of the
-model's own products, measured between the rounds. `twice`: ours with each layer computed twice (gradient
+adapters, the same loss, backward. Both get the same clips in turn and their gradients must agree. `deep`: ours with
+adapters in the last quarter of the layers alone, from the tokens below it. `floor`: matrix products forward and back
+to the states (frozen weights need no gradient of their own), attention forward and twice that back, adapters, at the
+speed of the model's own products, measured between the rounds. `twice`: ours with each layer computed twice (gradient
 checkpointing), the default of `featurecache lora-finetune`. Memory is the peak of a process beyond what it held when
 its model was loaded, with every large block given back at once (MALLOC_MMAP_THRESHOLD_): else it were that of a heap.
 
