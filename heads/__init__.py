@@ -19,6 +19,7 @@ _HOMES = {
     "load_bundle": "heads.bundle",
     "save_bundle": "heads.bundle",
     "search_heads": "heads.search.search",
+    "solve_grid": "heads.engines.convex",
     "train_bundle": "heads.runs",
 }
 
