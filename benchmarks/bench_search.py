@@ -1,6 +1,6 @@
 """A search of 200 trials: by the loop that everybody writes, by scikit-learn, and by both engines here.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law] [--draw N]
 
 Synthetic features (15,912 x 4096 float16, 60 sessions: 42 train, 9 validate, 9 unseen; rank 256 plus noise, or
 variances that fall off as a power law), 4 labels. The objective is validation macro-F1 at 0.5. CPU time, one thread.
@@ -8,13 +8,19 @@ variances that fall off as a power law), 4 labels. The objective is validation m
 (a) The own loop: DataLoader, nn.Linear, Adam, a SQLite study told the score of each epoch. An epoch, its scoring and
     the storage are measured on a few trials and multiplied by the epochs of (c)'s study: those that it trained (equal
     pruning), and all that its trials asked for (no pruning, as such a loop is mostly run). Its best score is that of
-    (c)'s study of AdamW, whose best trial the loop trains again (`retrained`, so its own score stands beside it).
+    (c)'s study of AdamW, whose best trial the loop trains again; `loop_best` is the better of the two heads.
 (b) scikit-learn: one-vs-rest LogisticRegression on standardised features, a few values of C with and without balanced
     classes; time per fit times 200.
 (c) `search_heads`, all included (checks, digest, storage, the final fit, documents): AdamW with TPE, 16 trials side by
     side; the convex solver at full width, chosen by validation (the same objective) and by five session folds; and
     with a searched width. The search takes the point whose neighbours in the grid are good too; `highest_*` is what
     the luckiest point would have shown on validation, or the luckiest of each label, and what it is worth elsewhere.
+
+A best validation score says how well a head does and how kindly it was chosen. So each best head's score on unseen
+sessions stands beside it, both at 0.5 and at thresholds tuned on validation as bundles do. `apart` compares heads with
+the loop's best: the paired 95% interval of the difference over validation and over unseen sessions, and how much of
+the loop's lead stays on validation alone (`lead_lost`: its validation minus unseen score, less that of the head here;
+what makes one part harder than the other is in both).
 
 Floors, measured in the same run: the products of a stack of 16 heads and nothing else; those of each step of the
 convex solver, at that step's number of columns; reading the features once.
@@ -30,7 +36,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +48,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featurecache.spec import FeatureSpace
 from heads import HeadSettings, SearchSpace, load_bundle, search_heads
-from heads.data import KeptSplit, LearningData
+from heads.data import KeptSplit, LabelledFeatures, LearningData
 from heads.engines.basis import Basis
 from heads.engines.convex import grid_points, solve_grid
 from heads.engines.training import StackedTrainer
 from heads.engines.training_clips import TrainingClips, View
-from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1
+from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1, session_counts
+from heads.scoring.statistics import paired_comparison
+from heads.scoring.thresholds import tuned_thresholds
 from heads.search.search import STACKED_TRIALS
 
 LABELS = ("a", "b", "c", "d")
@@ -65,9 +73,9 @@ def cpu_s(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def make_data(N: int, D: int, *, power_law: bool, sessions: int = 60) -> tuple[LearningData, KeptSplit]:
+def make_data(N: int, D: int, *, power_law: bool, draw: int, sessions: int = 60) -> tuple[LearningData, KeptSplit]:
     """Training and validation clips, and those of unseen sessions."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(draw)
     rank = D if power_law else min(256, D // 4)
     scale = 20 * np.arange(1, rank + 1) ** -0.7 if power_law else np.linspace(3, 0.3, rank)
     of_clip = np.repeat(np.arange(sessions), -(-N // sessions))[:N]
@@ -90,6 +98,45 @@ def make_data(N: int, D: int, *, power_law: bool, sessions: int = 60) -> tuple[L
     return data, part(of_clip >= 51)
 
 
+# --- what a head is worth ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """A head's probabilities, and what they score on validation and on unseen sessions."""
+
+    validation: LabelledFeatures
+    unseen: LabelledFeatures
+    validation_scores: np.ndarray
+    unseen_scores: np.ndarray
+
+    def figures(self) -> dict[str, float]:
+        """Macro-F1 at 0.5 and at thresholds tuned on validation."""
+        V, U = self.validation, self.unseen
+        thresholds = tuned_thresholds(V.Y, self.validation_scores, V.sessions)
+        value, on_unseen = macro_f1(V.Y, self.validation_scores), macro_f1(U.Y, self.unseen_scores)
+        return {
+            "value": value,
+            "unseen": on_unseen,
+            "validation_minus_unseen": value - on_unseen,
+            "tuned_value": macro_f1(V.Y, self.validation_scores, thresholds),
+            "tuned_unseen": macro_f1(U.Y, self.unseen_scores, thresholds),
+        }
+
+    def apart(self, other: "Worth") -> dict[str, float]:
+        """This head minus another, with the ends of the paired intervals over sessions."""
+        ours, theirs = self.figures(), other.figures()
+        found = {name: ours[name] - theirs[name] for name in ours if name != "validation_minus_unseen"}
+        found["lead_lost"] = theirs["validation_minus_unseen"] - ours["validation_minus_unseen"]
+        for name, clips, mine, its in (
+            ("value", self.validation, self.validation_scores, other.validation_scores),
+            ("unseen", self.unseen, self.unseen_scores, other.unseen_scores),
+        ):
+            counts = [session_counts(clips.Y, scores >= 0.5, clips.sessions) for scores in (mine, its)]
+            found[f"{name}_low"], found[f"{name}_high"] = paired_comparison(*counts)["difference_ci95"]
+        return found
+
+
 # --- (a) the own loop -----------------------------------------------------------------------------
 
 
@@ -99,12 +146,13 @@ class OwnLoop:
     def __init__(self, data: LearningData) -> None:
         X = data.train.features[KEPT].astype(np.float32)
         self.mean, self.scale = X.mean(0), X.std(0)
-        self.train = TensorDataset(self._ready(X), torch.from_numpy(data.train.Y.astype(np.float32)))
-        self.X = self._ready(data.validation.features[KEPT].astype(np.float32))
+        self.train = TensorDataset(self.ready(X), torch.from_numpy(data.train.Y.astype(np.float32)))
+        self.X = self.ready(data.validation.features[KEPT])
         self.Y = data.validation.Y
 
-    def _ready(self, X: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy((X - self.mean) / self.scale)
+    def ready(self, X: np.ndarray) -> torch.Tensor:
+        """Standardised features."""
+        return torch.from_numpy((X.astype(np.float32) - self.mean) / self.scale)
 
     def run(self, settings: HeadSettings, told: Callable[[float, int], None], epochs: int) -> torch.nn.Module:
         """A head after so many epochs, scored after each."""
@@ -134,8 +182,10 @@ class OwnLoop:
         return macro_f1(self.Y, torch.sigmoid(head(self.X)).numpy())
 
 
-def measure_loop(data: LearningData, epochs: int, best: dict[str, Any]) -> tuple[dict[str, float], OwnLoop]:
-    """CPU seconds of an epoch of batch 256 with its scoring, and of a trial's storage; the best trial's score there."""
+def measure_loop(
+    data: LearningData, unseen: KeptSplit, epochs: int, best: dict[str, Any]
+) -> tuple[dict[str, float], OwnLoop, Worth]:
+    """CPU seconds of an epoch of batch 256 with its scoring, and of a trial's storage; the best trial trained there."""
     loop = OwnLoop(data)
     for_time = HeadSettings(batch_size=256, dropout=0.2)
     loop.run(for_time, lambda *_: None, 1)
@@ -155,10 +205,11 @@ def measure_loop(data: LearningData, epochs: int, best: dict[str, Any]) -> tuple
 
         storage_s = cpu_s(lambda: study.optimize(objective, n_trials=4)) / 4
     settings = HeadSettings.from_mapping(best["settings"])
-    last: list[float] = []
-    loop.run(settings, lambda value, _: last.append(value), settings.epochs)
-    figures = {"epoch_s": epoch_s, "storage_s_per_trial": storage_s, "retrained_value": last[-1]}
-    return figures, loop
+    head = loop.run(settings, lambda *_: None, settings.epochs)
+    with torch.no_grad():
+        scores = [torch.sigmoid(head(X)).numpy() for X in (loop.X, loop.ready(unseen.features[KEPT]))]
+    worth = Worth(data.validation.of(KEPT), unseen.of(KEPT), *scores)
+    return {"epoch_s": epoch_s, "storage_s_per_trial": storage_s}, loop, worth
 
 
 # --- (b) scikit-learn -----------------------------------------------------------------------------
@@ -167,7 +218,7 @@ def measure_loop(data: LearningData, epochs: int, best: dict[str, Any]) -> tuple
 def measure_scikit_learn(loop: OwnLoop, unseen: KeptSplit, quick: bool) -> dict[str, float]:
     """Seconds per fit of all labels, and the best scores."""
     X, Y = loop.train.tensors[0].numpy(), loop.train.tensors[1].numpy().astype(int)
-    X_unseen = (unseen.features[KEPT].astype(np.float32) - loop.mean) / loop.scale
+    X_unseen = loop.ready(unseen.features[KEPT]).numpy()
     seconds, found = [], []
     for C in (1e-3, 1e-2) if quick else (1e-4, 1e-3, 1e-2):
         for weight in (None, "balanced"):
@@ -194,12 +245,13 @@ def search(data: LearningData, unseen: KeptSplit, space: SearchSpace, trials: in
     bundle = load_bundle(folder / "bundle")
     with (folder / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    scores = bundle.scores(unseen.features[KEPT], fingerprint=SPACE.fingerprint)
+    parts = data.validation.of(KEPT), unseen.of(KEPT)
+    worth = Worth(*parts, *(bundle.scores(part.X, fingerprint=SPACE.fingerprint) for part in parts))
     return {
         "cpu_s": seconds,
-        "value": best["value"],
-        "unseen": macro_f1(unseen.Y, scores),
+        **worth.figures(),
         "corrected_value": best["optimism"]["corrected"],
+        "worth": worth,
         "best": best,
         "rows": rows,
     }
@@ -295,6 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="4,000 x 1,024 and 24 trials, under 50 s")
     parser.add_argument("--power-law", action="store_true", help="variances that fall off as a power law")
+    parser.add_argument("--draw", type=int, default=0, help="other data of the same kind")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -302,7 +355,7 @@ def main() -> None:
     N, D, trials, widths = (
         (4000, 1024, 24, (64, 128, 256)) if options.quick else (15_912, 4096, TRIALS, (128, 256, 512))
     )
-    data, unseen = make_data(N, D, power_law=options.power_law)
+    data, unseen = make_data(N, D, power_law=options.power_law, draw=options.draw)
     train_X = data.train.features[KEPT]
     read_s = cpu_s(lambda: train_X.copy())
     steps = SearchSpace(solver=("adamw",))
@@ -327,7 +380,8 @@ def main() -> None:
         (measure_solver(data, unseen, P, P) | {"components": P} for P in widths),
         key=lambda measured: measured["highest_per_label_value"],
     )
-    loop_figures, loop = measure_loop(data, 2 if options.quick else 3, ours["adamw"]["best"])
+    loop_figures, loop, retrained = measure_loop(data, unseen, 2 if options.quick else 3, ours["adamw"]["best"])
+    loop_best = max(retrained, ours["adamw"]["worth"], key=lambda worth: worth.figures()["value"])
     sklearn = measure_scikit_learn(loop, unseen, options.quick)
     loop_pruned_s = epochs * loop_figures["epoch_s"] + trials * loop_figures["storage_s_per_trial"]
     loop_s = asked * loop_figures["epoch_s"] + trials * loop_figures["storage_s_per_trial"]
@@ -338,6 +392,7 @@ def main() -> None:
             "gflops": 4 * len(train_X) * D * len(LABELS) / floor_s / 1e9,
             "read_gb_per_s": 2 * train_X.nbytes / read_s / 1e9,
         },
+        "loop_best": loop_best.figures(),
         "own_loop": {**loop_figures, "study_s": loop_s * scale, "study_pruned_s": loop_pruned_s * scale},
         "scikit_learn": {**sklearn, "study_s": sklearn["s_per_trial"] * TRIALS},
         "adamw": {
@@ -351,8 +406,12 @@ def main() -> None:
         "convex": {**_scores(ours["convex"]), **solver},
         "convex_five_folds": _scores(ours["convex_five_folds"]),
         "convex_width": {**_scores(ours["convex_width"]), **narrow},
+        **{
+            f"{name}, apart from loop_best": ours[name]["worth"].apart(loop_best)
+            for name in ("convex", "convex_five_folds", "convex_width")
+        },
     }
-    a_value = max(ours["adamw"]["value"], loop_figures["retrained_value"])
+    a_value = max(loop_best.figures()["value"], ours["adamw"]["best"]["value"])
     engines = (ours["adamw"], ours["convex"])
     targets = [
         ("own loop over AdamW study, equal pruning", loop_pruned_s / ours["adamw"]["cpu_s"], 20, "higher"),
@@ -391,7 +450,10 @@ def main() -> None:
             0,
             "higher",
         ),
-        ("convex unseen score minus AdamW's", ours["convex"]["unseen"] - ours["adamw"]["unseen"], 0, "higher"),
+        *(
+            (f"{name} unseen score minus own loop's", ours[name]["unseen"] - loop_best.figures()["unseen"], 0, "higher")
+            for name in ("convex", "convex_width")
+        ),
         ("convex unseen score minus scikit-learn's", ours["convex"]["unseen"] - sklearn["unseen"], 0, "higher"),
         ("share of columns that converged", solver["converged"], 1.0, "higher"),
     ]
@@ -424,7 +486,7 @@ def main() -> None:
 
 
 def _scores(study: dict[str, Any]) -> dict[str, Any]:
-    return {name: study[name] for name in ("cpu_s", "value", "unseen", "corrected_value")}
+    return {name: study[name] for name in ("cpu_s", "corrected_value", *study["worth"].figures())}
 
 
 if __name__ == "__main__":

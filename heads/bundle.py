@@ -1,7 +1,7 @@
 """A bundle: a folder that predicts alone. `head.safetensors` holds the numbers, `bundle.json` all the rest.
 
-Where the backbone was fine-tuned, `adapter/` holds the adapter in PEFT's format; its digests are in the document and
-in the feature spaces that it changes.
+Where the backbone was fine-tuned, `adapter/` holds the adapter in PEFT's format, or `backbone/` the whole model in
+transformers'; the digests of their files are in the document and in the feature spaces that they make.
 
 Notable choices: `bundle.json` carries the sha256 of the head and the complete feature space of every kept feature it
 reads, so a bundle knows whether features are its own; where it reads several side by side, their fingerprints are
@@ -15,7 +15,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from safetensors.torch import save as tensors_to_bytes
 
 from featurecache.adapter import open_adapter
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
-from featurecache.files import private_folder, write_private
+from featurecache.files import private_folder, sha256_of_file, write_private
+from featurecache.project import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences
 from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
@@ -38,7 +39,7 @@ from heads.settings import HeadSettings
 FORMAT = 2
 """Version of the bundle's layout; 1 read a single feature space and had no calibration."""
 
-HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME = "head.safetensors", "bundle.json", "adapter"
+HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME, BACKBONE_NAME = "head.safetensors", "bundle.json", "adapter", "backbone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,7 @@ class Bundle:
         versions: Versions of what trained it, by package name.
         calibration: Fitted on validation; None where there is none.
         adapter: The folder of the adapter that the backbone is run with; None for the backbone as it is.
+        backbone: The folder of a model of its own; None where the project's serves.
     """
 
     head: Head
@@ -64,6 +66,28 @@ class Bundle:
     versions: Mapping[str, str]
     calibration: Calibration | None = None
     adapter: Path | None = None
+    backbone: Path | None = None
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether training changed what the head reads."""
+        return self.adapter is not None or self.backbone is not None
+
+    def project_of(self, project: Project) -> Project:
+        """The project that makes the features the bundle reads: with its own model's settings, where it has one."""
+        if self.backbone is None:
+            return project
+        made = self.spaces[0].inputs
+        features = replace(
+            project.settings.features,
+            model=str(self.backbone.resolve()),
+            frames=made["sampling"]["frames"],
+            resize=made["preprocessing"]["resize"],
+            dtype=made["backbone"]["compute_dtype"],
+            stored_dtype=made["stored_dtype"],
+            keep=tuple(self.kept),
+        )
+        return replace(project, settings=replace(project.settings, features=features))
 
     @property
     def kept(self) -> dict[str, FeatureSpace]:
@@ -164,6 +188,7 @@ class Bundle:
             "feature_width": self.feature_width,
             "head_sha256": hashlib.sha256(head_bytes).hexdigest(),
             "adapter": None if self.adapter is None else dict(open_adapter(self.adapter).sha256),
+            **({} if self.backbone is None else {"backbone": _digests(self.backbone)}),
             "versions": dict(self.versions),
         }
 
@@ -194,6 +219,11 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
             private_folder(beside / ADAPTER_NAME)
             for name in open_adapter(bundle.adapter).sha256:
                 copied = Path(shutil.copyfile(bundle.adapter / name, beside / ADAPTER_NAME / name))
+                copied.chmod(0o600)
+        if bundle.backbone is not None:
+            private_folder(beside / BACKBONE_NAME)
+            for name in _digests(bundle.backbone):
+                copied = Path(shutil.copyfile(bundle.backbone / name, beside / BACKBONE_NAME / name))
                 copied.chmod(0o600)
         if path.exists():
             replaced = path.with_name(f"{beside.name}.replaced")
@@ -271,7 +301,10 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
     calibration = _calibration(document["calibration"], len(labels), path)
     versions = dict(document["versions"])
     adapter = _adapter(document["adapter"], path)
-    return Bundle(head.eval(), labels, thresholds, settings, tuple(spaces.values()), versions, calibration, adapter)
+    backbone = _backbone(document.get("backbone"), path)
+    return Bundle(
+        head.eval(), labels, thresholds, settings, tuple(spaces.values()), versions, calibration, adapter, backbone
+    )
 
 
 def _adapter(record: Mapping[str, Any] | None, path: Path) -> Path | None:
@@ -284,6 +317,19 @@ def _adapter(record: Mapping[str, Any] | None, path: Path) -> Path | None:
     if dict(found.sha256) != record:
         raise _damaged(path, f"the files in {ADAPTER_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
     return found.folder
+
+
+def _backbone(record: Mapping[str, Any] | None, path: Path) -> Path | None:
+    if record is None:
+        return None
+    if not (path / BACKBONE_NAME).is_dir() or _digests(path / BACKBONE_NAME) != record:
+        raise _damaged(path, f"the files in {BACKBONE_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
+    return path / BACKBONE_NAME
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a folder, by name."""
+    return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def _calibration(record: Mapping[str, Any] | None, label_count: int, path: Path) -> Calibration | None:

@@ -6,7 +6,7 @@ without a feature is an error, since leaving it out would change what is trained
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,11 @@ def load_split(
         MissingFeaturesError: If the cache lacks a clip that did not fail.
         DamagedSegmentError: If a feature is damaged on disk.
     """
+    return _with_features(labelled_split(table, split, failed=failed), cache, spaces)
+
+
+def labelled_split(table: ClipTable, split: str, *, failed: Collection[str] = ()) -> LoadedSplit:
+    """As `load_split`, without features: for whoever makes its own from the recordings."""
     if not table.labels:
         raise TrainingDataError(
             "a head needs labels, but clips.csv has no label column. "
@@ -65,7 +70,7 @@ def load_split(
     labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
     gone = purged_clips(table.clips).get(split, frozenset())
     kept = [clip for clip in labelled if clip.clip_id not in gone]
-    return _load(kept, f"the {split} split", cache, spaces, failed, purged=len(gone))
+    return _targets(kept, f"the {split} split", failed, purged=len(gone))
 
 
 def load_all_splits(
@@ -83,7 +88,7 @@ def load_all_splits(
         TrainingDataError, MissingFeaturesError, DamagedSegmentError: As `load_split`.
     """
     labelled = [clip for clip in table.clips if clip.split and clip.labelled]
-    return _load(labelled, "the clip table", cache, spaces, failed, purged=0)
+    return _with_features(_targets(labelled, "the clip table", failed, purged=0), cache, spaces)
 
 
 def read_features(cache: FeatureCache, clip_ids: Sequence[str], space: FeatureSpace) -> npt.NDArray[np.floating]:
@@ -96,15 +101,7 @@ def read_features(cache: FeatureCache, clip_ids: Sequence[str], space: FeatureSp
     return bfloat16.to_float32(stored) if space.inputs.get("stored_dtype") == bfloat16.NAME else stored
 
 
-def _load(
-    clips: Sequence[Clip],
-    what: str,
-    cache: FeatureCache,
-    spaces: Mapping[str, FeatureSpace],
-    failed: Collection[str],
-    *,
-    purged: int,
-) -> LoadedSplit:
+def _targets(clips: Sequence[Clip], what: str, failed: Collection[str], *, purged: int) -> LoadedSplit:
     had = [clip for clip in clips if clip.clip_id not in failed]
     if not had:
         beside = f" besides {purged} that touch clips which score them" if purged else ""
@@ -113,7 +110,12 @@ def _load(
             "and features of none. Annotate more sessions, or change the split in clips.csv."
         )
     clip_ids = tuple(clip.clip_id for clip in had)
-    features = {name: read_features(cache, clip_ids, space) for name, space in spaces.items()}
     Y = np.array([clip.targets for clip in had], np.int8)  # (N, C)
     sessions = np.array([clip.session for clip in had])  # (N,)
-    return LoadedSplit(KeptSplit(features, Y, sessions, clip_ids), len(clips) - len(had), purged)
+    return LoadedSplit(KeptSplit({}, Y, sessions, clip_ids), len(clips) - len(had), purged)
+
+
+def _with_features(loaded: LoadedSplit, cache: FeatureCache, spaces: Mapping[str, FeatureSpace]) -> LoadedSplit:
+    ids = loaded.data.clip_ids or ()
+    features = {name: read_features(cache, ids, space) for name, space in spaces.items()}
+    return replace(loaded, data=replace(loaded.data, features=features))

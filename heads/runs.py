@@ -106,6 +106,7 @@ def write_fitted(
     leakage: Mapping[str, Any],
     of_run: Mapping[str, Any],
     adapter: Path | None = None,
+    backbone: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the run of a head that is fitted, however that was done.
 
@@ -120,6 +121,7 @@ def write_fitted(
         leakage: What `featurecache.leakage.leakage_record` says of the splits; goes into every document.
         of_run: What else is known of the run; goes into `best.json`, over the same names.
         adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
+        backbone: The folder of the model itself, where it is not the project's; the bundle gets a copy.
 
     Returns:
         The content of `best.json`.
@@ -158,6 +160,7 @@ def write_fitted(
         tool_versions(),
         fit_calibration(Y, scores),
         adapter,
+        backbone,
     )
     save_bundle(bundle, folder / "bundle")
     write_document(folder / "validation_metrics.json", metrics)

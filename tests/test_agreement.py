@@ -86,6 +86,18 @@ def test_agreement_refuses_files_of_two_recordings(tmp_path):
         compare(first, second)
 
 
+def test_agreement_refuses_when_no_label_of_the_project_is_in_either_file(tmp_path):
+    path = file(tmp_path, "a.eaf", spans((5, 10)))
+    with pytest.raises(AnnotationError, match=r"which has walking, but a.eaf and a.eaf have ventilation\. Correct"):
+        compare(path, path, labels=("walking",))
+
+
+def test_agreement_refuses_a_prediction_without_predicted_tiers(tmp_path):
+    first, second = (file(tmp_path, name, spans((5, 10))) for name in ("a.eaf", "a.predicted.eaf"))
+    with pytest.raises(AnnotationError, match=r"a\.predicted\.eaf has ventilation, suction\. Rename"):
+        compare(first, second)
+
+
 def test_agreement_refuses_when_nothing_is_annotated(tmp_path):
     path = file(tmp_path, "a.eaf", [])
     with pytest.raises(AnnotationError, match="share annotated time"):

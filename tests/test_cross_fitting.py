@@ -8,7 +8,8 @@ import pytest
 from featurecache.errors import SettingsError, TrainingDataError
 from heads.data import LabelledFeatures
 from heads.folds import session_folds
-from heads.scoring.cross_fitting import cross_fitted_scores, leave_one_session_out
+from heads.scoring.cross_fitting import cross_fitted_scores, fold_scores, leave_one_session_out
+from heads.scoring.metrics import macro_f1
 from heads.scoring.permutation import permutation_check, shuffled_by_session
 
 LABELS = ("ventilation", "suction", "stimulation")
@@ -121,6 +122,17 @@ def test_shuffled_by_session_moves_blocks_and_changes_no_count() -> None:
             laid = laid[len(block) :]
         orders.add(tuple(found))
     assert len(orders) == 6
+
+
+def test_fold_scores_are_the_macro_f1_of_each_fold_that_was_left_out() -> None:
+    data = make_clips(sessions=6)
+    fold_of = session_folds(data.Y, data.sessions, count=3, seed=0)
+    data.Y[fold_of == 1] = 0
+    fit = Fitter(data.X)
+    values, scores = fold_scores(fit, data.Y, fold_of), cross_fitted_scores(fit, data.Y, fold_of)
+    assert np.isnan(values[1])
+    for fold in (0, 2):
+        assert values[fold] == macro_f1(data.Y[fold_of == fold], scores[fold_of == fold])
 
 
 def test_permutation_check_is_at_chance_when_labels_have_nothing_to_do_with_features() -> None:

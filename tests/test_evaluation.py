@@ -13,7 +13,14 @@ from heads.bundle import Bundle
 from heads.data import LabelledFeatures
 from heads.engines.fitting import refitting
 from heads.scoring.calibration import fit_calibration
-from heads.scoring.evaluation import Evaluation, compare_evaluations, evaluate_bundle, evaluate_without_each_session
+from heads.scoring.evaluation import (
+    Evaluation,
+    compare_evaluations,
+    count_looks,
+    evaluate_bundle,
+    evaluate_bundles,
+    evaluate_without_each_session,
+)
 from heads.settings import HeadSettings
 from tests.test_bundle import LABELS, SPACE, held_out, make_bundle
 
@@ -71,6 +78,52 @@ def test_compare_evaluations_is_refused_when_sessions_differ(tmp_path: Path) -> 
     ours, theirs = (evaluated(make_bundle(), held_out(count), tmp_path / "looks.jsonl") for count in (6, 7))
     with pytest.raises(BundleError, match=r"in 6 sessions and the other .* in 7"):
         compare_evaluations(ours, theirs)
+
+
+def together(pairs: list[tuple[Bundle, LabelledFeatures]], log: Path) -> list[Evaluation]:
+    return evaluate_bundles([(bundle, data, SPACE.fingerprint) for bundle, data in pairs], split="test", log=log)
+
+
+def test_evaluate_bundles_is_one_look_with_a_line_for_each_bundle(tmp_path: Path) -> None:
+    log, data = tmp_path / "looks.jsonl", held_out()
+    bundles = [make_bundle(), make_bundle(seed=1)]
+    both = together([(bundle, data) for bundle in bundles], log)
+    assert [one.looks for one in both] == [1, 1]
+    assert not any("looks_warning" in one.metrics for one in both)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["bundle"] for line in lines] == [bundle.digest for bundle in bundles]
+    assert [line["macro_f1"] for line in lines] == [one.metrics["macro_f1"] for one in both]
+    alone = evaluated(bundles[1], data, log)
+    assert alone.looks == 2
+    seen = {"looks", "looks_warning"}
+    assert {**alone.metrics, **dict.fromkeys(seen)} == {**both[1].metrics, **dict.fromkeys(seen)}
+
+
+@pytest.mark.parametrize("change", ["same bundle", "other clips", "other labels", "other targets", "other features"])
+def test_evaluate_bundles_looks_at_nothing_when_not_all_can_be_compared(tmp_path: Path, change: str) -> None:
+    log, data = tmp_path / "looks.jsonl", held_out()
+    other, theirs, message = {
+        "same bundle": (make_bundle(), data, "are the same one"),
+        "other clips": (make_bundle(seed=1), held_out(7), "on 60 clips and the other .* on 70"),
+        "other labels": (
+            dataclasses.replace(make_bundle(seed=1), labels=tuple(reversed(LABELS))),
+            data,
+            "the same labels and clips",
+        ),
+        "other targets": (make_bundle(seed=1), dataclasses.replace(data, Y=1 - data.Y), "the same labels and clips"),
+        "other features": (make_bundle(seed=1), dataclasses.replace(data, X=data.X[:, :3]), "must have shape"),
+    }[change]
+    with pytest.raises(BundleError, match=message):
+        together([(make_bundle(), data), (other, theirs)], log)
+    assert not log.exists()
+
+
+def test_count_looks_counts_a_line_without_an_id_as_a_look_of_its_own(tmp_path: Path) -> None:
+    log = tmp_path / "looks.jsonl"
+    older, newer = {"sessions_sha256": "s"}, {"sessions_sha256": "s", "look": "1"}
+    lines = [older, older, newer, newer, {**newer, "look": "2"}, {**newer, "sessions_sha256": "t"}]
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '"no look"\n{"torn')
+    assert count_looks(log, "s") == 6
 
 
 SETTINGS = HeadSettings(solver="convex", l2=0.1)

@@ -1,5 +1,6 @@
 """Recordings and a bundle to timelines, on real videos and a tiny real model."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -9,20 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli import app
 from featurecache import FeatureCache
 from featurecache.annotations import Interval, predicted_intervals, read_csv, read_eaf, resolve_times, write_eaf
-from featurecache.clips import clip_id, clip_windows
+from featurecache.clips import clip_id, clip_windows, union_of
 from featurecache.errors import FingerprintMismatchError, TimelineError
 from featurecache.plan import project_space, project_spaces
 from featurecache.project import Project, open_project
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.models import Front, LinearHead
+from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
-from heads.timelines.predict import Predictions, predict_recordings
-from heads.timelines.timeline import TimelineSettings
+from heads.timelines.predict import Predictions, predict_recordings, scored_windows
+from heads.timelines.timeline import TimelineSettings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, save_timeline
 from tests.make_videos import write_video
 from tests.projects import LABELS, make_project
@@ -80,6 +84,56 @@ def test_predict_scores_overlapping_clips_as_the_bundle_does(project: Project, t
         for one in intervals
     )
     assert predicted_intervals(read_eaf(files.eaf), time_origin_ms=0) == to_ms
+
+
+@given(st.integers(1, 300), st.integers(0, 2000), st.data())
+def test_scored_windows_cover_every_instant_by_clips_of_one_length(length: int, more: int, data: st.DataObject) -> None:
+    duration, stride = length + more, data.draw(st.integers(1, length))
+    windows = scored_windows(duration, length, stride)
+    assert union_of(windows) == [(0, duration)]
+    assert {end - start for start, end in windows} == {length}
+    assert all(0 < after - before <= stride for (before, _), (after, _) in pairwise(windows))
+    assert windows[: len(clip_windows(duration, length, stride))] == clip_windows(duration, length, stride)
+
+
+def test_predict_scores_the_tail_of_a_recording(project: Project, tmp_path: Path) -> None:
+    write_video(tmp_path / "tail.mp4", count=12, fps=5, metadata={"comment": "a tail"})
+    found = predict(project, tmp_path / "tail.mp4", out=tmp_path / "out", stride_us=SECOND)
+    ((timeline, _),) = found.written
+    assert timeline.duration_us == 2_400_000
+    assert timeline.spans_us.tolist() == [[0, SECOND], [SECOND, 2 * SECOND], [1_400_000, 2_400_000]]
+    assert timeline.scored_us == [(0, timeline.duration_us)]
+    assert timeline.failed == []
+
+
+def test_predict_is_confident_by_calibrated_probabilities_when_the_bundle_has_them(
+    project: Project, tmp_path: Path
+) -> None:
+    calibration = Calibration(np.array([2.0, 0.5]), np.array([-1.0, 0.3]))
+    own = load_bundle(project.runs / "tune" / "bundle")
+    save_bundle(dataclasses.replace(own, calibration=calibration), tmp_path / "bundle")
+    path = project.videos / "S0.mp4"
+    ((plain, plain_files),) = predict(project, path, out=tmp_path / "plain").written
+    found = predict_recordings(project, [path], bundle=tmp_path / "bundle", out=tmp_path / "out", stride_us=SECOND // 2)
+    ((timeline, files),) = found.written
+    assert timeline.predicted
+    assert [one.interval for one in timeline.predicted] == [one.interval for one in plain.predicted]
+    expected = predict_intervals(
+        timeline.spans_us,
+        timeline.scores,
+        labels=LABELS,
+        thresholds=timeline.thresholds,
+        calibrated=calibration.apply(plain.scores),
+        **dataclasses.asdict(timeline.settings),
+    )
+    assert timeline.predicted == expected
+    assert all(a.confidence != b.confidence for a, b in zip(timeline.predicted, plain.predicted, strict=True))
+    document, plain_document = (json.loads(one.json.read_text()) for one in (files, plain_files))
+    assert (document["calibrated"], plain_document["calibrated"]) == (True, False)
+    assert document["clips"] == plain_document["clips"]
+    with files.csv.open(newline="") as table:
+        shown = [row["confidence"] for row in csv.DictReader(table)]
+    assert shown == [f"{one.confidence:.4f}" for one in timeline.predicted]
 
 
 def test_predict_extracts_all_that_a_bundle_reads_side_by_side_and_nothing_else(
@@ -242,6 +296,8 @@ def test_predict_lists_bad_recordings_with_reasons_and_predicts_the_others(proje
     shutil.copy(project.videos / "S1.mp4", tmp_path / "twin.mp4")
     paths = [
         project.videos / "S1.mp4",
+        project.videos / "S1.mp4",
+        project.videos,
         *(tmp_path / name for name in ("text.mp4", "short.mp4", "absent.mp4", "twin.mp4")),
         tmp_path,
         tmp_path / "S0.mp4",
@@ -251,7 +307,9 @@ def test_predict_lists_bad_recordings_with_reasons_and_predicts_the_others(proje
     reasons = {one.name: one.reason for one in found.failed}
     assert "shorter than one clip (0.8 s of 1 s)" in reasons["short.mp4"]
     assert "there is no such file" in reasons["absent.mp4"]
-    assert "not a plain file" in reasons[tmp_path.name]
+    assert "name the recordings in it" in reasons[tmp_path.name]
+    assert "name the recordings in it" in reasons["videos"]
+    assert "S1.mp4" not in reasons
     assert "S1.mp4 has the same content" in reasons["twin.mp4"]
     assert "text.mp4" in reasons
 
@@ -296,7 +354,7 @@ def test_predict_goes_around_clips_that_cannot_be_had_when_a_recording_is_damage
     ((timeline, files),) = found.written
     assert timeline.failed
     assert len(timeline.failed) + len(timeline.spans_us) == len(
-        clip_windows(timeline.duration_us, SECOND // 5, SECOND // 10)
+        scored_windows(timeline.duration_us, SECOND // 5, SECOND // 10)
     )
     assert json.loads(files.json.read_text())["failed"][0][2]
     covered = timeline.scored_us

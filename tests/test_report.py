@@ -27,6 +27,7 @@ from tests.report_samples import (
     metrics_of,
     report_on,
     write_json,
+    write_learning,
     write_prediction,
     write_project,
     write_study,
@@ -102,6 +103,17 @@ def test_report_has_every_figure_when_every_document_is_there(written: Path) -> 
     assert set(figures) == panels | search | {"macro", "cooccurrence"}
 
 
+def test_report_has_the_figures_of_a_shared_search_when_its_copy_is_there(project: Path) -> None:
+    journal = project / "runs" / "tune" / "study.journal"
+    whole = _Page(project / "runs" / "report.html").blocks["figures"]
+    journal.rename(journal.with_name("shared_study.journal"))
+    report_on(project)
+    assert _Page(project / "runs" / "report.html").blocks["figures"] == whole
+    journal.write_bytes(b"")  # a search of this folder alone, begun later
+    report_on(project)
+    assert not [name for name in _Page(project / "runs" / "report.html").blocks["figures"] if name.startswith("search")]
+
+
 def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(written, tmp_path / "project"))
     metrics = root / "runs" / "tune" / "test_metrics.json"
@@ -109,6 +121,9 @@ def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path:
         (root / "runs" / folder).mkdir()
         shutil.copy(metrics, root / "runs" / folder)
     assert list(report_on(root).methods) == ["TimeSformer", "ZS-B", "FT-LC", "FT-MLP", "FT-C-LoRA"]
+    for kind, method in (("attention", "FT-Attention"), ("temporal", "FT-Temporal"), ("other", "train")):
+        _edit(root / "runs" / "train" / "best.json", settings={"kind": kind})
+        assert set(report_on(root).methods) == {"TimeSformer", "ZS-B", "FT-LC", method, "FT-C-LoRA"}
 
 
 def test_report_flags_a_forced_clip_level_split(project: Path) -> None:
@@ -285,9 +300,7 @@ def test_report_of_a_damaged_run_keeps_the_others(project: Path, name: str, cont
         path.write_bytes(content)
     report = report_on(project)
     assert "FT-MLP" in report.methods
-    is_object = content is None or (content.endswith(b"}") and name != "test_metrics.json")  # which must hold scores
-    is_readable = is_object or name == "study.journal"
-    assert bool(report.problems) != is_readable
+    assert bool(report.problems) == (content is not None and name != "study.journal")  # its reason stands in its place
     assert all(str(project) not in problem for problem in report.problems)
 
 
@@ -310,7 +323,78 @@ def test_report_names_a_prediction_that_is_none(project: Path, content: bytes) -
     (project / "predictions" / "x.predicted.json").write_bytes(content)
     report = report_on(project)
     assert report.recordings == 3
-    assert len(report.problems) == (content != b"{}")
+    (problem,) = report.problems
+    assert "x.predicted.json" in problem
+
+
+@pytest.mark.parametrize("scored", [3, [None], [{}], [{"recording": {"content": "a", "duration_us": float("inf")}}]])
+def test_report_names_a_scored_timeline_that_is_none(project: Path, scored: Any) -> None:
+    _edit(project / "runs" / "tune" / "test_timelines.json", recordings=scored)
+    (problem,) = report_on(project).problems
+    assert "test_timelines.json" in problem
+
+
+def test_report_names_what_it_leaves_out_of_a_comparison_and_the_log_of_looks(project: Path) -> None:
+    (project / "runs" / "tune" / "test_comparison.json").write_text('{"difference": "more"}')
+    with (project / "runs" / "test_looks.jsonl").open("a") as log:
+        log.write("{\n[]\n")
+    report = report_on(project)
+    assert report.problems == (
+        "test_looks.jsonl: 2 of its lines cannot be read, and each counts as a look",
+        "tune/test_comparison.json: its difference is not a number",
+    )
+    assert "The test split was looked at 4 times" in _Page(report.path).text
+
+
+@pytest.mark.parametrize(
+    ("learning", "reason"),
+    [
+        ({"epochs": 3}, "it has no list of epochs"),
+        ({"epochs": [1]}, "it has no list of epochs"),
+        ({"epochs": [{"epoch": "a"}]}, "its epochs are not counted"),
+        ({"epochs": [{"epoch": 0}, {"epoch": 0}]}, "its epochs are not counted"),
+        ({"epochs": [{"epoch": 0, "train_loss": float("nan")}]}, "its losses and scores are not all numbers"),
+        ({"epochs": [{"epoch": 0}], "kept_epoch": 2}, "the kept epoch is none of its epochs"),
+        ({}, "it holds an empty JSON object"),
+    ],
+)
+def test_report_names_learning_curves_that_are_none(project: Path, learning: Any, reason: str) -> None:
+    write_json(project / "runs" / "train" / "learning.json", learning)
+    report = report_on(project)
+    assert report.problems == (f"train/learning.json: {reason}",)
+    assert not [id for id in _Page(report.path).blocks["figures"] if id.startswith("learning")]
+
+
+def test_report_draws_losses_and_macro_f1_over_epochs_with_the_kept_one_marked(project: Path) -> None:
+    write_learning(project / "runs" / "lora", epochs=5, kept=3)
+    page = _Page(report_on(project).path)
+    losses, scores = (page.blocks["figures"][f"learning-lora-{kind}"] for kind in ("loss", "macro"))
+    train, validation = losses["data"]
+    assert train["x"] == validation["x"] == [0, 1, 2, 3, 4, 5]
+    assert train["y"][0] is None
+    assert min(validation["y"]) == validation["y"][3]
+    assert max(scores["data"][0]["y"]) == scores["data"][0]["y"][3]
+    for figure in (losses, scores):
+        (kept,) = figure["layout"]["shapes"]
+        assert kept["x0"] == kept["x1"] == 3
+    assert "lora : 5 epochs, epoch 3 kept" in page.text
+
+
+def test_report_says_in_words_what_one_epoch_did(project: Path) -> None:
+    write_learning(project / "runs" / "lora", epochs=1, kept=0)
+    page = _Page(report_on(project).path)
+    assert not [id for id in page.blocks["figures"] if id.startswith("learning")]
+    assert "validation loss 0.5000 before and 0.5100 after it" in page.text
+    assert "macro-F1 at 0.5 0.7000 before and 0.6800 after" in page.text
+    assert "1 epoch, epoch 0 kept" in page.text
+
+
+def test_report_names_the_file_that_cannot_be_written(tmp_path: Path) -> None:
+    for out in (Path("/proc/report.html"), tmp_path):  # nobody can write there; a folder
+        with pytest.raises(OSError) as failed:
+            report_on(tmp_path / "project", out)
+        assert failed.value.filename == str(out)
+        assert "tmp" not in str(failed.value).replace(str(out), "")
 
 
 def test_report_draws_a_recording_without_annotation(project: Path) -> None:

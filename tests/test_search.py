@@ -254,9 +254,22 @@ def test_search_heads_searches_heads_on_frames_beside_others(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": ("linear", "attention")}, "of features of frames kind 'attention' is asked for and no such inputs"),
-        ({"inputs": ("final/frames",)}, "of one feature vector per clip kind 'linear' is asked for"),
-        ({"inputs": ("final/mean", "final/frames")}, "no kind reads final/frames"),
+        (
+            {"kind": ("linear", "attention")},
+            r'of kind .attention. must have inputs of features of frames, but search.inputs are \["final/mean"\] and',
+        ),
+        (
+            {"inputs": ("final/frames",)},
+            r'a head that reads frames, attention or temporal, but search.inputs are \["final/frames"\] and '
+            r'search.kind is \["linear"\]. Write kind = \["attention", "temporal"\] in',
+        ),
+        ({"inputs": ("final/mean", "final/frames")}, r'Write kind = \["linear", "attention", "temporal"\] in'),
+        ({"kind": ("attention",)}, r'reads them, linear or mlp, .* Write kind = \["linear"\] in'),
+        ({"kind": ("mlp",), "inputs": ("final/frames",)}, r'Write kind = \["attention", "temporal"\] in'),
+        (
+            {"kind": ("mlp", "temporal"), "inputs": ("final/frames",)},
+            "of kind 'mlp' must have inputs of one vector a clip, .* or leave mlp out of kind",
+        ),
         ({"inputs": ("vision/mean",)}, "which are layer_2/mean, final/mean, final/frames, but 'vision/mean' is not"),
         ({"inputs": ("final/mean+final/frames",)}, "all of clips or all of the same number of frames"),
         ({"solver": ("convex",), "kind": ("mlp",)}, "convex solver fits linear heads only"),
@@ -365,6 +378,22 @@ def test_search_heads_checks_against_labels_of_wrong_sessions_when_asked(tmp_pat
     assert "labels dealt to the wrong sessions" in " ".join(in_words(best))
 
 
+@pytest.mark.parametrize("solver", ["convex", "adamw"])
+def test_search_heads_tells_how_far_scores_spread_over_seeds_and_folds_when_asked(tmp_path: Path, solver: str) -> None:
+    data = learning(sessions_of(8, 0), sessions_of(4, 1))
+    space = dataclasses.replace(QUICK, solver=(solver,), kind=("linear" if solver == "convex" else "mlp",))
+    best = search(tmp_path / "tune", trials=2, data=data, search_space=space, refit_seeds=3)
+    spread, words = best["spread"], " ".join(in_words(best))
+    assert (spread["n_folds"], spread["n_seeds"]) == (5, 1 if solver == "convex" else 3)
+    assert spread["lowest"] < spread["mean"] < spread["highest"]
+    assert 0 < spread["sd_over_folds"] < 0.2
+    assert f"standard deviation {spread['sd_over_folds']:.3f} over folds" in words
+    assert (spread["sd_over_seeds"] is None) == (solver == "convex")  # its optimum is one
+    assert ("over 3 seeds" in words) == (solver == "adamw")
+    assert (spread["sd_over_seeds"] or 0) > 0 or solver == "convex"
+    assert search(tmp_path / "other", trials=1, data=data, search_space=CONVEX)["spread"] is None
+
+
 def test_a_run_says_what_its_splits_are(tmp_path: Path) -> None:
     leakage = {"split_level": "clip", "purged_clips": {"train": 3}, "split_warning": "too kind"}
     train(tmp_path / "run", noisy(1.0, leakage=leakage))
@@ -441,6 +470,99 @@ def test_search_heads_loses_and_repeats_no_finished_trial_when_killed(tmp_path: 
     assert {row["state"] for row in table(folder)} >= {"complete", "interrupted"}
 
 
+def by_place(folder: Path) -> dict[int, list[optuna.trial.FrozenTrial]]:
+    """The tries of each trial in the order in which trials were first begun; the last try is the one that counts."""
+    tries: dict[int, list[optuna.trial.FrozenTrial]] = {}
+    for trial in stored(folder):
+        tries.setdefault(trial.user_attrs.get("again", trial.number), []).append(trial)
+    return dict(enumerate(tries.values()))
+
+
+def test_search_heads_goes_on_with_the_same_trials_wherever_a_kill_cuts_the_journal(tmp_path: Path) -> None:
+    """What a kill leaves is a journal's beginning, so beginnings of an unbroken study's stand for kills at any time."""
+    space = dataclasses.replace(QUICK, solver=("convex", "adamw"), components=(0, 8))
+    search(tmp_path / "unbroken", trials=20, search_space=space)
+    journal, whole = (tmp_path / "unbroken/study.journal").read_bytes(), by_place(tmp_path / "unbroken")
+    assert all(len(tries) == 1 for tries in whole.values())
+    cuts = np.random.default_rng(0).integers(len(journal) // 20, len(journal), 6)
+    again = 0
+    for cut in cuts.tolist():
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "study.journal").write_bytes(journal[:cut].rpartition(b"\n")[0] + b"\n")
+        begun, before = len(stored(folder)), ended(folder)
+        search(folder, trials=20, search_space=space)
+        after, resumed = ended(folder), by_place(folder)
+        assert len(after) == 20
+        assert {number: after[number] for number in before} == before, "no finished trial is lost"
+        assert all(
+            [trial.number in after for trial in tries] == [False] * (len(tries) - 1) + [True]
+            for tries in resumed.values()
+        )
+        for place in range(max(begun, 10)):  # begun before, or drawn before the sampler learns from others
+            ours, theirs = resumed[place][-1], whole[place][0]
+            assert ours.params == theirs.params, (cut, place)
+            if ours.state == theirs.state == optuna.trial.TrialState.COMPLETE:
+                assert ours.value == pytest.approx(theirs.value, abs=0.01)
+        again += sum(len(tries) - 1 for tries in resumed.values())
+    assert again > 10
+
+
+def test_search_heads_gives_a_trial_up_when_each_try_is_interrupted(tmp_path: Path) -> None:
+    def stop(finished: int, asked: int, best: float | None) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path / "tune", trials=12, stacked_trials=6, on_progress=stop)
+    tries = [[trial.state.name for trial in tries] for tries in by_place(tmp_path / "tune").values()]
+    assert ["FAIL"] * 3 in tries
+    assert max(map(len, tries)) == 3
+    search(tmp_path / "tune", trials=12)
+    assert len(ended(tmp_path / "tune")) == 12
+
+
+KILLED_WHILE_SOLVING = """
+import os, signal, sys
+from pathlib import Path
+from tests.test_search import COMBINATIONS, search
+begun = 0
+def die(frame, event, argument):
+    global begun
+    if event == "call" and frame.f_code.co_name == "solve_grid":
+        begun += 1
+        if begun == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.setprofile(die)
+search(Path(sys.argv[1]), trials=8, search_space=COMBINATIONS)
+"""
+COMBINATIONS = dataclasses.replace(
+    QUICK, solver=("convex", "adamw"), normalization=("standardize", "l2"), components=(0, 8)
+)
+
+
+def test_search_heads_solves_a_combination_again_when_a_kill_interrupted_it(tmp_path: Path) -> None:
+    folder = tmp_path / "tune"
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", KILLED_WHILE_SOLVING, str(folder)]
+    killed = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = ended(folder)
+    assert list(before) == [0]
+    best = search(folder, trials=8, search_space=COMBINATIONS)
+    after = ended(folder)
+    assert len(after) == 8
+    assert after[0] == before[0]
+    convex = [trial for trial in stored(folder) if trial.user_attrs.get("solver") == "convex"]
+    solved = {trial.user_attrs["combination"] for trial in convex if trial.number in after}
+    assert solved == {
+        f"final/mean {normalization} {components}" for normalization in ("standardize", "l2") for components in (0, 8)
+    }
+    assert [trial.number in after for trial in convex] == [True, False, True, True, True], "each is solved once"
+    assert convex[2].user_attrs["combination"] == convex[1].user_attrs["combination"], "the interrupted one comes next"
+    assert best["trials"]["interrupted"] == 1
+
+
 def test_search_heads_can_be_resumed_when_interrupted_from_the_keyboard(tmp_path: Path) -> None:
     def stop(finished: int, asked: int, best: float | None) -> None:
         if finished == 5:
@@ -500,7 +622,9 @@ def test_search_heads_says_so_when_every_trial_diverges(tmp_path: Path) -> None:
     assert len(ended(tmp_path / "tune")) == 8
 
 
-@pytest.mark.parametrize(("name", "number"), [("trials", 0), ("stacked_trials", 0), ("seed", -1), ("permutations", -1)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("trials", 0), ("stacked_trials", 0), ("seed", -1), ("permutations", -1), ("refit_seeds", -1)]
+)
 def test_search_heads_refuses_numbers_that_are_too_small(tmp_path: Path, name: str, number: int) -> None:
     with pytest.raises(SettingsError, match=f"{name} must be at least {number + 1}, but it is {number}"):
         search(tmp_path / "tune", **{"trials": 8, name: number})

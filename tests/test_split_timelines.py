@@ -14,6 +14,7 @@ from featurecache.plan import plan_extraction, project_space, run_plan
 from featurecache.project import Project
 from heads.bundle import Bundle, tool_versions
 from heads.models import Front, LinearHead
+from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 from heads.timelines.split import evaluate_timelines, tune_on_validation
 from heads.timelines.timeline import TimelineSettings
@@ -78,6 +79,17 @@ def test_evaluate_timelines_scores_a_perfect_timeline_as_one(project: Project, b
     assert after["scores"]["n_recordings"] == len(names_of(project, "test"))
     assert all(one["disagreements"] == [] for one in after["recordings"])
     assert [one["session"] for one in after["recordings"]] == [Path(name).stem for name in names_of(project, "test")]
+
+
+def test_evaluate_timelines_scores_the_same_intervals_when_calibrated(project: Project, bundle: Bundle) -> None:
+    calibration = Calibration(np.array([2.0, 4.0]), np.array([-1.0, -0.5]))
+    table, both = read_table(project.clips), (bundle, dataclasses.replace(bundle, calibration=calibration))
+    plain, calibrated = (evaluate_timelines(project, one, table, "test", tuned=None) for one in both)
+    assert calibrated["scores"] == plain["scores"]
+    for one, other in zip(plain["recordings"], calibrated["recordings"], strict=True):
+        assert (one["calibrated"], other["calibrated"]) == (False, True)
+        assert one["clips"] == other["clips"]
+        assert (one["predicted"] != other["predicted"]) == any(one["predicted"].values())
 
 
 def test_evaluate_timelines_compares_only_what_was_scored(project: Project, bundle: Bundle) -> None:

@@ -89,6 +89,10 @@ def output(process: "subprocess.Popen[str]") -> list[str]:
     return stdout.splitlines()
 
 
+def contents(trial: FrozenTrial) -> tuple[object, ...]:
+    return trial.number, trial.state, trial.value, trial.params, trial.user_attrs, trial.intermediate_values
+
+
 def drawn(trial: FrozenTrial) -> str:
     return str(sorted(trial.params.items()))
 
@@ -128,7 +132,7 @@ def test_a_process_that_is_killed_loses_nothing_for_the_others(url: str, tmp_pat
     assert 1 <= len(failed) <= 4, "what the dead process had in training"
     assert len(failed) + len(finished) == len(after), "nothing is left running or waiting"
     assert all(after[number].value == trial.value for number, trial in before.items())
-    again = {drawn(trial) for trial in finished if "retry" in trial.user_attrs}
+    again = {drawn(trial) for trial in finished if "again" in trial.user_attrs}
     assert again == {drawn(trial) for trial in failed}, "their settings were tried again"
     assert len({drawn(trial) for trial in finished}) == 24
 
@@ -146,6 +150,12 @@ def test_a_shared_study_goes_on_only_with_what_it_began_with(url: str, tmp_path:
     assert search(url, tmp_path / "b", seed=1, study_name="other")["trials"]["completed"] > 0
     assert search(url, tmp_path / "c", trials=9)["trials"]["interrupted"] == 0
     assert len(trials_of(url)) == 9
+    for name, count in (("a", 6), ("c", 9)):  # each as its folder's run was written
+        copy = tmp_path / name / "shared_study.journal"
+        assert copy.stat().st_mode & 0o777 == 0o600
+        backend = optuna.storages.journal.JournalFileBackend(str(copy))
+        kept = optuna.load_study(study_name="tune", storage=optuna.storages.JournalStorage(backend)).trials
+        assert [contents(trial) for trial in kept] == [contents(trial) for trial in trials_of(url)[:count]]
 
 
 def test_a_shared_study_fails_what_an_interrupted_process_leaves(url: str, tmp_path: Path) -> None:

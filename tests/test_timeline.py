@@ -29,12 +29,12 @@ def clips(count, *, length_s=3.0, stride_s=1.5, start_s=0.0):
     return np.stack([starts, starts + round(length_s * SECOND)], axis=1)
 
 
-def predict(spans, scores, settings=PLAIN, *, labels=("a",), thresholds=None, exclusive=()):
+def predict(spans, scores, settings=PLAIN, *, labels=("a",), thresholds=None, exclusive=(), calibrated=None):
     scores = np.asarray(scores, dtype=np.float32)
     scores = scores[:, None] if scores.ndim == 1 else scores
     at = np.full(len(labels), 0.5) if thresholds is None else np.array(thresholds)
-    options = dataclasses.asdict(settings)
-    return predict_intervals(spans, scores, labels=labels, thresholds=at, exclusive=exclusive, **options)
+    options = {"exclusive": exclusive, "calibrated": calibrated, **dataclasses.asdict(settings)}
+    return predict_intervals(spans, scores, labels=labels, thresholds=at, **options)
 
 
 def seconds(found, label="a"):
@@ -55,6 +55,21 @@ def test_predict_intervals_interpolates_crossings_when_scores_pass_the_threshold
     # Trapezoids between the border (.5), the centres (.8, .9, .9) and the border (.5), over 4.75 s.
     area = 0.75 * (0.5 + 0.8) / 2 + 1.5 * (0.8 + 0.9) / 2 + 1.5 * 0.9 + 1.0 * (0.9 + 0.5) / 2
     assert one.confidence == pytest.approx(area / 4.75, abs=1e-6)
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20),
+    st.sampled_from(["none", "mean", "median"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_predict_intervals_takes_only_its_confidence_from_calibrated_probabilities(scores, smoothing, seed):
+    settings = TimelineSettings(smoothing, 3 * SECOND, 0.25, SECOND, SECOND)
+    spans, other = clips(len(scores)), np.random.default_rng(seed).random((len(scores), 1))
+    own, calibrated = (predict(spans, scores, settings, calibrated=given) for given in (None, other))
+    assert (borders(own) == borders(calibrated)).all()
+    everywhere = predict(spans, np.ones(len(scores)), settings, calibrated=other)[0]
+    assert other.min() - 1e-9 <= everywhere.confidence <= other.max() + 1e-9
+    assert predict(spans, scores, settings, calibrated=np.float32(scores)[:, None]) == own
 
 
 def test_predict_intervals_uses_each_labels_own_threshold():

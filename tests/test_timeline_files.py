@@ -55,6 +55,7 @@ def timeline(*, recording="S01.mp4", predicted=PREDICTED, labels=("ventilation",
         settings=TimelineSettings("mean", 3 * SECOND, 0.0, 0, 0),
         tuned=False,
         exclusive=[],
+        calibrated=False,
         bundle="f" * 64,
     )
 

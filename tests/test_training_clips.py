@@ -13,8 +13,9 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
 from featurecache.errors import TrainingDataError
+from heads.engines import axes as axes_module
 from heads.engines.training import fit_heads
-from heads.engines.training_clips import StreamedClips, TrainingClips, View
+from heads.engines.training_clips import StreamedClips, TrainingClips, View, on_device
 from heads.models import head_scores
 from heads.settings import HeadSettings
 from tests.test_training import MIXED, make_clips, make_frames, relative_difference
@@ -96,6 +97,25 @@ def test_components_equal_scikit_learns_principal_components(normalization: str)
     assert features_of(clips, View(normalization, 1000)).shape == (200, 24)
 
 
+def test_components_are_those_of_a_stream_when_found_by_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_clips()
+    exact = TrainingClips(data.X, data.Y, seed=0).front(View("standardize", 2)).axes
+    monkeypatch.setattr(axes_module, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(axes_module, "_OVERSAMPLING", 8)
+    in_memory = TrainingClips(data.X, data.Y, seed=0).front(View("standardize", 2)).axes
+    streamed = StreamedClips(Shards(data.X, data.Y, 64), seed=0).front(View("standardize", 2)).axes
+    assert exact is not None
+    assert streamed is not None
+    torch.testing.assert_close(streamed, in_memory, atol=1e-4, rtol=0)
+    torch.testing.assert_close((streamed.T @ exact).abs(), torch.eye(2), atol=0.05, rtol=0)
+
+
+def test_components_of_features_that_do_not_vary_leave_them_as_they_are() -> None:
+    data = make_clips()
+    clips = TrainingClips(np.ones_like(data.X), data.Y, seed=0)
+    np.testing.assert_array_equal(features_of(clips, View("standardize", 3)), np.zeros((200, 24)))
+
+
 @pytest.mark.parametrize("view", [View("standardize", 0), View("l2", 4)])
 def test_view_is_kept_in_the_stored_dtype_and_frames_are_seen_one_by_one(view: View) -> None:
     data = make_frames()
@@ -106,6 +126,26 @@ def test_view_is_kept_in_the_stored_dtype_and_frames_are_seen_one_by_one(view: V
     flat = TrainingClips(data.X.reshape(1000, 24), np.repeat(data.Y, 5, axis=0), seed=0, shuffle=False)
     difference = features_of(flat, view).reshape(200, 5, -1) - features[view].float().numpy()
     assert np.abs(difference).max() < 0.06
+
+
+def test_on_device_copies_nothing_when_the_block_is_there() -> None:
+    block = torch.rand(3, 4)
+    assert on_device(block, torch.device("cpu")).data_ptr() == block.data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("view", [View("none", 0), View("standardize", 4)])
+def test_views_are_the_same_on_cuda_when_blocks_follow_each_other_fast(view: View) -> None:
+    """More blocks than page-locked ones in use at a time: none may be written over before it is copied."""
+    data = make_clips(sessions=40, clips_each=1000)
+    ours, theirs = (TrainingClips(data.X, data.Y, seed=0, device=name) for name in ("cuda", "cpu"))
+    ((on_cuda, _),), ((on_cpu, _),) = ours.blocks([view]), theirs.blocks([view])
+    assert torch.equal(on_cuda[view].cpu(), on_cpu[view])
+    streamed = StreamedClips(Shards(data.X, data.Y, 64), seed=0, device="cuda")
+    at_home = StreamedClips(Shards(data.X, data.Y, 64), seed=0)
+    for (a, _), (b, _) in zip(streamed.blocks([RAW]), at_home.blocks([RAW]), strict=True):
+        assert torch.equal(a[RAW].cpu(), b[RAW])
 
 
 def test_training_clips_refuse_a_label_that_is_never_on() -> None:

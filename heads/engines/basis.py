@@ -8,8 +8,6 @@ Notable choices:
 - The axes are nested: the first P of them are the PCA of width P, so the width of a head costs nothing new.
 - Leading axes are enough. With 512 of 4096 the solver took 1.1 times the steps it takes with all where features are of
   low rank, and 1.4 times where their variances fall off as a power law; all axes cost three times as much to find.
-  Up to a smaller side of 1024 the axes are exact; beyond it they come from a block power iteration, so the last few
-  of them may mix with their neighbours of like variance.
 - Features are centred even where the normalisation does not do it: the bias is free, so the optimum stays.
 
 Memory: N x (D + M) + D x M numbers, of 4 bytes (8 at double precision); while axes are found, N x M + 3 D x M more.
@@ -26,15 +24,11 @@ from torch import Tensor
 
 from featurecache.errors import SettingsError
 from heads.data import row_blocks
-from heads.engines.training_clips import Features, as_tensor
+from heads.engines.axes import leading_axes
+from heads.engines.training_clips import Features, as_tensor, on_device
 from heads.models import Front
 
-EXACT_UP_TO = 1024
-"""Smaller side of the features up to which axes come from a full decomposition."""
 DEFAULT_AXES = 512
-
-_OVERSAMPLING, _POWER_ITERATIONS = 64, 3
-_LEAST_VARIANCE = 1e-10  # of the largest; below it an axis is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +85,14 @@ class Basis:
         centred = torch.empty(*stored.shape, dtype=dtype, device=device)
         total = torch.zeros(front.feature_width, dtype=torch.float64, device=device)
         for rows in row_blocks(len(stored)):
-            block = normalise(stored[rows].to(device=device, dtype=dtype))
+            block = normalise(on_device(stored[rows], torch.device(device)).to(dtype))
             centred[rows] = block
             total += block.sum(dim=0, dtype=torch.float64)
         center = (total / len(stored)).to(dtype)
         centred -= center
-        axes, variances = leading_axes(centred, components)
+        axes, variances = (
+            part.to(dtype) for part in leading_axes(lambda: [centred], (len(stored), front.feature_width), components)
+        )
         spread = sum(float(centred[rows].square().sum(dtype=torch.float64)) for rows in row_blocks(len(centred)))
         rest = centred.shape[1] - len(variances)
         rest_variance = max(0.0, spread / len(centred) - float(variances.sum())) / rest if rest else 0.0
@@ -118,50 +114,3 @@ class Basis:
         if rotated.axes is not None:
             rotated.axes.copy_(self.axes[:, :components])
         return rotated
-
-
-def leading_axes(X: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Principal axes of centred features and the variances along them, largest first.
-
-    Source of the power iteration: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithm 4.4.
-
-    Args:
-        X: Centred features, shape (N, D).
-        count: Axes wanted.
-
-    Returns:
-        Axes, shape (D, M), orthonormal, each with its largest entry positive; variances, shape (M,). M is `count`,
-        or the rank of X where that is lower.
-    """
-    smaller = min(X.shape)
-    exact = smaller <= max(EXACT_UP_TO, count + _OVERSAMPLING)
-    axes, variances = _all_axes(X) if exact else _power_iteration(X, count)
-    kept = int((variances > _LEAST_VARIANCE * variances[:1].clamp(min=1e-30)).sum())
-    axes, variances = axes[:, : min(count, kept)], variances[: min(count, kept)]
-    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, M)
-    return (axes * largest.sign()).to(X.dtype).contiguous(), variances.to(X.dtype)
-
-
-def _all_axes(X: Tensor) -> tuple[Tensor, Tensor]:
-    """From the smaller of the two Gram matrices, in double precision."""
-    tall = X if len(X) >= X.shape[1] else X.T
-    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=X.device)
-    for rows in row_blocks(len(tall)):
-        block = tall[rows].double()
-        gram.addmm_(block.T, block)
-    variances, vectors = torch.linalg.eigh(gram / len(X))
-    variances, vectors = variances.flip(0), vectors.flip(1)
-    if tall is X:
-        return vectors, variances
-    lengths = (variances * len(X)).clamp(min=1e-300).sqrt()
-    return torch.cat([tall[rows].double() @ vectors for rows in row_blocks(len(tall))]) / lengths, variances
-
-
-def _power_iteration(X: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    drawn = torch.randn(X.shape[1], count + _OVERSAMPLING, generator=torch.Generator().manual_seed(0))
-    Q = drawn.to(X)
-    for _ in range(_POWER_ITERATIONS):
-        Q = torch.linalg.qr(X.T @ (X @ Q)).Q  # (D, M + oversampling)
-    projected = X @ Q
-    variances, vectors = torch.linalg.eigh((projected.T @ projected).double() / len(X))
-    return Q @ vectors.flip(1).to(Q), variances.flip(0)

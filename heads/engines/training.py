@@ -25,7 +25,7 @@ from torch import Tensor
 from featurecache.errors import SettingsError
 from heads.data import row_blocks
 from heads.engines.stack import HeadStack
-from heads.engines.training_clips import ClipSource, Features, View, as_tensor
+from heads.engines.training_clips import ClipSource, Features, View, as_tensor, on_device
 from heads.models import Head
 from heads.settings import HeadSettings
 
@@ -303,10 +303,10 @@ class StackedTrainer:
     def _validation_view(self, view: View, X: Tensor) -> Tensor:
         if view not in self._validation:
             front = self._clips.front(view)
-            copy = torch.empty(*X.shape[:-1], front.output_width)
+            copy = torch.empty(*X.shape[:-1], front.output_width, device=self._clips.device)
             for rows in row_blocks(len(X)):
-                copy[rows] = front(X[rows].float())
-            self._validation[view] = copy.to(self._clips.device)
+                copy[rows] = on_device(front(X[rows].float()), self._clips.device)
+            self._validation[view] = copy
         return self._validation[view]
 
 

@@ -6,10 +6,12 @@ Notable choices:
   lets a head begin at any epoch of its neighbours and still see what it would see alone. Clips in memory are copied in
   that order; streamed ones keep the order of their blocks and are shuffled inside each.
 - A *view* is what a head sees: features normalised, and maybe reduced to principal components. In memory a view is one
-  contiguous copy in the features' own dtype, made at first use; streamed, it is computed in float32 block by block.
+  contiguous copy in the features' own dtype, made at first use, block by block, where training runs; streamed, it is
+  computed in float32 block by block.
 - Statistics are summed in float64, by a pass of their own, so that both ways give the same view.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from featurecache.errors import TrainingDataError
 from heads.data import ROWS_AT_ONCE, row_blocks
+from heads.engines.axes import leading_axes
 from heads.models import Front
 
 Features = npt.NDArray[np.floating] | Tensor
@@ -86,8 +89,7 @@ class ClipSource(ABC):
                 front.mean.copy_(mean)
                 if view.normalization == "standardize":
                     front.scale.copy_(scale)
-            if view.components:
-                axes = self._principal_axes(front)[:, : view.components]
+            if view.components and (axes := self._leading_axes(front, view.components)).numel():
                 rotated = Front(D, unit_length=unit_length, part_widths=self._part_widths, components=axes.shape[1])
                 rotated.load_state_dict({**front.state_dict(), "axes": axes})
                 front = rotated
@@ -128,15 +130,13 @@ class ClipSource(ABC):
         is_constant = deviation <= mean.abs() * torch.finfo(torch.float32).eps
         return mean.float(), torch.where(is_constant, 1.0, deviation).float()
 
-    def _principal_axes(self, front: Front) -> Tensor:
-        """All axes (D, D) of what the front makes, largest variance first, each with its largest entry positive."""
-        covariance = torch.zeros(self.feature_width, self.feature_width)
-        for rows in self._row_blocks():
-            z = front(rows.float())
-            covariance.addmm_(z.T, z)
-        axes: Tensor = torch.linalg.eigh(covariance).eigenvectors.flip(1)
-        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, D)
-        return axes * largest.sign()
+    def _leading_axes(self, front: Front, count: int) -> Tensor:
+        """Axes (D, M) of what the front makes; M is the count, or the rank where that is lower."""
+        row_count = len(self) * math.prod(self.row_shape[:-1])
+        axes, _ = leading_axes(
+            lambda: (front(rows.float()) for rows in self._row_blocks()), (row_count, self.feature_width), count
+        )
+        return axes.float()
 
 
 class TrainingClips(ClipSource):
@@ -188,19 +188,19 @@ class TrainingClips(ClipSource):
         if view not in self._copies:
             front = self.front(view)
             is_identity = view == View("none", 0)
-            copy = torch.empty(*self._X.shape[:-1], front.output_width, dtype=self._X.dtype)
+            copy = self._X.new_empty(*self._X.shape[:-1], front.output_width, device=self.device)
             for rows in row_blocks(len(self)):
                 block = self._X[self._order[rows]]
-                copy[rows] = block if is_identity else front(block.float()).to(block.dtype)
-            self._copies[view] = copy.to(self.device)
+                copy[rows] = on_device(block if is_identity else front(block.float()).to(block.dtype), self.device)
+            self._copies[view] = copy
         return self._copies[view]
 
 
 class StreamedClips(ClipSource):
     """Training clips that are read block by block in each epoch; one block is in memory at a time.
 
-    A first pass counts clips and labels; each view that is used costs a pass for its statistics, and one more for
-    principal axes.
+    A first pass counts clips and labels; each view that is used costs a pass for its statistics, and for principal axes
+    one more, or four where more than a thousand clips have more than a thousand features.
 
     Args:
         source: Gives (features, targets) of consecutive clips each time it is iterated, with the shapes and dtypes of
@@ -246,7 +246,7 @@ class StreamedClips(ClipSource):
         seen = 0
         for number, (X, Y) in enumerate(self._source):
             order = _order(self.seed, number, len(Y))
-            block = as_tensor(X)[order].to(self.device)
+            block = on_device(as_tensor(X)[order], self.device)
             of_view = {view: deepcopy(self.front(view)).to(self.device)(block.float()) for view in views}
             yield of_view, torch.from_numpy(Y.astype(np.float32))[order].to(self.device)
             seen += len(Y)
@@ -263,6 +263,18 @@ class StreamedClips(ClipSource):
 def as_tensor(X: Features) -> Tensor:
     """The array's own memory, or a copy if it is read-only, which torch has no notion of."""
     return X if isinstance(X, Tensor) else torch.from_numpy(np.require(X, requirements=["C", "W"]))
+
+
+def on_device(block: Tensor, device: torch.device) -> Tensor:
+    """A block of features where training runs: itself if it is there.
+
+    On the way to a GPU it lies in page-locked memory, which torch keeps and uses again for the next block; so the next
+    one is made while this one is copied. Page-locking all features instead would hold memory for an array that the
+    device never reads: clips are put in order and normalised first.
+    """
+    if device.type == "cuda" and block.device.type == "cpu":
+        return block.pin_memory().to(device, non_blocking=True)
+    return block.to(device)
 
 
 def _order(seed: int, block: int, count: int) -> Tensor:

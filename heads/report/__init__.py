@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.files import private_folder, write_private
-from heads.report.documents import has_scores, read_documents
+from heads.report.documents import TIMELINES_NAME, Run, has_scores, number, read_documents
 from heads.report.figures import row_names
 from heads.report.frames import thumbnails
+from heads.report.learning import learning_problem
 from heads.report.page import render_page
 from heads.report.summary import best_run, summarize
 from heads.report.timelines import differences, read_timelines
@@ -81,12 +82,8 @@ def write_report(
     found = differences(timelines)
     pictures = thumbnails(found, videos) if with_frames else []
     tested = [run for run in documents.runs if has_scores(run.test)]
-    unscored = [
-        f"{run.name}/test_metrics.json: its scores are not all numbers"
-        for run in documents.runs
-        if run.test and run not in tested
-    ]
-    documents = documents.with_problems([*unread, *unscored])
+    not_shown = [f"{run.name}/{why}" for run in documents.runs for why in _not_shown(run)]
+    documents = documents.with_problems([*unread, *not_shown])
     page = render_page(
         documents,
         timelines,
@@ -107,6 +104,27 @@ def write_report(
         frames=len(pictures),
         problems=documents.problems,
     )
+
+
+def _not_shown(run: Run) -> list[str]:
+    """Documents of a run that can be read, but do not say what the page would show of them; and why."""
+    metrics = {
+        "test_metrics.json": run.test,
+        "validation_metrics.json": run.validation,
+        "leave_one_session_out_metrics.json": run.each_session,
+    }
+    why = [f"{name}: its scores are not all numbers" for name, one in metrics.items() if one and not has_scores(one)]
+    if run.best and not isinstance(run.best.get("settings"), Mapping):
+        why.append("best.json: it has no settings")
+    if run.bundle and not isinstance(run.bundle.get("labels"), list):
+        why.append("bundle/bundle.json: it has no labels")
+    if run.comparison and number(run.comparison.get("difference")) is None:
+        why.append("test_comparison.json: its difference is not a number")
+    if run.timelines and not isinstance(run.timelines.get("recordings"), list):
+        why.append(f"{TIMELINES_NAME}: it has no list of recordings")
+    if run.learning and (reason := learning_problem(run.learning)):
+        why.append(f"learning.json: {reason}")
+    return why
 
 
 __all__ = ["Report", "write_report"]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from featurecache import FeatureCache
 from featurecache.cells import unguard_cell
@@ -23,22 +23,22 @@ from featurecache.errors import FingerprintMismatchError as WrongRecordError
 from featurecache.spec import canonical_json
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
+from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, method_of_head
+from heads.settings import HeadKind
 
 Document = Mapping[str, Any]
 
 TIMELINES_NAME = "test_timelines.json"
-
-PAPER_ORDER = ("TimeSformer", "ZSC-CO", "ZS-B", "ZSC-J", "FT-LC", "FT-MLP", "FT-C-LoRA")
-"""Rows of the paper's Table 1 from top to bottom."""
+JOURNAL_NAMES = ("study.journal", "shared_study.journal")
+"""A search's own journal, and the copy of one that several processes shared (`search/study.py`)."""
 
 _METHOD_OF_FOLDER = {
-    "lora": "FT-C-LoRA",
-    "timesformer": "TimeSformer",
+    "lora": FT_C_LORA,
+    "timesformer": TIMESFORMER,
     "zeroshot-zsc-co": "ZSC-CO",
     "zeroshot-zs-b": "ZS-B",
     "zeroshot-zsc-j": "ZSC-J",
 }
-_METHOD_OF_HEAD = {"linear": "FT-LC", "mlp": "FT-MLP"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,7 @@ class Run:
         looks: Looks at the test split that this bundle took.
         journal: The search's journal, where there is one.
         timelines: `test_timelines.json`: scored timelines of the test split's recordings.
+        learning: `learning.json`: scores after each epoch.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Run:
     looks: int
     journal: Path | None
     timelines: Document
+    learning: Document
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
 
 
 def read_json(path: Path, problems: list[str]) -> Document:
-    """A JSON object; empty where there is no such file, or it cannot be read, which goes into `problems`."""
+    """A JSON object; empty where there is no such file, or none that says anything, which goes into `problems`."""
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -146,8 +148,9 @@ def read_json(path: Path, problems: list[str]) -> Document:
     except (OSError, ValueError) as error:
         problems.append(f"{path.parent.name}/{path.name}: {_why(error)}")
         return {}
-    if not isinstance(document, dict):
-        problems.append(f"{path.parent.name}/{path.name}: it holds no JSON object")
+    if not isinstance(document, dict) or not document:
+        holds = "an empty" if document == {} else "no"
+        problems.append(f"{path.parent.name}/{path.name}: it holds {holds} JSON object")
         return {}
     return document
 
@@ -173,7 +176,7 @@ def has_scores(metrics: Document) -> bool:
 
 
 def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
-    best, validation, test, each_session, comparison, bundle, timelines = (
+    best, validation, test, each_session, comparison, bundle, timelines, learning = (
         read_json(folder / name, problems)
         for name in (
             "best.json",
@@ -183,10 +186,12 @@ def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
             "test_comparison.json",
             "bundle/bundle.json",
             TIMELINES_NAME,
+            "learning.json",
         )
     )
-    journal = folder / "study.journal"
-    if not (best or validation or test or each_session or bundle or journal.exists()):
+    journals = [path for name in JOURNAL_NAMES if (path := folder / name).is_file()]
+    journal = max(journals, key=lambda path: path.stat().st_mtime_ns, default=None)  # of the last search
+    if not (best or validation or test or each_session or bundle or learning or journal):
         return None
     digest = hashlib.sha256(canonical_json(bundle).encode()).hexdigest() if bundle else ""
     return Run(
@@ -199,8 +204,9 @@ def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
         comparison,
         bundle,
         looks.by_bundle.get(digest, 0),
-        journal if journal.exists() else None,
+        journal,
         timelines,
+        learning,
     )
 
 
@@ -211,7 +217,7 @@ def _method(folder: str, best: Document) -> str:
             return method
     settings = best.get("settings")
     kind = settings.get("kind") if isinstance(settings, Mapping) else None
-    return _METHOD_OF_HEAD.get(str(kind), folder)
+    return method_of_head(kind) if kind in get_args(HeadKind) else folder  # type: ignore[arg-type]
 
 
 def _rank(method: str) -> int:
@@ -219,7 +225,7 @@ def _rank(method: str) -> int:
 
 
 def _read_looks(path: Path, problems: list[str]) -> Looks:
-    """A line that cannot be read counts as a look, whatever it was of."""
+    """Lines of one id are one look, at several bundles. A line that cannot be read counts, whatever it was of."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -229,13 +235,22 @@ def _read_looks(path: Path, problems: list[str]) -> Looks:
         return Looks()
     sessions: list[str | None] = []
     bundles: Counter[str] = Counter()
+    ids: set[str] = set()
     for line in lines:
         try:
             look = json.loads(line)
-            sessions.append(str(look["sessions_sha256"]))
-            bundles[str(look["bundle"])] += 1
+            of_sessions, bundle = str(look["sessions_sha256"]), str(look["bundle"])
         except (ValueError, KeyError, TypeError):
             sessions.append(None)
+        else:
+            bundles[bundle] += 1
+            if str(look.get("look")) not in ids:
+                sessions.append(of_sessions)
+            if "look" in look:
+                ids.add(str(look["look"]))
+    unread = sessions.count(None)
+    if unread:
+        problems.append(f"{path.name}: {unread} of its lines cannot be read, and each counts as a look")
     last = next((one for one in reversed(sessions) if one is not None), None)
     return Looks(sum(one in (last, None) for one in sessions), dict(bundles))
 

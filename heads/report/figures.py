@@ -87,7 +87,7 @@ def macro_figure(runs: Sequence[Run], floor: float | None) -> Figure | None:
         "showlegend": False,
     }
     if floor is not None:
-        layout["shapes"] = [_line(floor, floor, 0, 1, yref="paper", dash="dot")]
+        layout["shapes"] = [rule(floor, floor, 0, 1, yref="paper", dash="dot")]
         note = {"x": floor, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
         layout["annotations"] = [note | {"text": "always yes", "font": {"color": "@muted", "size": 11}}]
     return {"data": data, "layout": layout}
@@ -110,7 +110,7 @@ def precision_recall_figure(runs: Sequence[Run], label: str, split: str) -> Figu
         if not recall or len(recall) != len(precision):
             continue
         prevalence = prevalence_of(metrics, label)
-        data.append(_trace(recall, precision, name, color, dash, "recall %{x:.2f}, precision %{y:.2f}"))
+        data.append(curve(recall, precision, name, color, dash, "recall %{x:.2f}, precision %{y:.2f}"))
         at = number(scores.get("recall")), number(scores.get("precision"))
         if None not in at:
             data.append(_marker(at[0], at[1], name, color, "at its threshold: recall %{x:.2f}, precision %{y:.2f}"))
@@ -118,7 +118,7 @@ def precision_recall_figure(runs: Sequence[Run], label: str, split: str) -> Figu
         return None
     layout = _panel("recall", "precision")
     if prevalence is not None:
-        layout["shapes"] = [_line(0, 1, prevalence, prevalence, dash="dot")]
+        layout["shapes"] = [rule(0, 1, prevalence, prevalence, dash="dot")]
     return {"data": data, "layout": layout}
 
 
@@ -131,12 +131,12 @@ def reliability_figure(runs: Sequence[Run], label: str, split: str) -> Figure | 
         if not score or not len(score) == len(share) == len(clips):
             continue
         largest = max((count or 0 for count in clips), default=0) or 1
-        trace = _trace(score, share, name, color, dash, "score %{x:.2f}: on in %{y:.0%} of %{customdata} clips")
+        trace = curve(score, share, name, color, dash, "score %{x:.2f}: on in %{y:.0%} of %{customdata} clips")
         sizes = [4 + 6 * math.sqrt((count or 0) / largest) for count in clips]
         data.append(trace | {"mode": "lines+markers", "customdata": clips, "marker": {"color": color, "size": sizes}})
     if not data:
         return None
-    return {"data": data, "layout": _panel("score", "share that is on") | {"shapes": [_line(0, 1, 0, 1, dash="dot")]}}
+    return {"data": data, "layout": _panel("score", "share that is on") | {"shapes": [rule(0, 1, 0, 1, dash="dot")]}}
 
 
 def threshold_figure(run: Run, label: str) -> Figure | None:
@@ -151,13 +151,13 @@ def threshold_figure(run: Run, label: str) -> Figure | None:
     ]
     rows = (("F1", f1, "@c0", "solid"), ("precision", precision, "@c1", "dash"), ("recall", recall, "@c2", "dot"))
     data = [
-        _trace(thresholds, values, name, color, dash, "threshold %{x:.2f}: %{y:.2f}")
+        curve(thresholds, values, name, color, dash, "threshold %{x:.2f}: %{y:.2f}")
         for name, values, color, dash in rows
     ]
     layout = _panel("threshold", "")
     chosen = number(per_class(run.validation, label).get("threshold"))
     if chosen is not None:
-        layout["shapes"] = [_line(chosen, chosen, 0, 1, dash="solid")]
+        layout["shapes"] = [rule(chosen, chosen, 0, 1, dash="solid")]
         note = {"x": chosen, "y": 1.02, "yanchor": "bottom", "showarrow": False, "text": f"{chosen:.2f}"}
         layout["annotations"] = [note | {"font": {"color": "@ink", "size": 11}}]
     return {"data": data, "layout": layout}
@@ -215,7 +215,8 @@ def styled(runs: Sequence[Run]) -> list[tuple[Run, str, str, str]]:
     return list(zip(runs, row_names(runs), colors, cycle(DASHES)))
 
 
-def _trace(x: Sequence[Any], y: Sequence[Any], name: str, color: str, dash: str, hover: str) -> dict[str, Any]:
+def curve(x: Sequence[Any], y: Sequence[Any], name: str, color: str, dash: str, hover: str) -> dict[str, Any]:
+    """A line through points; a gap where one is None."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -245,6 +246,7 @@ def _panel(x: str, y: str) -> Figure:
     }
 
 
-def _line(x0: float, x1: float, y0: float, y1: float, *, dash: str, yref: str = "y") -> dict[str, Any]:
+def rule(x0: float, x1: float, y0: float, y1: float, *, dash: str, yref: str = "y") -> dict[str, Any]:
+    """A quiet straight line below the data."""
     line = {"color": "@muted", "width": 1, "dash": dash}
     return {"type": "line", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "yref": yref, "line": line, "layer": "below"}

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from heads.report.documents import Documents
 from heads.report.figures import Figure
 from heads.report.frames import Thumbnail
+from heads.report.learning import learning_content
 from heads.report.names import ShownNames
 from heads.report.provenance_view import provenance_content, search_content
 from heads.report.scores_view import labels_content, methods_content
@@ -31,6 +32,7 @@ _SECTIONS = (
     ("methods", "Methods"),
     ("labels", "Labels"),
     ("search", "Search"),
+    ("training", "Training"),
     ("timelines", "Timelines"),
     ("provenance", "Provenance"),
 )
@@ -67,6 +69,7 @@ def render_page(
         **methods_content(documents, figures),
         **labels_content(documents, figures),
         **search_content(documents, figures),
+        **learning_content(documents, figures),
         **timeline_scores_content(best_run(documents.runs)),
         **timelines_content(ordered, found, thumbnails, names),
         **provenance_content(documents, names, features),

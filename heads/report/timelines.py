@@ -77,18 +77,20 @@ def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tu
         The timelines, and what could not be read with the reasons.
     """
     problems: list[str] = []
-    documents = [(path.name, read_json(path, problems)) for path in sorted(folder.rglob("*.predicted.json"))]
+    paths = sorted(folder.rglob("*.predicted.json"))
+    documents = [(path.name, document) for path in paths if (document := read_json(path, problems))]
     scored = run.timelines.get("recordings") if run is not None else None
-    documents += [(f"{TIMELINES_NAME}, recording {at + 1}", one) for at, one in enumerate(scored or ())]
+    if isinstance(scored, list):
+        documents += [(f"{TIMELINES_NAME}, recording {at + 1}", one) for at, one in enumerate(scored)]
     known = {clip.content: clip for clip in table.clips} if table is not None else {}
     timelines: dict[str, Timeline] = {}
     for name, document in documents:
-        if document:
-            try:
-                timeline = _timeline(document, known)
-                timelines.setdefault(timeline.recording, timeline)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                problems.append(f"{name}: it is no timeline ({type(error).__name__}: {error})")
+        try:
+            timeline = _timeline(document, known)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            problems.append(f"{name}: it is no timeline ({type(error).__name__}: {error})")
+        else:
+            timelines.setdefault(timeline.recording, timeline)
     return list(timelines.values()), problems
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from featurecache.errors import TrainingDataError
 from featurecache.leakage import touching
 from heads.folds import Folds, session_folds
-from heads.scoring.metrics import metrics_document
+from heads.scoring.metrics import macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds
 
 Rows = npt.NDArray[np.int64]
@@ -65,6 +65,23 @@ def cross_fitted_scores(
     for train, held_out in parts:
         scores[np.ix_(held_out, learnable)] = fit_scores(train, Y[train][:, learnable], held_out)
     return scores
+
+
+def fold_scores(fit_scores: FitScores, Y: Targets, fold_of: Folds) -> npt.NDArray[np.float64]:
+    """Macro-F1 of each held-out fold at a threshold of 0.5, (F,); NaN of one without a positive.
+
+    Args:
+        fit_scores: Fits and scores.
+        Y: Targets, shape (N, C), 0 or 1.
+        fold_of: Fold of each clip, shape (N,), from `session_folds`.
+
+    Raises:
+        TrainingDataError: As `cross_fitted_scores`.
+    """
+    scores = cross_fitted_scores(fit_scores, Y, fold_of)
+    scored = ~np.isnan(scores).any(axis=0)
+    own = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
+    return np.array([macro_f1(Y[rows][:, scored], scores[rows][:, scored]) for rows in own])
 
 
 def learnable_labels(Y: Targets, fold_of: Folds, *, clip_ids: Sequence[str] | None = None) -> npt.NDArray[np.bool_]:

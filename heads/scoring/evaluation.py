@@ -1,14 +1,17 @@
 """The one place that scores a bundle on held-out sessions, and keeps count of the looks.
 
-Each look is a line of a log: when, which bundle, which data, what came out. The line is on disk before the scores
-are given away, so a look cannot be taken back. A second look is allowed, counted, and said in the document. Held-out
-data is told by its sessions: neither other features nor corrected labels make it unseen again. Leaving one session
-out at a time reads the test sessions' labels too, so it counts as a look at them.
+A look is one occasion on which scores are given away: of one bundle, or of several that are compared, none of which can
+have been chosen by another's score. It has a line in a log for each bundle: when, which bundle, which data, what came
+out; the lines of one look share its id. They are on disk before the scores are given away, so a look cannot be taken
+back. A second look is allowed, counted, and said in the document. Held-out data is told by its sessions: neither other
+features nor corrected labels make it unseen again. Leaving one session out at a time reads the test sessions' labels
+too, so it counts as a look at them.
 """
 
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,30 +78,66 @@ def evaluate_bundle(
         The scores, and how many looks there have been at the same sessions.
 
     Raises:
-        TrainingDataError: If the split is empty or its arrays are unusable, or no label is on in it.
-        FingerprintMismatchError: If the features are not of the bundle's feature space.
-        OSError: If the log cannot be written; nothing is scored then.
+        As `evaluate_bundles`.
     """
-    check_labelled(data, bundle.labels, split)
-    if not data.Y.any():
-        raise TrainingDataError(
-            f"at least one label must be on in the {split} split, but none of {', '.join(bundle.labels)} is. "
-            f"Move a session with annotated activity into {split}."
-        )
-    scores = bundle.scores(data.X, fingerprint=fingerprint)
-    metrics = metrics_document(
-        data.Y, scores, bundle.thresholds, data.sessions, labels=bundle.labels, split=split, seed=seed
-    )
-    looks = log_look(log, bundle, split=split, sessions=data.sessions.tolist(), macro_f1=metrics["macro_f1"])
-    calibrated = None if bundle.calibration is None else bundle.calibration.apply(scores)
-    metrics |= {
-        **(leakage or {}),
-        **_looks(looks),
-        "calibration": calibration_document(data.Y, scores, calibrated, labels=bundle.labels),
-        "curves": curves(data.Y, scores, labels=bundle.labels),
-    }
-    counts = session_counts(data.Y, scores >= bundle.thresholds, data.sessions)
-    return Evaluation(metrics, looks, tuple(np.unique(data.sessions).tolist()), bundle.labels, counts)
+    candidates = [(bundle, data, fingerprint)]
+    (evaluation,) = evaluate_bundles(candidates, split=split, log=log, leakage=leakage, seed=seed)
+    return evaluation
+
+
+def evaluate_bundles(
+    candidates: Sequence[tuple[Bundle, LabelledFeatures, str]],
+    *,
+    split: str,
+    log: Path,
+    leakage: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> list[Evaluation]:
+    """Scores bundles on the same clips of a split and logs it as one look; nothing is scored unless all can be.
+
+    Args:
+        candidates: Each bundle with the split's labelled clips as it reads them, and the fingerprint of these features.
+        split: The split's name.
+        log: The look log, JSON lines; made if absent.
+        leakage: As `evaluate_bundle`.
+        seed: Of the confidence interval.
+
+    Returns:
+        The scores of each; all have the same number of looks.
+
+    Raises:
+        TrainingDataError: If the split is empty or its arrays are unusable, or no label is on in it.
+        FingerprintMismatchError: If features are not of their bundle's feature space.
+        BundleError: If two candidates are one bundle, or do not have the same labels and clips.
+        OSError: If the log cannot be written; no scores are given then.
+    """
+    for bundle, data, _ in candidates:
+        check_labelled(data, bundle.labels, split)
+        if not data.Y.any():
+            raise TrainingDataError(
+                f"at least one label must be on in the {split} split, but none of {', '.join(bundle.labels)} is. "
+                f"Move a session with annotated activity into {split}."
+            )
+    _check_comparable(candidates)
+    scores = [bundle.scores(data.X, fingerprint=fingerprint) for bundle, data, fingerprint in candidates]
+    documents = [
+        metrics_document(data.Y, own, bundle.thresholds, data.sessions, labels=bundle.labels, split=split, seed=seed)
+        for (bundle, data, _), own in zip(candidates, scores, strict=True)
+    ]
+    seen = [(bundle, metrics["macro_f1"]) for (bundle, _, _), metrics in zip(candidates, documents, strict=True)]
+    looks = log_look(log, seen, split=split, sessions=candidates[0][1].sessions.tolist())
+    found = []
+    for (bundle, data, _), own, metrics in zip(candidates, scores, documents, strict=True):
+        calibrated = None if bundle.calibration is None else bundle.calibration.apply(own)
+        metrics |= {
+            **(leakage or {}),
+            **_looks(looks),
+            "calibration": calibration_document(data.Y, own, calibrated, labels=bundle.labels),
+            "curves": curves(data.Y, own, labels=bundle.labels),
+        }
+        counts = session_counts(data.Y, own >= bundle.thresholds, data.sessions)
+        found.append(Evaluation(metrics, looks, tuple(np.unique(data.sessions).tolist()), bundle.labels, counts))
+    return found
 
 
 def compare_evaluations(ours: Evaluation, theirs: Evaluation, *, seed: int = 0) -> dict[str, Any]:
@@ -156,7 +195,7 @@ def evaluate_without_each_session(
     metrics = leave_one_session_out(
         fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=clip_ids, seed=seed
     )
-    looks = log_look(log, bundle, split=LEAVE_ONE_SESSION_OUT, sessions=test_sessions, macro_f1=metrics["macro_f1"])
+    looks = log_look(log, [(bundle, metrics["macro_f1"])], split=LEAVE_ONE_SESSION_OUT, sessions=test_sessions)
     return {**metrics, **(leakage or {}), **_looks(looks)}
 
 
@@ -166,15 +205,14 @@ def always_yes(data: LabelledFeatures, labels: Sequence[str], split: str) -> dic
     return metrics_document(data.Y, scores, np.full(len(labels), 0.5), data.sessions, labels=labels, split=split)
 
 
-def log_look(log: Path, bundle: Bundle, *, split: str, sessions: Sequence[str], macro_f1: float | None) -> int:
+def log_look(log: Path, seen: Sequence[tuple[Bundle, float | None]], *, split: str, sessions: Sequence[str]) -> int:
     """Appends a look to the log and forces it onto the disk.
 
     Args:
         log: The look log, JSON lines; made if absent.
-        bundle: Whose scores were seen.
+        seen: Each bundle whose scores are seen, and the macro-F1 that came out.
         split: The split's name, or what else was done.
         sessions: The session of each clip looked at.
-        macro_f1: What came out.
 
     Returns:
         How many looks these sessions have had, this one included.
@@ -183,37 +221,60 @@ def log_look(log: Path, bundle: Bundle, *, split: str, sessions: Sequence[str], 
         OSError: If it cannot be written.
     """
     sessions_sha256 = hashlib.sha256("\0".join(sorted(set(sessions))).encode()).hexdigest()
-    look = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bundle": bundle.digest,
-        "split": split,
-        "sessions_sha256": sessions_sha256,
-        "macro_f1": macro_f1,
-    }
+    look = {"look": secrets.token_hex(8), "at": datetime.now(UTC).isoformat(timespec="seconds"), "split": split}
+    lines = [
+        json.dumps({**look, "sessions_sha256": sessions_sha256, "bundle": bundle.digest, "macro_f1": macro_f1})
+        for bundle, macro_f1 in seen
+    ]
     private_folder(log.parent)
-    _append_line(log, json.dumps(look))
+    _append_lines(log, lines)
     return count_looks(log, sessions_sha256)
 
 
 def count_looks(log: Path, sessions_sha256: str) -> int:
-    """How many lines of a look log are of these sessions; a line that cannot be read counts, whatever it was of."""
-    count = 0
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    """How many looks of a log are at these sessions.
+
+    Lines of one id are one look, a line without an id is one of its own. A line that cannot be read counts, whatever it
+    was of.
+    """
+    looks: set[str | int] = set()
+    for number, line in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines()):
         try:
-            count += json.loads(line)["sessions_sha256"] == sessions_sha256
+            look = json.loads(line)
+            if look["sessions_sha256"] == sessions_sha256:
+                looks.add(str(look["look"]) if "look" in look else number)
         except (ValueError, KeyError, TypeError):
-            count += 1
-    return count
+            looks.add(number)
+    return len(looks)
+
+
+def _check_comparable(candidates: Sequence[tuple[Bundle, LabelledFeatures, str]]) -> None:
+    bundles = [bundle for bundle, _, _ in candidates]
+    digests = [bundle.digest for bundle in bundles]
+    if len(set(digests)) < len(digests):
+        raise BundleError(
+            f"different bundles must be compared, but two of the {len(digests)} are the same one "
+            f"({digests[0][:16]}). Name another with --against."
+        )
+    first, data, _ = candidates[0]
+    for bundle, theirs, _ in candidates[1:]:
+        is_same = np.array_equal(data.Y, theirs.Y) and np.array_equal(data.sessions, theirs.sessions)
+        if bundle.labels != first.labels or not is_same:
+            raise BundleError(
+                "bundles must be compared on the same labels and clips, but one has "
+                f"{', '.join(first.labels)} on {len(data.Y)} clips and the other {', '.join(bundle.labels)} on "
+                f"{len(theirs.Y)}. Train both on one clip table."
+            )
 
 
 def _looks(looks: int) -> dict[str, Any]:
     return {"looks": looks, **({"looks_warning": MANY_LOOKS} if looks > 1 else {})}
 
 
-def _append_line(path: Path, line: str) -> None:
+def _append_lines(path: Path, lines: Sequence[str]) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        file.write(b"\n" * is_torn + line.encode() + b"\n")
+        file.write(b"\n" * is_torn + "".join(f"{line}\n" for line in lines).encode())
         os.fsync(descriptor)

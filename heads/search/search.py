@@ -13,8 +13,11 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
 - A stack reads one set of inputs. Where there are several, 32 trials are out at once (.660) and the fullest stack
   trains; the others pause and gather what is asked for them meanwhile.
 - A trial is pruned at epochs 2, 4, 8, ... when its best score is below the median of completed trials there.
-- Each trial is asked of a sampler of its own, seeded by the seed and the trial's number. So a run gives the same
-  numbers each time, and a resumed one does not draw its first trials again.
+- Each trial is asked of a sampler of its own, seeded by the seed and the trial's place: how many were begun before it.
+  A trial that an interruption cut short is begun again, at its place and with its settings (at most twice: what kills
+  its process shall not do so for ever). So an unbroken run gives the same numbers bit for bit each time, and a resumed
+  one goes on with the trials that the unbroken one would have; only what the sampler learns from may come in another
+  order. What a trial gives depends on its settings and the seed alone.
 - The run is of the best convex trial unless one by steps is better beyond doubt (`search_summary.choose_trial`).
 - A trial that diverges counts as pruned at once: the sampler learns to stay away.
 
@@ -41,13 +44,16 @@ from heads.data import LabelledFeatures, LearningData
 from heads.engines.fitting import refitting
 from heads.engines.prepared import Prepared
 from heads.engines.training import FittedHead, RungReport, StackedTrainer
-from heads.folds import session_folds
+from heads.folds import Folds, session_folds
 from heads.runs import write_run
+from heads.scoring.cross_fitting import FitScores, fold_scores
 from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
 from heads.scoring.permutation import permutation_check
+from heads.scoring.statistics import seed_fold_spread
 from heads.search.convex_trials import InnerFolds, solve_trial
 from heads.search.shared_study import HEARTBEAT_S, open_shared_study
 from heads.search.study import (
+    AGAIN,
     CHOSEN,
     COMBINATION,
     COUNTS,
@@ -75,7 +81,9 @@ OnProgress = Callable[[int, int, float | None], None]
 STACKED_TRIALS = 16
 PRUNING_STARTS_AFTER = 10
 """Completed trials before any is pruned."""
-PERMUTATION_FOLDS = 5
+MOST_TRIES = 3
+"""Of a trial that is interrupted each time."""
+REFIT_FOLDS = 5
 
 
 def search_heads(
@@ -87,6 +95,7 @@ def search_heads(
     folder: Path,
     stacked_trials: int = STACKED_TRIALS,
     permutations: int = 0,
+    refit_seeds: int = 0,
     device: str = "cpu",
     storage: str | None = None,
     study_name: str = STUDY_NAME,
@@ -104,6 +113,8 @@ def search_heads(
         folder: The run's folder.
         stacked_trials: Trials that train at once.
         permutations: Fits of the best settings to shuffled labels, to see what chance gives.
+        refit_seeds: Seeds with which the best settings are fitted again across session folds, to see how far scores
+            spread.
         device: Where to train: `cpu`, `cuda`, ...
         storage: `postgresql://...` of a study that several processes share; None keeps it in the folder.
         study_name: Of a shared study.
@@ -123,6 +134,7 @@ def search_heads(
         ("stacked_trials", stacked_trials, 1),
         ("seed", seed, 0),
         ("permutations", permutations, 0),
+        ("refit_seeds", refit_seeds, 0),
     ):
         if number < least:
             raise SettingsError(f"{name} must be at least {least}, but it is {number}. Give a larger number.")
@@ -145,7 +157,8 @@ def search_heads(
         search = _Search(opened, prepared, choices, trials=trials, slots=stacked_trials, on_progress=on_progress)
         search.run()
         with opened.writing():
-            return _write(opened.study, prepared, choices, folder, permutations)
+            opened.keep_copy()
+            return _write(opened.study, prepared, choices, folder, permutations, refit_seeds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +211,7 @@ class _Search:
         if len(self._combinations) > self._convex:  # some of them, each once
             order = np.random.default_rng(prepared.seed).permutation(len(self._combinations))
             self._combinations = [self._combinations[at] for at in order]
+        self._steps_too = steps_too
         self._trials = trials if steps_too else min(trials, self._convex)
         self._stacks: dict[str, _Stack] = {}  # by inputs
         self._most_out = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
@@ -222,7 +236,7 @@ class _Search:
                 return
 
     def _ask(self) -> _Asked | None:
-        """The next trial; None where all are asked for, or enough are out."""
+        """The next trial, one that was interrupted first; None where all are asked for, or enough are out."""
         if sum(stack.out for stack in self._stacks.values()) >= self._most_out:
             return None
         with self._opened.claiming():
@@ -230,23 +244,38 @@ class _Search:
             taken = [trial for trial in known if trial.state in (*FINISHED, TrialState.RUNNING)]
             if len(taken) >= self._trials:
                 return None
-            fixed = self._next_convex(known)
-            if fixed is not None:
-                self._study.enqueue_trial(fixed, user_attrs={SOLVER: "convex", COMBINATION: _name(fixed)})
-            seed = np.random.SeedSequence((self._prepared.seed, len(known))).generate_state(1)[0]
-            self._study.sampler = optuna.samplers.TPESampler(seed=int(seed), multivariate=False, constant_liar=True)
+            if not any(trial.state == TrialState.WAITING for trial in known):  # else it was queued just before a kill
+                if (interrupted := _interrupted(known)) is not None:
+                    self._queue_again(interrupted)
+                elif (fixed := self._next_convex(known)) is not None:
+                    self._study.enqueue_trial(fixed, user_attrs={SOLVER: "convex", COMBINATION: _name(fixed)})
+                elif not self._steps_too:
+                    return None
             trial = self._opened.ask()
-            if trial.user_attrs.get(SOLVER) == "convex":
+            attributes = trial.user_attrs
+            seed = np.random.SeedSequence((self._prepared.seed, _place(attributes.get(AGAIN, trial.number), known)))
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=int(seed.generate_state(1)[0]), multivariate=False, constant_liar=True
+            )
+            if attributes.get(SOLVER) == "convex":
                 return _Asked(trial, None, self._choices.ask_convex(trial))
             return _Asked(trial, self._choices.ask(trial), {})
 
+    def _queue_again(self, interrupted: FrozenTrial) -> None:
+        """Queues a trial with the settings it had; where it was cut short while these were drawn, they are anew."""
+        attributes = interrupted.user_attrs
+        again = {AGAIN: attributes.get(AGAIN, interrupted.number)}
+        if attributes.get(SOLVER) == "convex":
+            combination = next(one for one in self._combinations if _name(one) == attributes[COMBINATION])
+            notes = {SOLVER: "convex", COMBINATION: attributes[COMBINATION], **again}
+            self._study.enqueue_trial(combination, user_attrs=notes)
+        else:
+            is_drawn = trial_settings(interrupted, self._choices) is not None
+            self._study.enqueue_trial(interrupted.params if is_drawn else {}, user_attrs=again)
+
     def _next_convex(self, known: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-        """The combination that the convex solver takes next, an interrupted one again; None after the last."""
-        begun = [
-            trial.user_attrs.get(COMBINATION)
-            for trial in known
-            if trial.user_attrs.get(SOLVER) == "convex" and trial.state != TrialState.FAIL
-        ]
+        """The combination that the convex solver takes next; None after the last."""
+        begun = {trial.user_attrs[COMBINATION] for trial in known if trial.user_attrs.get(SOLVER) == "convex"}
         if len(begun) >= min(self._convex, self._trials):
             return None
         return next(one for one in self._combinations if _name(one) not in begun)
@@ -338,12 +367,28 @@ class _Search:
             self._on_progress(len(finished), self._trials, max(values, default=None))
 
 
+def _interrupted(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The first trial that was interrupted each time and may be begun again: the try that came furthest."""
+    tries: dict[int, list[FrozenTrial]] = {}
+    for trial in known:
+        tries.setdefault(trial.user_attrs.get(AGAIN, trial.number), []).append(trial)
+    for of_trial in tries.values():
+        if len(of_trial) < MOST_TRIES and all(trial.state == TrialState.FAIL for trial in of_trial):
+            return max(of_trial, key=lambda trial: len(trial.params))
+    return None
+
+
+def _place(number: int, known: Sequence[FrozenTrial]) -> int:
+    """How many trials were begun before the one of this number; those begun again count once."""
+    return sum(trial.number < number for trial in known if AGAIN not in trial.user_attrs)
+
+
 def _name(combination: dict[str, Any]) -> str:
     return " ".join(str(combination[name]) for name in ("inputs", "normalization", "components"))
 
 
 def _write(
-    study: optuna.Study, prepared: Prepared, choices: Choices, folder: Path, permutations: int
+    study: optuna.Study, prepared: Prepared, choices: Choices, folder: Path, permutations: int, refit_seeds: int
 ) -> dict[str, Any]:
     """The run of the best settings, and what the search tells."""
     trials = study.get_trials(deepcopy=False)
@@ -357,6 +402,7 @@ def _write(
     highest = chosen.highest or chosen.trial
     settings, steps_of = with_steps(found, trials, choices)
     check = _permutation_check(prepared, settings, permutations) if permutations else None
+    spread = _spread(prepared, settings, refit_seeds) if refit_seeds else None
     states = [trial.state for trial in trials]
     write_private(folder / "trials.csv", trials_table(trials, choices).encode())
     return write_run(
@@ -377,26 +423,45 @@ def _write(
             "optimism": chosen.optimism,
             "importances": importances(trials),
             "permutation_check": check,
+            "spread": spread,
         },
     )
 
 
 def _permutation_check(prepared: Prepared, settings: HeadSettings, permutations: int) -> dict[str, Any]:
     """The best settings on training and validation sessions, against the same with labels dealt to wrong sessions."""
+    both, fold_of = _crossed(prepared, settings)
+    return permutation_check(
+        _refitting(prepared, settings, both, prepared.seed),
+        both.Y,
+        both.sessions,
+        fold_of,
+        permutations=permutations,
+        seed=prepared.seed,
+    )
+
+
+def _spread(prepared: Prepared, settings: HeadSettings, refit_seeds: int) -> dict[str, Any]:
+    """How far scores of the best settings spread over seeds and session folds; the convex solver draws nothing."""
+    both, fold_of = _crossed(prepared, settings)
+    seeds = [prepared.seed + at for at in range(1 if settings.solver == "convex" else refit_seeds)]
+    values = [fold_scores(_refitting(prepared, settings, both, seed), both.Y, fold_of) for seed in seeds]
+    return {**seed_fold_spread(np.stack(values)), "n_seeds": len(seeds), "n_folds": int(fold_of.max()) + 1}
+
+
+def _crossed(prepared: Prepared, settings: HeadSettings) -> tuple[LabelledFeatures, Folds]:
+    """Training and validation clips together, and folds of their sessions."""
     train, validation = prepared.train(settings.inputs), prepared.validation(settings.inputs)
     both = LabelledFeatures(
         np.concatenate([train.X, validation.X]),
         np.concatenate([train.Y, validation.Y]),
         np.concatenate([train.sessions, validation.sessions]),
     )
-    count = min(PERMUTATION_FOLDS, len(np.unique(both.sessions)))
+    count = min(REFIT_FOLDS, len(np.unique(both.sessions)))
+    return both, session_folds(both.Y, both.sessions, count=count, seed=prepared.seed)
+
+
+def _refitting(prepared: Prepared, settings: HeadSettings, both: LabelledFeatures, seed: int) -> FitScores:
     widths = prepared.data.train.part_widths(settings.inputs)
     unstopped = dataclasses.replace(settings, patience=0)
-    return permutation_check(
-        refitting(both, unstopped, seed=prepared.seed, device=prepared.device, part_widths=widths),
-        both.Y,
-        both.sessions,
-        session_folds(both.Y, both.sessions, count=count, seed=prepared.seed),
-        permutations=permutations,
-        seed=prepared.seed,
-    )
+    return refitting(both, unstopped, seed=seed, device=prepared.device, part_widths=widths)

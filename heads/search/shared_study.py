@@ -6,7 +6,7 @@ Notable choices:
   processes together ask for as many as wanted and no trial twice. The lock falls when its holder's connection does.
 - Optuna beats a heart for `optimize` alone, not for asked trials. So each process has a thread that beats for all
   trials it works on, the first time before it lets the lock go. A trial whose heart stopped is failed by whoever asks
-  next, and queued again with the same settings, at most twice: what kills its process should not kill all.
+  next, and begun again by the search as any interrupted one.
 - A process that was thought dead and comes back may end its trial, but that no longer counts.
 
 What this is not: a place for features or heads; each process has them in its own project.
@@ -23,19 +23,17 @@ from urllib.parse import urlsplit
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from featurecache.errors import StudyError
 from featurecache.files import private_folder
-from heads.search.study import SOLVER, OpenStudy, check_beginning, held, quiet_optuna
+from heads.search.study import SHARED_COPY_NAME, OpenStudy, check_beginning, copy_study, held, quiet_optuna
 
 if TYPE_CHECKING:
     import psycopg
 
 HEARTBEAT_S = 10
 _STALE_AFTER = 6  # heartbeats
-_RETRIES = 2
-_RETRY = "retry"
 
 
 class SharedStudy(OpenStudy):
@@ -71,7 +69,7 @@ class SharedStudy(OpenStudy):
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
-        """As the base; fails the trials of dead processes, and queues them again."""
+        """As the base."""
         with _locked(self._connection, self.study.study_name):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
@@ -97,6 +95,10 @@ class SharedStudy(OpenStudy):
         with self._own_lock:
             self._own.pop(trial.number, None)
         self.study.tell(trial, value, state=state, skip_if_finished=True)
+
+    def keep_copy(self) -> None:
+        """As the base."""
+        copy_study(self.study, self._folder / SHARED_COPY_NAME)
 
     def wait(self) -> None:
         """As the base."""
@@ -189,12 +191,6 @@ def open_shared_study(
 
 
 def _storage(url: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
-    def again(study: optuna.Study, trial: FrozenTrial) -> None:
-        retry = trial.user_attrs.get(_RETRY, 0) + 1
-        if retry <= _RETRIES:
-            solver = trial.user_attrs.get(SOLVER, "adamw")
-            study.enqueue_trial(trial.params, user_attrs={SOLVER: solver, _RETRY: retry})
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.storages.RDBStorage(
@@ -202,7 +198,6 @@ def _storage(url: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
             engine_kwargs={"pool_pre_ping": True},
             heartbeat_interval=heartbeat_s,
             grace_period=_STALE_AFTER * heartbeat_s,
-            heartbeat_stale_trial_callback=again,
         )
 
 

@@ -25,10 +25,14 @@ from featurecache.errors import StudyError
 from featurecache.files import private_folder
 
 JOURNAL_NAME, LOCK_NAME, STUDY_NAME = "study.journal", "study.lock", "tune"
+SHARED_COPY_NAME = "shared_study.journal"
+"""A shared study as it was when this folder's run was written, for the report; no search goes on from it."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 SOLVER, COMBINATION, CHOSEN = "solver", "combination", "chosen"
 """Notes of a trial: who fits it; which combination a convex one is; the settings chosen inside it."""
+AGAIN = "again"
+"""The number of the interrupted trial that this one begins again."""
 COUNTS, DIVERGED = "session_counts", "diverged_in_epoch"
 """Confusion counts of its candidates per validation session, (candidates, S, 3, C); the epoch where it diverged."""
 
@@ -86,6 +90,9 @@ class OpenStudy:
         """Ends a trial."""
         self.study.tell(trial, value, state=state)
 
+    def keep_copy(self) -> None:
+        """Leaves the study in the run's folder, if it lies elsewhere; called while writing."""
+
     def wait(self) -> None:
         """Passes some time while others work."""
 
@@ -130,6 +137,17 @@ def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.prune
             yield OpenStudy(study, folder)
         finally:
             _fail_running(study)
+
+
+def copy_study(study: optuna.Study, journal: Path) -> None:
+    """Writes the ended trials of a study as a journal file, in place of one that is there."""
+    part = journal.with_name(f"{journal.name}.part")
+    part.unlink(missing_ok=True)
+    _repair(part)
+    storage = optuna.storages.JournalStorage(_Journal(part))
+    copy = optuna.create_study(storage=storage, study_name=study.study_name, direction=study.direction)
+    copy.add_trials([trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()])
+    part.replace(journal)
 
 
 @contextmanager

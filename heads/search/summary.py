@@ -228,6 +228,16 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
             f"Across session folds these settings score {check['observed']:.3f}, and {check['permuted_mean']:.3f} with "
             f"labels dealt to the wrong sessions (p = {check['p_value']:.2g} of {len(check['permuted'])} shufflings)."
         )
+    spread = best["spread"]
+    if spread is not None and spread["sd_over_folds"] is not None:
+        drawn = (
+            "" if spread["sd_over_seeds"] is None else f", {spread['sd_over_seeds']:.3f} over {spread['n_seeds']} seeds"
+        )
+        lines.append(
+            f"Fitted again across {spread['n_folds']} session folds, they score {spread['mean']:.3f} on average, "
+            f"{spread['lowest']:.3f} to {spread['highest']:.3f}; standard deviation {spread['sd_over_folds']:.3f} over "
+            f"folds{drawn}."
+        )
     return lines
 
 

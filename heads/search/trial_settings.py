@@ -10,6 +10,7 @@ What this is not: a search, or training.
 """
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -53,16 +54,7 @@ class Choices:
         """
         frames = tuple(inputs for inputs in space.inputs if data.train.are_frames(inputs))
         vectors = tuple(inputs for inputs in space.inputs if inputs not in frames)
-        for kinds, fitting, what in (
-            ([kind for kind in space.kind if kind not in OF_FRAMES], vectors, "one feature vector per clip"),
-            ([kind for kind in space.kind if kind in OF_FRAMES], frames, "features of frames"),
-        ):
-            if bool(kinds) != bool(fitting):
-                found = f"kind {kinds[0]!r} is asked for and no such inputs" if kinds else f"no kind reads {fitting[0]}"
-                raise SettingsError(
-                    f"kinds and inputs of a search must fit each other, but of {what} {found}. "
-                    "Change search.kind or search.inputs; keep frames by features.keep."
-                )
+        _check_fit(space, vectors, frames)
         if space.solver == ("convex",) and space.kind != ("linear",):
             raise SettingsError(
                 f"the convex solver fits linear heads only, but search.kind is {', '.join(space.kind)}. "
@@ -122,6 +114,43 @@ class Choices:
         for name in ("batch_size", "patience", "normalization", "components"):
             drawn[name] = _choice(trial, name, getattr(space, name))
         return HeadSettings(**drawn)
+
+
+def _check_fit(space: SearchSpace, vectors: Sequence[str], frames: Sequence[str]) -> None:
+    """Refuses inputs that no kind reads, and kinds that no inputs serve.
+
+    Raises:
+        SettingsError: Naming what to write.
+    """
+    of_vectors = [kind for kind in space.kind if kind not in OF_FRAMES]
+    of_frames = [kind for kind in space.kind if kind in OF_FRAMES]
+    found = f"search.inputs are {_written(space.inputs)} and search.kind is {_written(space.kind)}"
+    if frames and not of_frames:
+        kinds = [*(of_vectors if vectors else ()), *OF_FRAMES]
+        raise SettingsError(
+            f"features of frames must have a head that reads frames, attention or temporal, but {found}. "
+            f"Write kind = {_written(kinds)} in [search], or inputs of one vector a clip, such as final/mean."
+        )
+    if vectors and not of_vectors:
+        kinds = ["linear", *(of_frames if frames else ())]
+        raise SettingsError(
+            "features of one vector a clip must have a head that reads them, linear or mlp, but "
+            f"{found}. Write kind = {_written(kinds)} in [search], or inputs of frames, such as final/frames."
+        )
+    for kinds, inputs, reads, example in (
+        (of_vectors, vectors, "one vector a clip", "final/mean"),
+        (of_frames, frames, "features of frames", "final/frames"),
+    ):
+        if kinds and not inputs:
+            raise SettingsError(
+                f"a head of kind {kinds[0]!r} must have inputs of {reads}, but {found}. "
+                f"Add such inputs, e.g. {example} (kept by features.keep), or leave {' and '.join(kinds)} out of kind."
+            )
+
+
+def _written(names: Sequence[str]) -> str:
+    """A list as TOML has it."""
+    return json.dumps(list(names))
 
 
 def _choice(trial: Trial, name: str, choices: Sequence[T]) -> T:

@@ -43,7 +43,8 @@ def agreement(
         ([{"start_us", "end_us", "label", "kind"}, ..]: `missed` is in the first file alone; the longest first).
 
     Raises:
-        AnnotationError: If a file is unreadable, they are of different recordings, or there is no time to compare.
+        AnnotationError: If a file is unreadable, they are of different recordings, there is no time or label to
+            compare, or a prediction has no predicted tier.
     """
     documents = read_eaf(first), read_eaf(second)
     origins = _origins(documents, (first, second))
@@ -51,7 +52,13 @@ def agreement(
         _read(document, path, labels_from, tiers, annotated_span, origin_ms)
         for document, path, origin_ms in zip(documents, (first, second), origins, strict=True)
     ]
-    labels = labels or sorted({one.label for own in both for one in own} - {annotated_span})
+    present = sorted({one.label for own in both for one in own} - {annotated_span})
+    if labels and present and not set(labels) & set(present):
+        raise AnnotationError(
+            f"two files must have a label of the project to be compared, which has {', '.join(labels)}, but "
+            f"{first.name} and {second.name} have {', '.join(present)}. Correct labels and tiers under [data]."
+        )
+    labels = labels or present
     within = _within(both, labels, annotated_span)
     compared = compare_timelines(*both, labels=labels, within=within)
     timelines = [{label: [list(span) for span in events(own, label, within)] for label in labels} for own in both]
@@ -94,6 +101,11 @@ def _read(
     own = document_intervals(document, labels_from, tiers, span, origin_ms)
     if ".predicted." not in path.name:
         return own
+    if not any(" (predicted" in tier for tier in document.tiers):
+        raise AnnotationError(
+            f"a file named *.predicted.eaf must have tiers named '... (predicted)', but {path.name} has "
+            f"{', '.join(document.tiers) or 'no tier'}. Rename the file to compare the tiers that it has."
+        )
     marks = [interval for interval in own if interval.label == span]
     return sorted(marks + predicted_intervals(document, time_origin_ms=origin_ms))
 

@@ -6,9 +6,11 @@ recording's clock, spans half-open:
     {"kind": "featurecache timeline", "format": 1,
      "recording": {"name", "content" (first 16 hex digits of its sha256), "duration_us"},
      "labels": [..], "thresholds": {label: ..},
-     "clips": {"length_us", "stride_us", "spans_us": [[start, end], ..], "scores": {label: [a score per clip]}},
+     "clips": {"length_us", "stride_us", "spans_us": [[start, end], ..],
+               "scores": {label: [a score per clip]}},        as trained: what the thresholds are of
      "scored_us": [[start, end], ..]            what the clips cover; elsewhere nothing is known
      "predicted": {label: [[start, end, confidence], ..]},
+     "calibrated": bool                          whether confidences are of calibrated probabilities, not of scores
      "annotated": {label: [[start, end], ..]} or null where the recording has no annotation,
      "annotated_us": [[start, end], ..] or null  what was annotated
      "settings": {.. of TimelineSettings}, "tuned": bool, "exclusive": [[label, ..], ..],
@@ -60,15 +62,16 @@ class Timeline:
         labels: The C labels.
         thresholds: Shape (C,).
         length_us: Length of a clip.
-        stride_us: From one clip's start to the next one's.
+        stride_us: From one clip's start to the next one's; the last may follow sooner.
         spans_us: The scored clips, shape (N, 2).
-        scores: Their probabilities, shape (N, C).
+        scores: Their scores as trained, shape (N, C).
         predicted: The timeline.
         annotated: The annotator's intervals; None where there is no annotation.
         annotated_us: What was annotated; None where there is no annotation.
         settings: How scores became intervals.
         tuned: Whether those settings were tuned on validation; else they are the defaults.
         exclusive: Groups of labels of which one at most is on at a time.
+        calibrated: Whether confidences are of calibrated probabilities; else they are of scores as trained.
         bundle: The bundle's digest.
         failed: Clips without a score, as (start_us, end_us, reason).
     """
@@ -88,6 +91,7 @@ class Timeline:
     settings: TimelineSettings
     tuned: bool
     exclusive: Sequence[Sequence[str]]
+    calibrated: bool
     bundle: str
     failed: Sequence[tuple[int, int, str]] = ()
 
@@ -146,6 +150,7 @@ def timeline_document(timeline: Timeline) -> dict[str, Any]:
         },
         "scored_us": [list(span) for span in timeline.scored_us],
         "predicted": by_label,
+        "calibrated": timeline.calibrated,
         "annotated": annotated,
         "annotated_us": None if timeline.annotated_us is None else [list(span) for span in timeline.annotated_us],
         "settings": dataclasses.asdict(timeline.settings),

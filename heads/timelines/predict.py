@@ -2,7 +2,8 @@
 
 Recordings may lie anywhere; features go into the project's cache, found by content as always. Clips have the length
 that the settings say and overlap by default (half a clip from one to the next), so that a border is known to about a
-quarter of a clip. Only the features that the bundle reads are extracted.
+quarter of a clip. The last clip ends where the recording ends, so that no tail goes unscored. Only the features that
+the bundle reads are extracted.
 
 One bad recording never stops the others: it is listed with its reason. A recording of which some clips could not be had
 is predicted where the others are, and lists them. Scores are computed in blocks of clips, so that memory does not grow
@@ -94,11 +95,11 @@ def predict_recordings(
 
     Args:
         project: Its settings say how features are made, how long a clip is, and where annotations are.
-        paths: The recordings' files.
+        paths: The recordings' files; one that stands there twice is done once.
         bundle: The bundle's folder.
         out: The folder for the files, made if missing. Recordings inside the project's folder of videos keep their
             folders below it.
-        stride_us: From one scored clip's start to the next one's.
+        stride_us: From one scored clip's start to the next one's; the last one follows sooner where it has to.
         exclusive: Groups of labels of which one at most is on at a time.
         allow_download: Whether the model may be fetched from the hub.
         on_progress: Called by the extraction.
@@ -120,17 +121,18 @@ def predict_recordings(
     if not recordings:
         return Predictions((), tuple(failed), (), Extraction(Progress(), ()), tuned)
     wanted = {
-        recording.sha256: clip_windows(recording.info.duration_us, length_us, stride_us) for recording in recordings
+        recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in recordings
     }
+    own = head.project_of(project)
     plan = plan_recordings(
-        project,
+        own,
         [(recording, wanted[recording.sha256]) for recording in recordings],
         keep=list(head.kept),
         adapter=None if head.adapter is None else open_adapter(head.adapter),
         allow_download=allow_download,
     )
     head.check_spaces(plan.spaces)
-    extraction = run_plan(project, plan, on_progress=on_progress)
+    extraction = run_plan(own, plan, on_progress=on_progress)
     reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
     annotations = find_annotations(project, [recording.name for recording in recordings])
     settings = tuned.settings if tuned is not None else default_settings(length_us)
@@ -144,6 +146,7 @@ def predict_recordings(
                 labels=head.labels,
                 thresholds=head.thresholds,
                 exclusive=exclusive,
+                calibrated=None if head.calibration is None else head.calibration.apply(scores),
                 **dataclasses.asdict(settings),
             )
             found = annotations.of.get(recording.name)
@@ -165,6 +168,7 @@ def predict_recordings(
                 settings=settings,
                 tuned=tuned is not None,
                 exclusive=exclusive,
+                calibrated=head.calibration is not None,
                 bundle=head.digest,
                 failed=lacking,
             )
@@ -172,6 +176,15 @@ def predict_recordings(
         except (FeatureCacheError, OSError) as error:
             failed.append(UnusableRecording(recording.name, _reason(error)))
     return Predictions(tuple(written), tuple(failed), annotations.left_out, extraction, tuned)
+
+
+def scored_windows(duration_us: int, length_us: int, stride_us: int) -> list[tuple[int, int]]:
+    """Clips of a recording that is no shorter than one: `clip_windows`, and one that ends with it if none does.
+
+    With a stride of at most a clip's length they cover all of the recording.
+    """
+    windows, last = clip_windows(duration_us, length_us, stride_us), (duration_us - length_us, duration_us)
+    return windows if windows[-1] == last else [*windows, last]
 
 
 def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -244,7 +257,7 @@ def _recordings(
     failed: list[UnusableRecording] = []
     stems: dict[str, str] = {}
     contents: dict[str, str] = {}
-    for path in paths:
+    for path in {path.absolute(): path for path in paths}.values():
         name = _name(project, path)
         try:
             recording = _examined(name, path, memo)
@@ -267,17 +280,19 @@ def _recordings(
 
 def _name(project: Project, path: Path) -> str:
     """The recording's path in the folder of videos; its file name where it lies elsewhere."""
-    try:
-        return path.resolve().relative_to(project.videos.resolve()).as_posix()
-    except ValueError:
-        return path.name
+    inside, place = path.resolve(), project.videos.resolve()
+    if place in inside.parents:
+        return inside.relative_to(place).as_posix()
+    return path.name or str(inside)
 
 
 def _examined(name: str, path: Path, memo: DigestMemo) -> Recording:
     if UNWRITABLE.search(name):
         raise UnreadableVideoError("the name holds a control character or is not UTF-8; rename it")
+    if path.is_dir():
+        raise UnreadableVideoError("it is a folder; name the recordings in it")
     if not path.is_file():
-        raise UnreadableVideoError("there is no such file" if not path.exists() else "it is not a plain file")
+        raise UnreadableVideoError("it is not a plain file" if path.exists() else "there is no such file")
     return Recording(name, path, memo.sha256(path), probe(path))
 
 

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from featurecache.annotations import Interval
 from featurecache.clips import covered_us, union_of
 from featurecache.errors import TimelineError
-from heads.scoring.metrics import MIN_SESSIONS, f1_scores, macro_over_labels, resampled_sessions
+from heads.scoring.metrics import MIN_SESSIONS, f1_scores, interval_of, macro_over_labels, resampled_sessions
 from heads.timelines.timeline import Spans
 
 IOUS = (0.1, 0.25, 0.5)
@@ -259,7 +259,7 @@ def scores_document(
 def _intervals(
     counts: npt.NDArray[np.int64], sessions: Sequence[str], seed: int, resamples: int = 2000
 ) -> tuple[dict[str, list[float]] | None, str]:
-    """95% percentile bootstrap intervals of macro segment F1, resampling sessions; or None and the reason."""
+    """95% bootstrap intervals of macro segment F1, resampling sessions (`interval_of`); or None and the reason."""
     names, of_recording = np.unique(np.array(sessions), return_inverse=True)
     if len(names) < MIN_SESSIONS:
         return None, f"an interval needs at least {MIN_SESSIONS} sessions to resample, but there are {len(names)}"
@@ -269,8 +269,7 @@ def _intervals(
     macro = macro_over_labels(f1_scores(np.tensordot(drawn, by_session, axes=1)))  # (resamples, IoUs)
     if np.isnan(macro).all():
         return None, "no label has an annotated event"
-    low, high = np.nanquantile(macro, [0.025, 0.975], axis=0)
-    return {_name(iou): [float(a), float(b)] for iou, a, b in zip(IOUS, low, high, strict=True)}, ""
+    return {_name(iou): list(interval_of(of_iou, len(names))) for iou, of_iou in zip(IOUS, macro.T, strict=True)}, ""
 
 
 def _errors(errors_us: Sequence[int]) -> dict[str, float | None]:

@@ -5,9 +5,9 @@ its borders are finer than what is scored here.
 
 `evaluate_timelines` gives
 
-    {"scores": the document of `timeline_scores.scores_document`,
+    {"scores": the document of `scores.scores_document`,
      "recordings": [{"session", "disagreements": [{"start_us", "end_us", "label", "kind"}, ..] the longest first,
-                     .. the document of `timeline_files.timeline_document`}, ..]}
+                     .. the document of `files.timeline_document`}, ..]}
 """
 
 import dataclasses
@@ -101,6 +101,7 @@ def evaluate_timelines(
             labels=bundle.labels,
             thresholds=bundle.thresholds,
             exclusive=exclusive,
+            calibrated=None if bundle.calibration is None else bundle.calibration.apply(scores),
             **dataclasses.asdict(settings),
         )
         intervals = [each.interval for each in predicted]
@@ -122,6 +123,7 @@ def evaluate_timelines(
             settings=settings,
             tuned=tuned is not None,
             exclusive=exclusive,
+            calibrated=bundle.calibration is not None,
             bundle=bundle.digest,
         )
         differing = disagreements(annotated, intervals, labels=bundle.labels, within=within)

@@ -17,8 +17,10 @@ threshold, interpolated between two centres:
 5. Labels that exclude each other: where two are on, the one further above its threshold (in log-odds) stays, and
    what gets too short by that is dropped.
 
-An interval's confidence is the mean of its smoothed score; it is no probability that the interval is right.
-Settings are tuned in `timeline_tuning`, on validation recordings. This is not a model of durations or of order.
+Scores as trained decide, since thresholds were tuned on them. An interval's confidence is for its reader: the mean of
+its smoothed calibrated probability where there is one, else of its smoothed score. It may lie below the threshold (of a
+rare label, whose scores training lifts), and is no probability that the interval is right.
+Settings are tuned in `tuning`, on validation recordings. This is not a model of durations or of order.
 """
 
 from collections.abc import Sequence
@@ -69,7 +71,7 @@ class TimelineSettings:
 
 @dataclass(frozen=True)
 class PredictedInterval:
-    """`[start_us, end_us)` during which `label` is predicted, with the mean of its smoothed score."""
+    """`[start_us, end_us)` during which `label` is predicted, with the mean of its smoothed probability."""
 
     start_us: int
     end_us: int
@@ -120,12 +122,13 @@ def predict_intervals(
     min_duration_us: int,
     max_gap_us: int,
     exclusive: Sequence[Sequence[str]] = (),
+    calibrated: npt.NDArray[np.floating] | None = None,
 ) -> list[PredictedInterval]:
     """The timeline of one recording.
 
     Args:
         spans_us: The scored clips, `[start_us, end_us)`, shape (N, 2), any order.
-        scores: Their probabilities, shape (N, C).
+        scores: Their scores as trained, which decide, shape (N, C).
         labels: Names of the C labels.
         thresholds: Shape (C,).
         smoothing: See `TimelineSettings`, here and below.
@@ -134,6 +137,7 @@ def predict_intervals(
         min_duration_us: Shorter intervals are dropped.
         max_gap_us: Gaps up to this are closed.
         exclusive: Groups of labels of which one at most may be on at a time.
+        calibrated: Calibrated probabilities, for the confidence alone, shape (N, C); None: the scores.
 
     Returns:
         Intervals by start; those of one label do not overlap.
@@ -144,7 +148,9 @@ def predict_intervals(
     groups = exclusive_groups(exclusive, labels)
     margins_at = np.log(_odds(thresholds))  # (C,)
     found: list[PredictedInterval] = []
-    for run in smoothed_runs(spans_us, scores, smoothing, smoothing_us):
+    runs = smoothed_runs(spans_us, scores, smoothing, smoothing_us)
+    of_readers = runs if calibrated is None else smoothed_runs(spans_us, calibrated, smoothing, smoothing_us)
+    for run, of_reader in zip(runs, of_readers, strict=True):
         by_label = [
             drop_short(close_gaps(on_spans(run, label, thresholds[label], hysteresis), max_gap_us), min_duration_us)
             for label in range(len(labels))
@@ -155,7 +161,7 @@ def predict_intervals(
             for label in group:
                 by_label[label] = drop_short(kept[label], min_duration_us)
         for label, own in enumerate(by_label):
-            track = run.scores[:, label]
+            track = of_reader.scores[:, label]
             found += [
                 PredictedInterval(start, end, labels[label], _mean_between(run.centres_us, track, start, end))
                 for start, end in own
@@ -273,7 +279,7 @@ def exclusive_groups(exclusive: Sequence[Sequence[str]], labels: Sequence[str]) 
         if unknown or len(set(group)) < max(2, len(group)):
             found = f"{unknown[0]!r} is none of {', '.join(labels)}" if unknown else f"one has {list(group)}"
             raise TimelineError(
-                "a rule of labels that exclude each other must name two or more different labels of the bundle, but "
+                "a rule of labels that exclude each other must name two or more different labels, but "
                 f"{found}. Correct exclusive under [timeline]."
             )
     return [[list(labels).index(name) for name in group] for group in exclusive]

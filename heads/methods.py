@@ -1,0 +1,23 @@
+"""What the methods are called in tables, on screen and in the report: the paper's names, and ours beside them.
+
+What this is not: the names of head kinds in settings (`settings.py`), or of the commands that make a run.
+"""
+
+from heads.settings import HeadKind
+
+FT_C_LORA, TIMESFORMER = "FT-C-LoRA", "TimeSformer"
+
+PAPER_ORDER = (TIMESFORMER, "ZSC-CO", "ZS-B", "ZSC-J", "FT-LC", "FT-MLP", "FT-Attention", "FT-Temporal", FT_C_LORA)
+"""Rows of the paper's Table 1 from top to bottom; other heads on frozen features stand beside its FT-LC."""
+
+_OF_KIND: dict[HeadKind, str] = {
+    "linear": "FT-LC",
+    "mlp": "FT-MLP",
+    "attention": "FT-Attention",
+    "temporal": "FT-Temporal",
+}
+
+
+def method_of_head(kind: HeadKind) -> str:
+    """The method that a head of a kind is, on features of a frozen backbone."""
+    return _OF_KIND[kind]
