@@ -3,11 +3,14 @@
     python benchmarks/bench_decode.py [--quick] [--video FILE ...]
 
 Recordings are made here: 1024 x 768 at 25 fps, texture with camera noise and things that move, 4 Mb/s in H.264:
-without B-frames, with 3 B-frames that nothing refers to, with x264's usual pyramid (where one B-frame in three is
-a reference), and in HEVC. Clips are 3 s with 16 frames, end to end. `sampled` is `read_clips` (RGB conversion
-included, resize not); `floor` is PyAV decoding every picture of the file, one thread, nothing kept. Both are CPU
-time, taken in turn on the same file; a figure is the ratio of the least of each, as other work on the machine only
-adds. Beside it stands the ratio when every picture is decoded.
+without B-frames, the same with a key picture every second as cameras write it, with 3 B-frames that nothing refers to,
+with x264's usual pyramid (where one B-frame in three is a reference), and in HEVC. Clips are 3 s with 16 frames, end
+to end. `sampled` is `read_clips` (RGB conversion included, resize not); `floor` is PyAV decoding every picture of the
+file, one thread, nothing kept. Both are CPU time, taken in turn on the same file; a figure is the ratio of the least
+of each, as other work on the machine only adds. Beside it stand the ratio when every picture is decoded, and two more
+floors: `references` is PyAV decoding the pictures that others refer to and no other; `needed` is PyAV decoding the
+packets that `read_clips` decodes, and nothing else: what is beyond it is conversion and bookkeeping. `sparse` is
+`read_clips` for a clip of 3 s every 12 s.
 
 `preprocess` compares, per clip: the recipe people write (seek to the clip, decode it all to RGB, pick 16 frames, the
 model's video processor) with `read_clips` and `FrameResize` over the same clips. `memory` is the peak of a process
@@ -24,13 +27,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.video.frame import PictureType
 
+from featurecache.decoding import MAX_PIXELS, decode, open_video
+from featurecache.nal_units import PacketReader
 from featurecache.resize import FrameResize
 from featurecache.video import ClipFrames, probe, read_clips
 
@@ -40,6 +47,7 @@ RATE = "bitrate=4000:vbv-maxrate=6000:vbv-bufsize=6000"
 HEVC_RATE = RATE + ":log-level=none"
 FILES = {
     "h264, no B-frames": ("libx264", f"bframes=0:{RATE}"),
+    "h264, key picture every second": ("libx264", f"keyint=25:scenecut=0:bframes=0:{RATE}"),
     "h264, 3 B-frames": ("libx264", f"bframes=3:b-adapt=0:b-pyramid=none:{RATE}"),
     "h264, 3 B-frames in a pyramid": ("libx264", f"bframes=3:b-adapt=0:b-pyramid=normal:{RATE}"),
     "hevc, no B-frames": ("libx265", f"bframes=0:{HEVC_RATE}"),
@@ -47,6 +55,7 @@ FILES = {
 }
 BOUNDS = {
     "h264, no B-frames": 1.15,
+    "h264, key picture every second": 1.15,
     "h264, 3 B-frames": 0.6,
     "h264, 3 B-frames in a pyramid": 1.15,
     "hevc, no B-frames": 1.15,
@@ -62,21 +71,33 @@ def scene(number: int, texture: np.ndarray, noise: list[np.ndarray]) -> np.ndarr
     return np.clip(picture + noise[number % len(noise)], 0, 255).astype(np.uint8)
 
 
-def make(path: Path, codec: str, preset: str, settings: str, seconds: int) -> None:
-    """Encode a recording of a scene."""
+def make(paths: dict[str, Path], preset: str, seconds: int) -> None:
+    """Encode one scene into recordings of every kind."""
     random = np.random.default_rng(0)
     coarse = torch.from_numpy(random.integers(40, 215, (1, 3, HEIGHT // 8 + 32, WIDTH // 8 + 128)).astype(np.float32))
     texture = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic")[0].permute(1, 2, 0).numpy()
     noise = [random.normal(0, 8, (HEIGHT, WIDTH, 1)).astype(np.float32) for _ in range(8)]
-    with av.open(str(path), "w") as container:
-        kind = "x264-params" if codec == "libx264" else "x265-params"
-        stream = container.add_stream(codec, rate=FPS, options={"preset": preset, kind: settings})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+    with ExitStack() as stack:
+        outputs = []
+        for kind, path in paths.items():
+            codec, settings = FILES[kind]
+            container = stack.enter_context(av.open(str(path), "w"))
+            options = (
+                {"preset": preset, "x264-params": settings}
+                if codec == "libx264"
+                else {"preset": "ultrafast", "x265-params": settings}
+            )
+            stream = container.add_stream(codec, rate=FPS, options=options)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            outputs.append((container, stream))
         for number in range(seconds * FPS):
-            frame = av.VideoFrame.from_ndarray(scene(number, texture, noise), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(scene(number, texture, noise), format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            for container, stream in outputs:
+                frame.pict_type = PictureType.NONE
+                container.mux(stream.encode(frame))
+        for container, stream in outputs:
+            container.mux(stream.encode())
 
 
 def repeat(source: Path, target: Path, count: int) -> None:
@@ -124,22 +145,50 @@ def read_sampled(path: Path, spans: list[tuple[int, int]], *, decode_all: bool) 
         raise SystemExit(f"only {had} of {len(spans)} clips of {path} could be had")
 
 
+def decode_some(path: Path, numbers: set[int]) -> None:
+    """Decode the packets of these numbers and no other."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.codec_context.thread_count = 1
+        for number, packet in enumerate(container.demux(stream)):
+            if number in numbers or not packet.size:
+                stream.codec_context.decode(packet)
+
+
+def references(path: Path) -> set[int]:
+    """Numbers of the packets whose pictures others may refer to."""
+    with av.open(str(path)) as container:
+        context = container.streams.best("video").codec_context
+        reader = PacketReader(context.codec.canonical_name, context.extradata)
+        packets = enumerate(container.demux(container.streams.best("video")))
+        return {number for number, packet in packets if packet.size and not reader.is_disposable(bytes(packet))}
+
+
+def needed(path: Path, spans: list[tuple[int, int]]) -> set[int]:
+    """Numbers of the packets that `read_clips` decodes."""
+    end_us = max(end_us for _, end_us in spans)
+    middles = [start + (2 * k + 1) * (end - start) / (2 * FRAMES) for start, end in spans for k in range(FRAMES)]
+    with open_video(path, max_pixels=MAX_PIXELS) as video:
+        ticks = sorted(video.to_ticks(round(middle)) for middle in middles)
+        steps = [step for step in decode(video, ticks) if step is not None and not step.is_end]
+        return {step.order for step in steps if not step.left_out and video.to_us(step.pts) < end_us}
+
+
 def measure_decoding(path: Path, turns: int) -> dict[str, float]:
     """Ratios of reading sampled frames to decoding the file once."""
     spans = spans_of(path)
-    works: list[Callable[[], object]] = [
-        lambda: decode_once(path),
-        lambda: read_sampled(path, spans, decode_all=False),
-        lambda: read_sampled(path, spans, decode_all=True),
-    ]
-    floor, sampled, every = (
-        min(times) for times in zip(*([cpu_s(work) for work in works] for _ in range(turns)), strict=True)
-    )
-    return {
-        "floor_s": floor,
-        "sampled": sampled / floor,
-        "sampled_decode_all": every / floor,
+    sparse, some, others_refer_to = spans[::4], needed(path, spans), references(path)
+    works: dict[str, Callable[[], object]] = {
+        "floor_s": lambda: decode_once(path),
+        "sampled": lambda: read_sampled(path, spans, decode_all=False),
+        "needed": lambda: decode_some(path, some),
+        "references": lambda: decode_some(path, others_refer_to),
+        "sparse": lambda: read_sampled(path, sparse, decode_all=False),
+        "sampled_decode_all": lambda: read_sampled(path, spans, decode_all=True),
     }
+    taken = [{name: cpu_s(work) for name, work in works.items()} for _ in range(turns)]
+    least = {name: min(turn[name] for turn in taken) for name in works}
+    return {name: value if name == "floor_s" else value / least["floor_s"] for name, value in least.items()}
 
 
 def measure_preprocessing(path: Path, turns: int) -> dict[str, float]:
@@ -223,14 +272,12 @@ def main() -> None:
     parser.add_argument("--video", type=Path, nargs="*", default=[], help="your own files")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    seconds, turns = (6, 2) if options.quick else (24, 5)
+    seconds, turns = (6, 1) if options.quick else (24, 5)
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = {kind: folder / f"{i}.mp4" for i, kind in enumerate(FILES)}
-        for kind, (codec, settings) in FILES.items():
-            preset = "ultrafast" if codec == "libx265" else "veryfast" if options.quick else "medium"
-            make(paths[kind], codec, preset, settings, seconds)
+        make(paths, "faster" if options.quick else "medium", seconds)
         for kind, path in [*paths.items(), *((str(path), path) for path in options.video)]:
             figures[kind] = measure_decoding(path, turns)
             print(kind, {key: round(value, 3) for key, value in figures[kind].items()}, file=sys.stderr, flush=True)

@@ -68,7 +68,12 @@ class ImportReport:
 
 
 def export_features(
-    root: Path | str, target: Path | str, *, tap: str = "final", pooling: str = "mean", space: str | None = None
+    root: Path | str,
+    target: Path | str,
+    *,
+    tap: str | None = None,
+    pooling: str | None = None,
+    space: str | None = None,
 ) -> ExportReport:
     """Write one feature space to one file, in bounded memory.
 
@@ -93,18 +98,16 @@ def export_features(
     chosen = cache.describe(tap, pooling, space)
     if chosen.stored_dtype == bfloat16.NAME:
         raise CacheFormatError(
-            f"an export must be of float16 or float32 features, but {tap}/{pooling} is stored in bfloat16. "
+            f"an export must be of float16 or float32 features, but {chosen.tap}/{chosen.pooling} is in bfloat16. "
             "Read it with FeatureCache.load instead."
         )
-    clips = cache.clips(space=chosen.fingerprint, tap=tap, pooling=pooling)
+    clips, clip_ids = cache.clips(space=chosen.fingerprint), cache.clip_ids(space=chosen.fingerprint)
     columns = {
-        "clip_id": np.array(cache.clip_ids(tap, pooling, chosen.fingerprint), "S"),
+        "clip_id": np.array(clip_ids, "S"),
         "video_sha256": np.array([digest for digest, _, _ in clips], "S64"),
         "start_us": np.array([start for _, start, _ in clips], np.int64),
         "end_us": np.array([end for _, _, end in clips], np.int64),
-        "timestamps_us": cache.timestamps_us(
-            cache.clip_ids(tap, pooling, chosen.fingerprint), tap, pooling, chosen.fingerprint
-        ),
+        "timestamps_us": cache.timestamps_us(clip_ids, space=chosen.fingerprint),
     }
     notes = {
         "format": EXPORT_FORMAT,
@@ -113,7 +116,7 @@ def export_features(
         "inputs": canonical_json(chosen.inputs),
         "provenance": canonical_json(list(chosen.provenance)),
     }
-    batches = (features for _, features in cache.iterate(_BATCH_ROWS, tap, pooling, chosen.fingerprint))
+    batches = (features for _, features in cache.iterate(_BATCH_ROWS, space=chosen.fingerprint))
     shape, dtype = (chosen.rows, *chosen.row_shape), np.dtype(chosen.stored_dtype)
     with _new_file(target) as temporary:
         write = _write_npz if target.suffix == ".npz" else _write_hdf5

@@ -185,7 +185,7 @@ def plan_extraction(
     planned: dict[_Clip, Recording] = {}
     for clip in clips:
         recording = usable.get(clip.recording)
-        reason = reasons.get(clip.recording) or _unfit(recording, clip.content)
+        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content)
         if recording is None or reason:
             failures.append(FailedClip(clip.clip_id, clip.recording, clip.start_us, clip.end_us, reason))
         else:
@@ -218,7 +218,7 @@ def plan_recordings(
     failures: list[FailedClip] = []
     planned: dict[_Clip, Recording] = {}
     for recording, spans in wanted:
-        reason = _unfit(recording, recording.sha256)
+        reason = why_unfit(recording, recording.sha256)
         for start_us, end_us in spans:
             if reason:
                 name = clip_id(recording.sha256, start_us, end_us)
@@ -368,9 +368,8 @@ def _known_timestamps(project: Project, plan: Plan) -> dict[str, npt.NDArray[np.
     known: dict[str, npt.NDArray[np.int64]] = {}
     for space in cache.spaces:
         if space.rows and space.inputs.get("sampling") == plan.space.inputs["sampling"]:
-            chosen = (space.tap, space.pooling, space.fingerprint)
-            ids = [name for name in cache.clip_ids(*chosen) if name in todo]
-            known.update(zip(ids, cache.timestamps_us(ids, *chosen), strict=True))
+            ids = [name for name in cache.clip_ids(space=space.fingerprint) if name in todo]
+            known.update(zip(ids, cache.timestamps_us(ids, space=space.fingerprint), strict=True))
     return known
 
 
@@ -416,7 +415,7 @@ def _segment_bytes(plan: Plan, name: str) -> int:
     return (_TOKENS_SEGMENT_MIB if plan.kept[name].pooling == "tokens" else _SEGMENT_MIB) << 20
 
 
-def _unfit(recording: Recording | None, content: str) -> str:
+def why_unfit(recording: Recording | None, content: str) -> str:
     """Why a recording cannot give the clips of the table; empty where it can."""
     if recording is None:
         return "the recording is not in the folder of videos"
@@ -466,8 +465,7 @@ def _stored(project: Project, plan: Plan) -> set[str]:
     held = {space.fingerprint for space in cache.spaces}
     if not all(space.fingerprint in held for space in plan.spaces.values()):
         return set()
-    chosen = [(plan.kept[name].tap, plan.kept[name].pooling, space.fingerprint) for name, space in plan.spaces.items()]
-    return set.intersection(*(set(cache.clip_ids(*one)) for one in chosen))
+    return set.intersection(*(set(cache.clip_ids(space=space.fingerprint)) for space in plan.spaces.values()))
 
 
 def _failures_csv(failures: Iterable[FailedClip]) -> bytes:

@@ -84,16 +84,32 @@ def parse_kept(text: str, taps: "Mapping[str, TapShape]") -> Kept:
     offered = {f"{name}/{way}": Kept(name, way) for name, shape in taps.items() for way in _poolings(shape)}
     if text in offered:
         return offered[text]
-    near = difflib.get_close_matches(text, offered, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else "Write it as tap/pooling, e.g. final/mean."
+    near = _nearest(tap, pooling, taps)
+    hint = f"Did you mean {near!r}?" if near else "Write it as tap/pooling, e.g. final/mean."
     if tap in taps:
         raise SettingsError(
             f"features.keep must name a pooling of {tap}, which are {', '.join(_poolings(taps[tap]))}, "
-            f"but it names {pooling!r}. {hint}"
+            f"but it names {pooling!r}{_WHY_NOT.get(pooling, '')}. {hint}"
         )
     raise SettingsError(
         f"features.keep must name taps of this model, which are {_listed(list(taps))}, but it names {tap!r}. {hint}"
     )
+
+
+_WHY_NOT = {
+    "cls": ", and there is no class token",
+    "motion": ", which takes two time steps, and there is one",
+}
+"""Of poolings that a tap may lack, after the name."""
+
+
+def _nearest(tap: str, pooling: str, taps: "Mapping[str, TapShape]") -> str | None:
+    """What was probably meant: a name that is written alike, and `mean` for a pooling that is not to be had."""
+    near_taps = [tap] if tap in taps else difflib.get_close_matches(tap, taps, n=1)
+    if not near_taps:
+        return None
+    near = difflib.get_close_matches(pooling, _poolings(taps[near_taps[0]]), n=1)
+    return f"{near_taps[0]}/{near[0] if near else 'mean'}"
 
 
 def row_shape(kept: Kept, taps: "Mapping[str, TapShape]") -> tuple[int, ...]:

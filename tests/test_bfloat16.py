@@ -97,5 +97,5 @@ def test_bfloat16_that_is_not_finite_is_refused(tmp_path: Path, bad: np.generic)
 
 def test_export_refuses_bfloat16(tmp_path: Path) -> None:
     write(tmp_path / "cache", _rows(), of=TOKENS)
-    with pytest.raises(CacheFormatError, match=r"stored in bfloat16.*FeatureCache\.load"):
+    with pytest.raises(CacheFormatError, match=r"is in bfloat16.*FeatureCache\.load"):
         export_features(tmp_path / "cache", tmp_path / "out.npz", tap="final", pooling="tokens")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,36 @@ def kill_a_claimer(project: Project) -> int:
         time.sleep(0.001)
 
 
+def keep_a_claimer_from_working(project: Project) -> None:
+    """Stops the first process that claims a recording, until all the others have ended."""
+    found: list[int] = []
+
+    def claimed() -> bool:
+        for claim in project.cache.glob("spaces/*/claims/[0-9a-f]*"):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                found.append(int(claim.read_text().split("-")[-2]))
+                return True
+        return False
+
+    _wait_until(claimed, limit_s=60, every_s=0.001)
+    os.kill(found[0], signal.SIGSTOP)
+    try:
+        _wait_until(lambda: _children(os.getpid()) == found[:1])
+    finally:
+        os.kill(found[0], signal.SIGCONT)
+
+
 def _children(pid: int) -> list[int]:
     """The extracting processes of a process."""
     found = [int(one) for path in Path(f"/proc/{pid}/task").glob("*/children") for one in path.read_text().split()]
     return [one for one in found if b"featurecache.devices" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
-def _wait_until(holds, limit_s: float = 300.0) -> None:
+def _wait_until(holds, limit_s: float = 300.0, every_s: float = 0.02) -> None:
     end = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def test_two_processes_give_the_rows_and_failures_of_one(project: Project) -> None:
@@ -80,7 +100,11 @@ def test_two_processes_give_the_rows_and_failures_of_one(project: Project) -> No
     (project.videos / "S3.mp4").unlink()
     one = open_project(Path(shutil.copytree(project.root, project.root.parent / "one")))
     alone = run_plan(one, plan_extraction(one))
-    both = extract_on_devices(project.root, project, plan_extraction(project), devices=PROCESSORS)
+    plan = plan_extraction(project)
+    with ThreadPoolExecutor(1) as pool:
+        kept_from_working = pool.submit(keep_a_claimer_from_working, project)
+        both = extract_on_devices(project.root, project, plan, devices=PROCESSORS)
+        kept_from_working.result()
     assert alone.progress.failed > 0
     assert {failure.recording for failure in alone.failures} == {"S3.mp4", "torn.mp4"}
     assert (both.extraction.failures, both.deaths) == (alone.failures, ())
@@ -91,7 +115,7 @@ def test_two_processes_give_the_rows_and_failures_of_one(project: Project) -> No
     ids = FeatureCache.open(one.cache).clip_ids()
     found, expected = (FeatureCache.open(each.cache).load(ids) for each in (project, one))
     assert np.abs(found - expected).max() <= 1e-5
-    assert _rows(project) == len(ids) == alone.progress.extracted
+    assert _rows(project) == len(ids) == alone.progress.extracted, "what one had claimed, the other left to it"
     assert not list(project.cache.glob("spaces/*/claims/*"))
 
 

@@ -76,6 +76,39 @@ def test_is_disposable_is_never_so_when_sub_layers_may_refer_to_the_lowest(tmp_p
         assert any(map(reader.is_disposable, changed[1:])) == expected
 
 
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.ts", "closed.mp4", "closed.ts", "open.mp4"])
+def test_is_restart_tells_where_a_decoder_may_begin(tmp_path, name):
+    hevc = f"open-gop={int(name == 'open.mp4')}:bframes=3:keyint=10:log-level=none"
+    recipe = FILES.get(name, {"codec": "libx265", "options": {"x265-params": hevc}})
+    path = write_video(tmp_path / name, count=80, **recipe)
+    codec, extradata, contents, packets = packets_of(path)
+    reader = PacketReader(codec, extradata)
+    restarts, plain = [], []
+    for number, content in enumerate(contents):
+        reader.is_disposable(content)
+        restarts += [number] * reader.is_restart
+        plain += [number] * reader.is_plain
+    keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+    assert restarts == (keys if name != "open.mp4" else keys[:1])
+    assert len(plain) >= 79, "parameter sets that repeat the last ones do not count"
+    changed = content[:-1] if name.endswith("mp4") else b"\0\0\1\x0a" + content  # torn, or a unit of another kind
+    reader.is_disposable(changed)
+    assert not reader.is_plain
+
+
+def test_is_plain_is_never_so_when_parameter_sets_are_other_ones(tmp_path):
+    codec, extradata, contents, _ = packets_of(write_video(tmp_path / "a.ts", count=80, **FILES["h264.ts"]))
+    reader = PacketReader(codec, extradata)
+    at = next(number for number, content in enumerate(contents) if number and b"\0\0\1\x68" in content)
+    for content in contents[:at]:
+        reader.is_disposable(content)
+    begin = contents[at].index(b"\0\0\1\x68") + 4
+    other = contents[at][:begin] + bytes([contents[at][begin] ^ 1]) + contents[at][begin + 1 :]
+    for content, expected in ((contents[at], True), (other, False), (contents[at], False), (contents[at], True)):
+        reader.is_disposable(content)
+        assert reader.is_plain == expected
+
+
 def test_is_consistent_ends_when_a_reference_is_missing_or_poses_as_none(tmp_path):
     codec, extradata, contents, packets = packets_of(write_video(tmp_path / "a.mp4", count=60, **FILES["h264.mp4"]))
     clean = PacketReader(codec, extradata)

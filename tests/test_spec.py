@@ -38,10 +38,13 @@ def test_parse_kept_gives_tap_and_pooling_when_the_model_has_them(text: str, sha
     ("text", "message"),
     [
         ("layer_9/mean", r"which are vision, layer_0 to layer_5, final, one, but it names 'layer_9'\. Did you mean"),
+        ("layer_9/cls", r"Did you mean 'layer_5/mean'\?"),
         ("finale/mean", r"Did you mean 'final/mean'\?"),
-        ("final", r"a pooling of final, which are mean, frames, tokens, motion, cls, but it names ''"),
-        ("vision/cls", r"a pooling of vision, which are mean, frames, tokens, motion, but it names 'cls'"),
-        ("one/motion", r"a pooling of one, which are mean, frames, tokens, but it names 'motion'"),
+        ("final", r"a pooling of final, which are mean, .*, motion, cls, but it names ''\. .* 'final/mean'\?"),
+        ("final/means", r"but it names 'means'\. Did you mean 'final/mean'\?"),
+        ("final/notion", r"but it names 'notion'\. Did you mean 'final/motion'\?"),
+        ("vision/cls", r"tokens, motion, but it names 'cls', and there is no class token\. .* 'vision/mean'\?"),
+        ("one/motion", r"tokens, but it names 'motion', which takes two time steps, and .* one\. .* 'one/mean'\?"),
         ("", r"Write it as tap/pooling, e\.g\. final/mean\."),
     ],
 )

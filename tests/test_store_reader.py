@@ -170,6 +170,30 @@ def test_load_asks_which_when_two_spaces_match(cache_root: Path) -> None:
     assert cache.load(names(make_rows(1)), space=space(frames=8).fingerprint[:12]).shape == (1, 24)
 
 
+def test_a_fingerprint_alone_decides_when_tap_and_pooling_are_not_given(cache_root: Path) -> None:
+    motion = space(pooling="motion")
+    write(cache_root, make_rows(2), of=motion)
+    cache = FeatureCache.open(cache_root)
+    for given in (motion.fingerprint, motion.fingerprint[:12]):
+        assert cache.describe(space=given).pooling == "motion"
+        assert cache.describe("final", space=given) == cache.describe("final", "motion") == cache.describe(space=given)
+    assert cache.load(names(make_rows(2)), space=motion.fingerprint[:12]).shape == (2, 24)
+    assert (len(cache.clip_ids(space=motion.fingerprint)), len(cache.clip_ids())) == (2, 30)
+
+
+@pytest.mark.parametrize("given", [{"pooling": "mean"}, {"tap": "layer_2"}, {"tap": "layer_2", "pooling": "motion"}])
+def test_a_fingerprint_is_refused_when_tap_or_pooling_contradict_it(cache_root: Path, given: dict[str, str]) -> None:
+    motion = space(pooling="motion")
+    write(cache_root, make_rows(2), of=motion)
+    cache = FeatureCache.open(cache_root)
+    with pytest.raises(
+        MissingFeaturesError, match=rf"{motion.fingerprint[:16]} must be the .*, but it is final/motion"
+    ):
+        cache.describe(space=motion.fingerprint, **given)
+    with pytest.raises(MissingFeaturesError, match="must hold a feature space ffffffffffff, but it holds final/mean"):
+        cache.describe(space="f" * 12)
+
+
 @pytest.mark.parametrize(
     "bad", ["", "abc", "0123456789abcdef-0", "0123456789abcdef-0-1-2", "0123456789ABCDEF-0-1", "0123456789abcdef--1-1"]
 )

@@ -243,6 +243,22 @@ def test_read_clips_converts_each_picture_once_when_spans_overlap(made, monkeypa
     assert len(arrays) == len(converted)
 
 
+def test_read_clips_makes_each_picture_fit_once_when_it_is_decoded(made):
+    spans = [(s, s + SECOND) for s in range(0, 3 * SECOND, 250_000)]
+    whole = read_all(made / "b_frames.mp4", spans)
+    fitted = []
+
+    def corner(picture: np.ndarray) -> np.ndarray:
+        fitted.append(picture.shape)
+        return picture[:8, :8].copy()
+
+    clips = read_all(made / "b_frames.mp4", spans, fit=corner)
+    assert len(fitted) == len({t for clip in clips for t in clip.timestamps_us.tolist()})
+    for clip, other in zip(clips, whole, strict=True):
+        assert np.array_equal(clip.timestamps_us, other.timestamps_us)
+        assert np.array_equal(clip.frames, other.frames[:, :8, :8])
+
+
 def test_read_clips_yields_early_and_decodes_nothing_after_the_last_clip(made):
     data = bytearray((made / "b_frames.mp4").read_bytes())
     for offset, size in packet_places(made / "b_frames.mp4")[60:]:
@@ -271,8 +287,12 @@ GROUPED = {
     "irregular.mkv": {"options": {"x264-params": DEEP, "g": "30"}},
     "late.flv": {"options": {"x264-params": FLAT}},
     "turned.mp4": {"options": {"x264-params": FLAT}, "rotation": (90, False, True)},
+    "seconds.mp4": {"options": {"bf": "0", "g": "10"}},
+    "seconds.ts": {"options": {"x264-params": DEEP, "g": "10"}},
+    "seconds_hevc.mp4": {"codec": "libx265", "options": {"x265-params": "open-gop=0:keyint=10" + QUIET}},
+    "intra.mkv": {"options": {"g": "1"}},
 }
-"""B-frames that others don't refer to: left out where no sample falls on them."""
+"""Pictures that no other refers to, or that stand before an IDR picture: left out where no sample needs them."""
 UNGROUPED = {
     "fields.mp4": {"options": {"x264-params": FLAT + ":tff=1", "flags": "+ildct+ilme"}},
     "sub_layers.mp4": {"codec": "libx265", "options": {"x265-params": "bframes=4:temporal-layers=3" + QUIET}},
@@ -311,7 +331,7 @@ def some_spans(random: np.random.Generator, path: Path) -> tuple[list[tuple[int,
 
 def left_out_share(path: Path, spans: list[tuple[int, int]], frame_count: int) -> float:
     with open_video(path, max_pixels=video.MAX_PIXELS) as opened:
-        sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, video.MAX_PIXELS)
+        sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, None, video.MAX_PIXELS)
         steps = [step for step in decode(opened, sampler.ticks) if step is not None]
         for step in steps:
             sampler.advance(step)  # raises where a sample falls on a picture that was left out
@@ -346,9 +366,27 @@ def test_decode_leaves_out_what_no_sample_falls_on_and_nothing_refers_to(grouped
     assert [left_out_share(grouped / name, spans, 4) for name in UNGROUPED] == [0.0] * 4
 
 
+def test_decode_leaves_out_what_stands_between_the_last_sample_and_where_the_coding_begins_anew(grouped):
+    sparse = [(100_000, 500_000), (2_600_000, 2_700_000)]  # in the first, the second and the seventh ten pictures
+    assert left_out_share(grouped / "seconds.mp4", sparse, 2) > 0.5
+    assert left_out_share(grouped / "seconds.ts", sparse, 2) > 0.5
+    assert left_out_share(grouped / "seconds_hevc.mp4", sparse, 2) > 0.5
+    assert left_out_share(grouped / "intra.mkv", [(0, 4_800_000)], 16) > 0.8
+    assert (
+        left_out_share(grouped / "open_groups.mkv", sparse, 2) < left_out_share(grouped / "flat.mp4", sparse, 2) + 0.2
+    )
+
+
+def test_decode_keeps_no_long_list_of_what_it_left_out(tmp_path):
+    path = write_video(tmp_path / "long.mp4", count=3000, options={"bf": "0", "g": "10"})
+    left_out = [step.left_out for step in steps_of(path, [(119_000_000, 119_500_000)], 2)]
+    longest = max(len(run) for run in "".join("x" if one else " " for one in left_out).split())
+    assert 1000 < longest < 1100
+
+
 def steps_of(path: Path, spans: list[tuple[int, int]], frame_count: int) -> list[Step]:
     with open_video(path, max_pixels=video.MAX_PIXELS) as opened:
-        sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, video.MAX_PIXELS)
+        sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, None, video.MAX_PIXELS)
         return [step for step in decode(opened, sampler.ticks) if step is not None]
 
 
@@ -384,7 +422,7 @@ def test_decode_leaves_out_no_reference_whose_damaged_header_says_otherwise(grou
 def test_sampler_asks_for_every_picture_when_a_sample_falls_on_one_left_out(grouped):
     with open_video(grouped / "flat.mp4", max_pixels=video.MAX_PIXELS) as opened:
         for first_left_out in (False, True):
-            sampler = video._Sampler(opened, [video._Clip(0, SECOND)], 1, video.MAX_PIXELS)
+            sampler = video._Sampler(opened, [video._Clip(0, SECOND)], 1, None, video.MAX_PIXELS)
             tick = sampler.ticks[0]
             if first_left_out:
                 with pytest.raises(NeededAfterAll):
@@ -545,6 +583,8 @@ def test_read_clips_fails_the_clip_across_when_the_picture_changes_size(tmp_path
     first, across, second = read_all(path, spans)
     assert (first.frames.shape[1:3], second.frames.shape[1:3]) == ((96, 176), (192, 320))
     assert "one size" in across.reason
+    _, again, _ = read_all(path, spans, fit=lambda picture: picture[:8, :8])
+    assert again == across
     first, across, second = read_all(path, spans, max_pixels=20_000)
     assert isinstance(first, ClipFrames)
     assert "at most 20000 pixels" in across.reason

@@ -125,15 +125,15 @@ class FeatureCache:
         return (*self._stray, *(one for view in self._views.values() for one in view.damage))
 
     def load(
-        self, clip_ids: Sequence[str], tap: str = "final", pooling: str = "mean", space: str | None = None
+        self, clip_ids: Sequence[str], tap: str | None = None, pooling: str | None = None, space: str | None = None
     ) -> npt.NDArray[Any]:
         """Features of clips.
 
         Args:
             clip_ids: `<16 hex digits>-<start_us>-<end_us>`, any order, repeats allowed.
-            tap: Where in the backbone.
-            pooling: How tokens became one array.
-            space: Fingerprint, or its first digits, where several spaces match.
+            tap: Where in the backbone; `final` where neither this nor `space` is given.
+            pooling: How tokens became one array; `mean` where neither this nor `space` is given.
+            space: Fingerprint, or its first digits: says alone which feature space is meant.
 
         Returns:
             Features in the order asked, shape (N, D) or (N, ...), in the stored dtype. numpy has no bfloat16: such
@@ -151,7 +151,7 @@ class FeatureCache:
         return self._load_from(self._choose(tap, pooling, space), clips, clip_ids, _View.read_features)
 
     def timestamps_us(
-        self, clip_ids: Sequence[str], tap: str = "final", pooling: str = "mean", space: str | None = None
+        self, clip_ids: Sequence[str], tap: str | None = None, pooling: str | None = None, space: str | None = None
     ) -> npt.NDArray[np.int64]:
         """Presentation times of the frames each clip's feature was computed from, shape (N, T).
 
@@ -161,7 +161,7 @@ class FeatureCache:
         return self._load_from(self._choose(tap, pooling, space), clips, clip_ids, _View.read_timestamps)
 
     def iterate(
-        self, batch_rows: int, tap: str = "final", pooling: str = "mean", space: str | None = None
+        self, batch_rows: int, tap: str | None = None, pooling: str | None = None, space: str | None = None
     ) -> Iterator[tuple[list[str], npt.NDArray[Any]]]:
         """All features in the order they lie on disk, in memory for one batch at a time.
 
@@ -186,19 +186,21 @@ class FeatureCache:
             clips = Clips(index.clips.prefixes[positions], index.span_us[positions])
             yield names, self._load_from(fingerprint, clips, names, _View.read_features)
 
-    def clip_ids(self, tap: str = "final", pooling: str = "mean", space: str | None = None) -> list[str]:
+    def clip_ids(self, tap: str | None = None, pooling: str | None = None, space: str | None = None) -> list[str]:
         """Every clip of a feature space, in the order rows lie on disk."""
         index = self._views[self._choose(tap, pooling, space)].index
         return index.clip_names(index.in_stored_order())
 
-    def clips(self, tap: str = "final", pooling: str = "mean", space: str | None = None) -> list[tuple[str, int, int]]:
+    def clips(
+        self, tap: str | None = None, pooling: str | None = None, space: str | None = None
+    ) -> list[tuple[str, int, int]]:
         """Every clip as (sha256 of the recording's content, start_us, end_us), in the order rows lie on disk."""
         index = self._views[self._choose(tap, pooling, space)].index
         order = index.in_stored_order()
         digits, spans = index.video_sha256[order].tobytes().hex(), index.span_us[order].tolist()
         return [(digits[64 * i : 64 * i + 64], start, end) for i, (start, end) in enumerate(spans)]
 
-    def describe(self, tap: str = "final", pooling: str = "mean", space: str | None = None) -> Space:
+    def describe(self, tap: str | None = None, pooling: str | None = None, space: str | None = None) -> Space:
         """The one feature space that matches; arguments and errors as for `load`."""
         return self._views[self._choose(tap, pooling, space)].describe()
 
@@ -235,20 +237,25 @@ class FeatureCache:
         clips = parse_clip_ids([clip_id])
         return tuple(view.describe() for view in self._views.values() if view.index.find(clips)[0] >= 0)
 
-    def _choose(self, tap: str, pooling: str, fingerprint: str | None) -> str:
+    def _choose(self, tap: str | None, pooling: str | None, fingerprint: str | None) -> str:
         """Fingerprint of the one space that matches."""
-        matching = [
-            view
-            for view in self._views.values()
-            if (view.space.tap, view.space.pooling) == (tap, pooling)
-            and view.space.fingerprint.startswith(fingerprint or "")
-        ]
+        if not fingerprint:
+            tap, pooling = tap or "final", pooling or "mean"
+        named = [view for view in self._views.values() if view.space.fingerprint.startswith(fingerprint or "")]
+        matching = [view for view in named if tap in (None, view.space.tap) and pooling in (None, view.space.pooling)]
         matching = [view for view in matching if len(view.index) or view.damage] or matching
+        feature = f"{tap or 'any tap'}/{pooling or 'any pooling'}" if tap or pooling else ""
+        asked = " ".join(filter(None, (feature, (fingerprint or "")[:16])))
         if not matching:
             held = ", ".join(
-                f"{v.space.tap}/{v.space.pooling} {v.space.fingerprint[:16]}" for v in self._views.values()
+                f"{view.space.tap}/{view.space.pooling} {view.space.fingerprint[:16]}"
+                for view in named or self._views.values()
             )
-            asked = f"{tap}/{pooling}" + (f" {fingerprint[:16]}" if fingerprint else "")
+            if fingerprint and named:
+                raise MissingFeaturesError(
+                    f"the feature space {fingerprint[:16]} must be the {feature} asked for, but it is {held}. "
+                    "Leave tap and pooling out, or ask for its own."
+                )
             raise MissingFeaturesError(
                 f"the cache must hold a feature space {asked}, but it holds {held or 'none'}. "
                 "Ask for one of these, or run featurecache extract."
@@ -256,7 +263,7 @@ class FeatureCache:
         if len(matching) > 1:
             differing = sorted(differences(matching[0].space, matching[1].space))
             raise AmbiguousSpaceError(
-                f"one feature space must match {tap}/{pooling}, but {len(matching)} do: "
+                f"one feature space must match {asked}, but {len(matching)} do: "
                 f"{', '.join(view.space.fingerprint[:16] for view in matching)} (they differ in "
                 f"{', '.join(differing)}). Pass space= with the fingerprint of the one you mean."
             )

@@ -1,0 +1,180 @@
+"""Opening a local recording safely: its video stream, its clock, and where it ends. Nothing is decoded here.
+
+- Only regular local files of known video containers are opened (`CONTAINERS`): FFmpeg may use no protocol
+  but `file`, so a playlist, a concat script or a URL that calls itself .mp4 is refused before it can ask
+  for anything else. External references inside MOV files stay unread, which is FFmpeg's default.
+- The stream is the one FFmpeg calls best (default flag, then bit rate and frames seen), never a cover
+  picture or a thumbnail track.
+- One decoding thread: FFmpeg then reports an error for the packet that caused it, and the recordings of a
+  project keep the other cores busy.
+"""
+
+import math
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from featurecache.errors import UnreadableVideoError, UnsafeFileError
+
+MAX_PIXELS = 8192 * 4320
+"""Largest picture that is decoded unless asked otherwise: 8K cinema, 106 MB as RGB."""
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,mxf_opatom,dv,ivf"
+_NO_HEADER = frozenset({"mpeg", "mpegts"})  # FFmpeg's durations are estimates there
+_NOT_A_RECORDING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_GENERATE_PTS = 0x0001  # AVFMT_FLAG_GENPTS
+_READ_TIMEOUT_S = 60.0  # for one read of the container, where a hostile index could loop for ever
+_PADDING_PIXELS = 64 * 16384  # FFmpeg's limit counts rows that are padded to 64 pixels
+_CUT_OFF_US = 100_000  # that the header may promise beyond the last packet
+_MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class OpenVideo:
+    """An opened recording and the stream that is read.
+
+    Attributes:
+        container: The file.
+        stream: Its video stream.
+        zero_us: The container's start time, which is zero on the recording's clock.
+        time_base: Length of one tick of the stream, in seconds.
+    """
+
+    container: InputContainer
+    stream: VideoStream
+    zero_us: int
+    time_base: Fraction
+
+    def to_us(self, ticks: int) -> int:
+        """The stream's ticks on the recording's clock, to the nearest microsecond."""
+        unit = 2 * self.time_base.denominator
+        return (2 * ticks * self.time_base.numerator * _MICROSECONDS + unit // 2) // unit - self.zero_us
+
+    def to_ticks(self, time: int, parts: int = 1) -> int:
+        """The last tick of the stream that is not after `time / parts` microseconds on the recording's clock."""
+        scaled = (time + parts * self.zero_us) * self.time_base.denominator
+        return scaled // (parts * self.time_base.numerator * _MICROSECONDS)
+
+    @property
+    def declared_end_us(self) -> int | None:
+        """Where the header says the video (or else the whole file) ends, None where it doesn't say."""
+        if self.container.format.name in _NO_HEADER:
+            return None
+        if self.stream.duration is not None and self.stream.duration > 0:
+            return self.to_us((self.stream.start_time or 0) + self.stream.duration)
+        if self.container.duration is not None and self.container.duration > self.zero_us:
+            # The formats without a duration per stream count from zero, not from their first picture.
+            return self.container.duration - max(self.zero_us, 0)
+        return None
+
+    def is_cut_off(self, end: int) -> bool:
+        """Whether more was meant to follow after the last packet, which ends at `end` ticks."""
+        if self.container.format.name == "mpegts":
+            return all(self.container.size % length for length in (188, 192, 204))
+        return self.declared_end_us is not None and self.declared_end_us - _CUT_OFF_US > self.to_us(end)
+
+    @property
+    def frame_interval(self) -> int:
+        """One picture at the average rate, in ticks; 0 where the rate is unknown."""
+        rate = self.stream.average_rate
+        return round(1 / (rate * self.time_base)) if rate else 0
+
+
+@contextmanager
+def open_video(path: Path, *, max_pixels: int) -> Iterator[OpenVideo]:
+    """Open a local recording and find its video stream; nothing is decoded yet.
+
+    Raises:
+        UnreadableVideoError: If it is no regular file, no video, or its pictures are too large.
+        UnsafeFileError: If it is of a kind that may refer to other files or hosts.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UnreadableVideoError(f"a recording must be a readable file, but {error}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableVideoError(f"a recording must be a regular file, but '{path}' is a folder, pipe or device.")
+    if status.st_size == 0:
+        raise UnreadableVideoError(f"a recording must hold a video, but '{path}' is empty. Copy it again.")
+    try:
+        container = av.open(
+            f"file:{path.absolute()}",
+            options={"max_pixels": str(max_pixels + _PADDING_PIXELS)},
+            container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
+            metadata_errors="replace",
+            timeout=_READ_TIMEOUT_S,
+        )
+    except av.error.ArgumentError as error:
+        raise UnsafeFileError(
+            f"a recording must be a video file of a known container, but '{path}' is of another kind "
+            "(a playlist or an image?) or its header is invalid. Convert it to MP4."
+        ) from error
+    except av.error.FFmpegError as error:
+        raise UnreadableVideoError(
+            f"a recording must be a readable video, but '{path}' cannot be opened ({error.strerror})."
+        ) from error
+    with container:
+        stream = _choose_stream(container, path)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > max_pixels:
+            raise UnreadableVideoError(
+                f"a picture must have at most {max_pixels} pixels, but '{path}' has {width} x {height}."
+            )
+        stream.codec_context.thread_count = 1
+        stream.codec_context.copy_opaque = True
+        stream.codec_context.options = {"max_pixels": str(max_pixels + _PADDING_PIXELS)}
+        if container.format.name == "avi":
+            container.flags &= ~_GENERATE_PTS  # they would be guessed as if no picture were reordered
+        yield OpenVideo(container, stream, container.start_time or 0, stream.time_base or Fraction(1, _MICROSECONDS))
+
+
+def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
+    usable = [
+        s for s in container.streams.video if s.codec_context is not None and not s.disposition & _NOT_A_RECORDING
+    ]
+    if not usable:
+        raise UnreadableVideoError(f"a recording must hold a video stream that can be decoded, but '{path}' has none.")
+    best = container.streams.best("video")
+    return best if isinstance(best, VideoStream) and best in usable else usable[0]
+
+
+def last_packet_ends_us(video: OpenVideo) -> tuple[int | None, int]:
+    """Where the video stream's packets end, and where any stream's do, on the recording's clock.
+
+    Reads from the last key packet, or from the start where that finds no picture. Ends the use of `video`.
+    """
+    for target in (2**62, 0):
+        try:
+            video.container.seek(target)
+        except av.error.FFmpegError:
+            if target == 0:
+                break
+            continue
+        video_end, any_end = None, 0
+        try:
+            for packet in video.container.demux():
+                time = packet.pts if packet.pts is not None else packet.dts
+                if not packet.size or time is None or packet.time_base is None:
+                    continue
+                length = packet.duration or 0
+                if packet.stream_index == video.stream.index:
+                    length = length or video.frame_interval
+                ticks_us = (time + length) * packet.time_base * _MICROSECONDS
+                end = math.floor(ticks_us + Fraction(1, 2)) - video.zero_us
+                any_end = max(any_end, end)
+                if packet.stream_index == video.stream.index:
+                    video_end = end if video_end is None else max(video_end, end)
+        except av.error.FFmpegError:
+            pass  # what was read until here is what there is
+        if video_end is not None:
+            return video_end, any_end
+    return None, 0
