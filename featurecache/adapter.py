@@ -15,7 +15,7 @@ from pathlib import Path
 from featurecache.errors import ModelNotFoundError
 from featurecache.files import sha256_of_file
 
-FAMILIES = ("llava_next_video",)
+FAMILIES = ("llava_next_video", "llava_onevision")
 """`model_type` in config.json of the models that can go on from stored tokens, and so can be trained from them."""
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"

@@ -37,6 +37,9 @@ class SmallClips:
     def read(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         return {"x": self.x[list(numbers)]}
 
+    def expect(self, numbers: Sequence[int]) -> None:
+        self.expected = list(numbers)
+
 
 def loop(network: nn.Module | None = None, **options: Any) -> FineTuning:
     train = SmallClips(37, 1)

@@ -24,6 +24,7 @@ from featurecache.backbones.adapter import attach_adapter
 from featurecache.errors import (
     BundleError,
     CheckpointError,
+    DivergedError,
     FingerprintMismatchError,
     ModelNotFoundError,
     SettingsError,
@@ -39,7 +40,7 @@ from heads.runs import train_bundle
 from heads.settings import HeadSettings
 from tests.projects import make_project, make_table
 from tests.small_finetuning import SmallClips, SmallNetwork, loop, parameters
-from tests.tiny_models import IMAGE_PX, make_llava_next_video
+from tests.tiny_models import IMAGE_PX, make_llava_next_video, pixels_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 
@@ -55,8 +56,10 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llava_next_video(tmp_path_factory.mktemp("deep"), layers=4)
 
 
-def network(model: Path, inputs: str = "final/mean", tokens: str = "layer_0/tokens", **options: Any) -> AdaptedNetwork:
-    backbone = open_backbone(open_inputs(model, prompt=PROMPT, frames=4, resize="crop"), dtype="float32", device="cpu")
+def network(
+    model: Path, inputs: str = "final/mean", tokens: str = "layer_0/tokens", prompt: str = PROMPT, **options: Any
+) -> AdaptedNetwork:
+    backbone = open_backbone(open_inputs(model, prompt=prompt, frames=4, resize="crop"), dtype="float32", device="cpu")
     names = inputs.split("+")
     widths = [backbone.inputs.taps[name.split("/")[0]].width for name in names]
     torch.manual_seed(5)
@@ -97,8 +100,9 @@ def stored(network: AdaptedNetwork, pixels: np.ndarray, *names: str) -> dict[str
 
     rows = {}
     with network.language_model.disable_adapter(), torch.inference_mode():
-        encoded = backbone.encode_frames(backbone.preprocess(pixels), ["final"]).unflatten(0, (-1, 4))
-        for tap, states in backbone.states(encoded, [name.split("/")[0] for name in names]):
+        taps = [name.split("/")[0] for name in names]
+        encoded = backbone.encode_frames(pixels_of(backbone, pixels), taps).unflatten(0, (-1, 4))
+        for tap, states in backbone.states(encoded, taps):
             for name in names:
                 if name.split("/")[0] == tap:
                     rows[name] = pool(states, name.split("/")[1])
@@ -336,7 +340,14 @@ def test_training_says_so_when_it_diverges() -> None:
     run = loop(SmallNetwork())
     with torch.no_grad():
         run.network.head.bias.fill_(float("nan"))
-    with pytest.raises(SettingsError, match=r"in step 1 the loss is nan.*Lower"):
+    with pytest.raises(DivergedError, match=r"after epoch 0 the validation loss is nan.*Lower"):
+        run.run()
+
+
+def test_training_says_so_when_a_step_diverges() -> None:
+    run = loop(SmallNetwork())
+    run.train.x[:] = float("inf")
+    with pytest.raises(DivergedError, match=r"in step 1 the loss is nan.*Lower"):
         run.run()
 
 
@@ -461,7 +472,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, deep_model: Path) -> Proje
     return project
 
 
-def tuned(project: Project, inputs: str = "final/mean+final/motion+vision/mean", name: str = "tune") -> Path:
+def tuned(
+    project: Project, inputs: str = "final/mean+final/motion+vision/mean", name: str = "tune", l2: float = 0.01
+) -> Path:
     from featurecache.clips_csv import read_table
     from heads.data import LearningData
     from heads.loading import load_split
@@ -471,7 +484,7 @@ def tuned(project: Project, inputs: str = "final/mean+final/motion+vision/mean",
     _, spaces = project_spaces(project, keep=names)
     cache = FeatureCache.open(project.cache)
     train, validation = (load_split(table, split, cache, spaces).data for split in ("train", "validation"))
-    settings = HeadSettings(inputs=inputs, solver="convex", l2=0.01)
+    settings = HeadSettings(inputs=inputs, solver="convex", l2=l2)
     data = LearningData(train, validation, table.labels, spaces)
     train_bundle(data, settings=settings, seed=0, folder=project.runs / name)
     return project.runs / name / "bundle"
@@ -588,7 +601,7 @@ def test_merged_weights_give_the_adapted_features(finished: LoraRun, deep_model:
         )
         if adapter is not None:
             attach_adapter(backbone, adapter)
-        encoded = backbone.encode_frames(backbone.preprocess(frames()), ["final"]).unflatten(0, (-1, 4))
+        encoded = backbone.encode_frames(pixels_of(backbone, frames()), ["final"]).unflatten(0, (-1, 4))
         ((_, states),) = backbone.states(encoded, ["final"])
         pooled.append(states.tokens)
     assert relative(*pooled) < 1e-5

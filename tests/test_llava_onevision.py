@@ -17,6 +17,7 @@ from featurecache.backbones.family import Backbone, TapShape, TapStates
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
 from tests.tiny_families import FRAMES, LAYERS, WIDTH, make_llava_onevision
+from tests.tiny_models import pixels_of
 
 IMAGE_PX = 40
 PROMPT = "user: describe the hand . <video>"
@@ -116,8 +117,8 @@ def test_encode_frames_does_the_work_of_tower_and_projector_on_each_frame_alone(
 def test_states_are_computed_in_the_dtype_that_is_asked_for(folder: Path, dtype: str, bound: float) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 48, 64, 3), dtype=np.uint8)
     half, exact = (_open(folder, dtype=name) for name in (dtype, "float32"))
-    ours = _states(half, half.preprocess(frames)[None], ["final"])["final"].tokens
-    plain = _states(exact, exact.preprocess(frames)[None], ["final"])["final"].tokens
+    ours = _states(half, pixels_of(half, frames)[None], ["final"])["final"].tokens
+    plain = _states(exact, pixels_of(exact, frames)[None], ["final"])["final"].tokens
     assert ours.dtype == getattr(torch, dtype)
     assert 1e-6 < (ours.float() - plain).norm() / plain.norm() < bound
 
@@ -126,7 +127,7 @@ def test_preprocess_agrees_with_the_models_own_processor(folder: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 15, 20, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     processor = LlavaOnevisionProcessor.from_pretrained(folder).video_processor
     plain = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")["pixel_values_videos"][0]
-    assert ((_open(folder).preprocess(frames) - plain) * 0.5 * 255).abs().max() <= 2.01
+    assert ((pixels_of(_open(folder), frames) - plain) * 0.5 * 255).abs().max() <= 2.01
 
 
 def test_identity_counts_only_words_before_the_video_and_only_for_the_taps_they_change(folder: Path) -> None:

@@ -36,12 +36,13 @@ _FAMILIES = {
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 
-def find_model(model: str, *, allow_download: bool = False) -> Path:
+def find_model(model: str, *, allow_download: bool = False, setting: str = "features.model") -> Path:
     """The folder with the model's files.
 
     Args:
         model: `demo`, a local folder, or the name of a hub repository whose snapshot is on this machine.
         allow_download: Fetch the repository from the Hugging Face hub when it is not here. The only network use.
+        setting: What names the model, for the messages.
 
     Raises:
         ModelNotFoundError: If there is no such folder and no such snapshot.
@@ -53,7 +54,7 @@ def find_model(model: str, *, allow_download: bool = False) -> Path:
         return folder
     if len(Path(model).parts) != 2 or folder.is_absolute() or model.startswith((".", "~")):
         raise ModelNotFoundError(
-            f"features.model must be a folder or a hub repository such as llava-hf/LLaVA-NeXT-Video-7B-hf, "
+            f"{setting} must be a folder or a hub repository such as llava-hf/LLaVA-NeXT-Video-7B-hf, "
             f"but {model!r} is neither. "
             "Copy the model to this machine and name its folder."
         )
@@ -65,12 +66,12 @@ def find_model(model: str, *, allow_download: bool = False) -> Path:
     except LocalEntryNotFoundError as error:
         raise ModelNotFoundError(
             f"the model {model!r} must be on this machine, but no snapshot of it is in the Hugging Face cache. "
-            "Name a local folder in features.model, or run once with --allow-download."
+            f"Name a local folder in {setting}, or run once with --allow-download."
         ) from error
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise ModelNotFoundError(
             f"the model {model!r} must be downloadable, but the hub answered: {str(error).splitlines()[0]} "
-            "Check the name and the connection, or name a local folder in features.model."
+            f"Check the name and the connection, or name a local folder in {setting}."
         ) from error
 
 

@@ -2,7 +2,8 @@
 
 The language model alone is handed to PEFT, so the vision tower, whose layers have the same names, is never touched.
 Layers are replaced in place: the backbone goes on through the same objects, with nothing to switch. New adapters
-change nothing (B starts at zero). Their weights are float32 whatever the model's dtype.
+change nothing (B starts at zero). Their weights are float32 whatever the model's dtype. An adapter that was trained on
+4-bit weights says so in its file's header, and is attached to, or merged into, weights that are rounded alike.
 
 Not here: training; what an adapter does to fingerprints (`featurecache/adapter.py`).
 
@@ -17,16 +18,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from featurecache.backbones.four_bit import is_quantised, quantise, round_weights
+
+# isort: split
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save as tensors_to_bytes
 from transformers import AutoModelForImageTextToText
 
-from featurecache.adapter import CONFIG_NAME, WEIGHTS_NAME
+from featurecache.adapter import CONFIG_NAME, WEIGHTS_NAME, open_adapter
 from featurecache.backbones.files import DTYPES, quiet_loading
 from featurecache.errors import ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
+
+_BASE_WEIGHTS, _FOUR_BIT = "base_weights", "nf4"
+"""In the header of an adapter's weights, where they were trained on rounded ones."""
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 
@@ -78,7 +85,10 @@ def write_adapter(model: PeftModel, folder: Path) -> None:
     """Writes an adapter's two files; they hold no path and no name of the base model."""
     private_folder(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
-    write_private(folder / WEIGHTS_NAME, tensors_to_bytes(tensors, metadata={"format": "pt"}))
+    metadata = {"format": "pt"}
+    if is_quantised(model.get_base_model()):
+        metadata[_BASE_WEIGHTS] = _FOUR_BIT
+    write_private(folder / WEIGHTS_NAME, tensors_to_bytes(tensors, metadata=metadata))
     config = {**model.peft_config["default"].to_dict(), "base_model_name_or_path": None, "inference_mode": True}
     ready = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     write_private(folder / CONFIG_NAME, (json.dumps(ready, indent=2, sort_keys=True) + "\n").encode())
@@ -89,11 +99,14 @@ def attach_adapter(backbone: Any, folder: Path) -> None:
 
     Raises:
         ModelNotFoundError: If the files are damaged or of another model.
+        SettingsError: If it was trained on 4-bit weights and bitsandbytes is not installed.
     """
     decoder = backbone.model.language_model
     with quiet_loading(folder, "adapter"), _peft():
         with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
             stored = set(file.keys())
+        if _is_on_four_bit(folder):
+            quantise(decoder, open_adapter(folder).first_layer)
         model = PeftModel.from_pretrained(decoder, folder, local_files_only=True)
     expected = set(get_peft_model_state_dict(model))
     if stored != expected:  # PEFT warns only, and leaves such weights out
@@ -122,6 +135,8 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
             model_folder, local_files_only=True, use_safetensors=True, dtype=DTYPES[dtype]
         )
     with quiet_loading(adapter_folder, "adapter"), _peft():
+        if _is_on_four_bit(adapter_folder):
+            round_weights(model.model.language_model, open_adapter(adapter_folder).first_layer)
         adapted = PeftModel.from_pretrained(model.model.language_model, adapter_folder, local_files_only=True)
         model.model.language_model = adapted.merge_and_unload(safe_merge=True)
     private_folder(out)
@@ -133,6 +148,11 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
             shutil.copyfile(path, out / path.name)
     for path in out.iterdir():
         path.chmod(0o600)
+
+
+def _is_on_four_bit(folder: Path) -> bool:
+    with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
+        return (file.metadata() or {}).get(_BASE_WEIGHTS) == _FOUR_BIT
 
 
 @contextmanager

@@ -5,7 +5,10 @@ it is asked for, so the layers above the deepest one asked for never run, and no
 of a batch have one length, so there is no attention mask and attention takes its causal fast path; there is no
 key-value cache and there are no logits. Gradients flow, if there are parameters that want them.
 
-Not here: embedding words, what stands in front of the video, generating text.
+Without gradients on a CPU the widest arrays of a layer, those inside its MLP, are computed for some tokens at a time,
+and no copy of the states is kept beside them: the same numbers in the same time, and a third of the memory less.
+
+Not here: what stands in front of the video, generating text.
 """
 
 from collections.abc import Iterator
@@ -17,7 +20,9 @@ from torch import Tensor
 from featurecache.errors import UnsupportedModelError
 
 DECODERS = ("llama", "mistral", "qwen2")
-"""Model types whose forward is exactly this loop."""
+"""Model types whose forward is exactly this loop, and whose layers are exactly these two sums."""
+
+_TOKENS_AT_ONCE = 512  # of each clip, in an MLP on a CPU: fewer take longer, more take more memory
 
 
 def hidden_states(decoder: Any, states: Tensor, first: int = 0) -> Iterator[Tensor]:
@@ -34,9 +39,35 @@ def hidden_states(decoder: Any, states: Tensor, first: int = 0) -> Iterator[Tens
     positions = torch.arange(states.shape[1], device=states.device)[None]  # (1, S)
     rotary = decoder.rotary_emb(states, position_ids=positions)
     yield states
+    shared = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary, "use_cache": False}
+    by_parts = states.device.type == "cpu" and not torch.is_grad_enabled()
     for depth, layer in enumerate(decoder.layers[first:], start=first + 1):
-        states = layer(states, attention_mask=None, position_ids=positions, position_embeddings=rotary, use_cache=False)
+        if by_parts:
+            states = states + layer.self_attn(layer.input_layernorm(states), **shared)[0]
+            for part in torch.split(states, _TOKENS_AT_ONCE, dim=1):
+                part.add_(layer.mlp(layer.post_attention_layernorm(part)))
+        else:
+            states = layer(states, **shared)
         yield decoder.norm(states) if depth == len(decoder.layers) else states
+
+
+@torch.no_grad()
+def prefix_states(model: Any, prefix_ids: Tensor, layer: int) -> Tensor:
+    """`hidden_states[layer]` of the words before the video, which no video changes.
+
+    Args:
+        model: The inner model with its language model, without logits.
+        prefix_ids: Token ids, shape (S_prefix,); there may be none.
+        layer: Layers behind the states, 0 <= layer < N.
+
+    Returns:
+        Shape (S_prefix, D).
+    """
+    words: Tensor = model.get_input_embeddings()(prefix_ids.to(model.device))[None]
+    if not len(prefix_ids):
+        return words.flatten(0, 1)  # (0, D) at every layer
+    depths = enumerate(hidden_states(model.language_model, words))
+    return next(states[0] for depth, states in depths if depth == layer)
 
 
 def require_decoder(config: Any, longest: int) -> None:

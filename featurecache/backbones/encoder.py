@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -73,9 +71,9 @@ class EncoderInputs:
             "preprocessing": self.frame_resize.identity(),
         }
 
-    def preprocess(self, frames: npt.NDArray[np.uint8], model: Any) -> Tensor:
-        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
-        return self.frame_resize(torch.from_numpy(frames).to(model.device), model.dtype)
+    def normalize(self, pictures: Tensor, model: Any) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
+        return self.frame_resize.normalized(pictures.to(model.device), model.dtype)
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,9 @@ class ClipEncoder:
         self.parts = parts
         self.arrange = arrange
 
-    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
-        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
-        return self.inputs.preprocess(frames, self.parts.model)
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
+        return self.inputs.normalize(pictures, self.parts.model)
 
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:  # noqa: ARG002
         """The pixels themselves."""

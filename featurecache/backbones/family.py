@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from featurecache.resize import FrameResize
@@ -74,8 +72,8 @@ class Backbone(Protocol):
         """All of the model but its weights."""
         ...
 
-    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
-        """Frames (F, H, W, 3) uint8 RGB -> pixels (F, 3, image_px, image_px) in the model's dtype, on its device."""
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
         ...
 
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import (
@@ -149,9 +147,9 @@ class FrameEncoder:
         self.inputs = inputs
         self.parts = parts
 
-    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
-        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
-        return self.inputs.preprocess(frames, self.parts.model)
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
+        return self.inputs.normalize(pictures, self.parts.model)
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:

@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoProcessor
 
-from featurecache.backbones.decoder import hidden_states, require_decoder
+from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, digests, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_resize, frame_rule, require_size
@@ -141,9 +139,9 @@ class LlavaNextVideoBackbone:
             config=config,
         )
 
-    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
-        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
-        return self.inputs.frame_resize(torch.from_numpy(frames).to(self.model.device), self.model.dtype)
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
+        return self.inputs.frame_resize.normalized(pictures.to(self.model.device), self.model.dtype)
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str] = ()) -> Tensor:  # noqa: ARG002
@@ -188,12 +186,9 @@ class LlavaNextVideoBackbone:
         video: Tensor = self.model.multi_modal_projector(encoded.flatten(1, 2))
         return video
 
-    @torch.no_grad()
     def prefix_states(self, layer: int) -> Tensor:
         """`hidden_states[layer]` of the words before the video, which no video changes, shape (S_prefix, D)."""
-        words = self.model.get_input_embeddings()(self.inputs.prefix_ids.to(self.model.device))[None]
-        depths = hidden_states(self.model.language_model, words)
-        return next(states for depth, states in enumerate(depths) if depth == layer)[0]
+        return prefix_states(self.model, self.inputs.prefix_ids, layer)
 
     def behind_prefix(self, video: Tensor, layer: int = 0) -> Tensor:
         """Video tokens' states at a layer, behind those of the prefix: (B, S, D) -> (B, S_prefix + S, D).

@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisionProcessor
 
-from featurecache.backbones.decoder import hidden_states, require_decoder
+from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
 from featurecache.backbones.encoder import siglip_parts
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, load_frozen, quiet_loading
@@ -123,9 +121,9 @@ class LlavaOnevisionBackbone:
         )
         self._tower = siglip_parts(self.model.vision_tower)
 
-    def preprocess(self, frames: npt.NDArray[np.uint8]) -> Tensor:
-        """Pixels (F, 3, image_px, image_px) of frames (F, H, W, 3), in the model's dtype, on its device."""
-        return self.inputs.frame_resize(torch.from_numpy(frames).to(self.model.device), self.model.dtype)
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
+        return self.inputs.frame_resize.normalized(pictures.to(self.model.device), self.model.dtype)
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:
@@ -145,9 +143,10 @@ class LlavaOnevisionBackbone:
             yield "vision", TapStates(encoded)
             if not wanted:
                 return
-            encoded = torch.stack([self._project(frames) for frames in encoded])
-        prefix = self.inputs.prefix_ids.to(encoded.device)
-        words = self.model.get_input_embeddings()(prefix).expand(len(encoded), -1, -1)  # (B, S_prefix, D)
+            projected = self.project(encoded)  # (B, S, D)
+            encoded = projected.reshape(*encoded.shape[:2], -1, projected.shape[-1])
+        prefix = self.prefix_states(0)
+        words = prefix.expand(len(encoded), -1, -1)  # (B, S_prefix, D)
         depths = hidden_states(self.model.language_model, torch.cat([words, encoded.flatten(1, 2)], dim=1))
         for tap in list(self.inputs.taps)[1:]:
             if not wanted:
@@ -157,6 +156,14 @@ class LlavaOnevisionBackbone:
                 wanted.remove(tap)
                 yield tap, TapStates(video)
             del video  # before the next layer runs
+
+    def project(self, encoded: Tensor) -> Tensor:
+        """The video tokens that the language model gets: (B, T, patches, D_vision) -> (B, S, D), tap `layer_0`."""
+        return torch.stack([self._project(frames) for frames in encoded]).flatten(1, 2)
+
+    def prefix_states(self, layer: int) -> Tensor:
+        """`hidden_states[layer]` of the words before the video, which no video changes, shape (S_prefix, D)."""
+        return prefix_states(self.model, self.inputs.prefix_ids, layer)
 
     def _project(self, tokens: Tensor) -> Tensor:
         """(F, patches, D_vision) -> (F, P, D), pooled by two."""

@@ -1,4 +1,4 @@
-"""TimeSformer as a frozen feature extractor: the supervised baseline's encoder.
+"""TimeSformer as a frozen feature extractor, and opened for training: the supervised baseline's encoder.
 
 Divided attention: each patch looks at itself in the other frames, then at the other patches of its frame. Frames mix
 from the first layer on, so nothing is computed on a frame alone. One class token stands for the whole clip. Frames
@@ -11,17 +11,20 @@ Source: Bertasius, Wang, Torresani, Is Space-Time Attention All You Need for Vid
 https://arxiv.org/abs/2102.05095
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 from transformers import AutoImageProcessor, TimesformerConfig, TimesformerModel
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.files import PROCESSOR_FILES, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
-from featurecache.errors import UnsupportedModelError
+from featurecache.errors import SettingsError, UnsupportedModelError
+from featurecache.files import private_folder, write_private
 
 FAMILY = "TimeSformer"
 ATTENTION = "eager"  # the only one that transformers has for it
@@ -66,6 +69,43 @@ def open_backbone(
         return TapStates(tokens=patches.transpose(1, 2), cls=states[:, :1])
 
     return ClipEncoder(inputs, parts, arrange)
+
+
+def unfreeze(backbone: ClipEncoder, *, last_layers: int, gradient_checkpointing: bool) -> None:
+    """Lets a loaded model be trained.
+
+    Args:
+        backbone: The model; changed in place.
+        last_layers: Layers from the top, with the final norm; 0: everything, embeddings included.
+        gradient_checkpointing: Compute each layer twice instead of keeping its activations.
+
+    Raises:
+        SettingsError: If it has fewer layers.
+    """
+    model = backbone.parts.model
+    layers = model.encoder.layer
+    if last_layers > len(layers):
+        raise SettingsError(
+            f"finetune.last_layers must be at most {len(layers)}, the layers of the model, but it is {last_layers}. "
+            "Set it lower, or 0 for the whole model."
+        )
+    for part in [*layers[-last_layers:], model.layernorm] if last_layers else [model]:
+        part.requires_grad_(True)
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
+def write_model(backbone: ClipEncoder, folder: Path) -> None:
+    """Writes a loaded model as transformers keeps one: config, weights, and its processor's files as they came."""
+    private_folder(folder)
+    model = backbone.parts.model
+    config = {**model.config.to_diff_dict(), "architectures": [type(model).__name__]}
+    write_private(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    tensors = {name: one.detach().cpu().contiguous() for name, one in model.state_dict().items()}
+    write_private(folder / "model.safetensors", tensors_to_bytes(tensors, metadata={"format": "pt"}))
+    for name in PROCESSOR_FILES:
+        if (backbone.inputs.folder / name).is_file():
+            write_private(folder / name, (backbone.inputs.folder / name).read_bytes())
 
 
 def _run(layer: Any) -> Any:

@@ -18,6 +18,7 @@ from featurecache.adapter import depth_of
 from featurecache.backbones.adapter import add_adapter, write_adapter
 from featurecache.backbones.decoder import hidden_states
 from featurecache.backbones.family import TapStates
+from featurecache.backbones.four_bit import quantise
 from featurecache.pooling import pool
 from heads.models import Head
 
@@ -41,6 +42,7 @@ class AdaptedNetwork(nn.Module):
         dropout: Share of an adapter's input dropped in training.
         targets: Names of the linear layers that get adapters.
         gradient_checkpointing: Compute each layer twice instead of keeping its activations.
+        four_bit: Round the frozen layers that are run to 4 bits.
         seed: Of the adapters' initial values.
     """
 
@@ -56,6 +58,7 @@ class AdaptedNetwork(nn.Module):
         dropout: float,
         targets: Sequence[str],
         gradient_checkpointing: bool,
+        four_bit: bool = False,
         seed: int,
     ) -> None:
         super().__init__()
@@ -68,6 +71,8 @@ class AdaptedNetwork(nn.Module):
         self._depths = {tap: depth for tap, depth in depths.items() if depth > self.first_layer}
         self.last_layer = max(self._depths.values())
         self._prefix = backbone.prefix_states(self.first_layer)  # (S_prefix, D), frozen as all below
+        if four_bit:
+            quantise(backbone.model.language_model, self.first_layer)
         self.language_model = add_adapter(
             backbone,
             rank=rank,

@@ -1,5 +1,6 @@
-"""Clips as fine-tuning reads them: tokens from the cache a few clips at a time, small features held in memory."""
+"""Clips as fine-tuning reads them: stored tokens a few at a time beside small features in memory, or pixels."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,9 +9,14 @@ import torch
 from torch import Tensor
 
 from featurecache import FeatureCache
+from featurecache.errors import TrainingDataError
+from featurecache.pixels import PixelStore
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
 from heads.data import KeptSplit
+
+PIXELS = "pixels"
+"""What decoded pictures are called among a network's rows."""
 
 
 class CachedClips:
@@ -47,3 +53,66 @@ class CachedClips:
         tokens = rows.view(torch.bfloat16) if space.stored_dtype == bfloat16.NAME else rows
         features = {name: torch.from_numpy(one[list(numbers)]) for name, one in self._features.items()}
         return {self._name: tokens, **features}
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Nothing to do: the cache is quick."""
+
+
+class PixelClips:
+    """Labelled clips of one split, as decoded pictures.
+
+    Args:
+        split: Targets, sessions and clip ids.
+        store: Has all of these clips, and maybe those of other splits.
+
+    Attributes:
+        Y: Targets, shape (N, C), 0 or 1.
+        sessions: Of each clip, shape (N,), str.
+        clip_ids: Of the N clips.
+    """
+
+    Y: npt.NDArray[np.integer]
+
+    def __init__(self, split: KeptSplit, store: PixelStore) -> None:
+        self.Y, self.sessions, self.clip_ids = split.Y, split.sessions, split.clip_ids or ()
+        self._store = store
+        self._coming: dict[str, None] = {}
+
+    def read(self, numbers: Sequence[int]) -> Mapping[str, Tensor]:
+        """`pixels` (B, T, px, px, 3), uint8.
+
+        Raises:
+            UnreadableVideoError: If a clip that was decoded before cannot be decoded any more.
+        """
+        ids = [self.clip_ids[number] for number in numbers]
+        for clip_id in ids:
+            self._coming.pop(clip_id, None)
+        return {PIXELS: self._store.read(ids, coming=self._coming)}
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Which clips are read next, in this order."""
+        self._coming = dict.fromkeys(self.clip_ids[number] for number in numbers)
+
+
+def check_targets(Y: npt.NDArray[np.integer], labels: Sequence[str]) -> None:
+    """Refuses training clips (N, C) of which all, or none, have a label.
+
+    Raises:
+        TrainingDataError: Naming the labels.
+    """
+    positives = Y.sum(axis=0)
+    one_sided = [label for label, on in zip(labels, positives, strict=True) if not 0 < on < len(Y)]
+    if one_sided:
+        raise TrainingDataError(
+            "each label must be on in some training clips and off in others, but these are not: "
+            f"{', '.join(one_sided)}. Move a session that has them into train, or leave these labels out."
+        )
+
+
+def digest_of(splits: Mapping[str, CachedClips | PixelClips]) -> str:
+    """sha256 of the clips of all splits and their targets, in order: 64 hex digits."""
+    digest = hashlib.sha256()
+    for one in splits.values():
+        digest.update("\0".join(one.clip_ids).encode())
+        digest.update(np.ascontiguousarray(one.Y, np.int8).data)
+    return digest.hexdigest()

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from featurecache.batches import is_out_of_memory
-from featurecache.errors import SettingsError
+from featurecache.errors import DivergedError, SettingsError
 from heads.finetuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heads.finetuning.interrupts import Interrupts, put_off_interrupts
 from heads.finetuning.ranks import Ranks
@@ -50,6 +50,10 @@ class Clips(Protocol):
 
     def read(self, numbers: Sequence[int]) -> Rows:
         """What the network reads of these clips, on the CPU; called from another thread."""
+        ...
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Which clips will be read next, in this order, so that what is slow to read can be read ahead."""
         ...
 
 
@@ -189,6 +193,7 @@ class FineTuning:
         self._losses: list[float] = []  # of this epoch's steps
         self._best: dict[str, Tensor] = {}
         self._checked = False
+        self._expected: int | None = None  # the epoch whose clips are
 
     @property
     def kept_epoch(self) -> int:
@@ -213,7 +218,8 @@ class FineTuning:
 
         Raises:
             CheckpointError: If the checkpoint is damaged or of another run.
-            SettingsError: If training diverges, or one clip does not fit in memory.
+            DivergedError: If training diverges.
+            SettingsError: If one clip does not fit in memory.
             KeyboardInterrupt: On SIGINT or SIGTERM, when the checkpoint is written.
         """
         began = saved = time.monotonic()
@@ -283,6 +289,11 @@ class FineTuning:
         epoch, place = divmod(self.step, self.steps_per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train.Y))
         batch = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        if epoch != self._expected:
+            starts = range(place * self.batch_size, len(order), self.batch_size)
+            batches = [order[start : start + self.batch_size].tolist() for start in starts]
+            self.train.expect([number for one in batches for number in self.ranks.share(one)])
+            self._expected = epoch
         loss = self._gradients(self.ranks.share(batch), batch, interrupts)
         if loss is None:
             return
@@ -297,7 +308,7 @@ class FineTuning:
                 parameter.grad.add_(parameter.detach(), alpha=l2)
         norm = nn.utils.clip_grad_norm_(list(self.trainable.values()), self.clip_norm)
         if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
-            raise SettingsError(
+            raise DivergedError(
                 f"training must not diverge, but in step {self.step + 1} the loss is {loss.item():g} and the norm of "
                 f"the gradient {norm.item():g}. Lower the learning rates."
             )
@@ -385,6 +396,11 @@ class FineTuning:
         logits = self._score(self.validation, list(range(len(Y))))
         scores = torch.sigmoid(logits).numpy()
         loss = float(self._sum_of_losses(logits, Y)) / Y.size
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"training must not diverge, but after epoch {len(self.history)} the validation loss is {loss:g}. "
+                "Lower the learning rates."
+            )
         train_loss = sum(self._losses) / len(self._losses) if self._losses else None
         self.history.append(Epoch(len(self.history), train_loss, loss, macro_f1(Y, scores)))
         self._losses = []
@@ -399,6 +415,7 @@ class FineTuning:
         while True:
             try:
                 mine = self.ranks.share(range(len(numbers)))
+                clips.expect([numbers[place] for place in mine])
                 for part, rows in _ahead(clips, [numbers[place] for place in mine], self.micro_batch, places=mine):
                     logits[list(part)] = self._logits(rows)
                 break

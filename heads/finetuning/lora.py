@@ -18,30 +18,30 @@ to 5 epochs in batches of 32, ended early by validation. The head's dropout, pos
 weight decay (of the convex solver its penalty) are those that were tuned.
 
 An adapter makes feature spaces of its own (`featurecache/adapter.py`). So thresholds are set, and test clips scored, on
-features extracted with the adapter, as `predict` makes them.
+features extracted with the adapter, as `predict` makes them. With `base_weights = "4bit"` these are of the rounded
+model (`featurecache/backbones/four_bit.py`), and step 0 predicts what the tuned head predicts but for that rounding.
 
-Not here: the loop (`finetune.py`), 4-bit weights, a search over these settings.
+Not here: the loop (`loop.py`), a search over these settings.
 """
 
 import copy
 import dataclasses
-import hashlib
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 
 from featurecache import FeatureCache
-from featurecache.adapter import FAMILIES, Adapter, depth_of, open_adapter
+from featurecache.adapter import FAMILIES, depth_of, open_adapter
 from featurecache.backbones import open_backbone, read_config
 from featurecache.backbones.adapter import merge_adapter
+from featurecache.backbones.four_bit import require_four_bit
 from featurecache.clips_csv import read_table
-from featurecache.errors import BundleError, SettingsError, TrainingDataError, UnsupportedModelError
+from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
 from featurecache.extract import Progress
 from featurecache.files import private_folder
 from featurecache.leakage import leakage_record
@@ -51,7 +51,8 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
 from heads.data import KeptSplit
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
-from heads.finetuning.data import CachedClips
+from heads.finetuning.data import CachedClips, check_targets, digest_of
+from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import Cost, FineTuning, Group, Training, positive_weight
 from heads.finetuning.ranks import Ranks
 from heads.loading import load_split
@@ -82,6 +83,7 @@ class LoraSettings:
         alpha: Updates are scaled by alpha / rank.
         dropout: Share of an adapter's input dropped in training.
         targets: The linear layers with adapters.
+        base_weights: `full`, or `4bit`: the frozen layers that are run take a quarter of the memory, and are rounded.
         learning_rate: Of the adapters, at its highest.
         head_learning_rate: Of the head, at its highest; not below the adapters'.
         epochs: At most.
@@ -100,6 +102,7 @@ class LoraSettings:
     alpha: Count = 256
     dropout: Share = 0.05
     targets: Annotated[tuple[str, ...], AfterValidator(_targets)] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    base_weights: Literal["full", "4bit"] = "full"
     learning_rate: Rate = 2e-4
     head_learning_rate: Rate = 1e-3
     epochs: Count = 5
@@ -177,8 +180,10 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
             "lora.head_learning_rate must not be below lora.learning_rate, but they are "
             f"{settings.head_learning_rate:g} and {settings.learning_rate:g}. Raise the one or lower the other."
         )
+    if settings.base_weights == "4bit":
+        require_four_bit()
     splits = _splits(project, head, {}, failed=())
-    _check_targets(splits["train"], head.labels)
+    check_targets(splits["train"].Y, head.labels)
     inputs, spaces = project_spaces(project, keep=list(head.kept), allow_download=allow_download)
     head.check_spaces(spaces)
     family = read_config(inputs.folder).get("model_type")
@@ -240,7 +245,7 @@ class LoraRun:
         spaces = plan.extraction.spaces
         fixed = {name: spaces[name] for name in plan.fixed}
         splits = _splits(project, plan.bundle, fixed, failed=failed_clip_ids(project))
-        _check_targets(splits["train"], plan.bundle.labels)
+        check_targets(splits["train"].Y, plan.bundle.labels)
         cache = FeatureCache.open(project.cache)
         clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
         self._network = AdaptedNetwork(
@@ -253,6 +258,7 @@ class LoraRun:
             dropout=settings.dropout,
             targets=settings.targets,
             gradient_checkpointing=settings.gradient_checkpointing,
+            four_bit=settings.base_weights == "4bit",
             seed=seed,
         )
         tuned = plan.bundle.settings
@@ -292,7 +298,7 @@ class LoraRun:
             "seed": seed,
             "head": plan.bundle.digest,
             "tokens": spaces[plan.tokens].fingerprint,
-            "clips": _digest_of(clips),
+            "clips": digest_of(clips),
         }
 
     @property
@@ -335,7 +341,7 @@ class LoraRun:
         shutil.rmtree(beside, ignore_errors=True)
         self._network.write_adapter(beside)
         adapter = open_adapter(beside)
-        plan = plan_adapted(project, list(bundle.kept), adapter, "validation")
+        plan = plan_split(project, list(bundle.kept), "validation", adapter=adapter)
         run_plan(project, plan, on_progress=on_progress)
         table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
         validation = load_split(
@@ -382,26 +388,6 @@ class LoraRun:
         )
 
 
-def plan_adapted(
-    project: Project, keep: Sequence[str], adapter: Adapter, split: str, *, allow_download: bool = False
-) -> Plan:
-    """What the cache lacks of a split's features as the adapted backbone makes them.
-
-    Args:
-        project: The project.
-        keep: Names of the features (`tap/pooling`).
-        adapter: The adapter.
-        split: All clips of it, labelled or not: timelines need them.
-        allow_download: Whether the model may be fetched from the hub.
-
-    Raises:
-        ClipTableError: If there is no sound clip table.
-    """
-    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    wanted = {clip.clip_id for clip in table.clips if clip.split == split}
-    return plan_extraction(project, keep=keep, clip_ids=wanted, adapter=adapter, allow_download=allow_download)
-
-
 def _splits(
     project: Project, bundle: Bundle, spaces: Mapping[str, FeatureSpace], *, failed: Collection[str]
 ) -> dict[str, KeptSplit]:
@@ -414,21 +400,3 @@ def _splits(
         )
     cache = FeatureCache.open(project.cache)
     return {name: load_split(table, name, cache, spaces, failed=failed).data for name in ("train", "validation")}
-
-
-def _check_targets(train: KeptSplit, labels: Sequence[str]) -> None:
-    positives = train.Y.sum(axis=0)
-    one_sided = [label for label, on in zip(labels, positives, strict=True) if not 0 < on < len(train.Y)]
-    if one_sided:
-        raise TrainingDataError(
-            "each label must be on in some training clips and off in others, but these are not: "
-            f"{', '.join(one_sided)}. Move a session that has them into train, or leave these labels out."
-        )
-
-
-def _digest_of(clips: Mapping[str, CachedClips]) -> str:
-    digest = hashlib.sha256()
-    for one in clips.values():
-        digest.update("\0".join(one.clip_ids).encode())
-        digest.update(np.ascontiguousarray(one.Y, np.int8).data)
-    return digest.hexdigest()

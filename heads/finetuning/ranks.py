@@ -16,6 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from featurecache.backbones.files import first_line
+from featurecache.errors import WorkerDiedError
+
 _PATIENCE = timedelta(hours=12)  # others wait while the first process extracts tokens
 
 
@@ -37,18 +40,40 @@ class Ranks:
         return items[edges[0] : edges[1]]
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its sum over all processes."""
+        """Replaces each tensor by its sum over all processes.
+
+        Raises:
+            WorkerDiedError: If one of them ended.
+        """
         if self.count == 1:
             return
         flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with _lost_peers():
+            dist.all_reduce(flat)
         for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def wait(self) -> None:
-        """Returns when every process has come here."""
+        """Returns when every process has come here.
+
+        Raises:
+            WorkerDiedError: If one of them ended.
+        """
         if self.count > 1:
-            dist.barrier()
+            with _lost_peers():
+                dist.barrier()
+
+
+@contextmanager
+def _lost_peers() -> Iterator[None]:
+    """What gloo and NCCL say of a process that is gone, as a named error."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise WorkerDiedError(
+            f"every process of a run must stay to its end, but another process of this run ended ({first_line(error)}) "
+            "Its own last lines say why. Run again: training goes on from the last checkpoint."
+        ) from error
 
 
 @contextmanager

@@ -1,0 +1,25 @@
+"""A split's features as a fine-tuned backbone makes them: what thresholds are set and clips scored on."""
+
+from collections.abc import Sequence
+
+from featurecache.adapter import Adapter
+from featurecache.clips_csv import read_table
+from featurecache.plan import Plan, plan_extraction
+from featurecache.project import Project
+
+
+def plan_split(project: Project, keep: Sequence[str], split: str, *, adapter: Adapter | None = None) -> Plan:
+    """What the cache lacks of a split's features.
+
+    Args:
+        project: The project; where a bundle has a model of its own, with that (`Bundle.project_of`).
+        keep: Names of the features (`tap/pooling`).
+        split: All clips of it, labelled or not: timelines need them.
+        adapter: What the backbone is run with; None for none.
+
+    Raises:
+        ClipTableError: If there is no sound clip table.
+    """
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    wanted = {clip.clip_id for clip in table.clips if clip.split == split}
+    return plan_extraction(project, keep=keep, clip_ids=wanted, adapter=adapter)

@@ -1,0 +1,425 @@
+"""The paper's supervised baseline: TimeSformer and a linear head trained on pictures of clips, and the run of both.
+
+A run has four parts: `plan_timesformer` reads what there is to train on, `TimesformerPlan.examined` decodes every clip
+once, `TimesformerRun` measures and trains, and `finish` writes:
+
+    bundle/                   what predicts: the model in transformers' own format, head, thresholds
+    validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
+    learning.json             the learning curves
+    best.json                 settings, feature space, seed and versions; written last
+    checkpoint.safetensors    where training stood; gone when it is finished
+
+Nothing is asked of the project's own backbone: no extraction, no tuned head. The trained model makes a feature space of
+its own (`final/cls`), so `evaluate` and `predict` extract with it as with any backbone, and thresholds are set on what
+it extracts. The head is the paper's (equation 1): linear on the class token, its bias at the log prior odds.
+
+Defaults: 15 epochs in batches of 8, as TimeSformer was trained on Something-Something V2 (Bertasius et al.,
+https://github.com/facebookresearch/TimeSformer, configs/SSv2/TimeSformer_divST_8_224.yaml). It was trained with SGD at
+.005 in steps; the loop here is AdamW under a cosine, so the rates are those of fine-tuning
+with AdamW: 5e-5 and a warm-up of a tenth (the video classification guide of transformers), weight decay .05 (VideoMAE,
+Tong et al., https://arxiv.org/abs/2203.12602). The head learns at 1e-3, as in FT-C-LoRA. Validation ends it early.
+
+Not here: the loop (`loop.py`), a search over these settings (`trials.py`), random crops: a picture is cut in training
+as it is cut when predicting.
+"""
+
+import copy
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, Field
+
+from featurecache import FeatureCache
+from featurecache.backbones import find_model, open_backbone, read_config
+from featurecache.backbones.timesformer import unfreeze, write_model
+from featurecache.clips_csv import read_table
+from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
+from featurecache.extract import Progress, Span
+from featurecache.files import private_folder
+from featurecache.leakage import leakage_record
+from featurecache.pixels import PixelStore
+from featurecache.plan import failed_clip_ids, project_spaces, run_plan, why_unfit
+from featurecache.project import Project
+from featurecache.recordings import Recording, find_recordings
+from heads.data import KeptSplit
+from heads.finetuning.data import PixelClips, check_targets, digest_of
+from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
+from heads.finetuning.extraction import plan_split
+from heads.finetuning.loop import Cost, FineTuning, Group, Training, positive_weight
+from heads.finetuning.ranks import Ranks
+from heads.loading import labelled_split, load_split
+from heads.methods import TIMESFORMER
+from heads.models import Front, LinearHead, log_prior_odds
+from heads.runs import write_document, write_fitted
+from heads.settings import HeadSettings
+
+if TYPE_CHECKING:
+    from featurecache.backbones.family import Inputs
+
+INPUTS = "final/cls"
+CHECKPOINT_NAME = "checkpoint.safetensors"
+
+_SPEED = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "search")
+"""Settings that a checkpoint need not have begun with."""
+
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+SearchedDecay = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Layers = Annotated[int, Field(ge=0, le=1000)]
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("two numbers, the lower one first")
+    return bounds
+
+
+@dataclass(frozen=True)
+class TrialRanges:
+    """The section `[finetune.search]`: what trials draw from, as (lowest, highest) or as choices.
+
+    Learning rate and weight decay are drawn on a logarithmic scale. No choices: as `[finetune]` says.
+    """
+
+    learning_rate: Annotated[tuple[Rate, Rate], AfterValidator(_ordered)] = (1e-5, 3e-4)
+    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(_ordered)] = (1e-3, 0.3)
+    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(_ordered)] = (0.0, 1.0)
+    batch_size: tuple[Count, ...] = (8, 16, 32)
+    last_layers: tuple[Layers, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The section `[finetune]`. Frames are as many as the model was made for.
+
+    Attributes:
+        model: TimeSformer's files: a folder, or a hub repository whose snapshot is on this machine.
+        last_layers: Layers that are trained, from the top, with the final norm; 0: the whole model.
+        learning_rate: Of the model, at its highest.
+        head_learning_rate: Of the head, at its highest; not below the model's.
+        weight_decay: Of both, of matrices.
+        positive_weight_exponent: The positive term weighs (negatives / positives) to this power, per label.
+        epochs: At most.
+        patience: Epochs without a better one after which to stop; 0 never stops.
+        select: What makes an epoch better, on validation: `macro_f1` at 0.5, or `loss`.
+        batch_size: Clips of a step.
+        micro_batch: Clips in the device's memory at once, at most; halved where they do not fit.
+        warmup: Share of all steps in which the learning rate rises.
+        clip_norm: The gradient's norm, at most.
+        gradient_checkpointing: Compute each layer twice instead of keeping its activations.
+        checkpoint_minutes: From one checkpoint to the next.
+        memory_gb: Of decoded pictures in memory, at most; others are decoded again in each epoch.
+        search: What trials draw from.
+    """
+
+    model: str
+    last_layers: Layers = 0
+    learning_rate: Rate = 5e-5
+    head_learning_rate: Rate = 1e-3
+    weight_decay: Decay = 0.05
+    positive_weight_exponent: Exponent = 0.5
+    epochs: Count = 15
+    patience: Annotated[int, Field(ge=0, le=100_000)] = 3
+    select: Literal["macro_f1", "loss"] = "macro_f1"
+    batch_size: Count = 8
+    micro_batch: Count = 4
+    warmup: Share = 0.1
+    clip_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    gradient_checkpointing: bool = False
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = 10.0
+    memory_gb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 8.0
+    search: TrialRanges = field(default_factory=TrialRanges)
+
+    def in_words(self) -> str:
+        """What trials draw, on one line."""
+        return ", ".join(f"{name} {getattr(self, name):.3g}" for name in vars(self.search))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """All but `search` by name, ready for JSON."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "search"}
+
+
+@dataclass(frozen=True, eq=False)
+class TimesformerPlan:
+    """What a run will do.
+
+    Attributes:
+        settings: Of the run.
+        project: The user's project with TimeSformer as its backbone.
+        inputs: TimeSformer without its weights.
+        model: Fingerprint of the features of the model that training begins with.
+        labels: Names of the C labels.
+        splits: Training and validation clips, by the split's name.
+        store: Their pictures.
+        left_out: Labelled clips that cannot be had, and why.
+    """
+
+    settings: FinetuneSettings
+    project: Project
+    inputs: "Inputs"
+    model: str
+    labels: tuple[str, ...]
+    splits: Mapping[str, KeptSplit]
+    store: PixelStore
+    left_out: Mapping[str, str]
+
+    @property
+    def clips(self) -> int:
+        """Of both splits."""
+        return sum(len(split.Y) for split in self.splits.values())
+
+    def examined(self, on_progress: Callable[[int, int], None] = lambda _done, _all: None) -> "TimesformerPlan":
+        """The plan after every clip was decoded once, without those that cannot be.
+
+        Args:
+            on_progress: Called with the number of clips done and of all, from any thread.
+
+        Raises:
+            TrainingDataError: If none of a split is left, or no clip with or without a label.
+        """
+        reasons = self.store.examine(on_progress)
+        splits = {name: _without(split, reasons, name) for name, split in self.splits.items()}
+        check_targets(splits["train"].Y, self.labels)
+        return replace(self, splits=splits, left_out={**self.left_out, **reasons})
+
+
+def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_download: bool = False) -> TimesformerPlan:
+    """Reads what there is to train on; decodes nothing and loads no weights.
+
+    Args:
+        project: The project; its clip table must exist.
+        settings: Of the run.
+        allow_download: Whether the model may be fetched from the hub.
+
+    Raises:
+        ClipTableError: If there is no sound clip table.
+        ModelNotFoundError: If the model is not on this machine.
+        SettingsError: If settings do not fit each other, or the model computes in float16.
+        TrainingDataError: If a split has no labelled clips, or a label is on in all or none of them.
+        UnsupportedModelError: If it is no TimeSformer.
+    """
+    features = project.settings.features
+    if features.dtype == "float16":
+        raise SettingsError(
+            "fine-tuning must compute in bfloat16 or float32, whose range gradients need, but features.dtype is "
+            '"float16". Set features.dtype = "bfloat16".'
+        )
+    if settings.head_learning_rate < settings.learning_rate:
+        raise SettingsError(
+            "finetune.head_learning_rate must not be below finetune.learning_rate, but they are "
+            f"{settings.head_learning_rate:g} and {settings.learning_rate:g}. Raise the one or lower the other."
+        )
+    folder = find_model(settings.model, allow_download=allow_download, setting="finetune.model")
+    described = read_config(folder)
+    if described.get("model_type") != "timesformer":
+        raise UnsupportedModelError(
+            f"finetune.model must be a TimeSformer, but {folder / 'config.json'} says "
+            f"{described.get('model_type')!r}. Use such weights, e.g. facebook/timesformer-base-finetuned-ssv2."
+        )
+    frames: Any = described.get("num_frames", 8)  # as its own configuration class has it
+    own = replace(
+        project,
+        settings=replace(
+            project.settings, features=replace(features, model=str(folder), frames=frames, keep=(INPUTS,))
+        ),
+    )
+    inputs, spaces = project_spaces(own)
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
+    ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
+    recordings, unusable = find_recordings(project.videos, project.digest_memo)
+    usable = {recording.name: recording for recording in recordings}
+    reasons = {item.name: item.reason for item in unusable}
+    found: dict[str, tuple[Recording, Span]] = {}
+    left_out: dict[str, str] = {}
+    for clip in (clip for clip in table.clips if clip.clip_id in ids):
+        recording = usable.get(clip.recording)
+        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content)
+        if recording is None or reason:
+            left_out[clip.clip_id] = reason
+        else:
+            found[clip.clip_id] = recording, (clip.start_us, clip.end_us)
+    splits = {name: _without(split, left_out, name) for name, split in splits.items()}
+    check_targets(splits["train"].Y, table.labels)
+    store = PixelStore(
+        found,
+        frames=inputs.frames,
+        resize=inputs.frame_resize,
+        decoders=project.settings.extract.decoders,
+        most_bytes=settings.memory_gb * 1e9,
+    )
+    return TimesformerPlan(settings, own, inputs, spaces[INPUTS].fingerprint, table.labels, splits, store, left_out)
+
+
+class TimesformerRun:
+    """A planned run: loads the model, measures, trains, and writes what predicts.
+
+    Args:
+        plan: What `plan_timesformer` gave, examined unless it is only to be measured.
+        seed: Of the order of clips and of dropout.
+        device: A torch device.
+        folder: The run's folder.
+        ranks: This process among its peers.
+
+    Raises:
+        ModelNotFoundError: If the weights are damaged, or some are missing.
+        SettingsError: If the device is not here, or the model has fewer layers than are to be trained.
+    """
+
+    def __init__(
+        self, plan: TimesformerPlan, *, seed: int, device: str, folder: Path, ranks: Ranks | None = None
+    ) -> None:
+        settings = plan.settings
+        self.plan, self.seed, self.folder, self.ranks = plan, seed, folder, ranks or Ranks()
+        clips = {name: PixelClips(split, plan.store) for name, split in plan.splits.items()}
+        encoder: Any = open_backbone(plan.inputs, dtype="float32", device=device)  # what steps are taken in
+        unfreeze(encoder, last_layers=settings.last_layers, gradient_checkpointing=settings.gradient_checkpointing)
+        head = LinearHead(Front(plan.inputs.taps["final"].width), len(plan.labels))
+        with torch.no_grad():
+            head.output.bias.copy_(log_prior_odds(clips["train"].Y))
+        self.network = EncoderNetwork(encoder, head.to(device))
+        self.loop = FineTuning(
+            self.network,
+            [
+                Group(BACKBONE, settings.learning_rate, settings.weight_decay),
+                Group(HEAD, settings.head_learning_rate, settings.weight_decay),
+            ],
+            clips["train"],
+            clips["validation"],
+            positive_weight=positive_weight(clips["train"].Y, exponent=settings.positive_weight_exponent, scale=1.0),
+            label_smoothing=0.0,
+            epochs=settings.epochs,
+            patience=settings.patience,
+            select=settings.select,
+            batch_size=settings.batch_size,
+            micro_batch=settings.micro_batch,
+            warmup=settings.warmup,
+            clip_norm=settings.clip_norm,
+            seed=seed,
+            device=device,
+            autocast=torch.bfloat16 if plan.project.settings.features.dtype == "bfloat16" else None,
+            ranks=self.ranks,
+        )
+        self._began_with = {
+            "settings": {
+                name: value for name, value in settings.to_mapping().items() if name not in (*_SPEED, "model")
+            },
+            "seed": seed,
+            "model": plan.model,
+            "clips": digest_of(clips),
+        }
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training stands."""
+        return self.folder / CHECKPOINT_NAME
+
+    @property
+    def value(self) -> float:
+        """Macro-F1 at 0.5 on validation after the epoch that is kept, as training scores it."""
+        return self.loop.history[self.loop.kept_epoch].validation_macro_f1
+
+    def forecast_hours(self, cost: Cost) -> float:
+        """Hours of the whole training at this cost a clip, every epoch run, decoding aside."""
+        epochs, splits = self.plan.settings.epochs, self.plan.splits
+        trained = epochs * len(splits["train"].Y) * cost.train_s
+        scored = (epochs + 1) * len(splits["validation"].Y) * cost.score_s
+        return (trained + scored) / 3600 / self.ranks.count
+
+    def train(self, on_progress: Callable[[Training], None] = lambda _: None) -> None:
+        """Trains, or goes on from the checkpoint; errors as `FineTuning.run`."""
+        self.loop.run(
+            checkpoint=self.checkpoint,
+            every_s=60 * self.plan.settings.checkpoint_minutes,
+            began_with=self._began_with,
+            on_progress=on_progress,
+        )
+
+    def finish(
+        self,
+        *,
+        of_study: Mapping[str, Any] | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> dict[str, Any]:
+        """Extracts validation with the trained model, and writes the run.
+
+        Args:
+            of_study: What a search knows about these settings; goes into `best.json`.
+            on_progress: Called by the extraction.
+
+        Returns:
+            The content of `best.json`.
+
+        Raises:
+            OSError: If it cannot be written.
+            MissingFeaturesError: If clips of validation could not be extracted.
+        """
+        settings = self.plan.settings
+        private_folder(self.folder)
+        beside = self.folder / ".backbone"
+        shutil.rmtree(beside, ignore_errors=True)
+        write_model(self.network.encoder[0], beside)
+        features = replace(self.plan.project.settings.features, model=str(beside.resolve()))
+        project = replace(self.plan.project, settings=replace(self.plan.project.settings, features=features))
+        plan = plan_split(project, [INPUTS], "validation")
+        run_plan(project, plan, on_progress=on_progress)
+        table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+        validation = load_split(
+            table, "validation", FeatureCache.open(project.cache), plan.spaces, failed=failed_clip_ids(project)
+        ).data
+        history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
+        learning = {"method": TIMESFORMER, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
+        write_document(self.folder / "learning.json", learning)
+        best = write_fitted(
+            copy.deepcopy(self.network.head).cpu().eval().requires_grad_(False),
+            validation.of(INPUTS),
+            HeadSettings(
+                inputs=INPUTS,
+                normalization="none",
+                learning_rate=settings.head_learning_rate,
+                weight_decay=settings.weight_decay,
+                positive_weight_exponent=settings.positive_weight_exponent,
+                batch_size=settings.batch_size,
+                epochs=settings.epochs,
+                patience=settings.patience,
+            ),
+            labels=self.plan.labels,
+            spaces=plan.spaces,
+            seed=self.seed,
+            folder=self.folder,
+            leakage=leakage_record(table.clips),
+            of_run={
+                "method": TIMESFORMER,
+                "epochs_kept": kept.epoch,
+                "train_clips": len(self.plan.splits["train"].Y),
+                "left_out": len(self.plan.left_out),
+                "train_loss": kept.train_loss,
+                "finetune": settings.to_mapping(),
+                **(of_study or {}),
+            },
+            backbone=beside,
+        )
+        shutil.rmtree(beside)
+        self.checkpoint.unlink(missing_ok=True)
+        return best
+
+
+def _without(split: KeptSplit, gone: Mapping[str, str], name: str) -> KeptSplit:
+    """A split without some of its clips."""
+    ids = split.clip_ids or ()
+    rows = [row for row, clip_id in enumerate(ids) if clip_id not in gone]
+    if not rows:
+        first = gone[ids[0]]
+        raise TrainingDataError(
+            f"the {name} split must have labelled clips that can be decoded, but none of its {len(ids)} can, the first "
+            f"because {first}. See featurecache doctor."
+        )
+    return replace(split, Y=split.Y[rows], sessions=split.sessions[rows], clip_ids=tuple(ids[row] for row in rows))

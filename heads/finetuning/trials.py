@@ -1,0 +1,220 @@
+"""Settings of the supervised baseline chosen by trials, each a whole training through the same loop.
+
+Source: Guerriero et al., section 4 (TPE with pruning, macro-F1 as the score). Notable choices:
+
+- The score is macro-F1 on validation at 0.5 after the epoch that is kept. The best of many is too kind by nature.
+- The first trial has the settings as they stand. The others are asked of a univariate TPE, of a sampler each, seeded by
+  the seed and the trial's place, so that a study gives the same settings each time.
+- A trial is pruned after an epoch when its best score is below the median of completed trials there. One that diverges
+  counts as pruned, so that the sampler learns to stay away.
+- A better trial's bundle replaces the run's at once: whenever the search is stopped, the run is of the best trial so
+  far, and no weights of other trials lie about.
+- A trial that was cut short is begun again with its settings and goes on from its checkpoint.
+
+Not here: several processes on one study; trials side by side, for one training fills a device.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from featurecache.errors import DivergedError, SettingsError, StudyError
+from heads.finetuning.data import PixelClips, digest_of
+from heads.finetuning.loop import Training
+from heads.finetuning.timesformer import CHECKPOINT_NAME, FinetuneSettings, TimesformerPlan, TimesformerRun
+from heads.runs import write_document
+from heads.search.study import AGAIN, FINISHED, JOURNAL_NAME, open_study
+
+PRUNING_STARTS_AFTER = 5
+"""Completed trials before any is pruned."""
+MOST_TRIES = 3
+"""Of a trial that is cut short each time."""
+
+
+class _Pruned(Exception):  # noqa: N818 - no error
+    """A trial is not worth going on with."""
+
+
+def search_timesformer(
+    plan: TimesformerPlan,
+    *,
+    trials: int,
+    seed: int,
+    device: str,
+    folder: Path,
+    on_trial: Callable[[int, FinetuneSettings], None] = lambda _number, _settings: None,
+    on_progress: Callable[[Training], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains until the study has so many finished trials; goes on with what an earlier call left.
+
+    Args:
+        plan: An examined plan; what trials draw from is in its settings.
+        trials: Finished (completed or pruned) trials that the study shall have in all.
+        seed: Of sampler, order of clips and dropout.
+        device: A torch device.
+        folder: The run's folder, which also keeps the study.
+        on_trial: Called when a trial begins, with its place in the study and its settings.
+        on_progress: Called by the loop, whose steps begin anew with each trial.
+
+    Returns:
+        The content of `best.json`.
+
+    Raises:
+        SettingsError: If a range reaches above the head's learning rate, or one clip does not fit in memory.
+        StudyError: If the study began with something else, another process has it, or no trial completed.
+        KeyboardInterrupt: On SIGINT or SIGTERM, when the trial's checkpoint is written.
+    """
+    ranges = plan.settings.search
+    if ranges.learning_rate[1] > plan.settings.head_learning_rate:
+        raise SettingsError(
+            "finetune.search.learning_rate must not reach above finetune.head_learning_rate, but they are "
+            f"{ranges.learning_rate[1]:g} and {plan.settings.head_learning_rate:g}. Raise the one or lower the other."
+        )
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_warmup_steps=1)
+    with open_study(folder, _beginning(plan, seed), pruner) as opened:
+        study = opened.study
+        while len(study.get_trials(deepcopy=False, states=FINISHED)) < trials:
+            trial, place = _ask(study, plan.settings, seed)
+            settings = _drawn(trial, plan.settings)
+            on_trial(place, settings)
+            run = TimesformerRun(replace(plan, settings=settings), seed=seed, device=device, folder=folder)
+            if AGAIN not in trial.user_attrs:
+                run.checkpoint.unlink(missing_ok=True)
+            value = _train(run, trial, on_progress)
+            if value is not None and all(value > better for better in _values(study)):
+                run.finish(of_study={"trial": trial.number})
+            run.checkpoint.unlink(missing_ok=True)
+            opened.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
+            opened.sync()
+        return _told(study, folder)
+
+
+def refuse_trials(folder: Path) -> None:
+    """For a single training: refuses a folder whose run is of a search.
+
+    Raises:
+        StudyError: If there is one.
+    """
+    if (folder / JOURNAL_NAME).exists():
+        raise StudyError(
+            f"a run's folder must be of one training or of one search, but {folder} is of a search. "
+            "Go on with it by --trials, or begin again with --fresh."
+        )
+
+
+def forget_trials(folder: Path) -> None:
+    """Removes the study and the checkpoint of an earlier call; its bundle stays until it is replaced."""
+    for name in (JOURNAL_NAME, CHECKPOINT_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _beginning(plan: TimesformerPlan, seed: int) -> dict[str, Any]:
+    """What a study's scores depend on, JSON-ready."""
+    fast = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "model")
+    return {
+        "model": plan.model,
+        "clips": digest_of({name: PixelClips(split, plan.store) for name, split in plan.splits.items()}),
+        "settings": {name: value for name, value in plan.settings.to_mapping().items() if name not in fast},
+        "search": {name: list(value) for name, value in asdict(plan.settings.search).items()},
+        "seed": seed,
+    }
+
+
+def _ask(study: optuna.Study, settings: FinetuneSettings, seed: int) -> tuple[optuna.Trial, int]:
+    """The next trial, one that was cut short first, and how many were begun before it."""
+    known = study.get_trials(deepcopy=False)
+    if not any(trial.state == TrialState.WAITING for trial in known):  # else it was queued just before a kill
+        cut_short = _cut_short(known)
+        if cut_short is not None:
+            again = {AGAIN: cut_short.user_attrs.get(AGAIN, cut_short.number)}
+            study.enqueue_trial(cut_short.params, user_attrs=again)
+        elif not known:
+            study.enqueue_trial(_inside(settings))
+    trial = study.ask()
+    number = trial.user_attrs.get(AGAIN, trial.number)
+    place = sum(one.number < number for one in known if AGAIN not in one.user_attrs)
+    drawn = int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
+    study.sampler = optuna.samplers.TPESampler(seed=drawn, multivariate=False)
+    return trial, place
+
+
+def _cut_short(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The last trial, if it was, and may be begun again: what kills its process shall not do so for ever."""
+    if not known or known[-1].state != TrialState.FAIL:
+        return None
+    number = known[-1].user_attrs.get(AGAIN, known[-1].number)
+    tries = sum(number in (one.number, one.user_attrs.get(AGAIN)) for one in known)
+    return known[-1] if tries < MOST_TRIES else None
+
+
+def _inside(settings: FinetuneSettings) -> dict[str, Any]:
+    """The settings as they stand, of those that trials draw, where they are inside the ranges."""
+    ranges = settings.search
+    bounds = {name: getattr(ranges, name) for name in ("learning_rate", "weight_decay", "positive_weight_exponent")}
+    inside = {name: getattr(settings, name) for name, (low, high) in bounds.items()}
+    inside = {name: value for name, value in inside.items() if bounds[name][0] <= value <= bounds[name][1]}
+    choices = {name: getattr(ranges, name) for name in ("batch_size", "last_layers")}
+    return inside | {name: getattr(settings, name) for name, of in choices.items() if getattr(settings, name) in of}
+
+
+def _drawn(trial: optuna.Trial, settings: FinetuneSettings) -> FinetuneSettings:
+    """The settings with what the trial draws."""
+    ranges = settings.search
+    drawn: dict[str, Any] = {
+        "learning_rate": trial.suggest_float("learning_rate", *ranges.learning_rate, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", *ranges.weight_decay, log=True),
+        "positive_weight_exponent": trial.suggest_float("positive_weight_exponent", *ranges.positive_weight_exponent),
+    }
+    for name in ("batch_size", "last_layers"):
+        if getattr(ranges, name):
+            drawn[name] = trial.suggest_categorical(name, getattr(ranges, name))
+    return replace(settings, **drawn)
+
+
+def _train(run: TimesformerRun, trial: optuna.Trial, on_progress: Callable[[Training], None]) -> float | None:
+    """A trial's score; None where it was pruned or diverged."""
+    told = 0
+
+    def at_step(now: Training) -> None:
+        nonlocal told
+        on_progress(now)
+        for epoch in now.epochs[told:]:
+            trial.report(max(one.validation_macro_f1 for one in now.epochs[: epoch.epoch + 1]), epoch.epoch)
+        if len(now.epochs) > told and now.step < now.steps and trial.should_prune():
+            raise _Pruned
+        told = len(now.epochs)
+
+    try:
+        run.train(at_step)
+    except (_Pruned, DivergedError):
+        return None
+    return run.value
+
+
+def _values(study: optuna.Study) -> list[float]:
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial.value for trial in completed if trial.value is not None]
+
+
+def _told(study: optuna.Study, folder: Path) -> dict[str, Any]:
+    """`best.json` of the best trial, with how many there were by now."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    if TrialState.COMPLETE not in states:
+        raise StudyError(
+            f"at least one trial must complete, but all {len(states)} diverged or failed. "
+            "Lower finetune.search.learning_rate, and begin again with --fresh."
+        )
+    best: dict[str, Any] = json.loads((folder / "best.json").read_bytes())
+    best["trials"] = {
+        "completed": states.count(TrialState.COMPLETE),
+        "pruned": states.count(TrialState.PRUNED),
+        "interrupted": states.count(TrialState.FAIL),
+    }
+    write_document(folder / "best.json", best)
+    return best
