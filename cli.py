@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from featurecache.errors import FeatureCacheError
 
 if TYPE_CHECKING:
     from featurecache.audit import LabelAudit
+    from featurecache.clips import ClipTable
     from featurecache.crew import CrewExtraction
     from featurecache.extract import FailedClip, Progress
     from featurecache.forecast import Forecast
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from heads.finetuning.loop import Training
     from heads.finetuning.lora import LoraPlan, LoraRun
     from heads.finetuning.ranks import Ranks
+    from heads.finetuning.timesformer import TimesformerPlan, TimesformerRun
     from heads.timelines.predict import TimelineRules
+    from heads.timelines.tuning import TunedTimeline
 
 DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 _SHOWN = 10
@@ -209,7 +213,8 @@ def _show_audit(screen: Screen, findings: "LabelAudit") -> None:
     for column in ("label", "minutes", "intervals"):
         table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")
     for split in findings.splits:
-        table.add_column(f"{split.name}\n{split.sessions} sessions\n{split.labelled} clips", justify="right")
+        heading = (split.name, _counted(split.sessions, "session"), _counted(split.labelled, "clip"))
+        table.add_column("\n".join(heading), justify="right")
     for label in findings.labels:
         cells = [
             f"{split.positives[label.label]} ({share:.0%})"
@@ -219,7 +224,8 @@ def _show_audit(screen: Screen, findings: "LabelAudit") -> None:
         ]
         table.add_row(label.label, f"{label.minutes:.1f}", str(label.intervals), *cells)
     screen.table(table)
-    screen.say(f"{findings.clips} clips, {findings.labelled_clips} labelled, {findings.unlabelled_clips} unlabelled")
+    labelled = f"{findings.labelled_clips} labelled, {findings.unlabelled_clips} unlabelled"
+    screen.say(f"{_counted(findings.clips, 'clip')}, {labelled}")
     for warning in findings.warnings:
         screen.warn(warning)
 
@@ -294,7 +300,7 @@ def _extract(
     if not project.clips.exists():
         _clips(screen, project)
     plan = plan_extraction(project, worker=worker, limit=limit, allow_download=allow_download)
-    screen.say(f"{plan.planned} clips: {plan.present} in the cache, {plan.todo} to do")
+    screen.say(f"{_counted(plan.planned, 'clip')}: {plan.present} in the cache, {plan.todo} to do")
     if plan.inputs.text_after_video:
         screen.warn(
             f"the words behind the video ({plan.inputs.text_after_video!r}) cannot change a feature: attention is "
@@ -320,19 +326,22 @@ def _extract(
             else:
                 outcome, deaths = run_plan(project, plan, on_progress=show), ()
         failures, done = outcome.failures, outcome.progress
-        if plan.todo:
+        if done.extracted:
             screen.say(
-                f"extracted {done.extracted} clips in {done.elapsed_s:.1f} s ({done.extracted / done.elapsed_s:.1f} "
-                f"clips/s in batches of {done.batch_size}): the model ran {done.model_s / done.elapsed_s:.0%} of it, "
-                f"waited for video {done.waited_s / done.elapsed_s:.0%}, preprocessing took "
+                f"extracted {_counted(done.extracted, 'clip')} in {done.elapsed_s:.1f} s "
+                f"({done.extracted / done.elapsed_s:.1f} clips/s in batches of {done.batch_size}): "
+                f"the model ran {done.model_s / done.elapsed_s:.0%} of it, "
+                f"waited for video {done.waited_s / done.elapsed_s:.0%}, bringing pictures to it took "
                 f"{done.preprocess_s / done.elapsed_s:.0%}; writing beside it {done.write_s / done.elapsed_s:.0%}"
             )
+        elif plan.todo:
+            screen.say(f"extracted nothing in {done.elapsed_s:.1f} s")
         if outcome.checked:
-            screen.say(f"{outcome.checked} stored clips were computed again first, and agree")
+            screen.say(f"computed {_counted(outcome.checked, 'stored clip')} again first: the same as stored")
         for death in deaths:
             screen.warn(f"{death.worker} {death.reason}; what it had not saved was computed again")
         if done.elsewhere:
-            screen.say(f"{done.elsewhere} clips were left to another process that is extracting them")
+            screen.say(f"left to another process, which is at it: {_counted(done.elsewhere, 'clip')}")
         document |= {
             "extracted": done.extracted,
             "elsewhere": done.elsewhere,
@@ -370,7 +379,7 @@ def _forecast(screen: Screen, project: "Project", plan: "Plan") -> dict[str, Any
 
 
 def _show_forecast(screen: Screen, found: "Forecast", plan: "Plan", *, dtype: str, decoders: int) -> None:
-    title = f"One clip, {plan.inputs.frames} frames of {plan.inputs.image_px} px"
+    title = f"One clip, {_counted(plan.inputs.frames, 'frame')} of {plan.inputs.image_px} px"
     table = Table(title=title, title_justify="left", show_footer=True)
     unit, scale = ("TFLOP", 1.0) if found.tflop_per_clip >= 0.1 else ("GFLOP", 1e3)
     seconds = sum(part.seconds for part in found.parts)
@@ -387,19 +396,21 @@ def _show_forecast(screen: Screen, found: "Forecast", plan: "Plan", *, dtype: st
         + ("decoding limits: add decoders" if found.limit == "decoding" else "the model limits, not decoding"),
         "": f"the model {_time(found.model_s)} at that speed, resizing {_time(found.preprocess_s)}, decoding "
         + (
-            f"{_time(found.decode_s)} with {decoders} decoders, each {found.video_per_decoder:.0f} times real time"
+            f"{_time(found.decode_s)} with {_counted(decoders, 'decoder')}, each "
+            f"{found.video_per_decoder:.0f} times real time"
             if found.decode_s is not None
             else f"unknown: {found.decode_problem}"
         ),
         "memory": f"{_size(memory.weights_bytes)} of weights and about {_size(memory.batch_bytes)} for batches of "
         f"{memory.batch_size}" + (f"; {_size(memory.free_bytes)} are free" if memory.free_bytes is not None else ""),
-        "disk": ", ".join(f"{name} {_size(size)}" for name, size in found.bytes_of.items())
-        + f"; {_size(found.disk_free_bytes)} are free",
+        "disk": f"{_size(plan.bytes_to_write)} of {_size(found.disk_free_bytes)} that are free: "
+        + ", ".join(f"{name} {_size(size)}" for name, size in found.bytes_of.items()),
     }
     if found.shared_frames:
         lines["frames"] = f"overlapping clips share about {found.shared_frames:.0%} of theirs, computed once"
+    width = min(screen.console.width, _ROOMY_WIDTH)
     for name, line in lines.items():
-        screen.say(f"{name:7} {line}")
+        screen.say(textwrap.fill(line, width, initial_indent=f"{name:7} ", subsequent_indent=" " * 8))
     if not memory.fits:
         screen.warn("the model and a batch are larger than the free memory of the device")
     if plan.bytes_to_write > found.disk_free_bytes:
@@ -413,6 +424,11 @@ def _time(seconds: float, longest_s: float | None = None) -> str:
     if seconds < 0.1:
         unit, size = "ms", 1e-3
     return f"{seconds / size:.3g}" + (f" to {longest_s / size:.3g}" if longest_s else "") + f" {unit}"
+
+
+def _counted(number: int, noun: str) -> str:
+    """A number and its noun: 1 clip, 2 clips."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _size(size: float) -> str:
@@ -432,9 +448,10 @@ def _show_failures(screen: Screen, failures: "Sequence[FailedClip]") -> None:
     for failure in failures:
         by_recording.setdefault(failure.recording, []).append(failure.reason)
     for recording, reasons in list(by_recording.items())[:_SHOWN]:
-        screen.warn(f"{recording}: {len(reasons)} clips failed, the first because {reasons[0]}")
+        screen.warn(f"{recording}: {_counted(len(reasons), 'clip')} failed, the first because {reasons[0]}")
     if failures:
-        screen.warn(f"{len(failures)} clips of {len(by_recording)} recordings failed; all are in failed_clips.csv")
+        of = _counted(len(by_recording), "recording")
+        screen.warn(f"{_counted(len(failures), 'clip')} of {of} failed; see failed_clips.csv for all")
 
 
 @contextmanager
@@ -522,6 +539,9 @@ def tune(
     permutations: Annotated[
         int, typer.Option(min=0, help="Also fit the best settings to labels shuffled by session, so often.")
     ] = 0,
+    refit_seeds: Annotated[
+        int, typer.Option(min=0, help="Also fit them across session folds with so many seeds, to see scores' spread.")
+    ] = 0,
     storage: Annotated[
         str | None, typer.Option(help="postgresql://..., a study that several processes work on at once.")
     ] = None,
@@ -541,6 +561,7 @@ def tune(
         trials=trials,
         seed=seed,
         permutations=permutations,
+        refit_seeds=refit_seeds,
         storage=storage,
         study=study,
         imported=features,
@@ -557,6 +578,7 @@ def _tune(
     trials: int,
     seed: int = 0,
     permutations: int = 0,
+    refit_seeds: int = 0,
     storage: str | None = None,
     study: str = "tune",
     imported: str | None = None,
@@ -585,6 +607,7 @@ def _tune(
             seed=seed,
             folder=folder,
             permutations=permutations,
+            refit_seeds=refit_seeds,
             device=_trainer_device(project),
             storage=storage,
             study_name=study,
@@ -636,7 +659,7 @@ def lora_finetune(
             document |= _show_training_forecast(screen, run)
         else:
             document |= _lora_finetune(
-                screen, project, plan, ranks=ranks, device=device, seed=seed, fresh=fresh, merge=merge
+                screen, project, plan, start=start, ranks=ranks, device=device, seed=seed, fresh=fresh, merge=merge
             )
         if ranks.is_first:
             screen.document(document)
@@ -646,13 +669,13 @@ def lora_finetune(
 def _show_lora_plan(screen: Screen, plan: "LoraPlan") -> dict[str, Any]:
     extraction = plan.extraction
     screen.say(
-        f"{plan.train_clips} training and {plan.validation_clips} validation clips; {extraction.todo} of them lack "
-        f"{plan.tokens}, about {_size(extraction.bytes_to_write)} on disk"
+        f"{_counted(plan.train_clips, 'clip')} for training and {plan.validation_clips} for validation; "
+        f"{extraction.todo} of them lack {plan.tokens}, about {_size(extraction.bytes_to_write)} on disk"
     )
     if plan.share_of_layers < 1:
         screen.say(
-            f"a step runs {plan.layers_run} layers, where adapters in all would need {plan.layers_below}: by the "
-            f"arithmetic {plan.share_of_layers:.0%} of the work"
+            f"a step runs {_counted(plan.layers_run, 'layer')}, where adapters in all would need {plan.layers_below}: "
+            f"by the arithmetic {plan.share_of_layers:.0%} of the work"
         )
     return {
         "tokens": plan.tokens,
@@ -670,6 +693,7 @@ def _lora_finetune(
     project: "Project",
     plan: "LoraPlan",
     *,
+    start: Path,
     ranks: "Ranks",
     device: str,
     seed: int,
@@ -703,23 +727,145 @@ def _lora_finetune(
         screen.say(f"wrote {folder / 'merged'}, a model for features.model")
     _tune_timeline(screen, project, folder / "bundle")
     shown = _show_run(screen, folder, best)
-    screen.say("Compare it: featurecache evaluate runs/lora/bundle --against runs/tune/bundle")
-    tokens = plan.extraction.spaces[plan.tokens].fingerprint
-    screen.say(
-        f"Remove {plan.tokens} when no run needs them any more: featurecache cache gc --space {tokens[:16]} --apply"
-    )
+    where = "" if project.root.resolve() == Path.cwd() else f" --config {project.root}"
+    screen.say(f"Compare it: featurecache evaluate {folder / 'bundle'} --against {start}{where}")
+    tokens = plan.extraction.spaces[plan.tokens].fingerprint[:16]
+    screen.say(f"{plan.tokens}, when no run needs them any more: featurecache cache gc --space {tokens} --apply{where}")
     return {**shown, **forecast}
 
 
-def _show_training_forecast(screen: Screen, run: "LoraRun") -> dict[str, Any]:
+@app.command()
+@command
+def finetune(
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Choose settings by TPE: finished trials that the study shall have.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of data order and dropout, and of the trials' sampler.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast time and memory, and do nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, whatever an earlier run left.")] = False,
+    allow_download: AllowDownload = False,
+    config: Config = Path(),
+    as_json: AsJson = False,
+) -> int:
+    """Train the supervised baseline, a TimeSformer; goes on with an interrupted run."""
+    from featurecache.project import open_project, parse_section
+    from heads.finetuning.ranks import joined_ranks
+    from heads.finetuning.timesformer import FinetuneSettings, TimesformerRun, plan_timesformer
+
+    project = open_project(config)
+    settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
+    with joined_ranks(_trainer_device(project)) as (ranks, device):
+        screen = Screen(as_json)
+        screen.console.quiet = not ranks.is_first
+        plan = plan_timesformer(project, settings, allow_download=allow_download)
+        document = _show_finetune_plan(screen, plan)
+        if dry_run:
+            run = TimesformerRun(plan, seed=seed, device=device, folder=project.runs / "timesformer", ranks=ranks)
+            document |= _show_training_forecast(screen, run)
+            if plan.clips > plan.store.most:
+                screen.say(f"and {_time(plan.clips * plan.store.clip_s)} of decoding in each epoch")
+        else:
+            document |= _finetune(
+                screen, project, plan, ranks=ranks, device=device, seed=seed, fresh=fresh, trials=trials
+            )
+        if ranks.is_first:
+            screen.document(document)
+    return DONE
+
+
+def _show_finetune_plan(screen: Screen, plan: "TimesformerPlan") -> dict[str, Any]:
+    train, validation = (len(plan.splits[name].Y) for name in ("train", "validation"))
+    store = plan.store
+    held = min(plan.clips, store.most)
+    screen.say(
+        f"{_counted(train, 'clip')} for training and {validation} for validation; of "
+        f"{_size(plan.clips * store.clip_bytes)} of pictures {_size(held * store.clip_bytes)} stay in memory"
+    )
+    if plan.clips > store.most:
+        screen.warn("the others are decoded again in each epoch: raise finetune.memory_gb if there is room")
+    return {
+        "train_clips": train,
+        "validation_clips": validation,
+        "picture_bytes": plan.clips * store.clip_bytes,
+        "clips_in_memory": held,
+    }
+
+
+def _finetune(
+    screen: Screen,
+    project: "Project",
+    plan: "TimesformerPlan",
+    *,
+    ranks: "Ranks",
+    device: str,
+    seed: int,
+    fresh: bool,
+    trials: int | None,
+) -> dict[str, Any]:
+    from heads.finetuning.timesformer import TimesformerRun
+    from heads.finetuning.trials import forget_trials, refuse_trials, search_timesformer
+
+    folder = project.runs / "timesformer"
+    if trials is not None and ranks.count > 1:
+        raise typer.BadParameter("--trials takes one process. Start it without torchrun.")
+    if fresh and ranks.is_first:
+        forget_trials(folder)
+    ranks.wait()
+    if trials is None:
+        refuse_trials(folder)
+    plan = plan.examined(_decoding_progress(screen))
+    if plan.left_out:
+        first = next(iter(plan.left_out.values()))
+        screen.warn(f"{_counted(len(plan.left_out), 'labelled clip')} cannot be had, the first because {first}")
+    if trials is not None:
+        best = search_timesformer(
+            plan,
+            trials=trials,
+            seed=seed,
+            device=device,
+            folder=folder,
+            on_trial=lambda number, settings: screen.say(f"trial {number}: {settings.in_words()}"),
+            on_progress=_training_progress(screen),
+        )
+        states = ", ".join(f"{count} {state}" for state, count in best["trials"].items())
+        screen.say(f"the run is of trial {best['trial']} ({states})")
+        forecast: dict[str, Any] = {}
+    else:
+        run = TimesformerRun(plan, seed=seed, device=device, folder=folder, ranks=ranks)
+        forecast = _show_training_forecast(screen, run)
+        run.train(_training_progress(screen))
+        if not ranks.is_first:
+            return {}
+        best = run.finish()
+    _tune_timeline(screen, project, folder / "bundle")
+    shown = _show_run(screen, folder, best)
+    screen.say("Compare it: featurecache evaluate runs/timesformer/bundle --against runs/tune/bundle")
+    return {**shown, **forecast}
+
+
+def _show_training_forecast(screen: Screen, run: "LoraRun | TimesformerRun") -> dict[str, Any]:
     """What training will take, from a few timed steps."""
     cost = run.loop.measure()
     hours = run.forecast_hours(cost)
     screen.say(
-        f"forecast: {_time(cost.train_s)} a training clip, at most {_time(3600 * hours)} for {run.loop.epochs} epochs; "
-        f"peak memory {_size(cost.peak_bytes)} with {run.loop.micro_batch} clips at once"
+        f"forecast: {_time(cost.train_s)} a training clip, at most {_time(3600 * hours)} for "
+        f"{_counted(run.loop.epochs, 'epoch')}; "
+        f"peak memory {_size(cost.peak_bytes)} with {_counted(run.loop.micro_batch, 'clip')} at once"
     )
     return {"forecast": {"hours": hours, **dataclasses.asdict(cost)}}
+
+
+def _decoding_progress(screen: Screen) -> Callable[[int, int], None]:
+    """A line now and then."""
+    last = time.monotonic()
+
+    def show(done: int, clips: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _PLAIN_LINE_EVERY_S:
+            last = time.monotonic()
+            screen.say(f"decoded {done} of {_counted(clips, 'clip')}")
+
+    return show
 
 
 def _training_progress(screen: Screen) -> "Callable[[Training], None]":
@@ -771,35 +917,41 @@ def evaluate(
 
 
 def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path | None = None) -> dict[str, Any]:
+    from featurecache.errors import BundleError
     from heads.bundle import load_bundle
     from heads.loading import load_split
     from heads.runs import write_document
-    from heads.scoring.evaluation import Evaluation, always_yes, compare_evaluations, evaluate_bundle
+    from heads.scoring.evaluation import always_yes, compare_evaluations, evaluate_bundles
+    from heads.timelines.tuning import load_timeline
 
-    outcomes: list[Evaluation] = []
-    methods: dict[str, Mapping[str, Any]] = {}
-    for number, folder in enumerate([path] if against is None else [path, against]):
-        head = load_bundle(folder)
-        _extract_adapted(screen, project, head, "test")
-        source, leakage = _scoring_data(project, head)
-        loaded = load_split(split="test", **source)
-        data = loaded.data.of(head.settings.inputs)
-        if number == 0:
-            _warn_left_out(screen, "test", loaded.left_out)
-            methods["always yes"] = always_yes(data, head.labels, "test")
-        outcome = evaluate_bundle(
-            head,
-            data,
-            split="test",
-            fingerprint=head.fingerprint,
-            log=project.runs / "test_looks.jsonl",
-            leakage=leakage,
+    folders = [path] if against is None else [path, against]
+    if against is not None and path.resolve().parent == against.resolve().parent:
+        raise BundleError(
+            "two bundles must lie in run folders of their own, where their results go, but "
+            f"{path} and {against} share one. Name a bundle of another run with --against."
         )
-        outcomes.append(outcome)
-        method = _method(head.settings.kind) if head.adapter is None else "FT-C-LoRA"
+    bundles = [load_bundle(folder) for folder in folders]
+    tuned = [load_timeline(folder) for folder in folders]
+    for folder, head in zip(folders, bundles, strict=True):
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
+        _own_table(project, head)  # refused before any work, and before a look
+        rules = _checked_rules(project, head.labels)
+    for head in bundles:
+        _extract_adapted(screen, project, head, "test")
+    source, leakage = _scoring_data(project, bundles[0])
+    loaded = [load_split(split="test", **{**source, "spaces": head.kept}) for head in bundles]
+    candidates = [
+        (head, own.data.of(head.settings.inputs), head.fingerprint) for head, own in zip(bundles, loaded, strict=True)
+    ]
+    _warn_left_out(screen, "test", loaded[0].left_out)
+    outcomes = evaluate_bundles(candidates, split="test", log=project.runs / "test_looks.jsonl", leakage=leakage)
+    methods: dict[str, Mapping[str, Any]] = {"always yes": always_yes(candidates[0][1], bundles[0].labels, "test")}
+    for folder, head, outcome in zip(folders, bundles, outcomes, strict=True):
+        write_document(folder.parent / "test_metrics.json", outcome.metrics)
+        method = _method(head)
         methods[method if against is None else f"{method} ({folder.parent.name})"] = outcome.metrics
-    first, out = outcomes[0], path.parent / "test_metrics.json"
-    write_document(out, first.metrics)
+    first = outcomes[0]
     _show_metrics(screen, first.metrics)
     _show_methods(screen, methods)
     document = {**first.metrics, "always_yes": methods["always yes"]}
@@ -807,26 +959,32 @@ def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path |
         comparison = {"against": str(against), **compare_evaluations(*outcomes)}
         write_document(path.parent / "test_comparison.json", comparison)
         _show_comparison(screen, comparison)
-        document |= {"comparison": comparison, "against": outcomes[1].metrics}
-    looks = outcomes[-1].looks
-    screen.say(f"look number {looks} at these test sessions; wrote {out}")
-    _show_caveats(screen, outcomes[-1].metrics)
-    return {**document, "timelines": _evaluate_timelines(screen, project, path)}
+    written = " and ".join(str(folder.parent / "test_metrics.json") for folder in folders)
+    screen.say(f"look number {first.looks} at these test sessions; wrote {written}")
+    _show_caveats(screen, first.metrics)
+    timelines = [
+        _evaluate_timelines(screen, project, folder, head, source, tuned=settings, exclusive=rules.exclusive)
+        for folder, head, settings in zip(folders, bundles, tuned, strict=True)
+    ]
+    if against is not None:
+        document |= {"comparison": comparison, "against": {**outcomes[1].metrics, "timelines": timelines[1]}}
+    return {**document, "timelines": timelines[0]}
 
 
 def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: str) -> None:
-    """Extracts what the cache lacks of a split with the bundle's adapter, if it has one."""
+    """Extracts what the cache lacks of a split with the bundle's adapter or model, if it has one."""
     from featurecache.adapter import open_adapter
     from featurecache.plan import run_plan
 
-    if head.adapter is None:
+    if not head.is_fine_tuned:
         return
-    from heads.finetuning.lora import plan_adapted
+    from heads.finetuning.extraction import plan_split
 
-    plan = plan_adapted(project, list(head.kept), open_adapter(head.adapter), split)
+    project, adapter = head.project_of(project), None if head.adapter is None else open_adapter(head.adapter)
+    plan = plan_split(project, list(head.kept), split, adapter=adapter)
     head.check_spaces(plan.spaces)
     if plan.todo:
-        screen.say(f"extracting {plan.todo} clips with the adapter ...")
+        screen.say(f"extracting {_counted(plan.todo, 'clip')} with the fine-tuned model ...")
     with _extraction_progress(screen) as show:
         outcome = run_plan(project, plan, on_progress=show)
     _show_failures(screen, outcome.failures)
@@ -841,9 +999,10 @@ def _leave_one_session_out(screen: Screen, project: "Project", path: Path) -> di
     from heads.scoring.evaluation import evaluate_without_each_session
 
     head = load_bundle(path)
-    if head.adapter is not None:
+    if head.is_fine_tuned:
+        found = "an adapter" if head.backbone is None else "a model of its own"
         raise BundleError(
-            f"leaving sessions out refits a head alone, but {path} has an adapter, which saw them all. "
+            f"leaving sessions out refits a head alone, but {path} has {found}, which saw them all. "
             "Evaluate it on the test split."
         )
     source, leakage = _scoring_data(project, head)
@@ -862,7 +1021,7 @@ def _leave_one_session_out(screen: Screen, project: "Project", path: Path) -> di
     out = path.parent / "leave_one_session_out_metrics.json"
     write_document(out, metrics)
     _show_metrics(screen, metrics)
-    _show_methods(screen, {_method(head.settings.kind): metrics})
+    _show_methods(screen, {_method(head): metrics})
     if metrics["not_learnable"]:
         screen.warn(f"undefined, since one session alone decides them: {', '.join(metrics['not_learnable'])}.")
     screen.say(f"look number {metrics['looks']} at the test sessions; wrote {out}")
@@ -873,17 +1032,10 @@ def _leave_one_session_out(screen: Screen, project: "Project", path: Path) -> di
 def _scoring_data(project: "Project", head: "Bundle") -> tuple[dict[str, Any], dict[str, Any]]:
     """What `heads.loading` takes to load a bundle's features, and what the results say of the splits."""
     from featurecache import FeatureCache
-    from featurecache.clips_csv import read_table
-    from featurecache.errors import BundleError
     from featurecache.leakage import leakage_record
     from featurecache.plan import failed_clip_ids
 
-    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    if table.labels != head.labels:
-        raise BundleError(
-            f"a bundle must be scored on its own labels, but it has {', '.join(head.labels)} and clips.csv has "
-            f"{', '.join(table.labels)}. Train again: featurecache tune."
-        )
+    table = _own_table(project, head)
     source = {
         "table": table,
         "cache": FeatureCache.open(project.cache),
@@ -891,6 +1043,20 @@ def _scoring_data(project: "Project", head: "Bundle") -> tuple[dict[str, Any], d
         "failed": failed_clip_ids(project),
     }
     return source, leakage_record(table.clips)
+
+
+def _own_table(project: "Project", head: "Bundle") -> "ClipTable":
+    """The clip table, refused where its labels are not the bundle's."""
+    from featurecache.clips_csv import read_table
+    from featurecache.errors import BundleError
+
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    if table.labels != head.labels:
+        raise BundleError(
+            f"a bundle must be scored on its own labels, but it has {', '.join(head.labels)} and clips.csv has "
+            f"{', '.join(table.labels)}. Train again: featurecache tune."
+        )
+    return table
 
 
 def _show_comparison(screen: Screen, comparison: Mapping[str, Any]) -> None:
@@ -902,7 +1068,7 @@ def _show_comparison(screen: Screen, comparison: Mapping[str, Any]) -> None:
     low, high = comparison["difference_ci95"]
     screen.say(
         f"{text} (95% CI {low:+.3f} to {high:+.3f}), p = {comparison['p_value']:.3g} by exchanging the two within "
-        f"{comparison['n_sessions']} sessions (smallest possible {comparison['smallest_p_value']:.2g})"
+        f"{_counted(comparison['n_sessions'], 'session')} (smallest possible {comparison['smallest_p_value']:.2g})"
     )
 
 
@@ -939,6 +1105,7 @@ def _learning_data(
             "Choose others, or add it to features.keep and run: featurecache extract."
         )
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    _checked_rules(project, table.labels)
     cache = FeatureCache.open(project.cache)
     if imported is None:
         _, spaces = project_spaces(project, keep=names, allow_download=allow_download)
@@ -950,10 +1117,14 @@ def _learning_data(
         loaded = load_split(table, split, cache, spaces, failed=failed)
         _warn_left_out(screen, split, loaded.left_out)
         if loaded.purged:
-            screen.warn(f"{split}: {loaded.purged} clips are left out, since they touch clips that score them")
+            purged = _counted(loaded.purged, "clip")
+            screen.warn(f"{split}: {purged} left out for touching clips that score them")
         splits[split] = loaded.data
     screen.say(
-        ", ".join(f"{name}: {len(data.Y)} clips of {len(set(data.sessions))} sessions" for name, data in splits.items())
+        ", ".join(
+            f"{name}: {_counted(len(data.Y), 'clip')} of {_counted(len(set(data.sessions)), 'session')}"
+            for name, data in splits.items()
+        )
     )
     data = LearningData(
         splits["train"], splits["validation"], table.labels, spaces, leakage=leakage_record(table.clips)
@@ -969,7 +1140,7 @@ def _run_folder(project: "Project", command: str, imported: str | None) -> Path:
 
 def _warn_left_out(screen: Screen, split: str, count: int) -> None:
     if count:
-        screen.warn(f"{split}: {count} labelled clips are left out, since their extraction failed (failed_clips.csv)")
+        screen.warn(f"{split}: {_counted(count, 'labelled clip')} left out: extraction failed (failed_clips.csv)")
 
 
 def _trainer_device(project: "Project") -> str:
@@ -1002,8 +1173,12 @@ def _search_progress(screen: Screen) -> Iterator[Callable[[int, int, float | Non
         yield update
 
 
-def _method(kind: str) -> str:
-    return "FT-LC" if kind == "linear" else "FT-MLP"
+def _method(head: "Bundle") -> str:
+    from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head
+
+    if head.is_fine_tuned:
+        return FT_C_LORA if head.backbone is None else TIMESFORMER
+    return method_of_head(head.settings.kind)
 
 
 def _short(value: object) -> str:
@@ -1015,7 +1190,9 @@ def _number(value: float | None) -> str:
 
 
 def _show_metrics(screen: Screen, metrics: Mapping[str, Any]) -> None:
-    title = f"{metrics['split']}: {metrics['n_clips']} clips of {metrics['n_sessions']} sessions"
+    title = (
+        f"{metrics['split']}: {_counted(metrics['n_clips'], 'clip')} of {_counted(metrics['n_sessions'], 'session')}"
+    )
     table = Table(title=title, title_justify="left")
     headings = ("label", "F1", "precision", "recall", "AP", "threshold", "positives")
     if screen.console.width < _NARROW:
@@ -1079,8 +1256,12 @@ def report(
     from featurecache.project import open_project
     from heads.report import write_report
 
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"--out must name an .html file, but it is {str(out)!r}. Write e.g. report.html.")
     screen = Screen(as_json)
     project = open_project(config)
+    if predictions is not None:
+        os.scandir(predictions).close()  # a folder that is named must be there
     written = write_report(
         out if out is not None else project.runs / "report.html",
         runs=project.runs,
@@ -1097,7 +1278,9 @@ def report(
     for problem in written.problems:
         screen.warn(f"left out: {problem}")
     if written.frames:
-        screen.warn(f"the page holds {written.frames} frames of the recordings. Keep it where they may be kept.")
+        screen.warn(
+            f"the page holds {_counted(written.frames, 'frame')} of the recordings. Keep it where they may be kept."
+        )
     screen.say(f"wrote {written.path} ({written.size_bytes / 1e6:.1f} MB); open it in a browser")
     screen.document(dataclasses.asdict(written))
     return SOME_FAILED if written.problems else DONE
@@ -1238,32 +1421,31 @@ def _tune_timeline(screen: Screen, project: "Project", path: Path) -> None:
     )
 
 
-def _evaluate_timelines(screen: Screen, project: "Project", path: Path) -> dict[str, Any] | None:
+def _evaluate_timelines(
+    screen: Screen,
+    project: "Project",
+    path: Path,
+    head: "Bundle",
+    source: Mapping[str, Any],
+    *,
+    tuned: "TunedTimeline | None",
+    exclusive: Sequence[Sequence[str]],
+) -> dict[str, Any] | None:
     """Scores of the test recordings' timelines; a part of the look that the caller logs."""
     from featurecache.errors import AnnotationError, TrainingDataError
-    from heads.bundle import load_bundle
     from heads.runs import write_document
     from heads.timelines.split import evaluate_timelines
-    from heads.timelines.tuning import load_timeline
 
-    head = load_bundle(path)
-    source, _ = _scoring_data(project, head)
     try:
         found = evaluate_timelines(
-            project,
-            head,
-            source["table"],
-            "test",
-            tuned=load_timeline(path),
-            exclusive=_timeline_rules(project).exclusive,
-            failed=source["failed"],
+            project, head, source["table"], "test", tuned=tuned, exclusive=exclusive, failed=source["failed"]
         )
     except (AnnotationError, TrainingDataError) as error:
         screen.say(f"no timeline scores: {error}")
         return None
     out = path.parent / "test_timelines.json"
     write_document(out, found)
-    _show_timeline_scores(screen, found["scores"], "Timelines of the test split")
+    _show_timeline_scores(screen, found["scores"], f"Timelines of the test split ({path.parent.name})")
     screen.say(f"wrote {out}")
     return dict(found["scores"])
 
@@ -1273,6 +1455,15 @@ def _timeline_rules(project: "Project") -> "TimelineRules":
     from heads.timelines.predict import TimelineRules
 
     return parse_section(project.settings.timeline, TimelineRules, "timeline")
+
+
+def _checked_rules(project: "Project", labels: Sequence[str]) -> "TimelineRules":
+    """The section [timeline], refused where it names labels that there are not."""
+    from heads.timelines.timeline import exclusive_groups
+
+    rules = _timeline_rules(project)
+    exclusive_groups(rules.exclusive, labels)
+    return rules
 
 
 def _show_timeline_scores(screen: Screen, scores: Mapping[str, Any], title: str) -> None:
@@ -1362,8 +1553,9 @@ def cache_verify(
     for damage in report.damage:
         screen.warn(damage.reason)
     screen.say(
-        f"{'deep' if deep else 'quick'} check of {report.segments} segments in {report.spaces} feature spaces: "
-        f"{report.rows} clips served, {len(report.damage)} damaged"
+        f"{'deep' if deep else 'quick'} check of {_counted(report.segments, 'segment')} in "
+        f"{_counted(report.spaces, 'feature space')}: {_counted(report.rows, 'clip')} served, "
+        f"{len(report.damage)} damaged"
     )
     if report.damage:
         screen.say("Set the damage aside: featurecache cache repair")
@@ -1380,7 +1572,7 @@ def cache_repair(config: Config = Path(), as_json: AsJson = False) -> int:
 
     screen = Screen(as_json)
     report = repair(open_project(config).cache)
-    screen.say(f"set aside {len(report.set_aside)} damaged, wrote {len(report.rewritten)} records again")
+    screen.say(f"set aside {len(report.set_aside)} damaged, wrote {_counted(len(report.rewritten), 'record')} again")
     for _, clip in report.lost[:_SHOWN]:
         screen.say(f"  to extract again: {clip}")
     if len(report.lost) > _SHOWN:
@@ -1409,7 +1601,7 @@ def cache_gc(
     for item in garbage:
         screen.say(f"  {item.path}: {item.reason} ({item.size_bytes / 1e6:.1f} MB)")
     size_mb = sum(item.size_bytes for item in garbage) / 1e6
-    screen.say(f"{'removed' if apply else 'can go'}: {len(garbage)} items, {size_mb:.1f} MB")
+    screen.say(f"{'removed' if apply else 'can go'}: {_counted(len(garbage), 'item')}, {size_mb:.1f} MB")
     if garbage and not apply:
         screen.say("Remove them: the same command with --apply")
     screen.document({"applied": apply, "garbage": [dataclasses.asdict(item) for item in garbage]})
@@ -1425,7 +1617,7 @@ def cache_compact(config: Config = Path(), as_json: AsJson = False) -> int:
 
     screen = Screen(as_json)
     report = compact(open_project(config).cache)
-    screen.say(f"merged {report.merged} segments into {report.written} ({report.rows} clips)")
+    screen.say(f"merged {_counted(report.merged, 'segment')} into {report.written} ({_counted(report.rows, 'clip')})")
     if report.merged:
         screen.say("The old ones go after an hour: featurecache cache gc --apply")
     screen.document(dataclasses.asdict(report))
@@ -1447,7 +1639,8 @@ def cache_forget(
     screen = Screen(as_json)
     project = open_project(config)
     report = forget(project.cache, content_of(project, recording))
-    screen.say(f"removed {report.rows} features of {recording}; {report.rewritten} segments were written anew")
+    features, segments = _counted(report.rows, "feature"), _counted(report.rewritten, "segment")
+    screen.say(f"removed {features} of {recording}; wrote {segments} anew")
     screen.say(
         "Not touched: the video, its annotations, clips.csv, failed_clips.csv, exports, and heads that were trained "
         "with it. Remove the first two, then: featurecache clips --force; train again."
@@ -1460,9 +1653,13 @@ def cache_forget(
 @command
 def cache_export(
     file: Annotated[Path, typer.Argument(help="A new .h5, .hdf5 or .npz file.")],
-    tap: Annotated[str, typer.Option(help="Where in the backbone.")] = "final",
-    pooling: Annotated[str, typer.Option(help="How tokens became one array.")] = "mean",
-    space: Annotated[str | None, typer.Option(help="Fingerprint, where several spaces match.")] = None,
+    tap: Annotated[str | None, typer.Option(help="Where in the backbone; final if neither this nor --space.")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="How tokens became one array; mean if neither this nor --space.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Fingerprint, or its first digits: says alone which features.")
+    ] = None,
     config: Config = Path(),
     as_json: AsJson = False,
 ) -> int:
@@ -1472,7 +1669,7 @@ def cache_export(
 
     screen = Screen(as_json)
     report = export_features(open_project(config).cache, file, tap=tap, pooling=pooling, space=space)
-    screen.say(f"wrote {report.rows} features of {report.fingerprint[:16]} to {report.path}")
+    screen.say(f"wrote {_counted(report.rows, 'feature')} of {report.fingerprint[:16]} to {report.path}")
     screen.document(dataclasses.asdict(report))
     return DONE
 
@@ -1494,7 +1691,8 @@ def cache_import(
     project = open_project(config)
     report = import_features(project.cache, file, name=name, recordings=contents(project) if name else None)
     screen.say(
-        f"took in {report.rows} features, {report.present} were there; tap {report.tap}, pooling {report.pooling}"
+        f"took in {_counted(report.rows, 'feature')}, had {report.present} already; "
+        f"tap {report.tap}, pooling {report.pooling}"
     )
     if name:
         screen.say(f"Train on them: featurecache tune --features {name}")

@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from av.video.frame import PictureType
 
-from featurecache.decoding import MAX_PIXELS, decode, open_video
+from featurecache.containers import MAX_PIXELS, open_video
+from featurecache.decoding import decode
 from featurecache.nal_units import PacketReader
 from featurecache.resize import FrameResize
 from featurecache.video import ClipFrames, probe, read_clips

@@ -38,7 +38,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import torch
-from bench_decode import CLIP_US, RATE, make, measure_preprocessing
+from bench_decode import CLIP_US, make, measure_preprocessing
 from full_size import write_model_files
 from transformers import (
     CLIPVisionConfig,
@@ -63,7 +63,8 @@ PROMPT = "user: describe the hand <video> " + "hand " * 60
 SEVEN_BILLION_TFLOP, H100_CLIPS_PER_S = 37.26, 16.1
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Of the differences between the two, over the differences from clip to clip."""
-ENCODING = ("libx264", "veryfast", f"bframes=3:b-adapt=0:b-pyramid=none:{RATE}")
+KIND = "h264, 3 B-frames"
+"""Of `bench_decode`'s recordings."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ def main() -> None:
         model, videos = Path(name) / "model", Path(name) / "videos"
         videos.mkdir()
         make_model(model, size)
-        make(videos / "0.mp4", *ENCODING, seconds=size.clips * CLIP_US // 1_000_000)
+        make({KIND: videos / "0.mp4"}, "veryfast", seconds=size.clips * CLIP_US // 1_000_000)
         figures = measure(model, videos, size, rounds, dtype, options.device)
         figures["preprocess"] = measure_preprocessing(videos / "0.mp4", turns)
         peaks = {}

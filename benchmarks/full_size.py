@@ -147,7 +147,9 @@ def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str,
     laid_out_s, weights_bytes = time.monotonic() - began, peak_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (frames, 480, 640, 3), dtype=np.uint8)
     began, cpu = time.monotonic(), time.process_time()
-    encoded = backbone.encode_frames(backbone.preprocess(noise), ["final"])
+    encoded = backbone.encode_frames(
+        backbone.normalize(inputs.frame_resize.resized(torch.from_numpy(noise))), ["final"]
+    )
     ((_, states),) = backbone.states(encoded[None], ["final"])
     feature = pool(states, "mean")  # (1, D)
     return {

@@ -3,10 +3,10 @@
 A frame is known by recording and timestamp. What the model computes on a frame alone is kept as long as a later clip
 of the recording may ask for it, so that overlapping clips cost their new frames only; the window is bounded by the
 clips that overlap, whatever the length of the recording. The pixels are the same; what is computed from them rounds
-as it does in batches of any other size.
+as it does in batches of any other size. Frames are 8-bit numbers until the model asks for them.
 
 A batch that does not fit in memory is halved and done again, and later batches are as small; a clip that does not fit
-alone fails with that reason. On a CUDA device preprocessing and copies run beside the model on a stream of their own,
+alone fails with that reason. On a CUDA device copies and resizing run beside the model on a stream of their own,
 and a batch's features are fetched when the next batch has been launched, so that the device is not left waiting.
 
 Not here: decoding, threads, the store.
@@ -117,7 +117,7 @@ class Batches:
         self.batch_size = batch_size if batch_size != "auto" else 1 if self._cuda else CPU_BATCH
         self.stages = Stages()
         self._clips: list[SampledClip] = []
-        self._pixels: dict[_Frame, Tensor] = {}  # of the batch being gathered
+        self._pictures: dict[_Frame, Tensor] = {}  # of the batch being gathered, on the device
         self._encoded: dict[_Frame, Tensor] = {}  # of earlier batches, for later clips
         self._needed_from_us: dict[str, int] = {}
         self._pending: list[_Launched | ComputedClip] = []
@@ -130,7 +130,8 @@ class Batches:
 
         Args:
             clip: The clip.
-            pictures: Its T frames, each (H, W, 3). Emptied, so that they are not in memory while the model runs.
+            pictures: Its T frames of one size, each (H, W, 3), on a CPU as `frame_resize` makes them: (px, px, 3).
+                Emptied, so that they are in memory no longer than needed.
             needed_from_us: Start of the earliest clip of this recording that is still to come, None after the last.
 
         Returns:
@@ -138,15 +139,15 @@ class Batches:
         """
         self.stages.frames += len(clip.timestamps_us)
         done: list[ComputedClip] = []
-        has_pixels = self._preprocess(clip, pictures)
-        if not has_pixels and self._clips:
+        is_there = self._take(clip, pictures)
+        if not is_there and self._clips:
             done = self._run_batch()  # there is room afterwards
-            has_pixels = self._preprocess(clip, pictures)
+            is_there = self._take(clip, pictures)
         pictures.clear()
         self._needed_from_us.pop(clip.recording.sha256, None)
         if needed_from_us is not None:
             self._needed_from_us[clip.recording.sha256] = needed_from_us
-        if not has_pixels:
+        if not is_there:
             return [*done, ComputedClip(clip, {}, _too_large("its frames do not"))]
         self._clips.append(clip)
         return done + self._run_batch() if len(self._clips) >= self.batch_size else done
@@ -162,26 +163,28 @@ class Batches:
         left, self._pending = self._pending, []
         return done + self._fetch(left)
 
-    def _preprocess(self, clip: SampledClip, pictures: Sequence[npt.NDArray[np.uint8]]) -> bool:
-        """Makes pixels of the frames that are new; False where they do not fit in memory."""
+    def _take(self, clip: SampledClip, pictures: Sequence[npt.NDArray[np.uint8]]) -> bool:
+        """Hands the frames that are new to the device; False where they do not fit in memory."""
         new = {
             frame: picture
             for frame, picture in zip(clip.frames, pictures, strict=True)
-            if frame not in self._pixels and frame not in self._encoded
+            if frame not in self._pictures and frame not in self._encoded
         }
         if not new:
             return True
         began = time.perf_counter()
         try:
             with torch.cuda.stream(self._beside) if self._beside else contextlib.nullcontext():
-                pixels = self._backbone.preprocess(np.stack(list(new.values())))  # (F, 3, image_px, image_px)
+                taken = torch.from_numpy(np.stack(list(new.values()))).to(self._device)
+                if self._cuda:
+                    taken = self._backbone.inputs.frame_resize.resized(taken)  # (F, H, W, 3) -> (F, px, px, 3)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return False
         if self._beside:
-            pixels.record_stream(torch.cuda.current_stream(self._device))
-        self._pixels.update(zip(new, pixels, strict=True))
+            taken.record_stream(torch.cuda.current_stream(self._device))
+        self._pictures.update(zip(new, taken, strict=True))
         self.stages.preprocess_s += time.perf_counter() - began
         return True
 
@@ -189,7 +192,7 @@ class Batches:
         """Runs the gathered clips; returns those that are done, on a CUDA device the batch before."""
         clips, self._clips = self._clips, []
         ran = self._run(clips)
-        self._pixels.clear()
+        self._pictures.clear()
         self._encoded = {frame: self._encoded[frame] for frame in self._wanted_later(self._encoded)}
         due, self._pending = (self._pending, ran) if self._cuda else (ran, [])
         return self._fetch(due)
@@ -219,7 +222,7 @@ class Batches:
 
     @torch.inference_mode()
     def _forward(self, clips: list[SampledClip]) -> "_Launched":
-        """Launches the model on clips whose frames are there as pixels or encoded."""
+        """Launches the model on clips whose frames are there as pictures or encoded."""
         if self._beside:
             torch.cuda.current_stream(self._device).wait_stream(self._beside)
         if self._measuring:
@@ -232,8 +235,9 @@ class Batches:
         parts = [torch.stack(earlier)] if earlier else []
         at_once = max(1, len(new)) if self._cuda else _CPU_FRAMES
         for first in range(0, len(new), at_once):
-            pixels = torch.stack([self._pixels[frame] for frame in new[first : first + at_once]])
-            parts.append(self._backbone.encode_frames(pixels, self._taps))  # (F, 3, image_px, image_px) -> (F, ...)
+            pictures = torch.stack([self._pictures[frame] for frame in new[first : first + at_once]])
+            pixels = self._backbone.normalize(pictures)  # (F, px, px, 3) -> (F, 3, px, px)
+            parts.append(self._backbone.encode_frames(pixels, self._taps))  # (F, ...)
             del pixels
         encoded = torch.cat(parts)
         places = {frame: place for place, frame in enumerate([f for f in frames if f in self._encoded] + new)}

@@ -72,8 +72,11 @@ def check_canaries(
         return 0
     cache = FeatureCache.open(root)
     checked = 0
+    fit = backbone.inputs.frame_resize.picture
     for canary in canaries:
-        (clip,) = read_clips(canary.recording.path, [canary.span], backbone.inputs.frames, time_limit_s=_TIME_LIMIT_S)
+        (clip,) = read_clips(
+            canary.recording.path, [canary.span], backbone.inputs.frames, fit=fit, time_limit_s=_TIME_LIMIT_S
+        )
         if isinstance(clip, ClipFrames):
             _check(canary, clip, backbone, cache, kept, spaces, compute_dtype)
             checked += 1
@@ -89,11 +92,13 @@ def _check(
     spaces: Mapping[str, FeatureSpace],
     compute_dtype: str,
 ) -> None:
+    import torch
+
     from featurecache.pooling import mean_of_frames, pool
 
     name_of_clip = clip_id(canary.recording.sha256, *canary.span)
     taps = sorted({kept[name].tap for name in canary.names})
-    encoded = backbone.encode_frames(backbone.preprocess(clip.frames), taps)
+    encoded = backbone.encode_frames(backbone.normalize(torch.from_numpy(clip.frames)), taps)
     for tap, states in backbone.states(encoded[None], taps):
         size = _rms(mean_of_frames(states.tokens).cpu().numpy())
         for name in (name for name in canary.names if kept[name].tap == tap):

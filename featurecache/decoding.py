@@ -26,22 +26,9 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from featurecache.containers import MAX_PIXELS, OpenVideo, last_packet_ends_us, open_video
+from featurecache.containers import OpenVideo
 from featurecache.look_ahead import LONGEST_REORDERING, LookAhead
 from featurecache.nal_units import PacketReader
-from featurecache.pictures import orientation_of, to_rgb
-
-__all__ = [
-    "MAX_PIXELS",
-    "NeededAfterAll",
-    "OpenVideo",
-    "Step",
-    "decode",
-    "last_packet_ends_us",
-    "open_video",
-    "orientation_of",
-    "to_rgb",
-]
 
 _ONE_PICTURE_PER_PACKET = frozenset({"hevc", "vp9", "av1"})
 _READ_ERRORS = 16  # in a row, after which the rest of the file is given up

@@ -158,3 +158,7 @@ class TimelineError(FeatureCacheError, ValueError):
 
 class CheckpointError(FeatureCacheError, ValueError):
     """A training run cannot go on from its checkpoint: it is damaged, or of other data or settings."""
+
+
+class DivergedError(SettingsError):
+    """Training diverged: the loss or its gradient is not finite."""

@@ -1,6 +1,8 @@
 """The loop that joins video, backbone, pooling and store.
 
-Decoder threads, one recording each, run ahead of the model through a bounded queue; the calling thread makes
+Decoder threads, one recording each, run ahead of the model through a bounded queue. For a model on a CPU they resize
+each picture as it is decoded, so what is queued does not grow with the size of a recording's pictures; a GPU resizes
+them itself, to the same numbers. The calling thread makes
 batches of equal length that cross recordings and runs the model; a third kind of thread writes. A clip that cannot
 be had is recorded with its reason and the run goes on. One pass fills every feature space asked for, each clip only
 those that lack it. Nothing here chooses which clips are missing: the caller plans.
@@ -23,12 +25,12 @@ from featurecache.clips import clip_id
 from featurecache.recordings import Recording
 from featurecache.spec import FeatureSpace, Kept
 from featurecache.store import CacheWriter
-from featurecache.video import ClipFailure, ClipFrames, read_clips
+from featurecache.video import ClipFailure, ClipFrames, Fit, read_clips
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Backbone
 
-_QUEUED_CLIPS_PER_DECODER = 1  # beside the one that each decoder holds; full-size pictures are large
+_QUEUED_CLIPS_PER_DECODER = 1  # beside the one that each decoder holds
 # A stalled decoder must not stall the run; a slow machine decoding 4K must not be cut off.
 _TIME_LIMIT_S = 60.0
 _TIME_LIMIT_PER_SECOND = 20.0
@@ -72,7 +74,8 @@ class Progress:
         total: Clips of this run.
         elapsed_s: Seconds since the run began.
         waited_s: Seconds in which the model's thread waited for video.
-        preprocess_s: Seconds it spent resizing and normalising; on a GPU this runs beside the model.
+        preprocess_s: Seconds it spent bringing pictures to the device, on a GPU with resizing them, beside the model.
+            Normalising counts as the model's.
         model_s: Seconds the model ran, by the device's own clock.
         write_s: Seconds spent writing, beside the model.
         batch_size: Clips at once by now.
@@ -163,6 +166,7 @@ def extract(
         device=device,
     )
     saving = Saving(writers)
+    fit = backbone.inputs.frame_resize.picture if device.partition(":")[0] == "cpu" else None
 
     def fail(recording: Recording, start_us: int, end_us: int, reason: str) -> None:
         name = clip_id(recording.sha256, start_us, end_us)
@@ -194,7 +198,7 @@ def extract(
             shared_frames=1 - stages.frames_computed / stages.frames if stages.frames else 0.0,
         )
 
-    with saving, _decoding(work, backbone.inputs.frames, decoders, begin) as results:
+    with saving, _decoding(work, backbone.inputs.frames, fit, decoders, begin) as results:
         ahead: dict[str, _Ahead] = {}
         while True:
             asked = time.monotonic()
@@ -263,7 +267,7 @@ _Result = tuple[Work, ClipFrames | ClipFailure] | int
 
 @contextmanager
 def _decoding(
-    work: Sequence[Work], frames: int, decoders: int, begin: Callable[[Work, bool], Work | None]
+    work: Sequence[Work], frames: int, fit: Fit | None, decoders: int, begin: Callable[[Work, bool], Work | None]
 ) -> Iterator[Iterator[_Result]]:
     """Every clip of `work`, decoded by threads that run ahead; the threads have ended when the block has."""
     waiting: queue.SimpleQueue[tuple[Work, bool]] = queue.SimpleQueue()
@@ -290,7 +294,7 @@ def _decoding(
                 left = left or Work(item.recording, {})
                 if len(left.lacking) < len(item.lacking):
                     hand_over(len(item.lacking) - len(left.lacking))
-                for clip in _clips_of(left, frames):
+                for clip in clips_of(left, frames, fit):
                     hand_over((left, clip))
                     if stop.is_set():
                         return
@@ -322,6 +326,10 @@ def _decoding(
             thread.join()
 
 
-def _clips_of(item: Work, frames: int) -> Iterator[ClipFrames | ClipFailure]:
+def clips_of(item: Work, frames: int, fit: Fit | None = None) -> Iterator[ClipFrames | ClipFailure]:
+    """Every clip of some work, decoded one after another, in a time that a stalled decoder cannot stretch.
+
+    `fit` is as in `read_clips`.
+    """
     limit_s = _TIME_LIMIT_S + _TIME_LIMIT_PER_SECOND * item.recording.info.duration_us / 1e6
-    return read_clips(item.recording.path, item.spans, frames, time_limit_s=limit_s)
+    return read_clips(item.recording.path, item.spans, frames, fit=fit, time_limit_s=limit_s)

@@ -123,6 +123,7 @@ class Settings:
     search: dict[str, Any] = field(default_factory=dict)
     timeline: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -385,6 +386,17 @@ decoders = 2
 # epochs = 5                      # at most; patience = 2 epochs without a better one
 # batch_size = 32                 # clips of a step
 # micro_batch = 4                 # clips in memory at once; halved where they do not fit
+
+[finetune]                        # the supervised baseline, `featurecache finetune`
+# model = "models/timesformer-base-finetuned-ssv2"   # a folder with TimeSformer's files, or a hub name
+# last_layers = 0                 # layers that are trained, from the top; 0: the whole model
+# learning_rate = 5e-5            # of the model; head_learning_rate = 1e-3
+# weight_decay = 0.05
+# positive_weight_exponent = 0.5
+# epochs = 15                     # at most; patience = 3 epochs without a better one
+# batch_size = 8                  # clips of a step
+# memory_gb = 8.0                 # for decoded pixels; what does not fit is decoded again in each epoch
+# search.learning_rate = [1e-5, 3e-4]                # what --trials chooses from
 
 [timeline]                        # how `featurecache predict` makes intervals of clip scores
 # stride_s = 1.5                  # from one scored clip to the next; left out: half a clip

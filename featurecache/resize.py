@@ -97,13 +97,24 @@ class FrameResize:
             TypeError: If the frames are not uint8: values in [0, 1] would come out near black.
             ValueError: If the shape is another.
         """
+        return self.normalized(self.resized(frames), dtype)
+
+    def resized(self, frames: Tensor) -> Tensor:
+        """The first half: frames (F, H, W, 3) uint8 -> pictures (F, px, px, 3) uint8; errors as for the whole."""
         if frames.dtype != torch.uint8:
             raise TypeError(f"frames must be uint8 in 0 to 255, but they are {frames.dtype}.")
         if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape[1:]:
             raise ValueError(f"frames must be of shape (F, H, W, 3), but it is {tuple(frames.shape)}.")
-        pixels = self._resized(frames).permute(0, 3, 1, 2)  # (F, 3, px, px)
-        scaled = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        return scaled.sub_(_levels(self.mean, frames.device)).div_(_levels(self.std, frames.device)).to(dtype)
+        return self._resized(frames)
+
+    def picture(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """`resized` of one frame (H, W, 3) -> (px, px, 3), in memory of its own: what decoders hand on."""
+        return self.resized(torch.from_numpy(frame)[None])[0].clone(memory_format=torch.contiguous_format).numpy()
+
+    def normalized(self, pictures: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Pictures (F, px, px, 3) uint8, of the right size, as a vision tower takes them: (F, 3, px, px)."""
+        scaled = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return scaled.sub_(_levels(self.mean, pictures.device)).div_(_levels(self.std, pictures.device)).to(dtype)
 
     def _resized(self, frames: Tensor) -> Tensor:
         """Frames (F, H, W, 3) -> (F, px, px, 3), uint8."""

@@ -11,13 +11,13 @@ What is not in the file is a failure, never a repeated frame:
   further pictures (a file that was cut off);
 - a sample inside a damaged stretch, or on a picture that may refer to one, fails its clip; the others go on.
 
-It is not a cache of frames and it resizes nothing.
+It is not a cache of frames, and resizing them is the caller's business.
 """
 
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,18 +27,10 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from featurecache.decoding import (
-    MAX_PIXELS,
-    NeededAfterAll,
-    OpenVideo,
-    Step,
-    decode,
-    last_packet_ends_us,
-    open_video,
-    orientation_of,
-    to_rgb,
-)
+from featurecache.containers import MAX_PIXELS, OpenVideo, last_packet_ends_us, open_video
+from featurecache.decoding import NeededAfterAll, Step, decode
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
+from featurecache.pictures import orientation_of, to_rgb
 
 TIME_LIMIT_S = 4 * 3600.0
 """Own work on one recording after which the rest of it fails: ten hours of HD take about one."""
@@ -48,6 +40,9 @@ _PROBE_LIMIT_S = 60.0
 _FIRST_PICTURE_GRACE_US = 100_000
 _CUT_OFF_US = 1_000_000
 _NEVER = 2**62
+
+Fit = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
+"""Makes of a picture (H, W, 3) the smaller one (h, w, 3) that is wanted of it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,8 @@ class ClipFrames:
     Attributes:
         start_us: Start of the clip on the recording's clock.
         end_us: End of the clip, exclusive.
-        pictures: T upright RGB pictures of one size, each of shape (H, W, 3), uint8, contiguous, not to be written to.
+        pictures: T upright RGB pictures of one size, each of shape (H, W, 3), uint8, contiguous, not to be written to;
+            or what `fit` made of them.
         timestamps_us: Presentation time of each chosen picture on the recording's clock, shape (T,), int64.
     """
 
@@ -170,6 +166,7 @@ def read_clips(
     spans: Sequence[tuple[int, int]],
     frame_count: int = 16,
     *,
+    fit: Fit | None = None,
     max_pixels: int = MAX_PIXELS,
     time_limit_s: float | None = TIME_LIMIT_S,
     decode_all: bool = False,
@@ -183,6 +180,7 @@ def read_clips(
         path: A local video file.
         spans: Clips as (start_us, end_us) on the recording's clock, in any order; they may overlap.
         frame_count: Frames per clip (T).
+        fit: Called once on each needed picture when it is decoded; what it gives stands for the picture from then on.
         max_pixels: Larger pictures are refused before they are decoded.
         time_limit_s: Bound on the time spent here, not counting what the consumer does between two items.
         decode_all: Decode every picture up to the last needed one. Gives the same frames more slowly; clips
@@ -196,7 +194,7 @@ def read_clips(
     """
     if frame_count < 1:
         raise ValueError(f"frame_count must be at least 1, but it is {frame_count}.")
-    return _read_clips(path, spans, frame_count, max_pixels, time_limit_s, decode_all)
+    return _read_clips(path, spans, frame_count, fit, max_pixels, time_limit_s, decode_all)
 
 
 @dataclass
@@ -205,6 +203,7 @@ class _Clip:
 
     start_us: int
     end_us: int
+    size: tuple[int, ...] = ()
     pictures: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     timestamps_us: list[int] = field(default_factory=list)
     last_order: int = -1
@@ -225,6 +224,7 @@ def _read_clips(
     path: Path,
     spans: Sequence[tuple[int, int]],
     frame_count: int,
+    fit: Fit | None,
     max_pixels: int,
     time_limit_s: float | None,
     decode_all: bool,
@@ -243,7 +243,7 @@ def _read_clips(
         left = dict(enumerate(clips))
         try:
             with open_video(path, max_pixels=max_pixels) as video:
-                sampler = _Sampler(video, clips, frame_count, max_pixels)
+                sampler = _Sampler(video, clips, frame_count, fit, max_pixels)
                 for step in decode(video, None if decode_all else sampler.ticks):
                     if time_limit_s is not None and spent_s + time.monotonic() - resumed_s > time_limit_s:
                         reason = (
@@ -283,8 +283,9 @@ class _Sampler:
         ticks: The samples of all clips in ascending order: the last tick at which a picture may start to be chosen.
     """
 
-    def __init__(self, video: OpenVideo, clips: list[_Clip], frame_count: int, max_pixels: int):
+    def __init__(self, video: OpenVideo, clips: list[_Clip], frame_count: int, fit: Fit | None, max_pixels: int):
         self.video = video
+        self.fit = fit
         self.max_pixels = max_pixels
         self.clips = clips
         self.frame_count = frame_count
@@ -299,6 +300,7 @@ class _Sampler:
         self.reformatter = VideoReformatter()
         self.shown: Step | None = None
         self.last_gap = 0
+        self.size: tuple[int, ...] = ()  # of the picture converted last, before it was made to fit
 
     def _sample_ticks(self) -> Iterator[int]:
         parts = 2 * self.frame_count
@@ -331,9 +333,10 @@ class _Sampler:
             if reason is None and picture is None:
                 picture, reason = self._convert()
             if reason is None and picture is not None and self.shown is not None:
-                if clip.pictures and clip.pictures[0].shape != picture.shape:
+                if clip.size not in ((), self.size):
                     reason = "all frames of a clip must have one size, but the recording changes its own inside it."
                 else:
+                    clip.size = self.size
                     clip.pictures.append(picture)
                     clip.timestamps_us.append(self.video.to_us(self.shown.pts))
                     clip.last_order = max(clip.last_order, self.shown.order)
@@ -369,9 +372,11 @@ class _Sampler:
         if width * height > self.max_pixels:
             return None, f"a picture must have at most {self.max_pixels} pixels, but one has {width} x {height}."
         try:
-            return to_rgb(self.shown.frame, self.reformatter), None
+            picture = to_rgb(self.shown.frame, self.reformatter)
         except (av.error.FFmpegError, ValueError) as error:
             return None, f"a picture must be convertible to RGB, but {self.shown.frame.format.name} is not ({error})."
+        self.size = picture.shape
+        return (self.fit(picture) if self.fit else picture), None
 
     def _may_stand_in(self, ticks: int, first: Step) -> bool:
         gap_us = self.video.to_us(first.pts) - self.video.to_us(ticks)

@@ -30,6 +30,7 @@ from featurecache.backbones.family import Backbone, TapStates
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
 from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, LAYERS, WIDTH, make_timesformer
+from tests.tiny_models import pixels_of
 
 FRAME_ENCODERS = {"clip", "clip vision", "siglip", "siglip vision", "dinov2"}
 CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS
@@ -192,7 +193,7 @@ def test_states_are_computed_in_the_dtype_that_is_asked_for(
     frames = _noise(40, 48)
     states = []
     for backbone in (_open(folders[name], dtype=dtype), backbones[name]):
-        pixels = backbone.preprocess(frames)
+        pixels = pixels_of(backbone, frames)
         assert pixels.dtype == getattr(torch, dtype if not states else "float32")
         states.append(_states(backbone, pixels[None], ["final"])["final"].tokens)
     assert states[0].dtype == getattr(torch, dtype)
@@ -215,7 +216,7 @@ def test_preprocess_agrees_with_the_models_own_processor(
     assert backbone.inputs.frame_resize.resize == ("squash" if name == "siglip" else "crop")
     for size in ((60, 80), (100, 44), (32, 32), (240, 428)):
         frames = _noise(*size)
-        ours, (plain, std) = backbone.preprocess(frames), _processed(folders[name], frames)
+        ours, (plain, std) = pixels_of(backbone, frames), _processed(folders[name], frames)
         assert ours.shape == plain.shape
         assert ((ours - plain) * std * 255).abs().max() <= 2.01, size
 
@@ -238,9 +239,9 @@ def test_preprocess_keeps_the_sides_of_a_wide_frame_when_resize_is_pad_or_squash
 ) -> None:
     frames = np.zeros((FRAMES, 60, 120, 3), dtype=np.uint8)
     frames[:, :, :10] = 255  # a white bar that the centre crop would cut off
-    assert _open(folders[name], resize="crop").preprocess(frames).max() < 0
+    assert pixels_of(_open(folders[name], resize="crop"), frames).max() < 0
     for resize in ("pad", "squash"):
-        assert _open(folders[name], resize=resize).preprocess(frames).max() > 0.9
+        assert pixels_of(_open(folders[name], resize=resize), frames).max() > 0.9
 
 
 @pytest.mark.parametrize("name", FAMILIES)

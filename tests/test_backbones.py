@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
-from featurecache.backbones import find_model, open_backbone, open_inputs
+from featurecache.backbones import decoder, find_model, open_backbone, open_inputs
 from featurecache.backbones.decoder import hidden_states
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone, LlavaNextVideoInputs
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
-from tests.tiny_models import make_llava_next_video
+from tests.tiny_models import make_llava_next_video, pixels_of
 
 PROMPT = "user: describe the hand . <video>"
 WORDS_AFTER = "user: describe the hand . <video> what happens here ? assistant:"
@@ -62,7 +62,7 @@ def _states(
     backbone: LlavaNextVideoBackbone, clips: list[np.ndarray], taps: tuple[str, ...] = ("final",)
 ) -> dict[str, torch.Tensor]:
     """The extraction's way: frames encoded one by one, states by tap, each (B, S, D)."""
-    encoded = [backbone.encode_frames(backbone.preprocess(clip)) for clip in clips]
+    encoded = [backbone.encode_frames(pixels_of(backbone, clip)) for clip in clips]
     found = {tap: states.tokens for tap, states in backbone.states(torch.stack(encoded), taps)}
     for tap, tokens in found.items():
         shape = backbone.inputs.taps[tap]
@@ -130,7 +130,7 @@ def test_no_layer_above_the_deepest_tap_and_no_unused_layer_of_the_tower_is_run(
     assert torch.equal(_states(backbone, [_clip()], ("layer_2",))["layer_2"], expected)
     ran = []
     for depth, layer in enumerate(backbone.model.language_model.layers):
-        layer.register_forward_pre_hook(lambda _module, _args, depth=depth: ran.append(depth))
+        layer.self_attn.register_forward_pre_hook(lambda _module, _args, depth=depth: ran.append(depth))
     _states(backbone, [_clip()], ("vision",))
     _states(backbone, [_clip()], ("layer_0", "vision"))
     assert ran == []
@@ -138,6 +138,26 @@ def test_no_layer_above_the_deepest_tap_and_no_unused_layer_of_the_tower_is_run(
     assert ran == [0, 1]
     assert _states(backbone, [_clip()], ("layer_3",))["layer_3"].isnan().all(), "the poison works"
     assert len(backbone.model.vision_tower.encoder.layers) == 2, "an unused layer takes no memory"
+
+
+def test_states_are_the_same_when_an_mlp_sees_some_tokens_at_a_time(
+    deep_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "_TOKENS_AT_ONCE", 3)
+    backbone = _open(deep_model)
+    whole = backbone.model.language_model
+    seen = []
+    whole.layers[0].mlp.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[1]))
+    states = torch.randn(2, 11, whole.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        by_parts = list(hidden_states(whole, states))  # kept: a later layer must not change an earlier state
+    assert seen == [3, 3, 3, 2]
+    with torch.enable_grad():
+        at_once = list(hidden_states(whole, states))
+    assert seen[4:] == [11]
+    assert len(by_parts) == len(at_once) == len(whole.layers) + 1
+    for one, other in zip(by_parts, at_once, strict=True):
+        assert (one - other).abs().max() <= 1e-5
 
 
 def test_states_go_on_from_cached_tokens_of_a_layer_with_the_same_result_and_gradient(deep_model: Path) -> None:
@@ -170,14 +190,14 @@ def test_features_do_not_depend_on_the_other_clips_of_a_batch(tiny_model: Path) 
 def test_preprocess_keeps_the_sides_of_a_wide_frame_when_resize_is_not_crop(tiny_model: Path, resize: str) -> None:
     frames = np.zeros((FRAMES, 60, 120, 3), dtype=np.uint8)
     frames[:, :, :10] = 255  # a white bar that the centre crop would cut off
-    cropped = _open(tiny_model).preprocess(frames)
-    kept = _open(tiny_model, resize=resize).preprocess(frames)
+    cropped = pixels_of(_open(tiny_model), frames)
+    kept = pixels_of(_open(tiny_model, resize=resize), frames)
     assert cropped.shape == kept.shape == (FRAMES, 3, 56, 56)
     assert cropped.max() < 0 < 1.5 < kept.max()
 
 
 def test_preprocess_centres_the_frame_on_the_mean_colour_when_resize_is_pad(tiny_model: Path) -> None:
-    pixels = _open(tiny_model, resize="pad").preprocess(np.full((FRAMES, 30, 60, 3), 255, dtype=np.uint8))
+    pixels = pixels_of(_open(tiny_model, resize="pad"), np.full((FRAMES, 30, 60, 3), 255, dtype=np.uint8))
     assert pixels[:, :, :12].abs().max() < 0.05
     assert pixels[:, :, -12:].abs().max() < 0.05
     assert pixels[:, :, 20:36].min() > 1.5

@@ -19,7 +19,7 @@ from featurecache.video import VideoInfo
 FRAMES = 4
 KEPT = {"final/mean": Kept("final", "mean"), "layer_1/tokens": Kept("layer_1", "tokens")}
 STORED = {"final/mean": "float32", "layer_1/tokens": "bfloat16"}
-INFO = VideoInfo(60_000_000, 60, 56, 0, "h264", "yuv420p", 10.0)
+INFO = VideoInfo(60_000_000, 56, 56, 0, "h264", "yuv420p", 10.0)
 
 
 class CountingBackbone(LlavaNextVideoBackbone):
@@ -29,12 +29,12 @@ class CountingBackbone(LlavaNextVideoBackbone):
         inputs = open_inputs(folder, prompt="user: baby <video>", frames=FRAMES, resize="crop")
         super().__init__(inputs, dtype="float32", device="cpu")
         self.room, self.error = room, error or torch.OutOfMemoryError
-        self.preprocessed = self.encoded = 0
+        self.normalized = self.encoded = 0
         self.sizes: list[int] = []
 
-    def preprocess(self, frames: np.ndarray) -> Tensor:
-        self.preprocessed += len(frames)
-        return super().preprocess(frames)
+    def normalize(self, pictures: Tensor) -> Tensor:
+        self.normalized += len(pictures)
+        return super().normalize(pictures)
 
     def encode_frames(self, pixels: Tensor, taps: Sequence[str] = ()) -> Tensor:
         self.encoded += len(pixels)
@@ -52,7 +52,7 @@ def _recording(name: str) -> Recording:
 
 
 def _picture(name: str, time_us: int) -> np.ndarray:
-    noise = np.random.default_rng([ord(name), time_us]).integers(0, 256, (14, 15, 3), dtype=np.uint8)
+    noise = np.random.default_rng([ord(name), time_us]).integers(0, 256, (14, 14, 3), dtype=np.uint8)
     return noise.repeat(4, axis=0).repeat(4, axis=1)
 
 
@@ -105,7 +105,7 @@ def test_frames_that_clips_share_are_computed_once_with_the_same_features(tiny_m
     backbone = CountingBackbone(tiny_model)
     batches, done = _run(backbone, clips, batch_size)
     distinct = len({frame for clip in clips for frame in clip.frames})
-    assert backbone.preprocessed == backbone.encoded == batches.stages.frames_computed == distinct == 26
+    assert backbone.normalized == backbone.encoded == batches.stages.frames_computed == distinct == 26
     assert batches.stages.frames == 80
     # The same pixels; matrix products of another number of frames or clips round otherwise.
     _assert_same(done, _alone(tiny_model, clips), bound=1e-5 if batch_size > 1 else 1e-6)
@@ -176,16 +176,24 @@ def test_errors_that_are_not_about_memory_are_raised(tiny_model: Path) -> None:
     assert is_out_of_memory(MemoryError())
 
 
-def test_preprocessing_that_runs_out_of_memory_is_tried_again_when_the_batch_is_gone(tiny_model: Path) -> None:
-    class Narrow(CountingBackbone):
-        def preprocess(self, frames: np.ndarray) -> Tensor:
-            if self.preprocessed - self.encoded >= 2 * FRAMES:
-                raise torch.OutOfMemoryError
-            return super().preprocess(frames)
-
+def test_pictures_that_do_not_fit_in_memory_are_taken_again_when_the_batch_is_gone(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clips = [_clip(start_us) for start_us in range(0, 2000, 400)]
-    backbone = Narrow(tiny_model)
+    backbone = CountingBackbone(tiny_model)
+    taken = 0
+    to_tensor = torch.from_numpy
+
+    def with_room_for_two_clips(pictures: np.ndarray) -> Tensor:
+        nonlocal taken
+        if taken - backbone.encoded >= 2 * FRAMES:
+            raise torch.OutOfMemoryError
+        taken += len(pictures)
+        return to_tensor(pictures)
+
+    monkeypatch.setattr(torch, "from_numpy", with_room_for_two_clips)
     _, done = _run(backbone, clips, 100)
+    monkeypatch.undo()
     assert backbone.sizes == [2, 2, 1]
     _assert_same(done, _alone(tiny_model, clips), bound=1e-5)
 

@@ -292,7 +292,53 @@ def test_evaluate_compares_two_bundles_on_the_same_clips(project: Path) -> None:
     assert "difference of macro-F1" in result.stdout
     comparison = json.loads((project / "runs/tune/test_comparison.json").read_text())
     assert comparison["against"].endswith("train/bundle")
-    assert "look number 2" in result.stdout
+    assert "look number 1" in result.stdout
+    assert "too kind" not in result.stderr
+    assert not (project / "runs/train/test_comparison.json").exists()
+    own = {name: json.loads((project / "runs" / name / "test_metrics.json").read_text()) for name in ("tune", "train")}
+    assert comparison["difference"] == pytest.approx(own["tune"]["macro_f1"] - own["train"]["macro_f1"])
+    assert {metrics["looks"] for metrics in own.values()} == {1}
+    assert _run("report", "--config", project).exit_code == 0
+    assert "The test split was looked at" not in (project / "runs/report.html").read_text()
+    timelines = (project / "runs/train/test_timelines.json").read_bytes()
+    alone = json.loads(_run("evaluate", project / "runs/train/bundle", "--config", project, "--json").stdout)
+    assert alone["looks"] == 2
+    assert alone["macro_f1"] == own["train"]["macro_f1"]
+    assert (project / "runs/train/test_timelines.json").read_bytes() == timelines
+
+
+@pytest.mark.parametrize("other", ["runs/none/bundle", "runs/tune/bundle", "runs/tune/copy", "runs/copy/bundle"])
+def test_evaluate_takes_no_look_when_the_other_bundle_cannot_be_compared(project: Path, other: str) -> None:
+    if "copy" in other:
+        shutil.copytree(project / "runs/tune/bundle", project / other)
+    result = _run("evaluate", "--against", project / other, "--config", project)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert not (project / "runs/test_looks.jsonl").exists()
+    assert not (project / "runs/tune/test_metrics.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_evaluate_takes_no_look_when_its_results_cannot_be_written(project: Path) -> None:
+    (project / "runs/tune").chmod(0o500)
+    result = _run("evaluate", "--config", project)
+    (project / "runs/tune").chmod(0o700)
+    assert result.exit_code == 1
+    assert "runs/tune must be usable" in result.stderr
+    assert not (project / "runs/test_looks.jsonl").exists()
+
+
+@pytest.mark.parametrize("command", ["tune --trials 9", "train", "evaluate"])
+def test_a_rule_of_an_unknown_label_is_refused_before_any_work(project: Path, command: str) -> None:
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (project / "runs").rglob("*")}
+
+    _edit(project / "featurecache.toml", "[features]", '[timeline]\nexclusive = [["ventilation", "x"]]\n[features]')
+    before = files()
+    result = _run(*command.split(), "--config", project)
+    assert result.exit_code == 1
+    assert re.search(r"'x' is none of ventilation, stimulation\. Correct exclusive", result.stderr)
+    assert files() == before
 
 
 def test_evaluate_leaves_out_one_session_at_a_time_and_says_what_that_is_not(project: Path) -> None:
@@ -326,6 +372,26 @@ def test_report_writes_one_file_and_prints_the_methods(project: Path) -> None:
     page = (project / "runs" / "report.html").read_text()
     assert "Activity recognition report" in page
     assert str(project) not in page
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "message"),
+    [
+        ("--out labels.csv", 2, r"must name an \.html file"),
+        ("--predictions none", 1, r"none must be usable.*No such file"),
+        ("--predictions labels.csv", 1, r"labels\.csv must be usable.*Not a directory"),
+    ],
+)
+def test_report_writes_nothing_when_a_place_is_not_as_it_must_be(
+    project: Path, monkeypatch: pytest.MonkeyPatch, option: str, code: int, message: str
+) -> None:
+    monkeypatch.chdir(project)
+    before = (project / "labels.csv").read_bytes()
+    result = _run("report", *option.split())
+    assert result.exit_code == code
+    assert re.search(message, result.stderr)
+    assert (project / "labels.csv").read_bytes() == before
+    assert not (project / "runs/report.html").exists()
 
 
 def test_report_ends_with_3_and_names_what_it_cannot_read(project: Path) -> None:
@@ -390,7 +456,7 @@ def test_training_leaves_failed_clips_out_and_says_so(project: Path, tiny_model:
     assert _run("extract", "--config", project).exit_code == 3
     result = _run("tune", "--trials", 2, "--config", project)
     assert result.exit_code == 0, result.output
-    assert "train: 4 labelled clips are left out" in result.stderr
+    assert "train: 4 labelled clips left out" in result.stderr
 
 
 def test_extract_says_that_words_behind_the_video_change_nothing(project: Path) -> None:
@@ -399,6 +465,20 @@ def test_extract_says_that_words_behind_the_video_change_nothing(project: Path) 
     assert result.exit_code == 0
     assert "cannot change a feature" in result.stderr
     assert "28 in the cache, 0 to do" in result.stdout
+
+
+def test_dry_run_says_what_it_takes_in_lines_that_fit_a_screen(project: Path) -> None:
+    keep = [f"{tap}/{way}" for tap in ("final", "vision", "layer_1") for way in ("mean", "motion", "frames")]
+    _edit(project / "featurecache.toml", "[features]", f"[features]\nkeep = {json.dumps(keep)}")
+    said = _run("extract", "--dry-run", "--config", project).stdout
+    assert all(name in said for name in keep)
+    assert re.search(r"^disk    [\d.]+ MB of [\d.]+ GB that are free: final/mean [\d.]+ MB, ", said, re.MULTILINE)
+    assert max(map(len, said.splitlines())) <= 90
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips")])
+def test_counted_writes_one_without_an_s(number: int, text: str) -> None:
+    assert cli._counted(number, "clip") == text
 
 
 def test_dry_run_changes_nothing(project: Path) -> None:
@@ -580,7 +660,7 @@ def test_learning_says_that_a_split_by_clips_was_forced_and_what_was_purged(proj
     for command in ("train", "tune --trials 2"):
         result = _run(*command.split(), "--config", project)
         assert result.exit_code == 0, result.output
-        assert "train: 1 clips are left out, since they touch clips that score them" in result.stderr
+        assert "train: 1 clip left out for touching clips that score them" in result.stderr
         assert "splits cut sessions" in result.stderr
         folder = project / "runs" / command.split()[0]
         for name in ("best.json", "validation_metrics.json"):

@@ -105,6 +105,17 @@ def test_frame_resize_gives_a_frame_the_same_alone_and_in_a_batch(way, monkeypat
     assert resized(frames[:0]).shape == (0, 3, 64, 64)
 
 
+@pytest.mark.parametrize("size", [(90, 121), (121, 90), (64, 64)])
+def test_frame_resize_gives_a_picture_in_memory_of_its_own_with_the_same_numbers(size):
+    resizing = FrameResize(image_px=64, resize="crop", mean=MEAN, std=STD)
+    frames = frames_of(*size)
+    pictures = [resizing.picture(frame) for frame in frames.numpy()]
+    assert all(picture.flags.c_contiguous and picture.shape == (64, 64, 3) for picture in pictures)
+    assert all(torch.from_numpy(picture).untyped_storage().nbytes() == 64 * 64 * 3 for picture in pictures)
+    assert not any(np.shares_memory(picture, frames.numpy()) for picture in pictures)
+    assert torch.equal(resizing.normalized(torch.from_numpy(np.stack(pictures))), resizing(frames))
+
+
 def test_frame_resize_uses_the_definition_where_torch_gives_other_numbers(monkeypatch):
     frames = frames_of(90, 121)
     resizing = FrameResize(image_px=64, resize="crop", mean=MEAN, std=STD)

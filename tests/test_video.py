@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurecache import video
-from featurecache.decoding import NeededAfterAll, Step, decode, open_video
+from featurecache.containers import open_video
+from featurecache.decoding import NeededAfterAll, Step, decode
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
 from featurecache.video import ClipFailure, ClipFrames, probe, read_clips
 from tests.make_videos import copy_stream, loop_packets, number_in, numbered_picture, packet_places, write_video

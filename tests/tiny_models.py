@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -15,6 +16,8 @@ from transformers import (
     LlavaNextVideoVideoProcessor,
     PreTrainedTokenizerFast,
 )
+
+from featurecache.backbones.family import Backbone
 
 WORDS = ["user:", "assistant:", "what", "happens", "here", "the", "hand", "moves", "describe", "baby", "?", "."]
 IMAGE_PX = 56
@@ -84,3 +87,8 @@ def make_llava_next_video(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def pixels_of(backbone: Backbone, frames: np.ndarray) -> torch.Tensor:
+    """What a backbone sees of frames (F, H, W, 3) of any size: (F, 3, px, px)."""
+    return backbone.normalize(backbone.inputs.frame_resize.resized(torch.from_numpy(frames)))

@@ -17,8 +17,9 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from featurecache.decoding import MAX_PIXELS, OpenVideo, open_video, to_rgb
+from featurecache.containers import MAX_PIXELS, OpenVideo, open_video
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
+from featurecache.pictures import to_rgb
 from heads.report.timelines import Difference
 
 SHOWN = 24
