@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -120,7 +121,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         def fail(error: Exception, message: str) -> NoReturn:
-            if kwargs.get("as_json"):
+            if kwargs.get("as_json") and os.environ.get("RANK", "0") == "0":
                 print(json.dumps({"error": {"kind": type(error).__name__, "message": message}}))
             print(f"error: {message}", file=sys.stderr)
             raise typer.Exit(FAILED)
@@ -727,8 +728,7 @@ def _lora_finetune(
         screen.say(f"wrote {folder / 'merged'}, a model for features.model")
     _tune_timeline(screen, project, folder / "bundle")
     shown = _show_run(screen, folder, best)
-    where = "" if project.root.resolve() == Path.cwd() else f" --config {project.root}"
-    screen.say(f"Compare it: featurecache evaluate {folder / 'bundle'} --against {start}{where}")
+    where = _say_how_to_compare(screen, project, folder / "bundle", start)
     tokens = plan.extraction.spaces[plan.tokens].fingerprint[:16]
     screen.say(f"{plan.tokens}, when no run needs them any more: featurecache cache gc --space {tokens} --apply{where}")
     return {**shown, **forecast}
@@ -839,8 +839,16 @@ def _finetune(
         best = run.finish()
     _tune_timeline(screen, project, folder / "bundle")
     shown = _show_run(screen, folder, best)
-    screen.say("Compare it: featurecache evaluate runs/timesformer/bundle --against runs/tune/bundle")
+    _say_how_to_compare(screen, project, folder / "bundle", project.runs / "tune" / "bundle")
     return {**shown, **forecast}
+
+
+def _say_how_to_compare(screen: Screen, project: "Project", bundle: Path, against: Path) -> str:
+    """A line to paste; returns what names the project on it, nothing where the user stands in it."""
+    where = "" if project.root.resolve() == Path.cwd() else f" --config {shlex.quote(str(project.root))}"
+    paths = " --against ".join(shlex.quote(str(path)) for path in (bundle, against))
+    screen.say(f"Compare it: featurecache evaluate {paths}{where}")
+    return where
 
 
 def _show_training_forecast(screen: Screen, run: "LoraRun | TimesformerRun") -> dict[str, Any]:

@@ -56,9 +56,9 @@ from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import Cost, FineTuning, Group, Training, positive_weight
 from heads.finetuning.ranks import Ranks
 from heads.loading import load_split
+from heads.methods import FT_C_LORA
 from heads.runs import write_document, write_fitted
 
-METHOD = "FT-C-LoRA"
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -348,7 +348,7 @@ class LoraRun:
             table, "validation", FeatureCache.open(project.cache), plan.spaces, failed=failed_clip_ids(project)
         ).data
         history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
-        learning = {"method": METHOD, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
+        learning = {"method": FT_C_LORA, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
         write_document(self.folder / "learning.json", learning)
         best = write_fitted(
             copy.deepcopy(self._network.head).cpu().eval().requires_grad_(False),
@@ -360,7 +360,7 @@ class LoraRun:
             folder=self.folder,
             leakage=leakage_record(table.clips),
             of_run={
-                "method": METHOD,
+                "method": FT_C_LORA,
                 "epochs_kept": kept.epoch,
                 "train_clips": self.plan.train_clips,
                 "train_loss": kept.train_loss,
