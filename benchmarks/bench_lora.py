@@ -35,7 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from bench_decode import CLIP_US, make
-from bench_extract import ENCODING, PROMPT, Naive, Size, flop_per_s, make_model, status_bytes, taken
+from bench_extract import KIND, PROMPT, Naive, Size, flop_per_s, make_model, status_bytes, taken
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -303,7 +303,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "videos").mkdir()
         make_model(folder / "model", size)
-        make(folder / "videos/0.mp4", *ENCODING, seconds=size.clips * CLIP_US // 1_000_000)
+        make({KIND: folder / "videos/0.mp4"}, "veryfast", seconds=size.clips * CLIP_US // 1_000_000)
         figures = measure(folder, size, options.rounds)
         kinds = ["plain", "ours", "twice"] + ([] if options.quick else ["plain_twice", "deep"])
         peaks = {}

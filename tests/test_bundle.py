@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,12 @@ def test_load_bundle_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 # --- the log of looks -----------------------------------------------------------------------------
+
+
+def test_load_bundle_names_the_bundle_when_given_its_run(tmp_path: Path) -> None:
+    save_bundle(make_bundle(), tmp_path / "tune" / "bundle")
+    with pytest.raises(BundleError, match=re.escape(f"Name {tmp_path / 'tune' / 'bundle'}.")):
+        load_bundle(tmp_path / "tune")
 
 
 def held_out(sessions: int = 6) -> LabelledFeatures:
