@@ -249,7 +249,11 @@ def load_bundle(path: Path | str) -> Bundle:
         inside = path / "bundle"
         raise BundleError(
             f"a bundle must be a folder with {DOCUMENT_NAME} and {HEAD_NAME}, but reading {path} gave: {error.strerror}. "
-            + (f"Name {inside}." if (inside / DOCUMENT_NAME).exists() else "Make one: featurecache tune, or featurecache train.")
+            + (
+                f"Name {inside}."
+                if (inside / DOCUMENT_NAME).exists()
+                else "Make one: featurecache tune, or featurecache train."
+            )
         ) from error
     try:
         document = json.loads(text)
