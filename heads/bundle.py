@@ -247,13 +247,10 @@ def load_bundle(path: Path | str) -> Bundle:
         text, head_bytes = (path / DOCUMENT_NAME).read_bytes(), (path / HEAD_NAME).read_bytes()
     except OSError as error:
         inside = path / "bundle"
+        fix = f"Name {inside}." if (inside / DOCUMENT_NAME).exists() else "Make one: featurecache tune, or train."
         raise BundleError(
-            f"a bundle must be a folder with {DOCUMENT_NAME} and {HEAD_NAME}, but reading {path} gave: {error.strerror}. "
-            + (
-                f"Name {inside}."
-                if (inside / DOCUMENT_NAME).exists()
-                else "Make one: featurecache tune, or featurecache train."
-            )
+            f"a bundle must be a folder with {DOCUMENT_NAME} and {HEAD_NAME}, but reading {path} gave: "
+            f"{error.strerror}. {fix}"
         ) from error
     try:
         document = json.loads(text)
