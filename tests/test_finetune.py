@@ -34,7 +34,8 @@ from featurecache.project import Project, open_project
 from heads.bundle import load_bundle
 from heads.finetuning.adapters import AdaptedNetwork
 from heads.finetuning.loop import FineTuning, Group, positive_weight
-from heads.finetuning.lora import CHECKPOINT_NAME, LoraRun, LoraSettings, plan_lora
+from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
+from heads.finetuning.run import CHECKPOINT_NAME
 from heads.models import Front, LinearHead
 from heads.runs import train_bundle
 from heads.settings import HeadSettings

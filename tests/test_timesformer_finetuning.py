@@ -35,8 +35,8 @@ from heads.finetuning import trials as trials_module
 from heads.finetuning.data import PIXELS
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
 from heads.finetuning.loop import FineTuning, Group, positive_weight
+from heads.finetuning.run import CHECKPOINT_NAME
 from heads.finetuning.timesformer import (
-    CHECKPOINT_NAME,
     FinetuneSettings,
     TimesformerRun,
     TrialRanges,

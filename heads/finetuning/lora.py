@@ -21,7 +21,7 @@ An adapter makes feature spaces of its own (`featurecache/adapter.py`). So thres
 features extracted with the adapter, as `predict` makes them. With `base_weights = "4bit"` these are of the rounded
 model (`featurecache/backbones/four_bit.py`), and step 0 predicts what the tuned head predicts but for that rounding.
 
-Not here: the loop (`loop.py`), a search over these settings.
+Not here: the loop (`loop.py`), what both kinds of run share (`run.py`), a search over these settings.
 """
 
 import copy
@@ -36,7 +36,7 @@ import torch
 from pydantic import AfterValidator, Field
 
 from featurecache import FeatureCache
-from featurecache.adapter import FAMILIES, depth_of, open_adapter
+from featurecache.adapter import FAMILIES, depth_of
 from featurecache.backbones import open_backbone, read_config
 from featurecache.backbones.adapter import merge_adapter
 from featurecache.backbones.four_bit import require_four_bit
@@ -44,26 +44,18 @@ from featurecache.clips_csv import read_table
 from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
 from featurecache.extract import Progress
 from featurecache.files import private_folder
-from featurecache.leakage import leakage_record
-from featurecache.plan import Plan, failed_clip_ids, plan_extraction, project_spaces, run_plan
+from featurecache.plan import Plan, failed_clip_ids, plan_extraction, project_spaces
 from featurecache.project import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
 from heads.data import KeptSplit
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
 from heads.finetuning.data import CachedClips, check_targets, digest_of
-from heads.finetuning.extraction import plan_split
-from heads.finetuning.loop import Cost, FineTuning, Group, Training, positive_weight
+from heads.finetuning.loop import FineTuning, Group, positive_weight
 from heads.finetuning.ranks import Ranks
+from heads.finetuning.run import Count, Rate, Run, Schedule, Share
 from heads.loading import load_split
 from heads.methods import FT_C_LORA
-from heads.runs import write_document, write_fitted
-
-CHECKPOINT_NAME = "checkpoint.safetensors"
-
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
 def _targets(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,9 +64,9 @@ def _targets(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """The section `[lora]`.
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings(Schedule):
+    """The section `[lora]`: the schedule (the backbone's rate is the adapters'), and what has adapters.
 
     Attributes:
         frozen: The tap whose tokens are stored and trained from: `layer_0`; `vision`, the same to the bit and smaller
@@ -84,17 +76,6 @@ class LoraSettings:
         dropout: Share of an adapter's input dropped in training.
         targets: The linear layers with adapters.
         base_weights: `full`, or `4bit`: the frozen layers that are run take a quarter of the memory, and are rounded.
-        learning_rate: Of the adapters, at its highest.
-        head_learning_rate: Of the head, at its highest; not below the adapters'.
-        epochs: At most.
-        patience: Epochs without a better one after which to stop; 0 never stops.
-        select: What makes an epoch better, on validation: `macro_f1` at 0.5, or `loss`.
-        batch_size: Clips of a step.
-        micro_batch: Clips in memory at once, at most; halved where they do not fit.
-        warmup: Share of all steps in which the learning rate rises.
-        clip_norm: The gradient's norm, at most.
-        gradient_checkpointing: Compute each layer twice instead of keeping its activations.
-        checkpoint_minutes: From one checkpoint to the next.
     """
 
     frozen: str = "layer_0"
@@ -104,16 +85,11 @@ class LoraSettings:
     targets: Annotated[tuple[str, ...], AfterValidator(_targets)] = ("q_proj", "k_proj", "v_proj", "o_proj")
     base_weights: Literal["full", "4bit"] = "full"
     learning_rate: Rate = 2e-4
-    head_learning_rate: Rate = 1e-3
     epochs: Count = 5
     patience: Annotated[int, Field(ge=0, le=100_000)] = 2
-    select: Literal["macro_f1", "loss"] = "macro_f1"
     batch_size: Count = 32
-    micro_batch: Count = 4
     warmup: Share = 0.03
-    clip_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     gradient_checkpointing: bool = True
-    checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +196,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
     )
 
 
-class LoraRun:
+class LoraRun(Run):
     """A planned run whose tokens are in the cache: loads the model, measures, trains, and writes what predicts.
 
     Args:
@@ -240,8 +216,7 @@ class LoraRun:
         self, project: Project, plan: LoraPlan, *, seed: int, device: str, folder: Path, ranks: Ranks | None = None
     ) -> None:
         settings, features = plan.settings, project.settings.features
-        self.project, self.plan, self.seed, self.folder = project, plan, seed, folder
-        self.ranks = ranks or Ranks()
+        self.project, self.plan = project, plan
         spaces = plan.extraction.spaces
         fixed = {name: spaces[name] for name in plan.fixed}
         splits = _splits(project, plan.bundle, fixed, failed=failed_clip_ids(project))
@@ -262,7 +237,7 @@ class LoraRun:
             seed=seed,
         )
         tuned = plan.bundle.settings
-        self.loop = FineTuning(
+        loop = FineTuning(
             self._network,
             [
                 Group(ADAPTER, settings.learning_rate, 0.0),
@@ -276,19 +251,13 @@ class LoraRun:
                 clips["train"].Y, exponent=tuned.positive_weight_exponent, scale=tuned.positive_weight_scale
             ),
             label_smoothing=tuned.label_smoothing,
-            epochs=settings.epochs,
-            patience=settings.patience,
-            select=settings.select,
-            batch_size=settings.batch_size,
-            micro_batch=settings.micro_batch,
-            warmup=settings.warmup,
-            clip_norm=settings.clip_norm,
+            **settings.of_loop(),
             seed=seed,
             device=device,
             autocast=torch.bfloat16 if features.dtype == "bfloat16" else None,
-            ranks=self.ranks,
+            ranks=ranks,
         )
-        self._began_with = {
+        began_with = {
             "settings": {
                 name: value
                 for name, value in dataclasses.asdict(settings).items()
@@ -300,27 +269,7 @@ class LoraRun:
             "tokens": spaces[plan.tokens].fingerprint,
             "clips": digest_of(clips),
         }
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where training stands."""
-        return self.folder / CHECKPOINT_NAME
-
-    def forecast_hours(self, cost: Cost) -> float:
-        """Hours of the whole training at this cost a clip, every epoch run."""
-        settings, plan = self.plan.settings, self.plan
-        trained = settings.epochs * plan.train_clips * cost.train_s
-        scored = (settings.epochs + 1) * plan.validation_clips * cost.score_s
-        return (trained + scored) / 3600 / self.ranks.count
-
-    def train(self, on_progress: Callable[[Training], None] = lambda _: None) -> None:
-        """Trains, or goes on from the checkpoint; errors as `FineTuning.run`."""
-        self.loop.run(
-            checkpoint=self.checkpoint,
-            every_s=60 * self.plan.settings.checkpoint_minutes,
-            began_with=self._began_with,
-            on_progress=on_progress,
-        )
+        super().__init__(loop, settings, began_with=began_with, seed=seed, folder=folder)
 
     def finish(self, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
         """Extracts validation with the adapter, and writes the run.
@@ -335,43 +284,25 @@ class LoraRun:
             OSError: If it cannot be written.
             MissingFeaturesError: If clips of validation could not be extracted again.
         """
-        bundle, project = self.plan.bundle, self.project
+        bundle, settings = self.plan.bundle, self.plan.settings
         private_folder(self.folder)
         beside = self.folder / ".adapter"
         shutil.rmtree(beside, ignore_errors=True)
         self._network.write_adapter(beside)
-        adapter = open_adapter(beside)
-        plan = plan_split(project, list(bundle.kept), "validation", adapter=adapter)
-        run_plan(project, plan, on_progress=on_progress)
-        table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-        validation = load_split(
-            table, "validation", FeatureCache.open(project.cache), plan.spaces, failed=failed_clip_ids(project)
-        ).data
-        history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
-        learning = {"method": FT_C_LORA, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
-        write_document(self.folder / "learning.json", learning)
-        best = write_fitted(
-            copy.deepcopy(self._network.head).cpu().eval().requires_grad_(False),
-            validation.of(bundle.settings.inputs),
+        return self._write(
+            self.project,
+            self._network.head,
             bundle.settings,
             labels=bundle.labels,
-            spaces=plan.spaces,
-            seed=self.seed,
-            folder=self.folder,
-            leakage=leakage_record(table.clips),
+            keep=list(bundle.kept),
+            method=FT_C_LORA,
             of_run={
-                "method": FT_C_LORA,
-                "epochs_kept": kept.epoch,
-                "train_clips": self.plan.train_clips,
-                "train_loss": kept.train_loss,
-                "lora": {**dataclasses.asdict(self.plan.settings), "targets": list(self.plan.settings.targets)},
+                "lora": {**dataclasses.asdict(settings), "targets": list(settings.targets)},
                 "began_with_bundle": bundle.digest,
             },
             adapter=beside,
+            on_progress=on_progress,
         )
-        shutil.rmtree(beside)
-        self.checkpoint.unlink(missing_ok=True)
-        return best
 
     def merge(self, out: Path) -> None:
         """Writes the model with the finished run's adapters added to its weights; a folder that is there is replaced.

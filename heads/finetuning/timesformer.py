@@ -23,56 +23,47 @@ Not here: the loop (`loop.py`), a search over these settings (`trials.py`), rand
 as it is cut when predicting.
 """
 
-import copy
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field
 
-from featurecache import FeatureCache
 from featurecache.backbones import find_model, open_backbone, read_config
 from featurecache.backbones.timesformer import unfreeze, write_model
 from featurecache.clips_csv import read_table
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
 from featurecache.extract import Progress, Span
 from featurecache.files import private_folder
-from featurecache.leakage import leakage_record
 from featurecache.pixels import PixelStore
-from featurecache.plan import failed_clip_ids, project_spaces, run_plan, why_unfit
+from featurecache.plan import project_spaces, why_unfit
 from featurecache.project import Project
 from featurecache.recordings import Recording, find_recordings
 from heads.data import KeptSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
-from heads.finetuning.extraction import plan_split
-from heads.finetuning.loop import Cost, FineTuning, Group, Training, positive_weight
+from heads.finetuning.loop import FineTuning, Group, positive_weight
 from heads.finetuning.ranks import Ranks
-from heads.loading import labelled_split, load_split
+from heads.finetuning.run import Count, Rate, Run, Schedule, Share
+from heads.loading import labelled_split
 from heads.methods import TIMESFORMER
 from heads.models import Front, LinearHead, log_prior_odds
-from heads.runs import write_document, write_fitted
 from heads.settings import HeadSettings
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs
 
 INPUTS = "final/cls"
-CHECKPOINT_NAME = "checkpoint.safetensors"
-
 _SPEED = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "search")
 """Settings that a checkpoint need not have begun with."""
 
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=100_000)]
 Layers = Annotated[int, Field(ge=0, le=1000)]
 
 
@@ -96,26 +87,15 @@ class TrialRanges:
     last_layers: tuple[Layers, ...] = ()
 
 
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """The section `[finetune]`. Frames are as many as the model was made for.
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(Schedule):
+    """The section `[finetune]`: the schedule, and what is trained. Frames are as many as the model was made for.
 
     Attributes:
         model: TimeSformer's files: a folder, or a hub repository whose snapshot is on this machine.
         last_layers: Layers that are trained, from the top, with the final norm; 0: the whole model.
-        learning_rate: Of the model, at its highest.
-        head_learning_rate: Of the head, at its highest; not below the model's.
         weight_decay: Of both, of matrices.
         positive_weight_exponent: The positive term weighs (negatives / positives) to this power, per label.
-        epochs: At most.
-        patience: Epochs without a better one after which to stop; 0 never stops.
-        select: What makes an epoch better, on validation: `macro_f1` at 0.5, or `loss`.
-        batch_size: Clips of a step.
-        micro_batch: Clips in the device's memory at once, at most; halved where they do not fit.
-        warmup: Share of all steps in which the learning rate rises.
-        clip_norm: The gradient's norm, at most.
-        gradient_checkpointing: Compute each layer twice instead of keeping its activations.
-        checkpoint_minutes: From one checkpoint to the next.
         memory_gb: Of decoded pictures in memory, at most; others are decoded again in each epoch.
         search: What trials draw from.
     """
@@ -123,18 +103,13 @@ class FinetuneSettings:
     model: str
     last_layers: Layers = 0
     learning_rate: Rate = 5e-5
-    head_learning_rate: Rate = 1e-3
     weight_decay: Decay = 0.05
     positive_weight_exponent: Exponent = 0.5
     epochs: Count = 15
     patience: Annotated[int, Field(ge=0, le=100_000)] = 3
-    select: Literal["macro_f1", "loss"] = "macro_f1"
     batch_size: Count = 8
-    micro_batch: Count = 4
     warmup: Share = 0.1
-    clip_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     gradient_checkpointing: bool = False
-    checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = 10.0
     memory_gb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 8.0
     search: TrialRanges = field(default_factory=TrialRanges)
 
@@ -259,7 +234,7 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
     return TimesformerPlan(settings, own, inputs, spaces[INPUTS].fingerprint, table.labels, splits, store, left_out)
 
 
-class TimesformerRun:
+class TimesformerRun(Run):
     """A planned run: loads the model, measures, trains, and writes what predicts.
 
     Args:
@@ -278,7 +253,7 @@ class TimesformerRun:
         self, plan: TimesformerPlan, *, seed: int, device: str, folder: Path, ranks: Ranks | None = None
     ) -> None:
         settings = plan.settings
-        self.plan, self.seed, self.folder, self.ranks = plan, seed, folder, ranks or Ranks()
+        self.plan = plan
         clips = {name: PixelClips(split, plan.store) for name, split in plan.splits.items()}
         encoder: Any = open_backbone(plan.inputs, dtype="float32", device=device)  # what steps are taken in
         unfreeze(encoder, last_layers=settings.last_layers, gradient_checkpointing=settings.gradient_checkpointing)
@@ -286,7 +261,7 @@ class TimesformerRun:
         with torch.no_grad():
             head.output.bias.copy_(log_prior_odds(clips["train"].Y))
         self.network = EncoderNetwork(encoder, head.to(device))
-        self.loop = FineTuning(
+        loop = FineTuning(
             self.network,
             [
                 Group(BACKBONE, settings.learning_rate, settings.weight_decay),
@@ -296,19 +271,13 @@ class TimesformerRun:
             clips["validation"],
             positive_weight=positive_weight(clips["train"].Y, exponent=settings.positive_weight_exponent, scale=1.0),
             label_smoothing=0.0,
-            epochs=settings.epochs,
-            patience=settings.patience,
-            select=settings.select,
-            batch_size=settings.batch_size,
-            micro_batch=settings.micro_batch,
-            warmup=settings.warmup,
-            clip_norm=settings.clip_norm,
+            **settings.of_loop(),
             seed=seed,
             device=device,
             autocast=torch.bfloat16 if plan.project.settings.features.dtype == "bfloat16" else None,
-            ranks=self.ranks,
+            ranks=ranks,
         )
-        self._began_with = {
+        began_with = {
             "settings": {
                 name: value for name, value in settings.to_mapping().items() if name not in (*_SPEED, "model")
             },
@@ -316,32 +285,7 @@ class TimesformerRun:
             "model": plan.model,
             "clips": digest_of(clips),
         }
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where training stands."""
-        return self.folder / CHECKPOINT_NAME
-
-    @property
-    def value(self) -> float:
-        """Macro-F1 at 0.5 on validation after the epoch that is kept, as training scores it."""
-        return self.loop.history[self.loop.kept_epoch].validation_macro_f1
-
-    def forecast_hours(self, cost: Cost) -> float:
-        """Hours of the whole training at this cost a clip, every epoch run, decoding aside."""
-        epochs, splits = self.plan.settings.epochs, self.plan.splits
-        trained = epochs * len(splits["train"].Y) * cost.train_s
-        scored = (epochs + 1) * len(splits["validation"].Y) * cost.score_s
-        return (trained + scored) / 3600 / self.ranks.count
-
-    def train(self, on_progress: Callable[[Training], None] = lambda _: None) -> None:
-        """Trains, or goes on from the checkpoint; errors as `FineTuning.run`."""
-        self.loop.run(
-            checkpoint=self.checkpoint,
-            every_s=60 * self.plan.settings.checkpoint_minutes,
-            began_with=self._began_with,
-            on_progress=on_progress,
-        )
+        super().__init__(loop, settings, began_with=began_with, seed=seed, folder=folder)
 
     def finish(
         self,
@@ -369,18 +313,9 @@ class TimesformerRun:
         write_model(self.network.encoder[0], beside)
         features = replace(self.plan.project.settings.features, model=str(beside.resolve()))
         project = replace(self.plan.project, settings=replace(self.plan.project.settings, features=features))
-        plan = plan_split(project, [INPUTS], "validation")
-        run_plan(project, plan, on_progress=on_progress)
-        table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-        validation = load_split(
-            table, "validation", FeatureCache.open(project.cache), plan.spaces, failed=failed_clip_ids(project)
-        ).data
-        history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
-        learning = {"method": TIMESFORMER, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
-        write_document(self.folder / "learning.json", learning)
-        best = write_fitted(
-            copy.deepcopy(self.network.head).cpu().eval().requires_grad_(False),
-            validation.of(INPUTS),
+        return self._write(
+            project,
+            self.network.head,
             HeadSettings(
                 inputs=INPUTS,
                 normalization="none",
@@ -392,24 +327,12 @@ class TimesformerRun:
                 patience=settings.patience,
             ),
             labels=self.plan.labels,
-            spaces=plan.spaces,
-            seed=self.seed,
-            folder=self.folder,
-            leakage=leakage_record(table.clips),
-            of_run={
-                "method": TIMESFORMER,
-                "epochs_kept": kept.epoch,
-                "train_clips": len(self.plan.splits["train"].Y),
-                "left_out": len(self.plan.left_out),
-                "train_loss": kept.train_loss,
-                "finetune": settings.to_mapping(),
-                **(of_study or {}),
-            },
+            keep=[INPUTS],
+            method=TIMESFORMER,
+            of_run={"left_out": len(self.plan.left_out), "finetune": settings.to_mapping(), **(of_study or {})},
             backbone=beside,
+            on_progress=on_progress,
         )
-        shutil.rmtree(beside)
-        self.checkpoint.unlink(missing_ok=True)
-        return best
 
 
 def _without(split: KeptSplit, gone: Mapping[str, str], name: str) -> KeptSplit:

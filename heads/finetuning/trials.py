@@ -27,7 +27,8 @@ from optuna.trial import FrozenTrial, TrialState
 from featurecache.errors import DivergedError, SettingsError, StudyError
 from heads.finetuning.data import PixelClips, digest_of
 from heads.finetuning.loop import Training
-from heads.finetuning.timesformer import CHECKPOINT_NAME, FinetuneSettings, TimesformerPlan, TimesformerRun
+from heads.finetuning.run import CHECKPOINT_NAME
+from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan, TimesformerRun
 from heads.runs import write_document
 from heads.search.study import AGAIN, FINISHED, JOURNAL_NAME, open_study
 

@@ -1,0 +1,185 @@
+"""What every training of a backbone shares as a run: its schedule, where it stands, and what it writes in the end.
+
+The kinds of run (`lora.py`, `timesformer.py`) say what is trained and what it begins with; this is the way from there
+to a bundle. What the loop kept makes features of its own, so validation is extracted with it, as `predict` will, and
+thresholds are set on that.
+
+Not here: the loop (`loop.py`), what a run needs before it begins.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from featurecache import FeatureCache
+from featurecache.adapter import open_adapter
+from featurecache.clips_csv import read_table
+from featurecache.extract import Progress
+from featurecache.leakage import leakage_record
+from featurecache.plan import failed_clip_ids, run_plan
+from featurecache.project import Project
+from heads.finetuning.extraction import plan_split
+from heads.finetuning.loop import Cost, FineTuning, Training
+from heads.loading import load_split
+from heads.models import Head
+from heads.runs import write_document, write_fitted
+from heads.settings import HeadSettings
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How training passes, of both kinds of run.
+
+    Attributes:
+        learning_rate: Of what is trained in the backbone, at its highest.
+        head_learning_rate: Of the head, at its highest; not below the backbone's.
+        epochs: At most.
+        patience: Epochs without a better one after which to stop; 0 never stops.
+        select: What makes an epoch better, on validation: `macro_f1` at 0.5, or `loss`.
+        batch_size: Clips of a step.
+        micro_batch: Clips in the device's memory at once, at most; halved where they do not fit.
+        warmup: Share of all steps in which the learning rate rises.
+        clip_norm: The gradient's norm, at most.
+        gradient_checkpointing: Compute each layer twice instead of keeping its activations.
+        checkpoint_minutes: From one checkpoint to the next.
+    """
+
+    learning_rate: Rate
+    head_learning_rate: Rate = 1e-3
+    epochs: Count
+    patience: Annotated[int, Field(ge=0, le=100_000)]
+    select: Literal["macro_f1", "loss"] = "macro_f1"
+    batch_size: Count
+    micro_batch: Count = 4
+    warmup: Share
+    clip_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    gradient_checkpointing: bool
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = 10.0
+
+    def of_loop(self) -> dict[str, Any]:
+        """What `FineTuning` is told of it, by argument."""
+        names = ("epochs", "patience", "select", "batch_size", "micro_batch", "warmup", "clip_norm")
+        return {name: getattr(self, name) for name in names}
+
+
+class Run:
+    """A training that can be measured, run, and written; made by the kinds of run.
+
+    Args:
+        loop: The training.
+        schedule: As the user set it.
+        began_with: What a checkpoint must have begun with to be gone on from, JSON-ready.
+        seed: Of the run.
+        folder: The run's folder.
+    """
+
+    def __init__(
+        self, loop: FineTuning, schedule: Schedule, *, began_with: Mapping[str, Any], seed: int, folder: Path
+    ) -> None:
+        self.loop, self.seed, self.folder = loop, seed, folder
+        self._schedule, self._began_with = schedule, began_with
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training stands."""
+        return self.folder / CHECKPOINT_NAME
+
+    @property
+    def value(self) -> float:
+        """Macro-F1 at 0.5 on validation after the epoch that is kept, as training scores it."""
+        return self.loop.history[self.loop.kept_epoch].validation_macro_f1
+
+    def forecast_hours(self, cost: Cost) -> float:
+        """Hours of the whole training at this cost a clip, every epoch run, decoding aside."""
+        loop = self.loop
+        trained = loop.epochs * len(loop.train.Y) * cost.train_s
+        scored = (loop.epochs + 1) * len(loop.validation.Y) * cost.score_s
+        return (trained + scored) / 3600 / loop.ranks.count
+
+    def train(self, on_progress: Callable[[Training], None] = lambda _: None) -> None:
+        """Trains, or goes on from the checkpoint; errors as `FineTuning.run`."""
+        self.loop.run(
+            checkpoint=self.checkpoint,
+            every_s=60 * self._schedule.checkpoint_minutes,
+            began_with=self._began_with,
+            on_progress=on_progress,
+        )
+
+    def _write(
+        self,
+        project: Project,
+        head: Head,
+        settings: HeadSettings,
+        *,
+        labels: tuple[str, ...],
+        keep: Sequence[str],
+        method: str,
+        of_run: Mapping[str, Any],
+        adapter: Path | None = None,
+        backbone: Path | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> dict[str, Any]:
+        """Extracts validation with what was trained, and writes the run.
+
+        Args:
+            project: With the trained model, where it is one of its own.
+            head: As trained.
+            settings: The head's.
+            labels: Their names.
+            keep: The features that the head reads.
+            method: What was trained, by name.
+            of_run: What else goes into `best.json`.
+            adapter: Folder of a trained adapter; the bundle gets it, and it is gone.
+            backbone: Folder of a trained model, likewise.
+            on_progress: Called by the extraction.
+
+        Returns:
+            The content of `best.json`.
+
+        Raises:
+            OSError: If it cannot be written.
+            MissingFeaturesError: If clips of validation could not be extracted.
+        """
+        plan = plan_split(project, keep, "validation", adapter=None if adapter is None else open_adapter(adapter))
+        run_plan(project, plan, on_progress=on_progress)
+        table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+        cache = FeatureCache.open(project.cache)
+        validation = load_split(table, "validation", cache, plan.spaces, failed=failed_clip_ids(project)).data
+        history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
+        learning = {"method": method, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
+        write_document(self.folder / "learning.json", learning)
+        best = write_fitted(
+            copy.deepcopy(head).cpu().eval().requires_grad_(False),
+            validation.of(settings.inputs),
+            settings,
+            labels=labels,
+            spaces=plan.spaces,
+            seed=self.seed,
+            folder=self.folder,
+            leakage=leakage_record(table.clips),
+            of_run={
+                "method": method,
+                "epochs_kept": kept.epoch,
+                "train_clips": len(self.loop.train.Y),
+                "train_loss": kept.train_loss,
+                **of_run,
+            },
+            adapter=adapter,
+            backbone=backbone,
+        )
+        for beside in (adapter, backbone):
+            if beside is not None:
+                shutil.rmtree(beside)
+        self.checkpoint.unlink(missing_ok=True)
+        return best
