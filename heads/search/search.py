@@ -18,7 +18,7 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   its process shall not do so for ever). So an unbroken run gives the same numbers bit for bit each time, and a resumed
   one goes on with the trials that the unbroken one would have; only what the sampler learns from may come in another
   order. What a trial gives depends on its settings and the seed alone.
-- The run is of the best convex trial unless one by steps is better beyond doubt (`search_summary.choose_trial`).
+- The run is of the best convex trial unless one by steps is better beyond doubt (`summary.choose_trial`).
 - A trial that diverges counts as pruned at once: the sampler learns to stay away.
 
 What this is not: nested validation; the best score is the best of many and therefore too kind. How much is estimated
