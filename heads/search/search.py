@@ -51,6 +51,7 @@ from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
 from heads.scoring.permutation import permutation_check
 from heads.scoring.statistics import seed_fold_spread
 from heads.search.convex_trials import InnerFolds, solve_trial
+from heads.search.sampler import UnivariateTPE
 from heads.search.shared_study import HEARTBEAT_S, open_shared_study
 from heads.search.study import (
     AGAIN,
@@ -254,9 +255,7 @@ class _Search:
             trial = self._opened.ask()
             attributes = trial.user_attrs
             seed = np.random.SeedSequence((self._prepared.seed, _place(attributes.get(AGAIN, trial.number), known)))
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=int(seed.generate_state(1)[0]), multivariate=False, constant_liar=True
-            )
+            self._study.sampler = UnivariateTPE(int(seed.generate_state(1)[0]))
             if attributes.get(SOLVER) == "convex":
                 return _Asked(trial, None, self._choices.ask_convex(trial))
             return _Asked(trial, self._choices.ask(trial), {})
