@@ -100,7 +100,8 @@ class _Member:
         self.step_count = torch.zeros((), device=device)  # AdamW's own
         self.generator = torch.Generator(device).manual_seed(seed)
         self.noise: Tensor | None = None  # (clips of the batch, H): which hidden units each clip keeps, scaled
-        self.mask: Tensor | None = None  # (D,): which features all clips of the batch keep, scaled
+        self.masks: Tensor | None = None  # which features the clips of a batch keep, scaled, for all steps together
+        self.mask: Tensor | None = None  # (D,): the stretch of it that is in use
         self.groups: list[tuple[float, list[list[Tensor]]]] = []  # decay; values, gradients, means, squares
         self.dropped: list[Tensor] = []  # rows that feature dropout acts on: value, gradient, effective value
         self.undropped: list[Tensor] = []  # the other rows: value, effective value
@@ -147,6 +148,7 @@ class HeadStack:
         self._noise = torch.zeros(0, device=device)
         self._factors: dict[tuple[int, ...], Tensor] = {}
         self._buffer = torch.zeros(0, device=device)
+        self._smooths = False
 
     def __len__(self) -> int:
         return len(self.members)
@@ -244,6 +246,7 @@ class HeadStack:
     def _bind(self) -> None:
         """Views of each head's rows, so that steps need not look for them; the memory below may have moved."""
         self._factors.clear()
+        self._smooths = any(member.settings.label_smoothing for member in self.members)
         has_feature_dropout = not self.has_hidden and any(member.settings.dropout for member in self.members)
         self._effective = self.first.value.clone() if has_feature_dropout else None
         if has_feature_dropout and not len(self._noise):
@@ -261,6 +264,8 @@ class HeadStack:
                 stores = (self.first.value, self.first.gradient, self._effective)
                 member.dropped = [store[rows.start : border] for store in stores]
                 member.undropped = [store[border : rows.stop] for store in stores[::2]]
+                if (share := member.settings.dropout) and member.masks is None:
+                    member.masks = (self._noise >= share).float().div_(1 - share)
                 self._draw_mask(member)
 
     def _slices(self, start: int, end: int, clips_at_once: int) -> Iterator[tuple[int, int]]:
@@ -348,7 +353,8 @@ class HeadStack:
         Source: Guerriero et al., equation 2, written with logits: w y log(1 + e^-z) + (1 - y) log(1 + e^z).
         """
         y = y.unsqueeze(1)  # (B, 1, C)
-        y = y + self.smoothing * (0.5 - y)  # (B, K, C)
+        if self._smooths:
+            y = y + self.smoothing * (0.5 - y)  # (B, K, C)
         positive = y * self.positive_weights
         either = positive + (1 - y)
         softplus = torch.relu(z).add_(z.abs().neg_().exp_().add_(1).log_())  # torch's own takes three times as long
@@ -366,7 +372,7 @@ class HeadStack:
 
     def _step(self, member: _Member) -> None:
         """One step of AdamW; source: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, algorithm 2."""
-        if self._effective is not None and member.mask is not None:
+        if member.mask is not None:
             member.dropped[1].mul_(member.mask)
         member.steps += 1
         member.step_count.add_(1)
@@ -395,20 +401,17 @@ class HeadStack:
         """Which features a head sees in its next step, one draw for the whole batch.
 
         A draw per clip would need one product per head (sixty times the time of the shared one). The draw is a
-        stretch of one noise vector, from a place that the number of the step gives: fresh noise would take longer
-        than the step.
+        stretch of one long mask, from a place that the number of the step gives: fresh noise would take longer than
+        the step.
         """
         value, _, effective = member.dropped
-        share = member.settings.dropout
         if self.kind == "attention":
             member.undropped[1].copy_(member.undropped[0])
-        if not share:
+        if member.masks is None:
             effective.copy_(value)
             return
-        if member.mask is None:
-            member.mask = torch.empty(self.feature_width, device=self.device)
-        start = member.steps * 2654435761 % (len(self._noise) - self.feature_width)
-        torch.ge(self._noise[start : start + self.feature_width], share, out=member.mask).mul_(1 / (1 - share))
+        start = member.steps * 2654435761 % (len(member.masks) - self.feature_width)
+        member.mask = member.masks[start : start + self.feature_width]
         torch.mul(value, member.mask, out=effective)
 
     def _draw_noise(self, start: int) -> None:
