@@ -2,7 +2,8 @@
 
 Notable choices: up to a smaller side of 1024 the axes are exact, from the smaller of the two Gram matrices in double
 precision; beyond it they come from a block power iteration in the features' own precision (four passes), so the last
-few of them may mix with their neighbours of like variance. Directions without variance are no axes.
+few of them may mix with their neighbours of like variance. Its first iterations look at some of the rows, which find
+the same subspace nearly as well in a fraction of the time. Directions without variance are no axes.
 
 What this is not: a normalisation; rows come centred.
 """
@@ -17,7 +18,8 @@ from heads.data import ROWS_AT_ONCE
 EXACT_UP_TO = 1024
 """Smaller side of the features up to which axes come from a full decomposition."""
 
-_OVERSAMPLING, _POWER_ITERATIONS = 64, 3
+_OVERSAMPLING = 64
+_EARLY_ITERATIONS, _EARLY_EVERY, _EARLY_ROWS = 2, 4, 4  # they see each fourth row, if that leaves four for each axis
 _LEAST_VARIANCE = 1e-10  # of the largest; below it an axis is rounding
 
 Blocks = Callable[[], Iterable[Tensor]]
@@ -64,11 +66,20 @@ def _all_axes(blocks: Blocks, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def _power_iteration(blocks: Blocks, shape: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
     N, D = shape
     Q = torch.randn(D, count + _OVERSAMPLING, generator=torch.Generator().manual_seed(0))
-    for _ in range(_POWER_ITERATIONS):
-        Q = torch.linalg.qr(_summed(block.T @ (block @ Q.to(block)) for block in blocks())).Q
+    early = min(_EARLY_EVERY, max(1, N // (_EARLY_ROWS * Q.shape[1])))
+    for every in (*[early] * _EARLY_ITERATIONS, 1):
+        Q = torch.linalg.qr(_summed(rows.T @ (rows @ Q.to(rows)) for rows in _thinned(blocks(), every))).Q
     gram = _summed((projected := block @ Q).T @ projected for block in blocks())
     variances, vectors = torch.linalg.eigh(gram.double() / N)
     return (Q @ vectors.flip(1).to(Q)).double(), variances.flip(0)
+
+
+def _thinned(blocks: Iterable[Tensor], every: int) -> Iterable[Tensor]:
+    """Each so many-th of all rows, whatever the blocks are."""
+    seen = 0
+    for block in blocks:
+        yield block[-seen % every :: every]
+        seen += len(block)
 
 
 def _summed(terms: Iterable[Tensor]) -> Tensor:
