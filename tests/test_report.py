@@ -248,6 +248,10 @@ def test_report_holds_frames_only_when_asked(project: Path) -> None:
     assert len(pictures) == report.frames > 0
     assert all(picture.startswith("data:image/jpeg;base64,/9j/") for picture in pictures)
     assert "This file holds frames of the recordings" in page.text
+    shutil.rmtree(project / "videos")
+    report = report_on(project, with_frames=True)
+    assert report.frames == 0
+    assert any("frames of a.mp4: it is not in the folder" in problem for problem in report.problems)
 
 
 def test_a_frame_is_the_one_shown_in_the_middle_of_its_difference(tmp_path: Path) -> None:
@@ -257,8 +261,14 @@ def test_a_frame_is_the_one_shown_in_the_middle_of_its_difference(tmp_path: Path
     shutil.copy(videos / "a.mp4", tmp_path)
     found = [Difference("a.mp4", "x", "missed", at * 1_000_000, (at + 1) * 1_000_000) for at in (0, 59, 107)]
     not_there = [Difference(name, "x", "missed", 0, 1) for name in ("../a.mp4", str(tmp_path / "a.mp4"), "b.mp4")]
-    pictures = thumbnails([*not_there, *found], videos)
+    (videos / "torn.mp4").write_bytes((videos / "a.mp4").read_bytes()[:500])
+    torn = [Difference("torn.mp4", "x", "extra", at, at + 1) for at in (0, 5)]
+    pictures, without = thumbnails([*not_there, *torn, *found], videos)
     assert [picture.of for picture in pictures] == found
+    assert [line.split(":")[0] for line in without] == [f"frames of {name}.mp4" for name in ("a", "a", "b", "torn")]
+    assert "not in the folder of recordings" in without[2]
+    assert "cannot be opened or decoded" in without[3]
+    assert str(tmp_path) not in "".join(without)
     for picture in pictures:
         with av.open(io.BytesIO(picture.jpeg)) as file:
             pixels = next(file.decode(video=0)).reformat(176, 96).to_ndarray(format="rgb24")

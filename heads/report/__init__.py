@@ -80,10 +80,10 @@ def write_report(
     documents = read_documents(runs=runs, clips=clips, cache=cache, failures=failures)
     timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
     found = differences(timelines)
-    pictures = thumbnails(found, videos) if with_frames else []
+    pictures, not_pictured = thumbnails(found, videos) if with_frames else ([], [])
     tested = [run for run in documents.runs if has_scores(run.test)]
     not_shown = [f"{run.name}/{why}" for run in documents.runs for why in _not_shown(run)]
-    documents = documents.with_problems([*unread, *not_shown])
+    documents = documents.with_problems([*unread, *not_shown, *not_pictured])
     page = render_page(
         documents,
         timelines,

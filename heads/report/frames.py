@@ -2,7 +2,7 @@
 
 Notable choices: the file is entered at the key picture before the wanted time, so a frame at the twelfth hour costs
 no twelve hours. The picture is the last one shown by the middle of the difference. A recording that cannot be
-opened or decoded there has no picture; nothing else depends on it. What this is not: the sampling of clips, which
+opened or decoded there has no picture, and is named. What this is not: the sampling of clips, which
 decodes every picture for exact and checked times (`featurecache.video`).
 """
 
@@ -48,27 +48,35 @@ class Thumbnail:
     height_px: int
 
 
-def thumbnails(found: Sequence[Difference], videos: Path) -> list[Thumbnail]:
+def thumbnails(found: Sequence[Difference], videos: Path) -> tuple[list[Thumbnail], list[str]]:
     """Pictures of the first differences, those that can be had.
 
     Args:
         found: Differences, the longest first.
         videos: The folder of recordings.
+
+    Returns:
+        Pictures; and which recordings have none, and why, each recording once.
     """
     pictures = []
+    without: dict[str, str] = {}
     for one in found[:SHOWN]:
         time_us = (one.start_us + one.end_us) // 2
-        if Path(one.recording).is_absolute() or ".." in Path(one.recording).parts:
-            continue  # not a recording of this folder
+        is_outside = Path(one.recording).is_absolute() or ".." in Path(one.recording).parts
+        if is_outside or not (videos / one.recording).is_file():
+            without[one.recording] = "it is not in the folder of recordings"
+            continue
         try:
             with open_video(videos / one.recording, max_pixels=MAX_PIXELS) as video:
                 picture = _picture_at(video, time_us)
         except (UnreadableVideoError, UnsafeFileError, av.error.FFmpegError):
+            picture = None
+        if picture is None:
+            without[one.recording] = "it cannot be opened or decoded there"
             continue
-        if picture is not None:
-            jpeg, width, height = _jpeg(picture)
-            pictures.append(Thumbnail(one, time_us, jpeg, width, height))
-    return pictures
+        jpeg, width, height = _jpeg(picture)
+        pictures.append(Thumbnail(one, time_us, jpeg, width, height))
+    return pictures, [f"frames of {Path(recording).name}: {why}" for recording, why in without.items()]
 
 
 def _picture_at(video: OpenVideo, time_us: int) -> VideoFrame | None:
