@@ -88,7 +88,7 @@ def find_annotations(project: Project, names: Sequence[str]) -> Annotations:
                 own = document_intervals(document, data.labels_from, data.tiers, data.annotated_span, origin_ms)
                 of[name] = FoundAnnotation(tuple(own), path.name, path, origin_ms)
         except FeatureCacheError as error:
-            left_out.append(UnusableRecording(path.name, str(error).removeprefix(f"{path.name}: ")))
+            left_out.append(UnusableRecording.because(path.name, error))
     return Annotations(of, refused, tuple(left_out))
 
 

@@ -49,6 +49,11 @@ class UnusableRecording:
     name: str
     reason: str
 
+    @classmethod
+    def because(cls, name: str, error: FeatureCacheError) -> "UnusableRecording":
+        """Of an error that may begin with the file's name, which the reason does not repeat."""
+        return cls(name, str(error).removeprefix(name).removeprefix(":").removeprefix(",").lstrip())
+
 
 def find_recordings(
     folder: Path, memo_path: Path | None = None
@@ -84,7 +89,7 @@ def find_recordings(
             try:
                 sha256, info = _examine(name, path, root, memo)
             except FeatureCacheError as error:
-                unusable.append(UnusableRecording(_printable(name), str(error)))
+                unusable.append(UnusableRecording.because(_printable(name), error))
             except OSError as error:
                 unusable.append(UnusableRecording(_printable(name), error.strerror or str(error)))
             else:

@@ -120,7 +120,7 @@ def read_documents(folder: Path) -> tuple[dict[Path, EafDocument], tuple[Unusabl
         try:
             documents[path] = read_eaf(path)
         except FeatureCacheError as error:
-            unread.append(_left_out(path, error))
+            unread.append(UnusableRecording.because(path.name, error))
     return documents, tuple(unread)
 
 
@@ -144,7 +144,7 @@ def _intervals_of(
                 for match in matches
             }
         except FeatureCacheError as error:
-            left_out.append(_left_out(path, error))
+            left_out.append(UnusableRecording.because(path.name, error))
             continue
         if not matches:
             left_out.append(UnusableRecording(path.name, "it annotates none of the recordings"))
@@ -175,10 +175,6 @@ def document_intervals(
 def _one_form(name: str) -> str:
     """One spelling of accented letters: macOS takes them apart in file names, spreadsheets do not."""
     return unicodedata.normalize("NFC", name)
-
-
-def _left_out(path: Path, error: FeatureCacheError) -> UnusableRecording:
-    return UnusableRecording(path.name, str(error).removeprefix(f"{path.name}: "))
 
 
 def _check_tiers(documents: Iterable[EafDocument], tiers: tuple[str, ...]) -> None:

@@ -69,6 +69,9 @@ def test_survey_lists_files_that_belong_to_nothing_or_cannot_be_read(root: Path)
     (root / "eaf/S0.predicted.eaf").write_bytes((root / "eaf/S0.eaf").read_bytes())
     found = survey(_project(root, 'labels = ["ventilation"]'))
     assert {item.name for item in found.unusable} == {"other.eaf", "torn.eaf"}
+    for item in found.unusable:
+        assert item.name not in item.reason, "it stands before the reason already"
+        assert item.reason[:1].isalnum()
     assert len(found.intervals) == 3
 
 
