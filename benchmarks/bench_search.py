@@ -1,6 +1,7 @@
 """A search of 200 trials: by the loop that everybody writes, by scikit-learn, and by both engines here.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law] [--draw N]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law]
+        [--draw N] [--draws N]
 
 Synthetic features (15,912 x 4096 float16, 60 sessions: 42 train, 9 validate, 9 unseen; rank 256 plus noise, or
 variances that fall off as a power law), 4 labels. The objective is validation macro-F1 at 0.5. CPU time, one thread.
@@ -35,10 +36,13 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -51,11 +55,12 @@ from heads import HeadSettings, SearchSpace, load_bundle, search_heads
 from heads.data import KeptSplit, LabelledFeatures, LearningData
 from heads.engines.basis import Basis
 from heads.engines.convex import grid_points, solve_grid
-from heads.engines.training import StackedTrainer, fit_heads
+from heads.engines.training import StackedTrainer
 from heads.engines.training_clips import TrainingClips, View
 from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1, session_counts
 from heads.scoring.statistics import paired_comparison
 from heads.scoring.thresholds import tuned_thresholds
+from heads.search import search as search_module
 from heads.search.search import STACKED_TRIALS
 
 LABELS = ("a", "b", "c", "d")
@@ -63,7 +68,14 @@ KEPT = "final/mean"
 SPACE = FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float16"})
 TRIALS = 200
 TURNS = 3
-"""Of the AdamW study, its floor and its training alone, one after the other; their medians count."""
+"""Of the AdamW study and its floor, one after the other; their medians count."""
+OPTUNA_AND_EVALUATION: tuple[tuple[Any, str], ...] = (
+    (search_module._Search, "_ask"),
+    (search_module._Search, "_is_pruned"),
+    (search_module._Search, "_end_steps"),
+    (search_module, "importances"),
+    (StackedTrainer, "_reports"),
+)
 REPORTS = 30
 """Epochs that a trial of the loop reports, where its storage is measured."""
 
@@ -243,7 +255,10 @@ def measure_scikit_learn(loop: OwnLoop, unseen: KeptSplit, quick: bool) -> dict[
 def search(data: LearningData, unseen: KeptSplit, space: SearchSpace, trials: int, folder: Path) -> dict[str, Any]:
     """A study's CPU seconds, best scores, and its trials."""
     best: dict[str, Any] = {}
-    seconds = cpu_s(lambda: best.update(search_heads(data, search_space=space, trials=trials, seed=0, folder=folder)))
+    with counting_cpu_s(*OPTUNA_AND_EVALUATION) as beside:
+        seconds = cpu_s(
+            lambda: best.update(search_heads(data, search_space=space, trials=trials, seed=0, folder=folder))
+        )
     bundle = load_bundle(folder / "bundle")
     with (folder / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -251,6 +266,7 @@ def search(data: LearningData, unseen: KeptSplit, space: SearchSpace, trials: in
     worth = Worth(*parts, *(bundle.scores(part.X, fingerprint=SPACE.fingerprint) for part in parts))
     return {
         "cpu_s": seconds,
+        "beside_training": beside[0] / seconds,
         **worth.figures(),
         "corrected_value": best["optimism"]["corrected"],
         "worth": worth,
@@ -259,27 +275,50 @@ def search(data: LearningData, unseen: KeptSplit, space: SearchSpace, trials: in
     }
 
 
-def training_only_s(data: LearningData, rows: list[dict[str, str]], best: dict[str, Any]) -> float:
-    """CPU seconds of a study without scoring, pruning and Optuna: the view, the same epochs, the final fit."""
-    numbers = ("learning_rate", "weight_decay", "positive_weight_exponent", "dropout")
-    settings = iter(
-        [
-            HeadSettings(
-                epochs=int(row["epochs_seen"]),
-                batch_size=int(row["batch_size"]),
-                **{name: float(row[name]) for name in numbers},
-            )
-            for row in rows
-            if row["epochs_seen"]
-        ]
-    )
+@contextmanager
+def counting_cpu_s(*methods: tuple[Any, str]) -> Iterator[list[float]]:
+    """Adds up the CPU seconds inside some methods, none of which calls another of them."""
+    spent = [0.0]
 
-    def train() -> None:
-        clips = TrainingClips(data.train.features[KEPT], data.train.Y, seed=0)
-        list(StackedTrainer(clips, slots=STACKED_TRIALS).run(lambda: next(settings, None)))
-        fit_heads(clips, [HeadSettings.from_mapping(best["settings"])])
+    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            start = time.process_time()
+            try:
+                return method(*arguments, **named)
+            finally:
+                spent[0] += time.process_time() - start
 
-    return cpu_s(train)
+        return run
+
+    with ExitStack() as stack:
+        for owner, name in methods:
+            stack.enter_context(patch.object(owner, name, counted(getattr(owner, name))))
+        yield spent
+
+
+def over_draws(
+    makers: list[Callable[[], tuple[LearningData, KeptSplit]]], spaces: dict[str, SearchSpace], trials: int
+) -> dict[str, dict[str, float]]:
+    """Best scores of each study, and of scikit-learn, minus the AdamW study's: means over draws and their errors."""
+    apart: dict[str, list[float]] = {}
+    for make in makers:
+        data, unseen = make()
+        with tempfile.TemporaryDirectory() as folder:
+            found = {name: search(data, unseen, of, trials, Path(folder) / name) for name, of in spaces.items()}
+        found["scikit_learn"] = measure_scikit_learn(OwnLoop(data), unseen, quick=False)
+        adamw = found.pop("adamw")
+        for name, scores in found.items():
+            for score in ("value", "unseen"):
+                apart.setdefault(f"{name}_{score}", []).append(scores[score] - adamw[score])
+    return {
+        name: {
+            "mean": round(float(np.mean(of)), 4),
+            "standard_error": round(float(np.std(of, ddof=1) / np.sqrt(len(of))), 4),
+            "not_below": sum(one >= 0 for one in of),
+            "draws": len(of),
+        }
+        for name, of in apart.items()
+    }
 
 
 def stack_floor_s(N: int, D: int) -> float:
@@ -352,6 +391,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4,000 x 1,024 and 24 trials, under 50 s")
     parser.add_argument("--power-law", action="store_true", help="variances that fall off as a power law")
     parser.add_argument("--draw", type=int, default=0, help="other data of the same kind")
+    parser.add_argument("--draws", type=int, help="nothing but the best scores, over so many draws; 2 min each")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -359,31 +399,32 @@ def main() -> None:
     N, D, trials, widths = (
         (4000, 1024, 24, (64, 128, 256)) if options.quick else (15_912, 4096, TRIALS, (128, 256, 512))
     )
+    steps = SearchSpace(solver=("adamw",))
+    convex = SearchSpace(solver=("convex",), folds=0)
+    spaces = {
+        "adamw": steps,
+        "convex": convex,
+        "convex_five_folds": replace(convex, folds=5),
+        "convex_width": replace(convex, components=widths),
+    }
+    if options.draws:
+        makers = [partial(make_data, N, D, power_law=options.power_law, draw=draw) for draw in range(options.draws)]
+        print(json.dumps({"benchmark": "search, best scores minus AdamW's", **over_draws(makers, spaces, trials)}))
+        return
     data, unseen = make_data(N, D, power_law=options.power_law, draw=options.draw)
     train_X = data.train.features[KEPT]
     read_s = cpu_s(lambda: train_X.copy())
-    steps = SearchSpace(solver=("adamw",))
-    convex = SearchSpace(solver=("convex",), folds=0)
     with tempfile.TemporaryDirectory() as folder:
-        ours = {
-            name: search(data, unseen, space, trials, Path(folder) / name)
-            for name, space in {
-                "adamw": steps,
-                "convex": convex,
-                "convex_five_folds": replace(convex, folds=5),
-                "convex_width": replace(convex, components=widths),
-            }.items()
-        }
+        ours = {name: search(data, unseen, space, trials, Path(folder) / name) for name, space in spaces.items()}
     rows = ours["adamw"].pop("rows")
     epochs = sum(int(row["epochs_seen"] or row["diverged_in_epoch"]) for row in rows)
     asked = sum(int(row["epochs"]) for row in rows)
-    best = ours["adamw"]["best"]
-    turns = [(ours["adamw"]["cpu_s"], stack_floor_s(len(train_X), D), training_only_s(data, rows, best))]
+    turns = [(ours["adamw"]["cpu_s"], stack_floor_s(len(train_X), D), ours["adamw"]["beside_training"])]
     for _ in range(0 if options.quick else TURNS - 1):
         with tempfile.TemporaryDirectory() as folder:
             again = search(data, unseen, steps, trials, Path(folder))
-        turns.append((again["cpu_s"], stack_floor_s(len(train_X), D), training_only_s(data, rows, best)))
-    ours["adamw"]["cpu_s"], floor_s, train_s = (float(np.median(seconds)) for seconds in zip(*turns, strict=True))
+        turns.append((again["cpu_s"], stack_floor_s(len(train_X), D), again["beside_training"]))
+    ours["adamw"]["cpu_s"], floor_s, beside_training = (float(np.median(of)) for of in zip(*turns, strict=True))
     solver = measure_solver(data, unseen, 0, 512)
     narrow = max(
         (measure_solver(data, unseen, P, P) | {"components": P} for P in widths),
@@ -409,7 +450,6 @@ def main() -> None:
             "trials": trials,
             "trial_epochs": epochs,
             "trial_epochs_asked": asked,
-            "training_only_s": train_s,
             "s_per_trial": ours["adamw"]["cpu_s"] / trials,
         },
         "convex": {**_scores(ours["convex"]), **solver},
@@ -425,7 +465,7 @@ def main() -> None:
     targets = [
         ("own loop over AdamW study, equal pruning", loop_pruned_s / ours["adamw"]["cpu_s"], 20, "higher"),
         ("AdamW study over its products", ours["adamw"]["cpu_s"] / (epochs * floor_s), 1.8, "lower"),
-        ("Optuna and evaluation, share of the AdamW study", 1 - train_s / ours["adamw"]["cpu_s"], 0.1, "lower"),
+        ("Optuna and evaluation, share of the AdamW study", beside_training, 0.1, "lower"),
         (
             "own loop without pruning over convex study, full width",
             loop_s * scale / ours["convex"]["cpu_s"],
