@@ -1,8 +1,9 @@
 """The command line: parse, make one library call, print.
 
-Every command takes `--config` and `--json`. With `--json` one document goes to stdout and every other
-word to stderr. Exit codes: 0 done, 1 a named error, 2 wrong usage, 3 finished but some items failed,
-130 interrupted (safe to run again). Heavy imports stand inside the commands, so `--help` is instant.
+Every command takes `--json`, and those that work in a project `--config`. With `--json` one document goes to stdout
+(none after wrong usage or an interruption) and every other word to stderr. Exit codes: 0 done, 1 a named error, or what
+a command that checks found wrong, 2 wrong usage, 3 finished but some items failed, 130 interrupted (safe to run again).
+Heavy imports stand inside the commands, so `--help` is instant.
 """
 
 import dataclasses
@@ -664,7 +665,7 @@ def lora_finetune(
             )
         if ranks.is_first:
             screen.document(document)
-    return DONE
+    return SOME_FAILED if document.get("failed_clips") else DONE
 
 
 def _show_lora_plan(screen: Screen, plan: "LoraPlan") -> dict[str, Any]:
@@ -705,9 +706,12 @@ def _lora_finetune(
     from heads.finetuning.lora import LoraRun
 
     folder = project.runs / "lora"
+    failed = 0
     if ranks.is_first:
         with _extraction_progress(screen) as show:
-            _show_failures(screen, run_plan(project, plan.extraction, on_progress=show).failures)
+            failures = run_plan(project, plan.extraction, on_progress=show).failures
+        _show_failures(screen, failures)
+        failed = len(failures)
     ranks.wait()
     run = LoraRun(project, plan, seed=seed, device=device, folder=folder, ranks=ranks)
     if fresh and ranks.is_first:
@@ -731,7 +735,7 @@ def _lora_finetune(
     where = _say_how_to_compare(screen, project, folder / "bundle", start)
     tokens = plan.extraction.spaces[plan.tokens].fingerprint[:16]
     screen.say(f"{plan.tokens}, when no run needs them any more: featurecache cache gc --space {tokens} --apply{where}")
-    return {**shown, **forecast}
+    return {**shown, **forecast, "failed_clips": failed}
 
 
 @app.command()
@@ -770,7 +774,7 @@ def finetune(
             )
         if ranks.is_first:
             screen.document(document)
-    return DONE
+    return SOME_FAILED if document.get("failed_clips") else DONE
 
 
 def _show_finetune_plan(screen: Screen, plan: "TimesformerPlan") -> dict[str, Any]:
@@ -840,7 +844,7 @@ def _finetune(
     _tune_timeline(screen, project, folder / "bundle")
     shown = _show_run(screen, folder, best)
     _say_how_to_compare(screen, project, folder / "bundle", project.runs / "tune" / "bundle")
-    return {**shown, **forecast}
+    return {**shown, **forecast, "failed_clips": len(plan.left_out)}
 
 
 def _say_how_to_compare(screen: Screen, project: "Project", bundle: Path, against: Path) -> str:
@@ -920,7 +924,9 @@ def evaluate(
             raise typer.BadParameter("--against compares on the test split. Give it without --leave-one-session-out.")
         screen.document(_leave_one_session_out(screen, project, path))
     else:
-        screen.document(_evaluate(screen, project, path, against=against))
+        document = _evaluate(screen, project, path, against=against)
+        screen.document(document)
+        return SOME_FAILED if document["failed_clips"] else DONE
     return DONE
 
 
@@ -945,8 +951,7 @@ def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path |
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
         _own_table(project, head)  # refused before any work, and before a look
         rules = _checked_rules(project, head.labels)
-    for head in bundles:
-        _extract_adapted(screen, project, head, "test")
+    failed = sum(_extract_adapted(screen, project, head, "test") for head in bundles)
     source, leakage = _scoring_data(project, bundles[0])
     loaded = [load_split(split="test", **{**source, "spaces": head.kept}) for head in bundles]
     candidates = [
@@ -962,7 +967,7 @@ def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path |
     first = outcomes[0]
     _show_metrics(screen, first.metrics)
     _show_methods(screen, methods)
-    document = {**first.metrics, "always_yes": methods["always yes"]}
+    document = {**first.metrics, "always_yes": methods["always yes"], "failed_clips": failed}
     if against is not None:
         comparison = {"against": str(against), **compare_evaluations(*outcomes)}
         write_document(path.parent / "test_comparison.json", comparison)
@@ -979,13 +984,13 @@ def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path |
     return {**document, "timelines": timelines[0]}
 
 
-def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: str) -> None:
-    """Extracts what the cache lacks of a split with the bundle's adapter or model, if it has one."""
+def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: str) -> int:
+    """Extracts what the cache lacks of a split with the bundle's adapter or model, if it has one; counts failures."""
     from featurecache.adapter import open_adapter
     from featurecache.plan import run_plan
 
     if not head.is_fine_tuned:
-        return
+        return 0
     from heads.finetuning.extraction import plan_split
 
     project, adapter = head.project_of(project), None if head.adapter is None else open_adapter(head.adapter)
@@ -996,6 +1001,7 @@ def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: 
     with _extraction_progress(screen) as show:
         outcome = run_plan(project, plan, on_progress=show)
     _show_failures(screen, outcome.failures)
+    return len(outcome.failures)
 
 
 def _leave_one_session_out(screen: Screen, project: "Project", path: Path) -> dict[str, Any]:
@@ -1650,8 +1656,9 @@ def cache_forget(
     features, segments = _counted(report.rows, "feature"), _counted(report.rewritten, "segment")
     screen.say(f"removed {features} of {recording}; wrote {segments} anew")
     screen.say(
-        "Not touched: the video, its annotations, clips.csv, failed_clips.csv, exports, and heads that were trained "
-        "with it. Remove the first two, then: featurecache clips --force; train again."
+        "Not touched: the video, its annotations, clips.csv, failed_clips.csv, predictions, the report, exports, heads "
+        "that were trained with it, and the names in .featurecache. Remove the first two and its predictions, then: "
+        "featurecache clips --force; train again; featurecache report."
     )
     screen.document(dataclasses.asdict(report))
     return DONE

@@ -1,8 +1,9 @@
 """The project: `featurecache.toml` read into typed, checked settings, and written by `init`.
 
 Settings are frozen dataclasses kept apart by what they change: `[features]` alters values and is part
-of the fingerprint; `[extract]` alters only speed. Sections that learning owns (`[train]`, `[search]`)
-are kept as plain tables here and read with `parse_section` by whoever owns their dataclass.
+of the fingerprint; `[extract]` alters only speed. Sections that learning owns (`[train]`,
+`[search]`, `[timeline]`, `[lora]`, `[finetune]`) are kept as plain tables here and read with
+`parse_section` by whoever owns their dataclass.
 """
 
 import dataclasses
@@ -334,7 +335,7 @@ frames = 16
 resize = "model"                  # as its processor does: the VLM's crops. "crop" cuts wide frames; "pad", "squash" not
 dtype = {quoted(dtype)}
 keep = {_toml_list(keep)}          # tap/pooling, any number of them from one pass; tokens take much disk
-# taps: vision, layer_0 .. the last layer, final; poolings: mean, motion, frames, tokens
+# taps: vision, layer_0 .. the last layer, final; poolings: mean, motion, frames, tokens, cls (where there is one)
 stored_dtype = "float16"          # tokens are stored in bfloat16 unless this is "float32"
 
 [extract]                         # changes speed, never values
@@ -344,7 +345,8 @@ decoders = 2
 
 [train]                           # the head that `featurecache train` fits
 # inputs = "final/mean"           # kept features side by side: "final/mean+final/motion"; left out: the first kept
-# kind = "linear"                 # or "mlp"; on kept frames "attention", "temporal"; hidden_width = 128 for two of them
+# kind = "linear"                 # or "mlp"; on kept frames "attention", "temporal"
+# hidden_width = 128              # of "mlp" and "temporal"
 # normalization = "standardize"   # or "l2", "none"
 # components = 0                  # principal components; 0 keeps all features
 # solver = "adamw"                # "convex": the optimum of a linear head without dropout, for the penalty l2
@@ -362,9 +364,10 @@ decoders = 2
 [search]                          # what `featurecache tune` chooses from: [lowest, highest], or all choices
 # inputs = ["final/mean"]         # left out: each kept vector, each mean beside its motion, and all means together
 # kind = ["linear"]
+# hidden_width = [16, 256]        # of "mlp" and "temporal"
 # normalization = ["standardize"]
 # components = [0]
-# solver = ["convex", "adamw"]    # convex first, a grid for each choice above; adamw gives LoRA its learning rate
+# solver = ["convex", "adamw"]    # convex first, a grid for each choice above, then trials by steps
 # l2 = [1e-3, 10.0]
 # folds = 5                       # of the training sessions, to choose in a convex grid; 0: by validation
 # learning_rate = [3e-6, 0.03]
@@ -382,26 +385,39 @@ decoders = 2
 # rank = 128
 # alpha = 256
 # learning_rate = 2e-4            # of the adapters
+# dropout = 0.05                  # of the adapters' input
+# targets = ["q_proj", "k_proj", "v_proj", "o_proj"]   # the layers that have adapters
+# base_weights = "full"           # "4bit": a quarter of the memory, rounded
 # head_learning_rate = 1e-3
-# epochs = 5                      # at most; patience = 2 epochs without a better one
+# epochs = 5                      # at most
+# patience = 2                    # epochs without a better one that end training; 0: never
+# select = "macro_f1"             # what makes an epoch better, on validation; or "loss"
 # batch_size = 32                 # clips of a step
 # micro_batch = 4                 # clips in memory at once; halved where they do not fit
+# warmup = 0.03                   # share of the steps in which the learning rate rises
+# clip_norm = 1.0                 # of the gradient
+# gradient_checkpointing = true   # each layer computed twice instead of kept: less memory, more time
+# checkpoint_minutes = 10.0
 
 [finetune]                        # the supervised baseline, `featurecache finetune`
 # model = "models/timesformer-base-finetuned-ssv2"   # a folder with TimeSformer's files, or a hub name
 # last_layers = 0                 # layers that are trained, from the top; 0: the whole model
-# learning_rate = 5e-5            # of the model; head_learning_rate = 1e-3
+# learning_rate = 5e-5            # of the model
+# head_learning_rate = 1e-3
 # weight_decay = 0.05
 # positive_weight_exponent = 0.5
-# epochs = 15                     # at most; patience = 3 epochs without a better one
+# epochs = 15                     # at most; patience, select, clip_norm, ... as in [lora]
+# patience = 3
 # batch_size = 8                  # clips of a step
+# warmup = 0.1
+# gradient_checkpointing = false
 # memory_gb = 8.0                 # for decoded pixels; what does not fit is decoded again in each epoch
 # search.learning_rate = [1e-5, 3e-4]                # what --trials chooses from
 
 [timeline]                        # how `featurecache predict` makes intervals of clip scores
 # stride_s = 1.5                  # from one scored clip to the next; left out: half a clip
 # exclusive = [["ventilation", "suction"]]   # labels of which one at most is on at a time
-"""
+"""  # noqa: S608  # "select" is a setting
     private_folder(folder)
     write_private(path, text.encode())
     return path

@@ -7,7 +7,7 @@ from heads.settings import HeadKind
 
 FT_C_LORA, TIMESFORMER = "FT-C-LoRA", "TimeSformer"
 
-PAPER_ORDER = (TIMESFORMER, "ZSC-CO", "ZS-B", "ZSC-J", "FT-LC", "FT-MLP", "FT-Attention", "FT-Temporal", FT_C_LORA)
+PAPER_ORDER = (TIMESFORMER, "FT-LC", "FT-MLP", "FT-Attention", "FT-Temporal", FT_C_LORA)
 """Rows of the paper's Table 1 from top to bottom; other heads on frozen features stand beside its FT-LC."""
 
 _OF_KIND: dict[HeadKind, str] = {

@@ -5,7 +5,7 @@ training split alone; validation sets thresholds and calibration. Layout of a ru
 
     bundle/                   what predicts
     validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
-    best.json                 settings, feature spaces, seed and versions: what LoRA takes over; written last
+    best.json                 settings, feature spaces, seed and versions; written last
 """
 
 import json

@@ -1,13 +1,12 @@
 """What the search tunes: the settings of one head, and the ranges they are searched in.
 
 Notable choices: both are flat frozen dataclasses, so a TOML section, a row of `trials.csv` and
-`best.json` hold the same names, and LoRA reuses them as they are. Each field carries its own range;
-it is checked when an object is made, whoever makes it. The seed is no setting: it is an argument of
-the run. This file imports no torch.
+`best.json` hold the same names. Each field carries its own range; it is checked when an object is
+made, whoever makes it. The seed is no setting: it is an argument of the run. This file imports no torch.
 
 Two solvers fit heads. `adamw` takes steps and fits every kind. `convex` finds the optimum of a linear head without
 dropout, for the penalty `l2`; it takes no steps, so learning rate, weight decay, batch size and epochs are only
-carried along, for LoRA, which starts from them.
+carried along: those of the best head that was trained by steps, where there is one.
 """
 
 import dataclasses
@@ -24,7 +23,12 @@ from featurecache.errors import SettingsError
 T = TypeVar("T")
 
 
-def _ordered(bounds: tuple[T, T]) -> tuple[T, T]:
+def ordered(bounds: tuple[T, T]) -> tuple[T, T]:
+    """A range, for pydantic.
+
+    Raises:
+        ValueError: If its lower end is the higher one.
+    """
     if bounds[0] > bounds[1]:  # type: ignore[operator]
         raise ValueError("two numbers, the lower one first")
     return bounds
@@ -145,19 +149,19 @@ class SearchSpace:
 
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1)] = ("linear",)
     inputs: Annotated[tuple[Inputs, ...], Field(min_length=1)] = ("final/mean",)
-    hidden_width: Annotated[tuple[HiddenWidth, HiddenWidth], AfterValidator(_ordered)] = (16, 256)
+    hidden_width: Annotated[tuple[HiddenWidth, HiddenWidth], AfterValidator(ordered)] = (16, 256)
     normalization: Annotated[tuple[Normalization, ...], Field(min_length=1)] = ("standardize",)
     components: Annotated[tuple[Components, ...], Field(min_length=1)] = (0,)
     solver: Annotated[tuple[Solver, ...], Field(min_length=1)] = ("convex", "adamw")
-    l2: Annotated[tuple[Penalty, Penalty], AfterValidator(_ordered)] = (1e-3, 10.0)
-    learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(_ordered)] = (3e-6, 3e-2)
-    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(_ordered)] = (1e-5, 1.0)
-    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(_ordered)] = (0.0, 1.0)
-    positive_weight_scale: Annotated[tuple[WeightScale, WeightScale], AfterValidator(_ordered)] = (1.0, 1.0)
-    label_smoothing: Annotated[tuple[Smoothing, Smoothing], AfterValidator(_ordered)] = (0.0, 0.0)
-    dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(_ordered)] = (0.0, 0.5)
+    l2: Annotated[tuple[Penalty, Penalty], AfterValidator(ordered)] = (1e-3, 10.0)
+    learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(ordered)] = (3e-6, 3e-2)
+    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-5, 1.0)
+    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)
+    positive_weight_scale: Annotated[tuple[WeightScale, WeightScale], AfterValidator(ordered)] = (1.0, 1.0)
+    label_smoothing: Annotated[tuple[Smoothing, Smoothing], AfterValidator(ordered)] = (0.0, 0.0)
+    dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(ordered)] = (0.0, 0.5)
     batch_size: Annotated[tuple[BatchSize, ...], Field(min_length=1)] = (128, 256, 512)
-    epochs: Annotated[tuple[Epochs, Epochs], AfterValidator(_ordered)] = (5, 60)
+    epochs: Annotated[tuple[Epochs, Epochs], AfterValidator(ordered)] = (5, 60)
     patience: Annotated[tuple[Patience, ...], Field(min_length=1)] = (0,)
     folds: Folds = 5
 

@@ -696,6 +696,8 @@ def test_export_comes_back_as_it_was(project: Path, tmp_path: Path) -> None:
 def test_python_of_the_readme_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert code is not None
+    _settings("[features]\n", '[features]\nkeep = ["final/mean", "layer_1/mean"]\n')(project)
+    assert _run("extract", "--config", project).exit_code == 0
     monkeypatch.chdir(project)
     ids = [line.split(",")[0] for line in (project / "clips.csv").read_text().splitlines()[1:]]
     names: dict[str, object] = {"clip_ids": ids}

@@ -1,5 +1,9 @@
 """Settings: what is written can be read, what is wrong is named."""
 
+import dataclasses
+import json
+import re
+import tomllib
 from decimal import Decimal
 from pathlib import Path
 
@@ -7,6 +11,9 @@ import pytest
 
 from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
 from featurecache.project import open_project, write_settings
+from heads.finetuning.lora import LoraSettings
+from heads.finetuning.timesformer import FinetuneSettings
+from heads.settings import HeadSettings, SearchSpace
 
 MINIMAL = '[data]\nvideos = "videos"\n[features]\nmodel = "demo"\n'
 
@@ -135,3 +142,36 @@ def test_write_settings_keeps_what_is_there(tmp_path: Path) -> None:
             reason="",
         )
     assert (tmp_path / "featurecache.toml").read_text() == "mine"
+
+
+def test_written_settings_name_every_setting_of_learning_with_its_default(tmp_path: Path) -> None:
+    write_settings(
+        tmp_path,
+        videos="videos",
+        annotations=None,
+        labels_from="tiers",
+        tiers=["a"],
+        labels=["a"],
+        session_from="file",
+        model="demo",
+        dtype="float32",
+        reason="why",
+    )
+    text = (tmp_path / "featurecache.toml").read_text()
+    of_learning = re.sub(r"(?m)^# (\w[\w.]* = )", r"\1", text[text.index("[train]") :])
+    written = tomllib.loads(of_learning)
+    shown_by_example = {"inputs", "model"}
+    for section, settings in (
+        ("train", HeadSettings()),
+        ("search", SearchSpace()),
+        ("lora", LoraSettings()),
+        ("finetune", FinetuneSettings(model="a")),
+    ):
+        defaults = json.loads(json.dumps(dataclasses.asdict(settings)))
+        for name in defaults.keys() - shown_by_example:
+            told = written[section].get(name, written["lora"].get(name) if section == "finetune" else None)
+            if isinstance(told, dict):
+                assert told.items() <= defaults[name].items(), (section, name)
+            else:
+                assert told == defaults[name], (section, name)
+        assert written[section].keys() <= defaults.keys()

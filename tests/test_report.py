@@ -117,13 +117,13 @@ def test_report_has_the_figures_of_a_shared_search_when_its_copy_is_there(projec
 def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(written, tmp_path / "project"))
     metrics = root / "runs" / "tune" / "test_metrics.json"
-    for folder in ("lora", "zeroshot-zs-b", "timesformer"):
+    for folder in ("lora", "timesformer"):
         (root / "runs" / folder).mkdir()
         shutil.copy(metrics, root / "runs" / folder)
-    assert list(report_on(root).methods) == ["TimeSformer", "ZS-B", "FT-LC", "FT-MLP", "FT-C-LoRA"]
+    assert list(report_on(root).methods) == ["TimeSformer", "FT-LC", "FT-MLP", "FT-C-LoRA"]
     for kind, method in (("attention", "FT-Attention"), ("temporal", "FT-Temporal"), ("other", "train")):
         _edit(root / "runs" / "train" / "best.json", settings={"kind": kind})
-        assert set(report_on(root).methods) == {"TimeSformer", "ZS-B", "FT-LC", method, "FT-C-LoRA"}
+        assert set(report_on(root).methods) == {"TimeSformer", "FT-LC", method, "FT-C-LoRA"}
 
 
 def test_report_flags_a_forced_clip_level_split(project: Path) -> None:

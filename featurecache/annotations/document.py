@@ -27,7 +27,6 @@ class MediaDescriptor:
     relative_media_url: str | None
     mime_type: str
     time_origin_ms: int
-    extracted_from: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,6 @@ class EafDocument:
                 relative_media_url=element.get("RELATIVE_MEDIA_URL"),
                 mime_type=element.get("MIME_TYPE", ""),
                 time_origin_ms=self.milliseconds(element.get("TIME_ORIGIN", "0"), "TIME_ORIGIN"),
-                extracted_from=element.get("EXTRACTED_FROM"),
             )
             for element in self.root.iterfind("HEADER/MEDIA_DESCRIPTOR")
         )

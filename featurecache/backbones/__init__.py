@@ -2,7 +2,7 @@
 
 A family is chosen by `model_type` in the model's own config.json. Everything is read from this
 machine; only `find_model(..., allow_download=True)` may use the network. This package is the only
-importer of transformers.
+importer of transformers, but for what makes the demo backbone.
 """
 
 import json

@@ -23,7 +23,7 @@ PURPOSES = {"dataset": 0, "pretraining": 1}
 REACH_S = 0.4  # how long a hand takes from one pose to the next
 NOISE_MARGIN_PX = 64
 
-# World points. Those on the baby move with it (see `_on_baby`).
+# World points. Those on the baby move with it (see `on_baby`).
 FACE, MOUTH, CHEST = np.array([-0.18, -0.01]), np.array([-0.2, 0.03]), np.array([0.07, 0.01])
 EMPTY_TABLE = np.array([0.1, 0.3])
 MASK_PARKED, TUBE_PARKED = np.array([-0.4, 0.3]), np.array([-0.34, -0.1])
@@ -31,7 +31,7 @@ OFF_LEFT, OFF_TOP = np.array([-1.1, -0.3]), np.array([-0.45, -0.95])
 OFF_BOTTOM, OFF_RIGHT = np.array([0.3, 1.0]), np.array([1.0, -0.4])
 
 RUB_LENGTH, PRESS_LENGTH, TUBE_LENGTH = 0.15, 0.045, 0.1  # how far the cycles travel, in frame heights
-BAG_OFFSET, PINCH_OFFSET, TUBE_END_OFFSET = np.array([-0.05, -0.17]), np.array([-0.15, 0.1]), np.array([-0.38, -0.1])
+BAG_OFFSET, PINCH_OFFSET = np.array([-0.05, -0.17]), np.array([-0.15, 0.1])
 
 Times = NDArray[np.float64]
 Poses = NDArray[np.float64]

@@ -52,7 +52,7 @@ from heads.finetuning.run import Count, Rate, Run, Schedule, Share
 from heads.loading import labelled_split
 from heads.methods import TIMESFORMER
 from heads.models import Front, LinearHead, log_prior_odds
-from heads.settings import HeadSettings
+from heads.settings import Exponent, HeadSettings, ordered
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs
@@ -63,14 +63,7 @@ _SPEED = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory
 
 Decay = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Layers = Annotated[int, Field(ge=0, le=1000)]
-
-
-def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError("two numbers, the lower one first")
-    return bounds
 
 
 @dataclass(frozen=True)
@@ -80,9 +73,9 @@ class TrialRanges:
     Learning rate and weight decay are drawn on a logarithmic scale. No choices: as `[finetune]` says.
     """
 
-    learning_rate: Annotated[tuple[Rate, Rate], AfterValidator(_ordered)] = (1e-5, 3e-4)
-    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(_ordered)] = (1e-3, 0.3)
-    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(_ordered)] = (0.0, 1.0)
+    learning_rate: Annotated[tuple[Rate, Rate], AfterValidator(ordered)] = (1e-5, 3e-4)
+    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-3, 0.3)
+    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)
     batch_size: tuple[Count, ...] = (8, 16, 32)
     last_layers: tuple[Layers, ...] = ()
 

@@ -35,9 +35,6 @@ JOURNAL_NAMES = ("study.journal", "shared_study.journal")
 _METHOD_OF_FOLDER = {
     "lora": FT_C_LORA,
     "timesformer": TIMESFORMER,
-    "zeroshot-zsc-co": "ZSC-CO",
-    "zeroshot-zs-b": "ZS-B",
-    "zeroshot-zsc-j": "ZSC-J",
 }
 
 

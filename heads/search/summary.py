@@ -49,7 +49,7 @@ def trial_settings(trial: FrozenTrial, choices: Choices) -> HeadSettings | None:
 def with_steps(
     settings: HeadSettings, trials: Sequence[FrozenTrial], choices: Choices
 ) -> tuple[HeadSettings, int | None]:
-    """Convex settings with learning rate, decay, batch and epochs of the best linear head trained by steps, for LoRA.
+    """Convex settings with learning rate, decay, batch and epochs of the best linear head trained by steps.
 
     Returns:
         The settings, and that trial's number; None where the steps are the defaults or the settings' own.
@@ -193,11 +193,9 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         f"{_head(settings)}."
     ]
     if settings.solver == "convex":
-        source = "the defaults" if best["steps_of_trial"] is None else f"of trial {best['steps_of_trial']}"
-        lines.append(
-            f"Solved to its optimum with penalty l2 = {settings.l2:.3g}. For LoRA, steps are kept beside it: "
-            f"{_steps(settings)} ({source})."
-        )
+        lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}.")
+        if best["steps_of_trial"] is not None:
+            lines.append(f"Best of those trained by steps is trial {best['steps_of_trial']}: {_steps(settings)}.")
     else:
         dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""
         lines.append(f"Trained by AdamW: {_steps(settings)}{dropout}.")
