@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import cli
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.timesformer import unfreeze, write_model
+from featurecache.clips_csv import read_table
 from featurecache.errors import (
     BundleError,
     CheckpointError,
@@ -279,8 +281,6 @@ def test_a_run_goes_on_bit_for_bit_when_it_was_interrupted(
 
 
 def test_clips_that_cannot_be_decoded_are_left_out(project: Project, model: Path, tmp_path: Path) -> None:
-    from featurecache.clips_csv import read_table
-
     copied = shutil.copytree(project.root, tmp_path / "project")
     clip = next(clip for clip in read_table(project.clips).clips if clip.split == "train")
     video = copied / "videos" / clip.recording
@@ -395,6 +395,16 @@ def test_a_trial_ends_early_when_its_scores_are_poor_or_it_diverges(
 # --- the command line -----------------------------------------------------------------------------
 
 
+@contextmanager
+def replaced(path: Path, content: bytes) -> Iterator[None]:
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
 def run_cli(project: Project, *arguments: str, code: int = 0) -> tuple[Any, str]:
     done = CliRunner().invoke(cli.app, [*arguments, "--config", str(project.root), "--json"])
     assert done.exit_code == code, done.output
@@ -414,7 +424,13 @@ def test_finetune_evaluate_predict_and_report_from_the_command_line(
     best, _ = run_cli(project, "finetune")
     assert best["method"] == "TimeSformer"
     bundle = str(project.runs / "timesformer" / "bundle")
+    splits = {clip.split: project.videos / clip.recording for clip in read_table(project.clips).clips}
+    moved = project.clips.read_text().replace(",train,", ",test,", 4).encode()
+    with replaced(splits["test"], b"torn"), replaced(project.clips, moved):
+        metrics, _ = run_cli(project, "evaluate", bundle, code=3)
+        assert metrics["failed_clips"] == 4
     metrics, words = run_cli(project, "evaluate", bundle)
+    assert metrics["failed_clips"] == 0
     assert "TimeSformer" in words
     assert metrics["split"] == "test"
     out = tmp_path / "out"
@@ -427,6 +443,8 @@ def test_finetune_evaluate_predict_and_report_from_the_command_line(
     assert "trial 1: learning_rate" in words
     _, words = run_cli(project, "finetune", code=1)
     assert "is of a search" in words
+    with replaced(splits["train"], b"torn"):
+        assert run_cli(project, "finetune", "--fresh", code=3)[0]["failed_clips"] == 4
     found = documents.read_documents(
         runs=project.runs, clips=project.clips, cache=project.cache, failures=project.failures
     )
