@@ -105,9 +105,10 @@ def _targets(clips: Sequence[Clip], what: str, failed: Collection[str], *, purge
     had = [clip for clip in clips if clip.clip_id not in failed]
     if not had:
         beside = f" besides {purged} that touch clips which score them" if purged else ""
+        todo = "See failed_clips.csv for what their extraction met" if clips else "Annotate more sessions"
         raise TrainingDataError(
             f"{what} must have labelled clips with features, but it has {len(clips)} labelled clips{beside} "
-            "and features of none. Annotate more sessions, or change the split in clips.csv."
+            f"and features of none. {todo}, or change the split in clips.csv."
         )
     clip_ids = tuple(clip.clip_id for clip in had)
     Y = np.array([clip.targets for clip in had], np.int8)  # (N, C)

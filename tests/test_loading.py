@@ -59,6 +59,11 @@ def test_load_split_says_what_was_purged_when_nothing_is_left(cache: FeatureCach
         load_split(table(splits), "train", cache, SPACES)
 
 
+def test_load_split_points_to_the_list_of_failures_when_all_clips_failed(cache: FeatureCache) -> None:
+    with pytest.raises(TrainingDataError, match=r"1 labelled clips? and features of none\. See failed_clips\.csv"):
+        load_split(table(), "test", cache, SPACES, failed=[names(ROWS)[5]])
+
+
 def test_load_all_splits_purges_nothing_and_leaves_out_what_has_no_split(cache: FeatureCache) -> None:
     loaded = load_all_splits(table(), cache, SPACES)
     assert len(loaded.data.clip_ids) == 9
