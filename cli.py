@@ -195,15 +195,23 @@ def clips(
 
 def _clips(screen: Screen, project: "Project", *, force: bool = False) -> dict[str, Any]:
     from featurecache.audit import audit
-    from featurecache.clips_csv import write_table
+    from featurecache.clips_csv import moved_sessions, write_table
     from featurecache.survey import make_table, survey
 
     found = survey(project)
     _show_unusable(screen, found.unusable)
     table, short = make_table(project, found)
     _show_unusable(screen, short)
+    moved = moved_sessions(project.clips, table)
     write_table(table, project.clips, state_path=project.state / "clips.json", force=force)
     findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)
+    findings.warnings[:0] = found.notes
+    if moved:
+        named = ", ".join(moved[:5]) + (", ..." if len(moved) > 5 else "")
+        findings.warnings.append(
+            f"{_counted(len(moved), 'session')} changed split ({named}), since what is annotated or set has changed: "
+            "tune again before you evaluate. To keep splits, name them under sessions in [splits]."
+        )
     _show_audit(screen, findings)
     screen.say(f"wrote {project.clips}")
     listed = [dataclasses.asdict(item) for item in (*found.unusable, *short)]
@@ -949,7 +957,7 @@ def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path |
     for folder, head in zip(folders, bundles, strict=True):
         if not os.access(folder.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
-        _own_table(project, head)  # refused before any work, and before a look
+        head.check_unseen(_own_table(project, head))  # refused before any work, and before a look
         rules = _checked_rules(project, head.labels)
     failed = sum(_extract_adapted(screen, project, head, "test") for head in bundles)
     source, leakage = _scoring_data(project, bundles[0])

@@ -58,6 +58,16 @@ def format_table(table: ClipTable) -> bytes:
     return text.getvalue().encode()
 
 
+def moved_sessions(path: Path, table: ClipTable) -> list[str]:
+    """Sessions that lie in another split than in the table that is there, if one can be read there."""
+    try:
+        before = {clip.session: clip.split for clip in read_table(path, allow_clip_level=True).clips}
+    except (OSError, ClipTableError):
+        return []
+    now = {clip.session: clip.split for clip in table.clips}
+    return [session for session, split in now.items() if before.get(session, split) != split]
+
+
 def write_table(table: ClipTable, path: Path, *, state_path: Path, force: bool = False) -> bool:
     """Writes `clips.csv`, but never over a person's edits.
 

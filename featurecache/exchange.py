@@ -27,6 +27,7 @@ from featurecache.errors import (
     CacheWriteError,
     ClipTableError,
     FingerprintMismatchError,
+    SettingsError,
 )
 from featurecache.files import sha256_of_file
 from featurecache.foreign import ForeignFile, open_foreign
@@ -135,11 +136,13 @@ def import_features(
         root: The cache; made where there is none.
         source: `.h5`, `.hdf5` or `.npz`.
         name: What to call features made by others; they are then asked for with tap "imported" and this name as
-            the pooling. None for an export.
+            the pooling. None for an export, which has its own.
         recordings: For features made by others: {first 16 digits of a recording's sha256: all 64}.
 
     Raises:
-        CacheFormatError: If the file is not of such a form.
+        CacheFormatError: If the file is not of such a form, or damaged; nothing is then written. Or if an export
+            is given a name.
+        SettingsError: If the name cannot be asked for.
         UnsafeFileError: If it uses what could do harm.
         ClipTableError: If a clip id is malformed, repeated, or of no known recording.
         FingerprintMismatchError: If an export's inputs do not have the fingerprint it states.
@@ -151,6 +154,11 @@ def import_features(
     try:
         with open_foreign(source) as file:
             if file.note("format") == EXPORT_FORMAT:
+                if name is not None:
+                    raise CacheFormatError(
+                        f"only features made by others take a name, but {source.name} is an export of featurecache, "
+                        f"which has its own, and was to be called {name!r}. Leave out --name."
+                    )
                 space, clips, provenance = _of_export(file, source)
             elif name is None:
                 raise CacheFormatError(
@@ -262,6 +270,7 @@ def _of_others(
     file: ForeignFile, source: Path, name: str, recordings: Mapping[str, str]
 ) -> tuple[FeatureSpace, _Clips, dict[str, Any]]:
     """Feature space, clips and provenance of features made by others."""
+    _require_name(name)
     names = [str(one) for one in file.array("clip_id")[:].tolist()]
     spans = parse_clip_ids(names).span_us.tolist()
     unknown = next((one for one in names if one[:16] not in recordings), None)
@@ -301,6 +310,12 @@ def _import_rows(
         raise CacheFormatError(
             f"features must have a row for each of {len(clips)} clips, but have {features.shape[0]}. Check the file."
         )
+    if 0 in features.shape[1:]:
+        raise CacheFormatError(
+            f"features must have at least one number for each clip, but are of shape {features.shape}. Check the file."
+        )
+    for first in range(0, len(clips), _BATCH_ROWS):
+        features[first : first + _BATCH_ROWS]  # read once before anything is written: the file may be damaged
     with CacheWriter(root, space, provenance) as writer:
         for first in range(0, len(clips), _BATCH_ROWS):
             batch = features[first : first + _BATCH_ROWS]
@@ -315,6 +330,15 @@ def _timestamps(file: ForeignFile, rows: int) -> npt.NDArray[np.int64]:
     if not rows or not file.has("timestamps_us"):
         return np.empty((rows, 0), np.int64)
     return np.asarray(file.array("timestamps_us")[:], np.int64).reshape(rows, -1)
+
+
+def _require_name(name: str) -> None:
+    """`tune --features` looks up `imported/<name>` among inputs joined by "+", and its run's folder is called so."""
+    if not name or not name.isprintable() or name.startswith("-") or set(name) & set("/+ "):
+        raise SettingsError(
+            "a name for features must have at least one character, not begin with '-', and hold no '/', '+', space or "
+            f"control character, but it is {name!r}. Choose another, such as dinov2."
+        )
 
 
 def _require_suffix(path: Path) -> None:

@@ -2,21 +2,43 @@
 
 Pickled objects, external storage, external and soft links, virtual data sets, unknown filters and sizes that
 the file cannot hold are refused before any array is read: an HDF5 file with external storage reads any file
-of this machine, and a few hundred bytes can claim terabytes.
+of this machine, and a few hundred bytes can claim terabytes. What turns out to be damaged while it is read is
+named so, whatever the library that read it says.
 """
 
+import contextlib
+import errno
+import struct
+import tokenize
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
-from featurecache.errors import CacheFormatError, UnsafeFileError
+from featurecache.errors import CacheFormatError, FeatureCacheError, UnsafeFileError
 
 _MOST_RATIO = 64  # a compressed file that claims to hold more than this many times its size is a bomb
 _KNOWN_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # deflate, shuffle, fletcher32, szip, nbit, scaleoffset, lzf
 _CHECKING_FILTERS = {2, 3}  # shuffle and fletcher32 make nothing smaller
+_DAMAGE = (  # what zipfile, numpy and h5py raise on bytes that are not what was written
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 def open_foreign(path: Path) -> "ForeignFile":
@@ -29,6 +51,34 @@ def open_foreign(path: Path) -> "ForeignFile":
     if path.suffix == ".npz":
         return _Npz(path)
     return _Hdf5(path)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Tell damage that is found while reading as CacheFormatError; what the disk refuses stays as it is."""
+    try:
+        yield
+    except FeatureCacheError:
+        raise
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (None, 0, errno.EINVAL):
+            raise
+        found = " ".join(str(error).split()) or type(error).__name__
+        raise CacheFormatError(
+            f"a file must be whole, but {path.name} is damaged ({found}). Export it again."
+        ) from None
+
+
+class _DataSet:
+    """A data set of an HDF5 file, read by slices."""
+
+    def __init__(self, path: Path, found: h5py.Dataset) -> None:
+        self.shape, self.dtype, self._path = found.shape, found.dtype, path
+        self._values = found.asstr() if h5py.check_string_dtype(found.dtype) else found
+
+    def __getitem__(self, rows: slice) -> Any:
+        with _whole(self._path):
+            return self._values[rows]
 
 
 class _Hdf5:
@@ -49,15 +99,21 @@ class _Hdf5:
 
     def has(self, name: str) -> bool:
         """Whether there is something of this name."""
-        return self._file.get(name, getlink=True) is not None
+        with _whole(self._path):
+            return self._file.get(name, getlink=True) is not None
 
     def note(self, name: str) -> str:
         """An attribute that is text; empty where there is none."""
-        value = self._file.attrs.get(name, "")
+        with _whole(self._path):
+            value = self._file.attrs.get(name, "")
         return value if isinstance(value, str) else ""
 
     def array(self, name: str) -> Any:
         """A data set that may be sliced, of numbers or text."""
+        with _whole(self._path):
+            return _DataSet(self._path, self._plain(name))
+
+    def _plain(self, name: str) -> h5py.Dataset:
         link = self._file.get(name, getlink=True)
         if link is None:
             raise _lacks(self._path, f"it has no {name}")
@@ -75,7 +131,7 @@ class _Hdf5:
         claimed = found.size * found.dtype.itemsize
         if claimed > (_MOST_RATIO if filters - _CHECKING_FILTERS else 1) * self._size:
             raise _unsafe(self._path, f"{name} claims {claimed} bytes in a file of {self._size}")
-        return found.asstr() if h5py.check_string_dtype(found.dtype) else found
+        return found
 
 
 class _Npz:
@@ -83,10 +139,11 @@ class _Npz:
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, path.stat().st_size
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise CacheFormatError(f"{path.name} must be an npz file, but {error}. Check the file.") from None
+        with _whole(path):
+            try:
+                self._archive = zipfile.ZipFile(path)
+            except zipfile.BadZipFile as error:
+                raise CacheFormatError(f"{path.name} must be an npz file, but {error}. Check the file.") from None
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +164,10 @@ class _Npz:
 
     def array(self, name: str) -> Any:
         """A whole array of numbers or text."""
+        with _whole(self._path):
+            return self._read(name)
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
         if not self.has(name):
             raise _lacks(self._path, f"it has no {name}")
         info = self._archive.getinfo(f"{name}.npy")

@@ -10,7 +10,7 @@ What this is not: a search for re-encoded copies. The same bytes under two names
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,6 +105,31 @@ def _cut_session(clips: Sequence[Clip]) -> Leak | None:
                 found = f"session {clip.session!r} lies in {clips[earlier].split} and in {clip.split}"
                 return Leak(position, earlier, "split", found, clip_level=True)
     return None
+
+
+Spans = Mapping[str, Sequence[tuple[int, int]]]
+"""Stretches of recordings: digits of their contents -> disjoint [start_us, end_us)."""
+
+
+def spans_of(clip_ids: Iterable[str], *, beside: Spans | None = None) -> dict[str, list[tuple[int, int]]]:
+    """The stretches that clips cover, by content, with others beside them; no name of a recording is in it."""
+    found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for content, spans in (beside or {}).items():
+        found[content].extend(spans)
+    for clip_id in clip_ids:
+        content, start, end = clip_id.split("-")
+        found[content].append((int(start), int(end)))
+    return {content: union_of(found[content]) for content in sorted(found)}
+
+
+def sessions_in(clips: Iterable[Clip], spans: Spans) -> list[str]:
+    """Sessions of which a clip overlaps one of the stretches, in their order."""
+    found: dict[str, None] = {}
+    for clip in clips:
+        content, start, end = clip.clip_id.split("-")
+        if any(start_us < int(end) and int(start) < end_us for start_us, end_us in spans.get(content, ())):
+            found[clip.session] = None
+    return list(found)
 
 
 def check_leakage(table: ClipTable, *, allow_clip_level: bool = False) -> None:

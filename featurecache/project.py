@@ -26,7 +26,7 @@ DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activit
 _LARGEST_BATCH = 4096
 
 T = TypeVar("T")
-Positive = Annotated[Decimal, Field(gt=0, le=3600, allow_inf_nan=False)]
+Seconds = Annotated[Decimal, Field(ge=Decimal("0.01"), le=3600, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -60,8 +60,8 @@ class DataSettings:
 class ClipSettings:
     """The windows that recordings are cut into."""
 
-    length_s: Positive = Decimal(3)
-    stride_s: Positive = Decimal(3)
+    length_s: Seconds = Decimal(3)
+    stride_s: Seconds = Decimal(3)
 
     @property
     def length_us(self) -> int:

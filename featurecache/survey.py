@@ -36,12 +36,14 @@ class Survey:
         unusable: Recordings and annotation files that are left out.
         intervals: Recording -> its intervals of every label, in media time. Absent: not annotated.
         sessions: Recording -> session.
+        notes: What may be wrong with annotations that were read, a sentence each.
     """
 
     recordings: tuple[Recording, ...]
     unusable: tuple[UnusableRecording, ...]
     intervals: Mapping[str, list[Interval]]
     sessions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def survey(project: Project) -> Survey:
@@ -57,6 +59,7 @@ def survey(project: Project) -> Survey:
     names = [recording.name for recording in recordings]
     found: Mapping[str, list[Interval]] = {}
     column: Mapping[str, str] = {}
+    notes: list[str] = []
     if project.annotations is not None and project.annotations.is_file():
         table = read_csv(project.annotations)
         as_on_disk = {_one_form(name): name for name in names}
@@ -64,7 +67,7 @@ def survey(project: Project) -> Survey:
         column = {as_on_disk.get(_one_form(name), name): session for name, session in table.sessions.items()}
     elif project.annotations is not None:
         documents, unread = read_documents(project.annotations)
-        found, unmatched = _intervals_of(
+        found, unmatched, notes = _intervals_of(
             documents, names, labels_from=data.labels_from, tiers=data.tiers, span=data.annotated_span
         )
         unusable = (*unusable, *unread, *unmatched)
@@ -76,7 +79,7 @@ def survey(project: Project) -> Survey:
     sessions = {
         name: session_of(name, data.session_from, pattern=data.session_pattern, column=column) for name in names
     }
-    return Survey(recordings, unusable, found, sessions)
+    return Survey(recordings, unusable, found, sessions, tuple(notes))
 
 
 def make_table(project: Project, found: Survey) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
@@ -131,11 +134,11 @@ def _intervals_of(
     labels_from: LabelsFrom,
     tiers: tuple[str, ...],
     span: str | None,
-) -> tuple[dict[str, list[Interval]], list[UnusableRecording]]:
+) -> tuple[dict[str, list[Interval]], list[UnusableRecording], list[str]]:
     _check_tiers(documents.values(), tiers)
     found: dict[str, list[Interval]] = {}
     source: dict[str, Path] = {}
-    left_out = []
+    left_out, notes = [], []
     for path, document in documents.items():
         try:
             matches = matching_recordings(document, path, names)
@@ -148,6 +151,8 @@ def _intervals_of(
             continue
         if not matches:
             left_out.append(UnusableRecording(path.name, "it annotates none of the recordings"))
+        else:
+            notes.extend(_doubts(path.name, document, tiers))
         for name, own in read.items():
             if name in found:
                 raise AnnotationError(
@@ -155,7 +160,23 @@ def _intervals_of(
                     "Merge them in ELAN, or move one away."
                 )
             found[name], source[name] = own, path
-    return found, left_out
+    return found, left_out, notes
+
+
+def _doubts(name: str, document: EafDocument, tiers: tuple[str, ...]) -> list[str]:
+    """What a file lacks that it may have been meant to have: all tiers, or one that is there in another spelling."""
+    missing = [tier for tier in tiers if tier not in document.tiers]
+    if tiers and len(missing) == len(tiers):
+        return [
+            f"{name} has none of the tiers {', '.join(tiers)}, so no activity counts as seen in its recording. "
+            "Correct it, or move it away if nobody annotated that."
+        ]
+    others = {tier.strip().casefold(): tier for tier in document.tiers if tier not in tiers}
+    return [
+        f"{name} has a tier {others[key]!r} that is not read, and none called {tier!r}. Rename it if it is the same."
+        for tier in missing
+        if (key := tier.strip().casefold()) in others
+    ]
 
 
 def document_intervals(

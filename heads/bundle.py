@@ -15,7 +15,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from featurecache.adapter import open_adapter
+from featurecache.clips import ClipTable
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file, write_private
+from featurecache.leakage import Spans, sessions_in, split_level
 from featurecache.project import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences
 from heads.models import Front, Head, build_head, head_scores
@@ -56,6 +58,7 @@ class Bundle:
         calibration: Fitted on validation; None where there is none.
         adapter: The folder of the adapter that the backbone is run with; None for the backbone as it is.
         backbone: The folder of a model of its own; None where the project's serves.
+        fitted_on: Stretches of the recordings that trained, chose or tuned it, where these are known.
     """
 
     head: Head
@@ -67,6 +70,7 @@ class Bundle:
     calibration: Calibration | None = None
     adapter: Path | None = None
     backbone: Path | None = None
+    fitted_on: Spans = field(default_factory=dict)
 
     @property
     def is_fine_tuned(self) -> bool:
@@ -163,6 +167,22 @@ class Bundle:
                     "Use it in the project that trained it, or train again: featurecache tune."
                 )
 
+    def check_unseen(self, table: ClipTable) -> None:
+        """Refuses a test split that holds sessions which made the bundle; a split forced by clips says so itself.
+
+        Raises:
+            BundleError: Naming them.
+        """
+        if split_level(table.clips) == "clip":
+            return
+        seen = sessions_in((clip for clip in table.clips if clip.split == "test" and clip.labelled), self.fitted_on)
+        if seen:
+            named = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
+            raise BundleError(
+                f"a bundle must be scored on sessions that it has not seen, but {len(seen)} of the test split "
+                f"({named}) trained or tuned it: clips.csv has other splits than then. Put those back, or tune again."
+            )
+
     def _head_bytes(self) -> bytes:
         tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
         data: bytes = tensors_to_bytes(tensors)
@@ -189,6 +209,7 @@ class Bundle:
             "head_sha256": hashlib.sha256(head_bytes).hexdigest(),
             "adapter": None if self.adapter is None else dict(open_adapter(self.adapter).sha256),
             **({} if self.backbone is None else {"backbone": _digests(self.backbone)}),
+            "fitted_on": {content: [list(span) for span in spans] for content, spans in self.fitted_on.items()},
             "versions": dict(self.versions),
         }
 
@@ -304,8 +325,18 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
     versions = dict(document["versions"])
     adapter = _adapter(document["adapter"], path)
     backbone = _backbone(document.get("backbone"), path)
+    seen = document.get("fitted_on", {})
     return Bundle(
-        head.eval(), labels, thresholds, settings, tuple(spaces.values()), versions, calibration, adapter, backbone
+        head.eval(),
+        labels,
+        thresholds,
+        settings,
+        tuple(spaces.values()),
+        versions,
+        calibration,
+        adapter,
+        backbone,
+        fitted_on={content: [(int(start), int(end)) for start, end in spans] for content, spans in seen.items()},
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from featurecache.errors import SettingsError
 from featurecache.files import private_folder, write_private
+from featurecache.leakage import Spans, spans_of
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
 from heads.data import LabelledFeatures, LearningData
@@ -85,6 +86,7 @@ def write_run(
         seed=prepared.seed,
         folder=folder,
         leakage=data.leakage,
+        fitted_on=spans_of([*(data.train.clip_ids or ()), *(data.validation.clip_ids or ())]),
         of_run={
             "epochs_kept": epochs,
             "train_clips": len(data.train.Y),
@@ -104,6 +106,7 @@ def write_fitted(
     seed: int,
     folder: Path,
     leakage: Mapping[str, Any],
+    fitted_on: Spans,
     of_run: Mapping[str, Any],
     adapter: Path | None = None,
     backbone: Path | None = None,
@@ -119,6 +122,7 @@ def write_fitted(
         seed: Of the run.
         folder: The run's folder.
         leakage: What `featurecache.leakage.leakage_record` says of the splits; goes into every document.
+        fitted_on: Stretches of the recordings that trained, chose or tuned the head.
         of_run: What else is known of the run; goes into `best.json`, over the same names.
         adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
         backbone: The folder of the model itself, where it is not the project's; the bundle gets a copy.
@@ -161,6 +165,7 @@ def write_fitted(
         fit_calibration(Y, scores),
         adapter,
         backbone,
+        fitted_on,
     )
     save_bundle(bundle, folder / "bundle")
     write_document(folder / "validation_metrics.json", metrics)

@@ -37,7 +37,8 @@ def make_bundle(kind: str = "linear", seed: int = 0) -> Bundle:
     head.front.mean.normal_()
     head.front.scale.uniform_(0.5, 2)
     settings = HeadSettings(kind=kind, hidden_width=6)
-    return Bundle(head, LABELS, np.array([0.5, 0.1 + 0.2, 1 / 3]), settings, (SPACE,), tool_versions(), CALIBRATION)
+    thresholds, seen = np.array([0.5, 0.1 + 0.2, 1 / 3]), {"0" * 16: [(0, 3_000_000), (9_000_000, 12_000_000)]}
+    return Bundle(head, LABELS, thresholds, settings, (SPACE,), tool_versions(), CALIBRATION, fitted_on=seen)
 
 
 def features(count: int = 30, seed: int = 0) -> np.ndarray:
@@ -57,6 +58,7 @@ def test_bundle_is_bit_equal_when_loaded_again(tmp_path: Path, kind: str) -> Non
     assert loaded.fingerprint == SPACE.fingerprint
     assert (loaded.calibration.apply(scores) == bundle.calibration.apply(scores)).all()
     assert loaded.versions == bundle.versions
+    assert loaded.fitted_on == bundle.fitted_on
     assert sorted(path.name for path in (tmp_path / "runs").rglob("*")) == ["bundle", "bundle.json", "head.safetensors"]
 
 

@@ -115,7 +115,7 @@ WRONG = {
     "unknown section": (_settings("[clips]", "[clip]"), "clips", 1, r"Did you mean 'clips'"),
     "unknown setting": (_settings("length_s", "lenght_s"), "clips", 1, r"Did you mean 'length_s'"),
     "value of a wrong type": (_settings("length_s = 1", 'length_s = "one"'), "clips", 1, r"clips\.length_s must be"),
-    "negative length": (_settings("length_s = 1", "length_s = -1"), "clips", 1, r"greater than 0, but it is -1"),
+    "negative length": (_settings("length_s = 1", "length_s = -1"), "clips", 1, r"equal to 0\.01, but it is -1"),
     "clip longer than every video": (_settings("length_s = 1", "length_s = 60"), "clips", 1, r"longest recording"),
     "no folder of videos": (_remove("videos"), "clips", 1, r"folder of videos must be readable"),
     "no video in the folder": (_settings('videos = "videos"', 'videos = "runs"'), "clips", 1, r"must hold recordings"),
@@ -283,6 +283,21 @@ def test_evaluate_counts_every_look(project: Path) -> None:
     metrics = json.loads((project / "runs/tune/test_metrics.json").read_text())
     assert {"macro_f1", "macro_f1_ci95", "per_class", "undefined", "n_clips", "n_sessions", "split"} <= metrics.keys()
     assert metrics["split"] == "test"
+
+
+def test_evaluate_refuses_test_sessions_that_made_the_bundle(project: Path) -> None:
+    table = project / "clips.csv"
+    swapped = table.read_text().replace(",test,", ",other,").replace(",train,", ",test,").replace(",other,", ",train,")
+    table.write_text(swapped)
+    result = _run("evaluate", "--config", project)
+    assert result.exit_code == 1
+    assert re.search(
+        r"sessions that it has not seen, but \d of the test split \(S\d.*Put those back, or tune", result.stderr
+    )
+    assert not (project / "runs" / "test_looks.jsonl").exists()
+    result = _run("clips", "--force", "--config", project)
+    assert "sessions changed split" in result.stderr
+    assert _run("evaluate", "--config", project).exit_code == 0
 
 
 def test_evaluate_compares_two_bundles_on_the_same_clips(project: Path) -> None:

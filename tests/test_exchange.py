@@ -17,6 +17,7 @@ from featurecache.errors import (
     ClipTableError,
     FingerprintMismatchError,
     NonFiniteFeatureError,
+    SettingsError,
     UnsafeFileError,
 )
 from featurecache.exchange import export_features, import_features
@@ -165,6 +166,78 @@ def test_import_refuses_an_export_whose_inputs_were_edited(root: Path, tmp_path:
         with pytest.raises(error):
             import_features(tmp_path / "other", tmp_path / "x.h5")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_import_names_a_damaged_npz_and_leaves_nothing(root: Path, tmp_path: Path, compress: bool) -> None:
+    export_features(root, tmp_path / "b.npz")
+    if compress:
+        with np.load(tmp_path / "b.npz") as file:
+            arrays = dict(file)
+        np.savez_compressed(tmp_path / "b.npz", **arrays)
+    _flip(tmp_path / "b.npz", _middle_of_member(tmp_path / "b.npz", "features.npy"))
+    with pytest.raises(
+        CacheFormatError, match=r"^a file must be whole, but b\.npz is damaged \(.+\)\. Export it again"
+    ):
+        import_features(tmp_path / "other", tmp_path / "b.npz")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("rows", [9, 2000])
+def test_import_names_a_damaged_hdf5_and_leaves_nothing(root: Path, tmp_path: Path, rows: int) -> None:
+    write(tmp_path / "large", make_rows(rows))
+    export_features(tmp_path / "large", tmp_path / "b.h5")
+    with h5py.File(tmp_path / "b.h5") as file:
+        chunks = file["features"].id
+        last = chunks.get_chunk_info(chunks.get_num_chunks() - 1)
+    _flip(tmp_path / "b.h5", last.byte_offset)
+    with pytest.raises(CacheFormatError, match=r"^a file must be whole, but b\.h5 is damaged \(.+\)\. Export it again"):
+        import_features(tmp_path / "other", tmp_path / "b.h5")
+    assert not (tmp_path / "other").exists()
+
+
+def _middle_of_member(path: Path, member: str) -> int:
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+    return info.header_offset + 30 + len(member) + info.compress_size * 3 // 4
+
+
+def _flip(path: Path, at: int) -> None:
+    contents = bytearray(path.read_bytes())
+    contents[at] ^= 0xFF
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_import_refuses_features_of_no_numbers(tmp_path: Path, suffix: str) -> None:
+    source = made_by_others(tmp_path / f"d{suffix}", np.empty((9, 0)), all_names())
+    with pytest.raises(CacheFormatError, match=r"at least one number.*\(9, 0\)"):
+        import_features(tmp_path / "cache", source, name="d", recordings=RECORDINGS)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["foo", ""])
+def test_import_refuses_a_name_for_an_export_which_has_its_own(root: Path, tmp_path: Path, name: str) -> None:
+    export_features(root, tmp_path / "x.npz")
+    with pytest.raises(CacheFormatError, match=r"x\.npz is an export.*Leave out --name"):
+        import_features(tmp_path / "other", tmp_path / "x.npz", name=name)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a+b", "a b", "a\n", "a\u2003b", "-a"])
+def test_import_refuses_a_name_that_tune_cannot_take(tmp_path: Path, name: str) -> None:
+    source = made_by_others(tmp_path / "x.npz", np.eye(9), all_names())
+    with pytest.raises(SettingsError, match="name for features") as refused:
+        import_features(tmp_path / "cache", source, name=name, recordings=RECORDINGS)
+    assert repr(name) in str(refused.value)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["dinov2", "größe-2.1", "a_b@c"])
+def test_import_takes_any_name_that_tune_can(tmp_path: Path, name: str) -> None:
+    source = made_by_others(tmp_path / "x.npz", np.eye(9), all_names())
+    assert import_features(tmp_path / "cache", source, name=name, recordings=RECORDINGS).pooling == name
+    assert FeatureCache.open(tmp_path / "cache").describe("imported", name).rows == 9
 
 
 # --- files made to do harm ------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from featurecache import FeatureCache
 from featurecache.adapter import Adapter, open_adapter
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.adapter import attach_adapter
+from featurecache.clips import ClipTable
+from featurecache.clips_csv import read_table
 from featurecache.errors import (
     BundleError,
     CheckpointError,
@@ -31,7 +33,7 @@ from featurecache.errors import (
 )
 from featurecache.plan import plan_extraction, project_spaces, run_plan
 from featurecache.project import Project, open_project
-from heads.bundle import load_bundle
+from heads.bundle import load_bundle, save_bundle
 from heads.finetuning.adapters import AdaptedNetwork
 from heads.finetuning.loop import FineTuning, Group, positive_weight
 from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
@@ -476,7 +478,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, deep_model: Path) -> Proje
 def tuned(
     project: Project, inputs: str = "final/mean+final/motion+vision/mean", name: str = "tune", l2: float = 0.01
 ) -> Path:
-    from featurecache.clips_csv import read_table
     from heads.data import LearningData
     from heads.loading import load_split
 
@@ -503,6 +504,21 @@ def finished(project: Project) -> LoraRun:
     run.train()
     run.finish()
     return run
+
+
+def test_bundle_knows_what_made_it_and_the_head_it_began_with(project: Project, tmp_path: Path) -> None:
+    tuned_head = load_bundle(tuned(project))
+    elsewhere = {"f" * 16: [(0, 3_000_000)]}
+    save_bundle(dataclasses.replace(tuned_head, fitted_on=elsewhere), tmp_path / "start" / "bundle")
+    run = begin(project, tmp_path / "start" / "bundle", tmp_path / "run", dataclasses.replace(SMALL, epochs=1))
+    run.train()
+    run.finish()
+    made = load_bundle(tmp_path / "run" / "bundle")
+    clips = [clip for clip in read_table(project.clips).clips if clip.split in ("train", "validation")]
+    assert set(made.fitted_on) == {*elsewhere, *(clip.content for clip in clips)} == {*elsewhere, *tuned_head.fitted_on}
+    seen = ClipTable(("x",), tuple(dataclasses.replace(clip, split="test") for clip in clips))
+    with pytest.raises(BundleError, match="that it has not seen"):
+        made.check_unseen(seen)
 
 
 def test_step_zero_predicts_what_the_tuned_head_predicts(project: Project, tmp_path: Path) -> None:

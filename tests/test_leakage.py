@@ -11,7 +11,9 @@ from featurecache.leakage import (
     find_leak,
     leakage_record,
     purged_clips,
+    sessions_in,
     shared_recordings,
+    spans_of,
     split_level,
     touching,
 )
@@ -136,3 +138,17 @@ def test_touching_tells_apart_windows_that_meet_and_windows_with_a_gap() -> None
     windows = [clip("a", "A", "", start, length=3).clip_id for start in (0, 3, 7, 13, 14)]
     assert touching(windows, [clip("a", "A", "", 10, length=3).clip_id]).tolist() == [False, False, True, True, False]
     assert not touching(windows, [clip("b", "A", "", 10, length=3).clip_id]).any()
+
+
+def test_sessions_that_were_seen_are_found_by_content_and_time() -> None:
+    seen = [clip("a", "A", "train"), clip("a", "A", "train", 1), clip("b", "B", "validation", 5, length=3)]
+    spans = spans_of([one.clip_id for one in seen], beside={"c" * 16: [(0, 4)]})
+    assert list(spans.values()) == [[(0, 2)], [(5, 8)], [(0, 4)]]
+    now = [
+        clip("a", "D", "test", 2),  # behind what was seen of the recording
+        clip("renamed", "E", "test", 7, content="b"),
+        clip("a", "F", "test", 1),
+        clip("g", "G", "test"),
+    ]
+    assert sessions_in(now, spans) == ["E", "F"]
+    assert sessions_in(now, {}) == []

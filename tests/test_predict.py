@@ -314,6 +314,13 @@ def test_predict_lists_bad_recordings_with_reasons_and_predicts_the_others(proje
     assert "text.mp4" in reasons
 
 
+def test_predict_lists_a_link_that_leads_in_a_circle_and_predicts_the_others(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    found = predict(project, tmp_path / "loop.mp4", project.videos / "S1.mp4", out=tmp_path / "out")
+    assert [timeline.recording for timeline, _ in found.written] == ["S1.mp4"]
+    assert [(one.name, one.reason) for one in found.failed] == [("loop.mp4", "it is a link that leads to no file")]
+
+
 def test_predict_refuses_recordings_whose_files_would_have_one_name(project: Project, tmp_path: Path) -> None:
     for number, folder in enumerate(("a", "b")):
         (tmp_path / folder).mkdir()

@@ -50,7 +50,7 @@ def test_open_project_keeps_decimals_exact_when_clips_are_fractions_of_a_second(
     [
         ("[clip]\nlength_s = 3", r"'clip' is not: there is no such section\. Did you mean 'clips'\?"),
         ("[clips]\nlenght_s = 3", r"'clips\.lenght_s' is not: .* Did you mean 'length_s'\?"),
-        ("[clips]\nlength_s = -3", r"clips\.length_s must be greater than 0, but it is -3"),
+        ("[clips]\nlength_s = -3", r"clips\.length_s must be greater than or equal to 0\.01, but it is -3"),
         ('[clips]\nlength_s = "three"', r"clips\.length_s must be .*, but it is 'three'"),
         ("[clips]\nlength_s = nan", r"clips\.length_s must be .*, but it is nan"),
         ("clips = 3", r"'clips' is not|clips must be a section, but it is 3"),

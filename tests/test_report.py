@@ -110,7 +110,7 @@ def test_report_has_the_figures_of_a_shared_search_when_its_copy_is_there(projec
     report_on(project)
     assert _Page(project / "runs" / "report.html").blocks["figures"] == whole
     journal.write_bytes(b"")  # a search of this folder alone, begun later
-    report_on(project)
+    assert not report_on(project).problems
     assert not [name for name in _Page(project / "runs" / "report.html").blocks["figures"] if name.startswith("search")]
 
 
@@ -310,8 +310,50 @@ def test_report_of_a_damaged_run_keeps_the_others(project: Path, name: str, cont
         path.write_bytes(content)
     report = report_on(project)
     assert "FT-MLP" in report.methods
-    assert bool(report.problems) == (content is not None and name != "study.journal")  # its reason stands in its place
+    assert bool(report.problems) == (content is not None)
     assert all(str(project) not in problem for problem in report.problems)
+
+
+def _without_its_start(journal: Path) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[1] = re.sub(rb'"datetime_start":"[^"]*"', b'"datetime_start":null', lines[1])
+    journal.write_bytes(b"".join(lines))
+
+
+def _with_an_unknown_record(journal: Path) -> None:
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 77}\n')
+
+
+def _with_zeros_inside(journal: Path) -> None:
+    content = journal.read_bytes()
+    journal.write_bytes(content[:2000] + bytes(50) + content[2050:])
+
+
+def _as_a_folder(journal: Path) -> None:
+    journal.unlink()
+    journal.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (_without_its_start, "ValueError: `datetime_start` is supposed to be set"),
+        (_with_an_unknown_record, "AssertionError"),
+        (_with_zeros_inside, "JSONDecodeError: "),
+        (_as_a_folder, "it is no file"),
+    ],
+)
+def test_report_names_a_damaged_journal_and_leaves_its_search_out(project: Path, damage: Any, found: str) -> None:
+    damage(project / "runs" / "tune" / "study.journal")
+    report = report_on(project)
+    (problem,) = report.problems
+    assert problem.startswith("tune/study.journal: a study's journal must be readable, but ")
+    assert found in problem
+    assert "\n" not in problem
+    assert str(project) not in problem
+    page = _Page(report.path)
+    assert not [name for name in page.blocks["figures"] if name.startswith("search")]
+    assert {"macro", "cooccurrence"} <= page.blocks["figures"].keys()
 
 
 @pytest.mark.parametrize(

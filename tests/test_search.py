@@ -613,6 +613,21 @@ def test_search_heads_is_refused_when_the_journal_is_damaged(tmp_path: Path) -> 
         search(tmp_path / "tune", trials=8)
 
 
+@pytest.mark.parametrize(
+    "record", [{"op_code": 77}, {"op_code": 2, "study_id": 0, "user_attr": {}}, [], {"op_code": 4, "study_id": 0}]
+)
+def test_open_study_is_refused_whatever_optuna_makes_of_a_damaged_record(tmp_path: Path, record: Any) -> None:
+    with open_study(tmp_path, {}, optuna.pruners.NopPruner()):
+        pass
+    with (tmp_path / "study.journal").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    with (
+        pytest.raises(StudyError, match=r"journal must be readable, but .* is damaged \(\w+Error.*Restore it"),
+        open_study(tmp_path, {}, optuna.pruners.NopPruner()),
+    ):
+        pass
+
+
 def test_search_heads_says_so_when_every_trial_diverges(tmp_path: Path) -> None:
     data = make_clips()
     huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(3e38))

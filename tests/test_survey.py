@@ -45,6 +45,7 @@ def test_survey_returns_media_time_when_the_annotations_have_an_origin(root: Pat
     assert found.intervals["S0.mp4"] == [_us(0.5, 1, "suction"), _us(1.5, 3, "ventilation")]
     assert found.intervals["S2.mp4"] == [_us(1.5, 3, "ventilation")]
     assert found.unusable == ()
+    assert found.notes == ()
     table, short = make_table(project, found)
     assert short == ()
     first = [clip.targets for clip in table.clips if clip.recording == "S0.mp4"]
@@ -60,6 +61,15 @@ def test_survey_refuses_two_files_for_one_recording(root: Path) -> None:
     write_eaf(root / "eaf/second.eaf", [_us(1, 2, "ventilation")], media_name="S0.mp4")
     with pytest.raises(AnnotationError, match=r"'S0\.mp4' has S0\.eaf and second\.eaf"):
         survey(_project(root, 'labels = ["ventilation"]'))
+
+
+def test_survey_doubts_files_without_a_tier_or_with_another_spelling(root: Path) -> None:
+    settings = 'labels = ["ventilation", "suction"]\ntiers = ["ventilation", "suction"]'
+    write_eaf(root / "eaf/S1.eaf", [], media_name="S1.mp4", tiers=["Ventilation ", "suction"], replace=True)
+    write_eaf(root / "eaf/S2.eaf", [], media_name="S2.mp4", tiers=["something"], replace=True)
+    misspelt, empty = survey(_project(root, settings)).notes
+    assert misspelt.startswith("S1.eaf has a tier 'Ventilation ' that is not read, and none called 'ventilation'")
+    assert empty.startswith("S2.eaf has none of the tiers ventilation, suction")
 
 
 def test_survey_lists_files_that_belong_to_nothing_or_cannot_be_read(root: Path) -> None:

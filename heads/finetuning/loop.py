@@ -44,9 +44,11 @@ class Clips(Protocol):
 
     Attributes:
         Y: Targets, shape (N, C), 0 or 1.
+        clip_ids: Of the N clips.
     """
 
     Y: npt.NDArray[np.integer]
+    clip_ids: tuple[str, ...]
 
     def read(self, numbers: Sequence[int]) -> Rows:
         """What the network reads of these clips, on the CPU; called from another thread."""

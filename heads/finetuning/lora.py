@@ -300,6 +300,7 @@ class LoraRun(Run):
                 "lora": {**dataclasses.asdict(settings), "targets": list(settings.targets)},
                 "began_with_bundle": bundle.digest,
             },
+            began_on=bundle.fitted_on,
             adapter=beside,
             on_progress=on_progress,
         )

@@ -20,7 +20,7 @@ from featurecache import FeatureCache
 from featurecache.adapter import open_adapter
 from featurecache.clips_csv import read_table
 from featurecache.extract import Progress
-from featurecache.leakage import leakage_record
+from featurecache.leakage import Spans, leakage_record, spans_of
 from featurecache.plan import failed_clip_ids, run_plan
 from featurecache.project import Project
 from heads.finetuning.extraction import plan_split
@@ -126,6 +126,7 @@ class Run:
         keep: Sequence[str],
         method: str,
         of_run: Mapping[str, Any],
+        began_on: Spans | None = None,
         adapter: Path | None = None,
         backbone: Path | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
@@ -140,6 +141,7 @@ class Run:
             keep: The features that the head reads.
             method: What was trained, by name.
             of_run: What else goes into `best.json`.
+            began_on: What had made the head before.
             adapter: Folder of a trained adapter; the bundle gets it, and it is gone.
             backbone: Folder of a trained model, likewise.
             on_progress: Called by the extraction.
@@ -168,6 +170,7 @@ class Run:
             seed=self.seed,
             folder=self.folder,
             leakage=leakage_record(table.clips),
+            fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], beside=began_on),
             of_run={
                 "method": method,
                 "epochs_kept": kept.epoch,

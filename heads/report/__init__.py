@@ -22,6 +22,7 @@ from heads.report.figures import row_names
 from heads.report.frames import thumbnails
 from heads.report.learning import learning_problem
 from heads.report.page import render_page
+from heads.report.searching import draw_searches
 from heads.report.summary import best_run, summarize
 from heads.report.timelines import differences, read_timelines
 
@@ -81,11 +82,13 @@ def write_report(
     timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
     found = differences(timelines)
     pictures, not_pictured = thumbnails(found, videos) if with_frames else ([], [])
+    searches, damaged = draw_searches(documents.runs)
     tested = [run for run in documents.runs if has_scores(run.test)]
     not_shown = [f"{run.name}/{why}" for run in documents.runs for why in _not_shown(run)]
-    documents = documents.with_problems([*unread, *not_shown, *not_pictured])
+    documents = documents.with_problems([*unread, *damaged, *not_shown, *not_pictured])
     page = render_page(
         documents,
+        searches,
         timelines,
         found,
         pictures,

@@ -186,7 +186,7 @@ def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
             "learning.json",
         )
     )
-    journals = [path for name in JOURNAL_NAMES if (path := folder / name).is_file()]
+    journals = [path for name in JOURNAL_NAMES if (path := folder / name).exists()]
     journal = max(journals, key=lambda path: path.stat().st_mtime_ns, default=None)  # of the last search
     if not (best or validation or test or each_session or bundle or learning or journal):
         return None

@@ -23,6 +23,7 @@ from heads.report.learning import learning_content
 from heads.report.names import ShownNames
 from heads.report.provenance_view import provenance_content, search_content
 from heads.report.scores_view import labels_content, methods_content
+from heads.report.searching import DrawnSearch
 from heads.report.summary import Summary, best_run
 from heads.report.timelines import Difference, Timeline
 from heads.report.timelines_view import clock, drawn_timelines, timeline_scores_content, timelines_content
@@ -40,6 +41,7 @@ _SECTIONS = (
 
 def render_page(
     documents: Documents,
+    searches: Sequence[DrawnSearch],
     timelines: Sequence[Timeline],
     found: Sequence[Difference],
     thumbnails: Sequence[Thumbnail],
@@ -52,6 +54,7 @@ def render_page(
 
     Args:
         documents: What the project has on disk.
+        searches: The searches, drawn.
         timelines: Recordings with predictions.
         found: Their differences, the longest first.
         thumbnails: Frames of the first of them; empty unless asked for.
@@ -68,7 +71,7 @@ def render_page(
     content = {
         **methods_content(documents, figures),
         **labels_content(documents, figures),
-        **search_content(documents, figures),
+        **search_content(searches, figures),
         **learning_content(documents, figures),
         **timeline_scores_content(best_run(documents.runs)),
         **timelines_content(ordered, found, thumbnails, names),

@@ -3,29 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featurecache.errors import StudyError
 from featurecache.spec import flatten
 from featurecache.store.reader import Space
 from heads.report.documents import Documents, Run
 from heads.report.figures import Figure, keep
 from heads.report.names import ShownNames, last_part
-from heads.report.searching import search_figures
+from heads.report.searching import DrawnSearch
 
 
-def search_content(documents: Documents, figures: dict[str, Figure]) -> dict[str, Any]:
+def search_content(searches: Sequence[DrawnSearch], figures: dict[str, Figure]) -> dict[str, Any]:
     """What the search section shows; its figures go into `figures`."""
-    searches = []
-    for run in documents.runs:
-        if run.journal is None:
-            continue
-        reason = "No trial has run to its end yet."
-        drawn: dict[str, Figure] = {}
-        try:
-            drawn = search_figures(run.journal)
-        except StudyError as error:
-            reason = str(error)
+    shown = []
+    for search in searches:
+        run, drawn = search.run, search.figures
         settings, trials = run.best.get("settings"), run.best.get("trials")
-        searches.append(
+        shown.append(
             {
                 "name": run.name,
                 "about": ", ".join(f"{count} {state}" for state, count in trials.items() if count)
@@ -37,13 +29,13 @@ def search_content(documents: Documents, figures: dict[str, Figure]) -> dict[str
                 }
                 if drawn
                 else {},
-                "reason": reason,
+                "reason": search.reason,
                 "settings": [(key, _shown(value)) for key, value in settings.items()]
                 if isinstance(settings, Mapping)
                 else [],
             }
         )
-    return {"searches": searches}
+    return {"searches": shown}
 
 
 def _shown(value: object) -> str:

@@ -1,28 +1,61 @@
 """The search as Optuna draws it: history, importances, parallel coordinates, as plain plotly figures.
 
 Optuna's own figures are taken as they are but for titles (the page has better ones) and colours (the page's own, which
-follow light, dark and print). What this is not: a second analysis of the study.
+follow light, dark and print). A journal that is damaged costs its own figures alone. What this is not: a second
+analysis of the study.
 """
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
+from heads.report.documents import Run
+from heads.search.study import brief
 
 Figure = dict[str, Any]
 
 SCORE = "validation macro-F1"
 DRAWN_TRIALS = 200
 """Lines of the parallel coordinates: the best ones, where a study has more."""
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnSearch:
+    """A run's search as the page shows it.
+
+    Attributes:
+        run: The run.
+        figures: As of `search_figures`.
+        reason: Why there are none, where there are none.
+    """
+
+    run: Run
+    figures: dict[str, Figure]
+    reason: str
+
+
+def draw_searches(runs: Sequence[Run]) -> tuple[list[DrawnSearch], list[str]]:
+    """The searches of all runs that have one, and which of their journals could not be read, and why."""
+    searches, problems = [], []
+    for run in runs:
+        if run.journal is None:
+            continue
+        try:
+            searches.append(DrawnSearch(run, search_figures(run.journal), "No trial has run to its end yet."))
+        except StudyError as error:
+            searches.append(DrawnSearch(run, {}, str(error)))
+            problems.append(f"{run.name}/{run.journal.name}: {error}")
+    return searches, problems
 
 
 def search_figures(journal: Path) -> dict[str, Figure]:
@@ -36,13 +69,16 @@ def search_figures(journal: Path) -> dict[str, Figure]:
     """
     with _quiet():
         try:
-            study = _only_study(journal)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            if journal.is_file() and not journal.stat().st_size:  # a search that has only just begun
+                return {}
+            study, completed = _replayed(journal)
+        except Exception as error:  # Optuna replays what it reads unchecked: ValueError, KeyError, AssertionError, ...
+            # An error of the system carries the path, which the page does not name.
+            why = error.strerror if isinstance(error, OSError) and error.strerror else brief(error)
             raise StudyError(
-                f"a study's journal must be readable, but reading {journal.name} gave: {error}. "
+                f"a study's journal must be readable, but reading {journal.name} gave: {why}. "
                 "Restore it, or leave the search out of the report by moving it away."
             ) from error
-        completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not completed:
             return {}
         figures = {"history": _history(study)}
@@ -51,12 +87,19 @@ def search_figures(journal: Path) -> dict[str, Figure]:
         return figures
 
 
-def _only_study(journal: Path) -> optuna.Study:
+def _replayed(journal: Path) -> tuple[optuna.Study, list[FrozenTrial]]:
+    """A journal's only study, and its completed trials, each seen to be whole."""
     if not journal.is_file():  # the backend would make it
-        raise FileNotFoundError(f"there is no {journal.name}")
+        raise ValueError("it is no file" if journal.exists() else "it is not there")
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    (summary,) = optuna.get_all_study_summaries(storage, include_best_trial=False)
-    return optuna.load_study(study_name=summary.study_name, storage=storage)
+    names = optuna.get_all_study_names(storage)
+    if len(names) != 1:
+        raise ValueError(f"it holds {len(names)} studies instead of one")
+    study = optuna.load_study(study_name=names[0], storage=storage)
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    # A replay lets a trial through that lacks what a lost line said, and drawing would fail; adding a trial checks it.
+    optuna.create_study(directions=study.directions).add_trials(completed)
+    return study, completed
 
 
 def _history(study: optuna.Study) -> Figure:

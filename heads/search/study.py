@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 
 from featurecache.errors import StudyError
 from featurecache.files import private_folder
+from featurecache.spec import flatten
 
 JOURNAL_NAME, LOCK_NAME, STUDY_NAME = "study.journal", "study.lock", "tune"
 SHARED_COPY_NAME = "shared_study.journal"
@@ -126,9 +127,12 @@ def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.prune
             study = optuna.create_study(
                 storage=storage, study_name=STUDY_NAME, direction="maximize", pruner=pruner, load_if_exists=True
             )
-        except (ValueError, KeyError, TypeError) as error:
+            study.get_trials(deepcopy=False)
+        except OSError:  # the disk's own error, which names itself: the journal may be whole
+            raise
+        except Exception as error:  # Optuna replays what it reads unchecked: ValueError, KeyError, AssertionError, ...
             raise StudyError(
-                f"a study's journal must be readable, but {journal} is damaged ({error}). "
+                f"a study's journal must be readable, but {journal} is damaged ({brief(error)}). "
                 "Restore it, or move it away to begin again."
             ) from error
         check_beginning(study, began_with, str(folder))
@@ -137,6 +141,11 @@ def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.prune
             yield OpenStudy(study, folder)
         finally:
             _fail_running(study)
+
+
+def brief(error: Exception) -> str:
+    """What Optuna raised, in one line; an assertion of it may say nothing but its name."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
 
 
 def copy_study(study: optuna.Study, journal: Path) -> None:
@@ -205,10 +214,9 @@ def check_beginning(study: optuna.Study, began_with: Mapping[str, Any], where: s
     if stored is None:
         study.set_user_attr("began_with", dict(began_with))
     elif stored != began_with:
-        names = sorted(name for name in stored.keys() | began_with.keys() if stored.get(name) != began_with.get(name))
-        found = ", ".join(
-            f"{name} (then {_short(stored.get(name))}, now {_short(began_with.get(name))})" for name in names
-        )
+        then, now = flatten(stored), flatten(began_with)
+        names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+        found = ", ".join(f"{name} (then {_short(then.get(name))}, now {_short(now.get(name))})" for name in names)
         raise StudyError(
             f"a study goes on only with what it began with, but in {where} these differ: {found}. "
             "Put them back, or move that folder away (name another study) to begin a new one."

@@ -37,7 +37,7 @@ from featurecache.extract import Extraction, Progress
 from featurecache.files import private_folder
 from featurecache.matching import Annotations, annotated_spans, find_annotations
 from featurecache.plan import plan_recordings, run_plan
-from featurecache.project import Positive, Project
+from featurecache.project import Project, Seconds
 from featurecache.recordings import Recording, UnusableRecording
 from featurecache.video import probe
 from heads.bundle import Bundle, load_bundle
@@ -57,7 +57,7 @@ class TimelineRules:
         exclusive: Groups of labels of which one at most is on at a time.
     """
 
-    stride_s: Positive | None = None
+    stride_s: Seconds | None = None
     exclusive: tuple[tuple[str, ...], ...] = ()
 
 
@@ -280,7 +280,8 @@ def _recordings(
 
 def _name(project: Project, path: Path) -> str:
     """The recording's path in the folder of videos; its file name where it lies elsewhere."""
-    inside, place = path.resolve(), project.videos.resolve()
+    # Not Path.resolve, which refuses links that lead in a circle.
+    inside, place = Path(os.path.realpath(path)), Path(os.path.realpath(project.videos))
     if place in inside.parents:
         return inside.relative_to(place).as_posix()
     return path.name or str(inside)
@@ -292,7 +293,8 @@ def _examined(name: str, path: Path, memo: DigestMemo) -> Recording:
     if path.is_dir():
         raise UnreadableVideoError("it is a folder; name the recordings in it")
     if not path.is_file():
-        raise UnreadableVideoError("it is not a plain file" if path.exists() else "there is no such file")
+        nothing = "it is a link that leads to no file" if path.is_symlink() else "there is no such file"
+        raise UnreadableVideoError("it is not a plain file" if path.exists() else nothing)
     return Recording(name, path, memo.sha256(path), probe(path))
 
 
