@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +85,12 @@ def start(url: str, folder: Path, pause: float = 0.0) -> "subprocess.Popen[str]"
 
 
 def output(process: "subprocess.Popen[str]") -> list[str]:
-    stdout, stderr = process.communicate(timeout=120)
+    try:
+        stdout, stderr = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     assert (process.returncode, stderr) == (0, "")
     return stdout.splitlines()
 
@@ -138,6 +144,17 @@ def test_a_process_that_is_killed_loses_nothing_for_the_others(url: str, tmp_pat
         if trial.params.keys() == again[trial.number].params.keys():  # else it was killed while they were drawn
             assert trial.params == again[trial.number].params, "with its settings"
     assert len({drawn(trial) for trial in finished}) == 24
+
+
+def test_a_process_that_is_killed_while_it_asks_keeps_nobody_waiting(url: str, tmp_path: Path) -> None:
+    with stored(url) as storage, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the heartbeat, which such a process does not come to
+        optuna.create_study(storage=storage, study_name="tune", direction="maximize").ask()
+    output(start(url, tmp_path / "a"))
+    states = [trial.state for trial in trials_of(url)]
+    assert states[0] == TrialState.FAIL
+    assert states.count(TrialState.FAIL) == 1
+    assert len(states) == 25
 
 
 def search(url: str, folder: Path, **changes: Any) -> dict[str, Any]:

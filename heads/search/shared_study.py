@@ -5,8 +5,8 @@ Notable choices:
 - Asking for a trial goes under one advisory lock of the database: whoever holds it counts the trials, so that all
   processes together ask for as many as wanted and no trial twice. The lock falls when its holder's connection does.
 - Optuna beats a heart for `optimize` alone, not for asked trials. So each process has a thread that beats for all
-  trials it works on, the first time before it lets the lock go. A trial whose heart stopped is failed by whoever asks
-  next, and begun again by the search as any interrupted one.
+  trials it works on, the first time before it lets the lock go. A trial whose heart stopped, or that has none though
+  nobody holds the lock, is failed by whoever asks next, and begun again by the search as any interrupted one.
 - A process that was thought dead and comes back may end its trial, but that no longer counts.
 
 What this is not: a place for features or heads; each process has them in its own project.
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import psycopg
 
 HEARTBEAT_S = 10
+BEATS = "beats"
+"""Says that a trial has a heart; Optuna takes one that never beat for alive."""
 _STALE_AFTER = 6  # heartbeats
 
 
@@ -74,6 +76,9 @@ class SharedStudy(OpenStudy):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 optuna.storages.fail_stale_trials(self.study)
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if BEATS not in trial.user_attrs:  # its process died while it asked: whoever asks holds the lock
+                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             yield
 
     def writing(self) -> AbstractContextManager[None]:
@@ -86,6 +91,7 @@ class SharedStudy(OpenStudy):
             warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used", UserWarning)
             trial = self.study.ask()
         self._storage.record_heartbeat(trial._trial_id)
+        trial.set_user_attr(BEATS, True)
         with self._own_lock:
             self._own[trial.number] = trial._trial_id
         return trial
