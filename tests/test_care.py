@@ -584,14 +584,16 @@ class Store(RuleBasedStateMachine):
                 rows = [row for row in rows if clips([row])[0] not in left]
         self.model |= dict(zip(names(rows), rows, strict=True))
 
-    @rule(data=st.data())
-    def damage_and_repair(self, data: st.DataObject) -> None:
+    @rule(segment=st.integers(0, 999), file=st.integers(0, 999), byte=st.integers(0, 999_999))
+    def damage_and_repair(self, segment: int, file: int, byte: int) -> None:
+        """Numbers of any size, since what there is to choose from has random names."""
         folders = segments(self.root)
         if not folders:
             return
-        victim = data.draw(st.sampled_from(folders))
-        path = data.draw(st.sampled_from(sorted(path for path in victim.rglob("*") if path.is_file())))
-        flip(path, data.draw(st.integers(0, path.stat().st_size - 1)))
+        victim = folders[segment % len(folders)]
+        paths = sorted(path for path in victim.rglob("*") if path.is_file())
+        path = paths[file % len(paths)]
+        flip(path, byte % path.stat().st_size)
         repair(self.root)
         served = set(FeatureCache.open(self.root).clip_ids())
         assert served <= set(self.model)
