@@ -96,5 +96,6 @@ def joined_ranks(device: str) -> Iterator[tuple[Ranks, str]]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), count), device
+        dist.barrier()  # the first one keeps the store that the others still talk to
     finally:
         dist.destroy_process_group()
