@@ -146,7 +146,6 @@ class _Numbers:
         self._half_step = (distribution.step or 0) / 2
         low, high = self._scaled(np.array([distribution.low - self._half_step, distribution.high + self._half_step]))
         at = self._scaled(np.asarray(observations, float))
-        self._low, self._high = low, high
         self._weights = _weights(len(at))
         self._means = np.append(at, (low + high) / 2)
         narrowest = (high - low) / min(100, len(at) + 2)
