@@ -50,7 +50,7 @@ def train_bundle(
         SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
     data.check()
-    prepared = Prepared(data, seed=seed, device=device, axes=settings.components)
+    prepared = Prepared(data, seed=seed, device=device, components=settings.components)
     return write_run(prepared, settings, folder=folder)
 
 

@@ -10,13 +10,21 @@ carried along: those of the best head that was trained by steps, where there is 
 """
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from featurecache.errors import SettingsError
 
@@ -41,6 +49,13 @@ def _kept_features(inputs: str) -> str:
     return inputs
 
 
+def _in_plain_words(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("a number from 0 to 2, or a tuple with one for each label (in TOML a list)") from None
+
+
 HeadKind = Literal["linear", "mlp", "attention", "temporal"]
 Solver = Literal["adamw", "convex"]
 Normalization = Literal["none", "standardize", "l2"]
@@ -52,6 +67,7 @@ WeightDecay = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Exponents = Annotated[Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)], WrapValidator(_in_plain_words)]
 WeightScale = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 Smoothing = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -78,7 +94,7 @@ class HeadSettings:
         learning_rate: Step size of AdamW, constant over the epochs.
         weight_decay: Decoupled decay of weights (never of biases), as in AdamW.
         positive_weight_exponent: The positive term's weight in the loss is (negatives / positives) to this power,
-            per label, counted on training clips: 0 weighs nothing, 1 balances fully.
+            per label, counted on training clips: 0 weighs nothing, 1 balances fully. One number, or one for each label.
         positive_weight_scale: That weight is multiplied by this.
         label_smoothing: Targets are drawn this far towards 0.5: 0.1 makes them 0.05 and 0.95.
         dropout: Share dropped of what feeds the output layer: features (linear, attention) or hidden units.
@@ -97,7 +113,7 @@ class HeadSettings:
     l2: Penalty = 1e-2
     learning_rate: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-2
-    positive_weight_exponent: Exponent = 0.5
+    positive_weight_exponent: Exponents = 0.5
     positive_weight_scale: WeightScale = 1.0
     label_smoothing: Smoothing = 0.0
     dropout: Dropout = 0.0
@@ -114,9 +130,32 @@ class HeadSettings:
                 'Set solver = "adamw", or change these.'
             )
 
+    def exponents(self, label_count: int) -> tuple[float, ...]:
+        """The exponent of each label.
+
+        Raises:
+            SettingsError: If there are some, but of another number of labels.
+        """
+        given = self.positive_weight_exponent
+        if not isinstance(given, tuple):
+            return (given,) * label_count
+        if len(given) != label_count:
+            raise SettingsError(
+                f"positive_weight_exponent must be one number or one for each label, but there are {len(given)} for "
+                f"{label_count} labels. Give one number, or {label_count}."
+            )
+        return given
+
+    def of_labels(self, kept: Sequence[bool]) -> "HeadSettings":
+        """The settings where only some of the labels, shape (C,), are there."""
+        exponents = self.positive_weight_exponent
+        if not isinstance(exponents, tuple):
+            return self
+        return dataclasses.replace(self, positive_weight_exponent=tuple(itertools.compress(exponents, kept)))
+
     def to_mapping(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""
-        return dataclasses.asdict(self)
+        return _ready_for_json(self)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "HeadSettings":
@@ -131,7 +170,10 @@ class HeadSettings:
                 f"head settings must name exactly {', '.join(sorted(names))}, but these differ: "
                 f"{', '.join(sorted(set(mapping) ^ names))}. Use a file that this version wrote."
             )
-        return cls(**mapping)
+        values: dict[str, Any] = dict(mapping)
+        if isinstance(values["positive_weight_exponent"], list):
+            values["positive_weight_exponent"] = tuple(values["positive_weight_exponent"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -143,15 +185,16 @@ class SearchSpace:
     gained nothing on the sets they were tried on.
 
     A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where they have a range,
-    `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions;
-    0 folds: by validation.
+    `positive_weight_scale` and `label_smoothing`. It takes what is best for the mean of two scores, on validation and
+    out of `folds` folds of the training sessions; with 0 folds, on validation alone. Of `components`, those that are
+    not fewer than the features of some inputs are left out there.
     """
 
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1)] = ("linear",)
     inputs: Annotated[tuple[Inputs, ...], Field(min_length=1)] = ("final/mean",)
     hidden_width: Annotated[tuple[HiddenWidth, HiddenWidth], AfterValidator(ordered)] = (16, 256)
     normalization: Annotated[tuple[Normalization, ...], Field(min_length=1)] = ("standardize",)
-    components: Annotated[tuple[Components, ...], Field(min_length=1)] = (0,)
+    components: Annotated[tuple[Components, ...], Field(min_length=1)] = (0, 128, 256, 512)
     solver: Annotated[tuple[Solver, ...], Field(min_length=1)] = ("convex", "adamw")
     l2: Annotated[tuple[Penalty, Penalty], AfterValidator(ordered)] = (1e-3, 10.0)
     learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(ordered)] = (3e-6, 3e-2)
@@ -169,9 +212,15 @@ class SearchSpace:
         _check_fields(self)
 
     def to_mapping(self) -> dict[str, Any]:
-        """All ranges by name, as JSON would give them back (lists, no tuples)."""
-        ranges = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in ranges.items()}
+        """All ranges by name, ready for JSON."""
+        return _ready_for_json(self)
+
+
+def _ready_for_json(settings: "HeadSettings | SearchSpace") -> dict[str, Any]:
+    """All fields by name, as JSON would give them back (lists, no tuples)."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
+    }
 
 
 @cache

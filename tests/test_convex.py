@@ -14,10 +14,11 @@ from heads.engines import axes as axes_module
 from heads.engines import descent
 from heads.engines.axes import leading_axes
 from heads.engines.basis import Basis
-from heads.engines.convex import ConvexGrid, GridPoint, choose_points, grid_points, solve_grid
+from heads.engines.convex import ConvexGrid, GridPoint, grid_points, solve_grid
 from heads.engines.training_clips import TrainingClips, View
 from heads.models import head_scores
-from heads.scoring.metrics import macro_f1
+from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1
+from heads.search.grid_choice import choose_points
 from tests.multilabel_sets import read_set
 
 
@@ -350,46 +351,6 @@ def test_rest_variance_is_the_mean_variance_beyond_the_axes() -> None:
     assert every.rest_variance == 0
 
 
-# --- choosing -------------------------------------------------------------------------------------
-
-
-def scores_with_f1(values: np.ndarray, Y: np.ndarray) -> np.ndarray:
-    """Scores (G, N, C) whose recall falls with 1 - value, without a false positive."""
-    scores = np.zeros((*values.shape[:1], *Y.shape), np.float32)
-    for (g, c), value in np.ndenumerate(values):
-        on = np.flatnonzero(Y[:, c])
-        scores[g, on[: round(len(on) * value)], c] = 1
-    return scores
-
-
-def test_choose_points_prefers_a_plateau_to_a_lone_peak() -> None:
-    Y = np.ones((100, 1), np.int8)
-    points = grid_points(l2=[1, 2, 3, 4, 5, 6, 7], positive_weight_exponent=[0.5])
-    f1 = np.array([0.1, 0.85, 0.1, 0.1, 0.7, 0.8, 0.7])[:, None]
-    assert choose_points(Y, scores_with_f1(f1, Y), points).tolist() == [5]
-
-
-def test_choose_points_takes_the_stronger_penalty_when_points_are_alike() -> None:
-    Y = np.ones((10, 1), np.int8)
-    points = grid_points(l2=[0.1, 10.0, 1.0], positive_weight_exponent=[0.0, 1.0])
-    assert [point.l2 for point in points] == [10, 10, 1, 1, 0.1, 0.1]
-    assert choose_points(Y, scores_with_f1(np.full((6, 1), 0.5), Y), points).tolist() == [0]
-
-
-def test_choose_points_gives_labels_a_say_only_where_they_have_scores_and_positives() -> None:
-    Y = np.ones((100, 4), np.int8)
-    Y[:, 1] = 0
-    points = [GridPoint(10.0, 0.0), GridPoint(1.0, 0.5), GridPoint(0.1, 1.0)]  # no two are neighbours
-    scores = scores_with_f1(np.array([[0.2, 1, 1, 0.9], [0.6, 0, 0, 0.7], [0.9, 0, 0, 0.1]]), Y)
-    scores[:, :, 2] = np.nan
-    assert choose_points(Y, scores, points).tolist() == [1, 1, 1, 1]
-    assert choose_points(Y, scores, points, per_label=True).tolist() == [2, 1, 1, 0]
-    allowed = np.array([[True] * 4, [True, True, True, False], [True] * 4])
-    assert choose_points(Y, scores, points, allowed=allowed).tolist() == [0, 0, 0, 0]
-    with pytest.raises(TrainingDataError, match="0 labels"):
-        choose_points(Y, np.full_like(scores, np.nan), points)
-
-
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -425,5 +386,6 @@ def test_a_grid_chosen_out_of_fold_is_no_worse_than_tuned_logistic_regression(na
     basis = make_basis(X, Y, precision="float32", components=128)
     points = grid_points(l2=np.logspace(-3, 1, 5).tolist(), positive_weight_exponent=[0.0, 0.5, 1.0])
     grid = solve_grid(basis, Y, points, fold_of=np.arange(len(X)) % 4)
-    choice = choose_points(Y, grid.out_of_fold, points, allowed=grid.converged)
+    f1 = f1_scores(np.stack([confusion_counts(Y, scores >= 0.5) for scores in grid.out_of_fold]))
+    choice = choose_points(f1, Y.sum(axis=0), points, allowed=grid.converged)
     assert macro_f1(Y_test, head_scores(grid.head(choice), X_test)) >= least

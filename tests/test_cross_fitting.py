@@ -31,10 +31,12 @@ class Fitter:
         self.X = np.hstack([X, np.ones((len(X), 1))]).astype(np.float64)
         self.seen: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def __call__(self, train: np.ndarray, Y_train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, train: np.ndarray, Y_train: np.ndarray, learnable: np.ndarray, held_out: np.ndarray
+    ) -> np.ndarray:
         self.seen.append((train, held_out))
         X = self.X[train]
-        weights = np.linalg.solve(X.T @ X + 5 * np.eye(X.shape[1]), X.T @ Y_train.astype(np.float64))
+        weights = np.linalg.solve(X.T @ X + 5 * np.eye(X.shape[1]), X.T @ Y_train[:, learnable].astype(np.float64))
         return np.clip(self.X[held_out] @ weights, 0, 1)
 
 
@@ -46,7 +48,9 @@ def test_cross_fitted_scores_come_from_heads_that_never_saw_the_fold() -> None:
     assert len(fitter.seen) == 3
     for train, held_out in fitter.seen:
         assert not set(data.sessions[train]) & set(data.sessions[held_out])
-        np.testing.assert_array_equal(scores[held_out], Fitter(data.X)(train, data.Y[train], held_out))
+        np.testing.assert_array_equal(
+            scores[held_out], Fitter(data.X)(train, data.Y[train], np.ones(3, bool), held_out)
+        )
     assert sorted(np.concatenate([held_out for _, held_out in fitter.seen])) == list(range(300))
 
 
@@ -161,8 +165,8 @@ def test_permutation_check_finds_a_pipeline_that_leaks() -> None:
     fold_of = session_folds(data.Y, data.sessions, count=3)
     current = data.Y
 
-    def peeks(train: np.ndarray, Y_train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-        return np.asarray(current[held_out].astype(float))
+    def peeks(train: np.ndarray, Y_train: np.ndarray, learnable: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+        return np.asarray(current[held_out][:, learnable].astype(float))
 
     result = permutation_check(peeks, data.Y, data.sessions, fold_of, permutations=5)
     assert result["observed"] == 1

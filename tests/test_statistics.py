@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from heads.scoring.metrics import f1_scores, macro_f1_interval, macro_over_labels, session_counts
-from heads.scoring.statistics import paired_comparison, seed_fold_spread, selection_optimism
+from heads.scoring.statistics import Candidates, paired_comparison, seed_fold_spread, selection_optimism
 
 
 def simulated(
@@ -117,6 +117,10 @@ def test_macro_f1_interval_covers_the_truth_about_as_often_as_it_says(sessions: 
 # --- the price of choosing ------------------------------------------------------------------------
 
 
+def best_of_each_label(f1: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(f1), -1, f1).argmax(axis=-2)
+
+
 @pytest.mark.parametrize("per_label", [False, True])
 @pytest.mark.parametrize(("spread", "share_missed"), [(0.0, 0.2), (0.4, 1.0)])
 def test_selection_optimism_is_nearer_to_the_truth_than_the_best_score(
@@ -129,7 +133,8 @@ def test_selection_optimism_is_nearer_to_the_truth_than_the_best_score(
         skills = 1 + spread * random.normal(size=(30, 3))
         Y, predicted, names = simulated(random, sessions=10, skills=skills)
         counts = session_counts(Y, predicted, names)
-        result = selection_optimism(counts, per_label=per_label, resamples=100)
+        trials = [Candidates(counts, best_of_each_label)] if per_label else [Candidates.alone(one) for one in counts]
+        result = selection_optimism(trials, resamples=100)
         Y, predicted, names = simulated(random, sessions=200, skills=skills)
         elsewhere = f1_scores(session_counts(Y, predicted, names).sum(axis=1))  # (T, C)
         f1 = f1_scores(counts.sum(axis=1))
@@ -147,14 +152,14 @@ def test_selection_optimism_is_nearer_to_the_truth_than_the_best_score(
 def test_selection_optimism_is_small_when_one_trial_is_far_better() -> None:
     skills = np.array([[2.5] * 3] + [[0.0] * 3] * 20)
     Y, predicted, names = simulated(np.random.default_rng(2), sessions=12, skills=skills)
-    result = selection_optimism(session_counts(Y, predicted, names))
+    result = selection_optimism([Candidates.alone(one) for one in session_counts(Y, predicted, names)])
     assert abs(result["optimism"]) < 0.01
-    assert (result["n_trials"], result["n_sessions"]) == (21, 12)
+    assert (result["n_candidates"], result["n_sessions"]) == (21, 12)
 
 
 def test_selection_optimism_gives_a_reason_when_sessions_are_few() -> None:
     Y, predicted, names = simulated(np.random.default_rng(2), sessions=4, skills=np.ones((5, 3)))
-    result = selection_optimism(session_counts(Y, predicted, names))
+    result = selection_optimism([Candidates.alone(one) for one in session_counts(Y, predicted, names)])
     assert result["best"] is not None
     assert (result["corrected"], result["optimism"]) == (None, None)
     assert "there are 4" in result["reason"]
@@ -163,8 +168,20 @@ def test_selection_optimism_gives_a_reason_when_sessions_are_few() -> None:
 def test_selection_optimism_knows_a_label_that_one_session_alone_has() -> None:
     Y, predicted, names = simulated(np.random.default_rng(2), sessions=8, skills=np.ones((5, 3)))
     Y[:, 2] &= names == "s003"
-    result = selection_optimism(session_counts(Y, predicted, names))
+    result = selection_optimism([Candidates.alone(one) for one in session_counts(Y, predicted, names)])
     assert 0 < result["corrected"] <= 1
+
+
+def test_selection_optimism_counts_what_was_chosen_inside_a_trial_and_among_trials() -> None:
+    """Two trials that each choose by label among the halves of what one trial chooses among, and one without choice."""
+    Y, predicted, names = simulated(np.random.default_rng(4), sessions=20, skills=np.ones((30, 3)))
+    counts = session_counts(Y, predicted, names)
+    alone, every = Candidates.alone(counts[0]), Candidates(counts, best_of_each_label)
+    halves = [Candidates(half, best_of_each_label) for half in (counts[:15], counts[15:])]
+    none, two, one = (selection_optimism(trials) for trials in ([alone], halves, [every]))
+    assert abs(none["optimism"]) < 0.01 < two["optimism"] < one["optimism"]
+    assert none["best"] < two["best"] < one["best"]
+    assert (none["n_candidates"], two["n_candidates"], one["n_candidates"]) == (1, 30, 30)
 
 
 # --- seeds and folds ------------------------------------------------------------------------------

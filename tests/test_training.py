@@ -18,9 +18,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.project import parse_section
 from heads.data import LabelledFeatures, check_labelled, check_training
+from heads.engines.fitting import fit_head, refitting
 from heads.engines.stack import HeadStack
 from heads.engines.training import FittedHead, StackedTrainer, fit_heads
 from heads.engines.training_clips import ClipSource, TrainingClips, View
+from heads.finetuning.loop import positive_weight
 from heads.models import Front, Head, LinearHead, MLPHead, head_scores
 from heads.settings import HeadSettings, SearchSpace
 
@@ -507,11 +509,48 @@ def test_training_clips_refuse_a_label_that_is_never_on() -> None:
         TrainingClips(data.X, data.Y, seed=0)
 
 
+# --- exponents label by label ----------------------------------------------------------------------
+
+EXPONENTS = (0.2, 0.9, 0.0)
+ANY_SOLVER = [HeadSettings(solver="convex", l2=0.1), HeadSettings(learning_rate=0.01, epochs=3, batch_size=64)]
+
+
+@pytest.mark.parametrize("settings", ANY_SOLVER, ids=["convex", "adamw"])
+def test_a_label_with_an_exponent_of_its_own_learns_as_if_all_had_it(settings: HeadSettings) -> None:
+    data = make_clips()
+    of_labels = dataclasses.replace(settings, positive_weight_exponent=EXPONENTS)
+    scores = head_scores(fit_head(data.X, data.Y, of_labels), data.X)
+    for label, exponent in enumerate(EXPONENTS):
+        of_all = dataclasses.replace(settings, positive_weight_exponent=exponent)
+        alone = head_scores(fit_head(data.X, data.Y, of_all), data.X)
+        np.testing.assert_allclose(scores[:, label], alone[:, label], atol=1e-3)
+        assert np.abs(scores - alone).max() > 0.02
+    weights = positive_weight(data.Y, exponent=EXPONENTS, scale=2.0).tolist()
+    assert weights == [float(positive_weight(data.Y, exponent=e, scale=2.0)[at]) for at, e in enumerate(EXPONENTS)]
+
+
+@pytest.mark.parametrize("settings", ANY_SOLVER, ids=["convex", "adamw"])
+def test_exponents_stay_with_their_labels_where_a_label_is_left_out(settings: HeadSettings) -> None:
+    data = make_clips()
+    of_labels = dataclasses.replace(settings, positive_weight_exponent=EXPONENTS)
+    every, two = np.arange(len(data.X)), np.array([True, False, True])
+    whole = refitting(data, of_labels)(every, data.Y, np.ones(3, bool), every)
+    np.testing.assert_allclose(refitting(data, of_labels)(every, data.Y, two, every), whole[:, two], atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", ANY_SOLVER, ids=["convex", "adamw"])
+def test_exponents_of_another_number_of_labels_are_refused(settings: HeadSettings) -> None:
+    data = make_clips()
+    of_labels = dataclasses.replace(settings, positive_weight_exponent=(0.1, 0.2))
+    with pytest.raises(SettingsError, match="one for each label, but there are 2 for 3 labels"):
+        fit_head(data.X, data.Y, of_labels)
+
+
 # --- settings, and a light import -----------------------------------------------------------------
 
 
 def test_head_settings_are_the_same_when_read_back_from_json() -> None:
-    for settings in MIXED:
+    for settings in (*MIXED, HeadSettings(positive_weight_exponent=EXPONENTS)):
         assert HeadSettings.from_mapping(json.loads(json.dumps(settings.to_mapping()))) == settings
     assert json.loads(json.dumps(SearchSpace().to_mapping())) == SearchSpace().to_mapping()
 
@@ -525,6 +564,9 @@ def test_head_settings_are_the_same_when_read_back_from_json() -> None:
         ("learning_rate", float("nan")),
         ("weight_decay", -1.0),
         ("positive_weight_exponent", 2.5),
+        ("positive_weight_exponent", (0.5, 2.5)),
+        ("positive_weight_exponent", ()),
+        ("positive_weight_exponent", "0.5"),
         ("dropout", 1.0),
         ("batch_size", 2.5),
         ("epochs", 0),

@@ -16,15 +16,15 @@ Notable choices:
   is exactly the optimum on the fold's clips of the features so normalised.
 - Folds begin from the prior, not from the head of all clips, which has seen what is held out: a column that stopped
   short of its optimum would remember it.
-- Labels share no parameter, so a head may take each from its own point of the grid; `choose_points` says when.
+- Labels share no parameter, so a head may take each from its own point of the grid.
 
-What this is not: a search over what is outside the grid, or a reader of files.
+What this is not: a choice among the points (`search/grid_choice.py`), or a reader of files.
 """
 
 import itertools
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,6 @@ from heads.engines.basis import Basis
 from heads.engines.descent import Columns, Precondition, minimise_columns
 from heads.engines.training_clips import Features, as_tensor
 from heads.models import LinearHead
-from heads.scoring.metrics import DEFAULT_THRESHOLD, confusion_counts, f1_scores
 
 Choice = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -234,55 +233,6 @@ def solve_grid(
         max_iterations=max_iterations,
     )
     return _grid(basis, points, components, X, found, asked, fold_of, (len(in_part), Y.shape[1], len(points)))
-
-
-def choose_points(
-    Y: Targets, scores: Scores, points: Sequence[GridPoint], *, allowed: Mask | None = None, per_label: bool = False
-) -> Choice:
-    """The point that each label's head is taken from: that of highest macro-F1 at 0.5, the same for all labels.
-
-    Each point's F1 is averaged with those of its neighbours in the grid, itself counting twice: a lone peak is luck.
-    Measured on held-out clips of two public sets and two synthetic ones (32 splits), against the plain maximum,
-    averaging gained .000 to .004 of macro-F1. A point per label changed that by -.009 to +.002, and without averaging
-    lost up to .008. Choosing by one validation part in place of out-of-fold scores of the same training clips lost
-    .004 to .027. So give out-of-fold scores where there are some. The mean of out-of-fold and validation macro-F1
-    raised the validation score by .006 to .012 and that of unseen clips by .000 to .003 (21 splits and draws, standard
-    errors .002 to .007): too little to spend the validation part on.
-
-    Args:
-        Y: Targets, shape (N, C), 0 or 1.
-        scores: Probabilities by every point, shape (G, N, C): `grid.out_of_fold` with the training targets, or
-            `grid.scores` of other clips. A label with NaN has no say, nor has one without a positive.
-        points: The G points.
-        allowed: What may be chosen, shape (G, C): `grid.converged`.
-        per_label: Choose for each label on its own; one that has no say follows the others.
-
-    Returns:
-        Index of a point for each label, shape (C,).
-
-    Raises:
-        TrainingDataError: If no label has scores and a positive, or nothing is allowed.
-    """
-    allowed = np.ones((len(points), Y.shape[1]), bool) if allowed is None else allowed
-    f1 = f1_scores(np.stack([confusion_counts(Y, of_point >= DEFAULT_THRESHOLD) for of_point in scores]))  # (G, C)
-    f1[np.isnan(scores).any(axis=1)] = np.nan
-    names = [field.name for field in fields(GridPoint)]
-    steps = np.stack([np.unique([getattr(p, name) for p in points], return_inverse=True)[1] for name in names], axis=1)
-    distance = np.abs(steps[:, None] - steps[None]).sum(axis=-1)  # (G, G)
-    nearness = 2.0 * (distance == 0) + (distance == 1)
-    averaged = nearness @ f1 / nearness.sum(axis=1, keepdims=True)
-    has_say = ~np.isnan(averaged).any(axis=0)
-    together = np.where(allowed.all(axis=1), averaged[:, has_say].sum(axis=1), -np.inf)
-    if not has_say.any() or not np.isfinite(together).any():
-        raise TrainingDataError(
-            "some label must have positives and scores, and some point must be allowed for all labels, but "
-            f"{int(has_say.sum())} labels and {int(allowed.all(axis=1).sum())} points are left. "
-            "Score more clips, or raise max_iterations."
-        )
-    choice = np.full(Y.shape[1], together.argmax(), np.int64)
-    if per_label:
-        choice[has_say] = np.where(allowed, averaged, -np.inf)[:, has_say].argmax(axis=0)
-    return choice
 
 
 def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: int) -> None:

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from heads.data import LabelledFeatures
 from heads.engines.basis import DEFAULT_AXES, Basis
-from heads.engines.convex import GridPoint, solve_grid
+from heads.engines.convex import grid_points, solve_grid
 from heads.engines.training import fit_heads
 from heads.engines.training_clips import TrainingClips, View
 from heads.models import Head, LinearHead, head_scores
-from heads.scoring.cross_fitting import FitScores, Rows, Scores, Targets
+from heads.scoring.cross_fitting import FitScores, Labels, Rows, Scores, Targets
 from heads.settings import HeadSettings
 
 TOLERANCE = 1e-6
@@ -68,15 +68,17 @@ def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
     Raises:
         SettingsError: If it does not converge.
     """
-    point = GridPoint(
-        l2=settings.l2,
-        positive_weight_exponent=settings.positive_weight_exponent,
-        positive_weight_scale=settings.positive_weight_scale,
-        label_smoothing=settings.label_smoothing,
+    exponents = settings.exponents(Y.shape[1])
+    points = grid_points(
+        l2=[settings.l2],
+        positive_weight_exponent=sorted(set(exponents)),
+        positive_weight_scale=[settings.positive_weight_scale],
+        label_smoothing=[settings.label_smoothing],
     )
+    of_exponent = {point.positive_weight_exponent: at for at, point in enumerate(points)}
     components = min(settings.components, basis.axes.shape[1])  # fewer clips may have a lower rank
-    grid = solve_grid(basis, Y, [point], components=components, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
-    return grid.head(np.zeros(Y.shape[1], np.int64))
+    grid = solve_grid(basis, Y, points, components=components, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
+    return grid.head(np.array([of_exponent[exponent] for exponent in exponents]))
 
 
 def _solved(clips: TrainingClips, X: npt.NDArray[np.floating], Y: Targets, settings: HeadSettings, device: str) -> Head:
@@ -103,8 +105,9 @@ def refitting(
         part_widths: As `fit_head`.
     """
 
-    def fit_scores(train: Rows, Y_train: Targets, held_out: Rows) -> Scores:
-        head = fit_head(data.X[train], Y_train, settings, seed=seed, device=device, part_widths=part_widths)
+    def fit_scores(train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:
+        X, Y, of_labels = data.X[train], Y_train[:, learnable], settings.of_labels(learnable.tolist())
+        head = fit_head(X, Y, of_labels, seed=seed, device=device, part_widths=part_widths)
         return head_scores(head, data.X[held_out])
 
     return fit_scores

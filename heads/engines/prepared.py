@@ -26,12 +26,12 @@ class Prepared:
         data: The clips.
         seed: Of the order of training clips.
         device: Where to train.
-        axes: Principal axes that a basis must have at least.
+        components: Principal components that heads will read, at most.
     """
 
-    def __init__(self, data: LearningData, *, seed: int, device: str, axes: int = 0) -> None:
+    def __init__(self, data: LearningData, *, seed: int, device: str, components: int = 0) -> None:
         self.data, self.seed, self.device = data, seed, device
-        self._axes = max(axes, DEFAULT_AXES)
+        self._components = components
         self._splits: OrderedDict[str, tuple[LabelledFeatures, LabelledFeatures, TrainingClips]] = OrderedDict()
         self._bases: OrderedDict[tuple[str, str], Basis] = OrderedDict()
 
@@ -52,7 +52,8 @@ class Prepared:
 
         def make() -> Basis:
             front = self.clips(inputs).front(View(normalization, 0))
-            return Basis.fit(self.train(inputs).X, front, components=self._axes, device=self.device)
+            axes = max(self._components, DEFAULT_AXES)
+            return Basis.fit(self.train(inputs).X, front, components=axes, device=self.device)
 
         return _recalled(self._bases, (inputs, normalization), make, KEPT_BASES)
 
@@ -60,7 +61,14 @@ class Prepared:
         def make() -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
             train, validation = self.data.train.of(inputs), self.data.validation.of(inputs)
             widths = self.data.train.part_widths(inputs)
-            clips = TrainingClips(train.X, train.Y, seed=self.seed, device=self.device, part_widths=widths)
+            clips = TrainingClips(
+                train.X,
+                train.Y,
+                seed=self.seed,
+                device=self.device,
+                part_widths=widths,
+                most_components=self._components,
+            )
             return train, validation, clips
 
         return _recalled(self._splits, inputs, make, KEPT_INPUTS)

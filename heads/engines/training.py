@@ -202,7 +202,8 @@ class StackedTrainer:
             )
             self._stacks[key] = stack, []
         stack, trainees = self._stacks[key]
-        balance = clips.negatives_per_positive**settings.positive_weight_exponent
+        balance = clips.negatives_per_positive
+        balance = balance ** balance.new_tensor(settings.exponents(len(balance)))
         stack.add(settings, (settings.positive_weight_scale * balance).float())
         trainees.append(trainee)
 

@@ -55,11 +55,13 @@ class ClipSource(ABC):
     negatives_per_positive: Tensor
     row_shape: tuple[int, ...]
 
-    def __init__(self, *, seed: int, device: str, part_widths: Sequence[int] | None) -> None:
+    def __init__(self, *, seed: int, device: str, part_widths: Sequence[int] | None, most_components: int = 0) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._part_widths = part_widths
+        self._most_components = most_components
         self._fronts: dict[View, Front] = {}
+        self._axes: dict[str, tuple[int, Tensor]] = {}  # by normalisation: how many were asked for, and those found
 
     @abstractmethod
     def __len__(self) -> int:
@@ -89,7 +91,7 @@ class ClipSource(ABC):
                 front.mean.copy_(mean)
                 if view.normalization == "standardize":
                     front.scale.copy_(scale)
-            if view.components and (axes := self._leading_axes(front, view.components)).numel():
+            if view.components and (axes := self._leading_axes(front, view)).numel():
                 rotated = Front(D, unit_length=unit_length, part_widths=self._part_widths, components=axes.shape[1])
                 rotated.load_state_dict({**front.state_dict(), "axes": axes})
                 front = rotated
@@ -130,13 +132,17 @@ class ClipSource(ABC):
         is_constant = deviation <= mean.abs() * torch.finfo(torch.float32).eps
         return mean.float(), torch.where(is_constant, 1.0, deviation).float()
 
-    def _leading_axes(self, front: Front, count: int) -> Tensor:
-        """Axes (D, M) of what the front makes; M is the count, or the rank where that is lower."""
-        row_count = len(self) * math.prod(self.row_shape[:-1])
-        axes, _ = leading_axes(
-            lambda: (front(rows.float()) for rows in self._row_blocks()), (row_count, self.feature_width), count
-        )
-        return axes.float()
+    def _leading_axes(self, front: Front, view: View) -> Tensor:
+        """Axes (D, M) of what the front makes; M is the view's components, or the rank where that is lower."""
+        found, axes = self._axes.get(view.normalization, (0, torch.zeros(0)))
+        if found < view.components:
+            found = max(view.components, self._most_components)
+            row_count = len(self) * math.prod(self.row_shape[:-1])
+            axes, _ = leading_axes(
+                lambda: (front(rows.float()) for rows in self._row_blocks()), (row_count, self.feature_width), found
+            )
+            self._axes[view.normalization] = found, axes.float()
+        return self._axes[view.normalization][1][:, : view.components]
 
 
 class TrainingClips(ClipSource):
@@ -148,6 +154,7 @@ class TrainingClips(ClipSource):
         seed: Of the order.
         device: Where the copy lives and training runs.
         part_widths: Widths of the kept features that lie side by side in D; one by default.
+        most_components: Of all views that will be asked for: their axes are found at once. 0 finds them as asked.
         shuffle: Draw an order; else rows are taken as they come.
 
     Raises:
@@ -162,9 +169,10 @@ class TrainingClips(ClipSource):
         seed: int,
         device: str = "cpu",
         part_widths: Sequence[int] | None = None,
+        most_components: int = 0,
         shuffle: bool = True,
     ) -> None:
-        super().__init__(seed=seed, device=device, part_widths=part_widths)
+        super().__init__(seed=seed, device=device, part_widths=part_widths, most_components=most_components)
         self._X = as_tensor(X)
         self.row_shape = tuple(self._X.shape[1:])
         self._count_labels(Y.sum(axis=0, dtype=np.int64), len(Y))

@@ -482,10 +482,10 @@ class FineTuning:
         return time.monotonic()
 
 
-def positive_weight(Y: npt.NDArray[np.integer], *, exponent: float, scale: float) -> Tensor:
-    """Each label's weight of the positive term: scale * (negatives / positives) ^ exponent, shape (C,)."""
+def positive_weight(Y: npt.NDArray[np.integer], *, exponent: float | tuple[float, ...], scale: float) -> Tensor:
+    """Each label's weight of the positive term: scale * (negatives / positives) ^ exponent, (C,); exponents may be."""
     positives = Y.sum(axis=0, dtype=np.float64)
-    return torch.from_numpy(scale * ((len(Y) - positives) / positives) ** exponent).float()
+    return torch.from_numpy(scale * ((len(Y) - positives) / positives) ** np.asarray(exponent)).float()
 
 
 def _parameter_groups(trainable: Mapping[str, nn.Parameter], groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from heads.folds import Folds, session_folds
 from heads.scoring.metrics import macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds
 
+Labels = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.floating]
 Targets = npt.NDArray[np.integer]
@@ -33,8 +34,8 @@ CHOSEN_HERE = (
 class FitScores(Protocol):
     """Fits a head on some clips and scores others; holds the features itself."""
 
-    def __call__(self, train: Rows, Y_train: Targets, held_out: Rows) -> Scores:
-        """Rows (M,), their targets (M, C') of the learnable labels, rows (R,) -> probabilities (R, C')."""
+    def __call__(self, train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:
+        """Rows (M,), their targets (M, C), the C' labels to fit as a mask (C,), rows (R,) -> probabilities (R, C')."""
 
 
 def cross_fitted_scores(
@@ -63,7 +64,7 @@ def cross_fitted_scores(
         )
     scores = np.full(Y.shape, np.nan)
     for train, held_out in parts:
-        scores[np.ix_(held_out, learnable)] = fit_scores(train, Y[train][:, learnable], held_out)
+        scores[np.ix_(held_out, learnable)] = fit_scores(train, Y[train], learnable, held_out)
     return scores
 
 

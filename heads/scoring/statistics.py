@@ -11,6 +11,8 @@ What this is not: a training of anything; `permutation.py` and `cross_fitting.py
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,50 +113,70 @@ def _deviation(values: npt.NDArray[np.floating]) -> float | None:
     return float(means.std(ddof=1)) if len(means) > 1 else None
 
 
-def selection_optimism(
-    counts: Counts, *, per_label: bool = False, seed: int = 0, resamples: int = 500
-) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a trial's head was chosen among.
+
+    Attributes:
+        counts: Confusion counts of G heads in S sessions that none of them trained on, shape (G, S, 3, C): those of
+            out-of-fold or validation predictions.
+        choose: Which of the G heads each label takes, by their F1 over sessions: (..., G, C) -> (..., C).
+    """
+
+    counts: Counts
+    choose: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
+
+    @classmethod
+    def alone(cls, counts: Counts) -> "Candidates":
+        """One head, counts (S, 3, C), among which nothing was chosen."""
+        return cls(counts[None], lambda f1: np.zeros((*f1.shape[:-2], f1.shape[-1]), np.int64))
+
+    def chosen(self, inside: Counts) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """The heads that are chosen on some sessions: counts (R, G, 3, C) -> their F1 there, and which, both (R, C)."""
+        f1 = f1_scores(inside)
+        choice = self.choose(f1)
+        return np.take_along_axis(f1, choice[:, None], axis=1)[:, 0], choice
+
+
+def selection_optimism(trials: Sequence[Candidates], *, seed: int = 0, resamples: int = 500) -> dict[str, Any]:
     """How much too kind the best trial's score is, because it was chosen as the best.
 
     Measured on simulated trials (30 trials, 10 sessions, best / corrected / truth): alike .668 / .622 / .622, unlike
     .728 / .703 / .712. So it errs on the cautious side: resampled sessions are fewer, and choose less well.
 
     Args:
-        counts: Confusion counts of T trials in S sessions that none of them trained on, shape (T, S, 3, C): those of
-            out-of-fold or validation predictions.
-        per_label: Whether a trial was chosen for each label by its F1, instead of one for all by macro-F1.
+        trials: T trials, scored in the same S sessions.
         seed: Of the resampling.
-        resamples: How often trials are chosen anew.
+        resamples: How often heads and trials are chosen anew.
 
     Returns:
         JSON-ready: `best` (the chosen trial's macro-F1), `corrected` (what to expect of it elsewhere), `optimism` (the
-        difference), `n_trials`, `n_sessions`. With fewer than five sessions or no positive, `corrected` and `optimism`
-        are None and `reason` says so.
+        difference), `n_candidates` (heads), `n_sessions`. With fewer than five sessions or no positive, `corrected` and
+        `optimism` are None and `reason` says so.
     """
-    trial_count, session_count = counts.shape[:2]
-    f1 = f1_scores(counts.sum(axis=1))  # (T, C)
-    best = float(macro_over_labels(f1.max(axis=0) if per_label else f1[_best(f1)]))
+    session_count = trials[0].counts.shape[1]
+    found = [trial.chosen(trial.counts.sum(axis=1)[None])[0][0] for trial in trials]
+    best = float(macro_over_labels(np.stack(found)[_best(np.stack(found))]))
     document: dict[str, Any] = {
         "best": None if math.isnan(best) else best,
         "corrected": None,
         "optimism": None,
-        "n_trials": trial_count,
+        "n_candidates": sum(len(trial.counts) for trial in trials),
         "n_sessions": session_count,
     }
     if session_count < MIN_SESSIONS or math.isnan(best):
-        found = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
-        return document | {"reason": f"optimism needs at least {MIN_SESSIONS} sessions with positives, but {found}"}
+        lacks = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
+        return document | {"reason": f"optimism needs at least {MIN_SESSIONS} sessions with positives, but {lacks}"}
     drawn = resampled_sessions(session_count, seed=seed, resamples=resamples)
-    pooled = np.zeros(counts.shape[2:], np.int64)  # (3, C)
-    labels = np.arange(counts.shape[3])
+    pooled = np.zeros(trials[0].counts.shape[2:], np.int64)  # (3, C)
     for part in np.array_split(drawn, -(-resamples // _AT_ONCE)):
-        inside = f1_scores(np.tensordot(part, counts, axes=(1, 1)))  # (R, T, C)
-        outside = np.tensordot(part == 0, counts, axes=(1, 1))  # (R, T, 3, C)
-        if per_label:
-            chosen = np.where(np.isnan(inside), -1, inside).argmax(axis=1)  # (R, C)
-            pooled += outside[np.arange(len(part))[:, None], chosen, :, labels].sum(axis=0).T
-        else:
-            pooled += outside[np.arange(len(part)), _best(inside)].sum(axis=0)
+        of_trials = [trial.chosen(np.tensordot(part, trial.counts, axes=(1, 1))) for trial in trials]
+        taken = _best(np.stack([f1 for f1, _ in of_trials], axis=1))  # (R,)
+        for at in np.unique(taken).tolist():
+            its = taken == at
+            outside = np.tensordot(part[its] == 0, trials[at].counts, axes=(1, 1))  # (r, G, 3, C)
+            choice = of_trials[at][1][its]  # (r, C)
+            pooled += np.take_along_axis(outside, choice[:, None, None], axis=1)[:, 0].sum(axis=0)
     corrected = float(_macro(pooled))
     return document | {"corrected": corrected, "optimism": best - corrected}
 

@@ -1,9 +1,9 @@
-"""One trial of the convex solver: a whole grid on one combination of features, and the point that is taken from it.
+"""One trial of the convex solver: a whole grid on one combination of features, and the points that are taken from it.
 
-Notable choices: the point is chosen by scores of training clips from columns that never saw their session (folds are
+Notable choices: points are chosen by scores of training clips from columns that never saw their session (folds are
 columns of the same solve), so validation stays untouched by the choice; with a single training session, or no folds
-asked for, by validation, and then every point counts as a candidate in the estimate of optimism. One point serves all
-labels (`convex.choose_points` has the measurements).
+asked for, by validation, and then every point counts as a candidate in the estimate of optimism. Labels differ in the
+exponent of their positive weights alone (`grid_choice.py` has the rule and the measurements).
 
 What this is not: a search over combinations.
 """
@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from featurecache.leakage import touching
 from heads.data import KeptSplit
-from heads.engines.convex import GridPoint, choose_points, solve_grid
+from heads.engines.convex import Choice, GridPoint, solve_grid
 from heads.engines.prepared import Prepared
 from heads.folds import session_folds
-from heads.scoring.metrics import DEFAULT_THRESHOLD, f1_scores, macro_over_labels, session_counts
+from heads.scoring.metrics import DEFAULT_THRESHOLD, confusion_counts, f1_scores, macro_over_labels, session_counts
+from heads.search.grid_choice import choose_points
 from heads.settings import HeadSettings
 
 
@@ -28,15 +29,17 @@ class Solved:
     """The end of a convex trial.
 
     Attributes:
-        settings: Of the point taken.
-        value: Its macro-F1 on validation, at a threshold of 0.5.
+        settings: Of the points taken.
+        value: Macro-F1 of their head on validation, at a threshold of 0.5.
         counts: Confusion counts on validation of all that validation chose among, (candidates, S, 3, C).
+        choice: Each label's candidate, (C,).
         converged: Share of the grid's columns that converged, folds included.
     """
 
     settings: HeadSettings
     value: float
     counts: npt.NDArray[np.int64]
+    choice: Choice
     converged: float
 
 
@@ -67,7 +70,7 @@ class InnerFolds:
 def solve_trial(
     prepared: Prepared, combination: dict[str, Any], points: tuple[GridPoint, ...], folds: InnerFolds
 ) -> Solved:
-    """Solves a grid and takes a point of it.
+    """Solves a grid and takes points of it.
 
     Args:
         prepared: The clips.
@@ -84,22 +87,31 @@ def solve_trial(
     components = min(combination["components"], basis.axes.shape[1])
     grid = solve_grid(basis, train.Y, points, components=components, fold_of=folds.of, beside=folds.beside)
     scores = grid.scores(validation.X)  # (G, n, C)
-    if grid.out_of_fold is not None and _has_say(train.Y, grid.out_of_fold):
-        at = int(choose_points(train.Y, grid.out_of_fold, points, allowed=grid.converged)[0])
-        candidates = scores[[at]]
+    labels = np.arange(train.Y.shape[1])
+    out_of_fold = None if grid.out_of_fold is None else _f1(train.Y, grid.out_of_fold)
+    if out_of_fold is not None and not np.isnan(out_of_fold).any(axis=0).all():
+        choice = choose_points(out_of_fold, train.Y.sum(axis=0), points, allowed=grid.converged)
+        scores, candidate = scores[choice, :, labels].T[None], np.zeros_like(choice)  # (1, n, C)
     else:
-        at = int(choose_points(validation.Y, scores, points, allowed=grid.converged)[0])
-        candidates = scores
-    counts = session_counts(validation.Y, candidates >= DEFAULT_THRESHOLD, validation.sessions)
-    of_point = counts[0] if len(counts) == 1 else counts[at]
+        choice = choose_points(_f1(validation.Y, scores), validation.Y.sum(axis=0), points, allowed=grid.converged)
+        candidate = choice
+    counts = session_counts(validation.Y, scores >= DEFAULT_THRESHOLD, validation.sessions)
+    exponents = [points[at].positive_weight_exponent for at in choice]
     return Solved(
-        settings=HeadSettings(solver="convex", **combination, **vars(points[at])),
-        value=float(macro_over_labels(f1_scores(of_point.sum(axis=0)))),
+        settings=HeadSettings(
+            solver="convex",
+            **combination,
+            **vars(points[choice[0]])
+            | {"positive_weight_exponent": exponents[0] if len(set(exponents)) == 1 else tuple(exponents)},
+        ),
+        value=float(macro_over_labels(f1_scores(counts.sum(axis=1)[candidate, :, labels].T))),
         counts=counts,
+        choice=candidate,
         converged=float(np.concatenate([grid.converged.ravel(), grid.folds_converged.ravel()]).mean()),
     )
 
 
-def _has_say(Y: npt.NDArray[np.integer], out_of_fold: npt.NDArray[np.float32]) -> bool:
-    """Whether some label has a positive and scores of every clip."""
-    return bool((Y.any(axis=0) & ~np.isnan(out_of_fold).any(axis=(0, 1))).any())
+def _f1(Y: npt.NDArray[np.integer], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """F1 at 0.5 of every point and label, (G, C); NaN without a positive, or without the score of some clip."""
+    f1 = f1_scores(np.stack([confusion_counts(Y, of_point >= DEFAULT_THRESHOLD) for of_point in scores]))
+    return np.asarray(np.where(np.isnan(scores).any(axis=(0, 1)), np.nan, f1))

@@ -55,6 +55,7 @@ from heads.search.sampler import UnivariateTPE
 from heads.search.shared_study import HEARTBEAT_S, open_shared_study
 from heads.search.study import (
     AGAIN,
+    CHOICE,
     CHOSEN,
     COMBINATION,
     COUNTS,
@@ -147,7 +148,7 @@ def search_heads(
         "search_space": search_space.to_mapping(),
         "seed": seed,
     }
-    prepared = Prepared(data, seed=seed, device=device, axes=max(search_space.components))
+    prepared = Prepared(data, seed=seed, device=device, components=max(search_space.components))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
     opening: AbstractContextManager[OpenStudy] = (
         open_study(folder, began_with, pruner)
@@ -306,7 +307,12 @@ class _Search:
         self._end(
             asked.trial,
             solved.value,
-            {CHOSEN: solved.settings.to_mapping(), COUNTS: solved.counts.tolist(), "converged": solved.converged},
+            {
+                CHOSEN: solved.settings.to_mapping(),
+                COUNTS: solved.counts.tolist(),
+                CHOICE: solved.choice.tolist(),
+                "converged": solved.converged,
+            },
         )
 
     def _train_epoch(self, stack: "_Stack") -> None:
@@ -391,7 +397,7 @@ def _write(
 ) -> dict[str, Any]:
     """The run of the best settings, and what the search tells."""
     trials = study.get_trials(deepcopy=False)
-    chosen = choose_trial(trials, seed=prepared.seed)
+    chosen = choose_trial(trials, choices.grid(), seed=prepared.seed)
     found = None if chosen is None else trial_settings(chosen.trial, choices)
     if chosen is None or found is None:
         raise StudyError(

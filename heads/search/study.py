@@ -34,8 +34,9 @@ SOLVER, COMBINATION, CHOSEN = "solver", "combination", "chosen"
 """Notes of a trial: who fits it; which combination a convex one is; the settings chosen inside it."""
 AGAIN = "again"
 """The number of the interrupted trial that this one begins again."""
-COUNTS, DIVERGED = "session_counts", "diverged_in_epoch"
-"""Confusion counts of its candidates per validation session, (candidates, S, 3, C); the epoch where it diverged."""
+COUNTS, CHOICE, DIVERGED = "session_counts", "choice", "diverged_in_epoch"
+"""Confusion counts of its candidates per validation session, (candidates, S, 3, C); which of them each label's head is,
+(C,), where there are several; the epoch where it diverged."""
 
 
 class _Journal(JournalFileBackend):

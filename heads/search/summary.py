@@ -5,8 +5,10 @@ What this is not: the search, or a figure (`report/searching.py`).
 
 import csv
 import io
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ import numpy.typing as npt
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from heads.scoring.metrics import f1_scores, macro_over_labels
-from heads.scoring.statistics import paired_comparison, selection_optimism
-from heads.search.study import CHOSEN, COUNTS, DIVERGED, SOLVER
+from heads.engines.convex import GridPoint
+from heads.scoring.statistics import Candidates, paired_comparison, selection_optimism
+from heads.search.grid_choice import choose_points
+from heads.search.study import CHOICE, CHOSEN, COUNTS, DIVERGED, SOLVER
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
 
@@ -67,8 +70,7 @@ def with_steps(
     if best is None:
         return settings, None
     names = ("learning_rate", "weight_decay", "batch_size", "epochs")
-    steps = {name: getattr(linear[best.number], name) for name in names}
-    return HeadSettings(**{**settings.to_mapping(), **steps}), best.number
+    return replace(settings, **{name: getattr(linear[best.number], name) for name in names}), best.number
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class Chosen:
     highest: FrozenTrial | None
 
 
-def choose_trial(trials: Sequence[FrozenTrial], *, seed: int) -> Chosen | None:
+def choose_trial(trials: Sequence[FrozenTrial], points: Sequence[GridPoint], *, seed: int) -> Chosen | None:
     """The best trial of the convex solver, unless one trained by steps is better beyond doubt.
 
     The best of two hundred noisy scores is kinder than the best of a few. So a trial by steps must still be ahead after
@@ -95,6 +97,7 @@ def choose_trial(trials: Sequence[FrozenTrial], *, seed: int) -> Chosen | None:
 
     Args:
         trials: Of the study.
+        points: The grid of its convex trials.
         seed: Of resampling.
 
     Returns:
@@ -105,7 +108,9 @@ def choose_trial(trials: Sequence[FrozenTrial], *, seed: int) -> Chosen | None:
         for is_convex in (True, False)
     ]
     found = [
-        (best, _optimism(of_solver, seed)) for of_solver in by_solver if (best := best_trial(of_solver)) is not None
+        (best, _optimism(of_solver, points, seed))
+        for of_solver in by_solver
+        if (best := best_trial(of_solver)) is not None
     ]
     if not found:
         return None
@@ -126,32 +131,44 @@ def choose_trial(trials: Sequence[FrozenTrial], *, seed: int) -> Chosen | None:
 def _own_counts(trial: FrozenTrial) -> npt.NDArray[np.int64]:
     """Confusion counts per session of a trial's own predictions, (S, 3, C), among those of its candidates."""
     counts = np.array(trial.user_attrs[COUNTS], np.int64)
-    values = macro_over_labels(f1_scores(counts.sum(axis=1)))
-    return np.asarray(counts[np.abs(values - trial_value(trial)).argmin()])
+    choice = np.array(trial.user_attrs.get(CHOICE, [0] * counts.shape[-1]))
+    return np.asarray(np.take_along_axis(counts, choice[None, None, None], axis=0)[0])
 
 
-def _optimism(trials: Sequence[FrozenTrial], seed: int) -> dict[str, Any]:
-    completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    counts = [np.array(trial.user_attrs[COUNTS], np.int64) for trial in completed]
-    return selection_optimism(np.concatenate(counts), seed=seed)
+def _optimism(trials: Sequence[FrozenTrial], points: Sequence[GridPoint], seed: int) -> dict[str, Any]:
+    return selection_optimism(
+        [_candidates(trial, points) for trial in trials if trial.state == TrialState.COMPLETE], seed=seed
+    )
+
+
+def _candidates(trial: FrozenTrial, points: Sequence[GridPoint]) -> Candidates:
+    """What validation chose among inside a trial, and how."""
+    counts = np.array(trial.user_attrs[COUNTS], np.int64)  # (G, S, 3, C)
+    if len(counts) == 1:
+        return Candidates.alone(counts[0])
+    true_positives, _, false_negatives = counts[0].sum(axis=0)
+    return Candidates(counts, partial(choose_points, positives=true_positives + false_negatives, points=points))
 
 
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float] | None:
     """Share of each setting in the difference between good and other trials trained by steps, by Optuna's PED-ANOVA.
 
     Returns:
-        By name, the largest first; None with fewer than 20 completed trials, or where all scored alike.
+        By name, the largest first; None with fewer than 20 completed trials, or where nearly all scored alike.
     """
     completed = [
         trial
         for trial in trials
         if trial.state == TrialState.COMPLETE and trial.user_attrs.get(SOLVER) != "convex" and trial.params
     ]
-    if len(completed) < _ENOUGH or len({trial.value for trial in completed}) == 1:
+    if len(completed) < _ENOUGH:
         return None
     study = optuna.create_study(direction="maximize")
     study.add_trials(completed)
-    return {name: float(share) for name, share in optuna.importance.get_param_importances(study).items()}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        shares = optuna.importance.get_param_importances(study)
+    return None if said else {name: float(share) for name, share in shares.items()}
 
 
 def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> str:
@@ -166,7 +183,9 @@ def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> str:
         last, diverged = trial.last_step or "", trial.user_attrs.get(DIVERGED, "")
         settings = trial_settings(trial, choices)
         used = trial.params if settings is None else used_settings(settings)
-        writer.writerow([trial.number, state, value, last, diverged, *(used.get(name, "") for name in names)])
+        cells = [used.get(name, "") for name in names]
+        cells = [" ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in cells]
+        writer.writerow([trial.number, state, value, last, diverged, *cells])
     return table.getvalue()
 
 
@@ -199,11 +218,7 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
     else:
         dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""
         lines.append(f"Trained by AdamW: {_steps(settings)}{dropout}.")
-    lines.append(
-        f"A positive clip of a label weighs (negatives / positives)^{settings.positive_weight_exponent:.2g}"
-        + (f" times {settings.positive_weight_scale:.2g}" if settings.positive_weight_scale != 1 else "")
-        + ("." if settings.positive_weight_exponent else ": rare labels are not favoured.")
-    )
+    lines.append(_positive_weights(settings, best["labels"]))
     if best["importances"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(best["importances"].items())[:5])
         lines.append(f"What mattered among the trials trained by steps: {shares}.")
@@ -253,6 +268,20 @@ def _head(settings: HeadSettings) -> str:
     components = f", {settings.components} principal components" if settings.components else ""
     side = " and ".join(settings.inputs.split("+"))
     return f"{_KINDS[settings.kind]}{width} on {side}, {_NORMALIZATIONS[settings.normalization]}{components}"
+
+
+def _positive_weights(settings: HeadSettings, labels: Sequence[str]) -> str:
+    scale = f" times {settings.positive_weight_scale:.2g}" if settings.positive_weight_scale != 1 else ""
+    exponents = settings.exponents(len(labels))
+    text = "A positive clip of a label weighs (negatives / positives)^"
+    if len(set(exponents)) == 1:
+        return f"{text}{exponents[0]:.2g}{scale}" + ("." if exponents[0] else ": rare labels are not favoured.")
+    of = {
+        exponent: [name for name, own in zip(labels, exponents, strict=True) if own == exponent]
+        for exponent in exponents
+    }
+    each = "; ".join(f"{exponent:.2g} for {', '.join(of[exponent])}" for exponent in sorted(of))
+    return f"{text}e{scale}, with e = {each}."
 
 
 def _steps(settings: HeadSettings) -> str:

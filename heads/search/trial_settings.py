@@ -11,7 +11,7 @@ What this is not: a search, or training.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,11 +38,13 @@ class Choices:
         space: The ranges.
         vectors: Inputs that are one vector a clip.
         frames: Inputs of frames.
+        width_of: How many features a clip, or a frame, has in each inputs.
     """
 
     space: SearchSpace
     vectors: tuple[str, ...]
     frames: tuple[str, ...]
+    width_of: Mapping[str, int]
 
     @classmethod
     def of(cls, space: SearchSpace, data: LearningData) -> "Choices":
@@ -60,15 +62,23 @@ class Choices:
                 f"the convex solver fits linear heads only, but search.kind is {', '.join(space.kind)}. "
                 'Add "adamw" to search.solver, or search linear heads.'
             )
-        return cls(space, vectors, frames)
+        return cls(space, vectors, frames, {inputs: sum(data.train.part_widths(inputs)) for inputs in space.inputs})
 
     @property
     def combinations(self) -> list[dict[str, Any]]:
         """What a convex trial may ask for, one after the other; neighbours share a basis."""
         if "convex" not in self.space.solver or "linear" not in self.space.kind:
             return []
-        every = itertools.product(self.vectors, self.space.normalization, self.space.components)
-        return [dict(zip(("inputs", "normalization", "components"), values, strict=True)) for values in every]
+        return [
+            {"inputs": inputs, "normalization": normalization, "components": components}
+            for inputs, normalization in itertools.product(self.vectors, self.space.normalization)
+            for components in _fewer_than(self.width_of[inputs], self.space.components)
+        ]
+
+    @property
+    def components(self) -> tuple[int, ...]:
+        """Numbers of principal components that some inputs have more features than."""
+        return _fewer_than(max(self.width_of.values()), self.space.components)
 
     def grid(self) -> tuple[GridPoint, ...]:
         """What one convex trial tries, each with every combination of `combinations`."""
@@ -85,7 +95,7 @@ class Choices:
         return {
             "inputs": _choice(trial, "inputs", self.vectors),
             "normalization": _choice(trial, "normalization", self.space.normalization),
-            "components": _choice(trial, "components", self.space.components),
+            "components": _choice(trial, "components", self.components),
         }
 
     def ask(self, trial: Trial) -> HeadSettings:
@@ -111,8 +121,9 @@ class Choices:
             ("epochs", True),
         ):
             drawn[name] = _number(trial, name, getattr(space, name), log=log)
-        for name in ("batch_size", "patience", "normalization", "components"):
+        for name in ("batch_size", "patience", "normalization"):
             drawn[name] = _choice(trial, name, getattr(space, name))
+        drawn["components"] = _choice(trial, "components", self.components)
         return HeadSettings(**drawn)
 
 
@@ -148,6 +159,11 @@ def _check_fit(space: SearchSpace, vectors: Sequence[str], frames: Sequence[str]
             )
 
 
+def _fewer_than(width: int, components: Sequence[int]) -> tuple[int, ...]:
+    """Those that reduce so many features; the smallest where none does, which keeps their space as it is."""
+    return tuple(count for count in components if count < width) or (min(components),)
+
+
 def _written(names: Sequence[str]) -> str:
     """A list as TOML has it."""
     return json.dumps(list(names))
@@ -173,5 +189,5 @@ def _between(bounds: tuple[float, float], count: int, *, log: bool = False) -> l
     low, high = bounds
     if low == high:
         return [float(low)]
-    values: list[float] = (np.geomspace if log else np.linspace)(low, high, count).tolist()
-    return values
+    values = np.geomspace(low, high, count) if log else np.linspace(low, high, count).round(12)  # 0.6, not 0.60...01
+    return [float(value) for value in values]
