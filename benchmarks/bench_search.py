@@ -13,15 +13,16 @@ variances that fall off as a power law), 4 labels. The objective is validation m
 (b) scikit-learn: one-vs-rest LogisticRegression on standardised features, a few values of C with and without balanced
     classes; time per fit times 200.
 (c) `search_heads`, all included (checks, digest, storage, the final fit, documents): AdamW with TPE, 16 trials side by
-    side; the convex solver at full width, chosen by validation (the same objective) and by five session folds; and
-    with a searched width. The search takes the point whose neighbours in the grid are good too; `highest_*` is what
-    the luckiest point would have shown on validation, or the luckiest of each label, and what it is worth elsewhere.
+    side, over the loop's settings; the convex solver with the default widths (all features, and 128, 256 and 512
+    principal components of them), chosen by validation, which is the loop's objective; the same chosen by five session
+    folds, as by default; principal components alone; and all features alone.
 
 A best validation score says how well a head does and how kindly it was chosen. So each best head's score on unseen
 sessions stands beside it, both at 0.5 and at thresholds tuned on validation as bundles do. `apart` compares heads with
 the loop's best: the paired 95% interval of the difference over validation and over unseen sessions, and how much of
 the loop's lead stays on validation alone (`lead_lost`: its validation minus unseen score, less that of the head here;
-what makes one part harder than the other is in both).
+what makes one part harder than the other is in both). One draw of the data is luck, of a hundredth or two: the targets
+for scores are those of `--draws`, which compares means over several.
 
 Floors, measured in the same run: the products of a stack of 16 heads and nothing else; those of each step of the
 convex solver, at that step's number of columns; reading the features once.
@@ -57,7 +58,7 @@ from heads.engines.basis import Basis
 from heads.engines.convex import grid_points, solve_grid
 from heads.engines.training import StackedTrainer
 from heads.engines.training_clips import TrainingClips, View
-from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1, session_counts
+from heads.scoring.metrics import macro_f1, session_counts
 from heads.scoring.statistics import paired_comparison
 from heads.scoring.thresholds import tuned_thresholds
 from heads.search import search as search_module
@@ -67,6 +68,7 @@ LABELS = ("a", "b", "c", "d")
 KEPT = "final/mean"
 SPACE = FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float16"})
 TRIALS = 200
+WIDTHS = (128, 256, 512)
 TURNS = 3
 """Of the AdamW study and its floor, one after the other; their medians count."""
 OPTUNA_AND_EVALUATION: tuple[tuple[Any, str], ...] = (
@@ -76,6 +78,8 @@ OPTUNA_AND_EVALUATION: tuple[tuple[Any, str], ...] = (
     (search_module, "importances"),
     (StackedTrainer, "_reports"),
 )
+Target = tuple[str, float, float, str]
+"""What, its value, the bound, and which side of it is better."""
 REPORTS = 30
 """Epochs that a trial of the loop reports, where its storage is measured."""
 
@@ -299,26 +303,27 @@ def counting_cpu_s(*methods: tuple[Any, str]) -> Iterator[list[float]]:
 def over_draws(
     makers: list[Callable[[], tuple[LearningData, KeptSplit]]], spaces: dict[str, SearchSpace], trials: int
 ) -> dict[str, dict[str, float]]:
-    """Best scores of each study, and of scikit-learn, minus the AdamW study's: means over draws and their errors."""
-    apart: dict[str, list[float]] = {}
+    """How far best scores lie apart, over draws: mean, its standard error, and draws that are not below."""
+    found: dict[str, list[list[float]]] = {}  # (draws, 2): value, unseen
     for make in makers:
         data, unseen = make()
         with tempfile.TemporaryDirectory() as folder:
-            found = {name: search(data, unseen, of, trials, Path(folder) / name) for name, of in spaces.items()}
-        found["scikit_learn"] = measure_scikit_learn(OwnLoop(data), unseen, quick=False)
-        adamw = found.pop("adamw")
-        for name, scores in found.items():
-            for score in ("value", "unseen"):
-                apart.setdefault(f"{name}_{score}", []).append(scores[score] - adamw[score])
-    return {
-        name: {
-            "mean": round(float(np.mean(of)), 4),
-            "standard_error": round(float(np.std(of, ddof=1) / np.sqrt(len(of))), 4),
-            "not_below": sum(one >= 0 for one in of),
-            "draws": len(of),
-        }
-        for name, of in apart.items()
-    }
+            studies = {name: search(data, unseen, of, trials, Path(folder) / name) for name, of in spaces.items()}
+        studies["scikit_learn"] = measure_scikit_learn(OwnLoop(data), unseen, quick=False)
+        for name, study in studies.items():
+            found.setdefault(name, []).append([study["value"], study["unseen"]])
+    apart = {}
+    for other in ("adamw", "scikit_learn"):
+        for name in spaces:
+            differences = np.array(found[name]) - np.array(found[other])
+            for score, of in zip(("validation", "unseen"), differences.T, strict=True):
+                apart[f"{name} minus {other}, {score}"] = {
+                    "mean": round(float(of.mean()), 4),
+                    "standard_error": round(float(of.std(ddof=1) / np.sqrt(len(of))), 4),
+                    "not_below": int((of >= 0).sum()),
+                    "draws": len(of),
+                }
+    return apart
 
 
 def stack_floor_s(N: int, D: int) -> float:
@@ -335,29 +340,23 @@ def stack_floor_s(N: int, D: int) -> float:
     return float(np.median([cpu_s(epoch) for _ in range(3)])) / STACKED_TRIALS
 
 
-def measure_solver(data: LearningData, unseen: KeptSplit, components: int, axes: int) -> dict[str, float]:
+def measure_solver(data: LearningData) -> dict[str, float]:
     """One solve of the grid beside its steps' products; `peak` is that floor at the rate of all columns at once."""
     X, Y = data.train.features[KEPT], data.train.Y
     clips = TrainingClips(X, Y, seed=0, shuffle=False)
     made: list[Basis] = []
-    basis_s = cpu_s(lambda: made.append(Basis.fit(X, clips.front(View("standardize", 0)), components=axes)))
+    basis_s = cpu_s(lambda: made.append(Basis.fit(X, clips.front(View("standardize", 0)))))
     (basis,) = made
     points = grid_points(l2=np.geomspace(1e-3, 10, 8).tolist(), positive_weight_exponent=np.linspace(0, 1, 6).tolist())
-    features = basis.projected[:, :components] if components else basis.X
-    grid = solve_grid(basis, Y, points, components=components)
+    grid = solve_grid(basis, Y, points)
     widths = [int((grid.iterations >= step).sum()) for step in range(1, int(grid.iterations.max()) + 1)]
     columns = len(points) * len(LABELS)
     solves, floors, peaks = [], [], []
     for _ in range(3):
-        floors.append(products_s(features, widths))
-        solves.append(cpu_s(lambda: solve_grid(basis, Y, points, components=components)))
-        peaks.append(products_s(features, [columns]) * sum(widths) / columns)
+        floors.append(products_s(basis.X, widths))
+        solves.append(cpu_s(lambda: solve_grid(basis, Y, points)))
+        peaks.append(products_s(basis.X, [columns]) * sum(widths) / columns)
     solve = float(np.median(solves))
-    f1, unseen_f1 = (
-        np.stack([f1_scores(confusion_counts(of.Y, scores >= 0.5)) for scores in grid.scores(of.features[KEPT])])
-        for of in (data.validation, unseen)
-    )  # (G, C) each
-    point, per_label = f1.mean(axis=1).argmax(), f1.argmax(axis=0)
     return {
         "basis_s": basis_s,
         "solve_s": solve,
@@ -366,10 +365,6 @@ def measure_solver(data: LearningData, unseen: KeptSplit, components: int, axes:
         "s_per_trial_equivalent": solve / len(points),
         "steps_mean": float(grid.iterations.mean()),
         "converged": float(grid.converged.mean()),
-        "highest_point_value": f1[point].mean(),
-        "highest_point_unseen": unseen_f1[point].mean(),
-        "highest_per_label_value": f1.max(axis=0).mean(),
-        "highest_per_label_unseen": unseen_f1[per_label, range(len(LABELS))].mean(),
     }
 
 
@@ -391,25 +386,31 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4,000 x 1,024 and 24 trials, under 50 s")
     parser.add_argument("--power-law", action="store_true", help="variances that fall off as a power law")
     parser.add_argument("--draw", type=int, default=0, help="other data of the same kind")
-    parser.add_argument("--draws", type=int, help="nothing but the best scores, over so many draws; 2 min each")
+    parser.add_argument("--draws", type=int, help="nothing but the best scores, over so many draws; 3 min each")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    N, D, trials, widths = (
-        (4000, 1024, 24, (64, 128, 256)) if options.quick else (15_912, 4096, TRIALS, (128, 256, 512))
-    )
-    steps = SearchSpace(solver=("adamw",))
-    convex = SearchSpace(solver=("convex",), folds=0)
+    N, D, trials, widths = (4000, 1024, 24, (64, 128, 256)) if options.quick else (15_912, 4096, TRIALS, WIDTHS)
+    steps = SearchSpace(solver=("adamw",), components=(0,))
+    convex = SearchSpace(solver=("convex",), components=(0, *widths), folds=0)
     spaces = {
         "adamw": steps,
         "convex": convex,
-        "convex_five_folds": replace(convex, folds=5),
-        "convex_width": replace(convex, components=widths),
+        "convex, five folds": replace(convex, folds=5),
+        "convex, components alone": replace(convex, components=widths),
+        "convex, all features alone": replace(convex, components=(0,)),
     }
     if options.draws:
         makers = [partial(make_data, N, D, power_law=options.power_law, draw=draw) for draw in range(options.draws)]
-        print(json.dumps({"benchmark": "search, best scores minus AdamW's", **over_draws(makers, spaces, trials)}))
+        figures = over_draws(makers, spaces, trials)
+        rows = [
+            (f"{name} minus {other}, {score}, mean over draws", figures[f"{name} minus {other}, {score}"]["mean"])
+            for name in ("convex", "convex, components alone")
+            for other in ("adamw", "scikit_learn")
+            for score in ("validation", "unseen")
+        ]
+        print(document("search, best scores", figures, [(what, value, 0, "higher") for what, value in rows]))
         return
     data, unseen = make_data(N, D, power_law=options.power_law, draw=options.draw)
     train_X = data.train.features[KEPT]
@@ -425,11 +426,7 @@ def main() -> None:
             again = search(data, unseen, steps, trials, Path(folder))
         turns.append((again["cpu_s"], stack_floor_s(len(train_X), D), again["beside_training"]))
     ours["adamw"]["cpu_s"], floor_s, beside_training = (float(np.median(of)) for of in zip(*turns, strict=True))
-    solver = measure_solver(data, unseen, 0, 512)
-    narrow = max(
-        (measure_solver(data, unseen, P, P) | {"components": P} for P in widths),
-        key=lambda measured: measured["highest_per_label_value"],
-    )
+    solver = measure_solver(data)
     loop_figures, loop, retrained = measure_loop(data, unseen, 2 if options.quick else 3, ours["adamw"]["best"])
     loop_best = max(retrained, ours["adamw"]["worth"], key=lambda worth: worth.figures()["value"])
     sklearn = measure_scikit_learn(loop, unseen, options.quick)
@@ -452,85 +449,59 @@ def main() -> None:
             "trial_epochs_asked": asked,
             "s_per_trial": ours["adamw"]["cpu_s"] / trials,
         },
-        "convex": {**_scores(ours["convex"]), **solver},
-        "convex_five_folds": _scores(ours["convex_five_folds"]),
-        "convex_width": {**_scores(ours["convex_width"]), **narrow},
-        **{
-            f"{name}, apart from loop_best": ours[name]["worth"].apart(loop_best)
-            for name in ("convex", "convex_five_folds", "convex_width")
-        },
+        "solver, all features": solver,
+        **{name: _scores(ours[name]) for name in spaces if name != "adamw"},
+        **{f"{name}, apart from loop_best": ours[name]["worth"].apart(loop_best) for name in spaces if name != "adamw"},
     }
-    a_value = max(loop_best.figures()["value"], ours["adamw"]["best"]["value"])
-    engines = (ours["adamw"], ours["convex"])
-    targets = [
+    wide, narrow, every = (ours[f"convex{kind}"] for kind in (", all features alone", ", components alone", ""))
+    targets: list[Target] = [
         ("own loop over AdamW study, equal pruning", loop_pruned_s / ours["adamw"]["cpu_s"], 20, "higher"),
         ("AdamW study over its products", ours["adamw"]["cpu_s"] / (epochs * floor_s), 1.8, "lower"),
         ("Optuna and evaluation, share of the AdamW study", beside_training, 0.1, "lower"),
+        ("own loop without pruning over convex study", loop_s * scale / every["cpu_s"], 60, "higher"),
         (
-            "own loop without pruning over convex study, full width",
-            loop_s * scale / ours["convex"]["cpu_s"],
+            "own loop without pruning over convex study, all features alone",
+            loop_s * scale / wide["cpu_s"],
             60,
             "higher",
         ),
-        ("convex validation score minus the own loop's", ours["convex"]["value"] - a_value, 0, "higher"),
+        (
+            "own loop without pruning over convex study, components alone",
+            loop_s * scale / narrow["cpu_s"],
+            150,
+            "higher",
+        ),
         ("convex solver over the products of its steps", solver["solve_over_floor"], 1.3, "lower"),
-        ("own loop over convex study, searched width", loop_s * scale / ours["convex_width"]["cpu_s"], 150, "higher"),
-        (
-            "convex validation score minus the own loop's, searched width",
-            ours["convex_width"]["value"] - a_value,
-            0,
-            "higher",
-        ),
-        (
-            "highest of the grid label by label minus own loop's",
-            solver["highest_per_label_value"] - a_value,
-            0,
-            "higher",
-        ),
-        (
-            "highest label by label minus the own loop's, searched width",
-            narrow["highest_per_label_value"] - a_value,
-            0,
-            "higher",
-        ),
-        (
-            "best validation score minus scikit-learn's",
-            max(o["value"] for o in engines) - sklearn["value"],
-            0,
-            "higher",
-        ),
-        *(
-            (f"{name} unseen score minus own loop's", ours[name]["unseen"] - loop_best.figures()["unseen"], 0, "higher")
-            for name in ("convex", "convex_width")
-        ),
-        ("convex unseen score minus scikit-learn's", ours["convex"]["unseen"] - sklearn["unseen"], 0, "higher"),
         ("share of columns that converged", solver["converged"], 1.0, "higher"),
     ]
-    print(
-        json.dumps(
-            {
-                "benchmark": "search",
-                "machine": {
-                    "cpu": platform.processor() or platform.machine(),
-                    "cores": os.cpu_count(),
-                    "load": os.getloadavg()[0],
-                },
-                "figures": {
-                    group: {name: round(float(value), 5) for name, value in values.items() if value is not None}
-                    for group, values in figures.items()
-                },
-                "targets": [
-                    {
-                        "what": what,
-                        "value": round(float(value), 4),
-                        "bound": bound,
-                        "better": better,
-                        "met": bool(value <= bound if better == "lower" else value >= bound),
-                    }
-                    for what, value, bound, better in targets
-                ],
-            }
-        )
+    print(document("search", figures, targets))
+
+
+def document(name: str, figures: dict[str, dict[str, Any]], targets: list[Target]) -> str:
+    """What the script prints."""
+    return json.dumps(
+        {
+            "benchmark": name,
+            "machine": {
+                "cpu": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+            },
+            "figures": {
+                group: {name: round(float(value), 5) for name, value in values.items() if value is not None}
+                for group, values in figures.items()
+            },
+            "targets": [
+                {
+                    "what": what,
+                    "value": round(float(value), 4),
+                    "bound": bound,
+                    "better": better,
+                    "met": bool(value <= bound if better == "lower" else value >= bound),
+                }
+                for what, value, bound, better in targets
+            ],
+        }
     )
 
 

@@ -19,6 +19,7 @@ from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.bundle import load_bundle
 from heads.data import KeptSplit, LabelledFeatures, LearningData
+from heads.engines.convex import grid_points
 from heads.runs import train_bundle
 from heads.scoring.metrics import average_precision, macro_f1
 from heads.search.search import search_heads
@@ -381,6 +382,22 @@ def test_choose_trial_takes_the_convex_solvers_unless_steps_are_better_beyond_do
         one.set_user_attr("session_counts", [list(one.user_attrs["session_counts"][0][:4])])
     assert choose_trial(few, (), seed=0).trial is highest, "with too few sessions scores decide"
     assert choose_trial([], (), seed=0) is None
+
+
+def test_choose_trial_compares_the_heads_that_were_chosen_inside_trials() -> None:
+    """A lucky choice by label among many heads, the first a poor one, against a steady trial by steps."""
+    found = np.random.default_rng(0).integers(0, 11, (200, 6, 2))  # of ten positives in a session
+    found[0] = 1
+    counts = np.stack([found, np.zeros_like(found), 10 - found], axis=2)
+    choice = found.sum(axis=1).argmax(axis=0)
+    points = grid_points(l2=[1.0], positive_weight_exponent=np.arange(0, 200, 1).tolist())
+    notes = {"solver": "convex", "session_counts": counts.tolist(), "choice": choice.tolist()}
+    convex = optuna.trial.create_trial(value=0.9, user_attrs=notes)
+    steady = {"solver": "adamw", "session_counts": [[[[7, 7], [0, 0], [3, 3]]] * 6]}
+    steps = optuna.trial.create_trial(value=14 / 17, user_attrs=steady)
+    chosen = choose_trial([convex, steps], points, seed=0)
+    assert chosen.optimism["corrected"] < 14 / 17
+    assert chosen.trial is convex, "the steady one is not better beyond doubt than the two heads that were chosen"
 
 
 def test_search_heads_tells_what_mattered_in_plain_words(tmp_path: Path) -> None:

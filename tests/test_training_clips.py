@@ -97,6 +97,15 @@ def test_components_equal_scikit_learns_principal_components(normalization: str)
     assert features_of(clips, View(normalization, 1000)).shape == (200, 24)
 
 
+def test_components_are_a_prefix_of_the_most_that_will_be_asked_for() -> None:
+    data = make_clips()
+    at_once = TrainingClips(data.X, data.Y, seed=0, most_components=8)
+    for components in (3, 8, 5):
+        view = View("standardize", components)
+        alone = TrainingClips(data.X, data.Y, seed=0).front(view).axes
+        torch.testing.assert_close(at_once.front(view).axes, alone, atol=1e-6, rtol=0)
+
+
 def test_components_are_those_of_a_stream_when_found_by_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_clips()
     exact = TrainingClips(data.X, data.Y, seed=0).front(View("standardize", 2)).axes
