@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, Validat
 
 from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
+from featurecache.rules import broken_rule
 
 SETTINGS_NAME = "featurecache.toml"
 DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
@@ -234,14 +235,11 @@ def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:
     try:
         return adapter.validate_python(table)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in (name, *first["loc"]) if part != "")
-        if first["type"] == "missing":
+        at, rule, found = broken_rule(error)
+        where = ".".join(str(part) for part in (name, *at) if part != "")
+        if not rule:
             raise SettingsError(f"{where} must be set, but {SETTINGS_NAME} does not name it. Add it.") from error
-        rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
-        raise SettingsError(
-            f"{where} must be {rule}, but it is {first['input']!r}. Correct it in {SETTINGS_NAME}."
-        ) from error
+        raise SettingsError(f"{where} must be {rule}, but it is {found!r}. Correct it in {SETTINGS_NAME}.") from error
 
 
 def _refuse_unknown(table: Mapping[str, Any], kind: type[Any], name: str) -> None:

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from featurecache.errors import SettingsError
+from featurecache.rules import broken_rule
 
 T = TypeVar("T")
 
@@ -40,6 +41,18 @@ def ordered(bounds: tuple[T, T]) -> tuple[T, T]:
     if bounds[0] > bounds[1]:  # type: ignore[operator]
         raise ValueError("two numbers, the lower one first")
     return bounds
+
+
+def _different(choices: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(choices)) < len(choices):
+        raise ValueError("choices that differ from each other")
+    return choices
+
+
+def _folds(count: int) -> int:
+    if count == 1:
+        raise ValueError("0 (by validation), or 2 and more")
+    return count
 
 
 def _kept_features(inputs: str) -> str:
@@ -74,7 +87,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Patience = Annotated[int, Field(ge=0, le=100_000)]
-Folds = Annotated[int, Field(ge=0, le=1000)]
+Folds = Annotated[int, Field(ge=0, le=1000), AfterValidator(_folds)]
 
 
 @dataclass(frozen=True)
@@ -190,12 +203,14 @@ class SearchSpace:
     not fewer than the features of some inputs are left out there.
     """
 
-    kind: Annotated[tuple[HeadKind, ...], Field(min_length=1)] = ("linear",)
-    inputs: Annotated[tuple[Inputs, ...], Field(min_length=1)] = ("final/mean",)
+    kind: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_different)] = ("linear",)
+    inputs: Annotated[tuple[Inputs, ...], Field(min_length=1), AfterValidator(_different)] = ("final/mean",)
     hidden_width: Annotated[tuple[HiddenWidth, HiddenWidth], AfterValidator(ordered)] = (16, 256)
-    normalization: Annotated[tuple[Normalization, ...], Field(min_length=1)] = ("standardize",)
-    components: Annotated[tuple[Components, ...], Field(min_length=1)] = (0, 128, 256, 512)
-    solver: Annotated[tuple[Solver, ...], Field(min_length=1)] = ("convex", "adamw")
+    normalization: Annotated[tuple[Normalization, ...], Field(min_length=1), AfterValidator(_different)] = (
+        "standardize",
+    )
+    components: Annotated[tuple[Components, ...], Field(min_length=1), AfterValidator(_different)] = (0, 128, 256, 512)
+    solver: Annotated[tuple[Solver, ...], Field(min_length=1), AfterValidator(_different)] = ("convex", "adamw")
     l2: Annotated[tuple[Penalty, Penalty], AfterValidator(ordered)] = (1e-3, 10.0)
     learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(ordered)] = (3e-6, 3e-2)
     weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-5, 1.0)
@@ -203,9 +218,9 @@ class SearchSpace:
     positive_weight_scale: Annotated[tuple[WeightScale, WeightScale], AfterValidator(ordered)] = (1.0, 1.0)
     label_smoothing: Annotated[tuple[Smoothing, Smoothing], AfterValidator(ordered)] = (0.0, 0.0)
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(ordered)] = (0.0, 0.5)
-    batch_size: Annotated[tuple[BatchSize, ...], Field(min_length=1)] = (128, 256, 512)
+    batch_size: Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(_different)] = (128, 256, 512)
     epochs: Annotated[tuple[Epochs, Epochs], AfterValidator(ordered)] = (5, 60)
-    patience: Annotated[tuple[Patience, ...], Field(min_length=1)] = (0,)
+    patience: Annotated[tuple[Patience, ...], Field(min_length=1), AfterValidator(_different)] = (0,)
     folds: Folds = 5
 
     def __post_init__(self) -> None:
@@ -235,6 +250,5 @@ def _check_fields(settings: Any) -> None:
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            rule = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ").removeprefix("Input should ")
-            rule = rule.removeprefix("be ")
+            _, rule, _ = broken_rule(error)
             raise SettingsError(f"{name} must be {rule}, but it is {value!r}. Give a value in that range.") from error

@@ -26,17 +26,18 @@ from tests.test_search import QUICK, noisy
 ROOT = Path(__file__).parents[1]
 NO_PRUNER = optuna.pruners.NopPruner()
 
+# After each trial it waits for a line, or for the end of its input.
 WORKER = """
-import dataclasses, sys, time
+import dataclasses, sys
 from pathlib import Path
 import torch
 from heads.search.search import search_heads
 from tests.test_search import QUICK, noisy
 torch.set_num_threads(1)
-url, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
+url, folder = sys.argv[1], Path(sys.argv[2])
 def on_progress(finished, asked, best):
     print("told", flush=True)
-    time.sleep(pause)
+    sys.stdin.readline()
 space = dataclasses.replace(QUICK, solver=("convex", "adamw"), components=(0, 8))
 best = search_heads(noisy(), search_space=space, trials=24, seed=0, folder=folder, stacked_trials=4,
                     storage=url, heartbeat_s=1, on_progress=on_progress)
@@ -76,17 +77,29 @@ def trials_of(url: str) -> list[FrozenTrial]:
         return optuna.load_study(study_name="tune", storage=storage).trials
 
 
-def start(url: str, folder: Path, pause: float = 0.0) -> "subprocess.Popen[str]":
+def start(url: str, folder: Path) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, url, str(folder), str(pause)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORKER, url, str(folder)], cwd=ROOT, env=environment, text=True, **pipes
     )
+
+
+def wait_for_a_trial(process: "subprocess.Popen[str]") -> None:
+    """Until it has ended one; it then waits to go on."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "told\n", process.communicate()[1]
+
+
+def go_on(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def output(process: "subprocess.Popen[str]") -> list[str]:
     try:
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -104,14 +117,15 @@ def drawn(trial: FrozenTrial) -> str:
 
 
 def test_two_processes_share_a_study_without_double_work(url: str, tmp_path: Path) -> None:
-    workers = [start(url, tmp_path / name, pause=0.05) for name in ("a", "b")]
+    workers = [start(url, tmp_path / name) for name in ("a", "b")]
+    for worker in workers:
+        wait_for_a_trial(worker)
     told = [output(worker) for worker in workers]
     trials = trials_of(url)
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert len(trials) == 24
     shares = [lines.count("told") for lines in told]
-    assert sum(shares) == 24
-    assert min(shares) > 0, "both worked"
+    assert sum(shares) == 24 - len(workers), "and one each before"
     assert len({drawn(trial) for trial in trials}) == 24, "no trial was trained twice"
     assert told[0][-1] == told[1][-1], "both found the same best trial"
     for name in ("a", "b"):
@@ -120,13 +134,13 @@ def test_two_processes_share_a_study_without_double_work(url: str, tmp_path: Pat
 
 
 def test_a_process_that_is_killed_loses_nothing_for_the_others(url: str, tmp_path: Path) -> None:
-    doomed = start(url, tmp_path / "a", pause=0.3)
-    assert doomed.stdout is not None
-    for _ in range(5):
-        assert doomed.stdout.readline() == "told\n"
-    survivor = start(url, tmp_path / "b", pause=0.05)
-    while survivor.stdout is not None and survivor.stdout.readline() != "told\n":
-        assert survivor.poll() is None, survivor.communicate()[1]
+    doomed = start(url, tmp_path / "a")
+    for _ in range(4):
+        wait_for_a_trial(doomed)
+        go_on(doomed)
+    wait_for_a_trial(doomed)
+    survivor = start(url, tmp_path / "b")
+    wait_for_a_trial(survivor)
     doomed.send_signal(signal.SIGKILL)
     doomed.communicate()
     before = {t.number: t for t in trials_of(url) if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -610,6 +611,26 @@ def test_search_space_reads_from_a_settings_section() -> None:
         parse_section({"epochs": [9, 5]}, SearchSpace, "search")
     with pytest.raises(SettingsError, match=r"train\.learning_rate must be greater than 0, but it is -1"):
         parse_section({"learning_rate": -1}, HeadSettings, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("epochs", [5], "two values"),
+        ("epochs", [5, 6, 7], "two values"),
+        ("epochs", 5, "a list"),
+        ("kind", [], "a list of 1 or more"),
+        ("kind", "linear", "a list"),
+        ("components", [0, 64, 0], "choices that differ from each other"),
+        ("inputs", ["final/mean", "final/mean"], "choices that differ from each other"),
+        ("folds", 1, r"0 \(by validation\), or 2 and more"),
+    ],
+)
+def test_a_search_space_that_is_no_list_of_its_kind_is_refused_in_plain_words(name: str, value: Any, rule: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"^search.{name} must be {rule}, but it is {re.escape(repr(value))}. Correct"
+    ):
+        parse_section({name: value}, SearchSpace, "search")
 
 
 def test_import_of_heads_and_its_settings_loads_no_torch() -> None:
