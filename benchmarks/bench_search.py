@@ -314,7 +314,7 @@ def over_draws(
             found.setdefault(name, []).append([study["value"], study["unseen"]])
     apart = {}
     for other in ("adamw", "scikit_learn"):
-        for name in spaces:
+        for name in [name for name in spaces if name != other]:
             differences = np.array(found[name]) - np.array(found[other])
             for score, of in zip(("validation", "unseen"), differences.T, strict=True):
                 apart[f"{name} minus {other}, {score}"] = {
