@@ -4,8 +4,8 @@
 
 Real trainings on the training parts of emotions and scene (../shared/data/multilabel), for which rows are dealt to 50
 made-up sessions, ten of which validate; another deal for each seed. The best validation macro-F1 after 200 trials of
-AdamW, univariate TPE and median pruning: 16 and 32 side by side with refill, minus one by one on the same deal. The
-interval is Student's, over seeds and sets. Then the default search (convex first, AdamW after), over the same.
+AdamW, univariate TPE and median pruning: 16 (as the search does) and 32 side by side with refill, minus one by one on
+the same deal. The interval is Student's, over seeds and sets. Then the default search (convex first, AdamW after), over the same.
 
 `--fresh` compares with scikit-learn on splits that nothing here was chosen on: the whole of yeast (as `river` has it:
 `pip install --no-deps river`; left out where it is not installed), emotions and scene, each dealt ten times, a third
@@ -164,7 +164,8 @@ def compare_ways(quick: bool) -> Document:
             "lower_bound_95": lower_bound(differences),
             "pairs": len(differences),
         }
-        targets.append((f"{variant}: lower 95% bound of the difference", lower_bound(differences), -0.005))
+        if variant != "32 at once":  # what a search of one set of inputs does
+            targets.append((f"{variant}: lower 95% bound of the difference", lower_bound(differences), -0.005))
     return figures, targets
 
 
