@@ -5,9 +5,11 @@
 Real trainings on the training parts of emotions and scene (../shared/data/multilabel), for which rows are dealt to 50
 made-up sessions, ten of which validate; another deal for each seed. The best validation macro-F1 after 200 trials of
 AdamW, univariate TPE and median pruning: 16 (as the search does) and 32 side by side with refill, minus one by one on
-the same deal. The interval is Student's, over seeds and sets. Then the default search (convex first, AdamW after), over the same.
+the same deal. The interval is Student's, over seeds and sets. Then the default search (convex first, AdamW after), over
+the same.
 
-`--fresh` compares with scikit-learn on splits that nothing here was chosen on: the whole of yeast (as `river` has it:
+`--fresh` compares with scikit-learn on fixed splits that were never used to choose anything, though other splits of the
+same rows were (for the rule of `heads/search/grid_choice.py`): the whole of yeast (as `river` has it:
 `pip install --no-deps river`; left out where it is not installed), emotions and scene, each dealt ten times, a third
 of the rows to a test part. The default search has the rest as above, so its heads are fitted on four fifths of it;
 one-vs-rest LogisticRegression, C and class weights tuned by shuffled five-fold cross-validation for macro-F1, is

@@ -75,7 +75,8 @@ def write_run(folder: Path, labels: Sequence[str], *, kind: str, noise: float, d
     """best.json, bundle.json and the metrics of two splits."""
     best = {
         "value": 0.6,
-        "settings": {"kind": kind, "learning_rate": 0.001},
+        "settings": {"kind": kind, "learning_rate": 0.001, "positive_weight_exponent": [0.5] * len(labels)},
+        "labels": list(labels),
         "fingerprint": "0" * 64,
         "seed": 0,
         "versions": {"featurecache": "0.1.0"},

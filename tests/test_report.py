@@ -93,6 +93,7 @@ def test_report_says_what_was_found_and_how_sure_it_is(written: Path) -> None:
     assert f"95% CI {low:.2f} to {high:.2f}" in page.text
     assert f"Answering yes to everything gives {floor_of(metrics):.2f}" in page.text
     assert "The test split was looked at 2 times" in page.text
+    assert "ventilation 0.5, stimulation 0.5, suction 0.5" in page.text
     assert page.text.count("How to read this.") >= 12
 
 

@@ -30,12 +30,19 @@ def search_content(searches: Sequence[DrawnSearch], figures: dict[str, Figure]) 
                 if drawn
                 else {},
                 "reason": search.reason,
-                "settings": [(key, _shown(value)) for key, value in settings.items()]
+                "settings": [(key, _by_label(value, run.best.get("labels"))) for key, value in settings.items()]
                 if isinstance(settings, Mapping)
                 else [],
             }
         )
     return {"searches": shown}
+
+
+def _by_label(value: object, labels: object) -> str:
+    """A setting; where it is one value for each label, with their names."""
+    if isinstance(value, list) and isinstance(labels, list) and len(value) == len(labels):
+        return ", ".join(f"{label} {_shown(one)}" for label, one in zip(labels, value, strict=True))
+    return _shown(value)
 
 
 def _shown(value: object) -> str:
