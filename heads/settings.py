@@ -198,9 +198,9 @@ class SearchSpace:
     gained nothing on the sets they were tried on.
 
     A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where they have a range,
-    `positive_weight_scale` and `label_smoothing`. It takes what is best for the mean of two scores, on validation and
-    out of `folds` folds of the training sessions; with 0 folds, on validation alone. Of `components`, those that are
-    not fewer than the features of some inputs are left out there.
+    `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions (0
+    folds: by validation), where labels may differ in their exponents. Of `components` those that are fewer than the
+    features of some inputs are tried with these.
     """
 
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_different)] = ("linear",)
