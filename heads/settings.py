@@ -198,8 +198,8 @@ class SearchSpace:
     gained nothing on the sets they were tried on.
 
     A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where they have a range,
-    `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions (0
-    folds: by validation), where labels may differ in their exponents. Of `components` those that are fewer than the
+    `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions
+    (0 folds: by validation), where labels may differ in their exponents. Of `components` those that are fewer than the
     features of some inputs are tried with these.
     """
 
