@@ -169,10 +169,15 @@ def plan_extraction(
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
-        ClipTableError: If there is no sound clip table.
+        ClipTableError: If there is no sound clip table, or no clip in it.
         CacheFormatError: If the cache is of a newer format or no cache.
     """
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    if not table.clips:
+        raise ClipTableError(
+            f"{project.clips.name} must have a row for each clip, but it has none below its header. "
+            "Make it again: featurecache clips --force."
+        )
     inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, allow_download=allow_download)
     recordings, unusable = find_recordings(project.videos, project.digest_memo)
     usable = {recording.name: recording for recording in recordings}

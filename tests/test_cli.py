@@ -504,6 +504,14 @@ def test_dry_run_changes_nothing(project: Path) -> None:
     assert sorted(path for path in project.rglob("*")) == before
 
 
+def test_extract_refuses_a_table_without_a_clip(project: Path) -> None:
+    table = project / "clips.csv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    result = _run("extract", "--config", project)
+    assert result.exit_code == 1
+    assert "clips.csv must have a row for each clip, but it has none below its header." in result.stderr
+
+
 def test_extract_makes_the_table_when_there_is_none(project: Path) -> None:
     (project / "clips.csv").unlink()
     (project / ".featurecache/clips.json").unlink()
