@@ -33,6 +33,7 @@ from featurecache.files import sha256_of_file
 from featurecache.foreign import ForeignFile, open_foreign
 from featurecache.spec import FeatureSpace, canonical_json
 from featurecache.store import CacheWriter, FeatureCache, Row, bfloat16
+from featurecache.store.format import SHA256
 from featurecache.store.index import parse_clip_ids
 
 EXPORT_FORMAT = "featurecache-export"
@@ -263,7 +264,24 @@ def _of_export(file: ForeignFile, source: Path) -> tuple[FeatureSpace, _Clips, d
             f"and not {file.note('fingerprint')[:16]}. The file was edited: export it again."
         )
     columns = [file.array(column)[:].tolist() for column in ("video_sha256", "start_us", "end_us")]
-    return space, list(zip(*columns, strict=True)), {"imported_from_export": provenance}
+    clips = list(zip(*columns, strict=True))
+    bad = next((row for row, (digest, start, end) in enumerate(clips) if not _is_clip(digest, start, end)), None)
+    if bad is not None:
+        raise CacheFormatError(
+            f"each row of {source.name} must have a recording's sha256 and a stretch of it, but row {bad} has "
+            f"{clips[bad][0]!r} and {clips[bad][1]} to {clips[bad][2]} us. Export it again."
+        )
+    return space, clips, {"imported_from_export": provenance}
+
+
+def _is_clip(digest: object, start_us: object, end_us: object) -> bool:
+    return (
+        isinstance(digest, str)
+        and SHA256.fullmatch(digest) is not None
+        and isinstance(start_us, int)
+        and isinstance(end_us, int)
+        and 0 <= start_us < end_us
+    )
 
 
 def _of_others(

@@ -80,6 +80,20 @@ def test_export_opens_with_plain_h5py(root: Path, tmp_path: Path) -> None:
         assert file.attrs["fingerprint"] == space().fingerprint
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [("video_sha256", b"no digest"), ("start_us", -1), ("start_us", 3_000_000), ("end_us", 0)]
+)
+def test_import_writes_nothing_of_an_export_whose_clips_cannot_be(
+    root: Path, tmp_path: Path, column: str, value: object
+) -> None:
+    export_features(root, tmp_path / "features.h5")
+    with h5py.File(tmp_path / "features.h5", "r+") as file:
+        file[column][0] = value
+    with pytest.raises(CacheFormatError, match="a recording's sha256 and a stretch of it, but row 0 has"):
+        import_features(tmp_path / "other", tmp_path / "features.h5")
+    assert not (tmp_path / "other").exists()
+
+
 def test_export_opens_with_plain_numpy(root: Path, tmp_path: Path) -> None:
     export_features(root, tmp_path / "features.npz")
     with np.load(tmp_path / "features.npz", allow_pickle=False) as file:
