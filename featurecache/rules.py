@@ -23,6 +23,6 @@ def broken_rule(error: ValidationError) -> tuple[tuple[int | str, ...], str, Any
         least = first["ctx"]["min_length"]
         return where, f"a list of {least} or more", found
     if kind in ("tuple_type", "list_type"):
-        return where, "a list", found
+        return where, "a list (in Python a tuple)", found
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should ").removeprefix("be ")
     return where, rule.rstrip("."), found

@@ -310,7 +310,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
     if len(part_widths) != len(spaces) or sum(part_widths) != width:
         raise _damaged(path, f"size mismatch: part_widths are {part_widths} where {len(spaces)} parts make {width}")
     tensors = tensors_from_bytes(head_bytes)
-    axes = tensors["front.axes"].shape[1] if settings.components else 0  # fewer than asked where the rank was lower
+    axes = tensors["front.axes"].shape[1] if "front.axes" in tensors else 0  # fewer than asked where the rank was lower
     if axes > settings.components:
         raise _damaged(path, f"size mismatch: {axes} components where the settings say {settings.components}")
     with torch.device("meta"):  # no memory is taken for sizes that the file does not have

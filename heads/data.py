@@ -7,6 +7,7 @@ session on both sides, unlabelled rows, features that are not finite. This file 
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,10 @@ class KeptSplit:
     def part_widths(self, inputs: str) -> list[int]:
         """Widths of the kept features that stand side by side in these inputs."""
         return [part.shape[-1] for part in self._parts(inputs)]
+
+    def most_components(self, inputs: str) -> int:
+        """The highest rank that the centred features of these inputs can have."""
+        return min(sum(self.part_widths(inputs)), math.prod(self._parts(inputs)[0].shape[:-1]) - 1)
 
     def are_frames(self, inputs: str) -> bool:
         """Whether these inputs are features of a clip's frames, not one vector."""

@@ -50,7 +50,7 @@ def train_bundle(
         SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
     data.check()
-    prepared = Prepared(data, seed=seed, device=device, components=settings.components)
+    prepared = Prepared(data, seed=seed, device=device)
     return write_run(prepared, settings, folder=folder)
 
 
@@ -181,7 +181,7 @@ def _fit(prepared: Prepared, settings: HeadSettings) -> tuple[Head, int | None, 
                 "the convex solver must have one feature vector per clip, but "
                 f'{settings.inputs} are features of frames. Choose other inputs, or kind = "attention".'
             )
-        basis = prepared.basis(settings.inputs, settings.normalization)
+        basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
         return solve_head(basis, prepared.data.train.Y, settings), None, None
     validation = prepared.validation(settings.inputs)
     (fitted,) = fit_heads(

@@ -199,8 +199,8 @@ class SearchSpace:
 
     A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where they have a range,
     `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions
-    (0 folds: by validation), where labels may differ in their exponents. Of `components` those that are fewer than the
-    features of some inputs are tried with these.
+    (0 folds: by validation), where labels may differ in their exponents. Inputs are tried with those `components` that
+    are fewer than they can have, with all their features where none is.
     """
 
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_different)] = ("linear",)

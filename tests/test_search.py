@@ -170,7 +170,7 @@ def test_search_heads_takes_some_combinations_each_once_when_there_are_more_than
     assert len({row["components"] for row in table(tmp_path / "tune")}) == 6
 
 
-@pytest.mark.parametrize(("components", "left"), [((0, 5, 24, 512), {"0", "5"}), ((512, 100), {"100"})])
+@pytest.mark.parametrize(("components", "left"), [((0, 5, 24, 512), {"0", "5"}), ((512, 100), {"0"})])
 def test_search_heads_leaves_out_components_that_reduce_nothing(
     tmp_path: Path, components: tuple[int, ...], left: set[str]
 ) -> None:
@@ -178,6 +178,15 @@ def test_search_heads_leaves_out_components_that_reduce_nothing(
     search(tmp_path / "tune", trials=20, search_space=space)
     for solver in space.solver:
         assert {row["components"] for row in table(tmp_path / "tune") if row["solver"] == solver} == left
+
+
+def test_search_heads_says_no_more_components_than_inputs_have(tmp_path: Path) -> None:
+    space = dataclasses.replace(QUICK, solver=("convex", "adamw"), inputs=INPUTS, components=(5, 10))
+    search(tmp_path / "tune", trials=40, data=side_by_side(), search_space=space)
+    found = {(row["inputs"], row["solver"], row["components"]) for row in table(tmp_path / "tune")}
+    narrow, wide = {("convex", "5"), ("adamw", "5"), ("adamw", "0")}, {"5", "10"}
+    assert {(solver, count) for inputs, solver, count in found if inputs == "layer_2/mean"} == narrow, "it has 7"
+    assert {count for inputs, _, count in found if inputs != "layer_2/mean"} == wide
 
 
 @pytest.mark.parametrize("folds", [5, 0])
@@ -756,6 +765,13 @@ def test_train_bundle_fits_with_the_convex_solver_and_with_patience(tmp_path: Pa
     assert patient["epochs_kept"] < 200
     with pytest.raises(SettingsError, match="one feature vector"):
         train(tmp_path / "frames", side_by_side(), inputs="final/frames", solver="convex")
+
+
+def test_train_bundle_writes_a_head_that_loads_when_features_do_not_vary(tmp_path: Path) -> None:
+    still = [dataclasses.replace(clips, X=np.ones_like(clips.X)) for clips in (make_clips(), make_clips(seed=1))]
+    for solver in ("convex", "adamw"):
+        train(tmp_path / solver, learning(*still), solver=solver, components=3)
+        assert load_bundle(tmp_path / solver / "bundle").head.front.axes is None
 
 
 def test_train_bundle_writes_nothing_when_training_diverges(tmp_path: Path) -> None:

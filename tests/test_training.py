@@ -618,9 +618,9 @@ def test_search_space_reads_from_a_settings_section() -> None:
     [
         ("epochs", [5], "two values"),
         ("epochs", [5, 6, 7], "two values"),
-        ("epochs", 5, "a list"),
+        ("epochs", 5, r"a list \(in Python a tuple\)"),
         ("kind", [], "a list of 1 or more"),
-        ("kind", "linear", "a list"),
+        ("kind", "linear", r"a list \(in Python a tuple\)"),
         ("components", [0, 64, 0], "choices that differ from each other"),
         ("inputs", ["final/mean", "final/mean"], "choices that differ from each other"),
         ("folds", 1, r"0 \(by validation\), or 2 and more"),

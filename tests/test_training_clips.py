@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from featurecache.errors import TrainingDataError
 from heads.engines import axes as axes_module
+from heads.engines import training_clips as training_clips_module
 from heads.engines.training import fit_heads
 from heads.engines.training_clips import StreamedClips, TrainingClips, View, on_device
 from heads.models import head_scores
@@ -97,13 +98,28 @@ def test_components_equal_scikit_learns_principal_components(normalization: str)
     assert features_of(clips, View(normalization, 1000)).shape == (200, 24)
 
 
-def test_components_are_a_prefix_of_the_most_that_will_be_asked_for() -> None:
+def test_components_are_the_same_whatever_else_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by an iteration, whose first few of many axes are not those of few."""
+    monkeypatch.setattr(axes_module, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(axes_module, "_OVERSAMPLING", 2)
+    monkeypatch.setattr(training_clips_module, "AXES_AT_ONCE", 8)
     data = make_clips()
-    at_once = TrainingClips(data.X, data.Y, seed=0, most_components=8)
-    for components in (3, 8, 5):
-        view = View("standardize", components)
-        alone = TrainingClips(data.X, data.Y, seed=0).front(view).axes
-        torch.testing.assert_close(at_once.front(view).axes, alone, atol=1e-6, rtol=0)
+    together = TrainingClips(data.X, data.Y, seed=0)
+    for components in (3, 12, 8, 5):
+        axes = together.front(View("standardize", components)).axes
+        alone = TrainingClips(data.X, data.Y, seed=0).front(View("standardize", components)).axes
+        assert axes.shape == (24, components)
+        torch.testing.assert_close(axes, alone, atol=0, rtol=0)
+
+
+def test_components_beyond_float16_are_kept_whole() -> None:
+    X = np.outer(np.linspace(-1, 1, 200), np.full(24, 60_000)).astype(np.float16)
+    clips = TrainingClips(X, make_clips().Y, seed=0, shuffle=False)
+    ours = features_of(clips, View("none", 1))
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(
+        np.abs(ours[:, 0]), np.abs(np.linspace(-1, 1, 200)) * 60_000 * 24**0.5, rtol=2e-3, atol=50
+    )
 
 
 def test_components_are_those_of_a_stream_when_found_by_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,11 +145,11 @@ def test_components_of_features_that_do_not_vary_leave_them_as_they_are() -> Non
 
 
 @pytest.mark.parametrize("view", [View("standardize", 0), View("l2", 4)])
-def test_view_is_kept_in_the_stored_dtype_and_frames_are_seen_one_by_one(view: View) -> None:
+def test_frames_are_seen_one_by_one_and_kept_as_stored_or_as_components_in_float32(view: View) -> None:
     data = make_frames()
     clips = TrainingClips(torch.from_numpy(data.X).bfloat16(), data.Y, seed=0, shuffle=False)
     ((features, _),) = clips.blocks([view])
-    assert features[view].dtype == torch.bfloat16
+    assert features[view].dtype == (torch.float32 if view.components else torch.bfloat16)
     assert features[view].shape == (200, 5, view.components or 24)
     flat = TrainingClips(data.X.reshape(1000, 24), np.repeat(data.Y, 5, axis=0), seed=0, shuffle=False)
     difference = features_of(flat, view).reshape(200, 5, -1) - features[view].float().numpy()

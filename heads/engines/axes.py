@@ -15,6 +15,8 @@ from torch import Tensor
 
 from heads.data import ROWS_AT_ONCE
 
+AXES_AT_ONCE = 512
+"""Axes found where fewer are asked for: an iteration for more of them gives other ones, so all callers find as many."""
 EXACT_UP_TO = 1024
 """Smaller side of the features up to which axes come from a full decomposition."""
 

@@ -24,11 +24,9 @@ from torch import Tensor
 
 from featurecache.errors import SettingsError
 from heads.data import row_blocks
-from heads.engines.axes import leading_axes
+from heads.engines.axes import AXES_AT_ONCE, leading_axes
 from heads.engines.training_clips import Features, as_tensor, on_device
 from heads.models import Front
-
-DEFAULT_AXES = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,7 @@ class Basis:
         X: Features,
         front: Front,
         *,
-        components: int = DEFAULT_AXES,
+        components: int = AXES_AT_ONCE,
         precision: Literal["float32", "float64"] = "float32",
         device: str = "cpu",
     ) -> "Basis":

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from heads.data import LabelledFeatures
-from heads.engines.basis import DEFAULT_AXES, Basis
+from heads.engines.axes import AXES_AT_ONCE
+from heads.engines.basis import Basis
 from heads.engines.convex import grid_points, solve_grid
 from heads.engines.training import fit_heads
 from heads.engines.training_clips import TrainingClips, View
@@ -83,7 +84,7 @@ def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
 
 def _solved(clips: TrainingClips, X: npt.NDArray[np.floating], Y: Targets, settings: HeadSettings, device: str) -> Head:
     front = clips.front(View(settings.normalization, 0))
-    components = settings.components or DEFAULT_AXES
+    components = max(settings.components, AXES_AT_ONCE)
     return solve_head(Basis.fit(X, front, components=components, device=device), Y, settings)
 
 

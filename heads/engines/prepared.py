@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from heads.data import LabelledFeatures, LearningData
-from heads.engines.basis import DEFAULT_AXES, Basis
+from heads.engines.axes import AXES_AT_ONCE
+from heads.engines.basis import Basis
 from heads.engines.training_clips import TrainingClips, View
 
 T = TypeVar("T")
@@ -26,14 +27,12 @@ class Prepared:
         data: The clips.
         seed: Of the order of training clips.
         device: Where to train.
-        components: Principal components that heads will read, at most.
     """
 
-    def __init__(self, data: LearningData, *, seed: int, device: str, components: int = 0) -> None:
+    def __init__(self, data: LearningData, *, seed: int, device: str) -> None:
         self.data, self.seed, self.device = data, seed, device
-        self._components = components
         self._splits: OrderedDict[str, tuple[LabelledFeatures, LabelledFeatures, TrainingClips]] = OrderedDict()
-        self._bases: OrderedDict[tuple[str, str], Basis] = OrderedDict()
+        self._bases: OrderedDict[tuple[str, str, int], Basis] = OrderedDict()
 
     def clips(self, inputs: str) -> TrainingClips:
         """The training clips."""
@@ -47,28 +46,21 @@ class Prepared:
         """The validation split."""
         return self._of(inputs)[1]
 
-    def basis(self, inputs: str, normalization: str) -> Basis:
-        """The convex engine's basis of the training clips."""
+    def basis(self, inputs: str, normalization: str, components: int) -> Basis:
+        """The convex engine's basis of the training clips, for heads that read so many components or fewer."""
+        axes = max(components, AXES_AT_ONCE)
 
         def make() -> Basis:
             front = self.clips(inputs).front(View(normalization, 0))
-            axes = max(self._components, DEFAULT_AXES)
             return Basis.fit(self.train(inputs).X, front, components=axes, device=self.device)
 
-        return _recalled(self._bases, (inputs, normalization), make, KEPT_BASES)
+        return _recalled(self._bases, (inputs, normalization, axes), make, KEPT_BASES)
 
     def _of(self, inputs: str) -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
         def make() -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
             train, validation = self.data.train.of(inputs), self.data.validation.of(inputs)
             widths = self.data.train.part_widths(inputs)
-            clips = TrainingClips(
-                train.X,
-                train.Y,
-                seed=self.seed,
-                device=self.device,
-                part_widths=widths,
-                most_components=self._components,
-            )
+            clips = TrainingClips(train.X, train.Y, seed=self.seed, device=self.device, part_widths=widths)
             return train, validation, clips
 
         return _recalled(self._splits, inputs, make, KEPT_INPUTS)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from featurecache.errors import TrainingDataError
 from heads.data import ROWS_AT_ONCE, row_blocks
-from heads.engines.axes import leading_axes
+from heads.engines.axes import AXES_AT_ONCE, leading_axes
 from heads.models import Front
 
 Features = npt.NDArray[np.floating] | Tensor
@@ -55,13 +55,12 @@ class ClipSource(ABC):
     negatives_per_positive: Tensor
     row_shape: tuple[int, ...]
 
-    def __init__(self, *, seed: int, device: str, part_widths: Sequence[int] | None, most_components: int = 0) -> None:
+    def __init__(self, *, seed: int, device: str, part_widths: Sequence[int] | None) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self._part_widths = part_widths
-        self._most_components = most_components
         self._fronts: dict[View, Front] = {}
-        self._axes: dict[str, tuple[int, Tensor]] = {}  # by normalisation: how many were asked for, and those found
+        self._axes: dict[tuple[str, int], Tensor] = {}  # by normalisation, and how many were looked for
 
     @abstractmethod
     def __len__(self) -> int:
@@ -134,15 +133,14 @@ class ClipSource(ABC):
 
     def _leading_axes(self, front: Front, view: View) -> Tensor:
         """Axes (D, M) of what the front makes; M is the view's components, or the rank where that is lower."""
-        found, axes = self._axes.get(view.normalization, (0, torch.zeros(0)))
-        if found < view.components:
-            found = max(view.components, self._most_components)
+        found = view.normalization, max(view.components, AXES_AT_ONCE)
+        if found not in self._axes:
             row_count = len(self) * math.prod(self.row_shape[:-1])
             axes, _ = leading_axes(
-                lambda: (front(rows.float()) for rows in self._row_blocks()), (row_count, self.feature_width), found
+                lambda: (front(rows.float()) for rows in self._row_blocks()), (row_count, self.feature_width), found[1]
             )
-            self._axes[view.normalization] = found, axes.float()
-        return self._axes[view.normalization][1][:, : view.components]
+            self._axes[found] = axes.float()
+        return self._axes[found][:, : view.components]
 
 
 class TrainingClips(ClipSource):
@@ -154,7 +152,6 @@ class TrainingClips(ClipSource):
         seed: Of the order.
         device: Where the copy lives and training runs.
         part_widths: Widths of the kept features that lie side by side in D; one by default.
-        most_components: Of all views that will be asked for: their axes are found at once. 0 finds them as asked.
         shuffle: Draw an order; else rows are taken as they come.
 
     Raises:
@@ -169,10 +166,9 @@ class TrainingClips(ClipSource):
         seed: int,
         device: str = "cpu",
         part_widths: Sequence[int] | None = None,
-        most_components: int = 0,
         shuffle: bool = True,
     ) -> None:
-        super().__init__(seed=seed, device=device, part_widths=part_widths, most_components=most_components)
+        super().__init__(seed=seed, device=device, part_widths=part_widths)
         self._X = as_tensor(X)
         self.row_shape = tuple(self._X.shape[1:])
         self._count_labels(Y.sum(axis=0, dtype=np.int64), len(Y))
@@ -192,14 +188,15 @@ class TrainingClips(ClipSource):
 
     @torch.no_grad()
     def _copy(self, view: View) -> Tensor:
-        """The features of a view in order, (N, ...), in the stored dtype."""
+        """The features of a view in order, (N, ...), in the stored dtype; components may not fit it and are float32."""
         if view not in self._copies:
             front = self.front(view)
             is_identity = view == View("none", 0)
-            copy = self._X.new_empty(*self._X.shape[:-1], front.output_width, device=self.device)
+            dtype = torch.float32 if view.components else self._X.dtype
+            copy = torch.empty(*self._X.shape[:-1], front.output_width, dtype=dtype, device=self.device)
             for rows in row_blocks(len(self)):
                 block = self._X[self._order[rows]]
-                copy[rows] = on_device(block if is_identity else front(block.float()).to(block.dtype), self.device)
+                copy[rows] = on_device(block if is_identity else front(block.float()).to(dtype), self.device)
             self._copies[view] = copy
         return self._copies[view]
 

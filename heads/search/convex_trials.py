@@ -83,10 +83,10 @@ def solve_trial(
     """
     inputs = combination["inputs"]
     train, validation = prepared.data.train, prepared.validation(inputs)
-    basis = prepared.basis(inputs, combination["normalization"])
+    basis = prepared.basis(inputs, combination["normalization"], combination["components"])
     components = min(combination["components"], basis.axes.shape[1])
     grid = solve_grid(basis, train.Y, points, components=components, fold_of=folds.of, beside=folds.beside)
-    scores = grid.scores(validation.X)  # (G, n, C)
+    scores = np.where(grid.converged[:, None], grid.scores(validation.X), 0)  # (G, n, C)
     labels = np.arange(train.Y.shape[1])
     out_of_fold = None if grid.out_of_fold is None else _f1(train.Y, grid.out_of_fold)
     if out_of_fold is not None and not np.isnan(out_of_fold).any(axis=0).all():

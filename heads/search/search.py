@@ -148,7 +148,7 @@ def search_heads(
         "search_space": search_space.to_mapping(),
         "seed": seed,
     }
-    prepared = Prepared(data, seed=seed, device=device, components=max(search_space.components))
+    prepared = Prepared(data, seed=seed, device=device)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
     opening: AbstractContextManager[OpenStudy] = (
         open_study(folder, began_with, pruner)

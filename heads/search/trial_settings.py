@@ -38,13 +38,13 @@ class Choices:
         space: The ranges.
         vectors: Inputs that are one vector a clip.
         frames: Inputs of frames.
-        width_of: How many features a clip, or a frame, has in each inputs.
+        rank_of: The most principal components that training features of each inputs can have.
     """
 
     space: SearchSpace
     vectors: tuple[str, ...]
     frames: tuple[str, ...]
-    width_of: Mapping[str, int]
+    rank_of: Mapping[str, int]
 
     @classmethod
     def of(cls, space: SearchSpace, data: LearningData) -> "Choices":
@@ -62,7 +62,7 @@ class Choices:
                 f"the convex solver fits linear heads only, but search.kind is {', '.join(space.kind)}. "
                 'Add "adamw" to search.solver, or search linear heads.'
             )
-        return cls(space, vectors, frames, {inputs: sum(data.train.part_widths(inputs)) for inputs in space.inputs})
+        return cls(space, vectors, frames, {inputs: data.train.most_components(inputs) for inputs in space.inputs})
 
     @property
     def combinations(self) -> list[dict[str, Any]]:
@@ -72,13 +72,13 @@ class Choices:
         return [
             {"inputs": inputs, "normalization": normalization, "components": components}
             for inputs, normalization in itertools.product(self.vectors, self.space.normalization)
-            for components in _fewer_than(self.width_of[inputs], self.space.components)
+            for components in _fewer_than(self.rank_of[inputs], self.space.components)
         ]
 
     @property
     def components(self) -> tuple[int, ...]:
-        """Numbers of principal components that some inputs have more features than."""
-        return _fewer_than(max(self.width_of.values()), self.space.components)
+        """Numbers of principal components that some inputs have more of."""
+        return _fewer_than(max(self.rank_of.values()), self.space.components)
 
     def grid(self) -> tuple[GridPoint, ...]:
         """What one convex trial tries, each with every combination of `combinations`."""
@@ -123,7 +123,8 @@ class Choices:
             drawn[name] = _number(trial, name, getattr(space, name), log=log)
         for name in ("batch_size", "patience", "normalization"):
             drawn[name] = _choice(trial, name, getattr(space, name))
-        drawn["components"] = _choice(trial, "components", self.components)
+        components = _choice(trial, "components", self.components)
+        drawn["components"] = components if components < self.rank_of[drawn["inputs"]] else 0
         return HeadSettings(**drawn)
 
 
@@ -159,9 +160,9 @@ def _check_fit(space: SearchSpace, vectors: Sequence[str], frames: Sequence[str]
             )
 
 
-def _fewer_than(width: int, components: Sequence[int]) -> tuple[int, ...]:
-    """Those that reduce so many features; the smallest where none does, which keeps their space as it is."""
-    return tuple(count for count in components if count < width) or (min(components),)
+def _fewer_than(rank: int, components: Sequence[int]) -> tuple[int, ...]:
+    """Those that leave some of so many out; where none does, 0, which keeps the features."""
+    return tuple(count for count in components if count < rank) or (0,)
 
 
 def _written(names: Sequence[str]) -> str:
