@@ -79,7 +79,7 @@ def test_learning_data_is_refused_when_frames_are_not_finite() -> None:
 def test_prepared_keeps_a_few_and_makes_the_others_again() -> None:
     prepared = Prepared(side_by_side(), seed=0, device="cpu")
     names = ["layer_2/mean", "final/mean", "layer_2/mean+final/mean"]
-    first = {name: prepared.basis(name, "standardize") for name in names}
+    first = {name: prepared.basis(name, "standardize", 0) for name in names}
     assert (len(prepared._splits), len(prepared._bases)) == (KEPT_INPUTS, KEPT_BASES)
     assert prepared.basis(names[-1], "standardize") is first[names[-1]]
     again = prepared.basis(names[0], "standardize")
