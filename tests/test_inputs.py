@@ -81,7 +81,7 @@ def test_prepared_keeps_a_few_and_makes_the_others_again() -> None:
     names = ["layer_2/mean", "final/mean", "layer_2/mean+final/mean"]
     first = {name: prepared.basis(name, "standardize", 0) for name in names}
     assert (len(prepared._splits), len(prepared._bases)) == (KEPT_INPUTS, KEPT_BASES)
-    assert prepared.basis(names[-1], "standardize") is first[names[-1]]
-    again = prepared.basis(names[0], "standardize")
+    assert prepared.basis(names[-1], "standardize", 0) is first[names[-1]]
+    again = prepared.basis(names[0], "standardize", 0)
     assert again is not first[names[0]]
     assert (again.axes == first[names[0]].axes).all()
