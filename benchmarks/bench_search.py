@@ -13,9 +13,9 @@ variances that fall off as a power law), 4 labels. The objective is validation m
 (b) scikit-learn: one-vs-rest LogisticRegression on standardised features, a few values of C with and without balanced
     classes; time per fit times 200.
 (c) `search_heads`, all included (checks, digest, storage, the final fit, documents): AdamW with TPE, 16 trials side by
-    side, over the loop's settings; the convex solver with the default widths (all features, and 128, 256 and 512
-    principal components of them), chosen by validation, which is the loop's objective; the same chosen by five session
-    folds, as by default; principal components alone; and all features alone.
+    side, over the loop's settings; the convex solver on all features (a plain penalty, and one that follows their
+    variances), chosen by validation, which is the loop's objective; the same chosen by five session folds, as by
+    default; with the plain penalty alone; and on 128, 256 and 512 principal components, plain penalty.
 
 A best validation score says how well a head does and how kindly it was chosen. So each best head's score on unseen
 sessions stands beside it, both at 0.5 and at thresholds tuned on validation as bundles do. `apart` compares heads with
@@ -341,30 +341,42 @@ def stack_floor_s(N: int, D: int) -> float:
 
 
 def measure_solver(data: LearningData) -> dict[str, float]:
-    """One solve of the grid beside its steps' products; `peak` is that floor at the rate of all columns at once."""
+    """The default study's two solves of the grid beside their steps' products; `peak` is at the rate of all columns."""
     X, Y = data.train.features[KEPT], data.train.Y
     clips = TrainingClips(X, Y, seed=0, shuffle=False)
     made: list[Basis] = []
     basis_s = cpu_s(lambda: made.append(Basis.fit(X, clips.front(View("standardize", 0)))))
     (basis,) = made
     points = grid_points(l2=np.geomspace(1e-3, 10, 8).tolist(), positive_weight_exponent=np.linspace(0, 1, 6).tolist())
-    grid = solve_grid(basis, Y, points)
-    widths = [int((grid.iterations >= step).sum()) for step in range(1, int(grid.iterations.max()) + 1)]
     columns = len(points) * len(LABELS)
-    solves, floors, peaks = [], [], []
-    for _ in range(3):
-        floors.append(products_s(basis.X, widths))
-        solves.append(cpu_s(lambda: solve_grid(basis, Y, points)))
-        peaks.append(products_s(basis.X, [columns]) * sum(widths) / columns)
-    solve = float(np.median(solves))
-    return {
-        "basis_s": basis_s,
-        "solve_s": solve,
-        "solve_over_floor": solve / float(np.median(floors)),
-        "solve_over_peak": solve / min(peaks),
-        "s_per_trial_equivalent": solve / len(points),
-        "steps_mean": float(grid.iterations.mean()),
-        "converged": float(grid.converged.mean()),
+    found: dict[str, float] = {"basis_s": basis_s}
+    total = np.zeros(3)  # solve, floor, peak
+    converged = []
+    for exponent in SearchSpace().spectral_exponent:
+        solve = partial(solve_grid, basis, Y, points, spectral_exponent=exponent)
+        grid = solve()
+        widths = [int((grid.iterations >= step).sum()) for step in range(1, int(grid.iterations.max()) + 1)]
+        turns = [
+            (
+                cpu_s(solve),
+                products_s(basis.X, widths),
+                products_s(basis.X, [columns]) * sum(widths) / columns,
+            )
+            for _ in range(3)
+        ]
+        seconds = np.median(turns, axis=0)
+        total += seconds
+        converged.append(float(grid.converged.mean()))
+        found |= {
+            f"exponent {exponent:g}: solve_s": float(seconds[0]),
+            f"exponent {exponent:g}: solve_over_floor": float(seconds[0] / seconds[1]),
+            f"exponent {exponent:g}: steps_mean": float(grid.iterations.mean()),
+        }
+    return found | {
+        "solve_over_floor": float(total[0] / total[1]),
+        "solve_over_peak": float(total[0] / total[2]),
+        "s_per_trial_equivalent": float(total[0] / len(points) / len(converged)),
+        "converged": min(converged),
     }
 
 
@@ -392,21 +404,22 @@ def main() -> None:
     logging.getLogger("optuna").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     N, D, trials, widths = (4000, 1024, 24, (64, 128, 256)) if options.quick else (15_912, 4096, TRIALS, WIDTHS)
-    steps = SearchSpace(solver=("adamw",), components=(0,))
-    convex = SearchSpace(solver=("convex",), components=(0, *widths), folds=0)
+    steps = SearchSpace(solver=("adamw",))
+    convex = SearchSpace(solver=("convex",), folds=0)
+    plain = replace(convex, spectral_exponent=(0.0,))
     spaces = {
         "adamw": steps,
         "convex": convex,
         "convex, five folds": replace(convex, folds=5),
-        "convex, components alone": replace(convex, components=widths),
-        "convex, all features alone": replace(convex, components=(0,)),
+        "convex, plain penalty": plain,
+        "convex, principal components": replace(plain, components=widths),
     }
     if options.draws:
         makers = [partial(make_data, N, D, power_law=options.power_law, draw=draw) for draw in range(options.draws)]
         figures = over_draws(makers, spaces, trials)
         rows = [
             (f"{name} minus {other}, {score}, mean over draws", figures[f"{name} minus {other}, {score}"]["mean"])
-            for name in ("convex", "convex, components alone")
+            for name in ("convex", "convex, principal components")
             for other in ("adamw", "scikit_learn")
             for score in ("validation", "unseen")
         ]
@@ -453,23 +466,13 @@ def main() -> None:
         **{name: _scores(ours[name]) for name in spaces if name != "adamw"},
         **{f"{name}, apart from loop_best": ours[name]["worth"].apart(loop_best) for name in spaces if name != "adamw"},
     }
-    wide, narrow, every = (ours[f"convex{kind}"] for kind in (", all features alone", ", components alone", ""))
     targets: list[Target] = [
         ("own loop over AdamW study, equal pruning", loop_pruned_s / ours["adamw"]["cpu_s"], 20, "higher"),
         ("AdamW study over its products", ours["adamw"]["cpu_s"] / (epochs * floor_s), 1.8, "lower"),
         ("Optuna and evaluation, share of the AdamW study", beside_training, 0.1, "lower"),
-        ("own loop without pruning over convex study", loop_s * scale / every["cpu_s"], 60, "higher"),
-        (
-            "own loop without pruning over convex study, all features alone",
-            loop_s * scale / wide["cpu_s"],
-            60,
-            "higher",
-        ),
-        (
-            "own loop without pruning over convex study, components alone",
-            loop_s * scale / narrow["cpu_s"],
-            150,
-            "higher",
+        *(
+            (f"own loop without pruning over {name} study", loop_s * scale / ours[name]["cpu_s"], bound, "higher")
+            for name, bound in (("convex", 60), ("convex, principal components", 150))
         ),
         ("convex solver over the products of its steps", solver["solve_over_floor"], 1.3, "lower"),
         ("share of columns that converged", solver["converged"], 1.0, "higher"),

@@ -38,7 +38,7 @@ from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 
-FORMAT = 2
+FORMAT = 3
 """Version of the bundle's layout; 1 read a single feature space and had no calibration."""
 
 HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME, BACKBONE_NAME = "head.safetensors", "bundle.json", "adapter", "backbone"

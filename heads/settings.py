@@ -78,6 +78,7 @@ Components = Annotated[int, Field(ge=0, le=65536)]
 LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 WeightDecay = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+SpectralExponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Exponents = Annotated[Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)], WrapValidator(_in_plain_words)]
@@ -104,6 +105,8 @@ class HeadSettings:
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
         solver: `adamw` or `convex`; see the top of this file.
         l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label.
+        spectral_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
+            its variance) to this power: 0 treats all alike, 1 holds weights down where features hardly vary.
         learning_rate: Step size of AdamW, constant over the epochs.
         weight_decay: Decoupled decay of weights (never of biases), as in AdamW.
         positive_weight_exponent: The positive term's weight in the loss is (negatives / positives) to this power,
@@ -124,6 +127,7 @@ class HeadSettings:
     components: Components = 0
     solver: Solver = "adamw"
     l2: Penalty = 1e-2
+    spectral_exponent: SpectralExponent = 0.0
     learning_rate: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-2
     positive_weight_exponent: Exponents = 0.5
@@ -209,9 +213,13 @@ class SearchSpace:
     normalization: Annotated[tuple[Normalization, ...], Field(min_length=1), AfterValidator(_different)] = (
         "standardize",
     )
-    components: Annotated[tuple[Components, ...], Field(min_length=1), AfterValidator(_different)] = (0, 128, 256, 512)
+    components: Annotated[tuple[Components, ...], Field(min_length=1), AfterValidator(_different)] = (0,)
     solver: Annotated[tuple[Solver, ...], Field(min_length=1), AfterValidator(_different)] = ("convex", "adamw")
     l2: Annotated[tuple[Penalty, Penalty], AfterValidator(ordered)] = (1e-3, 10.0)
+    spectral_exponent: Annotated[tuple[SpectralExponent, ...], Field(min_length=1), AfterValidator(_different)] = (
+        0.0,
+        1.0,
+    )
     learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(ordered)] = (3e-6, 3e-2)
     weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-5, 1.0)
     positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)

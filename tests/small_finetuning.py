@@ -41,7 +41,10 @@ class SmallClips:
         self.expected = list(numbers)
 
 
-def loop(network: nn.Module | None = None, **options: Any) -> FineTuning:
+GROUPS = (Group("language_model.", 1e-3, 0.0), Group("head.", 1e-2, 0.1))
+
+
+def loop(network: nn.Module | None = None, groups: Sequence[Group] = GROUPS, **options: Any) -> FineTuning:
     train = SmallClips(37, 1)
     chosen: dict[str, Any] = {
         "positive_weight": positive_weight(train.Y, exponent=0.5, scale=1.0),
@@ -56,7 +59,6 @@ def loop(network: nn.Module | None = None, **options: Any) -> FineTuning:
         "seed": 3,
         **options,
     }
-    groups = [Group("language_model.", 1e-3, 0.0), Group("head.", 1e-2, 0.1)]
     return FineTuning(network or SmallNetwork(), groups, train, SmallClips(20, 2), **chosen)
 
 

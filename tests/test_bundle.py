@@ -172,7 +172,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not JSON": (lambda path: (path / "bundle.json").write_text("{"), "JSONDecodeError"),
     "not UTF-8": (lambda path: (path / "bundle.json").write_bytes(b"\xff\xfe{}"), "damaged"),
     "a list": (lambda path: (path / "bundle.json").write_text("[]"), "TypeError"),
-    "other format": (set_key("format", 1), "bundle format 2, but it is 1. Use the version that wrote it"),
+    "other format": (set_key("format", 2), "bundle format 3, but it is 2. Use the version that wrote it"),
     "flipped bit": (flip_bit, "does not have the sha256"),
     "other space": (set_inputs("final/mean", model="x"), "not those of its feature_inputs"),
     "other tap": (set_inputs("final/mean", tap="layer_3"), "not those of its feature_inputs"),

@@ -636,7 +636,7 @@ def _inputs_of_trials(project: Path) -> set[str]:
 
 def test_tune_searches_kept_vectors_alone_and_side_by_side(several: Path, tmp_path: Path) -> None:
     project = Path(shutil.copytree(several, tmp_path / "project"))
-    found = json.loads(_run("tune", "--trials", 12, "--permutations", 2, "--config", project, "--json").stdout)
+    found = json.loads(_run("tune", "--trials", 24, "--permutations", 2, "--config", project, "--json").stdout)
     assert _inputs_of_trials(project) == {
         "final/mean",
         "final/motion",

@@ -145,6 +145,69 @@ def test_solve_grid_finds_one_optimum_when_few_axes_guide_it() -> None:
     torch.testing.assert_close(guided.weights, complete.weights, rtol=1e-4, atol=1e-6)
 
 
+# --- penalties that follow the variances ------------------------------------------------------------
+
+
+def scales(x: np.ndarray, exponent: float, known: int) -> np.ndarray:
+    """S from the definition, (D, D), by a full decomposition of which `known` directions are told apart."""
+    variances, vectors = np.linalg.eigh(x.T @ x / len(x))
+    variances, vectors = variances[::-1].copy(), vectors[:, ::-1]
+    mean = variances.mean()
+    variances[known:] = variances[known:].mean() if known < len(variances) else 0
+    return (vectors * np.maximum(variances / mean, 1e-4) ** (exponent / 2)) @ vectors.T
+
+
+@pytest.mark.parametrize(("components", "known"), [(0, 12), (0, 4), (5, 12)])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("name", ["ordinary", "rank_deficient", "constant_features"])
+def test_solve_grid_equals_scikit_learn_on_stretched_features_when_penalties_follow_variances(
+    name: str, exponent: float, components: int, known: int
+) -> None:
+    X, Y = PROBLEMS[name]
+    basis = make_basis(X, Y, normalization="none", components=known)
+    points = [GridPoint(1e-1, 0.5), GridPoint(1e-3, 1.0, 2.0, 0.1)]
+    grid = solve_exactly(basis, Y, points, components=components, spectral_exponent=exponent)
+    S = scales(features(basis), exponent, basis.axes.shape[1])
+    if components:
+        axes = basis.axes[:, :components].numpy()
+        S = axes.T @ S @ axes
+    for (g, point), c in itertools.product(enumerate(points), range(2)):
+        x = features(basis, components)
+        stretched = by_scikit_learn(x @ S, Y[:, c], point)
+        ours, theirs = point_of(grid, g, c), np.append(stretched[0], S @ stretched[1:])
+        np.testing.assert_allclose(x @ ours[1:] + ours[0], x @ theirs[1:] + theirs[0], rtol=1e-3, atol=1e-4)
+        assert grid.objective[g, c] == pytest.approx(objective(x @ S, Y[:, c], point, stretched)[0], rel=1e-6)
+
+
+def test_a_penalty_that_follows_variances_finds_what_leading_directions_tell() -> None:
+    random = np.random.default_rng(2)
+    signal, noise = random.standard_normal((600, 20)), 1.5 * random.standard_normal((600, 400))
+    X = (signal @ random.standard_normal((20, 400)) / 20**0.5 + noise).astype(np.float32)
+    logits = 2 * signal @ random.standard_normal((20, 2)) / 20**0.5 + random.standard_normal((600, 2))
+    Y = (logits > 0.5).astype(np.int8)
+    basis = make_basis(X[:150], Y[:150], precision="float32")
+    points = grid_points(l2=np.logspace(-3, 1, 9).tolist(), positive_weight_exponent=[0.5])
+    best = {
+        exponent: max(
+            macro_f1(Y[150:], scores)
+            for scores in solve_grid(basis, Y[:150], points, spectral_exponent=exponent).scores(X[150:])
+        )
+        for exponent in (0.0, 1.0)
+    }
+    assert best[1.0] > best[0.0] + 0.01
+
+
+@pytest.mark.parametrize(("N", "components"), [(50, 0), (50, 3), (15, 0)])  # 15 clips vary in 14 directions
+def test_scaling_by_a_power_is_undone_by_its_opposite(N: int, components: int) -> None:
+    X, Y = make_clips(N=N, D=120)
+    basis = make_basis(X, Y, components=20)
+    rows = torch.randn(4, components or 120, dtype=torch.float64)
+    there = basis.scaling(0.7, components)(rows)
+    assert not torch.allclose(there, rows)
+    torch.testing.assert_close(basis.scaling(-0.7, components)(there), rows)
+    assert basis.scaling(0, components)(rows) is rows
+
+
 # --- columns share nothing ------------------------------------------------------------------------
 
 

@@ -34,7 +34,9 @@ from featurecache.errors import (
 from featurecache.plan import plan_extraction, project_spaces, run_plan
 from featurecache.project import Project, open_project
 from heads.bundle import load_bundle, save_bundle
+from heads.engines import fitting
 from heads.finetuning.adapters import AdaptedNetwork
+from heads.finetuning.interrupts import Interrupts
 from heads.finetuning.loop import FineTuning, Group, positive_weight
 from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
 from heads.finetuning.run import CHECKPOINT_NAME
@@ -42,7 +44,7 @@ from heads.models import Front, LinearHead
 from heads.runs import train_bundle
 from heads.settings import HeadSettings
 from tests.projects import make_project, make_table
-from tests.small_finetuning import SmallClips, SmallNetwork, loop, parameters
+from tests.small_finetuning import GROUPS, SmallClips, SmallNetwork, loop, parameters
 from tests.tiny_models import IMAGE_PX, make_llava_next_video, pixels_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
@@ -477,7 +479,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, deep_model: Path) -> Proje
 
 
 def tuned(
-    project: Project, inputs: str = "final/mean+final/motion+vision/mean", name: str = "tune", l2: float = 0.01
+    project: Project, inputs: str = "final/mean+final/motion+vision/mean", name: str = "tune", **of_head: Any
 ) -> Path:
     from heads.data import LearningData
     from heads.loading import load_split
@@ -487,7 +489,7 @@ def tuned(
     _, spaces = project_spaces(project, keep=names)
     cache = FeatureCache.open(project.cache)
     train, validation = (load_split(table, split, cache, spaces).data for split in ("train", "validation"))
-    settings = HeadSettings(inputs=inputs, solver="convex", l2=l2)
+    settings = HeadSettings(**{"inputs": inputs, "solver": "convex", "l2": 0.01, **of_head})
     data = LearningData(train, validation, table.labels, spaces)
     train_bundle(data, settings=settings, seed=0, folder=project.runs / name)
     return project.runs / name / "bundle"
@@ -532,6 +534,38 @@ def test_step_zero_predicts_what_the_tuned_head_predicts(project: Project, tmp_p
     X = np.concatenate([cache.load(ids, one.tap, one.pooling, one.fingerprint) for one in head.spaces], axis=1)
     expected = head.scores(X, fingerprint=head.fingerprint)
     assert np.abs(scores - expected).max() < 1e-5  # everything is stored in float32 here
+
+
+def test_loop_penalises_weights_along_the_directions_that_a_group_names() -> None:
+    held = torch.arange(8) < 3
+    groups = (GROUPS[0], Group("head.", 1e-2, 0.0, l2=30.0, penalise=lambda rows: rows * held))
+    before, after = SmallNetwork().head, SmallNetwork()
+    run = loop(after, groups, epochs=30)
+    while run.step < run.steps:
+        run._train_step(Interrupts())
+    assert after.head.weight[:, held].abs().max() < 0.05 * before.weight[:, held].abs().max()
+    assert after.head.weight[:, ~held].abs().max() > 0.5 * before.weight[:, ~held].abs().max()
+
+
+@pytest.mark.parametrize(("spectral_exponent", "components"), [(0.0, 0), (1.0, 0), (1.0, 3), (0.5, 0)])
+def test_a_solved_head_begins_at_the_optimum_of_what_fine_tuning_minimises(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spectral_exponent: float, components: int
+) -> None:
+    """Loss and penalty pull its weights equally hard to opposite sides; else training would first undo the search."""
+    monkeypatch.setattr(fitting, "TOLERANCE", 1e-10)
+    chosen = {"spectral_exponent": spectral_exponent, "components": components}
+    run = begin(project, tuned(project, name="solved", **chosen), tmp_path)
+    loop, network = run.loop, run._network.eval()
+    rows = loop.train.read(range(len(loop.train.Y)))
+    weight = network.head.output.weight
+    weighs = positive_weight(loop.train.Y, exponent=0.5, scale=1.0)
+    logits, targets = network(rows), torch.from_numpy(loop.train.Y).float()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weighs)
+    (pull,) = torch.autograd.grad(loss, weight)
+    ((_, group),) = loop._penalised
+    push = group.l2 * group.penalise(weight.detach())
+    assert pull.norm() > 1e-5
+    assert (pull + push).norm() < 0.02 * pull.norm()
 
 
 def test_step_zero_predicts_within_the_rounding_of_tokens_stored_in_bfloat16(tmp_path: Path, deep_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import resource
 import signal
@@ -152,9 +153,9 @@ def test_search_heads_solves_each_combination_once_with_the_convex_solver(tmp_pa
     space = dataclasses.replace(CONVEX, normalization=("standardize", "l2"), components=(0, 8))
     best = search(tmp_path / "tune", trials=40, search_space=space)
     rows = table(tmp_path / "tune")
-    combinations = {(row["normalization"], row["components"]) for row in rows}
-    assert combinations == {("standardize", "0"), ("standardize", "8"), ("l2", "0"), ("l2", "8")}
-    assert len(rows) == best["trials"]["completed"] == 4
+    combinations = {(row["normalization"], row["components"], row["spectral_exponent"]) for row in rows}
+    assert combinations == set(itertools.product(("standardize", "l2"), ("0", "8"), ("0.0", "1.0")))
+    assert len(rows) == best["trials"]["completed"] == 8
     assert best["settings"]["solver"] == "convex"
     assert best["settings"]["l2"] in {point.l2 for point in Choices.of(space, noisy()).grid()}
     bundle, validation = load_bundle(tmp_path / "tune/bundle"), make_clips(noise=2.0, seed=1)
@@ -164,7 +165,7 @@ def test_search_heads_solves_each_combination_once_with_the_convex_solver(tmp_pa
 
 
 def test_search_heads_takes_some_combinations_each_once_when_there_are_more_than_trials(tmp_path: Path) -> None:
-    space = dataclasses.replace(CONVEX, components=tuple(range(1, 24)))
+    space = dataclasses.replace(CONVEX, components=tuple(range(1, 24)), spectral_exponent=(0.0,))
     best = search(tmp_path / "tune", trials=6, search_space=space)
     assert best["trials"]["completed"] == 6
     assert len({row["components"] for row in table(tmp_path / "tune")}) == 6
@@ -355,9 +356,10 @@ def test_search_heads_tells_how_much_too_kind_the_best_score_is(tmp_path: Path) 
         optimism = best["optimism"]
         assert optimism["n_sessions"] == 10
         assert optimism["best"] == pytest.approx(best["value"], abs=1e-9)
-        by_steps = [row for row in table(tmp_path / name) if row["solver"] == "adamw" and row["state"] == "complete"]
-        of_solver = len(by_steps) if best["settings"]["solver"] == "adamw" else 1
-        assert optimism["n_candidates"] == (of_solver if name == "mixed" else 48)
+        of_solver = sum(
+            row["solver"] == best["settings"]["solver"] and row["state"] == "complete" for row in table(tmp_path / name)
+        )
+        assert optimism["n_candidates"] == (of_solver if name == "mixed" else 2 * 48)
         assert optimism["corrected"] == pytest.approx(optimism["best"] - optimism["optimism"])
         assert -0.05 < optimism["optimism"] < 0.2
     few = search(tmp_path / "few", trials=4, search_space=CONVEX)
@@ -607,7 +609,11 @@ sys.setprofile(die)
 search(Path(sys.argv[1]), trials=8, search_space=COMBINATIONS)
 """
 COMBINATIONS = dataclasses.replace(
-    QUICK, solver=("convex", "adamw"), normalization=("standardize", "l2"), components=(0, 8)
+    QUICK,
+    solver=("convex", "adamw"),
+    normalization=("standardize", "l2"),
+    components=(0, 8),
+    spectral_exponent=(1.0,),
 )
 
 
@@ -626,7 +632,9 @@ def test_search_heads_solves_a_combination_again_when_a_kill_interrupted_it(tmp_
     convex = [trial for trial in stored(folder) if trial.user_attrs.get("solver") == "convex"]
     solved = {trial.user_attrs["combination"] for trial in convex if trial.number in after}
     assert solved == {
-        f"final/mean {normalization} {components}" for normalization in ("standardize", "l2") for components in (0, 8)
+        f"final/mean {normalization} {components} 1.0"
+        for normalization in ("standardize", "l2")
+        for components in (0, 8)
     }
     assert [trial.number in after for trial in convex] == [True, False, True, True, True], "each is solved once"
     assert convex[2].user_attrs["combination"] == convex[1].user_attrs["combination"], "the interrupted one comes next"

@@ -2,11 +2,13 @@
 
 For each label on its own, a head minimises
 
-    mean over clips of [-p t log s - (1 - t) log(1 - s)] + (l2 / 2) |w|^2,    s = sigmoid(x w + b),
+    mean over clips of [-p t log s - (1 - t) log(1 - s)] + (l2 / 2) w' P w,    s = sigmoid(x w + b),
 
 with p = scale * (negatives / positives)^exponent (Guerriero et al., equation 2), t the target (drawn towards 0.5 by
-label smoothing), x the normalised feature, and the bias b free. With N clips that is l2 times the objective of
-scikit-learn's `LogisticRegression(C=1 / (N * l2))` with p as the sample weight of positives.
+label smoothing), x the normalised feature, and the bias b free. P scales each principal direction of the features by
+(mean variance / its variance)^spectral_exponent. At 0 it is the identity, and with N clips that is l2 times the
+objective of scikit-learn's `LogisticRegression(C=1 / (N * l2))` with p as the sample weight of positives; above 0,
+directions in which features hardly vary are held down more, which is a soft choice of principal components.
 
 Notable choices:
 
@@ -17,6 +19,9 @@ Notable choices:
 - Folds begin from the prior, not from the head of all clips, which has seen what is held out: a column that stopped
   short of its optimum would remember it.
 - Labels share no parameter, so a head may take each from its own point of the grid.
+- A penalty that follows the variances is a plain one of w = S u with S = P^(-1/2), so one solver serves all.
+
+Source of penalties by eigenvalue: Hoerl and Kennard, 1970 (generalised ridge regression); Goldstein and Smith, 1974.
 
 What this is not: a choice among the points (`search/grid_choice.py`), or a reader of files.
 """
@@ -24,7 +29,7 @@ What this is not: a choice among the points (`search/grid_choice.py`), or a read
 import itertools
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +38,7 @@ from torch import Tensor
 
 from featurecache.errors import SettingsError, TrainingDataError
 from heads.data import row_blocks
-from heads.engines.basis import Basis
+from heads.engines.basis import Basis, scale_directions
 from heads.engines.descent import Columns, Precondition, minimise_columns
 from heads.engines.training_clips import Features, as_tensor
 from heads.models import LinearHead
@@ -79,7 +84,7 @@ class ConvexGrid:
         bias: Shape (G, C); for features centred by the basis.
         objective: Shape (G, C).
         decrement: How much the objective would still fall, as predicted, shape (G, C).
-        gradient_norm: Euclidean, of weights and bias, shape (G, C).
+        gradient_norm: Euclidean, of bias and u (see the top), shape (G, C).
         iterations: Shape (G, C).
         converged: Shape (G, C).
         out_of_fold: Each training clip's probability by the columns that did not see its fold, shape (G, N, C); NaN
@@ -159,6 +164,7 @@ def solve_grid(
     points: Sequence[GridPoint],
     *,
     components: int = 0,
+    spectral_exponent: float = 0.0,
     fold_of: npt.NDArray[np.integer] | None = None,
     beside: Mask | None = None,
     tolerance: float = 1e-4,
@@ -171,6 +177,7 @@ def solve_grid(
         Y: Their targets, shape (N, C), 0 or 1, rows as the basis was given them.
         points: The G points.
         components: P, principal components that heads read; 0 for all features.
+        spectral_exponent: How penalties follow the variances; see the top of this file.
         fold_of: Fold of each clip, shape (N,), from `session_folds`.
         beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N).
         tolerance: A column has converged when its objective can fall by this share at most, as predicted.
@@ -223,15 +230,18 @@ def solve_grid(
         mask, pulled = masks[part_of[ids]], weight_of[ids, None] * t
         return mask * (pulled + 1 - t), mask * pulled
 
+    stretch = basis.scaling(spectral_exponent / 2, components)
     found = minimise_columns(
         X,
         l2=torch.from_numpy(l2).to(X),
         start_bias=torch.from_numpy(start_bias).to(X),
         loss_weights=loss_weights,
-        precondition=_preconditioner(basis, components),
+        precondition=_preconditioner(basis, components, spectral_exponent),
+        stretch=stretch,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
+    found = replace(found, point=torch.cat([found.point[:, :1], stretch(found.point[:, 1:])], dim=1))
     return _grid(basis, points, components, X, found, asked, fold_of, (len(in_part), Y.shape[1], len(points)))
 
 
@@ -253,20 +263,17 @@ def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: in
         )
 
 
-def _preconditioner(basis: Basis, components: int) -> Precondition:
+def _preconditioner(basis: Basis, components: int, spectral_exponent: float) -> Precondition:
     """The inverse of (curvature * covariance + l2), with the covariance known along the axes and flat beyond them."""
-    variances = basis.variances[: components or None]
-    axes, rest = basis.axes, basis.rest_variance
+    along, beyond = (of**spectral_exponent for of in basis.relative_variances())
+    variances, rest = basis.variances * along, basis.rest_variance * beyond
+    axes = None if components else basis.axes
 
     def precondition(gradient: Tensor, curvature: Tensor, l2: Tensor) -> Tensor:
         h = curvature.clamp(min=torch.finfo(curvature.dtype).tiny)[:, None]
-        of_axes, flat = h * variances + l2[:, None], h * rest + l2[:, None]
-        of_weights = gradient[:, 1:]
-        if components:
-            scaled = of_weights / of_axes
-        else:
-            scaled = torch.addmm(of_weights / flat, (of_weights @ axes) * (1 / of_axes - 1 / flat), axes.T)
-        return torch.cat([gradient[:, :1] / h, scaled], dim=1)
+        of_axes, flat = h * variances[: components or None] + l2[:, None], h * rest + l2[:, None]
+        of_weights = scale_directions(gradient[:, 1:], axes, 1 / of_axes, 1 / flat)
+        return torch.cat([gradient[:, :1] / h, of_weights], dim=1)
 
     return precondition
 

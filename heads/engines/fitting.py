@@ -78,7 +78,15 @@ def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
     )
     of_exponent = {point.positive_weight_exponent: at for at, point in enumerate(points)}
     components = min(settings.components, basis.axes.shape[1])  # fewer clips may have a lower rank
-    grid = solve_grid(basis, Y, points, components=components, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
+    grid = solve_grid(
+        basis,
+        Y,
+        points,
+        components=components,
+        spectral_exponent=settings.spectral_exponent,
+        tolerance=TOLERANCE,
+        max_iterations=MAX_ITERATIONS,
+    )
     return grid.head(np.array([of_exponent[exponent] for exponent in exponents]))
 
 

@@ -67,13 +67,16 @@ class Group:
         prefix: Of their names in the network.
         learning_rate: At its highest.
         weight_decay: Of matrices, as in AdamW; vectors do not decay.
-        l2: (l2 / 2) |matrix|^2 is added to the loss, which is not the same thing; not to the losses that are told.
+        l2: (l2 / 2) w' P w, summed over the rows w of each matrix, is added to the loss, which is not the same thing;
+            not to the losses that are told.
+        penalise: P, as a function of rows; the identity by default.
     """
 
     prefix: str
     learning_rate: float
     weight_decay: float
     l2: float = 0.0
+    penalise: Callable[[Tensor], Tensor] = lambda rows: rows
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class FineTuning:
         self.trainable = {name: one for name, one in network.named_parameters() if one.requires_grad}
         self._optimizer = torch.optim.AdamW(_parameter_groups(self.trainable, groups))
         self._penalised = [
-            (parameter, group.l2)
+            (parameter, group)
             for group in groups
             for name, parameter in self.trainable.items()
             if group.l2 and parameter.ndim > 1 and name.startswith(group.prefix)
@@ -305,9 +308,9 @@ class FineTuning:
                 parameter.grad = torch.zeros_like(parameter)
         self.ranks.sum([loss, asked, *(one.grad for one in self.trainable.values() if one.grad is not None)])
         interrupts.asked = bool(asked.item())
-        for parameter, l2 in self._penalised:
+        for parameter, penalised in self._penalised:
             if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach(), alpha=l2)
+                parameter.grad.add_(penalised.penalise(parameter.detach()), alpha=penalised.l2)
         norm = nn.utils.clip_grad_norm_(list(self.trainable.values()), self.clip_norm)
         if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
             raise DivergedError(

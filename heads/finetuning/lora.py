@@ -48,7 +48,8 @@ from featurecache.plan import Plan, failed_clip_ids, plan_extraction, project_sp
 from featurecache.project import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
-from heads.data import KeptSplit
+from heads.data import KeptSplit, LearningData
+from heads.engines.prepared import Prepared
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
 from heads.finetuning.data import CachedClips, check_targets, digest_of
 from heads.finetuning.loop import FineTuning, Group, positive_weight
@@ -241,9 +242,7 @@ class LoraRun(Run):
             self._network,
             [
                 Group(ADAPTER, settings.learning_rate, 0.0),
-                Group(HEAD, settings.head_learning_rate, 0.0, l2=tuned.l2 / len(plan.bundle.labels))
-                if tuned.solver == "convex"
-                else Group(HEAD, settings.head_learning_rate, tuned.weight_decay),
+                _group_of_head(project, plan, device=device),
             ],
             clips["train"],
             clips["validation"],
@@ -318,6 +317,20 @@ class LoraRun(Run):
             out,
             dtype=self.project.settings.features.dtype,
         )
+
+
+def _group_of_head(project: Project, plan: LoraPlan, *, device: str) -> Group:
+    """The head's learning rate, and the penalty or decay it was tuned with."""
+    tuned, rate = plan.bundle.settings, plan.settings.head_learning_rate
+    if tuned.solver != "convex":
+        return Group(HEAD, rate, tuned.weight_decay)
+    l2 = tuned.l2 / len(plan.bundle.labels)  # the loss is a mean over labels, where the solver has one each
+    if not tuned.spectral_exponent:
+        return Group(HEAD, rate, 0.0, l2=l2)
+    train = _splits(project, plan.bundle, plan.bundle.kept, failed=failed_clip_ids(project))["train"]
+    data = LearningData(train, train, plan.bundle.labels, plan.bundle.kept)
+    basis = Prepared(data, seed=0, device=device).basis(tuned.inputs, tuned.normalization, tuned.components)
+    return Group(HEAD, rate, 0.0, l2=l2, penalise=basis.scaling(-tuned.spectral_exponent, tuned.components))
 
 
 def _splits(

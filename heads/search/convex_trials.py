@@ -74,7 +74,7 @@ def solve_trial(
 
     Args:
         prepared: The clips.
-        combination: `inputs`, `normalization` and `components`.
+        combination: `inputs`, `normalization`, `components` and `spectral_exponent`.
         points: The grid.
         folds: Inner folds.
 
@@ -85,7 +85,15 @@ def solve_trial(
     train, validation = prepared.data.train, prepared.validation(inputs)
     basis = prepared.basis(inputs, combination["normalization"], combination["components"])
     components = min(combination["components"], basis.axes.shape[1])
-    grid = solve_grid(basis, train.Y, points, components=components, fold_of=folds.of, beside=folds.beside)
+    grid = solve_grid(
+        basis,
+        train.Y,
+        points,
+        components=components,
+        spectral_exponent=combination["spectral_exponent"],
+        fold_of=folds.of,
+        beside=folds.beside,
+    )
     scores = np.where(grid.converged[:, None], grid.scores(validation.X), 0)  # (G, n, C)
     labels = np.arange(train.Y.shape[1])
     out_of_fold = None if grid.out_of_fold is None else _f1(train.Y, grid.out_of_fold)

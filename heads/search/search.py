@@ -5,9 +5,10 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
 - The score is macro-F1 on the validation split at a threshold of 0.5. Tuning thresholds inside the score would
   pick lucky trials: tuned thresholds gained .041 on validation but .008 on unseen sessions. The positive weights
   that are searched move scores across 0.5 anyway. The test split is not an argument here.
-- Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation
-  and components, which tries a whole grid at once (`convex_trials.py`). Where there are more combinations than half of
-  the trials (all of them, with that solver alone), some of them are taken, each once, in an order drawn by the seed.
+- Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation,
+  components and spectral exponent, which tries a whole grid at once (`convex_trials.py`). Where there are more
+  combinations than half of the trials (all of them, with that solver alone), some of them are taken, each once, in an
+  order drawn by the seed.
 - All other trials train by steps, 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
   TPE with the constant liar: after 200 trials .662, against .659 one by one, and .646 multivariate without the liar.
 - A stack reads one set of inputs. Where there are several, 32 trials are out at once (.660) and the fullest stack
@@ -389,7 +390,7 @@ def _place(number: int, known: Sequence[FrozenTrial]) -> int:
 
 
 def _name(combination: dict[str, Any]) -> str:
-    return " ".join(str(combination[name]) for name in ("inputs", "normalization", "components"))
+    return " ".join(str(combination[name]) for name in ("inputs", "normalization", "components", "spectral_exponent"))
 
 
 def _write(

@@ -195,7 +195,7 @@ def used_settings(settings: HeadSettings) -> dict[str, Any]:
     if settings.solver == "convex":
         unused |= {"learning_rate", "weight_decay", "dropout", "batch_size", "epochs", "patience"}
     else:
-        unused.add("l2")
+        unused |= {"l2", "spectral_exponent"}
     return {name: value for name, value in settings.to_mapping().items() if name not in unused}
 
 
@@ -212,7 +212,9 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         f"{_head(settings)}."
     ]
     if settings.solver == "convex":
-        lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}.")
+        exponent = settings.spectral_exponent
+        along = f", weaker along directions in which features vary more (spectral exponent {exponent:.2g})"
+        lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{along if exponent else ''}.")
         if best["steps_of_trial"] is not None:
             lines.append(f"Best of those trained by steps is trial {best['steps_of_trial']}: {_steps(settings)}.")
     else:

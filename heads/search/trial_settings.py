@@ -3,8 +3,8 @@
 Notable choices: a setting that the search space fixes is not asked for, so importances and the sampler see only what
 varies. Trials of the two solvers ask for the same names where they mean the same, so the sampler learns from the
 quick converged ones which features are good. What lies outside a convex trial's grid (inputs, normalisation,
-components) is a list of combinations; each is worth solving once. Inputs of frames have a name of their own, because
-a choice must offer the same in every trial.
+components, spectral exponent) is a list of combinations; each is worth solving once. Inputs of frames have a name of
+their own, because a choice must offer the same in every trial.
 
 What this is not: a search, or training.
 """
@@ -24,7 +24,7 @@ from heads.engines.convex import GridPoint, grid_points
 from heads.settings import HeadSettings, SearchSpace
 
 Trial = optuna.Trial | optuna.trial.FixedTrial
-T = TypeVar("T", str, int)
+T = TypeVar("T", str, int, float)
 
 OF_FRAMES = ("attention", "temporal")
 _PENALTIES, _EXPONENTS, _OTHERS = 8, 6, 3
@@ -70,9 +70,15 @@ class Choices:
         if "convex" not in self.space.solver or "linear" not in self.space.kind:
             return []
         return [
-            {"inputs": inputs, "normalization": normalization, "components": components}
+            {
+                "inputs": inputs,
+                "normalization": normalization,
+                "components": components,
+                "spectral_exponent": spectral_exponent,
+            }
             for inputs, normalization in itertools.product(self.vectors, self.space.normalization)
             for components in _fewer_than(self.rank_of[inputs], self.space.components)
+            for spectral_exponent in self.space.spectral_exponent
         ]
 
     @property
@@ -96,6 +102,7 @@ class Choices:
             "inputs": _choice(trial, "inputs", self.vectors),
             "normalization": _choice(trial, "normalization", self.space.normalization),
             "components": _choice(trial, "components", self.components),
+            "spectral_exponent": _choice(trial, "spectral_exponent", self.space.spectral_exponent),
         }
 
     def ask(self, trial: Trial) -> HeadSettings:
