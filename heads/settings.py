@@ -78,7 +78,7 @@ Components = Annotated[int, Field(ge=0, le=65536)]
 LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 WeightDecay = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
-SpectralExponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+SpectralExponent = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Exponents = Annotated[Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)], WrapValidator(_in_plain_words)]
@@ -104,7 +104,8 @@ class HeadSettings:
             mean and standard deviation; `l2`, each kept feature of each clip scaled to the length sqrt(its width).
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
         solver: `adamw` or `convex`; see the top of this file.
-        l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label.
+        l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label, where
+            `spectral_exponent` is 0.
         spectral_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
             its variance) to this power: 0 treats all alike, 1 holds weights down where features hardly vary.
         learning_rate: Step size of AdamW, constant over the epochs.
@@ -203,8 +204,9 @@ class SearchSpace:
 
     A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where they have a range,
     `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions
-    (0 folds: by validation), where labels may differ in their exponents. Inputs are tried with those `components` that
-    are fewer than they can have, with all their features where none is.
+    (0 folds: by validation), where labels may differ in their exponents. Each of `inputs`, `normalization`,
+    `components` and `spectral_exponent` makes trials of its own; of `components`, inputs are tried with those that are
+    fewer than they can have, with all their features where none is.
     """
 
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_different)] = ("linear",)

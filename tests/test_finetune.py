@@ -568,6 +568,12 @@ def test_a_solved_head_begins_at_the_optimum_of_what_fine_tuning_minimises(
     assert (pull + push).norm() < 0.02 * pull.norm()
 
 
+def test_a_plan_asks_for_the_features_that_a_penalty_follows(project: Project) -> None:
+    for exponent, asked in ((0.0, set()), (1.0, {"final/mean"})):
+        bundle = tuned(project, "final/mean", name="asks", spectral_exponent=exponent)
+        assert set(plan_lora(project, SMALL, bundle).extraction.spaces) == {"layer_0/tokens", *asked}
+
+
 def test_step_zero_predicts_within_the_rounding_of_tokens_stored_in_bfloat16(tmp_path: Path, deep_model: Path) -> None:
     project = make_project(tmp_path / "project", deep_model, sessions=6, clips=2)
     text = (project.root / "featurecache.toml").read_text()

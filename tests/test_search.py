@@ -632,9 +632,7 @@ def test_search_heads_solves_a_combination_again_when_a_kill_interrupted_it(tmp_
     convex = [trial for trial in stored(folder) if trial.user_attrs.get("solver") == "convex"]
     solved = {trial.user_attrs["combination"] for trial in convex if trial.number in after}
     assert solved == {
-        f"final/mean {normalization} {components} 1.0"
-        for normalization in ("standardize", "l2")
-        for components in (0, 8)
+        f"final/mean {normalization} {components} 1" for normalization in ("standardize", "l2") for components in (0, 8)
     }
     assert [trial.number in after for trial in convex] == [True, False, True, True, True], "each is solved once"
     assert convex[2].user_attrs["combination"] == convex[1].user_attrs["combination"], "the interrupted one comes next"

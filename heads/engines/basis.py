@@ -30,7 +30,7 @@ from heads.engines.axes import AXES_AT_ONCE, leading_axes
 from heads.engines.training_clips import Features, as_tensor, on_device
 from heads.models import Front
 
-_LEAST_OF_MEAN = 1e-4
+_LEAST_OF_MEAN = 1e-2
 """Of the mean variance; a direction with less counts as having that much, or no penalty would be finite."""
 
 Scaling = Callable[[Tensor], Tensor]
@@ -141,7 +141,8 @@ class Basis:
             return lambda rows: rows
         along, rest = (of**power for of in self.relative_variances())
         if components:
-            return lambda rows: scale_directions(rows, None, along[:components], rest)
+            of_rows = torch.cat([along, rest.expand(max(0, components - len(along)))])[:components]
+            return lambda rows: scale_directions(rows, None, of_rows, rest)
         axes = self.axes  # what is made here shall not keep the features
         return lambda rows: scale_directions(rows, axes, along, rest)
 

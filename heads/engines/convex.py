@@ -19,7 +19,6 @@ Notable choices:
 - Folds begin from the prior, not from the head of all clips, which has seen what is held out: a column that stopped
   short of its optimum would remember it.
 - Labels share no parameter, so a head may take each from its own point of the grid.
-- A penalty that follows the variances is a plain one of w = S u with S = P^(-1/2), so one solver serves all.
 
 Source of penalties by eigenvalue: Hoerl and Kennard, 1970 (generalised ridge regression); Goldstein and Smith, 1974.
 
@@ -29,7 +28,7 @@ What this is not: a choice among the points (`search/grid_choice.py`), or a read
 import itertools
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +83,7 @@ class ConvexGrid:
         bias: Shape (G, C); for features centred by the basis.
         objective: Shape (G, C).
         decrement: How much the objective would still fall, as predicted, shape (G, C).
-        gradient_norm: Euclidean, of bias and u (see the top), shape (G, C).
+        gradient_norm: Euclidean, of weights and bias, shape (G, C).
         iterations: Shape (G, C).
         converged: Shape (G, C).
         out_of_fold: Each training clip's probability by the columns that did not see its fold, shape (G, N, C); NaN
@@ -230,18 +229,16 @@ def solve_grid(
         mask, pulled = masks[part_of[ids]], weight_of[ids, None] * t
         return mask * (pulled + 1 - t), mask * pulled
 
-    stretch = basis.scaling(spectral_exponent / 2, components)
     found = minimise_columns(
         X,
         l2=torch.from_numpy(l2).to(X),
         start_bias=torch.from_numpy(start_bias).to(X),
         loss_weights=loss_weights,
         precondition=_preconditioner(basis, components, spectral_exponent),
-        stretch=stretch,
+        penalise=basis.scaling(-spectral_exponent, components),
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    found = replace(found, point=torch.cat([found.point[:, :1], stretch(found.point[:, 1:])], dim=1))
     return _grid(basis, points, components, X, found, asked, fold_of, (len(in_part), Y.shape[1], len(points)))
 
 
@@ -264,15 +261,15 @@ def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: in
 
 
 def _preconditioner(basis: Basis, components: int, spectral_exponent: float) -> Precondition:
-    """The inverse of (curvature * covariance + l2), with the covariance known along the axes and flat beyond them."""
-    along, beyond = (of**spectral_exponent for of in basis.relative_variances())
-    variances, rest = basis.variances * along, basis.rest_variance * beyond
+    """The inverse of (curvature * covariance + l2 * P), with both known along the axes and flat beyond them."""
+    variances, rest = basis.variances, basis.rest_variance
+    held, held_beyond = (of**-spectral_exponent for of in basis.relative_variances())
     axes = None if components else basis.axes
 
     def precondition(gradient: Tensor, curvature: Tensor, l2: Tensor) -> Tensor:
         h = curvature.clamp(min=torch.finfo(curvature.dtype).tiny)[:, None]
-        of_axes, flat = h * variances[: components or None] + l2[:, None], h * rest + l2[:, None]
-        of_weights = scale_directions(gradient[:, 1:], axes, 1 / of_axes, 1 / flat)
+        of_axes, flat = h * variances + l2[:, None] * held, h * rest + l2[:, None] * held_beyond
+        of_weights = scale_directions(gradient[:, 1:], axes, 1 / of_axes[:, : components or None], 1 / flat)
         return torch.cat([gradient[:, :1] / h, of_weights], dim=1)
 
     return precondition

@@ -1,20 +1,20 @@
 """Many L2-penalised logistic regressions on the same features, as columns of one preconditioned L-BFGS.
 
-Column k minimises, over weights w (W,) and an unpenalised bias b, with logits z = X S w + b,
+Column k minimises, over weights w (W,) and an unpenalised bias b, with logits z = X w + b,
 
-    sum over clips of (gain * softplus(z) - pull * z) + (l2 / 2) |w|^2
+    sum over clips of (gain * softplus(z) - pull * z) + (l2 / 2) w' P w
 
 which holds every weighting of binary cross-entropy: for a clip of target t (smoothed or not), weight m (0 leaves the
-clip out; 1 / N gives the mean) and positive weight p, gain = m (p t + 1 - t) and pull = m p t. S stretches some
-directions, for penalties that differ by direction.
+clip out; 1 / N gives the mean) and positive weight p, gain = m (p t + 1 - t) and pull = m p t. P may hold
+some directions down more than others.
 
 Notable choices:
 
 - All columns share one product forward and one back per step, and nothing else. A column that has converged leaves,
   and waiting ones take its place; the weakest penalties, which take longest, begin first.
 - The preconditioner is the Hessian as it would be were curvature equal over clips: h * (variance along each principal
-  axis) + l2, with h the column's total curvature. It is renewed in each step and costs no product with X.
-- The line search works on z + a * (X S d), so its steps cost no product. It accepts only ends at which the line still
+  axis) + l2 * P, with h the column's total curvature. It is renewed in each step and costs no product with X.
+- The line search works on z + a * (X d), so its steps cost no product. It accepts only ends at which the line still
   falls, with at most a fifth of the slope at its beginning: by convexity that proves the objective went down, which
   single precision could not show by comparing two values.
 - A column has converged when the decrease that the quasi-Newton model still predicts is at most `tolerance` times the
@@ -34,7 +34,7 @@ from torch import Tensor
 from heads.engines.basis import Scaling
 
 COLUMNS_AT_ONCE = 256
-"""Columns in work at a time. Beyond X, memory is about 6 N + 20 W numbers for each."""
+"""Columns in work at a time. Beyond X, memory is about 6 N + 22 W numbers for each."""
 
 PAIRS = 8
 """Steps that L-BFGS remembers."""
@@ -78,6 +78,7 @@ class _Batch:
     gain: Tensor  # (k, N)
     pull: Tensor  # (k, N)
     l2: Tensor
+    penalised: Tensor  # (k, W), P w
     gradient: Tensor  # (k, 1 + W)
     curvature: Tensor  # (k,), sum over clips of gain * s (1 - s)
     objective: Tensor  # (k,), of this or an earlier point: never too low
@@ -117,7 +118,7 @@ def minimise_columns(
     start_bias: Tensor,
     loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
     precondition: Precondition,
-    stretch: Scaling,
+    penalise: Scaling,
     tolerance: float,
     max_iterations: int,
 ) -> Columns:
@@ -129,7 +130,7 @@ def minimise_columns(
         start_bias: Biases to begin with, shape (K,); weights begin at zero.
         loss_weights: Numbers of k columns -> their gain and pull, each (k, N), of X's dtype.
         precondition: See `Precondition`.
-        stretch: S.
+        penalise: P.
         tolerance: Of the predicted decrease over the objective.
         max_iterations: Of each column.
 
@@ -150,7 +151,7 @@ def minimise_columns(
     while True:
         room = COLUMNS_AT_ONCE - (0 if batch is None else len(batch.ids))
         if len(waiting) and (batch is None or room >= COLUMNS_AT_ONCE // 4):
-            fresh = _begun(X, waiting[:room], l2, start_bias, loss_weights, stretch)
+            fresh = _begun(X, waiting[:room], l2, start_bias, loss_weights)
             waiting = waiting[room:]
             if batch is None:
                 batch = fresh
@@ -175,7 +176,7 @@ def minimise_columns(
                 batch = None
                 continue
             direction, slope = direction[~leaving], slope[~leaving]
-        _step(batch, X, stretch, direction, slope)
+        _step(batch, X, penalise, direction, slope)
 
 
 def _begun(
@@ -184,7 +185,6 @@ def _begun(
     l2: Tensor,
     start_bias: Tensor,
     loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
-    stretch: Scaling,
 ) -> _Batch:
     gain, pull = loss_weights(ids)
     point = X.new_zeros(len(ids), 1 + X.shape[1])
@@ -198,7 +198,8 @@ def _begun(
         gain=gain,
         pull=pull,
         l2=l2[ids],
-        gradient=_gradient(X, stretch, scores * gain - pull, point, l2[ids]),
+        penalised=point[:, 1:].clone(),
+        gradient=_gradient(X, scores * gain - pull, point[:, 1:], l2[ids]),
         curvature=(scores * (1 - scores) * gain).sum(dim=1),
         objective=X.new_zeros(len(ids)),
         iterations=torch.zeros_like(ids),
@@ -211,8 +212,8 @@ def _begun(
     return batch
 
 
-def _gradient(X: Tensor, stretch: Scaling, residual: Tensor, point: Tensor, l2: Tensor) -> Tensor:
-    of_weights = torch.addcmul(stretch(residual @ X), point[:, 1:], l2[:, None])
+def _gradient(X: Tensor, residual: Tensor, penalised: Tensor, l2: Tensor) -> Tensor:
+    of_weights = torch.addcmul(residual @ X, penalised, l2[:, None])
     return torch.cat([residual.sum(dim=1, keepdim=True), of_weights], dim=1)
 
 
@@ -225,7 +226,8 @@ def _objectives(batch: _Batch, rows: Tensor) -> Tensor:
     e = torch.exp(-z.abs())
     u = 1 + e
     losses = gain * torch.where(u == 1, e, u.log() * e / (u - 1)) + (gain * z.clamp(min=0) - batch.pull[rows] * z)
-    return losses.sum(dim=1) + batch.l2[rows] / 2 * batch.point[rows, 1:].square().sum(dim=1)
+    penalties: Tensor = torch.linalg.vecdot(batch.point[rows, 1:], batch.penalised[rows])
+    return losses.sum(dim=1) + batch.l2[rows] / 2 * penalties
 
 
 def _has_converged(batch: _Batch, decrement: Tensor, tolerance: float, ending: Tensor) -> Tensor:
@@ -233,7 +235,7 @@ def _has_converged(batch: _Batch, decrement: Tensor, tolerance: float, ending: T
     rows = ending | (decrement <= tolerance * batch.objective)
     if rows.any():
         batch.objective[rows] = _objectives(batch, rows)
-    return decrement <= tolerance * batch.objective
+    return (decrement >= 0) & (decrement <= tolerance * batch.objective)
 
 
 def _direction(batch: _Batch, precondition: Precondition) -> tuple[Tensor, Tensor]:
@@ -255,11 +257,12 @@ def _direction(batch: _Batch, precondition: Precondition) -> tuple[Tensor, Tenso
     return q, slope
 
 
-def _step(batch: _Batch, X: Tensor, stretch: Scaling, direction: Tensor, slope: Tensor) -> None:
+def _step(batch: _Batch, X: Tensor, penalise: Scaling, direction: Tensor, slope: Tensor) -> None:
     """One line search and one new gradient for all columns."""
-    ahead = torch.addmm(direction[:, :1], stretch(direction[:, 1:]), X.T)  # (k, N)
-    bend = batch.l2 * direction[:, 1:].square().sum(dim=1)  # the penalty's slope along the line is tilt + a * bend
-    tilt = batch.l2 * torch.linalg.vecdot(batch.point[:, 1:], direction[:, 1:])
+    ahead = torch.addmm(direction[:, :1], direction[:, 1:], X.T)  # (k, N)
+    penalised = penalise(direction[:, 1:])
+    bend = batch.l2 * torch.linalg.vecdot(direction[:, 1:], penalised)  # the penalty's slope is tilt + a * bend
+    tilt = batch.l2 * torch.linalg.vecdot(batch.penalised, direction[:, 1:])
     residual, length = torch.empty_like(ahead), torch.empty_like(slope)
     at_once = _COLUMNS_IN_CACHE if X.device.type == "cpu" else len(slope)
     for first in range(0, len(slope), at_once):
@@ -279,10 +282,11 @@ def _step(batch: _Batch, X: Tensor, stretch: Scaling, direction: Tensor, slope: 
     batch.forget(failed)
     batch.failures = torch.where(failed, batch.failures + 1, 0)
     batch.iterations += 1
+    batch.penalised.addcmul_(length[:, None], penalised)
     step = direction.mul_(length[:, None])
     batch.logits.addcmul_(length[:, None], ahead)
     batch.point += step
-    gradient = _gradient(X, stretch, residual, batch.point, batch.l2)
+    gradient = _gradient(X, residual, batch.penalised, batch.l2)
     change = gradient - batch.gradient
     batch.gradient = gradient
     product = torch.linalg.vecdot(step, change)
@@ -309,7 +313,7 @@ def _line_search(
 
     Args:
         logits: z, shape (k, N).
-        ahead: X S d, shape (k, N).
+        ahead: X d, shape (k, N).
         gain: Shape (k, N).
         pull: Shape (k, N).
         tilt: Slope of the penalty at the beginning, shape (k,).

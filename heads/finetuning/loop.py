@@ -69,7 +69,7 @@ class Group:
         weight_decay: Of matrices, as in AdamW; vectors do not decay.
         l2: (l2 / 2) w' P w, summed over the rows w of each matrix, is added to the loss, which is not the same thing;
             not to the losses that are told.
-        penalise: P, as a function of rows; the identity by default.
+        penalise: P, as a function of rows; the identity by default. The first process alone asks for it.
     """
 
     prefix: str
@@ -306,11 +306,11 @@ class FineTuning:
         for parameter in self.trainable.values():
             if parameter.grad is None:  # this process's share of the batch was empty
                 parameter.grad = torch.zeros_like(parameter)
-        self.ranks.sum([loss, asked, *(one.grad for one in self.trainable.values() if one.grad is not None)])
-        interrupts.asked = bool(asked.item())
-        for parameter, penalised in self._penalised:
+        for parameter, penalised in self._penalised if self.ranks.is_first else []:
             if parameter.grad is not None:
                 parameter.grad.add_(penalised.penalise(parameter.detach()), alpha=penalised.l2)
+        self.ranks.sum([loss, asked, *(one.grad for one in self.trainable.values() if one.grad is not None)])
+        interrupts.asked = bool(asked.item())
         norm = nn.utils.clip_grad_norm_(list(self.trainable.values()), self.clip_norm)
         if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
             raise DivergedError(

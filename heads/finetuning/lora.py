@@ -188,7 +188,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
     fixed = tuple(name for name in head.kept if depths.get(name, 0) <= first)
     extraction = plan_extraction(
         project,
-        keep=[tokens, *fixed],
+        keep=[tokens, *(head.kept if head.settings.spectral_exponent else fixed)],
         clip_ids={clip_id for split in splits.values() for clip_id in split.clip_ids or ()},
         allow_download=allow_download,
     )
@@ -209,7 +209,7 @@ class LoraRun(Run):
         ranks: This process among its peers.
 
     Raises:
-        MissingFeaturesError: If the cache lacks tokens.
+        MissingFeaturesError: If the cache lacks tokens, or features that the head's penalty follows.
         SettingsError: If the device is not here, or a target names no linear layer.
     """
 
@@ -242,7 +242,7 @@ class LoraRun(Run):
             self._network,
             [
                 Group(ADAPTER, settings.learning_rate, 0.0),
-                _group_of_head(project, plan, device=device),
+                _group_of_head(project, plan, device=device, ranks=ranks or Ranks()),
             ],
             clips["train"],
             clips["validation"],
@@ -319,13 +319,17 @@ class LoraRun(Run):
         )
 
 
-def _group_of_head(project: Project, plan: LoraPlan, *, device: str) -> Group:
-    """The head's learning rate, and the penalty or decay it was tuned with."""
+def _group_of_head(project: Project, plan: LoraPlan, *, device: str, ranks: Ranks) -> Group:
+    """The head's learning rate, and the penalty or decay it was tuned with.
+
+    A penalty that follows the variances of features is made of those that the head was tuned on, as the frozen model
+    gives them.
+    """
     tuned, rate = plan.bundle.settings, plan.settings.head_learning_rate
     if tuned.solver != "convex":
         return Group(HEAD, rate, tuned.weight_decay)
     l2 = tuned.l2 / len(plan.bundle.labels)  # the loss is a mean over labels, where the solver has one each
-    if not tuned.spectral_exponent:
+    if not tuned.spectral_exponent or not ranks.is_first:
         return Group(HEAD, rate, 0.0, l2=l2)
     train = _splits(project, plan.bundle, plan.bundle.kept, failed=failed_clip_ids(project))["train"]
     data = LearningData(train, train, plan.bundle.labels, plan.bundle.kept)

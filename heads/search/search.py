@@ -390,7 +390,8 @@ def _place(number: int, known: Sequence[FrozenTrial]) -> int:
 
 
 def _name(combination: dict[str, Any]) -> str:
-    return " ".join(str(combination[name]) for name in ("inputs", "normalization", "components", "spectral_exponent"))
+    names = ("inputs", "normalization", "components", "spectral_exponent")
+    return " ".join(f"{combination[name]:g}" if name == names[-1] else str(combination[name]) for name in names)
 
 
 def _write(
