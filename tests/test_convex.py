@@ -305,6 +305,7 @@ def test_columns_whose_steps_would_climb_are_not_called_converged() -> None:
         x,
         l2=torch.tensor([1.0, 0.1]),
         start_bias=torch.zeros(2),
+        alike=torch.arange(2),
         loss_weights=lambda ids: (torch.ones(len(ids), len(x)) / len(x), y[ids] / len(x)),
         precondition=lambda gradient, curvature, l2: -gradient,
         penalise=lambda rows: rows,
@@ -421,7 +422,9 @@ def test_leading_axes_hold_the_most_variance_when_found_by_iteration(monkeypatch
     X -= X.mean(dim=0)
     exact, exact_variances = leading_axes(lambda: [X], X.shape, 20)
     monkeypatch.setattr(axes_module, "EXACT_UP_TO", 0)
-    axes, variances = leading_axes(lambda: X.split(64), X.shape, 20)
+    projections: list[torch.Tensor] = []
+    axes, variances = leading_axes(lambda: X.split(64), X.shape, 20, projections=projections)
+    torch.testing.assert_close(torch.cat(projections), X @ axes.float(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(axes.T @ axes, torch.eye(20, dtype=torch.float64), atol=1e-5, rtol=0)
     assert variances.sum() >= 0.999 * exact_variances.sum()
     cosines = (axes[:, :5].T @ exact[:, :5]).abs()

@@ -28,7 +28,9 @@ Blocks = Callable[[], Iterable[Tensor]]
 """Gives all rows, each time it is called, in blocks (n, D) of one dtype on one device."""
 
 
-def leading_axes(blocks: Blocks, shape: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
+def leading_axes(
+    blocks: Blocks, shape: tuple[int, int], count: int, *, projections: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Principal axes of centred features and the variances along them, largest first.
 
     Source of the power iteration: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithm 4.4.
@@ -37,17 +39,20 @@ def leading_axes(blocks: Blocks, shape: tuple[int, int], count: int) -> tuple[Te
         blocks: The features.
         shape: Theirs, (N, D).
         count: Axes wanted.
+        projections: Takes the blocks along the axes, each (n, M), where an iteration makes them anyway.
 
     Returns:
         Axes, shape (D, M), orthonormal, each with its largest entry positive; variances, shape (M,); both float64. M
         is `count`, or the features' rank where that is lower.
     """
     exact = min(shape) <= max(EXACT_UP_TO, count + _OVERSAMPLING)
-    axes, variances = _all_axes(blocks, shape) if exact else _power_iteration(blocks, shape, count)
-    kept = int((variances > _LEAST_VARIANCE * variances[:1].clamp(min=1e-30)).sum())
-    axes, variances = axes[:, : min(count, kept)], variances[: min(count, kept)]
-    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, M)
-    return (axes * largest.sign()).contiguous(), variances
+    axes, variances = _all_axes(blocks, shape) if exact else _power_iteration(blocks, shape, count, projections)
+    kept = min(count, int((variances > _LEAST_VARIANCE * variances[:1].clamp(min=1e-30)).sum()))
+    axes, variances = axes[:, :kept], variances[:kept]
+    signs = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()  # (1, M)
+    if projections is not None:
+        projections[:] = [block[:, :kept] * signs.to(block) for block in projections]
+    return (axes * signs).contiguous(), variances
 
 
 def _all_axes(blocks: Blocks, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -65,15 +70,27 @@ def _all_axes(blocks: Blocks, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return axes.flip(1), variances.flip(0)
 
 
-def _power_iteration(blocks: Blocks, shape: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
+def _power_iteration(
+    blocks: Blocks, shape: tuple[int, int], count: int, projections: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
     N, D = shape
     Q = torch.randn(D, count + _OVERSAMPLING, generator=torch.Generator().manual_seed(0))
     early = min(_EARLY_EVERY, max(1, N // (_EARLY_ROWS * Q.shape[1])))
     for every in (*[early] * _EARLY_ITERATIONS, 1):
         Q = torch.linalg.qr(_summed(rows.T @ (rows @ Q.to(rows)) for rows in _thinned(blocks(), every))).Q
-    gram = _summed((projected := block @ Q).T @ projected for block in blocks())
-    variances, vectors = torch.linalg.eigh(gram.double() / N)
-    return (Q @ vectors.flip(1).to(Q)).double(), variances.flip(0)
+
+    def products() -> Iterable[Tensor]:
+        for block in blocks():
+            projected = block @ Q
+            if projections is not None:
+                projections.append(projected)
+            yield projected.T @ projected
+
+    variances, vectors = torch.linalg.eigh(_summed(products()).double() / N)
+    vectors = vectors.flip(1).to(Q)
+    if projections is not None:
+        projections[:] = [projected @ vectors for projected in projections]
+    return (Q @ vectors).double(), variances.flip(0)
 
 
 def _thinned(blocks: Iterable[Tensor], every: int) -> Iterable[Tensor]:

@@ -18,7 +18,6 @@ What this is not: a way to fit anything (`convex.py`).
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -62,6 +61,7 @@ class Basis:
         axes: Leading principal axes, orthonormal, shape (D, M), largest variance first.
         variances: Of the features along the axes, shape (M,).
         rest_variance: Mean variance of the D - M other directions; 0 where there are none.
+        projected: X along the axes, shape (N, M); the first P columns are the PCA of width P.
     """
 
     front: Front
@@ -70,6 +70,7 @@ class Basis:
     axes: Tensor
     variances: Tensor
     rest_variance: float
+    projected: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -110,18 +111,19 @@ class Basis:
             total += block.sum(dim=0, dtype=torch.float64)
         center = (total / len(stored)).to(dtype)
         centred -= center
+        projected: list[Tensor] = []
         axes, variances = (
-            part.to(dtype) for part in leading_axes(lambda: [centred], (len(stored), front.feature_width), components)
+            part.to(dtype)
+            for part in leading_axes(
+                lambda: [centred], (len(stored), front.feature_width), components, projections=projected
+            )
         )
         spread = sum(float(centred[rows].square().sum(dtype=torch.float64)) for rows in row_blocks(len(centred)))
         rest = centred.shape[1] - len(variances)
         rest_variance = max(0.0, spread / len(centred) - float(variances.sum())) / rest if rest else 0.0
-        return cls(front, center, centred, axes, variances, rest_variance)
-
-    @cached_property
-    def projected(self) -> Tensor:
-        """The features along the axes, shape (N, M); made at first use. A prefix is the PCA of that width."""
-        return self.X @ self.axes
+        return cls(
+            front, center, centred, axes, variances, rest_variance, projected[0] if projected else centred @ axes
+        )
 
     def relative_variances(self) -> tuple[Tensor, Tensor]:
         """Variances along the axes (M,) and beyond them (), over the mean of all directions."""

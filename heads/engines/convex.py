@@ -229,10 +229,13 @@ def solve_grid(
         mask, pulled = masks[part_of[ids]], weight_of[ids, None] * t
         return mask * (pulled + 1 - t), mask * pulled
 
+    varied = np.stack([part, label, exponent, scale, smoothing], axis=1)
+    alike = torch.from_numpy(np.unique(varied, axis=0, return_inverse=True)[1].reshape(-1))
     found = minimise_columns(
         X,
         l2=torch.from_numpy(l2).to(X),
         start_bias=torch.from_numpy(start_bias).to(X),
+        alike=alike.to(X.device),
         loss_weights=loss_weights,
         precondition=_preconditioner(basis, components, spectral_exponent),
         penalise=basis.scaling(-spectral_exponent, components),

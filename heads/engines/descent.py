@@ -116,6 +116,7 @@ def minimise_columns(
     *,
     l2: Tensor,
     start_bias: Tensor,
+    alike: Tensor,
     loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
     precondition: Precondition,
     penalise: Scaling,
@@ -128,6 +129,7 @@ def minimise_columns(
         X: Features, shape (N, W).
         l2: Penalties, shape (K,), positive.
         start_bias: Biases to begin with, shape (K,); weights begin at zero.
+        alike: Columns of one number, shape (K,), differ in l2 alone.
         loss_weights: Numbers of k columns -> their gain and pull, each (k, N), of X's dtype.
         precondition: See `Precondition`.
         penalise: P.
@@ -151,7 +153,7 @@ def minimise_columns(
     while True:
         room = COLUMNS_AT_ONCE - (0 if batch is None else len(batch.ids))
         if len(waiting) and (batch is None or room >= COLUMNS_AT_ONCE // 4):
-            fresh = _begun(X, waiting[:room], l2, start_bias, loss_weights)
+            fresh = _begun(X, waiting[:room], l2, start_bias, alike, loss_weights)
             waiting = waiting[room:]
             if batch is None:
                 batch = fresh
@@ -184,13 +186,18 @@ def _begun(
     ids: Tensor,
     l2: Tensor,
     start_bias: Tensor,
+    alike: Tensor,
     loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> _Batch:
+    """Columns at their beginning, where those that are alike have one gradient: the penalty has none at zero."""
     gain, pull = loss_weights(ids)
     point = X.new_zeros(len(ids), 1 + X.shape[1])
     point[:, 0] = start_bias[ids]
     logits = point[:, :1].repeat(1, len(X))
     scores = torch.sigmoid(logits)
+    numbers, kind = torch.unique(alike[ids], return_inverse=True)
+    of_kind = torch.empty_like(numbers).scatter_(0, kind, torch.arange(len(ids), device=ids.device))
+    residual = scores[of_kind] * gain[of_kind] - pull[of_kind]
     batch = _Batch(
         ids=ids,
         point=point,
@@ -199,7 +206,7 @@ def _begun(
         pull=pull,
         l2=l2[ids],
         penalised=point[:, 1:].clone(),
-        gradient=_gradient(X, scores * gain - pull, point[:, 1:], l2[ids]),
+        gradient=torch.cat([residual.sum(dim=1, keepdim=True), residual @ X], dim=1)[kind],
         curvature=(scores * (1 - scores) * gain).sum(dim=1),
         objective=X.new_zeros(len(ids)),
         iterations=torch.zeros_like(ids),
