@@ -39,7 +39,7 @@ from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 
 FORMAT = 3
-"""Version of the bundle's layout; 1 read a single feature space and had no calibration."""
+"""Version of the bundle's layout; 2 had no spectral exponent, 1 a single feature space and no calibration."""
 
 HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME, BACKBONE_NAME = "head.safetensors", "bundle.json", "adapter", "backbone"
 

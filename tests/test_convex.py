@@ -298,6 +298,22 @@ def test_single_precision_finds_the_optimum_when_one_direction_has_most_of_the_v
     np.testing.assert_allclose(ours.objective, exact.objective, rtol=3e-3)
 
 
+def test_each_column_begins_with_its_own_gradient() -> None:
+    X, Y = make_clips()
+    basis = make_basis(X, Y)
+    points = grid_points(
+        l2=[1, 1e-2],
+        positive_weight_exponent=[0.0, 1.0],
+        positive_weight_scale=[0.5, 2.0],
+        label_smoothing=[0.0, 0.3],
+    )
+    begun = solve_grid(basis, Y, points, max_iterations=0)
+    assert not begun.iterations.any()
+    for (g, point), c in itertools.product(enumerate(points), range(2)):
+        _, gradient = objective(features(basis), Y[:, c], point, point_of(begun, g, c))
+        assert begun.gradient_norm[g, c] == pytest.approx(np.linalg.norm(gradient)), (point, c)
+
+
 def test_columns_whose_steps_would_climb_are_not_called_converged() -> None:
     X, Y = make_clips()
     x, y = torch.from_numpy(X), torch.from_numpy(Y.T.astype(np.float32))

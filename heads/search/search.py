@@ -390,8 +390,7 @@ def _place(number: int, known: Sequence[FrozenTrial]) -> int:
 
 
 def _name(combination: dict[str, Any]) -> str:
-    names = ("inputs", "normalization", "components", "spectral_exponent")
-    return " ".join(f"{combination[name]:g}" if name == names[-1] else str(combination[name]) for name in names)
+    return "{inputs} {normalization} {components} {spectral_exponent:g}".format(**combination)
 
 
 def _write(
