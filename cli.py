@@ -30,14 +30,14 @@ from rich.text import Text
 from featurecache.errors import FeatureCacheError
 
 if TYPE_CHECKING:
-    from featurecache.audit import LabelAudit
-    from featurecache.clips import ClipTable
-    from featurecache.crew import CrewExtraction
-    from featurecache.extract import FailedClip, Progress
-    from featurecache.forecast import Forecast
-    from featurecache.plan import Plan
-    from featurecache.project import Project
-    from featurecache.recordings import UnusableRecording
+    from featurecache.clips.audit import LabelAudit
+    from featurecache.clips.clip import ClipTable
+    from featurecache.extraction.forecast import Forecast
+    from featurecache.extraction.pipeline import FailedClip, Progress
+    from featurecache.extraction.plan import Plan
+    from featurecache.project.settings import Project
+    from featurecache.video.recordings import UnusableRecording
+    from featurecache.workers.pool import CrewExtraction
     from heads.bundle import Bundle
     from heads.data import LearningData
     from heads.finetuning.loop import Training
@@ -165,7 +165,7 @@ def init(
     as_json: AsJson = False,
 ) -> int:
     """Look at recordings and annotations, and write a commented featurecache.toml."""
-    from featurecache.propose import propose
+    from featurecache.project.proposal import propose
 
     screen = Screen(as_json)
     proposal = propose(directory, videos=videos, annotations=annotations, model=model)
@@ -185,7 +185,7 @@ def clips(
     as_json: AsJson = False,
 ) -> int:
     """Cut the recordings into clips, set their targets and splits, and audit the labels."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
 
     screen = Screen(as_json)
     document = _clips(screen, open_project(config), force=force)
@@ -194,9 +194,9 @@ def clips(
 
 
 def _clips(screen: Screen, project: "Project", *, force: bool = False) -> dict[str, Any]:
-    from featurecache.audit import audit
-    from featurecache.clips_csv import moved_sessions, write_table
-    from featurecache.survey import make_table, survey
+    from featurecache.clips.audit import audit
+    from featurecache.clips.csv_file import moved_sessions, write_table
+    from featurecache.clips.inventory import make_table, survey
 
     found = survey(project)
     _show_unusable(screen, found.unusable)
@@ -267,7 +267,7 @@ def extract(
     as_json: AsJson = False,
 ) -> int:
     """Run the frozen backbone over every clip that the cache lacks."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
 
     screen = Screen(as_json)
     share = _worker(worker)
@@ -275,11 +275,11 @@ def extract(
     if devices is not None and ray is not None:
         raise typer.BadParameter("one of --devices and --ray must be given, but both are. Leave one out.")
     if devices is not None:
-        from featurecache.devices import extract_on_devices, find_devices
+        from featurecache.workers.devices import extract_on_devices, find_devices
 
         crew = functools.partial(extract_on_devices, config, devices=find_devices(devices), worker=share)
     if ray is not None:
-        from featurecache.ray_workers import extract_on_ray
+        from featurecache.workers.ray_workers import extract_on_ray
 
         crew = functools.partial(extract_on_ray, config, address=ray, worker=share)
     document = _extract(
@@ -305,7 +305,7 @@ def _extract(
     allow_download: bool = False,
     crew: "Crew | None" = None,
 ) -> dict[str, Any]:
-    from featurecache.plan import plan_extraction, run_plan
+    from featurecache.extraction.plan import plan_extraction, run_plan
 
     if not project.clips.exists():
         _clips(screen, project)
@@ -372,8 +372,8 @@ def _extract(
 
 def _forecast(screen: Screen, project: "Project", plan: "Plan") -> dict[str, Any]:
     """What the plan will take: measured and shown."""
-    from featurecache.forecast import forecast
-    from featurecache.plan import device_of
+    from featurecache.extraction.forecast import forecast
+    from featurecache.extraction.plan import device_of
 
     settings = project.settings
     found = forecast(
@@ -522,7 +522,7 @@ def train(
     as_json: AsJson = False,
 ) -> int:
     """Fit one head with the settings of [train]."""
-    from featurecache.project import open_project, parse_section
+    from featurecache.project.settings import open_project, parse_section
     from heads.runs import train_bundle
     from heads.settings import HeadSettings
 
@@ -562,7 +562,7 @@ def tune(
     as_json: AsJson = False,
 ) -> int:
     """Search head settings with Optuna's TPE on the validation split; resumes an earlier search."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
 
     screen = Screen(as_json)
     found = _tune(
@@ -594,7 +594,7 @@ def _tune(
     imported: str | None = None,
     allow_download: bool = False,
 ) -> dict[str, Any]:
-    from featurecache.project import parse_section
+    from featurecache.project.settings import parse_section
     from heads.inputs import default_inputs
     from heads.search.search import search_heads
     from heads.search.summary import in_words
@@ -647,7 +647,7 @@ def lora_finetune(
     as_json: AsJson = False,
 ) -> int:
     """Train adapters in the language model together with the tuned head; goes on with an interrupted run."""
-    from featurecache.project import open_project, parse_section
+    from featurecache.project.settings import open_project, parse_section
     from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
     from heads.finetuning.ranks import joined_ranks
 
@@ -710,7 +710,7 @@ def _lora_finetune(
     fresh: bool,
     merge: bool,
 ) -> dict[str, Any]:
-    from featurecache.plan import run_plan
+    from featurecache.extraction.plan import run_plan
     from heads.finetuning.lora import LoraRun
 
     folder = project.runs / "lora"
@@ -760,7 +760,7 @@ def finetune(
     as_json: AsJson = False,
 ) -> int:
     """Train the supervised baseline, a TimeSformer; goes on with an interrupted run."""
-    from featurecache.project import open_project, parse_section
+    from featurecache.project.settings import open_project, parse_section
     from heads.finetuning.ranks import joined_ranks
     from heads.finetuning.timesformer import FinetuneSettings, TimesformerRun, plan_timesformer
 
@@ -922,7 +922,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> int:
     """Score a bundle on the test split; every look is logged."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
 
     screen = Screen(as_json)
     project = open_project(config)
@@ -994,8 +994,8 @@ def _evaluate(screen: Screen, project: "Project", path: Path, *, against: Path |
 
 def _extract_adapted(screen: Screen, project: "Project", head: "Bundle", split: str) -> int:
     """Extracts what the cache lacks of a split with the bundle's adapter or model, if it has one; counts failures."""
-    from featurecache.adapter import open_adapter
-    from featurecache.plan import run_plan
+    from featurecache.backbones.adapter_files import open_adapter
+    from featurecache.extraction.plan import run_plan
 
     if not head.is_fine_tuned:
         return 0
@@ -1054,8 +1054,8 @@ def _leave_one_session_out(screen: Screen, project: "Project", path: Path) -> di
 def _scoring_data(project: "Project", head: "Bundle") -> tuple[dict[str, Any], dict[str, Any]]:
     """What `heads.loading` takes to load a bundle's features, and what the results say of the splits."""
     from featurecache import FeatureCache
-    from featurecache.leakage import leakage_record
-    from featurecache.plan import failed_clip_ids
+    from featurecache.clips.leakage import leakage_record
+    from featurecache.extraction.plan import failed_clip_ids
 
     table = _own_table(project, head)
     source = {
@@ -1069,7 +1069,7 @@ def _scoring_data(project: "Project", head: "Bundle") -> tuple[dict[str, Any], d
 
 def _own_table(project: "Project", head: "Bundle") -> "ClipTable":
     """The clip table, refused where its labels are not the bundle's."""
-    from featurecache.clips_csv import read_table
+    from featurecache.clips.csv_file import read_table
     from featurecache.errors import BundleError
 
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
@@ -1110,10 +1110,10 @@ def _learning_data(
 ) -> "LearningData":
     """Training and validation clips with all kept features that some inputs read."""
     from featurecache import FeatureCache
-    from featurecache.clips_csv import read_table
+    from featurecache.clips.csv_file import read_table
+    from featurecache.clips.leakage import leakage_record
     from featurecache.errors import SettingsError
-    from featurecache.leakage import leakage_record
-    from featurecache.plan import failed_clip_ids, project_spaces
+    from featurecache.extraction.plan import failed_clip_ids, project_spaces
     from featurecache.spec import FeatureSpace
     from heads.data import KeptSplit, LearningData
     from heads.loading import load_split
@@ -1166,7 +1166,7 @@ def _warn_left_out(screen: Screen, split: str, count: int) -> None:
 
 
 def _trainer_device(project: "Project") -> str:
-    from featurecache.plan import device_of
+    from featurecache.extraction.plan import device_of
 
     return device_of(project.settings.extract.device)
 
@@ -1275,7 +1275,7 @@ def report(
     as_json: AsJson = False,
 ) -> int:
     """Write every run, the search, the timelines and the cache into one HTML file."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
     from heads.report import write_report
 
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
@@ -1330,7 +1330,7 @@ def predict(
     as_json: AsJson = False,
 ) -> int:
     """Write the timelines of recordings for review in ELAN; replaces nothing that a person wrote or changed."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
     from heads.timelines.predict import predict_recordings
 
     screen = Screen(as_json)
@@ -1400,7 +1400,7 @@ def agreement(
     as_json: AsJson = False,
 ) -> int:
     """Compare two annotation files of one recording: kappa, segment F1, durations, borders."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
     from heads.timelines.agreement import agreement as compare
 
     screen = Screen(as_json)
@@ -1473,7 +1473,7 @@ def _evaluate_timelines(
 
 
 def _timeline_rules(project: "Project") -> "TimelineRules":
-    from featurecache.project import parse_section
+    from featurecache.project.settings import parse_section
     from heads.timelines.predict import TimelineRules
 
     return parse_section(project.settings.timeline, TimelineRules, "timeline")
@@ -1516,7 +1516,7 @@ def _show_timeline_scores(screen: Screen, scores: Mapping[str, Any], title: str)
 def cache_info(config: Config = Path(), as_json: AsJson = False) -> int:
     """Show the feature spaces of the cache and what is damaged."""
     from featurecache import FeatureCache
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
 
     screen = Screen(as_json)
     cache = FeatureCache.open(open_project(config).cache)
@@ -1547,8 +1547,8 @@ def cache_why(
     as_json: AsJson = False,
 ) -> int:
     """Say why a clip's feature is found or not: which input differs."""
-    from featurecache.project import open_project
-    from featurecache.why import explain
+    from featurecache.extraction.why import explain
+    from featurecache.project.settings import open_project
 
     screen = Screen(as_json)
     explanation = explain(open_project(config), clip)
@@ -1567,7 +1567,7 @@ def cache_verify(
     as_json: AsJson = False,
 ) -> int:
     """Check the cache; ends with 1 if anything is damaged."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
     from featurecache.store import verify
 
     screen = Screen(as_json)
@@ -1589,7 +1589,7 @@ def cache_verify(
 @command
 def cache_repair(config: Config = Path(), as_json: AsJson = False) -> int:
     """Set damaged segments aside; the next extract computes their clips again."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
     from featurecache.store import repair
 
     screen = Screen(as_json)
@@ -1615,7 +1615,7 @@ def cache_gc(
     as_json: AsJson = False,
 ) -> int:
     """List what nobody needs: leftovers of dead writers, replaced segments; remove it with --apply."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
     from featurecache.store import gc
 
     screen = Screen(as_json)
@@ -1634,7 +1634,7 @@ def cache_gc(
 @command
 def cache_compact(config: Config = Path(), as_json: AsJson = False) -> int:
     """Merge small segments, so that the cache opens and reads faster."""
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
     from featurecache.store import compact
 
     screen = Screen(as_json)
@@ -1654,8 +1654,8 @@ def cache_forget(
     as_json: AsJson = False,
 ) -> int:
     """Remove every feature of a recording, e.g. when consent is withdrawn."""
-    from featurecache.plan import content_of
-    from featurecache.project import open_project
+    from featurecache.extraction.plan import content_of
+    from featurecache.project.settings import open_project
     from featurecache.store import forget
 
     screen = Screen(as_json)
@@ -1687,8 +1687,8 @@ def cache_export(
     as_json: AsJson = False,
 ) -> int:
     """Write one feature space to one HDF5 or npz file."""
-    from featurecache.exchange import export_features
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
+    from featurecache.store.exchange import export_features
 
     screen = Screen(as_json)
     report = export_features(open_project(config).cache, file, tap=tap, pooling=pooling, space=space)
@@ -1706,9 +1706,9 @@ def cache_import(
     as_json: AsJson = False,
 ) -> int:
     """Read an export, or features made by others, into the cache."""
-    from featurecache.exchange import import_features
-    from featurecache.plan import contents
-    from featurecache.project import open_project
+    from featurecache.extraction.plan import contents
+    from featurecache.project.settings import open_project
+    from featurecache.store.exchange import import_features
 
     screen = Screen(as_json)
     project = open_project(config)
@@ -1727,8 +1727,8 @@ def cache_import(
 @command
 def doctor(config: Config = Path(), as_json: AsJson = False) -> int:
     """Check the machine, the model and the recordings; each failure comes with its fix."""
-    from featurecache.doctor import examine
-    from featurecache.project import open_project
+    from featurecache.project.settings import open_project
+    from featurecache.setup.doctor import examine
 
     screen = Screen(as_json)
     checks = []
@@ -1753,7 +1753,7 @@ def demo(
     from featurecache.demo.dataset import make_dataset
     from featurecache.demo.script import LABELS
     from featurecache.files import private_folder
-    from featurecache.project import SETTINGS_NAME, open_project, write_settings
+    from featurecache.project.settings import SETTINGS_NAME, open_project, write_settings
 
     screen = Screen(as_json)
     if (directory / SETTINGS_NAME).exists():

@@ -36,11 +36,11 @@ import numpy as np
 import torch
 from av.video.frame import PictureType
 
-from featurecache.containers import MAX_PIXELS, open_video
-from featurecache.decoding import decode
-from featurecache.nal_units import PacketReader
-from featurecache.resize import FrameResize
-from featurecache.video import ClipFrames, probe, read_clips
+from featurecache.backbones.resize import FrameResize
+from featurecache.video.containers import MAX_PIXELS, open_video
+from featurecache.video.decoding import decode
+from featurecache.video.nal_units import PacketReader
+from featurecache.video.sampling import ClipFrames, probe, read_clips
 
 WIDTH, HEIGHT, FPS, IMAGE_PX = 1024, 768, 25, 336
 CLIP_US, FRAMES = 3_000_000, 16
@@ -249,7 +249,7 @@ def measure_preprocessing(path: Path, turns: int) -> dict[str, float]:
 def measure_memory(source: Path, folder: Path, seconds: int, repeats: int) -> dict[str, float]:
     """Peak memory of reading a long recording, and what it exceeds that of a short one by."""
     code = (
-        "import sys; from pathlib import Path; from featurecache.video import probe, read_clips\n"
+        "import sys; from pathlib import Path; from featurecache.video.sampling import probe, read_clips\n"
         f"path = Path(sys.argv[1]); n = probe(path).duration_us // {CLIP_US}\n"
         f"spans = [(i * {CLIP_US}, (i + 1) * {CLIP_US}) for i in range(n)]\n"
         f"for clip in read_clips(path, spans, {FRAMES}): clip.timestamps_us\n"

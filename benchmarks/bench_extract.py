@@ -6,9 +6,10 @@ One pinned mid-size LLaVA-NeXT-Video with random weights (hidden 1024, 8 layers;
 frames at 336 px, a prompt with 60 tokens behind the video, recordings of 1024 x 768 at 25 fps, clips of 3 s end to end.
 
 `naive`: for each clip seek and decode it to RGB, pick its frames, the model's processor, the whole model with
-`output_hidden_states=True`, mean of the last at the video tokens. `ours`: `featurecache.extract.extract`, from file to
-cache. Both get the same clips of the same recording in turn, and their features must agree. `floor`: the operations of
-`featurecache.flops` at the speed of the model's own matrix products, measured between the rounds.
+`output_hidden_states=True`, mean of the last at the video tokens. `ours`:
+`featurecache.extraction.pipeline.extract`, from file to cache. Both get the same clips of the same recording in turn,
+and their features must agree. `floor`: the operations of
+`featurecache.backbones.flops` at the speed of the model's own matrix products, measured between the rounds.
 
 On a CPU everything is CPU time with one thread for products, in batches of one clip; a busy machine changes it little.
 On a CUDA device it is time by the clock, in bfloat16 and in batches found from the memory; `as_seven_billion` is what
@@ -51,12 +52,12 @@ from transformers import (
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import clip_parts
 from featurecache.backbones.family import Backbone
-from featurecache.digests import DigestMemo
-from featurecache.extract import Progress, Work, extract
-from featurecache.flops import Product, total_flop
-from featurecache.recordings import Recording, find_recordings
+from featurecache.backbones.flops import Product, total_flop
+from featurecache.extraction.pipeline import Progress, Work, extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
+from featurecache.video.digests import DigestMemo
+from featurecache.video.recordings import Recording, find_recordings
 
 KEPT = "final/mean"
 PROMPT = "user: describe the hand <video> " + "hand " * 60

@@ -40,12 +40,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from featurecache.backbones import open_backbone, open_inputs
-from featurecache.digests import DigestMemo
-from featurecache.extract import Work, extract
-from featurecache.flops import Product, language_model
-from featurecache.recordings import find_recordings
+from featurecache.backbones.flops import Product, language_model
+from featurecache.extraction.pipeline import Work, extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
+from featurecache.video.digests import DigestMemo
+from featurecache.video.recordings import find_recordings
 from heads.finetuning.adapters import AdaptedNetwork
 from heads.models import Front, LinearHead
 

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from featurecache.backbones import open_backbone, open_inputs
-from featurecache.pooling import pool
+from featurecache.backbones.pooling import pool
 
 WIDTH, VOCABULARY = 4096, 32_064
 PROMPT = "user: describe the hand <video>"

@@ -27,12 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from featurecache.adapter import open_adapter
-from featurecache.clips import ClipTable
+from featurecache.backbones.adapter_files import open_adapter
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.leakage import Spans, sessions_in, split_level
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file, write_private
-from featurecache.leakage import Spans, sessions_in, split_level
-from featurecache.project import Project
+from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences
 from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration

@@ -101,7 +101,7 @@ class LearningData:
         validation: Scores trials, and sets thresholds and calibration.
         labels: Names of the C labels.
         spaces: Feature space of each kept feature, by name.
-        leakage: What `featurecache.leakage.leakage_record` says of the splits; goes into every document.
+        leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
     """
 
     train: KeptSplit

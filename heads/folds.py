@@ -5,7 +5,7 @@ of every label, wherever two sessions have them; then that every fold has a posi
 every label and of the clips. The folds depend on the sessions' names, their counts and the seed alone: not on the
 order of rows, and on no library's random stream.
 
-What this is not: the outer split into train, validation and test (`featurecache.splits`).
+What this is not: the outer split into train, validation and test (`featurecache.clips.splits`).
 """
 
 import hashlib

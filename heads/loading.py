@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.clips import Clip, ClipTable
+from featurecache.clips.clip import Clip, ClipTable
+from featurecache.clips.leakage import purged_clips
 from featurecache.errors import TrainingDataError
-from featurecache.leakage import purged_clips
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
 from heads.data import KeptSplit

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurecache.clips.leakage import Spans, spans_of
 from featurecache.errors import SettingsError
 from featurecache.files import private_folder, write_private
-from featurecache.leakage import Spans, spans_of
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
 from heads.data import LabelledFeatures, LearningData
@@ -121,7 +121,7 @@ def write_fitted(
         spaces: The feature spaces that the head reads, by name, in order.
         seed: Of the run.
         folder: The run's folder.
-        leakage: What `featurecache.leakage.leakage_record` says of the splits; goes into every document.
+        leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
         fitted_on: Stretches of the recordings that trained, chose or tuned the head.
         of_run: What else is known of the run; goes into `best.json`, over the same names.
         adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from featurecache.errors import SettingsError
-from featurecache.rules import broken_rule
+from featurecache.project.rules import broken_rule
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featurecache.annotations import Interval, write_csv
-from featurecache.project import Project, open_project
+from featurecache.project.settings import Project, open_project
 from tests.make_videos import write_video
 
 LABELS = ("ventilation", "stimulation")
@@ -59,8 +59,8 @@ stored_dtype = "float32"
 
 def make_table(project: Project) -> None:
     """Writes the project's clips.csv."""
-    from featurecache.clips_csv import write_table
-    from featurecache.survey import make_table as build
-    from featurecache.survey import survey
+    from featurecache.clips.csv_file import write_table
+    from featurecache.clips.inventory import make_table as build
+    from featurecache.clips.inventory import survey
 
     write_table(build(project, survey(project))[0], project.clips, state_path=project.state / "clips.json")

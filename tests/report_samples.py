@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import optuna
 
-from featurecache.clips import Clip, ClipTable, clip_id
-from featurecache.clips_csv import format_table
+from featurecache.clips.clip import Clip, ClipTable, clip_id
+from featurecache.clips.csv_file import format_table
 from featurecache.spec import canonical_json
 from heads.report import Report, write_report
 

@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 from featurecache.annotations import Interval
-from featurecache.audit import LabelAudit, audit
-from featurecache.clip_table import build_table
-from featurecache.clips import Clip
+from featurecache.clips.audit import LabelAudit, audit
+from featurecache.clips.clip import Clip
+from featurecache.clips.table import build_table
 from tests.test_clip_table import S, recording
 
 SPLITS = {"A": "train", "B": "validation", "C": "test", "D": "train"}

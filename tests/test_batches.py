@@ -10,11 +10,11 @@ from torch import Tensor
 
 from featurecache.backbones import open_inputs
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone
-from featurecache.batches import CPU_BATCH, Batches, ComputedClip, SampledClip, is_out_of_memory
-from featurecache.recordings import Recording
+from featurecache.extraction.batches import CPU_BATCH, Batches, ComputedClip, SampledClip, is_out_of_memory
 from featurecache.spec import Kept
 from featurecache.store import bfloat16
-from featurecache.video import VideoInfo
+from featurecache.video.recordings import Recording
+from featurecache.video.sampling import VideoInfo
 
 FRAMES = 4
 KEPT = {"final/mean": Kept("final", "mean"), "layer_1/tokens": Kept("layer_1", "tokens")}

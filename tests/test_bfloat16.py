@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.errors import CacheFormatError, NewerFormatError, NonFiniteFeatureError
-from featurecache.exchange import export_features
 from featurecache.store import CacheWriter, FeatureCache, Row, bfloat16, compact, format, verify
+from featurecache.store.exchange import export_features
 from tests.cache_samples import digest, make_rows, names, segments, space, write
 
 TOKENS = space(pooling="tokens", stored_dtype="bfloat16")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurecache.cells import format_seconds, guard_cell, parse_seconds, unguard_cell
+from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
 
 
 @given(st.integers(-(10**17), 10**17))

@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import cli
-from featurecache.project import open_project, parse_section
+from featurecache.project.settings import open_project, parse_section
 from heads.settings import HeadSettings, SearchSpace
 from tests.projects import make_project
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from featurecache.annotations import Interval
-from featurecache.clip_table import build_table
-from featurecache.clips import ClipTable
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.leakage import check_leakage
+from featurecache.clips.table import build_table
 from featurecache.errors import ClipTableError, NoRecordingsError, SplitError
-from featurecache.leakage import check_leakage
-from featurecache.recordings import Recording, UnusableRecording
-from featurecache.video import VideoInfo
+from featurecache.video.recordings import Recording, UnusableRecording
+from featurecache.video.sampling import VideoInfo
 
 S = 1_000_000
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.annotations import Interval
-from featurecache.clips import clip_id, clip_targets, clip_windows, covered_us, session_of, union_of
+from featurecache.clips.clip import clip_id, clip_targets, clip_windows, covered_us, session_of, union_of
 from featurecache.errors import ClipTableError
 
 spans = st.tuples(st.integers(-20, 60), st.integers(0, 30)).map(lambda span: (span[0], span[0] + span[1]))

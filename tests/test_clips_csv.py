@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurecache.clips import COLUMNS, Clip, ClipTable, clip_id
-from featurecache.clips_csv import format_table, moved_sessions, read_table, write_table
+from featurecache.clips.clip import COLUMNS, Clip, ClipTable, clip_id
+from featurecache.clips.csv_file import format_table, moved_sessions, read_table, write_table
 from featurecache.errors import ClipTableError, EditedTableError
 
 LABELS = ("ventilation", "suction")

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from featurecache.clips import ClipTable
-from featurecache.clips_csv import format_table, read_table
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.csv_file import format_table, read_table
 
 LABELS = ("baby_visible", "ventilation", "stimulation", "suction")
 

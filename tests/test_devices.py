@@ -17,12 +17,12 @@ import torch
 import zarr
 
 from featurecache import FeatureCache
-from featurecache.clips_csv import read_table
-from featurecache.devices import Device, choose_devices, extract_on_devices
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import SettingsError, WorkerDiedError
-from featurecache.plan import failed_clip_ids, plan_extraction, run_plan, still_lacking
-from featurecache.project import Project, open_project
+from featurecache.extraction.plan import failed_clip_ids, plan_extraction, run_plan, still_lacking
+from featurecache.project.settings import Project, open_project
 from featurecache.store import CacheWriter
+from featurecache.workers.devices import Device, choose_devices, extract_on_devices
 from tests.make_videos import write_video
 from tests.projects import make_project, make_table
 
@@ -82,7 +82,7 @@ def keep_a_claimer_from_working(project: Project) -> None:
 def _children(pid: int) -> list[int]:
     """The extracting processes of a process."""
     found = [int(one) for path in Path(f"/proc/{pid}/task").glob("*/children") for one in path.read_text().split()]
-    return [one for one in found if b"featurecache.devices" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [one for one in found if b"featurecache.workers.devices" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 def _wait_until(holds, limit_s: float = 300.0, every_s: float = 0.02) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.digests import DigestMemo
+from featurecache.video.digests import DigestMemo
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from featurecache.doctor import Check, examine
-from featurecache.project import Project, open_project
+from featurecache.project.settings import Project, open_project
+from featurecache.setup.doctor import Check, examine
 from tests.make_videos import packet_places
 from tests.projects import make_project, make_table
 from tests.tiny_families import make_siglip

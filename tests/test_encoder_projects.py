@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 import cli
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
-from featurecache.clips_csv import read_table
-from featurecache.project import Project, open_project
-from featurecache.video import ClipFrames, read_clips
+from featurecache.clips.csv_file import read_table
+from featurecache.project.settings import Project, open_project
+from featurecache.video.sampling import ClipFrames, read_clips
 from tests.projects import make_project, make_table
 from tests.tiny_families import make_clip, make_timesformer
 from tests.tiny_models import pixels_of

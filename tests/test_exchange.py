@@ -20,8 +20,8 @@ from featurecache.errors import (
     SettingsError,
     UnsafeFileError,
 )
-from featurecache.exchange import export_features, import_features
 from featurecache.store import FeatureCache
+from featurecache.store.exchange import export_features, import_features
 from tests.cache_samples import PROVENANCE, digest, make_rows, names, space, unsynced, values, write
 
 __all__ = ["unsynced"]

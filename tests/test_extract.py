@@ -20,11 +20,11 @@ import zarr
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
 from featurecache import FeatureCache
-from featurecache.clips import clip_id
-from featurecache.clips_csv import read_table
+from featurecache.clips.clip import clip_id
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError, ChangedFeaturesError, SettingsError
-from featurecache.plan import claim_work, failed_clip_ids, plan_extraction, run_plan
-from featurecache.project import Project, open_project
+from featurecache.extraction.plan import claim_work, failed_clip_ids, plan_extraction, run_plan
+from featurecache.project.settings import Project, open_project
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
 from featurecache.store.claims import Claims

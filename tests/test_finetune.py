@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
 from featurecache import FeatureCache
-from featurecache.adapter import Adapter, open_adapter
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.adapter import attach_adapter
-from featurecache.clips import ClipTable
-from featurecache.clips_csv import read_table
+from featurecache.backbones.adapter_files import Adapter, open_adapter
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import (
     BundleError,
     CheckpointError,
@@ -31,8 +31,8 @@ from featurecache.errors import (
     ModelNotFoundError,
     SettingsError,
 )
-from featurecache.plan import plan_extraction, project_spaces, run_plan
-from featurecache.project import Project, open_project
+from featurecache.extraction.plan import plan_extraction, project_spaces, run_plan
+from featurecache.project.settings import Project, open_project
 from heads.bundle import load_bundle, save_bundle
 from heads.engines import fitting
 from heads.finetuning.adapters import AdaptedNetwork
@@ -101,7 +101,7 @@ def frames(clips: int = 3) -> np.ndarray:
 def stored(network: AdaptedNetwork, pixels: np.ndarray, *names: str) -> dict[str, Tensor]:
     """Rows as the cache would give them, computed from the frozen model."""
     (backbone,) = network._backbone
-    from featurecache.pooling import pool
+    from featurecache.backbones.pooling import pool
 
     rows = {}
     with network.language_model.disable_adapter(), torch.inference_mode():

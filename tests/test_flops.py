@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import clip_parts, loaded_weights
 from featurecache.backbones.family import Inputs
-from featurecache.flops import Part, Product, language_model, total_flop, transformer
+from featurecache.backbones.flops import Part, Product, language_model, total_flop, transformer
 from tests.tiny_families import FAMILIES, FRAMES, make_llava_onevision, make_timesformer
 from tests.tiny_models import make_llava_next_video
 

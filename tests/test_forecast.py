@@ -5,12 +5,12 @@ import pytest
 
 from featurecache.backbones import open_inputs
 from featurecache.backbones.cost import clip_parts
+from featurecache.backbones.flops import total_flop
 from featurecache.errors import SettingsError
-from featurecache.flops import total_flop
-from featurecache.forecast import Forecast, device_memory, forecast
-from featurecache.plan import Plan, plan_extraction
-from featurecache.project import Project
-from featurecache.speed import time_parts
+from featurecache.extraction.forecast import Forecast, device_memory, forecast
+from featurecache.extraction.plan import Plan, plan_extraction
+from featurecache.extraction.speed import time_parts
+from featurecache.project.settings import Project
 from tests.projects import make_project, make_table
 from tests.tiny_families import FAMILIES, FRAMES
 

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurecache.clips import Clip, ClipTable, clip_id
-from featurecache.errors import SplitError
-from featurecache.leakage import (
+from featurecache.clips.clip import Clip, ClipTable, clip_id
+from featurecache.clips.leakage import (
     check_leakage,
     find_leak,
     leakage_record,
@@ -17,6 +16,7 @@ from featurecache.leakage import (
     split_level,
     touching,
 )
+from featurecache.errors import SplitError
 
 
 def clip(recording: str, session: str, split: str, start: int = 0, *, content: str = "", length: int = 1) -> Clip:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featurecache import FeatureCache
-from featurecache.clips import Clip, ClipTable
+from featurecache.clips.clip import Clip, ClipTable
 from featurecache.errors import MissingFeaturesError, TrainingDataError
 from heads.loading import load_all_splits, load_split
 from tests.cache_samples import make_rows, names, space, values, write

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from featurecache.backbones import DEMO_MODEL, find_model, open_backbone, open_inputs
-from featurecache.clips import clip_id
-from featurecache.digests import DigestMemo
-from featurecache.extract import Progress, Work, extract
-from featurecache.recordings import find_recordings
+from featurecache.clips.clip import clip_id
+from featurecache.extraction.pipeline import Progress, Work, extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
+from featurecache.video.digests import DigestMemo
+from featurecache.video.recordings import find_recordings
 from tests.make_videos import loop_packets, write_video
 
 KEPT = "final/mean"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from featurecache.annotations import Interval, write_csv, write_eaf
-from featurecache.matching import annotated_spans, find_annotations
-from featurecache.project import Project, open_project
-from featurecache.survey import survey
+from featurecache.clips.inventory import survey
+from featurecache.clips.matching import annotated_spans, find_annotations
+from featurecache.project.settings import Project, open_project
 from tests.make_videos import write_video
 
 SECOND = 1_000_000

@@ -1,7 +1,7 @@
 import av
 import pytest
 
-from featurecache.nal_units import PacketReader
+from featurecache.video.nal_units import PacketReader
 from tests.make_videos import write_video
 
 FLAT = "b-adapt=0:b-pyramid=none:bframes=3:keyint=40"

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from featurecache.clips import clip_id
+from featurecache.backbones.resize import FrameResize
+from featurecache.clips.clip import clip_id
 from featurecache.errors import UnreadableVideoError
-from featurecache.extract import Span
-from featurecache.pixels import PixelStore
-from featurecache.recordings import Recording, find_recordings
-from featurecache.resize import FrameResize
-from featurecache.video import ClipFrames, read_clips
+from featurecache.extraction.pipeline import Span
+from featurecache.extraction.pixels import PixelStore
+from featurecache.video.recordings import Recording, find_recordings
+from featurecache.video.sampling import ClipFrames, read_clips
 from tests.make_videos import write_video
 
 RESIZE = FrameResize(image_px=32, resize="crop", mean=[0.5] * 3, std=[0.25] * 3)

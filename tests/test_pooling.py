@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.backbones.family import TapStates
+from featurecache.backbones.pooling import pool
 from featurecache.errors import NoVideoTokensError
-from featurecache.pooling import pool
 
 SHAPES = st.tuples(*(st.integers(1, high) for high in (3, 5, 6, 4)))
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from cli import app
 from featurecache.errors import SettingsError
-from featurecache.extract import Progress
-from featurecache.plan import plan_extraction, still_lacking
-from featurecache.project import Project
+from featurecache.extraction.pipeline import Progress
+from featurecache.extraction.plan import plan_extraction, still_lacking
+from featurecache.project.settings import Project
 from tests.projects import make_project, make_table
 from tests.test_devices import kill_a_claimer
 
@@ -61,7 +61,7 @@ def _listening(pid: int) -> set[str]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 @pytest.mark.slow  # half a minute, most of it Ray's start
 def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Project) -> None:
-    from featurecache.ray_workers import extract_on_ray
+    from featurecache.workers.ray_workers import extract_on_ray
 
     plan = plan_extraction(project)
     folders = set(Path(tempfile.gettempdir()).glob("ray-*"))
@@ -86,7 +86,7 @@ def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Proj
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="the extra `ray` is installed")
 def test_the_extra_is_named_when_ray_is_not_installed(project: Project) -> None:
-    from featurecache.ray_workers import extract_on_ray
+    from featurecache.workers.ray_workers import extract_on_ray
 
     folders = set(Path(tempfile.gettempdir()).glob("ray-*"))
     with pytest.raises(SettingsError, match=r"pip install 'featurecache\[ray\]'"):

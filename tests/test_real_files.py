@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import cli
 from featurecache.annotations import Interval, write_csv
-from featurecache.recordings import find_recordings
+from featurecache.video.recordings import find_recordings
 
 VIDEOS = Path(__file__).parents[1].parent / "shared/data/video"
 

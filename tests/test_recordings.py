@@ -14,9 +14,9 @@ import av
 import numpy as np
 import pytest
 
-from featurecache import digests, recordings
 from featurecache.errors import NoRecordingsError
-from featurecache.recordings import Recording, UnusableRecording, find_recordings
+from featurecache.video import digests, recordings
+from featurecache.video.recordings import Recording, UnusableRecording, find_recordings
 
 SHARED = Path(__file__).parents[1].parent / "shared/data/video"
 

@@ -473,7 +473,7 @@ def _covered(spans: Any) -> set[int]:
 
 @given(annotated=_SPANS, predicted=_SPANS, compared=_SPANS)
 def test_differences_are_the_compared_time_of_exactly_one_side(annotated: Any, predicted: Any, compared: Any) -> None:
-    from featurecache.clips import union_of
+    from featurecache.clips.clip import union_of
 
     scope = [(start, min(end, 40)) for start, end in union_of(compared) if start < 40]
     timeline = Timeline("r", "", "", 40, {"a": predicted}, {"a": []}, scope, {"a": annotated})

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor, LlavaNextVideoVideoProcessor
 
-from featurecache import resize
-from featurecache.resize import FrameResize
+from featurecache.backbones import resize
+from featurecache.backbones.resize import FrameResize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ONE_LEVEL = 1 / 255 / min(STD)

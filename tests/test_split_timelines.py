@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from featurecache.annotations import Interval, write_csv
-from featurecache.clips_csv import read_table
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import TrainingDataError
-from featurecache.plan import plan_extraction, project_space, run_plan
-from featurecache.project import Project
+from featurecache.extraction.plan import plan_extraction, project_space, run_plan
+from featurecache.project.settings import Project
 from heads.bundle import Bundle, tool_versions
 from heads.models import Front, LinearHead
 from heads.scoring.calibration import Calibration

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurecache.clips.splits import SPLITS, _search_all, _search_descending, split_sessions
 from featurecache.errors import SplitError
-from featurecache.splits import SPLITS, _search_all, _search_descending, split_sessions
 
 
 @st.composite

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from featurecache.annotations import Interval, write_csv, write_eaf
+from featurecache.clips.inventory import make_table, survey
 from featurecache.errors import AnnotationError
-from featurecache.project import Project, open_project
-from featurecache.propose import propose
-from featurecache.survey import make_table, survey
+from featurecache.project.proposal import propose
+from featurecache.project.settings import Project, open_project
 from tests.make_videos import write_video
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
@@ -149,7 +149,7 @@ def test_propose_groups_recordings_by_what_their_names_share(tmp_path: Path, nam
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared real files are not on this machine")
 def test_every_real_eaf_is_read_and_proposed_from(tmp_path: Path) -> None:
-    from featurecache.survey import read_documents
+    from featurecache.clips.inventory import read_documents
 
     documents, unread = read_documents(SHARED / "eaf")
     assert unread == ()

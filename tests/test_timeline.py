@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.annotations import Interval
-from featurecache.clips import clip_targets
+from featurecache.clips.clip import clip_targets
 from featurecache.errors import TimelineError
 from heads.timelines.timeline import (
     TimelineSettings,

@@ -22,7 +22,7 @@ import cli
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.timesformer import unfreeze, write_model
-from featurecache.clips_csv import read_table
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import (
     BundleError,
     CheckpointError,
@@ -31,7 +31,7 @@ from featurecache.errors import (
     StudyError,
     UnsupportedModelError,
 )
-from featurecache.project import Project, open_project
+from featurecache.project.settings import Project, open_project
 from heads.bundle import load_bundle
 from heads.finetuning import trials as trials_module
 from heads.finetuning.data import PIXELS

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from featurecache.errors import SettingsError, TrainingDataError
-from featurecache.project import parse_section
+from featurecache.project.settings import parse_section
 from heads.data import LabelledFeatures, check_labelled, check_training
 from heads.engines.fitting import fit_head, refitting
 from heads.engines.stack import HeadStack

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurecache import video
-from featurecache.containers import open_video
-from featurecache.decoding import NeededAfterAll, Step, decode
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
-from featurecache.video import ClipFailure, ClipFrames, probe, read_clips
+from featurecache.video import sampling as video
+from featurecache.video.containers import open_video
+from featurecache.video.decoding import NeededAfterAll, Step, decode
+from featurecache.video.sampling import ClipFailure, ClipFrames, probe, read_clips
 from tests.make_videos import copy_stream, loop_packets, number_in, numbered_picture, packet_places, write_video
 
 SHARED = Path(__file__).parents[1].parent / "shared/data/video"
@@ -657,7 +657,7 @@ def test_hopeless_file_opens_no_socket_and_prints_nothing(tmp_path, made):
     data[offset + 4 : offset + size] = b"\xa7" * (size - 4)
     (tmp_path / "hit.mp4").write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from featurecache.video import read_clips\n"
+        "import sys; from pathlib import Path; from featurecache.video.sampling import read_clips\n"
         f"for name in {[*names, 'hit.mp4']!r}: list(read_clips(Path({str(tmp_path)!r}) / name, [(0, 3000000)]))"
     )
     trace = tmp_path / "trace"
@@ -700,7 +700,8 @@ def test_time_limit_counts_own_work_only(made):
 def test_memory_stays_bounded_when_the_list_of_spans_is_long(tmp_path):
     path = write_video(tmp_path / "hd.mp4", count=100, fps=5, size=(1280, 720), options={"preset": "ultrafast"})
     code = (
-        "import resource, sys; from pathlib import Path; from featurecache.video import ClipFrames, read_clips\n"
+        "import resource, sys; from pathlib import Path; "
+        "from featurecache.video.sampling import ClipFrames, read_clips\n"
         "rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         f"spans = [(s, s + 3000000) for s in range(0, 17000000, 450000)]; before = rss()\n"
         f"assert sum(isinstance(c, ClipFrames) for c in read_clips(Path({str(path)!r}), spans)) == 38\n"
@@ -715,7 +716,8 @@ def test_memory_stays_bounded_when_the_list_of_spans_is_long(tmp_path):
 @pytest.mark.slow
 def test_memory_stays_flat_when_the_recording_lasts_two_hours(grouped, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from featurecache.video import ClipFrames, read_clips\n"
+        "import sys; from pathlib import Path; "
+        "from featurecache.video.sampling import ClipFrames, read_clips\n"
         "end = int(sys.argv[2]); spans = [(s, s + 3000000) for s in range(0, end, 1500000)]\n"
         "read = read_clips(Path(sys.argv[1]), spans)\n"
         "assert sum(isinstance(c, ClipFrames) for c in read) >= end // 1500000 - 4\n"

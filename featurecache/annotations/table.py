@@ -21,7 +21,7 @@ from pathlib import Path
 from featurecache.annotations.eaf import read_bounded
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.saving import save_private
-from featurecache.cells import format_seconds, guard_cell, unguard_cell
+from featurecache.csv_fields import format_seconds, guard_cell, unguard_cell
 from featurecache.errors import AnnotationError
 
 _COLUMNS = ("recording", "start_s", "end_s", "label")

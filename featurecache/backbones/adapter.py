@@ -5,7 +5,7 @@ Layers are replaced in place: the backbone goes on through the same objects, wit
 change nothing (B starts at zero). Their weights are float32 whatever the model's dtype. An adapter that was trained on
 4-bit weights says so in its file's header, and is attached to, or merged into, weights that are rounded alike.
 
-Not here: training; what an adapter does to fingerprints (`featurecache/adapter.py`).
+Not here: training; what an adapter does to fingerprints (`featurecache/backbones/adapter_files.py`).
 
 Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models. https://arxiv.org/abs/2106.09685
 """
@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save as tensors_to_bytes
 from transformers import AutoModelForImageTextToText
 
-from featurecache.adapter import CONFIG_NAME, WEIGHTS_NAME, open_adapter
+from featurecache.backbones.adapter_files import CONFIG_NAME, WEIGHTS_NAME, open_adapter
 from featurecache.backbones.files import DTYPES, quiet_loading
 from featurecache.errors import ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
@@ -44,7 +44,7 @@ def add_adapter(
     """Puts new adapters into a backbone's language model.
 
     Args:
-        backbone: The loaded model, of one of `featurecache.adapter.FAMILIES`; it is changed in place.
+        backbone: The loaded model, of one of `featurecache.backbones.adapter_files.FAMILIES`; it is changed in place.
         rank: r, of each update B A.
         alpha: The update is scaled by alpha / rank.
         dropout: Share of a target's input that its update does not see in training.

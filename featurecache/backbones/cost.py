@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig
 
 from featurecache.backbones.files import quiet_loading
-from featurecache.flops import Attention, Part, Product, language_model, transformer
+from featurecache.backbones.flops import Attention, Part, Product, language_model, transformer
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from featurecache.resize import FrameResize
+from featurecache.backbones.resize import FrameResize
 
 
 @dataclass(frozen=True)

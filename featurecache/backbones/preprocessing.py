@@ -4,15 +4,15 @@ Only what all of these processors share is known here: scale the short edge and 
 one of two interpolations; 8-bit values divided by 255; a mean and a standard deviation per channel. A processor that
 asks for anything else is refused.
 
-Not here: doing it (`featurecache.resize`).
+Not here: doing it (`featurecache.backbones.resize`).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from featurecache.backbones.resize import FrameResize
 from featurecache.errors import UnsupportedModelError
-from featurecache.resize import FrameResize
 
 Resize = Literal["model", "crop", "pad", "squash"]
 """How a frame that is not square becomes one; `model`: as the model's own processor does."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featurecache.adapter import depth_of
 from featurecache.backbones.adapter import add_adapter, write_adapter
+from featurecache.backbones.adapter_files import depth_of
 from featurecache.backbones.decoder import hidden_states
 from featurecache.backbones.family import TapStates
 from featurecache.backbones.four_bit import quantise
-from featurecache.pooling import pool
+from featurecache.backbones.pooling import pool
 from heads.models import Head
 
 if TYPE_CHECKING:

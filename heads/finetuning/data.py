@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featurecache import FeatureCache
 from featurecache.errors import TrainingDataError
-from featurecache.pixels import PixelStore
+from featurecache.extraction.pixels import PixelStore
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
 from heads.data import KeptSplit

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featurecache.pooling import pool
+from featurecache.backbones.pooling import pool
 from heads.finetuning.data import PIXELS
 from heads.models import Head
 

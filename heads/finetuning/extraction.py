@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from featurecache.adapter import Adapter
-from featurecache.clips_csv import read_table
-from featurecache.plan import Plan, plan_extraction
-from featurecache.project import Project
+from featurecache.backbones.adapter_files import Adapter
+from featurecache.clips.csv_file import read_table
+from featurecache.extraction.plan import Plan, plan_extraction
+from featurecache.project.settings import Project
 
 
 def plan_split(project: Project, keep: Sequence[str], split: str, *, adapter: Adapter | None = None) -> Plan:

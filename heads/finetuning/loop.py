@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from featurecache.batches import is_out_of_memory
 from featurecache.errors import DivergedError, SettingsError
+from featurecache.extraction.batches import is_out_of_memory
 from heads.finetuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heads.finetuning.interrupts import Interrupts, put_off_interrupts
 from heads.finetuning.ranks import Ranks

@@ -1,7 +1,7 @@
 """FT-C-LoRA: adapters in the language model trained with the head that the search found, and the run that keeps them.
 
 A run has four parts, so that what it will cost is known before it is paid: `plan_lora` says what the cache lacks,
-extraction fills it (`featurecache.plan.run_plan`), `LoraRun` measures and trains, and `finish` writes:
+extraction fills it (`featurecache.extraction.plan.run_plan`), `LoraRun` measures and trains, and `finish` writes:
 
     bundle/                   what predicts: head, adapter, thresholds
     validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
@@ -17,9 +17,9 @@ is of large batches without warm-up, and the convex solver has none. And there a
 to 5 epochs in batches of 32, ended early by validation. The head's dropout, positive weights, label smoothing and
 weight decay (of the convex solver its penalty) are those that were tuned.
 
-An adapter makes feature spaces of its own (`featurecache/adapter.py`). So thresholds are set, and test clips scored, on
-features extracted with the adapter, as `predict` makes them. With `base_weights = "4bit"` these are of the rounded
-model (`featurecache/backbones/four_bit.py`), and step 0 predicts what the tuned head predicts but for that rounding.
+An adapter makes feature spaces of its own (`featurecache/backbones/adapter_files.py`). So thresholds are set, and test
+clips scored, on features extracted with the adapter, as `predict` makes them. With `base_weights = "4bit"` these are of
+the rounded model (`featurecache/backbones/four_bit.py`), and step 0 predicts what the tuned head predicts but for that rounding.
 
 Not here: the loop (`loop.py`), what both kinds of run share (`run.py`), a search over these settings.
 """
@@ -36,16 +36,16 @@ import torch
 from pydantic import AfterValidator, Field
 
 from featurecache import FeatureCache
-from featurecache.adapter import FAMILIES, depth_of
 from featurecache.backbones import open_backbone, read_config
 from featurecache.backbones.adapter import merge_adapter
+from featurecache.backbones.adapter_files import FAMILIES, depth_of
 from featurecache.backbones.four_bit import require_four_bit
-from featurecache.clips_csv import read_table
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
-from featurecache.extract import Progress
+from featurecache.extraction.pipeline import Progress
+from featurecache.extraction.plan import Plan, failed_clip_ids, plan_extraction, project_spaces
 from featurecache.files import private_folder
-from featurecache.plan import Plan, failed_clip_ids, plan_extraction, project_spaces
-from featurecache.project import Project
+from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
 from heads.data import KeptSplit, LearningData

@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from featurecache import FeatureCache
-from featurecache.adapter import open_adapter
-from featurecache.clips_csv import read_table
-from featurecache.extract import Progress
-from featurecache.leakage import Spans, leakage_record, spans_of
-from featurecache.plan import failed_clip_ids, run_plan
-from featurecache.project import Project
+from featurecache.backbones.adapter_files import open_adapter
+from featurecache.clips.csv_file import read_table
+from featurecache.clips.leakage import Spans, leakage_record, spans_of
+from featurecache.extraction.pipeline import Progress
+from featurecache.extraction.plan import failed_clip_ids, run_plan
+from featurecache.project.settings import Project
 from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import Cost, FineTuning, Training
 from heads.loading import load_split

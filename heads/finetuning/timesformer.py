@@ -35,14 +35,14 @@ from pydantic import AfterValidator, Field
 
 from featurecache.backbones import find_model, open_backbone, read_config
 from featurecache.backbones.timesformer import unfreeze, write_model
-from featurecache.clips_csv import read_table
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
-from featurecache.extract import Progress, Span
+from featurecache.extraction.pipeline import Progress, Span
+from featurecache.extraction.pixels import PixelStore
+from featurecache.extraction.plan import project_spaces, why_unfit
 from featurecache.files import private_folder
-from featurecache.pixels import PixelStore
-from featurecache.plan import project_spaces, why_unfit
-from featurecache.project import Project
-from featurecache.recordings import Recording, find_recordings
+from featurecache.project.settings import Project
+from featurecache.video.recordings import Recording, find_recordings
 from heads.data import KeptSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork

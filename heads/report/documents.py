@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from featurecache import FeatureCache
-from featurecache.cells import unguard_cell
-from featurecache.clips import ClipTable
-from featurecache.clips_csv import read_table
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.csv_file import read_table
+from featurecache.csv_fields import unguard_cell
 from featurecache.errors import CacheFormatError, CacheNotFoundError, CacheReadError, ClipTableError
 from featurecache.errors import FingerprintMismatchError as WrongRecordError
 from featurecache.spec import canonical_json

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-from featurecache.clips import Clip
+from featurecache.clips.clip import Clip
 from heads.report.documents import Document, Run, number
 
 Figure = dict[str, Any]

@@ -3,7 +3,7 @@
 Notable choices: the file is entered at the key picture before the wanted time, so a frame at the twelfth hour costs
 no twelve hours. The picture is the last one shown by the middle of the difference. A recording that cannot be
 opened or decoded there has no picture, and is named. What this is not: the sampling of clips, which
-decodes every picture for exact and checked times (`featurecache.video`).
+decodes every picture for exact and checked times (`featurecache.video.sampling`).
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from featurecache.containers import MAX_PIXELS, OpenVideo, open_video
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
-from featurecache.pictures import to_rgb
+from featurecache.video.containers import MAX_PIXELS, OpenVideo, open_video
+from featurecache.video.frames import to_rgb
 from heads.report.timelines import Difference
 
 SHOWN = 24

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from featurecache.clips import ClipTable
-from featurecache.splits import SPLITS
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.splits import SPLITS
 from heads.report import figures as draw
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.figures import Figure, keep, numbers, per_class

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from featurecache.leakage import split_level
+from featurecache.clips.leakage import split_level
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.figures import interval_of, per_class, prevalence_of, row_names
 from heads.report.timelines import Difference, Timeline, total_us

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from featurecache.annotations import Interval
-from featurecache.clips import Clip, ClipTable, union_of
+from featurecache.clips.clip import Clip, ClipTable, union_of
 from heads.report.documents import TIMELINES_NAME, Document, Run, number, read_json
 from heads.timelines.scores import disagreements, intersection
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.clips.leakage import touching
 from featurecache.errors import TrainingDataError
-from featurecache.leakage import touching
 from heads.folds import Folds, session_folds
 from heads.scoring.metrics import macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds

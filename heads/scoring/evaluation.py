@@ -71,7 +71,7 @@ def evaluate_bundle(
         split: The split's name.
         fingerprint: Of the feature spaces that the features come from, as `bundle.fingerprint`.
         log: The look log, JSON lines; made if absent.
-        leakage: What `featurecache.leakage.leakage_record` says of the table; goes into the document.
+        leakage: What `featurecache.clips.leakage.leakage_record` says of the table; goes into the document.
         seed: Of the confidence interval.
 
     Returns:

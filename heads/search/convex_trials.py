@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.leakage import touching
+from featurecache.clips.leakage import touching
 from heads.data import KeptSplit
 from heads.engines.convex import Choice, GridPoint, solve_grid
 from heads.engines.prepared import Prepared

@@ -12,8 +12,8 @@ from typing import Any
 
 from featurecache.annotations import EafDocument, Interval, matching_recordings, predicted_intervals, read_eaf
 from featurecache.annotations.labels import LabelsFrom
+from featurecache.clips.inventory import document_intervals
 from featurecache.errors import AnnotationError
-from featurecache.survey import document_intervals
 from heads.timelines.scores import compare_timelines, disagreements, events, intersection, scores_document
 from heads.timelines.timeline import Spans
 

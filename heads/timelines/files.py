@@ -42,8 +42,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.annotations import EafDocument, Interval, add_predictions, eaf_bytes, new_document
-from featurecache.cells import format_seconds, guard_cell
-from featurecache.clips import union_of
+from featurecache.clips.clip import union_of
+from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.errors import OutputExistsError
 from featurecache.files import private_folder, write_private
 from heads.timelines.timeline import PredictedInterval, Spans, TimelineSettings

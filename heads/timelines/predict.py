@@ -24,22 +24,22 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.adapter import open_adapter
 from featurecache.annotations import read_eaf
-from featurecache.clips import UNWRITABLE, clip_id, clip_windows
-from featurecache.digests import DigestMemo
+from featurecache.backbones.adapter_files import open_adapter
+from featurecache.clips.clip import UNWRITABLE, clip_id, clip_windows
+from featurecache.clips.matching import Annotations, annotated_spans, find_annotations
 from featurecache.errors import (
     CacheNotFoundError,
     FeatureCacheError,
     UnreadableVideoError,
 )
-from featurecache.extract import Extraction, Progress
+from featurecache.extraction.pipeline import Extraction, Progress
+from featurecache.extraction.plan import plan_recordings, run_plan
 from featurecache.files import private_folder
-from featurecache.matching import Annotations, annotated_spans, find_annotations
-from featurecache.plan import plan_recordings, run_plan
-from featurecache.project import Project, Seconds
-from featurecache.recordings import Recording, UnusableRecording
-from featurecache.video import probe
+from featurecache.project.settings import Project, Seconds
+from featurecache.video.digests import DigestMemo
+from featurecache.video.recordings import Recording, UnusableRecording
+from featurecache.video.sampling import probe
 from heads.bundle import Bundle, load_bundle
 from heads.data import row_blocks
 from heads.loading import read_features

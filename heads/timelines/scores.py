@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.annotations import Interval
-from featurecache.clips import covered_us, union_of
+from featurecache.clips.clip import covered_us, union_of
 from featurecache.errors import TimelineError
 from heads.scoring.metrics import MIN_SESSIONS, f1_scores, interval_of, macro_over_labels, resampled_sessions
 from heads.timelines.timeline import Spans

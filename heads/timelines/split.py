@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from featurecache import FeatureCache
-from featurecache.clips import ClipTable, union_of
+from featurecache.clips.clip import ClipTable, union_of
+from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.errors import TrainingDataError
-from featurecache.matching import annotated_spans, find_annotations
-from featurecache.project import Project
+from featurecache.project.settings import Project
 from heads.bundle import Bundle
 from heads.timelines.files import Timeline, timeline_document
 from heads.timelines.predict import clip_scores

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.annotations import Interval
-from featurecache.clips import union_of
+from featurecache.clips.clip import union_of
 from featurecache.errors import TimelineError
 
 Smoothing = Literal["none", "mean", "median"]

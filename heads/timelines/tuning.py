@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from featurecache.annotations import Interval
-from featurecache.clips import union_of
+from featurecache.clips.clip import union_of
 from featurecache.errors import BundleError, TrainingDataError
 from featurecache.files import write_private
 from heads.timelines.scores import compare_timelines, events, mean_segment_f1

@@ -1,0 +1,419 @@
+"""The label audit: what a person should know about the targets before trusting a score.
+
+Counts over the clip table as it stands (edited or not), and over the annotations behind it. Each finding
+that can spoil a study is also one sentence in `warnings`; nothing here refuses anything.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from featurecache.annotations import Interval
+from featurecache.clips.clip import Clip, ClipTable, covered_us, union_of
+from featurecache.clips.leakage import purged_clips, shared_recordings, split_level
+from featurecache.clips.splits import SPLITS
+from featurecache.video.recordings import Recording
+
+NEAR_HALF = (0.4, 0.6)
+"""Coverage of a clip at which another annotator could have decided otherwise."""
+
+_SILENT_TAIL_US = 60_000_000
+_SILENT_TAIL_SHARE = 0.25
+_EXPECTED_TOGETHER = 5.0
+_OUTSIDE_S = 1.0
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """Targets of one split or one session.
+
+    Attributes:
+        name: Of the split or session.
+        split: The session's split; the split itself.
+        sessions: Number of sessions.
+        clips: All clips.
+        labelled: Clips with targets.
+        positives: Label -> clips in which it is on.
+        prevalence: Label -> share of the labelled clips, or None where there is none.
+    """
+
+    name: str
+    split: str
+    sessions: int
+    clips: int
+    labelled: int
+    positives: dict[str, int]
+    prevalence: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """One label over the project.
+
+    Attributes:
+        label: Its name.
+        intervals: Annotated intervals in the recordings of the table.
+        minutes: Time that their union covers.
+        positives: Clips in which it is on.
+        sessions: Sessions with such a clip.
+        near_half: Labelled clips that its intervals cover by 40 to 60%.
+        no_positive_in: Splits with labelled clips but no positive one.
+        no_negative_in: Splits with labelled clips that are all positive.
+    """
+
+    label: str
+    intervals: int
+    minutes: float
+    positives: int
+    sessions: int
+    near_half: int
+    no_positive_in: list[str]
+    no_negative_in: list[str]
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """Two labels that never stand together, or of which the first never stands without the second.
+
+    Attributes:
+        first: A label.
+        second: Another one.
+        relation: "never together", or "first only with second".
+        together: Clips with both.
+        first_clips: Clips with the first.
+        second_clips: Clips with the second.
+        expected_together: Clips with both if they were independent.
+    """
+
+    first: str
+    second: str
+    relation: str
+    together: int
+    first_clips: int
+    second_clips: int
+    expected_together: float
+
+
+@dataclass(frozen=True)
+class OutOfRange:
+    """Annotated time that lies where the recording has no picture.
+
+    Attributes:
+        recording: Its name.
+        before_s: Time before 0.
+        beyond_s: Time beyond the end.
+    """
+
+    recording: str
+    before_s: float
+    beyond_s: float
+
+
+@dataclass(frozen=True)
+class SilentTail:
+    """A long end of an annotated recording without any interval: all its clips count as negative.
+
+    Attributes:
+        recording: Its name.
+        last_interval_s: End of the last interval.
+        duration_s: Length of the recording.
+    """
+
+    recording: str
+    last_interval_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class LabelAudit:
+    """The audit; `dataclasses.asdict` of it is ready for JSON.
+
+    Attributes:
+        clips: All clips.
+        labelled_clips: Those with targets.
+        unlabelled_clips: Those without.
+        left_out_clips: Labelled clips whose split is empty.
+        clips_near_half: Labelled clips that some label covers by 40 to 60%.
+        unlabelled_recordings: Recordings none of whose clips has targets.
+        splits: Counts of each split.
+        sessions: Counts of each session.
+        labels: Counts of each label.
+        pairs: Labels that exclude or imply each other.
+        unmatched_annotations: Recordings that the annotations name but the folder lacks.
+        out_of_range: Annotated time outside a recording.
+        silent_tails: Long ends of annotated recordings without an interval.
+        unused_labels: Label in the annotations that is no column -> its intervals.
+        split_level: What the splits go by: "session", or "clip" where they cut one.
+        shared_recordings: Recordings that hold several sessions.
+        purged_clips: Split -> clips left out of it because they overlap or touch one that scores them.
+        warnings: One sentence for each finding that can spoil a study.
+    """
+
+    clips: int
+    labelled_clips: int
+    unlabelled_clips: int
+    left_out_clips: int
+    clips_near_half: int
+    unlabelled_recordings: list[str]
+    splits: list[GroupCounts]
+    sessions: list[GroupCounts]
+    labels: list[LabelCounts]
+    pairs: list[PairCounts]
+    unmatched_annotations: list[str]
+    out_of_range: list[OutOfRange]
+    silent_tails: list[SilentTail]
+    unused_labels: dict[str, int]
+    split_level: str
+    shared_recordings: list[str]
+    purged_clips: dict[str, int]
+    warnings: list[str]
+
+
+def audit(
+    table: ClipTable,
+    recordings: Sequence[Recording],
+    intervals: Mapping[str, Sequence[Interval]],
+    *,
+    annotated_span: str | None = None,
+) -> LabelAudit:
+    """Audits a clip table against the annotations it came from.
+
+    Args:
+        table: The clip table, built or read back.
+        recordings: The usable recordings.
+        intervals: Recording -> its intervals of all labels.
+        annotated_span: Label whose intervals mark what was annotated; it is no target.
+    """
+    labelled = [clip for clip in table.clips if clip.labelled]
+    splits = [_group(name, table.labels, [clip for clip in table.clips if clip.split == name]) for name in SPLITS]
+    by_session: dict[str, list[Clip]] = defaultdict(list)
+    for clip in table.clips:
+        by_session[clip.session].append(clip)
+    sessions = [_group(name, table.labels, clips) for name, clips in sorted(by_session.items())]
+    near = _near_half(table, labelled, intervals)
+    labelled_names = {clip.recording for clip in labelled}
+    known = {recording.name for recording in recordings}
+    unused = Counter(i.label for spans in intervals.values() for i in spans)
+    for label in (*table.labels, *([] if annotated_span is None else [annotated_span])):
+        unused.pop(label, None)
+    findings = LabelAudit(
+        clips=len(table.clips),
+        labelled_clips=len(labelled),
+        unlabelled_clips=len(table.clips) - len(labelled),
+        left_out_clips=sum(1 for clip in labelled if not clip.split),
+        clips_near_half=int(near.any(axis=1).sum()),
+        unlabelled_recordings=sorted({clip.recording for clip in table.clips} - labelled_names),
+        splits=splits,
+        sessions=sessions,
+        labels=_labels(table, splits, sessions, near, {name: intervals[name] for name in known & intervals.keys()}),
+        pairs=_pairs(table.labels, labelled),
+        unmatched_annotations=sorted(intervals.keys() - known),
+        out_of_range=_out_of_range(recordings, intervals),
+        silent_tails=[] if annotated_span is not None else _silent_tails(recordings, intervals),
+        unused_labels=dict(sorted(unused.items())),
+        split_level=split_level(table.clips),
+        shared_recordings=shared_recordings(table.clips),
+        purged_clips={split: len(gone) for split, gone in purged_clips(table.clips).items()},
+        warnings=[],
+    )
+    findings.warnings.extend(_warnings(findings))
+    return findings
+
+
+def _group(name: str, labels: Sequence[str], clips: Sequence[Clip]) -> GroupCounts:
+    rows = [clip.targets for clip in clips if clip.labelled]
+    positives = [sum(row[index] or 0 for row in rows) for index in range(len(labels))]
+    return GroupCounts(
+        name=name,
+        split=next((clip.split for clip in clips if clip.split), ""),
+        sessions=len({clip.session for clip in clips}),
+        clips=len(clips),
+        labelled=len(rows),
+        positives=dict(zip(labels, positives, strict=True)),
+        prevalence={label: count / len(rows) if rows else None for label, count in zip(labels, positives, strict=True)},
+    )
+
+
+def _near_half(
+    table: ClipTable, labelled: Sequence[Clip], intervals: Mapping[str, Sequence[Interval]]
+) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Whether each label covers each labelled clip by about half: shape (N, C)."""
+    near = np.zeros((len(labelled), len(table.labels)), bool)
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, clip in enumerate(labelled):
+        positions[clip.recording].append(position)
+    for name, rows in positions.items():
+        windows = [(labelled[row].start_us, labelled[row].end_us) for row in rows]
+        lengths = np.array([end - start for start, end in windows])
+        spans = _spans(intervals.get(name, ()))
+        for column, label in enumerate(table.labels):
+            share = covered_us(windows, spans[label]) / lengths
+            near[rows, column] = (share >= NEAR_HALF[0]) & (share <= NEAR_HALF[1])
+    return near
+
+
+def _spans(intervals: Sequence[Interval]) -> dict[str, list[tuple[int, int]]]:
+    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for interval in intervals:
+        spans[interval.label].append((interval.start_us, interval.end_us))
+    return spans
+
+
+def _labels(
+    table: ClipTable,
+    splits: Sequence[GroupCounts],
+    sessions: Sequence[GroupCounts],
+    near: np.ndarray[tuple[int, int], np.dtype[np.bool_]],
+    intervals: Mapping[str, Sequence[Interval]],
+) -> list[LabelCounts]:
+    count: Counter[str] = Counter()
+    time_us: Counter[str] = Counter()
+    for spans in map(_spans, intervals.values()):
+        for label, own in spans.items():
+            count[label] += len(own)
+            time_us[label] += sum(end - start for start, end in union_of(own))
+    return [
+        LabelCounts(
+            label=label,
+            intervals=count[label],
+            minutes=round(time_us[label] / 60e6, 3),
+            positives=sum(session.positives[label] for session in sessions),
+            sessions=sum(1 for session in sessions if session.positives[label]),
+            near_half=int(near[:, column].sum()),
+            no_positive_in=[split.name for split in splits if split.labelled and not split.positives[label]],
+            no_negative_in=[
+                split.name for split in splits if split.labelled and split.positives[label] == split.labelled
+            ],
+        )
+        for column, label in enumerate(table.labels)
+    ]
+
+
+def _pairs(labels: Sequence[str], labelled: Sequence[Clip]) -> list[PairCounts]:
+    on = np.array([clip.targets for clip in labelled], np.int64).reshape(len(labelled), len(labels))  # (N, C)
+    together = on.T @ on  # (C, C)
+    pairs = []
+    for i, j in combinations(range(len(labels)), 2):
+        a, b, both = int(together[i, i]), int(together[j, j]), int(together[i, j])
+        if not a or not b:
+            continue
+        expected = round(a * b / len(labelled), 2)
+        if both == 0:
+            pairs.append(PairCounts(labels[i], labels[j], "never together", both, a, b, expected))
+        if both == a:
+            pairs.append(PairCounts(labels[i], labels[j], "first only with second", both, a, b, expected))
+        if both == b:
+            pairs.append(PairCounts(labels[j], labels[i], "first only with second", both, b, a, expected))
+    return pairs
+
+
+def _out_of_range(recordings: Sequence[Recording], intervals: Mapping[str, Sequence[Interval]]) -> list[OutOfRange]:
+    found = []
+    for recording in recordings:
+        union = union_of([(i.start_us, i.end_us) for i in intervals.get(recording.name, ())])
+        before = sum(min(end, 0) - min(start, 0) for start, end in union)
+        last = recording.info.duration_us
+        beyond = sum(max(end, last) - max(start, last) for start, end in union)
+        if before or beyond:
+            found.append(OutOfRange(recording.name, before / 1e6, beyond / 1e6))
+    return found
+
+
+def _silent_tails(recordings: Sequence[Recording], intervals: Mapping[str, Sequence[Interval]]) -> list[SilentTail]:
+    found = []
+    for recording in recordings:
+        if recording.name in intervals:
+            last = max((i.end_us for i in intervals[recording.name]), default=0)
+            tail = recording.info.duration_us - last
+            if tail > max(_SILENT_TAIL_US, _SILENT_TAIL_SHARE * recording.info.duration_us):
+                found.append(SilentTail(recording.name, last / 1e6, recording.info.duration_us / 1e6))
+    return found
+
+
+def _warnings(audit: LabelAudit) -> list[str]:
+    lines = []
+    for label in audit.labels:
+        if not label.positives:
+            lines.append(f"{label.label}: no clip is positive, so it cannot be learned or scored.")
+            continue
+        if label.no_positive_in:
+            lines.append(
+                f"{label.label}: no positive clip in {_and(label.no_positive_in)} (positive in {label.sessions} "
+                f"session{'s' * (label.sessions != 1)}); it cannot be scored there."
+            )
+        if label.no_negative_in:
+            lines.append(
+                f"{label.label}: every clip is positive in {_and(label.no_negative_in)}; its score there says nothing."
+            )
+        if label.near_half > label.positives / 5:
+            lines.append(
+                f"{label.label}: {label.near_half} clips are covered by 40 to 60%, beside {label.positives} positive "
+                "ones; the half rule decides many of them by little."
+            )
+    for pair in audit.pairs:
+        if pair.relation == "never together" and pair.expected_together >= _EXPECTED_TOGETHER:
+            lines.append(
+                f"{pair.first} and {pair.second} are never on in one clip ({pair.first_clips} and {pair.second_clips} "
+                f"clips; {pair.expected_together:.0f} together by chance)."
+            )
+        elif pair.relation == "first only with second" and audit.labelled_clips > pair.second_clips:
+            lines.append(
+                f"{pair.first} is on only where {pair.second} is ({pair.first_clips} and {pair.second_clips} clips)."
+            )
+    if audit.unlabelled_recordings:
+        lines.append(
+            f"{_count(audit.unlabelled_recordings, 'recording')} without annotations, extracted but neither trained "
+            f"nor scored on: {_some(audit.unlabelled_recordings)}."
+        )
+    if audit.unmatched_annotations:
+        lines.append(
+            f"annotations of {_count(audit.unmatched_annotations, 'recording')} that cannot be used or found: "
+            f"{_some(audit.unmatched_annotations)}."
+        )
+    outside = [f"{o.recording} ({o.before_s:g} s before 0, {o.beyond_s:g} s beyond the end)" for o in audit.out_of_range
+               if o.before_s + o.beyond_s > _OUTSIDE_S]  # fmt: skip
+    if outside:
+        lines.append(
+            f"{_count(outside, 'recording')} with annotated time outside the video, so check time origin and file: "
+            f"{_some(outside)}."
+        )
+    silent = [f"{t.recording} (after {t.last_interval_s:g} of {t.duration_s:g} s)" for t in audit.silent_tails]
+    if silent:
+        lines.append(
+            f"{_count(silent, 'recording')} with nothing annotated in a long end, which all counts as negative: "
+            f"{_some(silent)}; if annotation stopped there, mark what was annotated and set annotated_span."
+        )
+    if audit.unused_labels:
+        named = [f"{label} ({count})" for label, count in audit.unused_labels.items()]
+        lines.append(f"the annotations hold labels that the table does not use: {_some(named)}.")
+    if audit.split_level == "clip":
+        lines.append("the splits cut sessions: clips of one session train and score, so every score is too kind.")
+    if audit.shared_recordings:
+        lines.append(
+            f"{_count(audit.shared_recordings, 'recording')} with several sessions, which are less apart than they "
+            f"look: {_some(audit.shared_recordings)}."
+        )
+    for split, gone in audit.purged_clips.items():
+        if gone:
+            lines.append(
+                f"{gone} labelled clips are left out of {split}, because they overlap or touch clips that score it."
+            )
+    if audit.left_out_clips:
+        lines.append(f"{audit.left_out_clips} labelled clips have no split and take part in nothing.")
+    return lines
+
+
+def _and(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _count(items: Sequence[str], noun: str) -> str:
+    return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

@@ -1,0 +1,224 @@
+"""The leakage guard: what stands on both sides of a split's border, and what is purged there.
+
+Notable choices: splits go by session, and a table in which a session lies in two splits is refused unless the
+project forces it (`[splits] allow_clip_level = true`), which every result then says. A recording may hold several
+sessions if each is one stretch of it. Where windows of the same content overlap or touch across splits, the side
+that learns gives way: training to validation and test, validation to test. Windows are compared by their ids, so
+by content and time, never by a file's name.
+
+What this is not: a search for re-encoded copies. The same bytes under two names are found, another encoding is not.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.clips.clip import Clip, ClipTable, union_of
+from featurecache.errors import SplitError
+
+FORCED = "splits cut sessions: clips of one session train and score, so these scores are too kind"
+"""What every result of a forced clip-level split says."""
+
+_GIVES_WAY_TO = {"train": ("validation", "test"), "validation": ("test",)}
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A clip through which a session, a recording or its content stands in two places.
+
+    Attributes:
+        position: Index of the clip that disagrees with another one.
+        earlier: Index of that one.
+        column: The table's column to correct.
+        reason: What crosses, in words.
+        clip_level: Whether it is a split by clips, which the project may force.
+    """
+
+    position: int
+    earlier: int
+    column: str
+    reason: str
+    clip_level: bool = False
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        if not self.clip_level:
+            return f"Correct the {self.column} column, or delete the lines."
+        return (
+            f"Correct the {self.column} column; or, if scores that are too kind will do, set "
+            "allow_clip_level = true under [splits]."
+        )
+
+
+def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak | None:
+    """The first thing that crosses: a recording of two contents, a content of two names, a session cut by splits.
+
+    Clips with an empty split take part in none, so they may stand beside any.
+
+    Args:
+        clips: The clips of a table.
+        allow_clip_level: Whether splits may cut sessions.
+    """
+    contents: dict[str, int] = {}
+    recordings: dict[str, int] = {}
+    for position, clip in enumerate(clips):
+        earlier = recordings.setdefault(clip.recording, position)
+        if clips[earlier].content != clip.content:
+            found = f"recording {clip.recording!r} has the contents {clips[earlier].content} and {clip.content}"
+            return Leak(position, earlier, "recording", found)
+        earlier = contents.setdefault(clip.content, position)
+        if clips[earlier].recording != clip.recording:
+            found = f"recordings {clips[earlier].recording!r} and {clip.recording!r} have the same content"
+            return Leak(position, earlier, "recording", found)
+    return None if allow_clip_level else _mingled_sessions(clips) or _cut_session(clips)
+
+
+def _mingled_sessions(clips: Sequence[Clip]) -> Leak | None:
+    """A session that goes on in its recording after another one began: a split by clips under another name."""
+    last: dict[str, int] = {}
+    begun: set[tuple[str, str]] = set()
+    for position in sorted(range(len(clips)), key=lambda position: clips[position].start_us):
+        clip = clips[position]
+        before = last.setdefault(clip.recording, position)
+        if clip.session != clips[before].session and (clip.recording, clip.session) in begun:
+            found = (
+                f"the sessions {clips[before].session!r} and {clip.session!r} alternate in recording "
+                f"{clip.recording!r}, where each must be one stretch"
+            )
+            return Leak(position, before, "session", found, clip_level=True)
+        begun.add((clip.recording, clip.session))
+        last[clip.recording] = position
+    return None
+
+
+def _cut_session(clips: Sequence[Clip]) -> Leak | None:
+    splits: dict[str, int] = {}
+    for position, clip in enumerate(clips):
+        if clip.split:
+            earlier = splits.setdefault(clip.session, position)
+            if clips[earlier].split != clip.split:
+                found = f"session {clip.session!r} lies in {clips[earlier].split} and in {clip.split}"
+                return Leak(position, earlier, "split", found, clip_level=True)
+    return None
+
+
+Spans = Mapping[str, Sequence[tuple[int, int]]]
+"""Stretches of recordings: digits of their contents -> disjoint [start_us, end_us)."""
+
+
+def spans_of(clip_ids: Iterable[str], *, beside: Spans | None = None) -> dict[str, list[tuple[int, int]]]:
+    """The stretches that clips cover, by content, with others beside them; no name of a recording is in it."""
+    found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for content, spans in (beside or {}).items():
+        found[content].extend(spans)
+    for clip_id in clip_ids:
+        content, start, end = clip_id.split("-")
+        found[content].append((int(start), int(end)))
+    return {content: union_of(found[content]) for content in sorted(found)}
+
+
+def sessions_in(clips: Iterable[Clip], spans: Spans) -> list[str]:
+    """Sessions of which a clip overlaps one of the stretches, in their order."""
+    found: dict[str, None] = {}
+    for clip in clips:
+        content, start, end = clip.clip_id.split("-")
+        if any(start_us < int(end) and int(start) < end_us for start_us, end_us in spans.get(content, ())):
+            found[clip.session] = None
+    return list(found)
+
+
+def check_leakage(table: ClipTable, *, allow_clip_level: bool = False) -> None:
+    """Refuses a table in which a session, a recording or its content crosses splits.
+
+    Raises:
+        SplitError: Naming what crosses, and the two clips.
+    """
+    leak = find_leak(table.clips, allow_clip_level=allow_clip_level)
+    if leak is not None:
+        pair = f"clips {table.clips[leak.earlier].clip_id} and {table.clips[leak.position].clip_id}"
+        raise SplitError(f"splits must never share a session or a recording, but {leak.reason} ({pair}). {leak.remedy}")
+
+
+def split_level(clips: Sequence[Clip]) -> Literal["session", "clip"]:
+    """What the splits go by: `clip` where one cuts a session, which only a forced table does."""
+    return "session" if _mingled_sessions(clips) is None and _cut_session(clips) is None else "clip"
+
+
+def touching(clip_ids: Sequence[str], others: Iterable[str]) -> NDArray[np.bool_]:
+    """Which windows overlap or touch one of the others in the same content.
+
+    Args:
+        clip_ids: N clip ids.
+        others: Clip ids.
+
+    Returns:
+        Shape (N,). A window that ends where another begins touches it: they share a border frame.
+    """
+    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for content, start_us, end_us in map(_window, others):
+        spans[content].append((start_us, end_us))
+    unions = {content: np.array(union_of(windows), np.int64) for content, windows in spans.items()}  # (M, 2) each
+    touches = np.zeros(len(clip_ids), bool)
+    for index, (content, start_us, end_us) in enumerate(map(_window, clip_ids)):
+        if content in unions:
+            union = unions[content]
+            first = int(np.searchsorted(union[:, 1], start_us))  # the first span that ends at our start or later
+            touches[index] = first < len(union) and union[first, 0] <= end_us
+    return touches
+
+
+def purged_clips(clips: Sequence[Clip]) -> dict[str, frozenset[str]]:
+    """Labelled clips to be left out, because their window overlaps or touches one that scores them.
+
+    Args:
+        clips: The clips of a table.
+
+    Returns:
+        "train" and "validation" -> clip ids: training clips beside validation or test, validation clips beside test.
+    """
+    of_split: dict[str, list[str]] = defaultdict(list)
+    for clip in clips:
+        if clip.labelled:
+            of_split[clip.split].append(clip.clip_id)
+    purged = {}
+    for split, stronger in _GIVES_WAY_TO.items():
+        here = of_split[split]
+        beside = touching(here, [clip_id for name in stronger for clip_id in of_split[name]])
+        purged[split] = frozenset(clip_id for clip_id, is_beside in zip(here, beside, strict=True) if is_beside)
+    return purged
+
+
+def leakage_record(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What a result says of its splits: goes into `best.json` and `*_metrics.json` as it is.
+
+    Returns:
+        `split_level`, the number of recordings that lie in several splits, that of purged clips of each split,
+        and, for a forced split, `split_warning`.
+    """
+    level = split_level(clips)
+    places = {(clip.recording, clip.split) for clip in clips if clip.split}
+    record: dict[str, Any] = {
+        "split_level": level,
+        "recordings_in_several_splits": len(_doubled(places)),
+        "purged_clips": {split: len(gone) for split, gone in purged_clips(clips).items()},
+    }
+    return record | ({"split_warning": FORCED} if level == "clip" else {})
+
+
+def shared_recordings(clips: Sequence[Clip]) -> list[str]:
+    """Recordings that hold more than one session."""
+    return _doubled({(clip.recording, clip.session) for clip in clips})
+
+
+def _doubled(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    return sorted(name for name, count in Counter(first for first, _ in pairs).items() if count > 1)
+
+
+def _window(clip_id: str) -> tuple[str, int, int]:
+    content, start_us, end_us = clip_id.split("-")
+    return content, int(start_us), int(end_us)

@@ -1,0 +1,148 @@
+"""Builds the clip table: recordings, their intervals and sessions become clips with targets and splits.
+
+What is not annotated stays visible: a recording without annotations has clips with no targets, in its
+session's split where that session has one. Nothing is read or written here.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from featurecache.annotations import Interval
+from featurecache.clips.clip import Clip, ClipTable, check_labels, clip_id, clip_targets, clip_windows
+from featurecache.clips.splits import split_sessions
+from featurecache.errors import ClipTableError, NoRecordingsError
+from featurecache.video.recordings import Recording, UnusableRecording
+
+
+def build_table(
+    recordings: Sequence[Recording],
+    intervals: Mapping[str, Sequence[Interval]],
+    labels: Sequence[str],
+    *,
+    length_us: int,
+    stride_us: int,
+    sessions: Mapping[str, str],
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    fixed_splits: Mapping[str, str] | None = None,
+    annotated_span: str | None = None,
+) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
+    """Cuts recordings into clips, sets their targets, and splits their sessions.
+
+    Args:
+        recordings: The usable recordings.
+        intervals: Recording -> its intervals of all labels. A recording that is a key counts as annotated, even
+            without an interval; one that is not is unlabelled.
+        labels: Columns of targets, in this order. Empty only where nothing is annotated.
+        length_us: Length of a clip.
+        stride_us: From one clip's start to the next one's.
+        sessions: Recording -> session.
+        fractions: Shares of the labelled clips for train, validation and test.
+        seed: Chooses among equally good splits.
+        fixed_splits: Session -> split, as the user decided.
+        annotated_span: Label whose intervals mark what was annotated; clips not wholly inside are unlabelled. In a
+            recording without it nothing counts as annotated. None: annotated recordings are annotated throughout.
+
+    Returns:
+        The table in order of recording and time, and the recordings that are shorter than a clip.
+
+    Raises:
+        NoRecordingsError: If there is no recording.
+        ClipTableError: If a label is in no annotation, or every recording is shorter than a clip.
+        SplitError: If there are annotated clips but the sessions cannot be split.
+    """
+    if not recordings:
+        raise NoRecordingsError(
+            "clips need a usable recording, but there is none. See the reasons listed for each file."
+        )
+    _check_labels_exist(labels, annotated_span, intervals)
+    windows = {
+        recording.name: clip_windows(recording.info.duration_us, length_us, stride_us)
+        for recording in sorted(recordings, key=lambda recording: recording.name)
+    }
+    short = tuple(
+        UnusableRecording(
+            recording.name, f"shorter than one clip ({recording.info.duration_us / 1e6:g} s of {length_us / 1e6:g} s)"
+        )
+        for recording in recordings
+        if not windows[recording.name]
+    )
+    if len(short) == len(recordings):
+        longest = max(recordings, key=lambda recording: recording.info.duration_us)
+        raise ClipTableError(
+            f"a clip must fit into a recording, but length_s is {length_us / 1e6:g} and the longest recording, "
+            f"{longest.name}, lasts {longest.info.duration_us / 1e6:g} s. Lower length_s under [clips]."
+        )
+    targets = {
+        name: clip_targets(spans, intervals.get(name), labels, _annotated(intervals.get(name, ()), annotated_span))
+        for name, spans in windows.items()
+    }
+    splits = _split(targets, labels, sessions, fractions, seed, fixed_splits)
+    clips = [
+        Clip(
+            clip_id(recording.sha256, start, end),
+            recording.name,
+            sessions[recording.name],
+            splits[sessions[recording.name]],
+            start,
+            end,
+            target,
+        )
+        for recording in sorted(recordings, key=lambda recording: recording.name)
+        for (start, end), target in zip(windows[recording.name], targets[recording.name], strict=True)
+    ]
+    return ClipTable(tuple(labels), tuple(clips)), short
+
+
+def _check_labels_exist(
+    labels: Sequence[str], annotated_span: str | None, intervals: Mapping[str, Sequence[Interval]]
+) -> None:
+    check_labels(labels)
+    found = {interval.label for spans in intervals.values() for interval in spans}
+    if intervals and not labels:
+        raise ClipTableError(
+            f"labels must name the clip table's columns, but none is set. The annotations hold: {_listed(found)}."
+        )
+    for label in [*labels, *([annotated_span] if annotated_span is not None else [])]:
+        if label not in found:
+            role = "the annotated span" if label == annotated_span else "each label"
+            near = difflib.get_close_matches(label, found, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"They hold: {_listed(found)}."
+            raise ClipTableError(f"{role} must be in the annotations, but {label!r} is in none of them. {hint}")
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:20]
+    return (
+        ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if shown else "no label at all"
+    )
+
+
+def _annotated(intervals: Sequence[Interval], annotated_span: str | None) -> list[tuple[int, int]] | None:
+    if annotated_span is None:
+        return None
+    return [(interval.start_us, interval.end_us) for interval in intervals if interval.label == annotated_span]
+
+
+def _split(
+    targets: Mapping[str, Sequence[tuple[int | None, ...]]],
+    labels: Sequence[str],
+    sessions: Mapping[str, str],
+    fractions: tuple[float, float, float],
+    seed: int,
+    fixed_splits: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """Session -> split, by the targets of its labelled clips; "" throughout where nothing is labelled."""
+    counts = {sessions[name]: 0 for name in targets}
+    positives = {session: [0] * len(labels) for session in counts}
+    for name, rows in targets.items():
+        session = sessions[name]
+        for row in rows:
+            if row and None not in row:
+                counts[session] += 1
+                positives[session] = [
+                    count + (target or 0) for count, target in zip(positives[session], row, strict=True)
+                ]
+    if not any(counts.values()):
+        return {session: (fixed_splits or {}).get(session, "") for session in counts}
+    return split_sessions(counts, positives, fractions=fractions, seed=seed, fixed=fixed_splits)

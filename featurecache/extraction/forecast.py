@@ -1,0 +1,204 @@
+"""What an extraction will take, said before it begins and without weights.
+
+How many operations a clip needs is arithmetic (`featurecache.backbones.flops`); how fast they go is measured here and
+now (`featurecache.extraction.speed`).
+
+The time is a range. Its lower end has the model run at the speed of its products alone, with decoding beside it (on a
+CPU: on the same cores). Its upper end has the model take `_SLOWEST` times as long (norms, activations, launches) and
+nothing overlap. Memory is an estimate too: the weights, and what is held where a layer is widest.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from featurecache.backbones.cost import clip_parts, loaded_weights
+from featurecache.backbones.family import Inputs
+from featurecache.backbones.flops import Part
+from featurecache.errors import SettingsError
+from featurecache.extraction.batches import CPU_BATCH, fitting_batch
+from featurecache.extraction.plan import Plan
+from featurecache.extraction.speed import DTYPES, PartCost, time_decoding, time_parts, time_resizing
+
+_SLOWEST = 2.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Device memory that a run needs.
+
+    Attributes:
+        batch_size: Clips at once.
+        weights_bytes: The loaded model.
+        batch_bytes: What a batch needs besides.
+        free_bytes: What is free on the device now, None where unknown.
+    """
+
+    batch_size: int
+    weights_bytes: int
+    batch_bytes: int
+    free_bytes: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model and a batch have room, as far as is known."""
+        return self.free_bytes is None or self.weights_bytes + self.batch_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an extraction will take.
+
+    Attributes:
+        device: The torch device.
+        device_name: What people call it.
+        clips: To compute.
+        parts: Of the model, for one clip that shares no frame.
+        tflop_per_clip: Their sum.
+        tflop_per_s: The measured speed over the model's own mix of products.
+        shared_frames: Share of the frames that overlapping clips have in common, computed once.
+        memory: Of the device.
+        bytes_of: What each kept feature adds to the cache, by name.
+        disk_free_bytes: Beside the cache.
+        model_s: All clips at the speed of the products.
+        preprocess_s: Resizing all frames.
+        decode_s: Decoding with all decoders; None where no clip could be decoded.
+        video_per_decoder: Seconds of video that one decoder passes in a second, None likewise.
+        decode_problem: Why no clip could be decoded; empty where one was.
+        shortest_s: Lower end of the time in all.
+        longest_s: Its upper end.
+        limit: What takes longer, the model (with preprocessing) or decoding.
+    """
+
+    device: str
+    device_name: str
+    clips: int
+    parts: tuple[PartCost, ...]
+    tflop_per_clip: float
+    tflop_per_s: float
+    shared_frames: float
+    memory: Memory
+    bytes_of: Mapping[str, int]
+    disk_free_bytes: int
+    model_s: float
+    preprocess_s: float
+    decode_s: float | None
+    video_per_decoder: float | None
+    decode_problem: str
+    shortest_s: float
+    longest_s: float
+    limit: Literal["model", "decoding"]
+
+
+def forecast(
+    plan: Plan, *, dtype: str, device: str, batch_size: int | Literal["auto"], decoders: int, root: Path
+) -> Forecast:
+    """Measures and reckons; takes a few seconds and loads no weights.
+
+    Args:
+        plan: What is to be done; at least one clip.
+        dtype: The dtype the model computes in.
+        device: A torch device.
+        batch_size: Clips at once; "auto" as an extraction chooses it.
+        decoders: Threads that decode, one recording each.
+        root: A folder on the disk where the cache is or will be.
+
+    Raises:
+        SettingsError: If the device is not here.
+    """
+    inputs = plan.inputs
+    taps = sorted({plan.kept[name].tap for item in plan.work for names in item.lacking.values() for name in names})
+    parts = clip_parts(inputs, taps)
+    memory = device_memory(inputs, parts, dtype=dtype, device=device, batch_size=batch_size)
+    costs = time_parts(parts, dtype=dtype, device=device, batch_size=memory.batch_size)
+    longest = max(plan.work, key=lambda item: item.recording.info.duration_us)
+    decoding = time_decoding(longest.recording, longest.spans, inputs.frames)
+    frame_s = 0.0
+    if decoding.frames is not None:
+        frame_s = time_resizing(inputs.frame_resize, decoding.frames, dtype=dtype, device=device)
+
+    distinct = 1 - plan.shared_frames
+    model_s = plan.todo * sum(part.seconds * (distinct if part.per_frame else 1.0) for part in costs)
+    preprocess_s = plan.todo * inputs.frames * distinct * frame_s
+    passed_s = [max(end_us for _, end_us in item.spans) / 1e6 for item in plan.work]  # of video, from its beginning
+    decode_s = decode_alone_s = 0.0
+    if decoding.video_per_s:
+        decode_alone_s = sum(passed_s) / decoding.video_per_s
+        decode_s = max(decode_alone_s / min(decoders, _cores()), max(passed_s) / decoding.video_per_s)
+    best_s = model_s
+    if torch.device(device).type == "cpu":
+        best_s += preprocess_s + decode_alone_s / _cores()
+    tflop = sum(part.tflop for part in costs)
+    return Forecast(
+        device=device,
+        device_name=torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device.upper(),
+        clips=plan.todo,
+        parts=costs,
+        tflop_per_clip=tflop,
+        tflop_per_s=tflop / sum(part.seconds for part in costs),
+        shared_frames=plan.shared_frames,
+        memory=memory,
+        bytes_of=plan.bytes_of,
+        disk_free_bytes=shutil.disk_usage(root).free,
+        model_s=model_s,
+        preprocess_s=preprocess_s,
+        decode_s=decode_s if decoding.video_per_s else None,
+        video_per_decoder=decoding.video_per_s,
+        decode_problem=decoding.problem,
+        shortest_s=max(best_s, decode_s),
+        longest_s=_SLOWEST * model_s + preprocess_s + decode_s,
+        limit="decoding" if decode_s > model_s + preprocess_s else "model",
+    )
+
+
+def device_memory(
+    inputs: Inputs, parts: Sequence[Part], *, dtype: str, device: str, batch_size: int | Literal["auto"]
+) -> Memory:
+    """About what a model and a batch need on a device.
+
+    Args:
+        inputs: The model without its weights.
+        parts: What is run for a clip.
+        dtype: The dtype the model computes in.
+        device: A torch device.
+        batch_size: Clips at once; "auto" as an extraction chooses it.
+
+    Raises:
+        SettingsError: If the device is not here.
+    """
+    item_bytes = DTYPES[dtype].itemsize
+    weights_bytes = loaded_weights(inputs) * item_bytes
+    pixels = inputs.frames * 3 * inputs.image_px**2
+    clip_bytes = item_bytes * (max(part.held for part in parts) + 2 * pixels)
+    free_bytes = _free_bytes(device)
+    if batch_size == "auto":
+        is_cuda = torch.device(device).type == "cuda"
+        batch_size = fitting_batch((free_bytes or 0) - weights_bytes, clip_bytes) if is_cuda else CPU_BATCH
+    return Memory(batch_size, weights_bytes, clip_bytes * batch_size, free_bytes)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_bytes(device: str) -> int | None:
+    """Memory that is free on a device now; None where the system does not say."""
+    if torch.device(device).type == "cuda":
+        try:
+            return torch.cuda.mem_get_info(device)[0]
+        except (RuntimeError, AssertionError) as error:
+            raise SettingsError(
+                f"extract.device must be a device of this machine, but {device!r} gave: {str(error).splitlines()[0]} "
+                "Choose another device, e.g. cpu."
+            ) from error
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

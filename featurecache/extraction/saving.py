@@ -1,0 +1,90 @@
+"""Writing features beside the model: one thread that hands rows to the writers of their feature spaces.
+
+The queue is bounded, so that a slow disk slows the run instead of filling the memory. What was handed over is with
+the writers when the block is left, also when an exception is on its way out; the writers commit. Not here: what a
+row is on disk, and when a segment is full.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from featurecache.errors import NonFiniteFeatureError
+from featurecache.extraction.batches import ComputedClip
+from featurecache.store import CacheWriter, Row
+
+_QUEUED_CLIPS = 16
+
+
+class Saving:
+    """Takes computed clips; a context manager that ends when all are with the writers.
+
+    Args:
+        writers: By the name of what is kept.
+
+    Attributes:
+        saved: Clips whose features are with the writers.
+        refused: Clips whose features cannot be stored, with the reason.
+        seconds: Time spent writing.
+    """
+
+    def __init__(self, writers: Mapping[str, CacheWriter]) -> None:
+        self.saved = 0
+        self.refused: list[tuple[ComputedClip, str]] = []
+        self.seconds = 0.0
+        self._writers = writers
+        self._queue: queue.Queue[ComputedClip | None] = queue.Queue(maxsize=_QUEUED_CLIPS)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def put(self, computed: ComputedClip) -> None:
+        """Hands a clip's features over; waits while many are.
+
+        Raises:
+            CacheWriteError: If earlier ones cannot be saved.
+        """
+        self._raise()
+        self._queue.put(computed)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if error is None:
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (computed := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # the queue is emptied, so that nobody waits for it
+            began = time.perf_counter()
+            try:
+                self._add(computed)
+            except Exception as error:  # raised again in the calling thread
+                self._error = error
+            self.seconds += time.perf_counter() - began
+
+    def _add(self, computed: ComputedClip) -> None:
+        clip, reason = computed.clip, ""
+        for name, feature in computed.features.items():
+            row = Row(clip.recording.sha256, clip.start_us, clip.end_us, feature, clip.timestamps_us)
+            try:
+                self._writers[name].add(row)
+            except NonFiniteFeatureError as error:
+                reason = reason or str(error)
+        if reason:
+            self.refused.append((computed, reason))
+        else:
+            self.saved += 1

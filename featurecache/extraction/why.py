@@ -1,0 +1,79 @@
+"""Why a clip's feature is found or not: the answer to "I changed nothing, and yet it extracts again".
+
+A feature is found by the inputs of its feature space on a recording's content and a span of time. So one of
+three things differs, and this says which, with both values.
+"""
+
+from dataclasses import dataclass
+
+from featurecache.errors import CacheNotFoundError
+from featurecache.extraction.plan import failed_clip_ids, project_spaces
+from featurecache.project.settings import Project
+from featurecache.spec import FeatureSpace, differences
+from featurecache.store import FeatureCache
+from featurecache.store.index import parse_clip_ids
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Whether the project's settings find the clip, and the reasons, one sentence each.
+
+    Attributes:
+        clip_id: The clip.
+        fingerprint: Of the feature space that lacks it, or of the first where none does.
+        found: Whether every kept feature is there.
+        reasons: Why, for the first kept feature that is lacking.
+    """
+
+    clip_id: str
+    fingerprint: str
+    found: bool
+    reasons: tuple[str, ...]
+
+
+def explain(project: Project, clip_id: str) -> Explanation:
+    """Says whether the cache has a clip's features for the project's settings, and if not, what differs.
+
+    Raises:
+        ClipTableError: If the id is malformed.
+        ModelNotFoundError: If the settings' model is not on this machine.
+    """
+    parse_clip_ids([clip_id])
+    _, spaces = project_spaces(project)
+    wanted = next(iter(spaces.values()))
+
+    def answer(*reasons: str, found: bool = False) -> Explanation:
+        return Explanation(clip_id, wanted.fingerprint, found, reasons)
+
+    try:
+        cache = FeatureCache.open(project.cache)
+    except CacheNotFoundError:
+        return answer("there is no cache yet. Make it: featurecache extract.")
+    holders = cache.find(clip_id)
+    held = {space.fingerprint for space in holders}
+    lacking = {name: space for name, space in spaces.items() if space.fingerprint not in held}
+    if not lacking:
+        return answer("the cache has it.", found=True)
+    name, wanted = next(iter(lacking.items()))
+    reasons = [f"{name} is lacking."] if len(spaces) > 1 else []
+    told = len(reasons)
+    holders = tuple(space for space in holders if (space.tap, space.pooling) == (wanted.tap, wanted.pooling))
+    if clip_id in failed_clip_ids(project):
+        reasons.append("its extraction failed; failed_clips.csv has the reason.")
+    for space in holders:
+        unlike = differences(wanted, FeatureSpace(space.inputs))
+        listed = "; ".join(f"{name}: settings {ours!r}, cache {theirs!r}" for name, (ours, theirs) in unlike.items())
+        reasons.append(f"feature space {space.fingerprint[:16]} has it, but computed otherwise: {listed}.")
+    content = clip_id.partition("-")[0]
+    for space in cache.spaces if not holders else ():
+        same = [
+            name for name in cache.clip_ids(space.tap, space.pooling, space.fingerprint) if name.startswith(content)
+        ]
+        if same:
+            shown = ", ".join(same[:_SHOWN]) + (", ..." if len(same) > _SHOWN else "")
+            reasons.append(f"feature space {space.fingerprint[:16]} has this recording at other times: {shown}.")
+    if len(reasons) == told:
+        reasons.append("no feature space has anything of this recording's content. Extract it: featurecache extract.")
+    return answer(*reasons)

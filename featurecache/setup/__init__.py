@@ -1,0 +1,1 @@
+"""Whether this machine, the model and the files are ready."""

@@ -1,0 +1,165 @@
+"""Recordings: the video files below a folder, each with its content's digest and what `probe` says.
+
+Digests and what was probed are remembered in a `DigestMemo`, so a second run opens nothing.
+
+Hidden files are skipped (macOS leaves `._name.mp4` beside every video on foreign disks). Links out of
+the folder, links to folders, second copies of the same content, and files that cannot be read or probed
+are listed with the reason, and the rest goes on.
+"""
+
+import dataclasses
+import os
+import stat
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from featurecache.clips.clip import UNWRITABLE
+from featurecache.errors import FeatureCacheError, NoRecordingsError, UnreadableVideoError, UnsafeFileError
+from featurecache.video.digests import DigestMemo
+from featurecache.video.sampling import VideoInfo, probe
+
+VIDEO_SUFFIXES = frozenset(
+    {".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
+    | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One usable video file.
+
+    Attributes:
+        name: Path relative to the folder of videos, with "/".
+        path: Where it lies.
+        sha256: Digest of its content, 64 hex digits.
+        info: What its streams say.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    info: VideoInfo
+
+
+@dataclass(frozen=True)
+class UnusableRecording:
+    """One file that gives no clips, and why."""
+
+    name: str
+    reason: str
+
+    @classmethod
+    def because(cls, name: str, error: FeatureCacheError) -> "UnusableRecording":
+        """Of an error that may begin with the file's name, which the reason does not repeat."""
+        return cls(name, str(error).removeprefix(name).removeprefix(":").removeprefix(",").lstrip())
+
+
+def find_recordings(
+    folder: Path, memo_path: Path | None = None
+) -> tuple[tuple[Recording, ...], tuple[UnusableRecording, ...]]:
+    """Finds, digests and probes the video files below a folder.
+
+    Args:
+        folder: The folder of videos. Files are chosen by suffix, upper or lower case.
+        memo_path: Where digests are remembered (JSON, 0600); None to remember nothing.
+
+    Returns:
+        The usable recordings and the unusable ones, both sorted by name. Of several files with the same content
+        the first by name is used.
+
+    Raises:
+        NoRecordingsError: If the folder is missing, unreadable, or holds no video file.
+    """
+    root = _checked(folder)
+    memo = DigestMemo(memo_path)
+    paths, unusable = _walk(root)
+    videos = sorted(
+        (path.relative_to(root).as_posix(), path) for path in paths if path.suffix.lower() in VIDEO_SUFFIXES
+    )
+    if not videos and not unusable:
+        raise NoRecordingsError(
+            f"the folder of videos must hold recordings, but {folder} has none among {len(paths)} files "
+            f"(known: {', '.join(sorted(VIDEO_SUFFIXES))}). Set videos under [data] to the right folder."
+        )
+    recordings: list[Recording] = []
+    first_with: dict[str, str] = {}
+    try:
+        for name, path in videos:
+            try:
+                sha256, info = _examine(name, path, root, memo)
+            except FeatureCacheError as error:
+                unusable.append(UnusableRecording.because(_printable(name), error))
+            except OSError as error:
+                unusable.append(UnusableRecording(_printable(name), error.strerror or str(error)))
+            else:
+                twin = first_with.setdefault(sha256, name)
+                if twin == name:
+                    recordings.append(Recording(name, path, sha256, info))
+                else:
+                    unusable.append(UnusableRecording(name, f"same content as {twin}"))
+    finally:
+        memo.save()
+    return tuple(recordings), tuple(sorted(unusable, key=lambda item: item.name))
+
+
+def _checked(folder: Path) -> Path:
+    try:
+        root = Path(os.path.realpath(folder, strict=True))
+        os.scandir(root).close()
+    except OSError as error:
+        raise NoRecordingsError(
+            f"the folder of videos must be readable, but {folder} is not ({error.strerror}). "
+            "Set videos under [data] to the right folder, or check its rights."
+        ) from error
+    return root
+
+
+def _walk(root: Path) -> tuple[list[Path], list[UnusableRecording]]:
+    """All files that are not hidden, and the folders that could not be entered."""
+    refused: list[UnusableRecording] = []
+
+    def refuse(path: str | Path, reason: str) -> None:
+        refused.append(UnusableRecording(_printable(Path(path).relative_to(root).as_posix()), reason))
+
+    files: list[Path] = []
+    for folder, inner, names in os.walk(
+        root, onerror=lambda error: refuse(error.filename, error.strerror or str(error))
+    ):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in inner:
+            if Path(folder, name).is_symlink():
+                refuse(Path(folder, name), "a link to a folder, which is not followed")
+        files.extend(Path(folder, name) for name in names if not name.startswith("."))
+    return files, refused
+
+
+def _printable(name: str) -> str:
+    """The name with what a terminal or UTF-8 cannot show written as escapes."""
+    return UNWRITABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
+
+
+def _examine(name: str, path: Path, root: Path, memo: DigestMemo) -> tuple[str, VideoInfo]:
+    """Digest and streams of one file, from the memo where it is trusted.
+
+    Raises:
+        FeatureCacheError: If the file is unusable; the message is the reason.
+        OSError: If it cannot be read.
+    """
+    if UNWRITABLE.search(name):
+        raise UnreadableVideoError("the name holds a control character or is not UTF-8; rename it")
+    if not Path(os.path.realpath(path, strict=True)).is_relative_to(root):
+        raise UnsafeFileError("a link that leaves the folder of videos; copy the file, or set videos to its folder")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeFileError("not a plain file")
+    if status.st_size == 0:
+        raise UnreadableVideoError("the file is empty")
+    sha256 = memo.sha256(path)
+    probed_by = f"probe of featurecache {version('featurecache')}, av {version('av')}"
+    known = memo.recall(path, probed_by)
+    if known is not None:
+        return sha256, VideoInfo(**known)
+    info = probe(path)
+    memo.remember(path, probed_by, dataclasses.asdict(info))
+    return sha256, info

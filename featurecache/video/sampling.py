@@ -1,0 +1,416 @@
+"""What a recording is, and its clips as frames chosen by presentation time in one sequential pass.
+
+The clock of a recording starts at its container's start time: an audio track may begin before the video.
+A clip [start, end) is sampled at t_k = start + (k + 1/2) (end - start) / frame_count, and each sample is
+the last picture with a presentation time <= t_k, compared in exact arithmetic in the stream's own ticks.
+
+What is not in the file is a failure, never a repeated frame:
+
+- before the first picture that picture stands in, for at most 0.1 s or one frame interval;
+- the last picture stands for its own duration, and one frame interval more unless the header promises
+  further pictures (a file that was cut off);
+- a sample inside a damaged stretch, or on a picture that may refer to one, fails its clip; the others go on.
+
+It is not a cache of frames, and resizing them is the caller's business.
+"""
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from featurecache.errors import UnreadableVideoError, UnsafeFileError
+from featurecache.video.containers import MAX_PIXELS, OpenVideo, last_packet_ends_us, open_video
+from featurecache.video.decoding import NeededAfterAll, Step, decode
+from featurecache.video.frames import orientation_of, to_rgb
+
+TIME_LIMIT_S = 4 * 3600.0
+"""Own work on one recording after which the rest of it fails: ten hours of HD take about one."""
+
+_MAX_DURATION_US = 7 * 24 * 3600 * 1_000_000
+_PROBE_LIMIT_S = 60.0
+_FIRST_PICTURE_GRACE_US = 100_000
+_CUT_OFF_US = 1_000_000
+_NEVER = 2**62
+
+Fit = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
+"""Makes of a picture (H, W, 3) the smaller one (h, w, 3) that is wanted of it."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a recording before its clips are read.
+
+    Attributes:
+        duration_us: End of the video stream on the recording's clock. The header's word where it has one, so
+            that the clips of a missing rest are recorded as failed; else measured on the packets.
+        width_px: Width of the upright picture.
+        height_px: Height of the upright picture.
+        rotation_deg: Clockwise turn that brings the stored picture upright: 0, 90, 180 or 270.
+        codec: FFmpeg's name of the codec.
+        pixel_format: FFmpeg's name of the stored pixels.
+        average_fps: Pictures per second over the file, None where unknown.
+    """
+
+    duration_us: int
+    width_px: int
+    height_px: int
+    rotation_deg: int
+    codec: str
+    pixel_format: str
+    average_fps: float | None
+
+
+@dataclass(frozen=True)
+class ClipFrames:
+    """A clip's sampled frames.
+
+    A picture that several samples choose, of one clip or of clips that overlap, is converted once and is one
+    and the same array wherever it stands: `a.pictures[i] is b.pictures[j]`. Within one reading of a recording
+    pictures of equal `timestamps_us` are equal, so a timestamp can key what is computed on a picture alone.
+
+    Attributes:
+        start_us: Start of the clip on the recording's clock.
+        end_us: End of the clip, exclusive.
+        pictures: T upright RGB pictures of one size, each of shape (H, W, 3), uint8, contiguous, not to be written to;
+            or what `fit` made of them.
+        timestamps_us: Presentation time of each chosen picture on the recording's clock, shape (T,), int64.
+    """
+
+    start_us: int
+    end_us: int
+    pictures: tuple[npt.NDArray[np.uint8], ...]
+    timestamps_us: npt.NDArray[np.int64]
+
+    @property
+    def frames(self) -> npt.NDArray[np.uint8]:
+        """The pictures stacked, shape (T, H, W, 3): a copy, made at each call."""
+        return np.stack(self.pictures)
+
+
+@dataclass(frozen=True)
+class ClipFailure:
+    """A clip that cannot be had, and why in one line."""
+
+    start_us: int
+    end_us: int
+    reason: str
+
+
+def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """Look at a recording: opens it, decodes its first picture, and measures its length where no header tells.
+
+    Args:
+        path: A local video file.
+        max_pixels: Larger pictures are refused.
+
+    Raises:
+        UnreadableVideoError: If it cannot be opened, has no picture, or claims to last over a week.
+        UnsafeFileError: If it is of a kind that may refer to other files or hosts, such as a playlist.
+    """
+    with open_video(path, max_pixels=max_pixels) as video:
+        frame = _first_picture(video)
+        if frame is None:
+            raise UnreadableVideoError(f"a recording must hold pictures, but none of '{path}' can be decoded.")
+        orientation = orientation_of(frame)
+        width, height = frame.width, frame.height
+        if orientation.transpose:
+            width, height = height, width
+        rate = video.stream.average_rate
+        context = video.stream.codec_context
+        return VideoInfo(
+            duration_us=_duration_us(video, path),
+            width_px=width,
+            height_px=height,
+            rotation_deg=orientation.rotation_deg,
+            codec=context.codec.canonical_name,
+            pixel_format=frame.format.name,
+            average_fps=float(rate) if rate else None,
+        )
+
+
+def _first_picture(video: OpenVideo) -> VideoFrame | None:
+    deadline = time.monotonic() + _PROBE_LIMIT_S
+    for step in decode(video):
+        if step is not None:
+            return step.frame
+        if time.monotonic() > deadline:
+            break
+    return None
+
+
+def _duration_us(video: OpenVideo, path: Path) -> int:
+    duration_us = video.declared_end_us
+    if duration_us is None or not video.stream.duration:
+        # A header without a duration per stream speaks for the longest one: believed where that was cut off.
+        video_end_us, any_end_us = last_packet_ends_us(video)
+        if duration_us is None or any_end_us > duration_us - _CUT_OFF_US:
+            duration_us = video_end_us
+    if duration_us is None or not 0 < duration_us <= _MAX_DURATION_US:
+        raise UnreadableVideoError(
+            f"a recording must last more than 0 s and at most a week, but '{path}' says {duration_us} microseconds."
+        )
+    return duration_us
+
+
+def read_clips(
+    path: Path,
+    spans: Sequence[tuple[int, int]],
+    frame_count: int = 16,
+    *,
+    fit: Fit | None = None,
+    max_pixels: int = MAX_PIXELS,
+    time_limit_s: float | None = TIME_LIMIT_S,
+    decode_all: bool = False,
+) -> Iterator[ClipFrames | ClipFailure]:
+    """Sample clips of one recording in one sequential pass; each needed picture is converted once.
+
+    Holds the pictures of the clips in flight and nothing else, whatever the length of the recording. Decoding
+    ends with the last clip. Pictures that no sample falls on and no other picture refers to are not decoded.
+
+    Args:
+        path: A local video file.
+        spans: Clips as (start_us, end_us) on the recording's clock, in any order; they may overlap.
+        frame_count: Frames per clip (T).
+        fit: Called once on each needed picture when it is decoded; what it gives stands for the picture from then on.
+        max_pixels: Larger pictures are refused before they are decoded.
+        time_limit_s: Bound on the time spent here, not counting what the consumer does between two items.
+        decode_all: Decode every picture up to the last needed one. Gives the same frames more slowly; clips
+            beside a picture that is damaged and was not needed fail.
+
+    Yields:
+        Exactly one item per span, as soon as it is decided.
+
+    Raises:
+        ValueError: If `frame_count` is below 1.
+    """
+    if frame_count < 1:
+        raise ValueError(f"frame_count must be at least 1, but it is {frame_count}.")
+    return _read_clips(path, spans, frame_count, fit, max_pixels, time_limit_s, decode_all)
+
+
+@dataclass
+class _Clip:
+    """A clip in flight."""
+
+    start_us: int
+    end_us: int
+    size: tuple[int, ...] = ()
+    pictures: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    timestamps_us: list[int] = field(default_factory=list)
+    last_order: int = -1
+    reason: str | None = None
+
+    def result(self) -> ClipFrames | ClipFailure:
+        if self.reason is not None:
+            return ClipFailure(self.start_us, self.end_us, self.reason)
+        timestamps_us = np.array(self.timestamps_us, dtype=np.int64)
+        return ClipFrames(self.start_us, self.end_us, tuple(self.pictures), timestamps_us)
+
+    def forget(self) -> None:
+        self.pictures.clear()
+        self.timestamps_us.clear()
+
+
+def _read_clips(
+    path: Path,
+    spans: Sequence[tuple[int, int]],
+    frame_count: int,
+    fit: Fit | None,
+    max_pixels: int,
+    time_limit_s: float | None,
+    decode_all: bool,
+) -> Iterator[ClipFrames | ClipFailure]:
+    waiting: list[tuple[int, int]] = []
+    for start_us, end_us in spans:
+        if 0 <= start_us < end_us:
+            waiting.append((start_us, end_us))
+        else:
+            reason = f"a clip must start at 0 or later and end after its start, but it is {start_us} to {end_us} us."
+            yield ClipFailure(start_us, end_us, reason)
+    reason = "the recording could not be read to its end."
+    spent_s, resumed_s = 0.0, time.monotonic()
+    while waiting:
+        clips = [_Clip(*span) for span in waiting]
+        left = dict(enumerate(clips))
+        try:
+            with open_video(path, max_pixels=max_pixels) as video:
+                sampler = _Sampler(video, clips, frame_count, fit, max_pixels)
+                for step in decode(video, None if decode_all else sampler.ticks):
+                    if time_limit_s is not None and spent_s + time.monotonic() - resumed_s > time_limit_s:
+                        reason = (
+                            f"a recording must be decoded within {time_limit_s:g} s, but '{path.name}' took longer."
+                        )
+                        break
+                    if step is None:
+                        continue
+                    for index in sampler.advance(step):
+                        item = left.pop(index).result()
+                        clips[index].forget()
+                        spent_s += time.monotonic() - resumed_s
+                        yield item
+                        resumed_s = time.monotonic()
+                        del item
+                    if not left:
+                        return
+        except NeededAfterAll:
+            waiting, decode_all = [(clip.start_us, clip.end_us) for clip in left.values()], True
+            continue
+        except (UnreadableVideoError, UnsafeFileError) as error:
+            reason = str(error)
+        except av.error.FFmpegError as error:
+            reason = f"the recording must be readable, but '{path.name}' failed ({error.strerror})."
+        for clip in left.values():
+            yield ClipFailure(clip.start_us, clip.end_us, clip.reason or reason)
+        return
+
+
+class _Sampler:
+    """Chooses pictures for clips while the recording passes by.
+
+    A picture is chosen when the next one shows how long it stood. A clip is handed out once no picture that
+    is still to come can disclose damage behind one of its own (a picture may be shown before its reference).
+
+    Attributes:
+        ticks: The samples of all clips in ascending order: the last tick at which a picture may start to be chosen.
+    """
+
+    def __init__(self, video: OpenVideo, clips: list[_Clip], frame_count: int, fit: Fit | None, max_pixels: int):
+        self.video = video
+        self.fit = fit
+        self.max_pixels = max_pixels
+        self.clips = clips
+        self.frame_count = frame_count
+        ticks = np.fromiter(self._sample_ticks(), dtype=np.int64, count=len(clips) * frame_count)
+        order = np.argsort(ticks, kind="stable")
+        self.ticks = array("q", ticks[order].tobytes())
+        self.clip_of = array("q", (order // frame_count).tobytes())
+        self.next = 0
+        self.decided: set[int] = set()
+        self.settling: deque[int] = deque()
+        self.in_flight: set[int] = set()
+        self.reformatter = VideoReformatter()
+        self.shown: Step | None = None
+        self.last_gap = 0
+        self.size: tuple[int, ...] = ()  # of the picture converted last, before it was made to fit
+
+    def _sample_ticks(self) -> Iterator[int]:
+        parts = 2 * self.frame_count
+        for clip in self.clips:
+            for k in range(self.frame_count):
+                time = parts * clip.start_us + (2 * k + 1) * (clip.end_us - clip.start_us)
+                yield min(self.video.to_ticks(time, parts), _NEVER)
+
+    def advance(self, step: Step) -> list[int]:
+        """Take the next picture, or the end; returns the clips that are decided by it.
+
+        Raises:
+            NeededAfterAll: If a sample falls on a picture that was left out.
+        """
+        decided = []
+        if step.damaged_from is not None:
+            for index in self.in_flight:
+                if self.clips[index].last_order >= step.damaged_from:
+                    self.clips[index].reason = "a frame of the clip refers to a damaged part of the recording."
+        if self.shown is None:
+            self._let_stand_in(step)
+        picture: npt.NDArray[np.uint8] | None = None
+        while self.next < len(self.ticks) and (step.is_end or self.ticks[self.next] < step.pts):
+            ticks, index = self.ticks[self.next], self.clip_of[self.next]
+            self.next += 1
+            if index in self.decided:
+                continue
+            clip = self.clips[index]
+            reason = clip.reason or self._why_not(ticks, step)
+            if reason is None and picture is None:
+                picture, reason = self._convert()
+            if reason is None and picture is not None and self.shown is not None:
+                if clip.size not in ((), self.size):
+                    reason = "all frames of a clip must have one size, but the recording changes its own inside it."
+                else:
+                    clip.size = self.size
+                    clip.pictures.append(picture)
+                    clip.timestamps_us.append(self.video.to_us(self.shown.pts))
+                    clip.last_order = max(clip.last_order, self.shown.order)
+            if reason is not None:
+                clip.reason = reason
+                self.in_flight.discard(index)
+                self.decided.add(index)
+                decided.append(index)
+                continue
+            self.in_flight.add(index)
+            if len(clip.pictures) == self.frame_count:
+                self.settling.append(index)
+        while self.settling and self.clips[self.settling[0]].last_order <= step.resolved:
+            index = self.settling.popleft()
+            self.in_flight.discard(index)
+            decided.append(index)
+        self.last_gap = step.pts - self.shown.pts if self.shown is not None and not step.is_end else self.last_gap
+        self.shown = step
+        return decided
+
+    def _let_stand_in(self, first: Step) -> None:
+        """Move samples shortly before the first picture onto it."""
+        for i in range(self.next, len(self.ticks)):
+            if first.is_end or self.ticks[i] >= first.pts:
+                return
+            if self._may_stand_in(self.ticks[i], first):
+                self.ticks[i] = first.pts
+
+    def _convert(self) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
+        if self.shown is None or self.shown.frame is None:
+            return None, "the recording has no picture."
+        width, height = self.shown.frame.width, self.shown.frame.height
+        if width * height > self.max_pixels:
+            return None, f"a picture must have at most {self.max_pixels} pixels, but one has {width} x {height}."
+        try:
+            picture = to_rgb(self.shown.frame, self.reformatter)
+        except (av.error.FFmpegError, ValueError) as error:
+            return None, f"a picture must be convertible to RGB, but {self.shown.frame.format.name} is not ({error})."
+        self.size = picture.shape
+        return (self.fit(picture) if self.fit else picture), None
+
+    def _may_stand_in(self, ticks: int, first: Step) -> bool:
+        gap_us = self.video.to_us(first.pts) - self.video.to_us(ticks)
+        interval_us = int(self.video.frame_interval * self.video.time_base * 1_000_000)
+        return first.lost_from is None and gap_us <= max(_FIRST_PICTURE_GRACE_US, interval_us)
+
+    def _why_not(self, ticks: int, step: Step) -> str | None:
+        """Why the picture that stands at a sample time must not be used, None if it may."""
+        at = f"{self.video.to_us(ticks) / 1e6:.3f} s"
+        if step.lost_from is not None and step.lost_from <= ticks:
+            return f"the recording is damaged at {at}."
+        if self.shown is None:
+            if step.is_end:
+                return "no picture of the recording can be decoded."
+            if step.left_out:
+                raise NeededAfterAll
+            return f"the video starts at {self.video.to_us(step.pts) / 1e6:.3f} s, after the sample at {at}."
+        if self.shown.left_out:
+            raise NeededAfterAll
+        if not self.shown.trusted or (step.damaged_from is not None and self.shown.order >= step.damaged_from):
+            return f"the frame at {at} refers to a damaged part of the recording."
+        if step.is_end:
+            end = self._end_ticks()
+            if ticks >= end:
+                return f"the video ends at {self.video.to_us(end) / 1e6:.3f} s, before the sample at {at}."
+        return None
+
+    def _end_ticks(self) -> int:
+        """Until when the last picture stands."""
+        if self.shown is None or self.shown.frame is None:
+            return 0
+        interval = self.video.frame_interval
+        end = self.shown.pts + (self.shown.frame.duration or self.last_gap or interval)
+        declared_us = self.video.declared_end_us
+        if declared_us is None or declared_us <= self.video.to_us(end + interval):
+            end += interval
+        return end

@@ -1,0 +1,1 @@
+"""Processes that extract side by side: one per device, or Ray actors."""

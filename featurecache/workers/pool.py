@@ -1,0 +1,238 @@
+"""Several workers at one extraction: they share the list by claims in the cache, and one that dies loses no clip.
+
+Every worker gets the whole list and takes recordings from it, the long ones first, as processes that were started
+by hand do: a recording is one worker's, so that no row is computed twice. A worker that dies is started again once
+and goes on with what the cache lacks; where all have ended and clips are left after a death, those that still can
+are asked once more. What was done is read from the cache at the end, not from what workers said.
+
+Not here: what a worker runs in (a process per device, a Ray actor), and how its words travel.
+"""
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from featurecache.clips.clip import clip_id
+from featurecache.errors import FingerprintMismatchError, WorkerDiedError
+from featurecache.extraction.pipeline import Extraction, Progress, Work
+from featurecache.extraction.plan import Plan, plan_extraction, run_plan, still_lacking
+from featurecache.project.settings import Project, open_project
+from featurecache.workers.messages import Death, Report, Share
+
+_MOST_DEATHS = 2
+_GRACE_S = 60.0  # to finish a batch and save what is gathered
+
+
+Tell = Callable[[Report], None]
+
+
+class Worker(Protocol):
+    """A worker that was started; it tells one last word, whatever becomes of it."""
+
+    def stop(self) -> None:
+        """Asks it to save what it has and end."""
+
+    def join(self, timeout_s: float) -> None:
+        """Waits until it is gone, for so long at most."""
+
+    def kill(self) -> None:
+        """Ends it now; returns when it is gone."""
+
+
+@dataclass(frozen=True)
+class CrewExtraction:
+    """What all workers did together, and who died on the way.
+
+    `extraction.progress.extracted` counts the clips that the cache has gained; its stage times are means over the
+    workers, so that their share of the elapsed time reads as that of one process does.
+    """
+
+    extraction: Extraction
+    deaths: tuple[Death, ...]
+
+
+def shares(
+    config: Path, project: Project, plan: Plan, *, worker: tuple[int, int], devices: Sequence[str]
+) -> list[Share]:
+    """One share for each device, but none for devices that would find no recording left."""
+    devices = devices[: len(plan.work)]
+    longest_first = sorted(plan.work, key=lambda item: len(item.lacking), reverse=True)
+    ids = tuple(clip_id(item.recording.sha256, *span) for item in longest_first for span in item.spans)
+    fingerprints = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
+    each = -(-len(plan.work) // max(1, len(devices)))
+    decoders = min(project.settings.extract.decoders, each)
+    return [Share(str(config), worker, ids, fingerprints, device, decoders) for device in devices]
+
+
+def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extraction:
+    """One worker's work, where it is done: whatever of its list the cache lacks and nobody else has claimed.
+
+    Raises:
+        FingerprintMismatchError: If the project or the model has changed since the list was made.
+        FeatureCacheError: As `plan_extraction` and `run_plan`.
+    """
+    project = open_project(Path(share.config))
+    extract = replace(project.settings.extract, device=share.device, decoders=share.decoders)
+    project = replace(project, settings=replace(project.settings, extract=extract))
+    plan = plan_extraction(project, worker=share.worker)
+    found = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
+    if found != share.fingerprints:
+        raise FingerprintMismatchError(
+            f"all workers must fill the feature spaces that the run began with ({_short(share.fingerprints)}), but the "
+            f"project now asks for {_short(found)}. Settings or model were changed: run featurecache extract again."
+        )
+    place = {name: number for number, name in enumerate(share.clip_ids)}
+    listed: dict[int, Work] = {}
+    for item in plan.work:
+        names = {span: clip_id(item.recording.sha256, *span) for span in item.spans}
+        mine = {span: item.lacking[span] for span, name in names.items() if name in place}
+        if mine:
+            listed[min(place[names[span]] for span in mine)] = Work(item.recording, mine)
+    work = tuple(listed[number] for number in sorted(listed))
+    return run_plan(project, replace(plan, work=work), on_progress=on_progress)
+
+
+def run_crew(
+    project: Project,
+    plan: Plan,
+    names: Sequence[str],
+    start: Callable[[str, Tell], Worker],
+    *,
+    lease_s: float = 0.0,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> CrewExtraction:
+    """Starts a worker for each name, sees them to their ends, and starts those again that die.
+
+    Whatever ends this call, an interruption included, no worker outlives it.
+
+    Args:
+        project: The project.
+        plan: What it lacked at the start.
+        names: What workers are called.
+        start: Starts the worker of a name; what it tells may come from any thread.
+        lease_s: How long the claims of a dead worker may count, where its machine is another one.
+        on_progress: Called with everybody's progress together.
+
+    Raises:
+        WorkerDiedError: If clips are left that no worker survived to compute. What was saved is kept.
+        FeatureCacheError: What a worker could not go on from; the others are stopped then.
+    """
+    reports: queue.SimpleQueue[tuple[int, Report]] = queue.SimpleQueue()
+    running: dict[int, tuple[str, Worker]] = {}
+    latest: dict[int, Progress] = {}
+    done: list[Extraction] = []
+    deaths: list[Death] = []
+    began = time.monotonic()
+    started = 0
+
+    def begin(name: str) -> None:
+        nonlocal started
+        number, started = started, started + 1
+        running[number] = name, start(name, lambda report: reports.put((number, report)))
+
+    def sound() -> list[str]:
+        return [name for name in names if sum(death.worker == name for death in deaths) < _MOST_DEATHS]
+
+    try:
+        for name in names:
+            begin(name)
+        died = False
+        while running:
+            number, report = reports.get()
+            name, worker = running[number]
+            if isinstance(report, Progress):
+                latest[number] = report
+                on_progress(_together(latest.values(), plan.todo, len(names), time.monotonic() - began))
+                continue
+            if isinstance(report, Exception):
+                raise report
+            worker.kill()  # it has said its last word
+            del running[number]
+            if isinstance(report, Death):
+                deaths.append(report)
+                died = True
+                if name in sound():
+                    begin(name)
+            else:
+                done.append(report)
+                latest[number] = report.progress
+            if not running and died and sound() and still_lacking(project, plan) - _failed(done):
+                died = False
+                time.sleep(lease_s)
+                for name in sound():
+                    begin(name)
+    finally:
+        _end([worker for _, worker in running.values()])
+    lacking = still_lacking(project, plan)
+    left = lacking - _failed(done)
+    if left and died:
+        raise _died(plan, left, deaths)
+    failures = {failure.clip_id: failure for one in done for failure in one.failures}
+    progress = replace(
+        _together(latest.values(), plan.todo, len(names), time.monotonic() - began),
+        extracted=plan.todo - len(lacking),
+        failed=len(lacking) - len(left),
+        elsewhere=len(left),
+    )
+    ordered = sorted(failures.values(), key=lambda f: (f.recording, f.start_us, f.end_us))
+    return CrewExtraction(Extraction(progress, tuple(ordered), sum(one.checked for one in done)), tuple(deaths))
+
+
+def _end(workers: Sequence[Worker]) -> None:
+    """Lets workers save what they have; ends those at once that take too long, or when interrupted again."""
+    deadline = time.monotonic() + _GRACE_S
+    try:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join(deadline - time.monotonic())
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def _failed(done: Iterable[Extraction]) -> frozenset[str]:
+    return frozenset(failure.clip_id for one in done for failure in one.failures)
+
+
+def _together(parts: Iterable[Progress], total: int, workers: int, elapsed_s: float) -> Progress:
+    """Everybody's progress as one; what a dead worker had not saved is counted again by its successor."""
+    told = list(parts)
+    failed = sum(part.failed for part in told)
+    extracted = min(sum(part.extracted for part in told), total - failed)
+    return Progress(
+        extracted=extracted,
+        failed=failed,
+        total=total,
+        elapsed_s=elapsed_s,
+        waited_s=sum(part.waited_s for part in told) / workers,
+        preprocess_s=sum(part.preprocess_s for part in told) / workers,
+        model_s=sum(part.model_s for part in told) / workers,
+        write_s=sum(part.write_s for part in told) / workers,
+        batch_size=max((part.batch_size for part in told), default=0),
+        shared_frames=sum(part.shared_frames * part.extracted for part in told)
+        / max(1, sum(p.extracted for p in told)),
+    )
+
+
+def _died(plan: Plan, left: frozenset[str], deaths: Sequence[Death]) -> WorkerDiedError:
+    names = sorted(
+        {
+            item.recording.name
+            for item in plan.work
+            if any(clip_id(item.recording.sha256, *span) in left for span in item.spans)
+        }
+    )
+    how = "; ".join(f"{death.worker} {death.reason}" for death in deaths)
+    return WorkerDiedError(
+        f"a worker must live until its clips are computed, but {how}, and {len(left)} clips are left, of "
+        f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. What was saved is kept. If memory ran out, set "
+        "extract.batch_size lower; then run featurecache extract again."
+    )
+
+
+def _short(fingerprints: Sequence[str]) -> str:
+    return ", ".join(fingerprint[:16] for fingerprint in fingerprints)
