@@ -19,7 +19,8 @@ weight decay (of the convex solver its penalty) are those that were tuned.
 
 An adapter makes feature spaces of its own (`featurecache/backbones/adapter_files.py`). So thresholds are set, and test
 clips scored, on features extracted with the adapter, as `predict` makes them. With `base_weights = "4bit"` these are of
-the rounded model (`featurecache/backbones/four_bit.py`), and step 0 predicts what the tuned head predicts but for that rounding.
+the rounded model (`featurecache/backbones/four_bit.py`), and step 0 predicts what the tuned head predicts but for
+that rounding.
 
 Not here: the loop (`loop.py`), what both kinds of run share (`run.py`), a search over these settings.
 """
