@@ -5,12 +5,12 @@ machine; only `find_model(..., allow_download=True)` may use the network. This p
 importer of transformers, but for what makes the demo backbone.
 """
 
-import json
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from featurecache.backbones.model_folder import check_model_folder
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -88,10 +88,15 @@ def open_inputs(
 
     Raises:
         ModelNotFoundError: If a file is missing or damaged.
-        UnsupportedModelError: If the architecture is unknown here or the processor's settings do not fit.
         SettingsError: If the prompt or the number of frames does not fit.
+        UnsafeFileError: If a file must not be opened, e.g. because it names code to run.
+        UnsupportedModelError: If the architecture is unknown here or the processor's settings do not fit.
     """
-    inputs: Inputs = _family(folder).open_inputs(folder, prompt=prompt, frames=frames, resize=resize)
+    family = _family(folder)
+    from featurecache.backbones.files import quiet_loading
+
+    with quiet_loading(folder, "model"):  # values that no check foresaw end as a named error too
+        inputs: Inputs = family.open_inputs(folder, prompt=prompt, frames=frames, resize=resize)
     return inputs
 
 
@@ -105,6 +110,7 @@ def open_backbone(inputs: "Inputs", *, dtype: Literal["float32", "bfloat16", "fl
 
     Raises:
         ModelNotFoundError: If the weights are missing or damaged.
+        UnsafeFileError: If the weights are not safetensors files of this folder.
         SettingsError: If the device is not here or has no room for the model.
     """
     backbone: Backbone = _family(inputs.folder).open_backbone(inputs, dtype=dtype, device=device)
@@ -118,29 +124,15 @@ def _family(folder: Path) -> ModuleType:
             f"the model's architecture must be one of {', '.join(_FAMILIES)}, but {folder / 'config.json'} says "
             f"{model_type!r}. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
         )
-    return import_module(f"featurecache.backbones.{_FAMILIES[str(model_type)]}")
+    return import_module(f"featurecache.backbones.{_FAMILIES[model_type]}")
 
 
-def read_config(folder: Path) -> dict[str, object]:
-    """The model's config.json.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json, read from a folder that may be opened.
 
     Raises:
-        ModelNotFoundError: If it is missing or not JSON.
+        ModelNotFoundError: If the folder, its config.json or its processor's files are missing or damaged.
+        UnsafeFileError: If a file must not be opened.
+        UnsupportedModelError: If the model cannot be used whatever its architecture.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ModelNotFoundError(
-            f"a model folder must hold a readable config.json, but {path} gave: {error.strerror}. "
-            "Copy the whole model folder."
-        ) from error
-    except ValueError as error:
-        raise ModelNotFoundError(
-            f"a model's config.json must be JSON, but {path} is not ({error}). Copy the model folder again."
-        ) from error
-    if not isinstance(config, dict):
-        raise ModelNotFoundError(
-            f"a model's config.json must be a JSON object, but {path} is not. Copy the model folder again."
-        )
-    return config
+    return check_model_folder(folder)

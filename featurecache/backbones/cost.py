@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
-from featurecache.backbones.files import quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.flops import Attention, Part, Product, language_model, transformer
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def loaded_weights(inputs: "Inputs") -> int:
 
 def _config(inputs: "Inputs") -> Any:
     with quiet_loading(inputs.folder, "model"):
-        return AutoConfig.from_pretrained(inputs.folder, local_files_only=True)
+        return AutoConfig.from_pretrained(inputs.folder, **LOCAL_ONLY)
 
 
 def _llava_next_video(config: Any, inputs: "Inputs", taps: Sequence[str]) -> tuple[Part, ...]:

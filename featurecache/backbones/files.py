@@ -1,32 +1,41 @@
 """A model's files, as every family needs them: quiet loading, whole weights, digests for the fingerprint.
 
-transformers fills a weight that it does not find in the checkpoint with random numbers and only logs it. Here a
-missing weight is an error; weights that are left over (a classifier, a text tower) are not. Safetensors only.
+transformers gets the tensors of `find_weight_files`, the files that the fingerprint digests; it never looks for weights
+itself. It fills a weight that is not among them with random numbers and only logs it: here a missing weight is an
+error; weights that are left over (a classifier, a text tower) are not.
 
 Not here: anything that only one family does.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsError
+from featurecache.backbones.model_folder import PROCESSOR_FILES
+from featurecache.backbones.weight_files import WeightFiles, find_weight_files, find_weight_paths
+from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsError, UnsupportedModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes a model computes in, by their names in the settings."""
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
+"""What every `from_pretrained` gets: no network, and no code of the folder."""
+
+_ROOM_FACTOR, _ROOM_VALUES = 2, 50_000_000
+"""A model may ask for this many times the values that its files hold, and so many besides: parts that are not used."""
 
 SAMPLING_RULE = "last frame at or before start + (k + 1/2) * length / frames"
 
 
 @contextmanager
 def quiet_loading(folder: Path, family: str) -> Iterator[None]:
-    """Loading without the loader's chatter, and with its many exceptions as one of ours.
+    """Loading without the network and the loader's chatter, and with its many exceptions as one of ours.
 
     Args:
         folder: The model's files, for the message.
@@ -35,10 +44,11 @@ def quiet_loading(folder: Path, family: str) -> Iterator[None]:
     Raises:
         ModelNotFoundError: If anything in the block fails.
     """
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, offline = transformers_logging.get_verbosity(), constants.HF_HUB_OFFLINE
     # Weights of heads and text towers are left out on purpose; the loader would warn about each.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    constants.HF_HUB_OFFLINE = True
     try:
         yield
     except FeatureCacheError:
@@ -47,11 +57,12 @@ def quiet_loading(folder: Path, family: str) -> Iterator[None]:
         raise ModelNotFoundError(
             f"the model folder must hold whole {family} files, but loading {folder} gave: "
             f"{type(error).__name__}: {first_line(error)} "
-            "Copy the folder again, safetensors and processor files included."
+            "Hold its files against the model's repository, safetensors and processor files included."
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
+        constants.HF_HUB_OFFLINE = offline
 
 
 def load_frozen(
@@ -80,13 +91,18 @@ def load_frozen(
     Raises:
         ModelNotFoundError: If files are missing or damaged, or the checkpoint lacks a weight.
         SettingsError: If the device is not here or has no room for the model.
+        UnsafeFileError: If the weights are not those of this folder alone.
+        UnsupportedModelError: If config.json describes a far larger model than the weights are of.
     """
-    with quiet_loading(folder, family):
+    weights = find_weight_files(folder)
+    with quiet_loading(folder, family), ExitStack() as opened:
+        config = config or model_class.config_class.from_pretrained(folder, **LOCAL_ONLY)
+        _require_fitting(model_class, config, weights, folder)
         model, found = model_class.from_pretrained(
-            folder,
+            None,
             config=config,
+            state_dict=_tensors(weights, opened),
             local_files_only=True,
-            use_safetensors=True,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
             output_loading_info=True,
@@ -95,7 +111,7 @@ def load_frozen(
     if missing:
         raise ModelNotFoundError(
             f"the checkpoint must hold every weight of {model_class.__name__}, but {folder} lacks {len(missing)}, e.g. "
-            f"{missing[0]}. Copy the folder again, or name a checkpoint that transformers can load into this class."
+            f"{missing[0]}. Name a checkpoint that transformers can load into this class."
         )
     for part in not_used:
         if hasattr(model, part):
@@ -109,15 +125,31 @@ def load_frozen(
         ) from error
 
 
+def _tensors(weights: WeightFiles, opened: ExitStack) -> dict[str, Any]:
+    """Every tensor of the files as a slice that is read when it is asked for, while the files stay open."""
+    files = [opened.enter_context(safe_open(path, framework="pt")) for path in weights.paths.values()]
+    return {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
+
+
+def _require_fitting(model_class: Any, config: Any, weights: WeightFiles, folder: Path) -> None:
+    """Refuses a config whose model would fill the memory with weights that no file holds."""
+    with torch.device("meta"):
+        asked = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if asked > _ROOM_FACTOR * weights.values + _ROOM_VALUES:
+        raise UnsupportedModelError(
+            f"config.json must describe the weights next to it, but {folder / 'config.json'} asks for {asked:,} values "
+            f"where the weight files hold {weights.values:,}. Take both from one revision of the model's repository."
+        )
+
+
 def backbone_identity(
     folder: Path, family: str, *, dtype: str, attention: str, sha256_of: Callable[[Path], str]
 ) -> dict[str, Any]:
     """What a model without a tokenizer is, JSON-ready, for the fingerprint."""
-    weights = sorted(path.name for path in folder.glob("*.safetensors"))
     return {
         "family": family,
         "config": digests(folder, ("config.json",), sha256_of),
-        "weights": digests(folder, weights, sha256_of),
+        "weights": {name: sha256_of(path) for name, path in find_weight_paths(folder).items()},
         "processor": digests(folder, PROCESSOR_FILES, sha256_of),
         "compute_dtype": dtype,
         "attention": attention,

@@ -35,7 +35,7 @@ from transformers import (
 from featurecache.backbones import read_config
 from featurecache.backbones.encoder import EncoderInputs, Parts, siglip_parts, without_mask
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import UnsupportedModelError
 
@@ -96,8 +96,8 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> En
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
     tower = _tower(folder)
     with quiet_loading(folder, tower.family):
-        config = tower.config_class.from_pretrained(folder, local_files_only=True)
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        config = tower.config_class.from_pretrained(folder, **LOCAL_ONLY)
+        processor = AutoImageProcessor.from_pretrained(folder, **LOCAL_ONLY)
     rule = frame_rule(processor, folder)
     if tower is not _DINOV2:
         require_size(rule, config.image_size, folder)

@@ -23,7 +23,14 @@ from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVid
 
 from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, digests, load_frozen, quiet_loading
+from featurecache.backbones.files import (
+    LOCAL_ONLY,
+    SAMPLING_RULE,
+    backbone_identity,
+    digests,
+    load_frozen,
+    quiet_loading,
+)
 from featurecache.backbones.preprocessing import Resize, frame_resize, frame_rule, require_size
 from featurecache.backbones.prompt import prefix_ids, text_after_video
 from featurecache.errors import UnsupportedModelError
@@ -73,8 +80,8 @@ class LlavaNextVideoInputs:
         self.folder = folder
         self.frames = frames
         with quiet_loading(folder, FAMILY):
-            processor = LlavaNextVideoProcessor.from_pretrained(folder, local_files_only=True)
-            self.config = LlavaNextVideoConfig.from_pretrained(folder, local_files_only=True)
+            processor = LlavaNextVideoProcessor.from_pretrained(folder, **LOCAL_ONLY)
+            self.config = LlavaNextVideoConfig.from_pretrained(folder, **LOCAL_ONLY)
         vision = self.config.vision_config
         if processor.patch_size != vision.patch_size:
             raise UnsupportedModelError(

@@ -25,7 +25,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisi
 from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
 from featurecache.backbones.encoder import siglip_parts
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, SAMPLING_RULE, backbone_identity, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_resize, frame_rule, require_size
 from featurecache.backbones.prompt import prefix_ids, text_after_video
 from featurecache.errors import UnsupportedModelError
@@ -67,8 +67,8 @@ class LlavaOnevisionInputs:
         self.folder = folder
         self.frames = frames
         with quiet_loading(folder, FAMILY):
-            config = LlavaOnevisionConfig.from_pretrained(folder, local_files_only=True)
-            processor = LlavaOnevisionProcessor.from_pretrained(folder, local_files_only=True)
+            config = LlavaOnevisionConfig.from_pretrained(folder, **LOCAL_ONLY)
+            processor = LlavaOnevisionProcessor.from_pretrained(folder, **LOCAL_ONLY)
         vision, language = config.vision_config, config.text_config
         self.tower_tap = _tower_tap(config, folder)
         rule = frame_rule(processor.video_processor, folder)

@@ -21,7 +21,8 @@ from transformers import AutoImageProcessor, TimesformerConfig, TimesformerModel
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import PROCESSOR_FILES, load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.model_folder import PROCESSOR_FILES
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import SettingsError, UnsupportedModelError
 from featurecache.files import private_folder, write_private
@@ -33,8 +34,8 @@ ATTENTION = "eager"  # the only one that transformers has for it
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
     with quiet_loading(folder, FAMILY):
-        config = TimesformerConfig.from_pretrained(folder, local_files_only=True)
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        config = TimesformerConfig.from_pretrained(folder, **LOCAL_ONLY)
+        processor = AutoImageProcessor.from_pretrained(folder, **LOCAL_ONLY)
     if config.attention_type not in ("divided_space_time", "joint_space_time"):
         raise UnsupportedModelError(
             "TimeSformer's attention_type must be divided_space_time or joint_space_time, but "

@@ -19,7 +19,7 @@ from transformers import VideoMAEConfig, VideoMAEModel, VideoMAEVideoProcessor
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 
 FAMILY = "VideoMAE"
@@ -29,8 +29,8 @@ ATTENTION = "sdpa"
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
     with quiet_loading(folder, FAMILY):
-        config = VideoMAEConfig.from_pretrained(folder, local_files_only=True)
-        processor = VideoMAEVideoProcessor.from_pretrained(folder, local_files_only=True)
+        config = VideoMAEConfig.from_pretrained(folder, **LOCAL_ONLY)
+        processor = VideoMAEVideoProcessor.from_pretrained(folder, **LOCAL_ONLY)
     require_frames(frames, config.num_frames, "num_frames", folder)
     rule = frame_rule(processor, folder)
     require_size(rule, config.image_size, folder)

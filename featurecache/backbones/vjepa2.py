@@ -16,7 +16,7 @@ from transformers import VJEPA2Config, VJEPA2Model, VJEPA2VideoProcessor
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import SettingsError
 
@@ -27,8 +27,8 @@ ATTENTION = "sdpa"
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
     with quiet_loading(folder, FAMILY):
-        config = VJEPA2Config.from_pretrained(folder, local_files_only=True)
-        processor = VJEPA2VideoProcessor.from_pretrained(folder, local_files_only=True)
+        config = VJEPA2Config.from_pretrained(folder, **LOCAL_ONLY)
+        processor = VJEPA2VideoProcessor.from_pretrained(folder, **LOCAL_ONLY)
     if frames % config.tubelet_size:
         near = max(1, round(frames / config.tubelet_size)) * config.tubelet_size
         raise SettingsError(

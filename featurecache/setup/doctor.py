@@ -5,7 +5,6 @@ memory and disk are held against what the plan needs. No weights are loaded, no 
 memo of digests is written.
 """
 
-import json
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featurecache.backbones import find_model, open_inputs, read_config
+from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import FeatureCacheError
 from featurecache.project.settings import Project
 from featurecache.spec import parse_kept
@@ -139,34 +139,12 @@ def _widths(taps: "Mapping[str, TapShape]") -> Iterator[str]:
 
 def _weights(folder: Path) -> Check:
     """Whether every weight file is there and whole: its header fits its size, and it holds what the index says."""
-    from safetensors import SafetensorError, safe_open
-
-    fix = "Copy the model folder again, every .safetensors file included."
-    index = folder / "model.safetensors.index.json"
-    wanted: dict[str, set[str]] = {"model.safetensors": set()}
-    if index.is_file():
-        try:
-            places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            wanted = {name: {weight for weight in places if places[weight] == name} for name in places.values()}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            return Check("weights", False, f"{index.name} cannot be read ({type(error).__name__}: {error})", fix)
-    problems, size = [], 0
-    for name, weights in sorted(wanted.items()):
-        try:
-            with safe_open(folder / name, framework="np") as file:
-                lacking = sorted(weights - set(file.keys()))
-        except FileNotFoundError:
-            problems.append(f"{name} is missing")
-            continue
-        except (OSError, SafetensorError) as error:
-            problems.append(f"{name} is damaged or cut off ({error})")
-            continue
-        size += (folder / name).stat().st_size
-        if lacking:
-            problems.append(f"{name} lacks {len(lacking)} weights, e.g. {lacking[0]}")
-    if problems:
-        return Check("weights", False, "; ".join(problems), fix)
-    return Check("weights", True, f"{len(wanted)} file{'s' * (len(wanted) > 1)}, {_size(size)}, headers whole")
+    try:
+        weights = find_weight_files(folder)
+    except FeatureCacheError as error:
+        return Check("weights", False, *_found_and_fix(error))
+    files = len(weights.paths)
+    return Check("weights", True, f"{files} file{'s' * (files > 1)}, {_size(weights.size_bytes)}, headers whole")
 
 
 def _prompt(text: str) -> Check:

@@ -1,0 +1,283 @@
+"""The door to a model folder: what may be read from it, and in which bounds.
+
+Whatever opens a model (features, checks, training, prediction) comes through here first. A folder may come from
+anywhere, so a file is looked at before it is read: it must be a regular file of the folder (or of the Hugging Face
+cache that the folder is a snapshot in), of a size that such files have, and no Git LFS pointer. Settings that make a
+loader run the folder's own code, fetch code, quantise, or read other files than the ones that are digested are refused
+by name, and so are sizes that no model has.
+
+Not here: which files hold the weights (`featurecache.backbones.weight_files`), what a processor's settings mean.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import ModelNotFoundError, UnsafeFileError, UnsupportedModelError
+
+CONFIG_NAME = "config.json"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+NESTED_PROCESSOR_FILE = "video_processor/preprocessor_config.json"
+"""Where some published folders keep the video processor's settings."""
+
+_MIB = 1024**2
+_PARSED = (CONFIG_NAME, *PROCESSOR_FILES, NESTED_PROCESSOR_FILE, "tokenizer_config.json", "special_tokens_map.json")
+_LARGEST_BYTES = dict.fromkeys(_PARSED, 16 * _MIB) | {
+    "added_tokens.json": 16 * _MIB,
+    "chat_template.json": 16 * _MIB,
+    "chat_template.jinja": 16 * _MIB,
+    "generation_config.json": 16 * _MIB,
+    "merges.txt": 64 * _MIB,
+    "tokenizer.json": 64 * _MIB,
+    "tokenizer.model": 64 * _MIB,
+    "vocab.json": 64 * _MIB,
+    "vocab.txt": 64 * _MIB,
+}
+"""The small files that a loader may read, and the most bytes that each may have."""
+
+_DEEPEST = 64
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024
+
+_REFUSED = {
+    "auto_map": "runs Python code of the folder",
+    "audio_tokenizer": "loads a second model",
+    "compression_config": "loads quantised weights",
+    "configuration_files": "replaces config.json by another file",
+    "fast_tokenizer_files": "replaces tokenizer.json by another file",
+    "fusion_config": "changes the model's layers",
+    "kernel_config": "fetches native code",
+    "quantization_config": "loads quantised weights",
+    "transformers_weights": "replaces the weight files by others",
+}
+"""Keys that are refused wherever they stand in a file that a loader reads, and what a loader does with them."""
+_ATTENTION_KEYS = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
+
+_LARGEST = {
+    "crop_size": 2048,
+    "head_dim": 4096,
+    "hidden_size": 65_536,
+    "image_size": 2048,
+    "intermediate_size": 1_048_576,
+    "mlp_ratio": 64,
+    "num_attention_heads": 1024,
+    "num_channels": 64,
+    "num_frames": 4096,
+    "num_hidden_layers": 1024,
+    "patch_size": 2048,
+    "projection_dim": 65_536,
+    "tubelet_size": 4096,
+    "vocab_size": 4_194_304,
+}
+"""Numbers of config.json that set how large a model is: each must be positive and at most this."""
+
+
+def check_model_folder(folder: Path) -> dict[str, Any]:
+    """Refuses a folder that may not be opened, before any of it is given to a loader.
+
+    Args:
+        folder: The model's files.
+
+    Returns:
+        Its config.json.
+
+    Raises:
+        ModelNotFoundError: If the folder or its config.json is missing, or a file is damaged or a Git LFS pointer.
+        UnsafeFileError: If a file is no regular file of the folder, far too large, or makes a loader run or fetch code.
+        UnsupportedModelError: If the model is quantised, of a size no model has, or has an adapter next to it.
+    """
+    _require_config(folder)
+    for name, largest in _LARGEST_BYTES.items():
+        require_regular(folder, name, largest)
+    config = read_json(folder / CONFIG_NAME)
+    if not isinstance(config.get("model_type"), str):
+        raise UnsupportedModelError(
+            f"model_type in a model's config.json must be a name, but {folder / CONFIG_NAME} has "
+            f"{_shown(config.get('model_type'))}. Take config.json from the model's own repository."
+        )
+    for name in _PARSED:
+        if os.path.lexists(folder / name):
+            _refuse_keys(folder / name, read_json(folder / name))
+    _refuse_sizes(folder / CONFIG_NAME, config)
+    if os.path.lexists(folder / "adapter_config.json"):
+        raise UnsupportedModelError(
+            f"a model folder must hold one model, but {folder} has an adapter next to it (adapter_config.json), which "
+            "loaders put on top unasked. Merge it into the weights with PEFT's merge_and_unload, or move the adapter's "
+            "files out of the folder to use the base model."
+        )
+    if not any(os.path.lexists(folder / name) for name in (*PROCESSOR_FILES, NESTED_PROCESSOR_FILE)):
+        raise ModelNotFoundError(
+            f"a model folder must hold its processor's settings, but {folder} has none of {', '.join(PROCESSOR_FILES)}."
+            f" Fetch them from the model's repository: {download_command('preprocessor_config.json', folder)}"
+        )
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder whose kind and size `check_model_folder` has looked at.
+
+    Raises:
+        ModelNotFoundError: If it cannot be read or is no JSON object.
+        UnsafeFileError: If it is nested deeper than any such file.
+    """
+    too_deep = UnsafeFileError(
+        f"a model's settings must be nested at most {_DEEPEST} deep, but {path} is nested deeper. "
+        "Take the file from the model's own repository."
+    )
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{path.name} of a model must be readable, but {path} gave: {error.strerror}. "
+            f"Fetch it from the model's repository: {download_command(path.name, path.parent)}"
+        ) from error
+    except RecursionError as error:
+        raise too_deep from error
+    except ValueError as error:
+        raise ModelNotFoundError(
+            f"{path.name} of a model must be JSON, but {path} is not ({error}). Correct that line, or take the file of "
+            "a later revision of the model's repository."
+        ) from error
+    if not isinstance(document, dict):
+        raise ModelNotFoundError(
+            f"{path.name} of a model must be a JSON object, but {path} holds {_shown(document)}. "
+            "Take the file from the model's own repository."
+        )
+    if any(depth > _DEEPEST for depth, _, _ in _entries(document)):
+        raise too_deep
+    return document
+
+
+def require_regular(folder: Path, name: str, largest: int | None = None) -> Path | None:
+    """Looks at a file before it is read.
+
+    Args:
+        folder: The model's files.
+        name: The file's name, relative to the folder.
+        largest: The most bytes that it may have; None for any number.
+
+    Returns:
+        The file with links resolved; None where there is none.
+
+    Raises:
+        ModelNotFoundError: If it is a Git LFS pointer.
+        UnsafeFileError: If it is outside the folder, no regular file, or larger.
+    """
+    path = folder / name
+    try:
+        resolved = path.resolve(strict=True)
+        status = resolved.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        raise ModelNotFoundError(
+            f"{name} of a model must be readable, but {path} gave: {error}. Put the file itself there."
+        ) from error
+    if not any(resolved.is_relative_to(root) for root in _roots(folder)):
+        raise UnsafeFileError(
+            f"a model's files must be in its folder, but {path} is {resolved}. "
+            "Put the file itself into the folder, or name the folder that holds it."
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeFileError(
+            f"a model's files must be regular files, but {path} is {_kind(status.st_mode)}. "
+            "Put the file of the model's own repository there."
+        )
+    if largest is not None and status.st_size > largest:
+        raise UnsafeFileError(
+            f"{name} of a model must have at most {largest // _MIB} MiB, but {path} has "
+            f"{status.st_size / _MIB:.0f} MiB. Take the file from the model's own repository."
+        )
+    if status.st_size <= _POINTER_BYTES and resolved.read_bytes().startswith(_POINTER):
+        raise ModelNotFoundError(
+            f"{name} must be the file itself, but {path} is a Git LFS pointer to it. Run git lfs pull where the "
+            f"repository was cloned, or fetch it: {download_command(name, folder)}"
+        )
+    return resolved
+
+
+def download_command(names: str, folder: Path) -> str:
+    """The command that fetches files of a model's repository into a folder, on a machine with a network."""
+    return f"hf download ORGANISATION/NAME {names} --local-dir {folder}"
+
+
+def _require_config(folder: Path) -> None:
+    if os.path.lexists(folder / CONFIG_NAME):
+        return
+    snapshots = folder / "snapshots"
+    if snapshots.is_dir():
+        inside = sorted(path.name for path in snapshots.iterdir() if path.is_dir())
+        mend = f"Name one of them, such as {snapshots / inside[0]}." if inside else "Download the model into it again."
+        raise ModelNotFoundError(
+            f"a model folder must hold config.json, but {folder} is a repository of the Hugging Face cache, whose "
+            f"models are the folders below snapshots: {', '.join(inside) or 'none'}. {mend}"
+        )
+    raise ModelNotFoundError(
+        f"a model folder must hold config.json, but {folder} has none. Name the folder that holds it, or fetch it: "
+        f"{download_command(CONFIG_NAME, folder)}"
+    )
+
+
+def _roots(folder: Path) -> Iterator[Path]:
+    """Where a model's files may be: its folder, and the blobs of the cache that the folder is a snapshot in."""
+    real = folder.resolve()
+    yield real
+    if real.parent.name == "snapshots":
+        yield real.parent.parent / "blobs"
+
+
+def _entries(document: Any) -> Iterator[tuple[int, str, Any]]:
+    """(depth, key, value) of every entry of a JSON document; of a list's items the key of the list."""
+    left: list[tuple[int, str, Any]] = [(0, "", document)]
+    while left:
+        depth, key, value = left.pop()
+        if depth:
+            yield depth, key, value
+        if depth > _DEEPEST:
+            continue
+        if isinstance(value, dict):
+            left.extend((depth + 1, name, one) for name, one in value.items())
+        elif isinstance(value, list):
+            left.extend((depth + 1, key, one) for one in value)
+
+
+def _refuse_keys(path: Path, document: dict[str, Any]) -> None:
+    for _, key, value in _entries(document):
+        if key in _REFUSED and value not in (None, {}, [], False):
+            kind = UnsupportedModelError if "quantised" in _REFUSED[key] else UnsafeFileError
+            raise kind(
+                f"a model folder must hold plain settings, but {path} sets {key}, which {_REFUSED[key]}. "
+                f"Use the original of the model, which has no {key}."
+            )
+        if key in _ATTENTION_KEYS and isinstance(value, str) and "/" in value:
+            raise UnsafeFileError(
+                f"a model's attention must be one that transformers brings along, but {path} sets {key} = {value!r}, "
+                f"which fetches native code. Remove {key} from the file."
+            )
+
+
+def _refuse_sizes(path: Path, config: dict[str, Any]) -> None:
+    for _, key, value in _entries(config):
+        largest = _LARGEST.get(key)
+        if largest is None or value is None or isinstance(value, (dict, list)):
+            continue
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= largest:
+            raise UnsupportedModelError(
+                f"{key} of a model must be a number above 0 and at most {largest}, but {path} has {_shown(value)}. "
+                "Take config.json from the model's own repository."
+            )
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _shown(value: Any) -> str:
+    """A value of a foreign file in one short line."""
+    text = repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

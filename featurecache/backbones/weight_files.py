@@ -1,0 +1,188 @@
+"""Which files hold a model's weights: found once, digested for the fingerprint, and loaded, all by the same list.
+
+`model.safetensors`, or the shards that `model.safetensors.index.json` names. Every other file is left alone, whatever
+it is called. No two shards may hold a weight of one name: so the weights follow from the shards alone, and the index
+cannot choose among them. Headers are read here, in bounds; the tensors behind them are read by safetensors.
+
+Not here: giving the weights to a model (`featurecache.backbones.files`). Pickled weights are never read by this module.
+
+Source of the format: https://github.com/huggingface/safetensors
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from featurecache.backbones.model_folder import download_command, read_json, require_regular
+from featurecache.errors import ModelNotFoundError, UnsafeFileError, UnsupportedModelError
+
+WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+PICKLE_NAME, PICKLE_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+_ALL_WEIGHTS = "--include 'model*.safetensors*'"
+_LARGEST_INDEX_BYTES = 32 * 1024**2
+_LARGEST_HEADER_BYTES = 16 * 1024**2
+_MOST_TENSORS = 100_000
+_PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that hold a model's weights.
+
+    Attributes:
+        paths: Each file by its name relative to the folder, in order of the names.
+        shapes: Shape of each tensor, by name.
+        size_bytes: Of all files.
+    """
+
+    paths: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
+    size_bytes: int
+
+    @property
+    def values(self) -> int:
+        """How many numbers the tensors hold."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+def find_weight_paths(folder: Path) -> dict[str, Path]:
+    """The files that are loaded as a model's weights, by their names relative to the folder; none is opened.
+
+    Args:
+        folder: The model's files, checked by `check_model_folder`.
+
+    Raises:
+        ModelNotFoundError: If a file is missing or a Git LFS pointer, or the weights are pickled.
+        UnsafeFileError: If the index names a file that is not a safetensors file of this folder.
+    """
+    wanted = sorted(_indexed(folder))
+    for name in wanted:
+        if require_regular(folder, name) is None:
+            raise ModelNotFoundError(
+                f"{INDEX_NAME} names {len(wanted)} files of weights, but {folder / name} is missing. "
+                f"Fetch it from the same revision: {download_command(name, folder)}"
+            )
+    return {name: folder / name for name in wanted}
+
+
+def find_weight_files(folder: Path) -> WeightFiles:
+    """The files of `find_weight_paths`, their headers held against their sizes, the index and each other.
+
+    Args:
+        folder: The model's files, checked by `check_model_folder`.
+
+    Raises:
+        ModelNotFoundError: If a file is missing, cut off, damaged or a Git LFS pointer, or the weights are pickled.
+        UnsafeFileError: If the index names a file that is not a safetensors file of this folder, if files share a
+            name, or a header is far too large.
+        UnsupportedModelError: If weights are quantised.
+    """
+    paths, indexed = find_weight_paths(folder), _indexed(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, path in paths.items():
+        found = _header(path)
+        twice = sorted(shapes.keys() & found.keys())
+        if twice:
+            raise UnsafeFileError(
+                f"each weight must be in one file, but {path} and another file that {INDEX_NAME} names both hold "
+                f"{len(twice)} weights, e.g. {twice[0]}. Use the files of one revision of the model's repository."
+            )
+        lacking = sorted(indexed[name] - found.keys())
+        if lacking:
+            raise ModelNotFoundError(
+                f"{path} must hold what {INDEX_NAME} says, but it lacks {len(lacking)} weights, e.g. {lacking[0]}. "
+                f"Fetch both from one revision: {download_command(f'{INDEX_NAME} {name}', folder)}"
+            )
+        shapes |= found
+        if len(shapes) > _MOST_TENSORS:
+            raise _too_many(path, f"{len(shapes)} tensors or more")
+    return WeightFiles(paths, shapes, sum(path.stat().st_size for path in paths.values()))
+
+
+def _indexed(folder: Path) -> dict[str, set[str]]:
+    """Names of the files, and the weights that the index says each holds."""
+    if require_regular(folder, WEIGHTS_NAME) is not None:
+        return {WEIGHTS_NAME: set()}
+    if require_regular(folder, INDEX_NAME, _LARGEST_INDEX_BYTES) is None:
+        raise _no_weights(folder)
+    places = read_json(folder / INDEX_NAME).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ModelNotFoundError(
+            f"weight_map in {INDEX_NAME} must give each weight's file, but in {folder / INDEX_NAME} it does not. "
+            f"Fetch it from the model's repository: {download_command(INDEX_NAME, folder)}"
+        )
+    wanted: dict[str, set[str]] = {}
+    for weight, name in places.items():
+        wanted.setdefault(name, set()).add(weight)
+    for name in wanted:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or str(pure) != name:
+            raise UnsafeFileError(
+                f"{INDEX_NAME} must name files of its own folder, but {folder / INDEX_NAME} names {name[:200]!r}. "
+                "Use the files of the model's own repository."
+            )
+        if pure.suffix != ".safetensors":
+            raise UnsafeFileError(
+                f"weights must be safetensors files, but {folder / INDEX_NAME} names {name[:200]!r}, and other formats "
+                "can hold code. Use a revision of the model with safetensors files."
+            )
+    return wanted
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape, from a safetensors file's header."""
+    damaged = ModelNotFoundError(
+        f"a file of weights must be whole, but {path} is damaged or cut off. "
+        f"Fetch it again: {download_command(path.name, path.parent)}"
+    )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise damaged
+        if length > _LARGEST_HEADER_BYTES:
+            raise _too_many(path, f"a header of {length / 1024**2:.0f} MiB")
+        data = file.read(length)
+    try:
+        entries: dict[str, Any] = json.loads(data)
+        entries.pop("__metadata__", None)
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
+        is_whole = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0) == size
+        is_plain = all(isinstance(side, int) and side >= 0 for shape in shapes.values() for side in shape)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise damaged from error
+    if not is_whole or not is_plain:
+        raise damaged
+    for name, dtype in dtypes.items():
+        if name.endswith(".weight") and dtype not in _PLAIN_DTYPES:
+            raise UnsupportedModelError(
+                f"weights must be of {', '.join(_PLAIN_DTYPES)}, but {name} in {path} is of {dtype[:20]!r}: they "
+                "are quantised. Use the original of the model."
+            )
+    return shapes
+
+
+def _too_many(path: Path, what: str) -> UnsafeFileError:
+    return UnsafeFileError(
+        f"the weights of a model must be at most {_MOST_TENSORS} tensors, but {path} has {what}. "
+        "Take the files from the model's own repository."
+    )
+
+
+def _no_weights(folder: Path) -> ModelNotFoundError:
+    if any((folder / name).exists() for name in (PICKLE_NAME, PICKLE_INDEX_NAME)):
+        return ModelNotFoundError(
+            f"weights must be safetensors files, but {folder} holds {PICKLE_NAME} alone, a pickle, which can hold "
+            "code. Use a revision of the model with model.safetensors."
+        )
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf", ".h5", ".bin"))
+    found = f"other files of weights, e.g. {others[0]}" if others else "no weights"
+    return ModelNotFoundError(
+        f"a model folder must hold {WEIGHTS_NAME}, or {INDEX_NAME} and the files that it names, but {folder} holds "
+        f"{found}. Fetch them: {download_command(_ALL_WEIGHTS, folder)}"
+    )
