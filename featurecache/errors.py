@@ -78,6 +78,10 @@ class UnsupportedModelError(FeatureCacheError, ValueError):
     """The backbone's architecture or its processor is not one this toolkit runs."""
 
 
+class UntestedVersionError(FeatureCacheError, ImportError):
+    """A library is installed in a version with which nobody has compared the features."""
+
+
 class NoVideoTokensError(FeatureCacheError, ValueError):
     """A prompt or a clip has no video token to pool."""
 

@@ -75,15 +75,15 @@ def test_examine_names_the_known_architectures_when_it_is_another(project: Proje
     assert found["decoding"].ok, "the recordings are looked at all the same"
 
 
-def test_examine_finds_a_processor_without_its_fields(project: Project) -> None:
+def test_examine_finds_a_processor_that_asks_for_something_else(project: Project) -> None:
     path = model_of(project) / "processor_config.json"
     settings = json.loads(path.read_text())
-    settings["video_processor"]["do_normalize"] = False
+    settings["video_processor"]["do_resize"] = False
     path.write_text(json.dumps(settings))
     found = checks_of(project)["model"]
     assert not found.ok
-    assert "do_normalize" in found.found
-    assert "Copy" in found.fix
+    assert "do_resize" in found.found
+    assert found.fix.startswith("Use the processor files")
 
 
 def test_examine_finds_weights_that_are_missing(project: Project) -> None:

@@ -36,17 +36,21 @@ def by_definition(monkeypatch, resizing: FrameResize, frames: Tensor, dtype: tor
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("way", ["by torch", "by definition"])
-@pytest.mark.parametrize("kind", ["crop", "squash", "crop after a larger edge"])
+@pytest.mark.parametrize("kind", ["crop", "squash", "crop after a larger edge", "squash to a larger square"])
 def test_frame_resize_equals_the_processor_bit_for_bit(size, way, kind, monkeypatch):
     frames = frames_of(*size)
     expected = {
         "crop": {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}},
         "squash": {"size": {"height": 112, "width": 112}, "do_center_crop": False},
         "crop after a larger edge": {"size": {"shortest_edge": 133}, "crop_size": {"height": 112, "width": 112}},
+        "squash to a larger square": {
+            "size": {"height": 133, "width": 133},
+            "crop_size": {"height": 112, "width": 112},
+        },
     }[kind]
     resizing = FrameResize(
         image_px=112,
-        resize="squash" if kind == "squash" else "crop",
+        resize="squash" if kind.startswith("squash") else "crop",
         mean=MEAN,
         std=STD,
         short_edge_px=133 if "larger" in kind else None,
@@ -161,7 +165,7 @@ def test_frame_resize_refuses_frames_that_would_come_out_wrong():
     for shape in [(8, 8, 3), (1, 3, 8, 8), (1, 0, 8, 3)]:
         with pytest.raises(ValueError, match="shape"):
             resizing(torch.zeros(shape, dtype=torch.uint8))
-    for settings in [{"resize": "crop", "short_edge_px": 31}, {"resize": "squash", "short_edge_px": 40}]:
+    for settings in [{"resize": "crop", "short_edge_px": 31}, {"resize": "pad", "short_edge_px": 40}]:
         with pytest.raises(ValueError, match="short_edge_px must be"):
             FrameResize(image_px=32, mean=MEAN, std=STD, **settings)
 
@@ -177,6 +181,7 @@ def test_identity_differs_with_every_setting_that_changes_a_pixel():
         {"std": MEAN},
         {"interpolation": "bilinear"},
         {"short_edge_px": 40},
+        {"resize": "squash", "short_edge_px": 40},
     ]
     identities = [str(FrameResize(**{**base, **change}).identity()) for change in changes]
     assert len(set(identities)) == len(changes)

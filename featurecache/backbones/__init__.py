@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from featurecache.backbones.model_folder import check_model_folder
+from featurecache.backbones.versions import require_tested_transformers
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def open_inputs(
         SettingsError: If the prompt or the number of frames does not fit.
         UnsafeFileError: If a file must not be opened, e.g. because it names code to run.
         UnsupportedModelError: If the architecture is unknown here or the processor's settings do not fit.
+        UntestedVersionError: If another version of transformers is installed than was tested.
     """
+    require_tested_transformers()
     family = _family(folder)
     from featurecache.backbones.files import quiet_loading
 
@@ -117,14 +120,36 @@ def open_backbone(inputs: "Inputs", *, dtype: Literal["float32", "bfloat16", "fl
     return backbone
 
 
-def _family(folder: Path) -> ModuleType:
-    model_type = read_config(folder).get("model_type")
+def model_type_of(folder: Path) -> str:
+    """The architecture by transformers' name for it, as `model_type` in config.json should have it.
+
+    Revisions of LLaVA-NeXT-Video before August 2024 say `llava_next`, which is another model; what they are stands in
+    `architectures`.
+
+    Raises:
+        ModelNotFoundError: If config.json is missing or not JSON.
+        UnsupportedModelError: If the architecture is unknown here.
+    """
+    config = read_config(folder)
+    model_type: str = config["model_type"]
+    if model_type == "llava_next" and config.get("architectures") == ["LlavaNextVideoForConditionalGeneration"]:
+        return "llava_next_video"
+    if model_type == "llava-next-video":
+        raise UnsupportedModelError(
+            f"the model's architecture must be one of {', '.join(_FAMILIES)}, but {folder / 'config.json'} says "
+            f"{model_type!r}, as the first revisions of June 2024 did. Take a later revision of the same repository, "
+            "e.g. main of llava-hf/LLaVA-NeXT-Video-7B-hf."
+        )
     if model_type not in _FAMILIES:
         raise UnsupportedModelError(
             f"the model's architecture must be one of {', '.join(_FAMILIES)}, but {folder / 'config.json'} says "
             f"{model_type!r}. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
         )
-    return import_module(f"featurecache.backbones.{_FAMILIES[model_type]}")
+    return model_type
+
+
+def _family(folder: Path) -> ModuleType:
+    return import_module(f"featurecache.backbones.{_FAMILIES[model_type_of(folder)]}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

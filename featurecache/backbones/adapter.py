@@ -25,12 +25,18 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save as tensors_to_bytes
-from transformers import AutoModelForImageTextToText
+from transformers import LlavaNextVideoForConditionalGeneration, LlavaOnevisionForConditionalGeneration
 
+from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter_files import CONFIG_NAME, WEIGHTS_NAME, open_adapter
 from featurecache.backbones.files import DTYPES, quiet_loading
 from featurecache.errors import ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
+
+_WHOLE_MODELS = {
+    "llava_next_video": LlavaNextVideoForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
+}
 
 _BASE_WEIGHTS, _FOUR_BIT = "base_weights", "nf4"
 """In the header of an adapter's weights, where they were trained on rounded ones."""
@@ -130,8 +136,9 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
         ModelNotFoundError: If either is damaged.
         OSError: If it cannot be written.
     """
+    model_class = _WHOLE_MODELS[model_type_of(model_folder)]
     with quiet_loading(model_folder, "model"):
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = model_class.from_pretrained(
             model_folder, local_files_only=True, use_safetensors=True, dtype=DTYPES[dtype]
         )
     with quiet_loading(adapter_folder, "adapter"), _peft():

@@ -7,9 +7,6 @@ A clip's parts are those that are run for the taps asked for, and no deeper. Con
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.flops import Attention, Part, Product, language_model, transformer
 
 if TYPE_CHECKING:
@@ -25,12 +22,11 @@ def clip_parts(inputs: "Inputs", taps: Sequence[str]) -> tuple[Part, ...]:
         inputs: A model without its weights, of any family.
         taps: Names of `inputs.taps`.
     """
-    config = _config(inputs)
+    config = inputs.config
     if config.model_type == "llava_next_video":
         return _llava_next_video(config, inputs, taps)
     if config.model_type == "llava_onevision":
         return _llava_onevision(config, inputs, taps)
-    config = getattr(config, "vision_config", config)
     layers = _depth(taps, config.num_hidden_layers)
     if config.model_type == "timesformer":
         return (_timesformer(config, inputs, layers),)
@@ -42,14 +38,9 @@ def clip_parts(inputs: "Inputs", taps: Sequence[str]) -> tuple[Part, ...]:
 def loaded_weights(inputs: "Inputs") -> int:
     """About how many weights the loaded model has: its matrices, all layers, and its table of words."""
     parts = clip_parts(inputs, list(inputs.taps))
-    language = getattr(_config(inputs), "text_config", None)
+    language = getattr(inputs.config, "text_config", None)
     words = language.vocab_size * language.hidden_size if language is not None and "vision" in inputs.taps else 0
     return sum(part.weights for part in parts) + int(words)
-
-
-def _config(inputs: "Inputs") -> Any:
-    with quiet_loading(inputs.folder, "model"):
-        return AutoConfig.from_pretrained(inputs.folder, **LOCAL_ONLY)
 
 
 def _llava_next_video(config: Any, inputs: "Inputs", taps: Sequence[str]) -> tuple[Part, ...]:

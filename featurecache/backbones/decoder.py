@@ -22,6 +22,9 @@ from featurecache.errors import UnsupportedModelError
 DECODERS = ("llama", "mistral", "qwen2")
 """Model types whose forward is exactly this loop, and whose layers are exactly these two sums."""
 
+_FIXED_ROPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings that turn a position by the same angles in a sequence of any length."""
+
 _TOKENS_AT_ONCE = 512  # of each clip, in an MLP on a CPU: fewer take longer, more take more memory
 
 
@@ -78,7 +81,8 @@ def require_decoder(config: Any, longest: int) -> None:
         longest: Tokens of a sequence.
 
     Raises:
-        UnsupportedModelError: If its type is unknown here, or its attention looks back less far than a sequence.
+        UnsupportedModelError: If its type is unknown here, its attention looks back less far than a sequence, or its
+            rotary embeddings depend on a sequence's length, so that text after the video would change video tokens.
     """
     if config.model_type not in DECODERS:
         raise UnsupportedModelError(
@@ -90,4 +94,12 @@ def require_decoder(config: Any, longest: int) -> None:
         raise UnsupportedModelError(
             f"the language model must see a whole clip, but its attention window is {window} and a clip has "
             f"{longest} tokens. Set features.frames lower."
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_type = rope.get("rope_type", "default")
+    if rope_type not in _FIXED_ROPES:
+        raise UnsupportedModelError(
+            "the language model's rotary embeddings must not depend on the length of the sequence "
+            f"({', '.join(_FIXED_ROPES)}), but config.json says {rope_type!r}: text after the video would change the "
+            "features before it. Use weights with one of these, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
         )

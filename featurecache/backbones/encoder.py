@@ -31,6 +31,7 @@ class EncoderInputs:
 
     Attributes:
         folder: The model's files.
+        config: The encoder's architecture, as its transformers class reads config.json.
         family: The family's name, part of the identity.
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the model sees it.
@@ -44,6 +45,7 @@ class EncoderInputs:
         self,
         folder: Path,
         *,
+        config: Any,
         family: str,
         attention: str,
         frames: int,
@@ -53,6 +55,7 @@ class EncoderInputs:
         shape: TapShape,
     ) -> None:
         self.folder = folder
+        self.config = config
         self.family = family
         self.attention = attention
         self.frames = frames

@@ -45,6 +45,7 @@ class Inputs(Protocol):
 
     Attributes:
         folder: The model's files.
+        config: The architecture, as the transformers class of this family reads config.json.
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the model sees it.
         text_after_video: What the prompt puts behind the video; it cannot change a feature. Empty without a prompt.
@@ -53,6 +54,7 @@ class Inputs(Protocol):
     """
 
     folder: Path
+    config: Any
     frames: int
     image_px: int
     text_after_video: str

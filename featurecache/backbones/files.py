@@ -73,8 +73,8 @@ def load_frozen(
     dtype: str,
     device: str,
     attention: str,
+    config: Any,
     not_used: Sequence[str] = (),
-    config: Any = None,
 ) -> Any:
     """A model of `model_class` with every weight from the folder, in evaluation mode, without gradients.
 
@@ -85,8 +85,8 @@ def load_frozen(
         dtype: float32, bfloat16 or float16.
         device: A torch device.
         attention: transformers' name of the attention implementation.
+        config: The model's configuration, as the family has read it.
         not_used: Parts of the model, by attribute, that the features do not need: they are dropped.
-        config: The model's configuration, where it is another than the folder's.
 
     Raises:
         ModelNotFoundError: If files are missing or damaged, or the checkpoint lacks a weight.
@@ -96,7 +96,6 @@ def load_frozen(
     """
     weights = find_weight_files(folder)
     with quiet_loading(folder, family), ExitStack() as opened:
-        config = config or model_class.config_class.from_pretrained(folder, **LOCAL_ONLY)
         _require_fitting(model_class, config, weights, folder)
         model, found = model_class.from_pretrained(
             None,

@@ -23,16 +23,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    SiglipConfig,
+    SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from featurecache.backbones import read_config
+from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import EncoderInputs, Parts, siglip_parts, without_mask
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
@@ -47,7 +51,7 @@ class _Tower:
     """A kind of vision tower: its classes, and which of its modules are embedding, layers and norm."""
 
     family: str
-    config_class: Any
+    processor_class: Any
     model_class: Any
     has_cls: bool
     apart: Callable[[Any], Parts]
@@ -56,7 +60,7 @@ class _Tower:
 
 _CLIP = _Tower(
     "clip",
-    CLIPVisionConfig,
+    CLIPImageProcessor,
     CLIPVisionModel,
     has_cls=True,
     apart=lambda model: Parts(
@@ -68,7 +72,7 @@ _CLIP = _Tower(
 )
 _SIGLIP = _Tower(
     "siglip",
-    SiglipVisionConfig,
+    SiglipImageProcessor,
     SiglipVisionModel,
     has_cls=False,
     apart=siglip_parts,
@@ -76,7 +80,7 @@ _SIGLIP = _Tower(
 )
 _DINOV2 = _Tower(
     "dinov2",
-    Dinov2Config,
+    BitImageProcessor,
     Dinov2Model,
     has_cls=True,
     apart=lambda model: Parts(
@@ -84,30 +88,29 @@ _DINOV2 = _Tower(
     ),
 )
 _TOWERS = {
-    "clip": _CLIP,
-    "clip_vision_model": _CLIP,
-    "siglip": _SIGLIP,
-    "siglip_vision_model": _SIGLIP,
-    "dinov2": _DINOV2,
+    "clip": (_CLIP, CLIPConfig),
+    "clip_vision_model": (_CLIP, CLIPVisionConfig),
+    "siglip": (_SIGLIP, SiglipConfig),
+    "siglip_vision_model": (_SIGLIP, SiglipVisionConfig),
+    "dinov2": (_DINOV2, Dinov2Config),
 }
+"""`model_type` -> the tower, and the class of config.json, which may hold the tower's as `vision_config`."""
 
 
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
-    tower = _tower(folder)
-    with quiet_loading(folder, tower.family):
-        config = tower.config_class.from_pretrained(folder, **LOCAL_ONLY)
-        processor = AutoImageProcessor.from_pretrained(folder, **LOCAL_ONLY)
-    rule = frame_rule(processor, folder)
+    tower, config = _tower_and_config(folder)
+    rule = frame_rule(folder, tower.processor_class)
     if tower is not _DINOV2:
         require_size(rule, config.image_size, folder)
     elif rule.image_px % config.patch_size:
         raise UnsupportedModelError(
             f"frames must be whole patches of {config.patch_size} px, but the processor files in {folder} make "
-            f"{rule.image_px} px. Copy the processor files of the model's own repository."
+            f"{rule.image_px} px. Use the processor files of the model's own repository."
         )
     return EncoderInputs(
         folder,
+        config=config,
         family=tower.family,
         attention=ATTENTION,
         frames=frames,
@@ -122,7 +125,7 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> "FrameEncoder":
     """As `featurecache.backbones.open_backbone`."""
-    tower = _tower(inputs.folder)
+    tower, _ = _TOWERS[model_type_of(inputs.folder)]
     model = load_frozen(
         tower.model_class,
         inputs.folder,
@@ -131,6 +134,7 @@ def open_backbone(
         device=device,
         attention=ATTENTION,
         not_used=tower.not_used,
+        config=inputs.config,
     )
     return FrameEncoder(inputs, tower.apart(model))
 
@@ -166,5 +170,9 @@ class FrameEncoder:
                 yield tap, TapStates(tokens=states)
 
 
-def _tower(folder: Path) -> _Tower:
-    return _TOWERS[str(read_config(folder)["model_type"])]
+def _tower_and_config(folder: Path) -> tuple[_Tower, Any]:
+    """The tower and its own config; of a whole model, that of its vision half with every old spelling counted in."""
+    tower, config_class = _TOWERS[model_type_of(folder)]
+    with quiet_loading(folder, tower.family):
+        config = config_class.from_pretrained(folder, **LOCAL_ONLY)
+    return tower, getattr(config, "vision_config", config)

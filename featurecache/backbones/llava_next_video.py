@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoProcessor
+from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoVideoProcessor
 
 from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
 from featurecache.backbones.family import TapShape, TapStates
@@ -68,6 +68,7 @@ class LlavaNextVideoInputs:
 
     Attributes:
         folder: The model's files.
+        config: The architecture.
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the vision tower sees it.
         prefix_ids: Token ids in front of the video, shape (S_prefix,).
@@ -80,22 +81,22 @@ class LlavaNextVideoInputs:
         self.folder = folder
         self.frames = frames
         with quiet_loading(folder, FAMILY):
-            processor = LlavaNextVideoProcessor.from_pretrained(folder, **LOCAL_ONLY)
             self.config = LlavaNextVideoConfig.from_pretrained(folder, **LOCAL_ONLY)
         vision = self.config.vision_config
-        if processor.patch_size != vision.patch_size:
+        if self.config.vision_feature_select_strategy != "default":
             raise UnsupportedModelError(
-                f"the processor must cut frames into patches of {vision.patch_size} px as the vision tower does, but "
-                f"its files say patch_size = {processor.patch_size}. "
-                "Copy processor_config.json of the model's own repository."
+                "LLaVA-NeXT-Video must leave the tower's class token out (vision_feature_select_strategy = 'default'), "
+                f"but {folder / 'config.json'} says {self.config.vision_feature_select_strategy!r}, with which it "
+                "takes no video. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
             )
-        rule = frame_rule(processor.video_processor, folder)
+        rule = frame_rule(folder, LlavaNextVideoVideoProcessor)
         require_size(rule, vision.image_size, folder)
         self.frame_resize = frame_resize(rule, resize)
         self.image_px = rule.image_px
         self.text_after_video = text_after_video(prompt)
-        self.prefix_ids, video_tokens = prefix_ids(processor, prompt, frames=frames, image_px=self.image_px)
-        self.taps = _taps(self.config, frames, video_tokens)
+        self.prefix_ids = prefix_ids(folder, prompt, video_token_id=self.config.video_token_id, family=FAMILY)
+        self.taps = _taps(self.config, frames)
+        video_tokens = frames * self.taps["final"].tokens_per_step
         require_decoder(self.config.text_config, len(self.prefix_ids) + video_tokens)
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
@@ -154,10 +155,8 @@ class LlavaNextVideoBackbone:
     def encode_frames(self, pixels: Tensor, taps: Sequence[str] = ()) -> Tensor:  # noqa: ARG002
         """The tower's tokens as the projector gets them, whatever the taps: pixels (F, 3, ...) -> (F, P, D_vision)."""
         kept = self.model.vision_tower(pixels, output_hidden_states=self._tower_layers).hidden_states
-        tokens = torch.cat([kept[layer] for layer in self._tower_layers], dim=-1)  # (F, patches [+ 1], D_vision)
-        if self.model.config.vision_feature_select_strategy == "default":
-            tokens = tokens[:, 1:]
-        pooled: Tensor = self.model.vision_resampler(tokens)
+        tokens = torch.cat([kept[layer] for layer in self._tower_layers], dim=-1)  # (F, 1 + patches, D_vision)
+        pooled: Tensor = self.model.vision_resampler(tokens[:, 1:])
         return pooled
 
     @torch.inference_mode()
@@ -216,14 +215,9 @@ def _without_unused_layers(config: LlavaNextVideoConfig) -> tuple[LlavaNextVideo
     return smaller, used
 
 
-def _taps(config: LlavaNextVideoConfig, frames: int, video_tokens: int) -> dict[str, TapShape]:
+def _taps(config: LlavaNextVideoConfig, frames: int) -> dict[str, TapShape]:
     vision, language = config.vision_config, config.text_config
     side = vision.image_size // vision.patch_size // config.spatial_pool_stride
-    if video_tokens != frames * side**2:
-        raise UnsupportedModelError(
-            f"the processor must make {frames * side**2} video tokens of {frames} frames as the model does, but it "
-            f"makes {video_tokens}. Copy processor_config.json of the model's own repository."
-        )
     chosen = config.vision_feature_layer
     width = vision.hidden_size * (1 if isinstance(chosen, int) else len(chosen))
     deeper = [*(f"layer_{depth}" for depth in range(language.num_hidden_layers)), "final"]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisionProcessor
+from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisionVideoProcessor
 
 from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
 from featurecache.backbones.encoder import siglip_parts
@@ -54,6 +54,7 @@ class LlavaOnevisionInputs:
 
     Attributes:
         folder: The model's files.
+        config: The architecture.
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the vision tower sees it.
         prefix_ids: Token ids in front of the video, shape (S_prefix,).
@@ -67,24 +68,19 @@ class LlavaOnevisionInputs:
         self.folder = folder
         self.frames = frames
         with quiet_loading(folder, FAMILY):
-            config = LlavaOnevisionConfig.from_pretrained(folder, **LOCAL_ONLY)
-            processor = LlavaOnevisionProcessor.from_pretrained(folder, **LOCAL_ONLY)
+            self.config = LlavaOnevisionConfig.from_pretrained(folder, **LOCAL_ONLY)
+        config = self.config
         vision, language = config.vision_config, config.text_config
         self.tower_tap = _tower_tap(config, folder)
-        rule = frame_rule(processor.video_processor, folder)
+        rule = frame_rule(folder, LlavaOnevisionVideoProcessor)
         require_size(rule, vision.image_size, folder)
         self.frame_resize = frame_resize(rule, resize)
         self.image_px = rule.image_px
         self.text_after_video = text_after_video(prompt)
-        self.prefix_ids, video_tokens = prefix_ids(processor, prompt, frames=frames, image_px=self.image_px)
+        self.prefix_ids = prefix_ids(folder, prompt, video_token_id=config.video_token_id, family=FAMILY)
         side = vision.image_size // vision.patch_size
         pooled = math.ceil(side / 2) ** 2
-        if video_tokens != frames * pooled + 1:  # the newline token
-            raise UnsupportedModelError(
-                f"the processor must make {frames * pooled + 1} video tokens of {frames} frames as the model does, but "
-                f"it makes {video_tokens}. Copy processor_config.json of the model's own repository."
-            )
-        require_decoder(language, len(self.prefix_ids) + video_tokens)
+        require_decoder(language, len(self.prefix_ids) + frames * pooled)
         deeper = [*(f"layer_{depth}" for depth in range(language.num_hidden_layers)), "final"]
         self.taps = {
             "vision": TapShape(frames, side**2, vision.hidden_size),
@@ -117,7 +113,13 @@ class LlavaOnevisionBackbone:
     ) -> None:
         self.inputs = inputs
         self.model = load_frozen(
-            LlavaOnevisionModel, inputs.folder, family=FAMILY, dtype=dtype, device=device, attention=ATTENTION
+            LlavaOnevisionModel,
+            inputs.folder,
+            family=FAMILY,
+            dtype=dtype,
+            device=device,
+            attention=ATTENTION,
+            config=inputs.config,
         )
         self._tower = siglip_parts(self.model.vision_tower)
 

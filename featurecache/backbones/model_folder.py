@@ -19,12 +19,16 @@ from typing import Any
 from featurecache.errors import ModelNotFoundError, UnsafeFileError, UnsupportedModelError
 
 CONFIG_NAME = "config.json"
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-NESTED_PROCESSOR_FILE = "video_processor/preprocessor_config.json"
-"""Where some published folders keep the video processor's settings."""
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "video_processor/preprocessor_config.json",
+)
+"""Where published folders keep their processors' settings, by the version of transformers that wrote them."""
 
 _MIB = 1024**2
-_PARSED = (CONFIG_NAME, *PROCESSOR_FILES, NESTED_PROCESSOR_FILE, "tokenizer_config.json", "special_tokens_map.json")
+_PARSED = (CONFIG_NAME, *PROCESSOR_FILES, "tokenizer_config.json", "special_tokens_map.json")
 _LARGEST_BYTES = dict.fromkeys(_PARSED, 16 * _MIB) | {
     "added_tokens.json": 16 * _MIB,
     "chat_template.json": 16 * _MIB,
@@ -108,7 +112,7 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
             "loaders put on top unasked. Merge it into the weights with PEFT's merge_and_unload, or move the adapter's "
             "files out of the folder to use the base model."
         )
-    if not any(os.path.lexists(folder / name) for name in (*PROCESSOR_FILES, NESTED_PROCESSOR_FILE)):
+    if not any(os.path.lexists(folder / name) for name in PROCESSOR_FILES):
         raise ModelNotFoundError(
             f"a model folder must hold its processor's settings, but {folder} has none of {', '.join(PROCESSOR_FILES)}."
             f" Fetch them from the model's repository: {download_command('preprocessor_config.json', folder)}"

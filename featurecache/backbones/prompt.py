@@ -1,13 +1,18 @@
 """The words of a prompt that stand before the video, as token ids.
 
+The tokenizer alone makes them: how many video tokens follow is the model's own geometry, and no chat template is read.
+
 Not here: words behind the video. Attention is causal, so they cannot change a video token and are not run.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.errors import NoVideoTokensError, SettingsError
 
 VIDEO_PLACEHOLDER = "<video>"
@@ -18,36 +23,38 @@ def text_after_video(prompt: str) -> str:
     return prompt.partition(VIDEO_PLACEHOLDER)[2].strip()
 
 
-def prefix_ids(processor: Any, prompt: str, *, frames: int, image_px: int) -> tuple[Tensor, int]:
-    """Token ids before the video (S_prefix,), and how many video tokens the processor puts behind them.
+def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, family: str) -> Tensor:
+    """Token ids before the video, shape (S_prefix,).
 
     Args:
-        processor: A processor of transformers with a tokenizer and a video processor.
+        folder: The model's files; its tokenizer is opened.
         prompt: Words around `<video>`.
-        frames: T, frames of a clip.
-        image_px: Height and width of a frame as the model sees it.
+        video_token_id: The token that the model replaces by the video, as its config.json says.
+        family: What the files should be, e.g. "LLaVA-NeXT-Video", for the message.
 
     Raises:
+        ModelNotFoundError: If the folder holds no whole tokenizer.
         SettingsError: If the prompt does not hold the video once, or begins with a token the tokenizer adds itself.
-        NoVideoTokensError: If the processor makes no video token.
+        NoVideoTokensError: If the tokenizer does not know the video token.
     """
     if prompt.count(VIDEO_PLACEHOLDER) != 1:
         raise SettingsError(
             f"features.prompt must hold {VIDEO_PLACEHOLDER} exactly once, "
             f"but it holds it {prompt.count(VIDEO_PLACEHOLDER)} times. Write the words first, then {VIDEO_PLACEHOLDER}."
         )
-    blank = torch.zeros(frames, 3, image_px, image_px, dtype=torch.uint8)
-    ids = processor(text=[prompt], videos=[blank], do_sample_frames=False, return_tensors="pt")["input_ids"][0]
-    positions = (ids == processor.video_token_id).nonzero()[:, 0]
-    if len(positions) == 0:
+    with quiet_loading(folder, family):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
+        token = tokenizer.convert_ids_to_tokens(video_token_id)
+        ids = tokenizer(prompt.replace(VIDEO_PLACEHOLDER, str(token)))["input_ids"]
+    if ids.count(video_token_id) != 1:
         raise NoVideoTokensError(
-            f"the prompt must become video tokens, but {frames} frames of {image_px} px gave none. "
-            "Check the processor's patch_size."
+            f"the tokenizer must have the model's video token, id {video_token_id} in config.json, but in {folder} "
+            f"that id is {token!r} and no token of its own. Take the tokenizer's files from the model's repository."
         )
-    bos = processor.tokenizer.bos_token_id
-    if bos is not None and ids[:2].tolist() == [bos, bos]:
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
         raise SettingsError(
-            f"features.prompt must not begin with {processor.tokenizer.bos_token!r}, "
+            f"features.prompt must not begin with {tokenizer.bos_token!r}, "
             "but it does, and the tokenizer adds its own. Remove it."
         )
-    return ids[: int(positions[0])], len(positions)
+    return torch.tensor(ids[: ids.index(video_token_id)], dtype=torch.int64)

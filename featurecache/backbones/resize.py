@@ -38,15 +38,16 @@ class FrameResize:
 
     Args:
         image_px: Height and width of the result.
-        resize: `crop`: the shortest edge becomes `short_edge_px`, then the centre is taken; `pad`: centred on a
-            square of the mean colour, then as `squash`; `squash`: both edges become `image_px`.
+        resize: `crop`: the shortest edge becomes `short_edge_px`, then the centre is taken; `squash`: both edges
+            become `short_edge_px`, then the centre is taken; `pad`: centred on a square of the mean colour, then both
+            edges become `image_px`.
         mean: Mean of each channel in [0, 1], the processor's `image_mean`.
         std: Standard deviation of each channel in [0, 1], the processor's `image_std`.
         interpolation: Always with antialiasing.
-        short_edge_px: For `crop`; None: `image_px`. At least `image_px`.
+        short_edge_px: For `crop` and `squash`; None: `image_px`. At least `image_px`.
 
     Raises:
-        ValueError: If `short_edge_px` is smaller than `image_px`, or is told without `crop`.
+        ValueError: If `short_edge_px` is smaller than `image_px`, or is given with `pad`.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class FrameResize:
         interpolation: Interpolation = "bicubic",
         short_edge_px: int | None = None,
     ) -> None:
-        if short_edge_px is not None and (resize != "crop" or short_edge_px < image_px):
+        if short_edge_px is not None and (resize == "pad" or short_edge_px < image_px):
             raise ValueError(
-                f"short_edge_px must be at least image_px and belongs to resize 'crop', but it is {short_edge_px} "
+                f"short_edge_px must be at least image_px and not be given for resize 'pad', but it is {short_edge_px} "
                 f"with image_px {image_px} and resize {resize!r}. Leave it out, or make it larger."
             )
         self.image_px = image_px
@@ -73,10 +74,11 @@ class FrameResize:
 
     def identity(self) -> dict[str, Any]:
         """All that changes a pixel's value, JSON-ready, for the fingerprint."""
+        crops = self.resize == "crop" or self.short_edge_px != self.image_px
         return {
             "resize": self.resize,
             "image_px": self.image_px,
-            "short_edge_px": self.short_edge_px if self.resize == "crop" else None,
+            "short_edge_px": self.short_edge_px if crops else None,
             "interpolation": self.interpolation,
             "kernel": KERNEL,
             "mean": list(self.mean),
@@ -121,7 +123,7 @@ class FrameResize:
         if self.resize == "pad":
             frames = self._padded(frames)
         height, width = frames.shape[1:3]
-        out_height = out_width = self.image_px
+        out_height = out_width = self.short_edge_px
         if self.resize == "crop":
             # The long edge is rounded down, as the processors do.
             out_height = int(self.short_edge_px * height / width) if height > width else self.short_edge_px
@@ -140,7 +142,8 @@ class FrameResize:
         side = max(height, width)
         if height == width:
             return frames
-        colour = torch.tensor([round(255 * channel) for channel in self.mean], dtype=torch.uint8, device=frames.device)
+        levels = [min(255, max(0, round(255 * channel))) for channel in self.mean]
+        colour = torch.tensor(levels, dtype=torch.uint8, device=frames.device)
         square = colour.expand(count, side, side, 3).contiguous()
         top, left = (side - height) // 2, (side - width) // 2
         square[:, top : top + height, left : left + width] = frames

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
-from transformers import AutoImageProcessor, TimesformerConfig, TimesformerModel
+from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProcessor
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
 from featurecache.backbones.family import TapShape, TapStates
@@ -35,18 +35,18 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> En
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
     with quiet_loading(folder, FAMILY):
         config = TimesformerConfig.from_pretrained(folder, **LOCAL_ONLY)
-        processor = AutoImageProcessor.from_pretrained(folder, **LOCAL_ONLY)
     if config.attention_type not in ("divided_space_time", "joint_space_time"):
         raise UnsupportedModelError(
             "TimeSformer's attention_type must be divided_space_time or joint_space_time, but "
             f"{folder / 'config.json'} says {config.attention_type!r}. Use a checkpoint that sees time."
         )
     require_frames(frames, config.num_frames, "num_frames", folder)
-    rule = frame_rule(processor, folder)
+    rule = frame_rule(folder, VideoMAEImageProcessor)
     require_size(rule, config.image_size, folder)
     patches = (config.image_size // config.patch_size) ** 2
     return EncoderInputs(
         folder,
+        config=config,
         family="timesformer",
         attention=ATTENTION,
         frames=frames,
@@ -61,7 +61,15 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(TimesformerModel, inputs.folder, family=FAMILY, dtype=dtype, device=device, attention=ATTENTION)
+    model = load_frozen(
+        TimesformerModel,
+        inputs.folder,
+        family=FAMILY,
+        dtype=dtype,
+        device=device,
+        attention=ATTENTION,
+        config=inputs.config,
+    )
     parts = Parts(model, model.embeddings, [_run(layer) for layer in model.encoder.layer], model.layernorm)
     shape = inputs.taps["final"]
 
@@ -106,6 +114,7 @@ def write_model(backbone: ClipEncoder, folder: Path) -> None:
     write_private(folder / "model.safetensors", tensors_to_bytes(tensors, metadata={"format": "pt"}))
     for name in PROCESSOR_FILES:
         if (backbone.inputs.folder / name).is_file():
+            private_folder((folder / name).parent)
             write_private(folder / name, (backbone.inputs.folder / name).read_bytes())
 
 

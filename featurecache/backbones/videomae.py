@@ -30,13 +30,13 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> En
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
     with quiet_loading(folder, FAMILY):
         config = VideoMAEConfig.from_pretrained(folder, **LOCAL_ONLY)
-        processor = VideoMAEVideoProcessor.from_pretrained(folder, **LOCAL_ONLY)
     require_frames(frames, config.num_frames, "num_frames", folder)
-    rule = frame_rule(processor, folder)
+    rule = frame_rule(folder, VideoMAEVideoProcessor)
     require_size(rule, config.image_size, folder)
     patches = (config.image_size // config.patch_size) ** 2
     return EncoderInputs(
         folder,
+        config=config,
         family="videomae",
         attention=ATTENTION,
         frames=frames,
@@ -51,7 +51,15 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(VideoMAEModel, inputs.folder, family=FAMILY, dtype=dtype, device=device, attention=ATTENTION)
+    model = load_frozen(
+        VideoMAEModel,
+        inputs.folder,
+        family=FAMILY,
+        dtype=dtype,
+        device=device,
+        attention=ATTENTION,
+        config=inputs.config,
+    )
     parts = Parts(
         model,
         embed=lambda pixels: model.embeddings(pixels, None),

@@ -28,18 +28,18 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> En
     """As `featurecache.backbones.open_inputs`; there is no prompt."""
     with quiet_loading(folder, FAMILY):
         config = VJEPA2Config.from_pretrained(folder, **LOCAL_ONLY)
-        processor = VJEPA2VideoProcessor.from_pretrained(folder, **LOCAL_ONLY)
     if frames % config.tubelet_size:
         near = max(1, round(frames / config.tubelet_size)) * config.tubelet_size
         raise SettingsError(
             f"features.frames must be a multiple of {config.tubelet_size} (tubelet_size in "
             f"{folder / 'config.json'}), but it is {frames}. Set frames = {near}."
         )
-    rule = frame_rule(processor, folder)
+    rule = frame_rule(folder, VJEPA2VideoProcessor)
     require_size(rule, config.crop_size, folder)
     patches = (config.crop_size // config.patch_size) ** 2
     return EncoderInputs(
         folder,
+        config=config,
         family="vjepa2",
         attention=ATTENTION,
         frames=frames,
@@ -62,6 +62,7 @@ def open_backbone(
         device=device,
         attention=ATTENTION,
         not_used=("predictor",),
+        config=inputs.config,
     )
     encoder = model.encoder
     parts = Parts(model, encoder.embeddings, [_run(layer) for layer in encoder.layer], encoder.layernorm)

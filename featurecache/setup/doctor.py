@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from featurecache.backbones import find_model, open_inputs, read_config
+from featurecache.backbones import find_model, model_type_of, open_inputs
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import FeatureCacheError
 from featurecache.project.settings import Project
@@ -125,7 +125,7 @@ def _network() -> Check:
 
 def _model(inputs: "Inputs") -> Check:
     taps = ", ".join(_widths(inputs.taps))
-    family = read_config(inputs.folder)["model_type"]
+    family = model_type_of(inputs.folder)
     return Check("model", True, f"{family}, {inputs.frames} frames of {inputs.image_px} px a clip; taps {taps}")
 
 

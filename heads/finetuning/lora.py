@@ -37,7 +37,7 @@ import torch
 from pydantic import AfterValidator, Field
 
 from featurecache import FeatureCache
-from featurecache.backbones import open_backbone, read_config
+from featurecache.backbones import model_type_of, open_backbone
 from featurecache.backbones.adapter import merge_adapter
 from featurecache.backbones.adapter_files import FAMILIES, depth_of
 from featurecache.backbones.four_bit import require_four_bit
@@ -164,7 +164,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
     check_targets(splits["train"].Y, head.labels)
     inputs, spaces = project_spaces(project, keep=list(head.kept), allow_download=allow_download)
     head.check_spaces(spaces)
-    family = read_config(inputs.folder).get("model_type")
+    family = model_type_of(inputs.folder)
     if family not in FAMILIES:
         raise UnsupportedModelError(
             f"adapters can be trained in models of type {', '.join(FAMILIES)}, but {inputs.folder / 'config.json'} "
