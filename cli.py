@@ -1717,6 +1717,8 @@ def cache_import(
         f"took in {_counted(report.rows, 'feature')}, had {report.present} already; "
         f"tap {report.tap}, pooling {report.pooling}"
     )
+    for fingerprint in report.replaced:
+        screen.say(f"removed {fingerprint[:16]}, imported under this name before")
     if name:
         screen.say(f"Train on them: featurecache tune --features {name}")
     screen.document(dataclasses.asdict(report))

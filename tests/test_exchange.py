@@ -1,9 +1,11 @@
 """Out to one file and in again; files made by others; and files made to do harm."""
 
+import errno
 import io
 import json
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
@@ -22,7 +24,21 @@ from featurecache.errors import (
 )
 from featurecache.store import FeatureCache
 from featurecache.store.exchange import export_features, import_features
-from tests.cache_samples import PROVENANCE, digest, make_rows, names, space, unsynced, values, write
+from featurecache.store.external import ExternalFile
+from featurecache.store.proof import digest_of, proof_notes
+from tests.cache_samples import (
+    PROVENANCE,
+    FaultyOs,
+    digest,
+    fails_with,
+    file_system,
+    make_rows,
+    names,
+    space,
+    unsynced,
+    values,
+    write,
+)
 
 __all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -46,6 +62,13 @@ def made_by_others(path: Path, features: np.ndarray, clip_ids: list[str]) -> Pat
         with h5py.File(path, "w") as file:
             file["features"], file["clip_id"] = features, clip_ids
     return path
+
+
+def seal(path: Path) -> None:
+    """Let an edited export prove what it holds now."""
+    with h5py.File(path, "r+") as file:
+        texts = {name: text for name, text in file.attrs.items() if not name.startswith("proof")}
+        file.attrs.update(proof_notes({name: digest_of(found[()]) for name, found in file.items()}, texts))
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".hdf5", ".npz"])
@@ -89,6 +112,7 @@ def test_import_writes_nothing_of_an_export_whose_clips_cannot_be(
     export_features(root, tmp_path / "features.h5")
     with h5py.File(tmp_path / "features.h5", "r+") as file:
         file[column][0] = value
+    seal(tmp_path / "features.h5")
     with pytest.raises(CacheFormatError, match="a recording's sha256 and a stretch of it, but row 0 has"):
         import_features(tmp_path / "other", tmp_path / "features.h5")
     assert not (tmp_path / "other").exists()
@@ -127,11 +151,18 @@ def test_import_of_others_makes_a_space_of_their_own(tmp_path: Path, suffix: str
     assert cache.missing([(digest("a"), 0, 3_000_000)], done.fingerprint) == []
 
 
-def test_import_of_a_changed_file_is_another_space(tmp_path: Path) -> None:
+def test_a_corrected_file_replaces_the_one_imported_under_its_name(tmp_path: Path) -> None:
+    done = []
     for number in (1, 2):
-        source = made_by_others(tmp_path / f"{number}.npz", np.full((9, 3), number) + np.eye(9, 3), all_names())
-        import_features(tmp_path / "cache", source, name="x", recordings=RECORDINGS)
-    assert len(FeatureCache.open(tmp_path / "cache").spaces) == 2
+        features = np.full((9, 3), number) + np.eye(9, 3)
+        source = made_by_others(tmp_path / f"{number}.npz", features, all_names())
+        done.append(import_features(tmp_path / "cache", source, name="x", recordings=RECORDINGS))
+        import_features(tmp_path / "cache", source, name=f"y{number}", recordings=RECORDINGS)
+        cache = FeatureCache.open(tmp_path / "cache")
+        np.testing.assert_array_equal(cache.load(all_names(), "imported", "x"), features.astype("f4"))
+    assert (done[0].replaced, done[1].replaced) == ((), (done[0].fingerprint,))
+    assert len(cache.spaces) == 3
+    np.testing.assert_array_equal(cache.load(all_names(), "imported", "y2"), features.astype("f4"))
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz"])
@@ -177,6 +208,9 @@ def test_import_refuses_an_export_whose_inputs_were_edited(root: Path, tmp_path:
     for text, error in ((json.dumps(space(frames=99).inputs), FingerprintMismatchError), ("{", CacheFormatError)):
         with h5py.File(tmp_path / "x.h5", "r+") as file:
             file.attrs["inputs"] = text
+        with pytest.raises(CacheFormatError, match="inputs does not match its sha256"):
+            import_features(tmp_path / "other", tmp_path / "x.h5")
+        seal(tmp_path / "x.h5")
         with pytest.raises(error):
             import_features(tmp_path / "other", tmp_path / "x.h5")
     assert not (tmp_path / "other").exists()
@@ -254,6 +288,120 @@ def test_import_takes_any_name_that_tune_can(tmp_path: Path, name: str) -> None:
     assert FeatureCache.open(tmp_path / "cache").describe("imported", name).rows == 9
 
 
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_no_flipped_bit_of_an_export_changes_what_is_imported(root: Path, tmp_path: Path, suffix: str) -> None:
+    export_features(root, tmp_path / f"x{suffix}")
+    whole, random = (tmp_path / f"x{suffix}").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for number, at in enumerate(random.choice(len(whole), 30, replace=False)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << random.integers(8)
+        (tmp_path / f"x{suffix}").write_bytes(flipped)
+        target = tmp_path / f"other{number}"
+        try:
+            import_features(target, tmp_path / f"x{suffix}")
+        except (CacheFormatError, UnsafeFileError):
+            refused += 1
+            assert not target.exists()
+        else:
+            assert_same(FeatureCache.open(target), FeatureCache.open(root))
+    assert refused > 5
+
+
+def assert_same(ours: FeatureCache, theirs: FeatureCache) -> None:
+    assert [one.inputs for one in ours.spaces] == [one.inputs for one in theirs.spaces]
+    assert ours.clips() == theirs.clips()
+    np.testing.assert_array_equal(ours.load(all_names()), theirs.load(all_names()))
+    np.testing.assert_array_equal(ours.timestamps_us(all_names()), theirs.timestamps_us(all_names()))
+
+
+@pytest.mark.parametrize("array", ["clip_id", "start_us", "timestamps_us", "key", "row_crc32c", "features"])
+def test_import_names_the_array_of_an_export_that_is_not_as_it_was_written(
+    root: Path, tmp_path: Path, array: str
+) -> None:
+    export_features(root, tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file[array][0] = file[array][1]
+    with pytest.raises(CacheFormatError, match=r"feature of .* is another" if array == "features" else array):
+        import_features(tmp_path / "other", tmp_path / "x.h5")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("array", ["clip_id", "key", "row_crc32c"])
+def test_import_refuses_an_export_whose_arrays_contradict_each_other(root: Path, tmp_path: Path, array: str) -> None:
+    export_features(root, tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file[array][0] = file[array][1]
+    seal(tmp_path / "x.h5")
+    with pytest.raises(CacheFormatError, match="damaged"):
+        import_features(tmp_path / "other", tmp_path / "x.h5")
+
+
+def test_import_refuses_an_export_without_proof(root: Path, tmp_path: Path) -> None:
+    export_features(root, tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file.attrs["version"] = "1"
+    with pytest.raises(CacheFormatError, match=r"version 2, which proves itself.*Export it again from its cache"):
+        import_features(tmp_path / "other", tmp_path / "x.h5")
+
+
+def test_damage_that_makes_hdf5_loop_for_ever_ends_in_a_named_error(root: Path, tmp_path: Path) -> None:
+    export_features(root, tmp_path / "x.h5")
+    contents = (tmp_path / "x.h5").read_bytes()
+    texts = contents.find(b"GCOL") + 16
+    (tmp_path / "x.h5").write_bytes(contents[:texts] + bytes(16) + contents[texts + 16 :])  # free space of no size
+    with pytest.raises(UnsafeFileError, match="s of processor time"):
+        import_features(tmp_path / "other", tmp_path / "x.h5")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_reader_that_dies_is_a_named_error(root: Path, tmp_path: Path) -> None:
+    export_features(root, tmp_path / "x.h5")
+    with ExternalFile(tmp_path / "x.h5") as file:
+        assert file.has("features")
+        file._process.kill()
+        with pytest.raises(UnsafeFileError, match="the process that read it died"):
+            file.has("features")
+
+
+@pytest.mark.parametrize("operation", ["write", "rename"])
+def test_a_failed_import_leaves_no_row_and_no_space(tmp_path: Path, operation: str) -> None:
+    write(tmp_path / "large", make_rows(2500))
+    export_features(tmp_path / "large", tmp_path / "x.h5")
+    write(tmp_path / "other", make_rows(3), of=space(frames=9))
+    calls = FaultyOs(-1, fails_with(errno.EIO))
+    with file_system(calls):
+        import_features(tmp_path / "trial", tmp_path / "x.h5")
+    last = max(at for at, name in enumerate(calls.calls) if name == operation)
+    with file_system(FaultyOs(last, fails_with(errno.ENOSPC))), pytest.raises(CacheWriteError):
+        import_features(tmp_path / "other", tmp_path / "x.h5")
+    cache = FeatureCache.open(tmp_path / "other")
+    assert [(one.rows, one.inputs["frames"]) for one in cache.spaces] == [(3, 9)]
+    assert import_features(tmp_path / "other", tmp_path / "x.h5").rows == 2500
+
+
+def test_a_feature_that_is_not_finite_is_found_before_the_first_row_is_written(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((3000, 4))
+    features[2999, 3] = np.inf
+    ids = names(make_rows(3000))
+    source = made_by_others(tmp_path / "x.npz", features, ids)
+    with pytest.raises(NonFiniteFeatureError, match=ids[2999]):
+        import_features(tmp_path / "cache", source, name="x", recordings=RECORDINGS)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_export_does_not_write_through_a_link_to_nowhere(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.h5").symlink_to(tmp_path / "nowhere.h5")
+    with pytest.raises(CacheWriteError, match="new file"):
+        export_features(root, tmp_path / "x.h5")
+    with pytest.raises(CacheNotFoundError):
+        import_features(root, tmp_path / "x.h5")
+    assert not (tmp_path / "nowhere.h5").exists()
+
+
 # --- files made to do harm ------------------------------------------------------------------------
 
 
@@ -281,6 +429,19 @@ def hostile(path: Path, what: str) -> None:
             file.create_virtual_dataset("features", layout)
         elif what == "terabytes never written":
             file.create_dataset("features", (9, 10**12), "f4", chunks=(1, 10**6))
+        elif what == "a chunk larger than the file can hold":
+            file.create_dataset("features", (9, 4), "f4", maxshape=(9, None), chunks=(9, 7 * 10**6), compression="gzip")
+        elif what == "a chunk that inflates without end":
+            features = file.create_dataset("features", (9, 4), "f4", chunks=(9, 4), compression="gzip")
+            features.id.write_direct_chunk((0, 0), zlib.compress(bytes(256 << 20), 1))
+        elif what == "compressed twice":
+            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plist.set_chunk((9, 4))
+            plist.set_deflate(9)
+            plist.set_deflate(9)
+            h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((9, 4)), plist)
+        elif what == "arrays of variable length":
+            file.create_dataset("features", (9,), h5py.vlen_dtype(np.dtype("f4")))
         else:
             file.create_dataset("features", (9, 10**9), "f4", chunks=(1, 10**6), compression="gzip")
 
@@ -295,6 +456,10 @@ def hostile(path: Path, what: str) -> None:
         "virtual data set",
         "terabytes never written",
         "terabytes compressed",
+        "a chunk larger than the file can hold",
+        "a chunk that inflates without end",
+        "compressed twice",
+        "arrays of variable length",
     ],
 )
 def test_import_refuses_hdf5_that_could_do_harm(tmp_path: Path, what: str) -> None:
@@ -302,6 +467,61 @@ def test_import_refuses_hdf5_that_could_do_harm(tmp_path: Path, what: str) -> No
     with pytest.raises(UnsafeFileError, match="features"):
         import_features(tmp_path / "cache", tmp_path / "x.h5", name="x", recordings=RECORDINGS)
     assert not (tmp_path / "cache").exists()
+
+
+def test_import_refuses_texts_that_all_name_one_large_text(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        texts = file.create_dataset("clip_id", (60000,), h5py.string_dtype())
+        texts[0] = "x" * 1_000_000
+        file["features"] = np.ones((60000, 2))
+        at = texts.id.get_offset()
+    contents = bytearray((tmp_path / "x.h5").read_bytes())
+    contents[at : at + 16 * 60000] = contents[at : at + 16] * 60000
+    (tmp_path / "x.h5").write_bytes(contents)
+    with pytest.raises(UnsafeFileError, match="texts of more than 256 bytes"):
+        import_features(tmp_path / "cache", tmp_path / "x.h5", name="x", recordings=RECORDINGS)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"features": np.ones((9, 2, 2, 2, 2))}, r"shape \(9, 2, 2, 2, 2\)"),
+        ({"features": h5py.Empty("f4")}, "null data space"),
+        ({"features": 1.0}, r"shape \(\)"),
+        ({"features": np.ones((9, 4), np.longdouble)}, "16 to 64 bits"),
+        ({"features": np.eye(9), "timestamps_us": np.full((9, 2), np.nan)}, "timestamps_us must be whole microseconds"),
+        ({"features": np.eye(9), "timestamps_us": h5py.Empty("i8")}, "null data space"),
+        ({"features": np.eye(9), "timestamps_us": np.ones((8, 2), int)}, r"shape \(9, T\).*shape \(8, 2\)"),
+    ],
+)
+def test_import_names_arrays_that_no_feature_can_have(tmp_path: Path, arrays: dict[str, object], message: str) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["clip_id"] = all_names()
+        for name, array in arrays.items():
+            file[name] = array
+    with pytest.raises(CacheFormatError, match=message):
+        import_features(tmp_path / "cache", tmp_path / "x.h5", name="x", recordings=RECORDINGS)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_import_takes_rows_and_columns_first_compressed_or_not(tmp_path: Path, order: str) -> None:
+    features = np.asarray(np.random.default_rng(0).standard_normal((2500, 5)), order=order)
+    ids = names(make_rows(2500))
+    np.savez_compressed(tmp_path / "x.npz", features=features, clip_id=np.array(ids))
+    import_features(tmp_path / "cache", tmp_path / "x.npz", name="x", recordings=RECORDINGS)
+    cache = FeatureCache.open(tmp_path / "cache")
+    np.testing.assert_array_equal(cache.load(ids, "imported", "x"), features.astype("f4"))
+
+
+def test_import_refuses_npz_compressed_by_a_method_that_takes_any_memory(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=np.eye(9))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a", zipfile.ZIP_LZMA) as archive:
+        member = io.BytesIO()
+        np.lib.format.write_array(member, np.array(all_names()))
+        archive.writestr("clip_id.npy", member.getvalue())
+    with pytest.raises(UnsafeFileError, match="another method than deflate"):
+        import_features(tmp_path / "cache", tmp_path / "x.npz", name="x", recordings=RECORDINGS)
 
 
 def test_import_refuses_npz_with_pickled_objects(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ from featurecache.errors import (
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16, files, format
 from featurecache.store.claims import Claims
-from featurecache.store.index import read_index, segments_after_checkpoint, write_checkpoint
-from featurecache.store.layout import as_json, make_cache, make_space
+from featurecache.store.index import read_index, segment_names, segments_after_checkpoint, write_checkpoint
+from featurecache.store.layout import as_json, discard, make_cache, make_space
 from featurecache.store.segment import STORED_DTYPES, Rows, encode_segment, read_record
 
 _CHECKPOINT_EVERY = 32  # segments that a reader may have to open one by one
@@ -108,8 +108,10 @@ class CacheWriter:
         self._bytes = 0
         self._oldest_s = 0.0
         self._in_doubt: tuple[str, int] | None = None
+        self._committed: list[str] = []
         with writing(self._root):
             make_cache(self._root)
+            self._made_space = not files.exists(self._root / "spaces" / format.space_folder_name(space))
             self._folder = make_space(self._root, space)
             self._check_writable()
             self._row_shape, self._frames = self._stored_shapes()
@@ -178,6 +180,25 @@ class CacheWriter:
                 stacklevel=2,
             )
 
+    def withdraw(self) -> None:
+        """Undo everything: drop the gathered rows, remove the committed ones, and the feature space if this made it.
+
+        Raises:
+            CacheWriteError: If something cannot be removed; running it again goes on.
+        """
+        self._rows.clear()
+        self._bytes = 0
+        with writing(self._root):
+            self._settle_doubt()
+            while self._committed:
+                folder = self._folder / "segments" / self._committed[-1]
+                if files.exists(folder):
+                    discard(folder)
+                self._rows_saved = 0
+                self._committed.pop()
+            if self._made_space and files.exists(self._folder) and not segment_names(self._folder):
+                discard(self._folder)
+
     def __enter__(self) -> Self:
         return self
 
@@ -213,8 +234,9 @@ class CacheWriter:
     def _count_saved(self) -> None:
         """Drop the rows of the segment in doubt: they are on disk."""
         if self._in_doubt is not None:
-            _, count = self._in_doubt
+            segment_id, count = self._in_doubt
             self._in_doubt = None
+            self._committed.append(segment_id)
             self._rows_saved += count
             self._bytes -= sum(row.feature.nbytes for row in self._rows[:count])
             del self._rows[:count]

@@ -1,0 +1,132 @@
+"""One feature space as one new HDF5 or npz file, written in bounded memory and put in place whole."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.errors import CacheFormatError, CacheWriteError
+from featurecache.store.proof import ArrayDigest, digest_of, proof_notes
+
+
+def require_suffix(path: Path) -> None:
+    """Check that a file's name says what it is.
+
+    Raises:
+        CacheFormatError: If it does not.
+    """
+    if path.suffix not in (".h5", ".hdf5", ".npz"):
+        raise CacheFormatError(f"the file must end in .h5, .hdf5 or .npz, but is {path.name}. Choose one of these.")
+
+
+def write_export(
+    target: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    batches: Iterator[npt.NDArray[Any]],
+    columns: Mapping[str, npt.NDArray[Any]],
+    notes: Mapping[str, str],
+) -> None:
+    """Write a file with its proof.
+
+    Args:
+        target: `.h5`, `.hdf5` or `.npz`; must not exist yet, not even as a link to nowhere.
+        shape: Of the features, (N, ...).
+        dtype: Of the features.
+        batches: The features, from the first row to the last. It is exhausted before `columns` are read.
+        columns: The other arrays, each of N rows.
+        notes: Texts.
+
+    Raises:
+        CacheFormatError: If the suffix is none of these.
+        CacheWriteError: If the file is already there or cannot be written.
+    """
+    require_suffix(target)
+    with _new_file(target) as temporary:
+        write = _write_npz if target.suffix == ".npz" else _write_hdf5
+        write(temporary, shape, dtype, batches, columns, notes)
+
+
+@contextlib.contextmanager
+def _new_file(target: Path) -> Iterator[Path]:
+    """A private temporary file that becomes the target when all went well."""
+    if os.path.lexists(target):
+        raise CacheWriteError(
+            f"an export must go to a new file, but {target} exists. Remove it or choose another name."
+        )
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise CacheWriteError(
+            f"the export {target} must be writable, but {error}. Free space or choose another folder."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_hdf5(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    batches: Iterator[npt.NDArray[Any]],
+    columns: Mapping[str, npt.NDArray[Any]],
+    notes: Mapping[str, str],
+) -> None:
+    with h5py.File(path, "w") as file:
+        features = file.create_dataset(
+            "features", shape, dtype, fletcher32=bool(shape[0]), chunks=True if shape[0] else None
+        )
+        at, digest = 0, hashlib.sha256()
+        for batch in batches:
+            features[at : at + len(batch)] = batch
+            digest.update(batch.data)
+            at += len(batch)
+        for column, array in columns.items():
+            file.create_dataset(column, data=array)
+        file.attrs.update({**notes, **_proof(shape, dtype, digest.hexdigest(), columns, notes)})
+
+
+def _write_npz(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    batches: Iterator[npt.NDArray[Any]],
+    columns: Mapping[str, npt.NDArray[Any]],
+    notes: Mapping[str, str],
+) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        digest = hashlib.sha256()
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_2_0(member, header)
+            for batch in batches:
+                member.write(batch.data)
+                digest.update(batch.data)
+        proven = {**notes, **_proof(shape, dtype, digest.hexdigest(), columns, notes)}
+        for name, array in [*columns.items(), *((note, np.array(text)) for note, text in proven.items())]:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _proof(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    features_sha256: str,
+    columns: Mapping[str, npt.NDArray[Any]],
+    notes: Mapping[str, str],
+) -> dict[str, str]:
+    digests = {name: digest_of(array) for name, array in columns.items()}
+    return proof_notes(digests | {"features": ArrayDigest(dtype.str, shape, features_sha256)}, notes)
