@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from featurecache.backbones.model_folder import check_model_folder
+from featurecache.backbones.model_folder import check_model_folder, name_broken_file
 from featurecache.backbones.versions import require_tested_transformers
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
 
@@ -98,8 +98,12 @@ def open_inputs(
     family = _family(folder)
     from featurecache.backbones.files import quiet_loading
 
-    with quiet_loading(folder, "model"):  # values that no check foresaw end as a named error too
-        inputs: Inputs = family.open_inputs(folder, prompt=prompt, frames=frames, resize=resize)
+    try:
+        with quiet_loading(folder, "model"):  # values that no check foresaw end as a named error too
+            inputs: Inputs = family.open_inputs(folder, prompt=prompt, frames=frames, resize=resize)
+    except ModelNotFoundError:
+        name_broken_file(folder)
+        raise
     return inputs
 
 

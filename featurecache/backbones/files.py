@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 from safetensors import safe_open
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.utils import logging as transformers_logging
 
 from featurecache.backbones.model_folder import PROCESSOR_FILES
@@ -95,8 +96,7 @@ def load_frozen(
         UnsupportedModelError: If config.json describes a far larger model than the weights are of.
     """
     weights = find_weight_files(folder)
-    with quiet_loading(folder, family), ExitStack() as opened:
-        _require_fitting(model_class, config, weights, folder)
+    with quiet_loading(folder, family), _fitting(weights, folder), ExitStack() as opened:
         model, found = model_class.from_pretrained(
             None,
             config=config,
@@ -130,15 +130,27 @@ def _tensors(weights: WeightFiles, opened: ExitStack) -> dict[str, Any]:
     return {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
 
 
-def _require_fitting(model_class: Any, config: Any, weights: WeightFiles, folder: Path) -> None:
-    """Refuses a config whose model would fill the memory with weights that no file holds."""
-    with torch.device("meta"):
-        asked = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if asked > _ROOM_FACTOR * weights.values + _ROOM_VALUES:
-        raise UnsupportedModelError(
-            f"config.json must describe the weights next to it, but {folder / 'config.json'} asks for {asked:,} values "
-            f"where the weight files hold {weights.values:,}. Take both from one revision of the model's repository."
-        )
+@contextmanager
+def _fitting(weights: WeightFiles, folder: Path) -> Iterator[None]:
+    """Refuses a model that would fill the memory with weights that no file holds, while it is still without memory."""
+    most, asked = _ROOM_FACTOR * weights.values + _ROOM_VALUES, 0
+
+    def count(module: Any, name: str, parameter: Any) -> None:  # noqa: ARG001
+        nonlocal asked
+        if parameter is not None and parameter.is_meta:
+            asked += parameter.numel()
+        if asked > most:
+            raise UnsupportedModelError(
+                f"config.json must describe the weights next to it, but {folder / 'config.json'} asks for more than "
+                f"{most:,} values where the weight files hold {weights.values:,}. "
+                "Take both from one revision of the model's repository."
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def backbone_identity(

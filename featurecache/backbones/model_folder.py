@@ -34,11 +34,11 @@ _LARGEST_BYTES = dict.fromkeys(_PARSED, 16 * _MIB) | {
     "chat_template.json": 16 * _MIB,
     "chat_template.jinja": 16 * _MIB,
     "generation_config.json": 16 * _MIB,
-    "merges.txt": 64 * _MIB,
-    "tokenizer.json": 64 * _MIB,
-    "tokenizer.model": 64 * _MIB,
-    "vocab.json": 64 * _MIB,
-    "vocab.txt": 64 * _MIB,
+    "merges.txt": 48 * _MIB,
+    "tokenizer.json": 48 * _MIB,
+    "tokenizer.model": 48 * _MIB,
+    "vocab.json": 48 * _MIB,
+    "vocab.txt": 48 * _MIB,
 }
 """The small files that a loader may read, and the most bytes that each may have."""
 
@@ -71,12 +71,14 @@ _LARGEST = {
     "num_channels": 64,
     "num_frames": 4096,
     "num_hidden_layers": 1024,
+    "num_key_value_heads": 1024,
     "patch_size": 2048,
     "projection_dim": 65_536,
     "tubelet_size": 4096,
     "vocab_size": 4_194_304,
 }
-"""Numbers of config.json that set how large a model is: each must be positive and at most this."""
+"""Numbers of config.json that set a model's size, also after a prefix (`pred_hidden_size`): above 0, at most this."""
+_MOST_PATCHES = 16_384
 
 
 def check_model_folder(folder: Path) -> dict[str, Any]:
@@ -118,6 +120,18 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
             f" Fetch them from the model's repository: {download_command('preprocessor_config.json', folder)}"
         )
     return config
+
+
+def name_broken_file(folder: Path) -> None:
+    """Says which file of a folder that a loader could not read is no JSON, of those that are too large to parse always.
+
+    Raises:
+        ModelNotFoundError: If one is no JSON object.
+        UnsafeFileError: If one is nested deeper than any such file.
+    """
+    for name in _LARGEST_BYTES:
+        if name.endswith(".json") and name not in _PARSED and (folder / name).is_file():
+            read_json(folder / name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -265,7 +279,7 @@ def _refuse_keys(path: Path, document: dict[str, Any]) -> None:
 
 def _refuse_sizes(path: Path, config: dict[str, Any]) -> None:
     for _, key, value in _entries(config):
-        largest = _LARGEST.get(key)
+        largest = next((_LARGEST[name] for name in _LARGEST if key == name or key.endswith(f"_{name}")), None)
         if largest is None or value is None or isinstance(value, (dict, list)):
             continue
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -273,6 +287,19 @@ def _refuse_sizes(path: Path, config: dict[str, Any]) -> None:
             raise UnsupportedModelError(
                 f"{key} of a model must be a number above 0 and at most {largest}, but {path} has {_shown(value)}. "
                 "Take config.json from the model's own repository."
+            )
+    for part in (config, *(value for _, _, value in _entries(config) if isinstance(value, dict))):
+        _refuse_patches(path, part)
+
+
+def _refuse_patches(path: Path, config: dict[str, Any]) -> None:
+    image_px, patch_px = config.get("image_size"), config.get("patch_size")
+    if isinstance(image_px, int) and isinstance(patch_px, int) and patch_px > 0:
+        patches = (image_px // patch_px) ** 2
+        if patches > _MOST_PATCHES:
+            raise UnsupportedModelError(
+                f"a model must cut a frame into at most {_MOST_PATCHES} patches, but image_size = {image_px} and "
+                f"patch_size = {patch_px} in {path} make {patches}. Take config.json from the model's own repository."
             )
 
 

@@ -18,6 +18,8 @@ from featurecache.errors import UnsupportedModelError
 Resize = Literal["model", "crop", "pad", "squash"]
 """How a frame that is not square becomes one; `model`: as the model's own processor does."""
 
+_LARGEST_PX = 4096
+
 _INTERPOLATIONS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
@@ -70,7 +72,7 @@ def frame_rule(folder: Path, own: Any) -> FrameRule:
     refused = {
         "do_resize": not settings.get("do_resize"),
         "resample": settings.get("resample") not in _INTERPOLATIONS,
-        "size": short_edge_px <= 0 or len(size) > (2 if squashed_px else 1),
+        "size": not 0 < short_edge_px <= _LARGEST_PX or len(size) > (2 if squashed_px else 1),
         "do_center_crop": image_px == 0 and not crops,
         "crop_size": image_px <= 0 or image_px > short_edge_px,  # no square, or more than there is
         "pad_size": any(side != image_px for side in pads_to.values()),

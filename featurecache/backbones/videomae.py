@@ -21,9 +21,13 @@ from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, re
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.errors import UnsupportedModelError
 
 FAMILY = "VideoMAE"
 ATTENTION = "sdpa"
+
+_LARGEST_TABLE = 2**22
+"""transformers computes the table of positions number by number, 2 microseconds each; the largest model has 2.2 M."""
 
 
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
@@ -34,6 +38,12 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> En
     rule = frame_rule(folder, VideoMAEVideoProcessor)
     require_size(rule, config.image_size, folder)
     patches = (config.image_size // config.patch_size) ** 2
+    tokens = frames // config.tubelet_size * patches
+    if tokens * config.hidden_size > _LARGEST_TABLE:
+        raise UnsupportedModelError(
+            f"VideoMAE's positions must be at most {_LARGEST_TABLE:,} values, but {folder / 'config.json'} asks for "
+            f"{tokens} tokens of {config.hidden_size}. Take config.json from the model's own repository."
+        )
     return EncoderInputs(
         folder,
         config=config,

@@ -1,0 +1,265 @@
+"""Model folders that must not open, and a process that tries them under limits of time and memory.
+
+`python -m tests.hostile_models FOLDER...` opens each folder as an extraction does, and prints one JSON line for each:
+what was raised. A folder that takes longer than 30 s, or a process that wants 2 GiB of data, ends it.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+LONGEST_S = 30
+MOST_BYTES = 2 * 1024**3
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 14126112768\n".format("0" * 64)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a JSON file in place."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def split_weights(folder: Path, places: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Puts the weights into two shards, and gives the index's weight_map; `places` renames a shard's file."""
+    weights = load_file(folder / _WEIGHTS)
+    (folder / _WEIGHTS).unlink()
+    names = sorted(weights)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    found: dict[str, str] = {}
+    for name, held in shards.items():
+        named = (places or {}).get(name, name)
+        target = folder / named
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: weights[key] for key in held}, target, metadata={"format": "pt"})
+        found |= dict.fromkeys(held, named)
+    write_index(folder, found)
+    return found
+
+
+def write_index(folder: Path, weight_map: Mapping[str, str]) -> None:
+    (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _lfs_pointer(folder: Path) -> None:
+    (folder / _WEIGHTS).write_text(_POINTER)
+
+
+def _lfs_pointer_for_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(_POINTER)
+
+
+def _above_snapshots(folder: Path) -> None:
+    inside = folder.with_name("moved")
+    folder.rename(inside)
+    (folder / "snapshots").mkdir(parents=True)
+    inside.rename(folder / "snapshots" / "04a83e0")
+
+
+def _no_processor(folder: Path) -> None:
+    for name in ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _missing_shard(folder: Path) -> None:
+    split_weights(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def _model_type_list(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(model_type=["llava_next_video"]))
+
+
+def _deep(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).write_text('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}")
+
+    return make
+
+
+def _image_size(folder: Path) -> None:
+    side = {"height": 64_800, "width": 64_800}
+    edit(folder / "config.json", lambda config: config["vision_config"].update(image_size=64_800))
+    edit(
+        folder / "processor_config.json",
+        lambda made: made["video_processor"].update(size={"shortest_edge": 64_800}, crop_size=side),
+    )
+
+
+def _large_in_bounds(folder: Path) -> None:
+    """Each size is one that some model has; together they ask for 270 billion values."""
+    edit(folder / "config.json", lambda config: config["text_config"].update(vocab_size=4_000_000, hidden_size=65_536))
+
+
+def _layers(part: str) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", lambda config: config[part].update(num_hidden_layers=200_000))
+
+
+def _no_patch(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config["vision_config"].update(patch_size=0))
+
+
+def _many_tensors(folder: Path) -> None:
+    entries = (f'"w{at}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for at in range(900_000))
+    header = ("{" + ",".join(entries) + "}").encode()
+    (folder / _WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def _large_tokenizer(folder: Path) -> None:
+    os.truncate(folder / "tokenizer.json", 256 * 1024**2)
+
+
+def _fifo(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return make
+
+
+def _device(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").symlink_to("/dev/zero")
+
+
+def _auto_map(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / "own.py").write_text("raise SystemExit('the folder ran its own code')\n")
+        own = {"auto_map": {"AutoTokenizer": [None, "own.Own"], "AutoConfig": "own.Own"}, "tokenizer_class": "Own"}
+        edit(folder / name, lambda document: document.update(own))
+
+    return make
+
+
+def _quantised(folder: Path) -> None:
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    edit(folder / "config.json", lambda config: config.update(quantization_config=quantised))
+
+
+def _hub_kernel(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config["text_config"].update(_attn_implementation="someone/attention"))
+
+
+def _adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
+
+
+def _other_config(folder: Path) -> None:
+    shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
+    edit(folder / "config.json", lambda config: config.update(configuration_files=["config.4.0.0.json"]))
+
+
+def _other_weights(folder: Path) -> None:
+    shutil.copy(folder / _WEIGHTS, folder / "other.safetensors")
+    edit(folder / "config.json", lambda config: config.update(transformers_weights="other.safetensors"))
+
+
+def _shard_at(place: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        split_weights(folder, {"model-00002-of-00002.safetensors": place})
+
+    return make
+
+
+def _absolute_shard(folder: Path) -> None:
+    split_weights(folder, {"model-00002-of-00002.safetensors": str(folder.with_name("elsewhere") / "w.safetensors")})
+
+
+def _pickled_shard(folder: Path) -> None:
+    places = split_weights(folder)
+    write_index(
+        folder, {key: name.replace("model-00002-of-00002.safetensors", "w.bin") for key, name in places.items()}
+    )
+    (folder / "model-00002-of-00002.safetensors").rename(folder / "w.bin")
+
+
+def _linked_shard(folder: Path) -> None:
+    split_weights(folder)
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.symlink_to(shutil.move(shard, folder.with_name("linked.safetensors")))
+
+
+def _doubled_names(folder: Path) -> None:
+    places = split_weights(folder)
+    first, second = sorted(set(places.values()))
+    both = load_file(folder / first) | load_file(folder / second)
+    save_file(both, folder / second, metadata={"format": "pt"})
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
+    # name: (what is done to a sound folder, the error, the file it names, what is wrong)
+    "lfs pointer": (_lfs_pointer, "ModelNotFoundError", _WEIGHTS, "is a Git LFS pointer"),
+    "lfs tokenizer": (_lfs_pointer_for_the_tokenizer, "ModelNotFoundError", "tokenizer.json", "is a Git LFS pointer"),
+    "above snapshots": (_above_snapshots, "ModelNotFoundError", "snapshots/04a83e0", "repository of the Hugging Face"),
+    "no processor": (_no_processor, "ModelNotFoundError", "preprocessor_config.json", "has none of"),
+    "missing shard": (_missing_shard, "ModelNotFoundError", "model-00002-of-00002.safetensors", "is missing"),
+    "model type": (_model_type_list, "UnsupportedModelError", "config.json", "has a list"),
+    "deep config": (_deep("config.json"), "UnsafeFileError", "config.json", "is nested deeper"),
+    "deep processor": (_deep("processor_config.json"), "UnsafeFileError", "processor_config.json", "is nested deeper"),
+    "deep tokenizer": (_deep("tokenizer.json"), "UnsafeFileError", "tokenizer.json", "is nested deeper"),
+    "image size": (_image_size, "UnsupportedModelError", "config.json", "has 64800"),
+    "many layers": (_layers("text_config"), "UnsupportedModelError", "config.json", "has 200000"),
+    "many tower layers": (_layers("vision_config"), "UnsupportedModelError", "config.json", "has 200000"),
+    "large in bounds": (_large_in_bounds, "UnsupportedModelError", "config.json", "asks for"),
+    "no patch": (_no_patch, "UnsupportedModelError", "config.json", "patch_size of a model must be"),
+    "many tensors": (_many_tensors, "UnsafeFileError", _WEIGHTS, "a header of"),
+    "large tokenizer": (_large_tokenizer, "UnsafeFileError", "tokenizer.json", "has 256 MiB"),
+    "fifo config": (_fifo("config.json"), "UnsafeFileError", "config.json", "is a FIFO"),
+    "fifo tokenizer": (_fifo("tokenizer.json"), "UnsafeFileError", "tokenizer.json", "is a FIFO"),
+    "fifo weights": (_fifo(_WEIGHTS), "UnsafeFileError", _WEIGHTS, "is a FIFO"),
+    "device": (_device, "UnsafeFileError", "tokenizer_config.json", "/dev/zero"),
+    "own tokenizer": (_auto_map("tokenizer_config.json"), "UnsafeFileError", "tokenizer_config.json", "sets auto_map"),
+    "own config": (_auto_map("config.json"), "UnsafeFileError", "config.json", "sets auto_map"),
+    "own processor": (_auto_map("processor_config.json"), "UnsafeFileError", "processor_config.json", "sets auto_map"),
+    "quantised": (_quantised, "UnsupportedModelError", "config.json", "sets quantization_config"),
+    "hub kernel": (_hub_kernel, "UnsafeFileError", "config.json", "fetches native code"),
+    "adapter": (_adapter, "UnsupportedModelError", "adapter_config.json", "has an adapter next to it"),
+    "other config": (_other_config, "UnsafeFileError", "config.json", "sets configuration_files"),
+    "other weights": (_other_weights, "UnsafeFileError", "config.json", "sets transformers_weights"),
+    "shard outside": (_shard_at("../outside/w.safetensors"), "UnsafeFileError", _INDEX, "../outside/w.safetensors"),
+    "shard elsewhere": (_absolute_shard, "UnsafeFileError", _INDEX, "elsewhere/w.safetensors"),
+    "shard behind a link": (_linked_shard, "UnsafeFileError", "model-00002-of-00002.safetensors", "linked.safetensors"),
+    "pickled shard": (_pickled_shard, "UnsafeFileError", _INDEX, "w.bin"),
+    "doubled names": (_doubled_names, "UnsafeFileError", "model-00002-of-00002.safetensors", "both hold"),
+}
+
+
+def make_hostile(sound: Path, out: Path) -> dict[str, Path]:
+    """A folder for each case, by the case's name, made from a copy of a sound one."""
+    made = {}
+    for name, (change, *_) in HOSTILE.items():
+        made[name] = Path(shutil.copytree(sound, out / name.replace(" ", "-") / "model"))
+        change(made[name])
+    return made
+
+
+def main() -> None:
+    """Opens each folder, and prints what was raised."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    from featurecache.backbones import open_backbone, open_inputs
+    from featurecache.files import sha256_of_file
+
+    for folder in map(Path, sys.argv[1:]):
+        signal.alarm(LONGEST_S)  # ends the process
+        try:
+            inputs = open_inputs(folder, prompt="user: hand <video>", frames=4, resize="model")
+            inputs.identity("final", "float32", sha256_of_file)
+            open_backbone(inputs, dtype="float32", device="cpu")
+        except Exception as error:
+            sys.stdout.write(json.dumps([type(error).__name__, str(error)]) + "\n")
+        else:
+            sys.stdout.write(json.dumps(["", "it opened"]) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
