@@ -9,16 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurecache.errors import FeatureCacheError
+    from featurecache.project.settings import open_project
     from featurecache.spec import FeatureSpace
     from featurecache.store import FeatureCache
+    from featurecache.workflow.clips import make_clips
+    from featurecache.workflow.demo import make_demo
+    from featurecache.workflow.extraction import extract
 
-__all__ = ["FeatureCache", "FeatureCacheError", "FeatureSpace"]
+__all__ = [
+    "FeatureCache",
+    "FeatureCacheError",
+    "FeatureSpace",
+    "extract",
+    "make_clips",
+    "make_demo",
+    "open_project",
+]
 __version__ = version("featurecache")
 
 _HOMES = {
     "FeatureCache": "featurecache.store",
     "FeatureCacheError": "featurecache.errors",
     "FeatureSpace": "featurecache.spec",
+    "extract": "featurecache.workflow.extraction",
+    "make_clips": "featurecache.workflow.clips",
+    "make_demo": "featurecache.workflow.demo",
+    "open_project": "featurecache.project.settings",
 }
 
 

@@ -32,6 +32,10 @@ class SettingsError(FeatureCacheError, ValueError):
     """A setting is unknown, of the wrong type, or out of its range."""
 
 
+class UsageError(FeatureCacheError, ValueError):
+    """Options of a call are malformed or exclude each other; the command line ends with 2."""
+
+
 # --- recordings, annotations, clips, splits -------------------------------------------------------
 
 

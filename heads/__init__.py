@@ -14,13 +14,20 @@ _HOMES = {
     "LinearHeadClassifier": "heads.estimator",
     "MLPHeadClassifier": "heads.estimator",
     "SearchSpace": "heads.settings",
-    "evaluate_bundle": "heads.scoring.evaluation",
+    "evaluate": "heads.workflow.evaluating",
+    "evaluate_bundle": "heads.workflow.evaluation",
+    "finetune_lora": "heads.workflow.finetuning_lora",
+    "finetune_timesformer": "heads.workflow.finetuning_timesformer",
     "fit_heads": "heads.engines.training",
+    "leave_one_session_out": "heads.workflow.leaving_out",
     "load_bundle": "heads.bundle",
+    "predict": "heads.workflow.predicting",
     "save_bundle": "heads.bundle",
     "search_heads": "heads.search.search",
     "solve_grid": "heads.engines.convex",
+    "train": "heads.workflow.training",
     "train_bundle": "heads.runs",
+    "tune": "heads.workflow.training",
 }
 
 __all__ = sorted(_HOMES)

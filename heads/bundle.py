@@ -14,7 +14,7 @@ import json
 import platform
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,12 +28,12 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from featurecache.backbones.adapter_files import open_adapter
-from featurecache.clips.clip import ClipTable
-from featurecache.clips.leakage import Spans, sessions_in, split_level
+from featurecache.clips.leakage import Spans, sessions_in
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences
+from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head
 from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
@@ -76,6 +76,13 @@ class Bundle:
     def is_fine_tuned(self) -> bool:
         """Whether training changed what the head reads."""
         return self.adapter is not None or self.backbone is not None
+
+    @property
+    def method(self) -> str:
+        """What it is by the paper's names: FT-LC, FT-C-LoRA, TimeSformer, ..."""
+        if self.backbone is not None:
+            return TIMESFORMER
+        return FT_C_LORA if self.adapter is not None else method_of_head(self.settings.kind)
 
     def project_of(self, project: Project) -> Project:
         """The project that makes the features the bundle reads: with its own model's settings, where it has one."""
@@ -167,19 +174,22 @@ class Bundle:
                     "Use it in the project that trained it, or train again: featurecache tune."
                 )
 
-    def check_unseen(self, table: ClipTable) -> None:
-        """Refuses a test split that holds sessions which made the bundle; a split forced by clips says so itself.
+    def check_unseen(self, clip_ids: Sequence[str], sessions: Sequence[str], split: str) -> None:
+        """Refuses clips to be scored on of which a session trained, chose or tuned the bundle.
+
+        Args:
+            clip_ids: N clip ids.
+            sessions: The session of each.
+            split: What the clips are called, for the message.
 
         Raises:
-            BundleError: Naming them.
+            BundleError: Naming the sessions.
         """
-        if split_level(table.clips) == "clip":
-            return
-        seen = sessions_in((clip for clip in table.clips if clip.split == "test" and clip.labelled), self.fitted_on)
+        seen = sessions_in(clip_ids, sessions, self.fitted_on)
         if seen:
             named = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
             raise BundleError(
-                f"a bundle must be scored on sessions that it has not seen, but {len(seen)} of the test split "
+                f"a bundle must be scored on sessions that it has not seen, but {len(seen)} of the {split} split "
                 f"({named}) trained or tuned it: clips.csv has other splits than then. Put those back, or tune again."
             )
 

@@ -30,11 +30,13 @@ class LabelledFeatures:
         X: Features, shape (N, D), or (N, T, D) of frames, float16 or float32.
         Y: Targets, shape (N, C), 0 or 1.
         sessions: The session of each clip, shape (N,), str.
+        clip_ids: Of the N clips: what tells whether a bundle was made with them. None where unknown.
     """
 
     X: npt.NDArray[np.floating]
     Y: npt.NDArray[np.integer]
     sessions: npt.NDArray[np.str_]
+    clip_ids: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ class KeptSplit:
         """
         parts = self._parts(inputs)
         X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        return LabelledFeatures(X, self.Y, self.sessions)
+        return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids)
 
     def part_widths(self, inputs: str) -> list[int]:
         """Widths of the kept features that stand side by side in these inputs."""

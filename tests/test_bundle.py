@@ -20,8 +20,8 @@ from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.data import LabelledFeatures
 from heads.models import AttentionHead, Front, LinearHead, MLPHead
 from heads.scoring.calibration import Calibration
-from heads.scoring.evaluation import evaluate_bundle
 from heads.settings import HeadSettings
+from heads.workflow.evaluation import evaluate_bundle
 
 SPACE = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "mean", "stored_dtype": "float16"})
 MOTION = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "motion", "stored_dtype": "float16"})
@@ -225,7 +225,9 @@ def test_load_bundle_names_the_bundle_when_given_its_run(tmp_path: Path) -> None
 def held_out(sessions: int = 6) -> LabelledFeatures:
     X = features(sessions * 10, seed=4)
     Y = (np.random.default_rng(5).random((len(X), 3)) < 0.4).astype(np.int8)
-    return LabelledFeatures(X, Y, np.repeat([f"patient {number}" for number in range(sessions)], 10))
+    sessions_of = np.repeat([f"patient {number}" for number in range(sessions)], 10)
+    ids = tuple(f"{number:016x}-0-3000000" for number in range(1, len(X) + 1))  # the bundle was fitted on number 0
+    return LabelledFeatures(X, Y, sessions_of, ids)
 
 
 def look(log: Path, bundle: Bundle, data: LabelledFeatures, split: str = "test") -> int:

@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -416,27 +417,6 @@ def test_report_ends_with_3_and_names_what_it_cannot_read(project: Path) -> None
     assert "left out: tune/best.json" in result.stderr
 
 
-@pytest.mark.parametrize("width", [60, 100])
-def test_tables_stay_readable_on_a_narrow_terminal_without_colour(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
-    labels = ("baby_visible", "ventilation", "stimulation", "suction")
-    scores = {"f1": 0.5, "precision": 0.25, "recall": 1.0, "average_precision": None, "threshold": 0.5, "support": 120}
-    metrics = {"split": "test", "n_clips": 9, "n_sessions": 5, "per_class": dict.fromkeys(labels, scores)}
-    metrics |= {"macro_f1": 0.5, "macro_f1_ci95": [0.4, 0.6]}
-    screen = cli.Screen(as_json=False)
-    screen.console = Console(file=StringIO(), width=width, no_color=True, force_terminal=False)
-    cli._show_metrics(screen, metrics)
-    cli._show_methods(screen, {"always yes": metrics, "FT-LC": metrics})
-    shown = screen.console.file.getvalue()
-    assert "\x1b" not in shown
-    assert max(map(len, shown.splitlines())) <= width
-    for word in (*labels, "always yes", "FT-LC", "macro-F1", "0.40 to 0.60"):
-        assert word in shown, word  # whole, on one line
-
-
 def test_tune_goes_on_where_it_was_and_adds_no_trial_when_there_are_enough(project: Path) -> None:
     first = json.loads(_run("tune", "--trials", 4, "--config", project, "--json").stdout)
     assert first["trials"]["completed"] + first["trials"]["pruned"] == 4
@@ -489,11 +469,6 @@ def test_dry_run_says_what_it_takes_in_lines_that_fit_a_screen(project: Path) ->
     assert all(name in said for name in keep)
     assert re.search(r"^disk    [\d.]+ MB of [\d.]+ GB that are free: final/mean [\d.]+ MB, ", said, re.MULTILINE)
     assert max(map(len, said.splitlines())) <= 90
-
-
-@pytest.mark.parametrize(("number", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips")])
-def test_counted_writes_one_without_an_s(number: int, text: str) -> None:
-    assert cli._counted(number, "clip") == text
 
 
 def test_dry_run_changes_nothing(project: Path) -> None:
@@ -740,6 +715,38 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
                 assert f"{path} {name}" in readme or f"make {name}" in readme, f"{path} {name}"
 
     visit(typer.main.get_command(cli.app), "featurecache")
+
+
+def _commands(group: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, inner in group.commands.items():
+        yield (*path, name)
+        if hasattr(inner, "commands"):
+            yield from _commands(inner, (*path, name))
+
+
+def test_help_fits_80_columns_and_ends_with_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for path in [(), *_commands(typer.main.get_command(cli.app))]:
+        lines = _run(*path, "--help").stdout.rstrip().splitlines()
+        assert max(map(len, lines)) <= 80, path
+        assert not [line for line in lines if line.endswith("...") and "Usage" not in line], f"{path}: cut short"
+        examples = [line.strip() for line in lines if line.startswith("  Example: ")]
+        assert len(examples) == 1, path
+        assert examples[0].startswith(f"Example: {' '.join(['featurecache', *path])}"), path
+        assert "\n\n" not in "\n".join(lines).partition(examples[0])[2], f"{path}: the example is not the end"
+
+
+def test_version_is_the_installed_one() -> None:
+    assert _run("--version").stdout == f"featurecache {version('featurecache')}\n"
+
+
+def test_a_shell_completes_commands() -> None:
+    asked = {"_FEATURECACHE_COMPLETE": "complete_bash", "COMP_WORDS": "featurecache ex", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['featurecache']; import cli; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | asked
+    )
+    assert done.stdout.split() == ["extract"]
 
 
 def test_help_needs_no_heavy_library() -> None:

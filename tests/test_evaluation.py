@@ -13,7 +13,8 @@ from heads.bundle import Bundle
 from heads.data import LabelledFeatures
 from heads.engines.fitting import refitting
 from heads.scoring.calibration import fit_calibration
-from heads.scoring.evaluation import (
+from heads.settings import HeadSettings
+from heads.workflow.evaluation import (
     Evaluation,
     compare_evaluations,
     count_looks,
@@ -21,7 +22,6 @@ from heads.scoring.evaluation import (
     evaluate_bundles,
     evaluate_without_each_session,
 )
-from heads.settings import HeadSettings
 from tests.test_bundle import LABELS, SPACE, held_out, make_bundle
 
 FORCED = {"split_level": "clip", "split_warning": "splits cut sessions"}
@@ -61,6 +61,18 @@ def test_evaluate_bundle_adds_calibration_before_and_after_and_curves(tmp_path: 
     assert list(metrics["curves"]) == list(LABELS)
     uncalibrated = dataclasses.replace(bundle, calibration=None)
     assert evaluated(uncalibrated, data, tmp_path / "looks.jsonl").metrics["calibration"]["after"] is None
+
+
+def test_a_bundle_is_not_scored_on_a_session_that_trained_it(tmp_path: Path) -> None:
+    bundle, data = make_bundle(), held_out()
+    assert data.clip_ids is not None
+    seen = dataclasses.replace(data, clip_ids=("0" * 16 + "-10000000-13000000", *data.clip_ids[1:]))
+    with pytest.raises(BundleError, match=r"has not seen, but 1 of the test split \(patient 0\) trained or tuned it"):
+        evaluated(bundle, seen, tmp_path / "looks.jsonl")
+    with pytest.raises(BundleError, match="must be known by their ids"):
+        evaluated(bundle, dataclasses.replace(data, clip_ids=None), tmp_path / "looks.jsonl")
+    assert not (tmp_path / "looks.jsonl").exists()
+    assert evaluated(bundle, seen, tmp_path / "looks.jsonl", leakage=FORCED).looks == 1
 
 
 def test_compare_evaluations_tells_the_better_bundle(tmp_path: Path) -> None:

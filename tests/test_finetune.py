@@ -21,7 +21,6 @@ from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.adapter import attach_adapter
 from featurecache.backbones.adapter_files import Adapter, open_adapter
-from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import (
     BundleError,
@@ -519,9 +518,8 @@ def test_bundle_knows_what_made_it_and_the_head_it_began_with(project: Project, 
     made = load_bundle(tmp_path / "run" / "bundle")
     clips = [clip for clip in read_table(project.clips).clips if clip.split in ("train", "validation")]
     assert set(made.fitted_on) == {*elsewhere, *(clip.content for clip in clips)} == {*elsewhere, *tuned_head.fitted_on}
-    seen = ClipTable(("x",), tuple(dataclasses.replace(clip, split="test") for clip in clips))
     with pytest.raises(BundleError, match="that it has not seen"):
-        made.check_unseen(seen)
+        made.check_unseen([clip.clip_id for clip in clips], [clip.session for clip in clips], "test")
 
 
 def test_step_zero_predicts_what_the_tuned_head_predicts(project: Project, tmp_path: Path) -> None:

@@ -150,5 +150,6 @@ def test_sessions_that_were_seen_are_found_by_content_and_time() -> None:
         clip("a", "F", "test", 1),
         clip("g", "G", "test"),
     ]
-    assert sessions_in(now, spans) == ["E", "F"]
-    assert sessions_in(now, {}) == []
+    ids, sessions = [one.clip_id for one in now], [one.session for one in now]
+    assert sessions_in(ids, sessions, spans) == ["E", "F"]
+    assert sessions_in(ids, sessions, {}) == []

@@ -25,9 +25,10 @@ from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.models import Front, LinearHead
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
-from heads.timelines.predict import Predictions, predict_recordings, scored_windows
 from heads.timelines.timeline import TimelineSettings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, save_timeline
+from heads.workflow import predicting
+from heads.workflow.predicting import Predictions, scored_windows
 from tests.make_videos import write_video
 from tests.projects import LABELS, make_project
 
@@ -51,14 +52,20 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
     return project
 
 
-def predict(project: Project, *paths: Path, out: Path, stride_us: int = SECOND // 2, **options: object) -> Predictions:
-    bundle = project.runs / "tune" / "bundle"
-    return predict_recordings(project, paths, bundle=bundle, out=out, stride_us=stride_us, **options)
+def predict(
+    project: Project, *paths: Path, out: Path, stride_us: int = SECOND // 2, bundle: Path | None = None
+) -> Predictions:
+    return predicting.predict(project, paths, bundle=bundle, out=out, stride_s=stride_us / SECOND)
 
 
 def with_annotations(project: Project, folder: Path) -> Project:
     data = dataclasses.replace(project.settings.data, annotations=folder)
     return Project(project.root, dataclasses.replace(project.settings, data=data))
+
+
+def with_rules(project: Project, exclusive: list[tuple[str, ...]]) -> Project:
+    timeline = {"exclusive": tuple(exclusive)}
+    return dataclasses.replace(project, settings=dataclasses.replace(project.settings, timeline=timeline))
 
 
 # --- scores and files -----------------------------------------------------------------------------
@@ -114,7 +121,7 @@ def test_predict_is_confident_by_calibrated_probabilities_when_the_bundle_has_th
     save_bundle(dataclasses.replace(own, calibration=calibration), tmp_path / "bundle")
     path = project.videos / "S0.mp4"
     ((plain, plain_files),) = predict(project, path, out=tmp_path / "plain").written
-    found = predict_recordings(project, [path], bundle=tmp_path / "bundle", out=tmp_path / "out", stride_us=SECOND // 2)
+    found = predict(project, path, bundle=tmp_path / "bundle", out=tmp_path / "out", stride_us=SECOND // 2)
     ((timeline, files),) = found.written
     assert timeline.predicted
     assert [one.interval for one in timeline.predicted] == [one.interval for one in plain.predicted]
@@ -149,7 +156,7 @@ def test_predict_extracts_all_that_a_bundle_reads_side_by_side_and_nothing_else(
     bundle = Bundle(head, LABELS, np.array([0.5, 0.5]), settings, tuple(spaces.values()), tool_versions())
     save_bundle(bundle, tmp_path / "bundle")
     path = project.videos / "S2.mp4"
-    found = predict_recordings(project, [path], bundle=tmp_path / "bundle", out=tmp_path / "out", stride_us=SECOND // 4)
+    found = predict(project, path, bundle=tmp_path / "bundle", out=tmp_path / "out", stride_us=SECOND // 4)
     ((timeline, _),) = found.written
     cache = FeatureCache.open(project.cache)
     assert {(one.tap, one.pooling) for one in cache.spaces} == {("final", "mean"), ("final", "motion")}
@@ -195,9 +202,7 @@ def test_predict_uses_tuned_settings_when_the_bundle_has_them(project: Project, 
     bundle = shutil.copytree(project.runs / "tune" / "bundle", tmp_path / "bundle")
     settings = TimelineSettings("none", 0, 0.0, 4 * SECOND, 0)
     save_timeline(TunedTimeline(settings, 0.5, 0.4, 3, SECOND, SECOND), bundle)
-    found = predict_recordings(
-        project, [project.videos / "S0.mp4"], bundle=bundle, out=tmp_path / "out", stride_us=SECOND
-    )
+    found = predict(project, project.videos / "S0.mp4", bundle=bundle, out=tmp_path / "out", stride_us=SECOND)
     ((timeline, files),) = found.written
     assert timeline.settings == settings
     assert all(one.end_us - one.start_us >= 4 * SECOND for one in timeline.predicted)
@@ -209,13 +214,11 @@ def test_predict_obeys_rules_of_labels_that_exclude_each_other(project: Project,
     save_bundle(always, tmp_path / "bundle")
 
     def spans(exclusive: list[tuple[str, ...]]) -> list[tuple[int, int]]:
-        found = predict_recordings(
-            project,
-            [project.videos / "S2.mp4"],
+        found = predict(
+            with_rules(project, exclusive),
+            project.videos / "S2.mp4",
             bundle=tmp_path / "bundle",
             out=tmp_path / "out",
-            stride_us=SECOND // 2,
-            exclusive=exclusive,
         )
         return sorted((one.start_us, one.end_us) for one in found.written[0][0].predicted)
 
@@ -224,7 +227,7 @@ def test_predict_obeys_rules_of_labels_that_exclude_each_other(project: Project,
     assert all(end <= start for (_, end), (start, _) in pairwise(apart))
     assert sum(end - start for start, end in apart) <= 4 * SECOND
     with pytest.raises(TimelineError, match="'x' is none of ventilation, stimulation"):
-        predict(project, project.videos / "S2.mp4", out=tmp_path / "out", exclusive=[("ventilation", "x")])
+        predict(with_rules(project, [("ventilation", "x")]), project.videos / "S2.mp4", out=tmp_path / "out")
 
 
 def test_predict_refuses_when_the_project_makes_other_features(project: Project, tmp_path: Path) -> None:

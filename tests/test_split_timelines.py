@@ -16,9 +16,9 @@ from heads.bundle import Bundle, tool_versions
 from heads.models import Front, LinearHead
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
-from heads.timelines.split import evaluate_timelines, tune_on_validation
 from heads.timelines.timeline import TimelineSettings
 from heads.timelines.tuning import TunedTimeline
+from heads.workflow.timelines import evaluate_timelines, tune_on_validation
 from tests.projects import LABELS, make_project, make_table
 
 SECOND = 1_000_000

@@ -122,13 +122,19 @@ def spans_of(clip_ids: Iterable[str], *, beside: Spans | None = None) -> dict[st
     return {content: union_of(found[content]) for content in sorted(found)}
 
 
-def sessions_in(clips: Iterable[Clip], spans: Spans) -> list[str]:
-    """Sessions of which a clip overlaps one of the stretches, in their order."""
+def sessions_in(clip_ids: Iterable[str], sessions: Iterable[str], spans: Spans) -> list[str]:
+    """Sessions of which a clip overlaps one of the stretches, in their order.
+
+    Args:
+        clip_ids: N clip ids.
+        sessions: The session of each.
+        spans: The stretches.
+    """
     found: dict[str, None] = {}
-    for clip in clips:
-        content, start, end = clip.clip_id.split("-")
-        if any(start_us < int(end) and int(start) < end_us for start_us, end_us in spans.get(content, ())):
-            found[clip.session] = None
+    for clip_id, session in zip(clip_ids, sessions, strict=True):
+        content, start, end = _window(clip_id)
+        if any(start_us < end and start < end_us for start_us, end_us in spans.get(content, ())):
+            found[session] = None
     return list(found)
 
 

@@ -22,8 +22,9 @@ from featurecache.backbones.family import Inputs
 from featurecache.backbones.flops import Part
 from featurecache.errors import SettingsError
 from featurecache.extraction.batches import CPU_BATCH, fitting_batch
-from featurecache.extraction.plan import Plan
+from featurecache.extraction.plan import Plan, device_of
 from featurecache.extraction.speed import DTYPES, PartCost, time_decoding, time_parts, time_resizing
+from featurecache.project.settings import Project
 
 _SLOWEST = 2.0
 
@@ -57,6 +58,8 @@ class Forecast:
     Attributes:
         device: The torch device.
         device_name: What people call it.
+        dtype: The dtype the model computes in.
+        decoders: Threads that decode.
         clips: To compute.
         parts: Of the model, for one clip that shares no frame.
         tflop_per_clip: Their sum.
@@ -77,6 +80,8 @@ class Forecast:
 
     device: str
     device_name: str
+    dtype: str
+    decoders: int
     clips: int
     parts: tuple[PartCost, ...]
     tflop_per_clip: float
@@ -137,6 +142,8 @@ def forecast(
     return Forecast(
         device=device,
         device_name=torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device.upper(),
+        dtype=dtype,
+        decoders=decoders,
         clips=plan.todo,
         parts=costs,
         tflop_per_clip=tflop,
@@ -153,6 +160,19 @@ def forecast(
         shortest_s=max(best_s, decode_s),
         longest_s=_SLOWEST * model_s + preprocess_s + decode_s,
         limit="decoding" if decode_s > model_s + preprocess_s else "model",
+    )
+
+
+def forecast_plan(project: Project, plan: Plan) -> Forecast:
+    """What a plan of a project will take, by the project's settings; as `forecast`."""
+    settings = project.settings
+    return forecast(
+        plan,
+        dtype=settings.features.dtype,
+        device=device_of(settings.extract.device),
+        batch_size=settings.extract.batch_size,
+        decoders=settings.extract.decoders,
+        root=project.root,
     )
 
 

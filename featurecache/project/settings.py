@@ -134,6 +134,12 @@ class Project:
 
     root: Path
     settings: Settings
+    file_name: str = SETTINGS_NAME
+
+    @property
+    def path(self) -> Path:
+        """The file of the settings: what another process opens the project by."""
+        return self.root / self.file_name
 
     @property
     def videos(self) -> Path:
@@ -221,7 +227,7 @@ def open_project(config: Path) -> Project:
             f"{settings.data.session_pattern!r} and {settings.data.session_from!r}. "
             f"Correct one of them in {SETTINGS_NAME}."
         )
-    return Project(path.parent, settings)
+    return Project(path.parent, settings, path.name)
 
 
 def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:

@@ -10,7 +10,7 @@ Not here: the loop (`loop.py`), what a run needs before it begins.
 import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,6 +73,27 @@ class Schedule:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class TrainingForecast:
+    """What a training will take, from a few timed steps.
+
+    Attributes:
+        cost: Measured for one clip.
+        hours: Of the whole training, every epoch run, decoding aside.
+        epochs: At most.
+        micro_batch: Clips in the device's memory at once.
+    """
+
+    cost: Cost
+    hours: float
+    epochs: int
+    micro_batch: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Hours and costs by name, ready for JSON."""
+        return {"hours": self.hours, **asdict(self.cost)}
+
+
 class Run:
     """A training that can be measured, run, and written; made by the kinds of run.
 
@@ -99,6 +120,11 @@ class Run:
     def value(self) -> float:
         """Macro-F1 at 0.5 on validation after the epoch that is kept, as training scores it."""
         return self.loop.history[self.loop.kept_epoch].validation_macro_f1
+
+    def forecast(self) -> TrainingForecast:
+        """Measures a few steps and reckons what the whole training will take."""
+        cost = self.loop.measure()
+        return TrainingForecast(cost, self.forecast_hours(cost), self.loop.epochs, self.loop.micro_batch)
 
     def forecast_hours(self, cost: Cost) -> float:
         """Hours of the whole training at this cost a clip, every epoch run, decoding aside."""

@@ -144,6 +144,20 @@ class TimesformerPlan:
         """Of both splits."""
         return sum(len(split.Y) for split in self.splits.values())
 
+    @property
+    def clips_in_memory(self) -> int:
+        """Clips whose decoded frames stay in memory; the others are decoded again in each epoch."""
+        return min(self.clips, self.store.most)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What there is to train on, by name, ready for JSON."""
+        return {
+            "train_clips": len(self.splits["train"].Y),
+            "validation_clips": len(self.splits["validation"].Y),
+            "picture_bytes": self.clips * self.store.clip_bytes,
+            "clips_in_memory": self.clips_in_memory,
+        }
+
     def examined(self, on_progress: Callable[[int, int], None] = lambda _done, _all: None) -> "TimesformerPlan":
         """The plan after every clip was decoded once, without those that cannot be.
 

@@ -18,7 +18,9 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,33 +34,23 @@ from featurecache.errors import (
     CacheNotFoundError,
     FeatureCacheError,
     UnreadableVideoError,
+    UsageError,
 )
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import plan_recordings, run_plan
 from featurecache.files import private_folder
-from featurecache.project.settings import Project, Seconds
+from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording
 from featurecache.video.sampling import probe
 from heads.bundle import Bundle, load_bundle
-from heads.data import row_blocks
-from heads.loading import read_features
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.timeline import default_settings, exclusive_groups, predict_intervals
 from heads.timelines.tuning import TunedTimeline, load_timeline
+from heads.workflow.data import timeline_rules, tuned_bundle
+from heads.workflow.timelines import clip_scores
 
-
-@dataclass(frozen=True)
-class TimelineRules:
-    """The section `[timeline]` of the settings.
-
-    Attributes:
-        stride_s: From one scored clip's start to the next one's; None: half a clip.
-        exclusive: Groups of labels of which one at most is on at a time.
-    """
-
-    stride_s: Seconds | None = None
-    exclusive: tuple[tuple[str, ...], ...] = ()
+_MOST_STRIDE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,7 @@ class Predictions:
     """What a run gave.
 
     Attributes:
+        out: The folder of the files.
         written: The timelines and their files, in the order asked for.
         failed: Recordings without a timeline, and why.
         left_out: Annotation files that could not be read; the recordings they are of count as not annotated.
@@ -73,34 +66,60 @@ class Predictions:
         tuned: The bundle's tuned timeline settings; None where the defaults served.
     """
 
+    out: Path
     written: tuple[tuple[Timeline, WrittenTimeline], ...]
     failed: tuple[UnusableRecording, ...]
     left_out: tuple[UnusableRecording, ...]
     extraction: Extraction
     tuned: TunedTimeline | None
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether something could not be predicted, or not with all there is."""
+        return bool(self.failed or self.left_out or any(timeline.failed for timeline, _ in self.written))
 
-def predict_recordings(
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache predict --json`."""
+        return {
+            "out": self.out,
+            "extracted": self.extraction.progress.extracted,
+            "tuned": self.tuned is not None,
+            "written": [
+                {
+                    "recording": timeline.recording,
+                    "intervals": len(timeline.predicted),
+                    "annotated": timeline.annotated is not None,
+                    "failed_clips": len(timeline.failed),
+                    **dataclasses.asdict(files),
+                }
+                for timeline, files in self.written
+            ],
+            "failed": [dataclasses.asdict(item) for item in self.failed],
+            "left_out": [dataclasses.asdict(item) for item in self.left_out],
+        }
+
+
+def predict(
     project: Project,
-    paths: Sequence[Path],
+    recordings: Sequence[Path],
     *,
-    bundle: Path,
-    out: Path,
-    stride_us: int,
-    exclusive: Sequence[Sequence[str]] = (),
+    bundle: Path | None = None,
+    out: Path | None = None,
+    stride_s: float | None = None,
     allow_download: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Predictions:
-    """Predicts the timelines of recordings and writes them for review.
+    """Predicts the timelines of recordings and writes them for review; replaces nothing that a person wrote.
 
     Args:
-        project: Its settings say how features are made, how long a clip is, and where annotations are.
-        paths: The recordings' files; one that stands there twice is done once.
-        bundle: The bundle's folder.
-        out: The folder for the files, made if missing. Recordings inside the project's folder of videos keep their
-            folders below it.
-        stride_us: From one scored clip's start to the next one's; the last one follows sooner where it has to.
-        exclusive: Groups of labels of which one at most is on at a time.
+        project: Its settings say how features are made, how long a clip is, where annotations are, and by [timeline]
+            which labels exclude each other.
+        recordings: Their files, anywhere on this machine; one that is named twice is done once.
+        bundle: The bundle's folder; None: the one of `tune`.
+        out: The folder for the files, made if missing; None: the project's. Recordings inside the project's folder of
+            videos keep their folders below it.
+        stride_s: From one scored clip's start to the next one's; the last one follows sooner where it has to. None: as
+            [timeline] says, or half a clip.
         allow_download: Whether the model may be fetched from the hub.
         on_progress: Called by the extraction.
 
@@ -112,21 +131,25 @@ def predict_recordings(
         OSError: If `out` cannot be made, or is no folder.
     """
     length_us = project.settings.clips.length_us
-    head, tuned = load_bundle(bundle), load_timeline(bundle)
-    exclusive_groups(exclusive, head.labels)
+    folder = bundle if bundle is not None else tuned_bundle(project)
+    out = out if out is not None else project.predictions
+    rules = timeline_rules(project)
+    head, tuned = load_bundle(folder), load_timeline(folder)
+    exclusive_groups(rules.exclusive, head.labels)
+    stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
     private_folder(out)
     if not out.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
-    recordings, failed = _recordings(project, paths, length_us)
-    if not recordings:
-        return Predictions((), tuple(failed), (), Extraction(Progress(), ()), tuned)
+    usable, failed = _recordings(project, recordings, length_us)
+    if not usable:
+        return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), tuned)
     wanted = {
-        recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in recordings
+        recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
     }
     own = head.project_of(project)
     plan = plan_recordings(
         own,
-        [(recording, wanted[recording.sha256]) for recording in recordings],
+        [(recording, wanted[recording.sha256]) for recording in usable],
         keep=list(head.kept),
         adapter=None if head.adapter is None else open_adapter(head.adapter),
         allow_download=allow_download,
@@ -134,10 +157,10 @@ def predict_recordings(
     head.check_spaces(plan.spaces)
     extraction = run_plan(own, plan, on_progress=on_progress)
     reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
-    annotations = find_annotations(project, [recording.name for recording in recordings])
+    annotations = find_annotations(project, [recording.name for recording in usable])
     settings = tuned.settings if tuned is not None else default_settings(length_us)
     written = []
-    for recording in recordings:
+    for recording in usable:
         try:
             scored, scores, lacking = _scores(project, head, recording, wanted[recording.sha256], reasons)
             predicted = predict_intervals(
@@ -145,7 +168,7 @@ def predict_recordings(
                 scores,
                 labels=head.labels,
                 thresholds=head.thresholds,
-                exclusive=exclusive,
+                exclusive=rules.exclusive,
                 calibrated=None if head.calibration is None else head.calibration.apply(scores),
                 **dataclasses.asdict(settings),
             )
@@ -167,7 +190,7 @@ def predict_recordings(
                 else annotated_spans(found, project.settings.data.annotated_span, recording.info.duration_us),
                 settings=settings,
                 tuned=tuned is not None,
-                exclusive=exclusive,
+                exclusive=rules.exclusive,
                 calibrated=head.calibration is not None,
                 bundle=head.digest,
                 failed=lacking,
@@ -175,7 +198,16 @@ def predict_recordings(
             written.append((timeline, _write(timeline, recording, annotations, out)))
         except (FeatureCacheError, OSError) as error:
             failed.append(UnusableRecording(recording.name, _reason(error)))
-    return Predictions(tuple(written), tuple(failed), annotations.left_out, extraction, tuned)
+    return Predictions(out, tuple(written), tuple(failed), annotations.left_out, extraction, tuned)
+
+
+def _stride_us(stride_s: float | Decimal | None, length_us: int) -> int:
+    if stride_s is not None and not 0 < stride_s <= _MOST_STRIDE_S:
+        raise UsageError(
+            f"the stride must be above 0 and at most {_MOST_STRIDE_S} seconds, but it is {stride_s:g}. "
+            "Leave it out for half a clip."
+        )
+    return round(float(stride_s) * 1_000_000) if stride_s is not None else length_us // 2
 
 
 def scored_windows(duration_us: int, length_us: int, stride_us: int) -> list[tuple[int, int]]:
@@ -185,19 +217,6 @@ def scored_windows(duration_us: int, length_us: int, stride_us: int) -> list[tup
     """
     windows, last = clip_windows(duration_us, length_us, stride_us), (duration_us - length_us, duration_us)
     return windows if windows[-1] == last else [*windows, last]
-
-
-def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) -> npt.NDArray[np.float32]:
-    """The bundle's scores of clips that the cache has, in blocks of bounded size: (N, C).
-
-    Raises:
-        MissingFeaturesError: If the cache lacks one.
-    """
-    scores = np.empty((len(clip_ids), len(bundle.labels)), np.float32)
-    for rows in row_blocks(len(clip_ids)):
-        parts = [read_features(cache, clip_ids[rows], space) for space in bundle.spaces]
-        scores[rows] = bundle.scores(np.concatenate(parts, axis=-1), fingerprint=bundle.fingerprint)
-    return scores
 
 
 def _scores(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featurecache import FeatureCache
 from featurecache.clips.clip import ClipTable, union_of
@@ -23,8 +24,9 @@ from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.errors import TrainingDataError
 from featurecache.project.settings import Project
 from heads.bundle import Bundle
+from heads.data import row_blocks
+from heads.loading import read_features
 from heads.timelines.files import Timeline, timeline_document
-from heads.timelines.predict import clip_scores
 from heads.timelines.scores import compare_timelines, disagreements, intersection, scores_document
 from heads.timelines.timeline import default_settings, predict_intervals
 from heads.timelines.tuning import ScoredRecording, TunedTimeline, tune_timeline
@@ -135,6 +137,19 @@ def evaluate_timelines(
             }
         )
     return {"scores": scores_document(comparisons, sessions, labels=bundle.labels), "recordings": documents}
+
+
+def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+    """The bundle's scores of clips that the cache has, in blocks of bounded size: (N, C).
+
+    Raises:
+        MissingFeaturesError: If the cache lacks one.
+    """
+    scores = np.empty((len(clip_ids), len(bundle.labels)), np.float32)
+    for rows in row_blocks(len(clip_ids)):
+        parts = [read_features(cache, clip_ids[rows], space) for space in bundle.spaces]
+        scores[rows] = bundle.scores(np.concatenate(parts, axis=-1), fingerprint=bundle.fingerprint)
+    return scores
 
 
 def _recordings(

@@ -108,7 +108,8 @@ def evaluate_bundles(
     Raises:
         TrainingDataError: If the split is empty or its arrays are unusable, or no label is on in it.
         FingerprintMismatchError: If features are not of their bundle's feature space.
-        BundleError: If two candidates are one bundle, or do not have the same labels and clips.
+        BundleError: If two candidates are one bundle, or do not have the same labels and clips; if a session of the
+            clips made a bundle, or the clips' ids are unknown, so that nobody can tell.
         OSError: If the log cannot be written; no scores are given then.
     """
     for bundle, data, _ in candidates:
@@ -119,6 +120,9 @@ def evaluate_bundles(
                 f"Move a session with annotated activity into {split}."
             )
     _check_comparable(candidates)
+    if (leakage or {}).get("split_level") != "clip":  # a split that cuts sessions by force says so in the document
+        for bundle, data, _ in candidates:
+            _check_unseen(bundle, data, split)
     scores = [bundle.scores(data.X, fingerprint=fingerprint) for bundle, data, fingerprint in candidates]
     documents = [
         metrics_document(data.Y, own, bundle.thresholds, data.sessions, labels=bundle.labels, split=split, seed=seed)
@@ -167,7 +171,6 @@ def evaluate_without_each_session(
     *,
     test_sessions: Sequence[str],
     log: Path,
-    clip_ids: Sequence[str] | None = None,
     leakage: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -175,11 +178,10 @@ def evaluate_without_each_session(
 
     Args:
         fit_scores: Fits a head with the bundle's settings and scores clips.
-        data: All labelled clips of all splits.
+        data: All labelled clips of all splits; by their ids, training clips that touch held-out ones are left out.
         bundle: Whose settings they are.
         test_sessions: The session of each test clip, for the log.
         log: The look log.
-        clip_ids: N clip ids; training clips that touch held-out ones are left out.
         leakage: As `evaluate_bundle`.
         seed: Of the confidence interval.
 
@@ -193,7 +195,7 @@ def evaluate_without_each_session(
     """
     check_labelled(data, bundle.labels, "labelled")
     metrics = leave_one_session_out(
-        fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=clip_ids, seed=seed
+        fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=data.clip_ids, seed=seed
     )
     looks = log_look(log, [(bundle, metrics["macro_f1"])], split=LEAVE_ONE_SESSION_OUT, sessions=test_sessions)
     return {**metrics, **(leakage or {}), **_looks(looks)}
@@ -265,6 +267,17 @@ def _check_comparable(candidates: Sequence[tuple[Bundle, LabelledFeatures, str]]
                 f"{', '.join(first.labels)} on {len(data.Y)} clips and the other {', '.join(bundle.labels)} on "
                 f"{len(theirs.Y)}. Train both on one clip table."
             )
+
+
+def _check_unseen(bundle: Bundle, data: LabelledFeatures, split: str) -> None:
+    if not bundle.fitted_on:
+        return
+    if data.clip_ids is None:
+        raise BundleError(
+            f"clips that a bundle is scored on must be known by their ids, but those of the {split} split are not, so "
+            "nobody can tell whether they trained it. Load them with heads.loading.load_split, or set clip_ids."
+        )
+    bundle.check_unseen(data.clip_ids, data.sessions.tolist(), split)
 
 
 def _looks(looks: int) -> dict[str, Any]:

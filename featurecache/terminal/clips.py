@@ -1,0 +1,49 @@
+"""The clip table as `clips` shows it: the label audit, and recordings that are left out."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
+
+if TYPE_CHECKING:
+    from featurecache.clips.audit import LabelAudit
+    from featurecache.video.recordings import UnusableRecording
+    from featurecache.workflow.clips import MadeClips
+
+
+def made_clips(made: "MadeClips") -> Iterator[Piece]:
+    """What `clips` did; files that are left out were shown as they were found."""
+    yield from label_audit(made.audit)
+    yield f"wrote {made.path}"
+
+
+def label_audit(found: "LabelAudit") -> Iterator[Piece]:
+    """Positive clips of each label and split, and every warning."""
+    table = Table(title="Positive clips", title_justify="left")
+    for column in ("label", "minutes", "intervals"):
+        table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")
+    for split in found.splits:
+        heading = (split.name, counted(split.sessions, "session"), counted(split.labelled, "clip"))
+        table.add_column("\n".join(heading), justify="right")
+    for label in found.labels:
+        cells = [
+            f"{split.positives[label.label]} ({share:.0%})"
+            if (share := split.prevalence[label.label]) is not None
+            else "-"
+            for split in found.splits
+        ]
+        table.add_row(label.label, f"{label.minutes:.1f}", str(label.intervals), *cells)
+    yield table
+    labelled = f"{found.labelled_clips} labelled, {found.unlabelled_clips} unlabelled"
+    yield f"{counted(found.clips, 'clip')}, {labelled}"
+    yield from map(Warn, found.warnings)
+
+
+def left_out(unusable: "Sequence[UnusableRecording]") -> Iterator[Piece]:
+    """The first recordings or annotation files that cannot be used, with their reasons."""
+    for item in unusable[:MOST_LISTED]:
+        yield Warn(f"left out: {item.name}: {item.reason}")
+    if len(unusable) > MOST_LISTED:
+        yield Warn(f"left out: {len(unusable) - MOST_LISTED} more (all of them with --json)")

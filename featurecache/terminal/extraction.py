@@ -1,0 +1,118 @@
+"""An extraction as `extract` shows it: what is planned, its forecast, what was done, and what failed."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from featurecache.terminal.text import MOST_LISTED, ROOMY_WIDTH, Piece, Warn, counted, rough_size, rough_time
+
+if TYPE_CHECKING:
+    from featurecache.extraction.forecast import Forecast
+    from featurecache.extraction.pipeline import FailedClip
+    from featurecache.extraction.plan import Plan
+    from featurecache.workflow.extraction import ExtractionReport
+
+
+def plan_lines(plan: "Plan") -> Iterator[Piece]:
+    """How much there is to do, said before it begins."""
+    yield f"{counted(plan.planned, 'clip')}: {plan.present} in the cache, {plan.todo} to do"
+    if plan.inputs.text_after_video:
+        yield Warn(
+            f"the words behind the video ({plan.inputs.text_after_video!r}) cannot change a feature: attention is "
+            "causal. Move what matters in front of <video>."
+        )
+
+
+def extraction_report(report: "ExtractionReport", width: int) -> Iterator[Piece]:
+    """What an extraction did, or its forecast; the plan was shown before.
+
+    Args:
+        report: What `featurecache.workflow.extraction.extract` returned.
+        width: Of the screen, in characters.
+    """
+    if report.forecast is not None:
+        yield from forecast_pieces(report.forecast, report.plan, width)
+    if report.outcome is not None:
+        yield from _outcome(report)
+    yield from failures(report.failed)
+
+
+def _outcome(report: "ExtractionReport") -> Iterator[Piece]:
+    assert report.outcome is not None  # noqa: S101 - the caller looked
+    done = report.outcome.progress
+    if done.extracted:
+        yield (
+            f"extracted {counted(done.extracted, 'clip')} in {done.elapsed_s:.1f} s "
+            f"({done.extracted / done.elapsed_s:.1f} clips/s in batches of {done.batch_size}): "
+            f"the model ran {done.model_s / done.elapsed_s:.0%} of it, "
+            f"waited for video {done.waited_s / done.elapsed_s:.0%}, bringing pictures to it took "
+            f"{done.preprocess_s / done.elapsed_s:.0%}; writing beside it {done.write_s / done.elapsed_s:.0%}"
+        )
+    elif report.plan.todo:
+        yield f"extracted nothing in {done.elapsed_s:.1f} s"
+    if report.outcome.checked:
+        yield f"computed {counted(report.outcome.checked, 'stored clip')} again first: the same as stored"
+    for death in report.deaths:
+        yield Warn(f"{death.worker} {death.reason}; what it had not saved was computed again")
+    if done.elsewhere:
+        yield f"left to another process, which is at it: {counted(done.elsewhere, 'clip')}"
+
+
+def failures(failed: "Sequence[FailedClip]") -> Iterator[Piece]:
+    """The first recordings of which clips failed, each with its first reason."""
+    by_recording: dict[str, list[str]] = {}
+    for failure in failed:
+        by_recording.setdefault(failure.recording, []).append(failure.reason)
+    for recording, reasons in list(by_recording.items())[:MOST_LISTED]:
+        yield Warn(f"{recording}: {counted(len(reasons), 'clip')} failed, the first because {reasons[0]}")
+    if failed:
+        of = counted(len(by_recording), "recording")
+        yield Warn(f"{counted(len(failed), 'clip')} of {of} failed; see failed_clips.csv for all")
+
+
+def forecast_pieces(found: "Forecast", plan: "Plan", width: int) -> Iterator[Piece]:
+    """What an extraction will take: operations and time by part, memory and disk."""
+    title = f"One clip, {counted(plan.inputs.frames, 'frame')} of {plan.inputs.image_px} px"
+    table = Table(title=title, title_justify="left", show_footer=True)
+    unit, scale = ("TFLOP", 1.0) if found.tflop_per_clip >= 0.1 else ("GFLOP", 1e3)
+    seconds = sum(part.seconds for part in found.parts)
+    table.add_column("part", footer="in all")
+    table.add_column(unit, justify="right", footer=f"{found.tflop_per_clip * scale:.2f}")
+    table.add_column("share of time", justify="right", footer=rough_time(seconds))
+    for part in found.parts:
+        table.add_row(part.name, f"{part.tflop * scale:.2f}", f"{part.seconds / seconds:.0%}")
+    yield table
+    for name, line in _forecast_lines(found, plan, unit, scale).items():
+        filled = min(width, ROOMY_WIDTH)
+        yield textwrap.fill(line, filled, initial_indent=f"{name:7} ", subsequent_indent=" " * 8)
+    if not found.memory.fits:
+        yield Warn("the model and a batch are larger than the free memory of the device")
+    if plan.bytes_to_write > found.disk_free_bytes:
+        yield Warn("the features are larger than the free space of the disk")
+
+
+def _forecast_lines(found: "Forecast", plan: "Plan", unit: str, scale: float) -> dict[str, str]:
+    memory, on = found.memory, f"{found.device_name} in {found.dtype}"
+    decoding = (
+        f"{rough_time(found.decode_s)} with {counted(found.decoders, 'decoder')}, each "
+        f"{found.video_per_decoder:.0f} times real time"
+        if found.decode_s is not None
+        else f"unknown: {found.decode_problem}"
+    )
+    lines = {
+        "time": f"{rough_time(found.shortest_s, found.longest_s)} on {on}, measured at "
+        f"{found.tflop_per_s * scale:.3g} {unit}/s; "
+        + ("decoding limits: add decoders" if found.limit == "decoding" else "the model limits, not decoding"),
+        "": f"the model {rough_time(found.model_s)} at that speed, resizing {rough_time(found.preprocess_s)}, "
+        f"decoding {decoding}",
+        "memory": f"{rough_size(memory.weights_bytes)} of weights and about {rough_size(memory.batch_bytes)} for "
+        f"batches of {memory.batch_size}"
+        + (f"; {rough_size(memory.free_bytes)} are free" if memory.free_bytes is not None else ""),
+        "disk": f"{rough_size(plan.bytes_to_write)} of {rough_size(found.disk_free_bytes)} that are free: "
+        + ", ".join(f"{name} {rough_size(size)}" for name, size in found.bytes_of.items()),
+    }
+    if found.shared_frames:
+        lines["frames"] = f"overlapping clips share about {found.shared_frames:.0%} of theirs, computed once"
+    return lines

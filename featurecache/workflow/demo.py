@@ -1,0 +1,63 @@
+"""The demo's project: drawn recordings, their annotations, and settings for the embedded backbone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from featurecache.backbones import DEMO_MODEL
+from featurecache.demo.dataset import make_dataset
+from featurecache.demo.script import LABELS
+from featurecache.files import private_folder
+from featurecache.project.settings import SETTINGS_NAME, Project, open_project, write_settings
+
+_LORA: dict[str, int | float | bool] = {
+    "rank": 16,
+    "alpha": 32,
+    "learning_rate": 2e-3,
+    "head_learning_rate": 2e-3,
+    "epochs": 8,
+    "patience": 0,
+    "batch_size": 16,
+    "micro_batch": 16,
+    "gradient_checkpointing": False,
+}
+"""Of `[lora]`: a small model on few clips learns by larger steps than a 7B model on thousands."""
+
+
+def make_demo(
+    directory: Path,
+    *,
+    sessions: int = 20,
+    recordings_per_session: int = 2,
+    on_drawing: Callable[[bool], None] = lambda _is_new: None,
+) -> Project:
+    """Makes the demo's project, or opens the one that the folder holds already.
+
+    Args:
+        directory: Where it is made; the folder is made if missing.
+        sessions: Sessions that are drawn, each with its own colours, light and camera.
+        recordings_per_session: Recordings of each, 42 s long.
+        on_drawing: Called before anything is drawn: whether there is anything to draw.
+
+    Returns:
+        The project; its clip table, features and runs are still to be made.
+    """
+    is_new = not (directory / SETTINGS_NAME).exists()
+    on_drawing(is_new)
+    if is_new:
+        make_dataset(private_folder(directory), sessions=sessions, recordings_per_session=recordings_per_session)
+        write_settings(
+            directory,
+            videos="videos",
+            annotations="annotations",
+            labels_from="tiers",
+            tiers=LABELS,
+            labels=LABELS,
+            session_from="folder",
+            fractions=(0.5, 0.2, 0.3),
+            model=DEMO_MODEL,
+            dtype="float32",
+            keep=("final/mean", "final/motion", "layer_2/mean"),
+            lora=_LORA,
+            reason="each activity has a tier of its own",
+        )
+    return open_project(directory)

@@ -1,0 +1,123 @@
+"""One pass of the frozen backbone over what the cache lacks: what `featurecache extract` calls."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featurecache.errors import UsageError
+from featurecache.extraction.forecast import Forecast, forecast_plan
+from featurecache.extraction.pipeline import Extraction, FailedClip, Progress
+from featurecache.extraction.plan import Plan, plan_extraction, run_plan
+from featurecache.project.settings import Project
+from featurecache.video.recordings import UnusableRecording
+from featurecache.workers.devices import extract_on_devices, find_devices
+from featurecache.workers.messages import Death
+from featurecache.workers.pool import CrewExtraction
+from featurecache.workflow.clips import MadeClips, make_clips
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What an extraction found and did.
+
+    Attributes:
+        plan: What there was to do.
+        outcome: What was done; None for a dry run.
+        forecast: What it will take; None unless this was a dry run with something to do.
+        deaths: Workers that died on the way.
+        failed: Clips of the table that could not be extracted, with the reasons.
+    """
+
+    plan: Plan
+    outcome: Extraction | None
+    forecast: Forecast | None
+    deaths: tuple[Death, ...]
+    failed: tuple[FailedClip, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache extract --json`."""
+        plan = self.plan
+        document: dict[str, Any] = {
+            "fingerprint": plan.space.fingerprint,
+            "fingerprints": {name: space.fingerprint for name, space in plan.spaces.items()},
+            "planned": plan.planned,
+            "present": plan.present,
+            "todo": plan.todo,
+            "bytes_to_write": plan.bytes_to_write,
+            "shared_frames": plan.shared_frames,
+        }
+        if self.outcome is None:
+            document["forecast"] = None if self.forecast is None else asdict(self.forecast)
+        else:
+            done = self.outcome.progress
+            document |= {
+                "extracted": done.extracted,
+                "elsewhere": done.elsewhere,
+                "checked": self.outcome.checked,
+                "batch_size": done.batch_size,
+                "elapsed_s": done.elapsed_s,
+                "waited_s": done.waited_s,
+                "preprocess_s": done.preprocess_s,
+                "model_s": done.model_s,
+                "write_s": done.write_s,
+                "idle_share": done.idle_share,
+                "frames_shared": done.shared_frames,
+                "deaths": [asdict(death) for death in self.deaths],
+            }
+        return {**document, "failed": [asdict(failure) for failure in self.failed]}
+
+
+def extract(
+    project: Project,
+    *,
+    worker: tuple[int, int] = (1, 1),
+    limit: int | None = None,
+    dry_run: bool = False,
+    devices: str | None = None,
+    ray: str | None = None,
+    allow_download: bool = False,
+    on_left_out: Callable[[Sequence[UnusableRecording]], None] = lambda _: None,
+    on_clips: Callable[[MadeClips], None] = lambda _: None,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> ExtractionReport:
+    """Computes the features that the cache lacks; makes the clip table first where there is none.
+
+    Args:
+        project: The project.
+        worker: (i, n): do only the i-th of n shares of the recordings.
+        limit: At most this many clips.
+        dry_run: Forecast time, memory and disk, and compute nothing.
+        devices: One process for each device: `all` visible GPUs, some as `0,1`, or `cpu,cpu`. None: this process.
+        ray: One Ray actor for each GPU: `local`, `auto`, or a cluster's `HOST:PORT`. None: no Ray.
+        allow_download: Whether the model may be fetched from the hub.
+        on_left_out: As `make_clips`, if the clip table is made.
+        on_clips: Called with the clip table, if it was made.
+        on_plan: Called before the work begins.
+        on_progress: Called after each batch and each failure.
+
+    Raises:
+        UsageError: If both `devices` and `ray` are given.
+        WorkerDiedError: If clips are left that no process survived to compute.
+        FeatureCacheError: As `featurecache.extraction.plan.plan_extraction` and `run_plan`.
+    """
+    if devices is not None and ray is not None:
+        raise UsageError("one of --devices and --ray must be given, but both are. Leave one out.")
+    chosen = None if devices is None else find_devices(devices)
+    if not project.clips.exists():
+        on_clips(make_clips(project, on_left_out=on_left_out))
+    plan = plan_extraction(project, worker=worker, limit=limit, allow_download=allow_download)
+    on_plan(plan)
+    if dry_run:
+        return ExtractionReport(plan, None, forecast_plan(project, plan) if plan.todo else None, (), plan.failures)
+    if plan.todo and chosen is not None:
+        together = extract_on_devices(
+            project.path, project, plan, devices=chosen, worker=worker, on_progress=on_progress
+        )
+    elif plan.todo and ray is not None:
+        from featurecache.workers.ray_workers import extract_on_ray
+
+        together = extract_on_ray(project.path, project, plan, address=ray, worker=worker, on_progress=on_progress)
+    else:
+        together = CrewExtraction(run_plan(project, plan, on_progress=on_progress), ())
+    return ExtractionReport(plan, together.extraction, None, together.deaths, together.extraction.failures)

@@ -1,0 +1,70 @@
+"""Training as commands show it: what is learned from, how far it is, and what came out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from featurecache.terminal.text import Piece, Warn, counted
+from heads.search.summary import in_words
+from heads.terminal.scores import label_scores, left_out_clips
+
+if TYPE_CHECKING:
+    from heads.workflow.data import DataSummary
+    from heads.workflow.training import TrainedRun
+
+
+def data_lines(data: "DataSummary") -> Iterator[Piece]:
+    """What a head learns from, and what is left out of it."""
+    for split, one in data.splits.items():
+        yield from left_out_clips(split, one.left_out)
+        if one.purged:
+            yield Warn(f"{split}: {counted(one.purged, 'clip')} left out for touching clips that score them")
+    yield ", ".join(
+        f"{name}: {counted(one.clips, 'clip')} of {counted(one.sessions, 'session')}"
+        for name, one in data.splits.items()
+    )
+    if "split_warning" in data.leakage:
+        yield Warn(f"{data.leakage['split_warning']}.")
+
+
+def trained_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
+    """A run that was written: timeline settings, scores on validation, and where its bundle is."""
+    if run.timeline is None:
+        yield f"timeline settings stay at their defaults: {run.no_timeline_because}"
+    else:
+        yield (
+            f"timelines: segment F1 {run.timeline.validation_segment_f1:.2f} on validation with the settings chosen "
+            f"there, {run.timeline.untuned_segment_f1:.2f} with the defaults"
+        )
+    yield from label_scores(run.validation_metrics, width)
+    yield f"validation macro-F1 {run.best['value']:.3f} at threshold 0.5; wrote {run.bundle}"
+
+
+def tuned_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
+    """A search's run: what it found, and what `trained_run` shows."""
+    yield from in_words(run.best)
+    yield from trained_run(run, width)
+
+
+@contextmanager
+def search_progress(console: Console) -> Iterator[Callable[[int, int, float | None], None]]:
+    """A callback for `tune`'s `on_progress`: a bar on a terminal, nothing elsewhere."""
+    if not console.is_terminal:
+        yield lambda _done, _asked, _best: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("searching"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console)
+    task = bar.add_task("", total=None, best="")
+
+    def update(done: int, asked: int, best: float | None) -> None:
+        bar.start()  # not before there is something to show: what is learned from is printed first
+        bar.update(task, total=asked, completed=done, best="" if best is None else f"best macro-F1 {best:.3f}")
+
+    try:
+        yield update
+    finally:
+        bar.stop()

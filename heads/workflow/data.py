@@ -1,0 +1,185 @@
+"""From a project to the arrays that heads learn from and are scored on, with every check of the splits.
+
+What is left out is counted: clips that the cache lacks for a recorded reason, and clips whose window touches one that
+scores them. Labels, rules of the timeline and settings that do not fit are refused before any work.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurecache import FeatureCache
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.csv_file import read_table
+from featurecache.clips.leakage import leakage_record
+from featurecache.errors import BundleError, SettingsError
+from featurecache.extraction.plan import device_of, failed_clip_ids, project_spaces
+from featurecache.project.settings import Project, Seconds, parse_section
+from featurecache.spec import FeatureSpace
+from heads.bundle import Bundle
+from heads.data import KeptSplit, LearningData
+from heads.loading import load_split
+from heads.timelines.timeline import exclusive_groups
+
+
+@dataclass(frozen=True)
+class TimelineRules:
+    """The section `[timeline]` of the settings.
+
+    Attributes:
+        stride_s: From one scored clip's start to the next one's; None: half a clip.
+        exclusive: Groups of labels of which one at most is on at a time.
+    """
+
+    stride_s: Seconds | None = None
+    exclusive: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """How many labelled clips of a split are used.
+
+    Attributes:
+        clips: Clips that are used.
+        sessions: Sessions that they are of.
+        left_out: Clips that could not be extracted.
+        purged: Clips that touch others which score them.
+    """
+
+    clips: int
+    sessions: int
+    left_out: int
+    purged: int
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a head learns from: each split's clips, and what the documents say of the splits (`leakage_record`)."""
+
+    splits: Mapping[str, SplitSummary]
+    leakage: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringData:
+    """What a bundle is scored with.
+
+    Attributes:
+        table: The clip table; its labels are the bundle's.
+        cache: The open cache.
+        failed: Clips that could not be extracted.
+        leakage: What `featurecache.clips.leakage.leakage_record` says of the splits.
+    """
+
+    table: ClipTable
+    cache: FeatureCache
+    failed: frozenset[str]
+    leakage: Mapping[str, Any]
+
+
+def learning_data(
+    project: Project,
+    features: Sequence[str],
+    *,
+    imported: str | None = None,
+    allow_download: bool = False,
+) -> tuple[LearningData, DataSummary]:
+    """Training and validation clips with all the features that heads may read.
+
+    Args:
+        project: The project.
+        features: What heads may read, each one selected feature or several joined by `+`.
+        imported: Name of imported features, which are then the only ones.
+        allow_download: Whether the model may be fetched from the hub.
+
+    Raises:
+        ClipTableError: If there is no sound clip table.
+        SettingsError: If a feature is not one that the project keeps.
+        TimelineError: If the section [timeline] names a label that the table has not.
+        TrainingDataError: If a split has no labelled clip with features.
+        MissingFeaturesError: If the cache lacks a clip for no recorded reason.
+    """
+    names = list(dict.fromkeys(name for one in features for name in one.split("+")))
+    kept = project.settings.features.keep
+    unknown = [name for name in names if name not in kept] if imported is None else []
+    if unknown:
+        raise SettingsError(
+            f"inputs must be kept features, which are {', '.join(kept)}, but {unknown[0]!r} is not one. "
+            "Choose others, or add it to features.keep and run: featurecache extract."
+        )
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    checked_rules(project, table.labels)
+    cache = FeatureCache.open(project.cache)
+    if imported is None:
+        _, spaces = project_spaces(project, keep=names, allow_download=allow_download)
+    else:
+        spaces = {names[0]: FeatureSpace(cache.describe("imported", imported).inputs)}
+    failed = failed_clip_ids(project) if imported is None else frozenset()
+    loaded = {split: load_split(table, split, cache, spaces, failed=failed) for split in ("train", "validation")}
+    splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
+    leakage = leakage_record(table.clips)
+    data = LearningData(splits["train"], splits["validation"], table.labels, spaces, leakage=leakage)
+    summaries = {
+        name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)
+        for name, one in loaded.items()
+    }
+    return data, DataSummary(summaries, leakage)
+
+
+def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
+    """The clip table and the cache that a bundle is scored with.
+
+    Raises:
+        BundleError: If the table's labels are not the bundle's.
+        CacheNotFoundError: If there is no cache.
+    """
+    table = own_table(project, bundle)
+    cache = FeatureCache.open(project.cache)
+    return ScoringData(table, cache, failed_clip_ids(project), leakage_record(table.clips))
+
+
+def own_table(project: Project, bundle: Bundle) -> ClipTable:
+    """The clip table, refused where its labels are not the bundle's.
+
+    Raises:
+        BundleError: Naming both.
+    """
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    if table.labels != bundle.labels:
+        raise BundleError(
+            f"a bundle must be scored on its own labels, but it has {', '.join(bundle.labels)} and clips.csv has "
+            f"{', '.join(table.labels)}. Train again: featurecache tune."
+        )
+    return table
+
+
+def timeline_rules(project: Project) -> TimelineRules:
+    """The section [timeline]."""
+    return parse_section(project.settings.timeline, TimelineRules, "timeline")
+
+
+def checked_rules(project: Project, labels: Sequence[str]) -> TimelineRules:
+    """The section [timeline], refused where it names labels that there are not.
+
+    Raises:
+        TimelineError: Naming the label.
+    """
+    rules = timeline_rules(project)
+    exclusive_groups(rules.exclusive, labels)
+    return rules
+
+
+def training_device(project: Project) -> str:
+    """The torch device on which heads are trained: the one that the project extracts on."""
+    return device_of(project.settings.extract.device)
+
+
+def run_folder(project: Project, command: str, imported: str | None = None) -> Path:
+    """Where a command's run lies; imported features have runs of their own."""
+    return project.runs / (command if imported is None else f"{command}-{imported}")
+
+
+def tuned_bundle(project: Project) -> Path:
+    """The bundle of `tune`, which serves where no other is named."""
+    return project.runs / "tune" / "bundle"

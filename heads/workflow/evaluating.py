@@ -1,0 +1,210 @@
+"""A bundle on the test split: what `featurecache evaluate` calls.
+
+Whatever would make the score wrong or the evaluation worthless is refused before the evaluation is logged: sessions
+that made the bundle, other labels, a folder that cannot be written, another bundle that cannot be compared.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurecache.backbones.adapter_files import open_adapter
+from featurecache.clips.leakage import split_level
+from featurecache.errors import AnnotationError, BundleError, TrainingDataError
+from featurecache.extraction.pipeline import FailedClip, Progress
+from featurecache.extraction.plan import Plan, run_plan
+from featurecache.project.settings import Project
+from heads.bundle import Bundle, load_bundle
+from heads.finetuning.extraction import plan_split
+from heads.loading import load_split
+from heads.runs import write_document
+from heads.timelines.tuning import TunedTimeline, load_timeline
+from heads.workflow.data import ScoringData, checked_rules, own_table, scoring_data, tuned_bundle
+from heads.workflow.evaluation import always_yes, compare_evaluations, evaluate_bundles
+from heads.workflow.timelines import evaluate_timelines
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredBundle:
+    """What one bundle reached on the test split.
+
+    Attributes:
+        run: The run's folder, where the scores were written.
+        method: What the bundle is, by the paper's names.
+        metrics: The content of `test_metrics.json`.
+        timelines: Scores of the timelines; None where there is no annotation to score by.
+        no_timelines_because: Why there are none; empty where there are.
+    """
+
+    run: Path
+    method: str
+    metrics: Mapping[str, Any]
+    timelines: Mapping[str, Any] | None
+    no_timelines_because: str
+
+    @property
+    def timelines_path(self) -> Path:
+        """Where the timelines' scores were written."""
+        return self.run / "test_timelines.json"
+
+
+@dataclass(frozen=True, eq=False)
+class TestScores:
+    """One evaluation of the test split.
+
+    Attributes:
+        bundles: The bundle, and the one it is compared with, if there is one.
+        all_positive: Metrics of answering yes to everything, the floor.
+        comparison: Difference of the two with its interval; None where one was scored alone.
+        looks: How many evaluations these sessions have had, this one included.
+        left_out: Labelled clips of the split that could not be extracted.
+        failed: Clips that a fine-tuned model could not be run on now.
+    """
+
+    __test__ = False  # for pytest: no class of tests
+
+    bundles: tuple[ScoredBundle, ...]
+    all_positive: Mapping[str, Any]
+    comparison: Mapping[str, Any] | None
+    looks: int
+    left_out: int
+    failed: tuple[FailedClip, ...]
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The metrics of the bundle that was asked for."""
+        return self.bundles[0].metrics
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache evaluate --json`."""
+        document = {**self.metrics, "always_yes": self.all_positive, "failed_clips": len(self.failed)}
+        if self.comparison is not None:
+            other = self.bundles[1]
+            document |= {"comparison": self.comparison, "against": {**other.metrics, "timelines": other.timelines}}
+        return {**document, "timelines": self.bundles[0].timelines}
+
+
+def evaluate(
+    project: Project,
+    bundle: Path | None = None,
+    *,
+    against: Path | None = None,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> TestScores:
+    """Scores a bundle on the test split, logs it, and writes the scores into the bundle's run.
+
+    Where the bundle was fine-tuned, what the cache lacks of its features is extracted first.
+
+    Args:
+        project: The project.
+        bundle: The bundle's folder; None: the one of `tune`.
+        against: Another bundle, to compare with on the same clips, in one evaluation.
+        on_plan: Called before an extraction with a fine-tuned model.
+        on_progress: Called by that extraction.
+
+    Raises:
+        BundleError: If a bundle is damaged, of other labels than the clip table, or was made with sessions of the test
+            split; or the two cannot be compared.
+        TrainingDataError: If the test split has no labelled clip with features, or none with a label on.
+        TimelineError: If the section [timeline] names a label that the bundle has not.
+        OSError: If a result or the log cannot be written; no score is given then.
+    """
+    first = bundle if bundle is not None else tuned_bundle(project)
+    folders = [first] if against is None else [first, against]
+    if against is not None and first.resolve().parent == against.resolve().parent:
+        raise BundleError(
+            "two bundles must lie in run folders of their own, where their results go, but "
+            f"{first} and {against} share one. Name a bundle of another run with --against."
+        )
+    heads = [load_bundle(folder) for folder in folders]
+    tuned = [load_timeline(folder) for folder in folders]
+    rules = [_checked(project, folder, head) for folder, head in zip(folders, heads, strict=True)]
+    failed = [
+        clip
+        for head in heads
+        for clip in extract_adapted(project, head, "test", on_plan=on_plan, on_progress=on_progress)
+    ]
+    source = scoring_data(project, heads[0])
+    loaded = [load_split(source.table, "test", source.cache, head.kept, failed=source.failed) for head in heads]
+    candidates = [
+        (head, own.data.of(head.settings.inputs), head.fingerprint) for head, own in zip(heads, loaded, strict=True)
+    ]
+    outcomes = evaluate_bundles(candidates, split="test", log=project.runs / "test_looks.jsonl", leakage=source.leakage)
+    for folder, outcome in zip(folders, outcomes, strict=True):
+        write_document(folder.parent / "test_metrics.json", outcome.metrics)
+    comparison = None
+    if against is not None:
+        comparison = {"against": str(against), **compare_evaluations(*outcomes)}
+        write_document(first.parent / "test_comparison.json", comparison)
+    scored = []
+    for folder, head, outcome, settings, exclusive in zip(folders, heads, outcomes, tuned, rules, strict=True):
+        timelines, why = _timelines(project, folder, head, source, settings, exclusive)
+        scored.append(ScoredBundle(folder.parent, head.method, outcome.metrics, timelines, why))
+    floor = always_yes(candidates[0][1], heads[0].labels, "test")
+    return TestScores(tuple(scored), floor, comparison, outcomes[0].looks, loaded[0].left_out, tuple(failed))
+
+
+def _checked(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[str]]:
+    """The rules of a bundle's timelines; refuses before any work what must not be scored."""
+    if not os.access(folder.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
+    table = own_table(project, head)
+    if split_level(table.clips) == "session":  # where it is forced by clips, the document says so
+        scored = [clip for clip in table.clips if clip.split == "test" and clip.labelled]
+        head.check_unseen([clip.clip_id for clip in scored], [clip.session for clip in scored], "test")
+    return checked_rules(project, head.labels).exclusive
+
+
+def extract_adapted(
+    project: Project,
+    head: Bundle,
+    split: str,
+    *,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> tuple[FailedClip, ...]:
+    """Extracts what the cache lacks of a split with a bundle's adapter or model, if it has one.
+
+    Args:
+        project: The project.
+        head: The bundle.
+        split: All clips of it, labelled or not: timelines need them.
+        on_plan: Called before the extraction.
+        on_progress: Called by it.
+
+    Returns:
+        Clips that could not be extracted.
+
+    Raises:
+        FingerprintMismatchError: If the project's settings make other features than the bundle reads.
+    """
+    if not head.is_fine_tuned:
+        return ()
+    project, adapter = head.project_of(project), None if head.adapter is None else open_adapter(head.adapter)
+    plan = plan_split(project, list(head.kept), split, adapter=adapter)
+    head.check_spaces(plan.spaces)
+    on_plan(plan)
+    return run_plan(project, plan, on_progress=on_progress).failures
+
+
+def _timelines(
+    project: Project,
+    folder: Path,
+    head: Bundle,
+    source: ScoringData,
+    tuned: TunedTimeline | None,
+    exclusive: Sequence[Sequence[str]],
+) -> tuple[Mapping[str, Any] | None, str]:
+    """Scores of the test recordings' timelines, a part of the evaluation that was logged; or why there are none."""
+    try:
+        found = evaluate_timelines(
+            project, head, source.table, "test", tuned=tuned, exclusive=exclusive, failed=source.failed
+        )
+    except (AnnotationError, TrainingDataError) as error:
+        return None, str(error)
+    write_document(folder.parent / "test_timelines.json", found)
+    return dict(found["scores"]), ""

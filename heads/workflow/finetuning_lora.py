@@ -1,0 +1,168 @@
+"""Adapters in the language model, trained with the tuned head: what `featurecache lora-finetune` calls.
+
+Where a launcher such as torchrun started several processes, all of them call this; the first one extracts, writes and
+returns a run, the others return what was planned.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featurecache.extraction.forecast import Forecast, forecast_plan
+from featurecache.extraction.pipeline import FailedClip, Progress
+from featurecache.extraction.plan import run_plan
+from featurecache.project.settings import Project, parse_section
+from heads.finetuning.loop import Training
+from heads.finetuning.lora import LoraPlan, LoraRun, LoraSettings, plan_lora
+from heads.finetuning.ranks import Ranks, joined_ranks
+from heads.finetuning.run import TrainingForecast
+from heads.workflow.data import run_folder, training_device, tuned_bundle
+from heads.workflow.training import TrainedRun, finished_run
+
+
+@dataclass(frozen=True, eq=False)
+class LoraRunReport:
+    """What a training of adapters planned and did.
+
+    Attributes:
+        plan: What there was to do.
+        start: The bundle that it began with.
+        forecast: What training takes; None for a dry run whose tokens are still to be extracted.
+        extraction_forecast: What that extraction takes; None otherwise.
+        run: What was trained; None for a dry run, and in all processes but the first.
+        macro_f1: Validation macro-F1 at 0.5 with the tuned head and after the epoch that is kept; None as `run`.
+        kept_epoch: The epoch that is kept; None as `run`.
+        merged: The model with the adapters added in; None where it was not asked for.
+        failed: Clips whose tokens could not be extracted.
+    """
+
+    plan: LoraPlan
+    start: Path
+    forecast: TrainingForecast | None = None
+    extraction_forecast: Forecast | None = None
+    run: TrainedRun | None = None
+    macro_f1: tuple[float, float] | None = None
+    kept_epoch: int | None = None
+    merged: Path | None = None
+    failed: tuple[FailedClip, ...] = ()
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache lora-finetune --json`."""
+        plan = self.plan
+        document: dict[str, Any] = {
+            "tokens": plan.tokens,
+            "train_clips": plan.train_clips,
+            "validation_clips": plan.validation_clips,
+            "todo": plan.extraction.todo,
+            "bytes_to_write": plan.extraction.bytes_to_write,
+            "layers_run": plan.layers_run,
+            "share_of_layers": plan.share_of_layers,
+        }
+        if self.extraction_forecast is not None:
+            document["extraction_forecast"] = asdict(self.extraction_forecast)
+        if self.run is not None:
+            document |= {**self.run.to_mapping(), "failed_clips": len(self.failed)}
+        if self.forecast is not None:
+            document["forecast"] = self.forecast.to_mapping()
+        return document
+
+
+@dataclass(frozen=True, eq=False)
+class LoraCallbacks:
+    """Called as a training of adapters goes on.
+
+    Attributes:
+        on_plan: With what there is to do, before anything is done.
+        on_extraction: By the extraction of tokens.
+        on_extracted: With the clips of which it failed.
+        on_forecast: With what training takes, before it begins.
+        on_training: After each step.
+    """
+
+    on_plan: Callable[[LoraPlan], None] = lambda _: None
+    on_extraction: Callable[[Progress], None] = lambda _: None
+    on_extracted: Callable[[tuple[FailedClip, ...]], None] = lambda _: None
+    on_forecast: Callable[[TrainingForecast], None] = lambda _: None
+    on_training: Callable[[Training], None] = lambda _: None
+
+
+def finetune_lora(
+    project: Project,
+    bundle: Path | None = None,
+    *,
+    from_layer: int | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    fresh: bool = False,
+    merge: bool = False,
+    allow_download: bool = False,
+    callbacks: LoraCallbacks | None = None,
+) -> LoraRunReport:
+    """Trains adapters together with the tuned head and writes the run; goes on with an interrupted one.
+
+    Args:
+        project: The project.
+        bundle: The tuned head to begin with; None: the one of `tune`.
+        from_layer: Put adapters above this layer alone; None: as [lora] says.
+        seed: Seed of initial adapters, data order and dropout.
+        dry_run: Forecast time, memory and disk, and train nothing.
+        fresh: Begin again, whatever an earlier run left.
+        merge: Also write the model with the adapters added to its weights.
+        allow_download: Whether the model may be fetched from the hub.
+        callbacks: Called as it goes on.
+
+    Raises:
+        CheckpointError: If an earlier run's checkpoint is of other data or settings.
+        FeatureCacheError: As `heads.finetuning.lora.plan_lora` and `LoraRun`.
+    """
+    tell = callbacks or LoraCallbacks()
+    settings = parse_section(project.settings.lora, LoraSettings, "lora")
+    if from_layer is not None:
+        settings = replace(settings, frozen=f"layer_{from_layer}")
+    start = bundle if bundle is not None else tuned_bundle(project)
+    with joined_ranks(training_device(project)) as (ranks, device):
+        plan = plan_lora(project, settings, start, allow_download=allow_download)
+        tell.on_plan(plan)
+        begun = LoraRunReport(plan, start)
+        if dry_run and plan.extraction.todo:
+            return replace(begun, extraction_forecast=forecast_plan(project, plan.extraction))
+        if not dry_run:
+            begun = _extracted(project, begun, ranks, tell)
+        run = LoraRun(project, plan, seed=seed, device=device, folder=run_folder(project, "lora"), ranks=ranks)
+        if fresh and not dry_run and ranks.is_first:
+            run.checkpoint.unlink(missing_ok=True)
+        ranks.wait()
+        forecast = run.forecast()
+        begun = replace(begun, forecast=forecast)
+        tell.on_forecast(forecast)
+        if dry_run:
+            return begun
+        run.train(tell.on_training)
+        return _finished(project, run, begun, merge=merge) if ranks.is_first else begun
+
+
+def _extracted(project: Project, begun: LoraRunReport, ranks: Ranks, tell: LoraCallbacks) -> LoraRunReport:
+    """The first process extracts what the cache lacks; the others wait for it."""
+    if ranks.is_first:
+        failed = run_plan(project, begun.plan.extraction, on_progress=tell.on_extraction).failures
+        tell.on_extracted(failed)
+        begun = replace(begun, failed=failed)
+    ranks.wait()
+    return begun
+
+
+def _finished(project: Project, run: LoraRun, begun: LoraRunReport, *, merge: bool) -> LoraRunReport:
+    best: Mapping[str, Any] = run.finish()
+    history, kept = run.loop.history, run.loop.kept_epoch
+    merged = None
+    if merge:
+        merged = run.folder / "merged"
+        run.merge(merged)
+    return replace(
+        begun,
+        run=finished_run(project, run.folder, best),
+        macro_f1=(history[0].validation_macro_f1, history[kept].validation_macro_f1),
+        kept_epoch=history[kept].epoch,
+        merged=merged,
+    )

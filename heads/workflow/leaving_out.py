@@ -1,0 +1,72 @@
+"""Leave-one-session-out with a bundle's settings: what `featurecache evaluate --leave-one-session-out` calls."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import BundleError
+from featurecache.project.settings import Project
+from heads.bundle import load_bundle
+from heads.engines.fitting import refitting
+from heads.loading import load_all_splits
+from heads.runs import write_document
+from heads.workflow.data import scoring_data, training_device, tuned_bundle
+from heads.workflow.evaluation import evaluate_without_each_session
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOutScores:
+    """Scores of every session by a head that was fitted without it.
+
+    Attributes:
+        path: Where they were written.
+        method: What the bundle is, by the paper's names.
+        metrics: The content of the file.
+        left_out: Labelled clips that could not be extracted.
+    """
+
+    path: Path
+    method: str
+    metrics: Mapping[str, Any]
+    left_out: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache evaluate --leave-one-session-out --json`."""
+        return dict(self.metrics)
+
+
+def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftOutScores:
+    """Refits a bundle's settings once without each session, scores that session, and logs the evaluation.
+
+    Args:
+        project: The project.
+        bundle: The bundle's folder; None: the one of `tune`.
+
+    Raises:
+        BundleError: If the bundle has a fine-tuned backbone, which saw every session, or other labels than the table.
+        TrainingDataError: If the arrays are unusable, or no label can be learned without some session.
+        SettingsError: If there is one session only.
+    """
+    folder = bundle if bundle is not None else tuned_bundle(project)
+    head = load_bundle(folder)
+    if head.is_fine_tuned:
+        found = "an adapter" if head.backbone is None else "a model of its own"
+        raise BundleError(
+            f"leaving sessions out refits a head alone, but {folder} has {found}, which saw them all. "
+            "Evaluate it on the test split."
+        )
+    source = scoring_data(project, head)
+    loaded = load_all_splits(source.table, source.cache, head.kept, failed=source.failed)
+    data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)
+    metrics = evaluate_without_each_session(
+        refitting(data, head.settings, device=training_device(project), part_widths=widths),
+        data,
+        head,
+        test_sessions=[clip.session for clip in source.table.clips if clip.split == "test" and clip.labelled],
+        log=project.runs / "test_looks.jsonl",
+        leakage=source.leakage,
+    )
+    path = folder.parent / "leave_one_session_out_metrics.json"
+    write_document(path, metrics)
+    return LeftOutScores(path, head.method, metrics, loaded.left_out)

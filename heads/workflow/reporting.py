@@ -1,0 +1,41 @@
+"""The report of a project: what `featurecache report` calls."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from featurecache.errors import UsageError
+from featurecache.project.settings import Project
+from heads.report import Report, write_report
+
+
+def report(
+    project: Project, *, with_frames: bool = False, predictions: Path | None = None, out: Path | None = None
+) -> Report:
+    """Writes every run, the search, the timelines and the cache into one HTML file.
+
+    Args:
+        project: The project; anything that is not made yet is said on the page.
+        with_frames: Whether frames of the largest differences are in the page.
+        predictions: The folder of predicted timelines; None: the project's.
+        out: The HTML file; None: `runs/report.html`.
+
+    Raises:
+        UsageError: If `out` names no .html file.
+        OSError: If `predictions` is named and no folder, or the file cannot be written.
+    """
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out must name an .html file, but it is {str(out)!r}. Write e.g. report.html.")
+    if predictions is not None:
+        os.scandir(predictions).close()  # a folder that is named must be there
+    return write_report(
+        out if out is not None else project.runs / "report.html",
+        runs=project.runs,
+        clips=project.clips,
+        cache=project.cache,
+        failures=project.failures,
+        predictions=predictions if predictions is not None else project.predictions,
+        videos=project.videos,
+        features=asdict(project.settings.features),
+        with_frames=with_frames,
+    )

@@ -1,0 +1,151 @@
+"""One head with given settings, or a search over them: what `featurecache train` and `featurecache tune` call."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import AnnotationError, TrainingDataError
+from featurecache.project.settings import Project, parse_section
+from heads.bundle import load_bundle
+from heads.inputs import default_inputs
+from heads.runs import train_bundle
+from heads.search.search import OnProgress, search_heads
+from heads.settings import HeadSettings, SearchSpace
+from heads.timelines.tuning import TunedTimeline, save_timeline
+from heads.workflow.data import DataSummary, learning_data, run_folder, scoring_data, training_device
+from heads.workflow.timelines import tune_on_validation
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run with a bundle that predicts.
+
+    Attributes:
+        folder: The run's folder.
+        best: The content of `best.json`.
+        validation_metrics: The content of `validation_metrics.json`.
+        timeline: Timeline settings chosen on validation; None where there was nothing to choose by.
+        no_timeline_because: Why there was not; empty where there was.
+    """
+
+    folder: Path
+    best: Mapping[str, Any]
+    validation_metrics: Mapping[str, Any]
+    timeline: TunedTimeline | None
+    no_timeline_because: str
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle's folder."""
+        return self.folder / "bundle"
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache train --json` and `tune --json`."""
+        return {**self.best, "bundle": self.bundle, "validation_metrics": self.validation_metrics}
+
+
+def train(
+    project: Project,
+    *,
+    seed: int = 0,
+    features: str | None = None,
+    allow_download: bool = False,
+    on_data: Callable[[DataSummary], None] = lambda _: None,
+) -> TrainedRun:
+    """Fits one head with the settings of [train] and writes its run.
+
+    Args:
+        project: The project.
+        seed: Seed of data order, initial weights and dropout.
+        features: Name of imported features; None: those that the project keeps.
+        allow_download: Whether the model may be fetched from the hub.
+        on_data: Called with what the head learns from, before it does.
+
+    Raises:
+        SettingsError: If training diverges, does not converge, or the settings do not fit the features.
+        FeatureCacheError: As `heads.workflow.data.learning_data`.
+    """
+    section = project.settings.train
+    if features is not None or "inputs" not in section:
+        selected = project.settings.features.keep[0] if features is None else f"imported/{features}"
+        section = {**section, "inputs": selected}
+    settings = parse_section(section, HeadSettings, "train")
+    data, summary = learning_data(project, [settings.inputs], imported=features, allow_download=allow_download)
+    on_data(summary)
+    folder = run_folder(project, "train", features)
+    best = train_bundle(data, settings=settings, seed=seed, folder=folder, device=training_device(project))
+    return finished_run(project, folder, best)
+
+
+def tune(
+    project: Project,
+    *,
+    trials: int = 200,
+    seed: int = 0,
+    permutations: int = 0,
+    refit_seeds: int = 0,
+    storage: str | None = None,
+    study: str = "tune",
+    features: str | None = None,
+    allow_download: bool = False,
+    on_data: Callable[[DataSummary], None] = lambda _: None,
+    on_progress: OnProgress | None = None,
+) -> TrainedRun:
+    """Searches head settings with Optuna's TPE and writes the run of the best; resumes an earlier search.
+
+    Args:
+        project: The project.
+        trials: Finished trials that the study shall have in all, earlier calls' included.
+        seed: Seed of sampler, data order, initial weights and dropout.
+        permutations: Fits of the best settings to labels permuted across sessions, to see what chance gives.
+        refit_seeds: Seeds with which the best settings are fitted again across session folds.
+        storage: `postgresql://...` of a study that several processes share; None keeps it in the run's folder.
+        study: Name of the study in `storage`.
+        features: Name of imported features; None: those that the project keeps.
+        allow_download: Whether the model may be fetched from the hub.
+        on_data: Called with what heads learn from, before they do.
+        on_progress: Called after each trial with the number of finished trials, of asked ones, and the best score.
+
+    Raises:
+        SettingsError: If a number is too small, or kinds, features and solvers do not fit each other.
+        StudyError: If the study cannot go on, or no trial completed.
+        FeatureCacheError: As `heads.workflow.data.learning_data`.
+    """
+    section = project.settings.search
+    space = parse_section(section, SearchSpace, "search")
+    if features is not None:
+        space = replace(space, inputs=(f"imported/{features}",))
+    elif "inputs" not in section:
+        space = replace(space, inputs=default_inputs(project.settings.features.keep, space.kind))
+    data, summary = learning_data(project, space.inputs, imported=features, allow_download=allow_download)
+    on_data(summary)
+    folder = run_folder(project, "tune", features)
+    best = search_heads(
+        data,
+        search_space=space,
+        trials=trials,
+        seed=seed,
+        folder=folder,
+        permutations=permutations,
+        refit_seeds=refit_seeds,
+        device=training_device(project),
+        storage=storage,
+        study_name=study,
+        on_progress=on_progress,
+    )
+    return finished_run(project, folder, best)
+
+
+def finished_run(project: Project, folder: Path, best: Mapping[str, Any]) -> TrainedRun:
+    """A written run as a document, its bundle with timeline settings chosen on validation."""
+    metrics = json.loads((folder / "validation_metrics.json").read_bytes())
+    bundle = load_bundle(folder / "bundle")
+    source = scoring_data(project, bundle)
+    try:
+        tuned = tune_on_validation(project, bundle, source.table, failed=source.failed)
+    except (AnnotationError, TrainingDataError) as error:
+        return TrainedRun(folder, best, metrics, None, str(error))
+    save_timeline(tuned, folder / "bundle")
+    return TrainedRun(folder, best, metrics, tuned, "")

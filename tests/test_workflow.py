@@ -1,0 +1,145 @@
+"""The way from recordings to timelines through the library alone, as a notebook takes it, and each guard on it."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from featurecache import FeatureCache, extract, make_clips, make_demo, open_project
+from featurecache.clips.csv_file import read_table
+from featurecache.errors import (
+    BundleError,
+    ClipTableError,
+    MissingFeaturesError,
+    SettingsError,
+    TimelineError,
+    UsageError,
+)
+from featurecache.project.settings import Project
+from heads import evaluate, evaluate_bundle, finetune_lora, leave_one_session_out, load_bundle, predict, train, tune
+from heads.loading import load_split
+from heads.workflow import report
+from heads.workflow.training import TrainedRun
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, TrainedRun]:
+    """A small demo, extracted and tuned once; tests that change it work on copies."""
+    project = make_demo(tmp_path_factory.mktemp("made") / "demo", sessions=8, recordings_per_session=1)
+    assert not make_clips(project).unusable
+    assert not extract(project).failed
+    return project, tune(project, trials=6)
+
+
+@pytest.fixture
+def project(made: tuple[Project, TrainedRun], tmp_path: Path) -> Project:
+    return open_project(Path(shutil.copytree(made[0].root, tmp_path / "demo")))
+
+
+def swap_splits(project: Project, first: str, second: str) -> None:
+    text = project.clips.read_text().replace(f",{first},", ",other,").replace(f",{second},", f",{first},")
+    project.clips.write_text(text.replace(",other,", f",{second},"))
+
+
+def looks(project: Project) -> int:
+    log = project.runs / "test_looks.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_a_notebook_goes_from_the_demo_to_timelines_as_the_commands_do(
+    made: tuple[Project, TrainedRun], project: Project, tmp_path: Path
+) -> None:
+    run = made[1]
+    assert json.loads((run.folder / "best.json").read_text()) == run.best
+    assert run.timeline is not None
+    scores = evaluate(project)
+    assert json.loads((project.runs / "tune/test_metrics.json").read_text()) == scores.metrics
+    assert (scores.looks, looks(project), scores.bundles[0].method) == (1, 1, "FT-LC")
+    assert scores.all_positive["macro_f1"] is not None
+    trained = train(project)
+    both = evaluate(project, against=trained.bundle)
+    assert both.comparison is not None
+    assert both.looks == 2
+    path = next(project.videos.rglob("*.mp4"))
+    ((timeline, files),) = predict(project, [path], out=tmp_path / "out").written
+    assert timeline.tuned
+    assert files.eaf.exists()
+    assert report(project).methods
+
+
+def test_a_bundle_is_refused_on_sessions_that_trained_it_whoever_asks(project: Project) -> None:
+    swap_splits(project, "train", "test")
+    with pytest.raises(BundleError, match="sessions that it has not seen"):
+        evaluate(project)
+    bundle = load_bundle(project.runs / "tune/bundle")
+    own = load_split(read_table(project.clips), "test", FeatureCache.open(project.cache), bundle.kept).data
+    with pytest.raises(BundleError, match="sessions that it has not seen"):
+        evaluate_bundle(
+            bundle,
+            own.of(bundle.settings.inputs),
+            split="test",
+            fingerprint=bundle.fingerprint,
+            log=project.runs / "test_looks.jsonl",
+        )
+    assert looks(project) == 0
+
+
+def test_evaluate_takes_no_look_at_other_labels_or_by_rules_of_unknown_ones(project: Project) -> None:
+    rules = {"exclusive": (("suction", "x"),)}
+    ruled = dataclasses.replace(project, settings=dataclasses.replace(project.settings, timeline=rules))
+    for act in (evaluate, train, lambda one: predict(one, [])):
+        with pytest.raises(TimelineError, match="'x' is none of"):
+            act(ruled)
+    project.clips.write_text(project.clips.read_text().replace(",suction", ",aspiration", 1))
+    for refused in (evaluate, leave_one_session_out):
+        with pytest.raises(BundleError, match="own labels"):
+            refused(project)
+    assert looks(project) == 0
+
+
+def test_a_split_that_cuts_sessions_is_refused_unless_forced_and_then_said_in_every_document(project: Project) -> None:
+    project.clips.write_text(project.clips.read_text().replace(",train,", ",test,", 1))
+    for act in (train, tune, evaluate):
+        with pytest.raises(ClipTableError, match="allow_clip_level"):
+            act(project)
+    splits = dataclasses.replace(project.settings.splits, allow_clip_level=True)
+    forced = dataclasses.replace(project, settings=dataclasses.replace(project.settings, splits=splits))
+    told = []
+    run = train(forced, on_data=told.append)
+    assert told[0].splits["train"].purged == 1
+    assert run.best["split_level"] == run.validation_metrics["split_level"] == "clip"
+    assert "splits cut sessions" in evaluate(forced, run.bundle).metrics["split_warning"]
+
+
+def test_training_refuses_features_that_the_project_does_not_make_or_the_cache_lacks(project: Project) -> None:
+    section = {"inputs": "vision/mean"}
+    other = dataclasses.replace(project, settings=dataclasses.replace(project.settings, train=section))
+    with pytest.raises(SettingsError, match="must be kept features"):
+        train(other)
+    for segments in (project.cache / "spaces").glob("*/segments"):
+        shutil.rmtree(segments)
+    with pytest.raises(MissingFeaturesError, match="featurecache extract"):
+        train(project)
+
+
+def test_options_that_exclude_each_other_are_refused_before_any_work(project: Project) -> None:
+    with pytest.raises(UsageError, match="Leave one out"):
+        extract(project, devices="cpu", ray="local")
+    with pytest.raises(UsageError, match="stride"):
+        predict(project, [], stride_s=-1)
+    with pytest.raises(UsageError, match=r"\.html"):
+        report(project, out=project.clips)
+    bundle = project.runs / "tune/bundle"
+    with pytest.raises(BundleError, match="run folders of their own"):
+        evaluate(project, bundle, against=bundle)
+
+
+def test_leaving_sessions_out_counts_as_a_look_and_a_dry_run_of_adapters_trains_nothing(project: Project) -> None:
+    scores = leave_one_session_out(project)
+    assert (scores.metrics["n_sessions"], scores.metrics["looks"], looks(project)) == (8, 1, 1)
+    planned = finetune_lora(project, dry_run=True)
+    assert planned.run is None
+    assert planned.extraction_forecast is not None
+    assert not (project.runs / "lora").exists()
