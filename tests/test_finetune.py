@@ -29,6 +29,7 @@ from featurecache.errors import (
     FingerprintMismatchError,
     ModelNotFoundError,
     SettingsError,
+    UnsafeFileError,
 )
 from featurecache.extraction.plan import plan_extraction, project_spaces, run_plan
 from featurecache.project.settings import Project, open_project
@@ -228,7 +229,7 @@ def test_adapters_are_in_the_language_model_alone(deep_model: Path) -> None:
 
 
 def test_adapter_changes_the_taps_above_its_first_layer_alone() -> None:
-    adapter = Adapter(Path(), first_layer=2, sha256={})
+    adapter = Adapter(Path(), first_layer=2, sha256={}, settings={})
     taps = ["vision", "layer_0", "layer_2", "layer_3", "layer_10", "final"]
     assert [tap for tap in taps if adapter.changes(tap)] == ["layer_3", "layer_10", "final"]
 
@@ -719,13 +720,37 @@ def test_a_bundle_with_an_adapter_is_refused_when_damaged_or_on_another_base(
     with pytest.raises(BundleError, match="do not have the sha256"):
         load_bundle(copied)
     weights.unlink()
-    with pytest.raises(BundleError, match="No such file"):
+    with pytest.raises(BundleError, match=r"has no adapter_model\.safetensors"):
         load_bundle(copied)
     backbone = open_backbone(
         open_inputs(tiny_model, prompt=PROMPT, frames=4, resize="crop"), dtype="float32", device="cpu"
     )
     with pytest.raises(ModelNotFoundError, match=r"must be of this language model|must hold whole adapter files"):
         attach_adapter(backbone, finished.folder / "bundle" / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "wrong"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, UnsafeFileError, "sets megatron_config"),
+        ({"auto_mapping": {"base_model_class": "A", "parent_library": "os"}}, UnsafeFileError, "sets auto_mapping"),
+        ({"use_rslora": True}, UnsafeFileError, "sets use_rslora"),
+        ({"peft_type": "ADALORA"}, UnsafeFileError, "another peft_type"),
+        ({"r": 1_000_000_000}, ModelNotFoundError, "1000000000"),
+        ({"target_modules": "(q|k)*_proj"}, ModelNotFoundError, "target_modules"),
+        ({"layers_to_transform": None}, ModelNotFoundError, "layers_to_transform"),
+    ],
+)
+def test_adapter_that_asks_for_more_than_plain_lora_is_refused_before_peft_reads_it(
+    finished: LoraRun, tmp_path: Path, change: dict[str, Any], error: type[Exception], wrong: str
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(finished.folder / "bundle" / "adapter", tmp_path / "adapter"))
+    settings = folder / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **change}))
+    with pytest.raises(error, match=wrong):
+        open_adapter(folder)
 
 
 def test_evaluate_and_predict_take_a_bundle_with_an_adapter(

@@ -22,14 +22,15 @@ from featurecache.backbones.four_bit import is_quantised, quantise, round_weight
 
 # isort: split
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaOnevisionForConditionalGeneration
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter_files import CONFIG_NAME, WEIGHTS_NAME, open_adapter
-from featurecache.backbones.files import DTYPES, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
 from featurecache.errors import ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
 
@@ -108,19 +109,10 @@ def attach_adapter(backbone: Any, folder: Path) -> None:
         SettingsError: If it was trained on 4-bit weights and bitsandbytes is not installed.
     """
     decoder = backbone.model.language_model
-    with quiet_loading(folder, "adapter"), _peft():
-        with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
-            stored = set(file.keys())
+    with quiet_loading(folder, "adapter"):
         if _is_on_four_bit(folder):
             quantise(decoder, open_adapter(folder).first_layer)
-        model = PeftModel.from_pretrained(decoder, folder, local_files_only=True)
-    expected = set(get_peft_model_state_dict(model))
-    if stored != expected:  # PEFT warns only, and leaves such weights out
-        raise ModelNotFoundError(
-            f"an adapter must be of this language model, but {len(stored ^ expected)} weights differ, e.g. "
-            f"{min(stored ^ expected)}. Use the model it was trained on."
-        )
-    model.eval().requires_grad_(False)
+        _with_adapter(decoder, folder).eval().requires_grad_(False)
 
 
 def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype: str) -> None:
@@ -138,23 +130,44 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
     """
     model_class = _WHOLE_MODELS[model_type_of(model_folder)]
     with quiet_loading(model_folder, "model"):
-        model = model_class.from_pretrained(
-            model_folder, local_files_only=True, use_safetensors=True, dtype=DTYPES[dtype]
-        )
-    with quiet_loading(adapter_folder, "adapter"), _peft():
+        config = model_class.config_class.from_pretrained(model_folder, **LOCAL_ONLY)
+    model = load_frozen(
+        model_class, model_folder, family="model", dtype=dtype, device="cpu", attention="sdpa", config=config
+    )
+    with quiet_loading(adapter_folder, "adapter"):
         if _is_on_four_bit(adapter_folder):
             round_weights(model.model.language_model, open_adapter(adapter_folder).first_layer)
-        adapted = PeftModel.from_pretrained(model.model.language_model, adapter_folder, local_files_only=True)
+        adapted = _with_adapter(model.model.language_model, adapter_folder)
         model.model.language_model = adapted.merge_and_unload(safe_merge=True)
     private_folder(out)
     model.save_pretrained(out)
-    written = {path.name for path in out.iterdir()}
+    written = {path.name for path in out.iterdir()} - {"generation_config.json"}  # the model's own, where it has one
     weights = {path.name for pattern in _WEIGHT_FILES for path in model_folder.glob(pattern)}
     for path in model_folder.iterdir():
         if path.is_file() and path.name not in written | weights:
             shutil.copyfile(path, out / path.name)
     for path in out.iterdir():
         path.chmod(0o600)
+
+
+def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
+    """A language model with a written adapter put into it, in place."""
+    with _peft(), torch.random.fork_rng(devices=[]):
+        model = get_peft_model(decoder, LoraConfig(**open_adapter(folder).settings, bias="none", inference_mode=True))
+    stored = load_file(folder / WEIGHTS_NAME)
+    expected = get_peft_model_state_dict(model)
+    differ = sorted(
+        name
+        for name in stored.keys() | expected.keys()
+        if name not in stored or name not in expected or stored[name].shape != expected[name].shape
+    )
+    if differ:
+        raise ModelNotFoundError(
+            f"an adapter must be of this language model, but {len(differ)} weights differ, e.g. {differ[0]}. "
+            "Use the model it was trained on."
+        )
+    set_peft_model_state_dict(model, stored)
+    return model
 
 
 def _is_on_four_bit(folder: Path) -> bool:

@@ -84,7 +84,7 @@ def find_weight_files(folder: Path) -> WeightFiles:
     paths, indexed = find_weight_paths(folder), _indexed(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, path in paths.items():
-        found = _header(path)
+        found = read_header(path)
         twice = sorted(shapes.keys() & found.keys())
         if twice:
             raise UnsafeFileError(
@@ -133,8 +133,17 @@ def _indexed(folder: Path) -> dict[str, set[str]]:
     return wanted
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Each tensor's shape, from a safetensors file's header."""
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape, from a safetensors file's header.
+
+    Args:
+        path: A regular file, as `require_regular` has found.
+
+    Raises:
+        ModelNotFoundError: If the file is damaged or cut off.
+        UnsafeFileError: If its header is far too large.
+        UnsupportedModelError: If weights are quantised.
+    """
     damaged = ModelNotFoundError(
         f"a file of weights must be whole, but {path} is damaged or cut off. "
         f"Fetch it again: {download_command(path.name, path.parent)}"
