@@ -1,14 +1,24 @@
-"""Fixtures that many tests share, and threads that leave the cores to each other, as under the command line."""
+"""Fixtures that many tests share, and surroundings that are the same wherever the tests run.
+
+The number of threads decides the order of sums, and the terminal's width and colours what the commands print; child
+processes inherit both. Recordings are the same bytes in every run (`make_videos.py`), and so are clip ids and splits.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+# Idle threads leave the cores to each other, as under the command line.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "RANK", "WORLD_SIZE"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

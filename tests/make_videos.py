@@ -46,9 +46,12 @@ def write_video(
         times_ms = [number * 1000 // fps for number in range(count)]
     with av.open(str(path), "w", format=container_format, container_options=container_options or {}) as container:
         container.metadata.update(metadata or {})
-        stream = container.add_stream(codec, rate=fps, options=options or {})
+        # x264's macroblock tree reads memory it never wrote, so that a file would differ from one run to the next.
+        steady = {"mbtree": "0"} if codec == "libx264" else {}
+        stream = container.add_stream(codec, rate=fps, options={**steady, **(options or {})})
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
+        stream.codec_context.thread_count = 1  # rate control on several threads depends on their timing
         stream.codec_context.time_base = Fraction(1, 1000 if codec != "mpeg2video" else fps)
         if rotation is not None:
             stream.set_display_rotation(*rotation)

@@ -23,11 +23,6 @@ from heads.search.grid_choice import choose_points
 from tests.multilabel_sets import read_set
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def make_clips(N: int = 150, D: int = 12, C: int = 2, *, seed: int = 0, noise: float = 1.0) -> tuple[Any, Any]:
     """Off-centre features of different scales, and labels of 30% and 15% positives that they tell with noise."""
     random = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def test_dashboard_lists_the_study_of_a_search(tmp_path: Path) -> None:
 
 def _get(url: str, server: "subprocess.Popen[bytes]") -> bytes:
     """The answer, once the server is up."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while server.poll() is None and time.monotonic() < deadline:
         try:
             with urlopen(url, timeout=5) as answer:

@@ -71,7 +71,7 @@ def keep_a_claimer_from_working(project: Project) -> None:
                 return True
         return False
 
-    _wait_until(claimed, limit_s=60, every_s=0.001)
+    _wait_until(claimed, every_s=0.001)
     os.kill(found[0], signal.SIGSTOP)
     try:
         _wait_until(lambda: _children(os.getpid()) == found[:1])
@@ -85,8 +85,8 @@ def _children(pid: int) -> list[int]:
     return [one for one in found if b"featurecache.workers.devices" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
-def _wait_until(holds, limit_s: float = 300.0, every_s: float = 0.02) -> None:
-    end = time.monotonic() + limit_s
+def _wait_until(holds, every_s: float = 0.02) -> None:
+    end = time.monotonic() + 300
     while not holds():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(every_s)

@@ -26,11 +26,6 @@ from tests.test_cross_fitting import make_clips
 BOTH = (LinearHeadClassifier(), MLPHeadClassifier(epochs=10))
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @parametrize_with_checks(
     [LinearHeadClassifier(), LinearHeadClassifier(solver="adamw"), MLPHeadClassifier(hidden_width=16, epochs=25)]
 )

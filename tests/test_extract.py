@@ -454,7 +454,7 @@ def test_processes_started_alike_share_the_list_and_compute_nothing_twice(projec
     ]
     reports = []
     for process in both:
-        out, said = process.communicate(timeout=120)
+        out, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         reports.append(json.loads(out))
     assert sum(report["extracted"] for report in reports) == 24
@@ -485,7 +485,7 @@ def test_processes_that_keep_different_features_compute_none_twice(project: Proj
         for name in keeps
     ]
     for process in both:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     for name in keeps:  # what was left to the other is there by now, or is done now
         other = open_project(project.root / f"{name}.toml")
@@ -584,7 +584,7 @@ def test_extraction_goes_on_where_it_was_when_it_is_killed(project: Project, sen
     while _present(project) < 3 and running.poll() is None:
         time.sleep(0.05)
     running.send_signal(sent)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=300)
     saved = _present(project)
     assert 3 <= saved < 24
     if sent != signal.SIGKILL:

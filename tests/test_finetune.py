@@ -454,7 +454,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     for process in processes:
-        process.wait(timeout=120)  # what they wrote counts: gloo's threads were once seen to abort an exit
+        process.wait(timeout=300)  # what they wrote counts: gloo's threads were once seen to abort an exit
     alone = loop(SmallNetwork(dropout=0.0))
     alone.run()
     both = [load_file(tmp_path / str(rank)) for rank in range(2)]
@@ -550,9 +550,13 @@ def test_loop_penalises_weights_along_the_directions_that_a_group_names() -> Non
 def test_a_solved_head_begins_at_the_optimum_of_what_fine_tuning_minimises(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spectral_exponent: float, components: int
 ) -> None:
-    """Loss and penalty pull its weights equally hard to opposite sides; else training would first undo the search."""
+    """The gradients of loss and penalty cancel; else training would first undo the search.
+
+    Both are over 1e-3 at this penalty. The solver stops where the objective, about 1, can fall by a share of 1e-10, so
+    with a curvature of up to 10 what is left of their sum is at most sqrt(2 * 10 * 1e-10) = 5e-5.
+    """
     monkeypatch.setattr(fitting, "TOLERANCE", 1e-10)
-    chosen = {"spectral_exponent": spectral_exponent, "components": components}
+    chosen = {"spectral_exponent": spectral_exponent, "components": components, "l2": 1.0}
     run = begin(project, tuned(project, name="solved", **chosen), tmp_path)
     loop, network = run.loop, run._network.eval()
     rows = loop.train.read(range(len(loop.train.Y)))
@@ -560,11 +564,11 @@ def test_a_solved_head_begins_at_the_optimum_of_what_fine_tuning_minimises(
     weighs = positive_weight(loop.train.Y, exponent=0.5, scale=1.0)
     logits, targets = network(rows), torch.from_numpy(loop.train.Y).float()
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weighs)
-    (pull,) = torch.autograd.grad(loss, weight)
+    (of_loss,) = torch.autograd.grad(loss, weight)
     ((_, group),) = loop._penalised
-    push = group.l2 * group.penalise(weight.detach())
-    assert pull.norm() > 1e-5
-    assert (pull + push).norm() < 0.02 * pull.norm()
+    of_penalty = group.l2 * group.penalise(weight.detach())
+    assert of_loss.norm() > 1e-3
+    assert (of_loss + of_penalty).norm() < 0.05 * of_loss.norm()
 
 
 def test_a_plan_asks_for_the_features_that_a_penalty_follows(project: Project) -> None:

@@ -151,7 +151,7 @@ def test_bitsandbytes_is_imported_without_the_package_that_would_fetch_code(tmp_
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (tmp_path / "fetched").exists()

@@ -395,7 +395,8 @@ def test_predict_command_ends_with_three_and_lists_when_a_recording_fails(projec
     assert written["exclusive"] == [list(LABELS)]
     plain = CliRunner().invoke(app, [*command[:2], *options, "--stride", "1"])
     assert plain.exit_code == 0, plain.output
-    assert "S0.predicted.eaf" in plain.output.replace("\n", "")
+    assert " S0.predicted.eaf " in plain.stdout
+    assert f"wrote them to {tmp_path / 'out'}\n" in plain.stdout
 
 
 def test_predict_command_says_what_is_wrong_in_timeline_settings(project: Project, tmp_path: Path) -> None:

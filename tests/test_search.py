@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import torch
 
 from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.spec import FeatureSpace
@@ -34,11 +33,6 @@ from tests.test_training import LABELS, make_clips, make_frames
 SPACE = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "mean", "stored_dtype": "float32"})
 QUICK = SearchSpace(epochs=(2, 12), batch_size=(64,), solver=("adamw",))
 CONVEX = SearchSpace(solver=("convex",))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def kept(split: LabelledFeatures, **more: np.ndarray) -> KeptSplit:

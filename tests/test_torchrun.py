@@ -114,7 +114,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_res
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "another process of this run ended" in told
     assert "RuntimeError" not in told

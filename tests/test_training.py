@@ -30,11 +30,6 @@ from heads.settings import HeadSettings, SearchSpace
 LABELS = ("ventilation", "suction", "stimulation")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def make_clips(
     *, sessions: int = 4, clips_each: int = 50, width: int = 24, seed: int = 0, noise: float = 1.0, prefix: str = "s"
 ) -> LabelledFeatures:

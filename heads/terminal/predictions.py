@@ -24,7 +24,7 @@ def predictions(found: "Predictions") -> Iterator[Piece]:
     for timeline, files in found.written:
         annotated = "no" if timeline.annotated is None else "yes"
         counts = str(len(timeline.predicted)), str(len(timeline.failed))
-        table.add_row(timeline.recording, annotated, str(files.eaf), *counts)
+        table.add_row(timeline.recording, annotated, files.eaf.name, *counts)
         if files.before_zero_us:
             yield Warn(
                 f"{timeline.recording}: {files.before_zero_us / 1e6:g} s of predictions lie before the annotation's "
@@ -32,5 +32,6 @@ def predictions(found: "Predictions") -> Iterator[Piece]:
             )
     if found.written:
         yield table
+        yield f"wrote them to {found.out}"
     for item in found.failed:
         yield Warn(f"no timeline: {item.name}: {item.reason}")
