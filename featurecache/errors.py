@@ -145,6 +145,10 @@ class ConstantFeatureWarning(UserWarning):
     """All features of a segment are equal: the tap or the prompt is probably wrong."""
 
 
+class LowMemoryWarning(UserWarning):
+    """A device's memory was not enough, and the work goes on with less: fewer heads at once, or on the CPU."""
+
+
 # --- learning -------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from featurecache.files import private_folder, write_private
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
 from heads.data import LabelledFeatures, LearningData
+from heads.engines.fallback import on_device_or_cpu
 from heads.engines.fitting import solve_head
 from heads.engines.prepared import Prepared
 from heads.engines.training import fit_heads
@@ -40,7 +41,7 @@ def train_bundle(
         settings: Of the head.
         seed: Of data order, initial weights and dropout.
         folder: The run's folder.
-        device: Where to train: `cpu`, `cuda`, ...
+        device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
 
     Returns:
         The content of `best.json`: its `value` is validation macro-F1 at a threshold of 0.5.
@@ -50,8 +51,9 @@ def train_bundle(
         SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
     data.check()
-    prepared = Prepared(data, seed=seed, device=device)
-    return write_run(prepared, settings, folder=folder)
+    return on_device_or_cpu(
+        lambda device: write_run(Prepared(data, seed=seed, device=device), settings, folder=folder), device
+    )
 
 
 def write_run(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featurecache.backbones import open_inputs
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone
-from featurecache.extraction.batches import CPU_BATCH, Batches, ComputedClip, SampledClip, is_out_of_memory
+from featurecache.extraction.batches import CPU_BATCH, Batches, ComputedClip, SampledClip
 from featurecache.spec import Kept
 from featurecache.store import bfloat16
 from featurecache.video.recordings import Recording
@@ -172,8 +172,6 @@ def test_a_clip_that_does_not_fit_alone_fails_with_its_reason(tiny_model: Path) 
 def test_errors_that_are_not_about_memory_are_raised(tiny_model: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         _run(CountingBackbone(tiny_model, room=0, error=lambda: RuntimeError("shapes do not fit")), [_clip(0)])
-    assert not is_out_of_memory(ValueError("out of memory"))
-    assert is_out_of_memory(MemoryError())
 
 
 def test_pictures_that_do_not_fit_in_memory_are_taken_again_when_the_batch_is_gone(

@@ -17,19 +17,24 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
 from featurecache import FeatureCache
+from featurecache.backbones import open_backbone
 from featurecache.clips.clip import clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError, ChangedFeaturesError, SettingsError
+from featurecache.extraction.pipeline import extract
 from featurecache.extraction.plan import claim_work, failed_clip_ids, plan_extraction, run_plan
 from featurecache.project.settings import Project, open_project
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
 from featurecache.store.claims import Claims
+from featurecache.video.sampling import read_clips
 from tests.make_videos import write_video
 from tests.projects import make_project, make_table
+from tests.tiny_models import IMAGE_PX
 
 PROMPT = "user: describe the hand . <video>"
 
@@ -179,6 +184,47 @@ def test_frames_of_overlapping_clips_are_computed_once_and_their_share_is_foreca
     for clip in read_table(project.clips).clips[3:80:19]:
         states = _plain_states(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)
         assert np.abs(cache.load([clip.clip_id])[0] - states[-1].mean(0).numpy()).max() <= 1e-5
+
+
+class PretendedDevice(TorchDispatchMode):
+    """Memory of the CPU under another device's name; keeps what is moved there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("meta"):
+            self.moved.append(args[0].clone())
+            return args[0].clone()
+        return func(*args, **kwargs)
+
+
+def test_every_device_gets_the_pixels_that_a_cpu_gets(project: Project) -> None:
+    plan = plan_extraction(project)
+    backbone = open_backbone(plan.inputs, dtype="float32", device="cpu")
+    fit = plan.inputs.frame_resize.picture
+    expected = {
+        frame.tobytes()
+        for item in plan.work
+        for clip in read_clips(item.recording.path, item.spans, 4, fit=fit)
+        for frame in clip.frames
+    }
+    with CacheWriter(project.cache, plan.spaces["final/mean"], {}) as writer, PretendedDevice() as device:
+        done = extract(
+            plan.work,
+            backbone,
+            {"final/mean": writer},
+            kept=plan.kept,
+            spaces=plan.spaces,
+            batch_size=3,
+            decoders=2,
+            device="meta",
+        )
+    assert done.progress.extracted == 24
+    assert {frames.shape[1:] for frames in device.moved} == {(IMAGE_PX, IMAGE_PX, 3)}
+    assert {frame.numpy().tobytes() for frames in device.moved for frame in frames} == expected
 
 
 def test_plan_forecasts_no_shared_frame_when_clips_do_not_overlap(project: Project) -> None:

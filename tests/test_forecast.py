@@ -48,7 +48,7 @@ def test_forecast_gives_a_range_that_its_stages_bound(plan: Plan, project: Proje
     stages = (found.model_s, found.preprocess_s, found.decode_s)
     assert all(seconds > 0 for seconds in stages)
     assert max(stages) <= found.shortest_s <= found.longest_s == pytest.approx(sum(stages) + found.model_s)
-    assert found.limit == ("decoding" if found.decode_s > found.model_s + found.preprocess_s else "model")
+    assert found.limit == ("decoding" if found.decode_s + found.preprocess_s > found.model_s else "model")
 
 
 def test_forecast_counts_shared_frames_once(plan: Plan, project: Project) -> None:
@@ -119,5 +119,5 @@ def test_time_parts_times_attention_of_any_square(family: str, tmp_path: Path) -
 
 
 def test_forecast_refuses_a_device_that_is_not_here(plan: Plan, project: Project) -> None:
-    with pytest.raises(SettingsError, match=r"extract\.device must be a device of this machine, but 'cuda:7'"):
+    with pytest.raises(SettingsError, match=r"the device must be one of this machine, but it is 'cuda:7'"):
         forecast(plan, dtype="float32", device="cuda:7", batch_size="auto", decoders=1, root=project.root)

@@ -15,11 +15,12 @@ import numpy as np
 import optuna
 import pytest
 
-from featurecache.errors import SettingsError, StudyError, TrainingDataError
+from featurecache.errors import LowMemoryWarning, SettingsError, StudyError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.bundle import load_bundle
 from heads.data import KeptSplit, LabelledFeatures, LearningData
 from heads.engines.convex import grid_points
+from heads.engines.stack import HeadStack
 from heads.runs import train_bundle
 from heads.scoring.metrics import average_precision, macro_f1
 from heads.search.search import search_heads
@@ -67,6 +68,23 @@ def ended(folder: Path) -> dict[int, str]:
     """How finished trials ended: number -> state, value and settings."""
     finished = [trial for trial in stored(folder) if trial.state.name in ("COMPLETE", "PRUNED")]
     return {trial.number: f"{trial.state.name} {trial.value} {trial.params}" for trial in finished}
+
+
+def test_search_heads_goes_on_with_fewer_heads_at_once_when_memory_is_not_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = HeadStack.add
+
+    def add_two_at_most(stack: HeadStack, *args: Any) -> None:
+        if len(stack) >= 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        add(stack, *args)
+
+    monkeypatch.setattr(HeadStack, "add", add_two_at_most)
+    with pytest.warns(LowMemoryWarning, match=r"8 heads at once, .*ALLOC_FAILED.* Going on with cpu with 2 heads"):
+        best = search(tmp_path, trials=10)
+    assert len(ended(tmp_path)) == 10
+    assert best["value"] > 0.5
 
 
 # --- what a search leaves -------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featurecache.backbones.model_folder import check_model_folder, name_broken_file
 from featurecache.backbones.versions import require_tested_transformers
+from featurecache.device import check_dtype, device_of, use_full_float32
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -113,13 +114,17 @@ def open_backbone(inputs: "Inputs", *, dtype: Literal["float32", "bfloat16", "fl
     Args:
         inputs: What `open_inputs` gave.
         dtype: The dtype the model computes in.
-        device: A torch device, e.g. "cpu" or "cuda:0".
+        device: "cpu", or a CUDA GPU, e.g. "cuda:0".
 
     Raises:
         ModelNotFoundError: If the weights are missing or damaged.
         UnsafeFileError: If the weights are not safetensors files of this folder.
-        SettingsError: If the device is not here or has no room for the model.
+        SettingsError: If the device is not here, does not compute in this dtype or has no room for the model.
     """
+    device = device_of(device)
+    check_dtype(dtype, device)
+    if dtype == "float32":
+        use_full_float32()
     backbone: Backbone = _family(inputs.folder).open_backbone(inputs, dtype=dtype, device=device)
     return backbone
 

@@ -117,10 +117,10 @@ def load_frozen(
             setattr(model, part, None)
     try:
         return model.eval().requires_grad_(False).to(device)
-    except (RuntimeError, AssertionError) as error:
+    except RuntimeError as error:
         raise SettingsError(
-            f"extract.device must be a device of this machine with room for the model, but {device!r} gave: "
-            f"{first_line(error)} Choose another device, e.g. cpu."
+            f"extract.device must have room for the model, but {device!r} gave: {first_line(error)} "
+            "Free its memory, choose another device, e.g. cpu, or a smaller model."
         ) from error
 
 

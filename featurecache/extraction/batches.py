@@ -6,7 +6,7 @@ clips that overlap, whatever the length of the recording. The pixels are the sam
 as it does in batches of any other size. Frames are 8-bit numbers until the model asks for them.
 
 A batch that does not fit in memory is halved and done again, and later batches are as small; a clip that does not fit
-alone fails with that reason. On a CUDA device copies and resizing run beside the model on a stream of their own,
+alone fails with that reason. On a CUDA device copies run beside the model on a stream of their own,
 and a batch's features are fetched when the next batch has been launched, so that the device is not left waiting.
 
 Not here: decoding, threads, the store.
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from featurecache.backbones.family import Backbone
 from featurecache.backbones.pooling import pool
+from featurecache.device import is_out_of_memory
 from featurecache.spec import Kept
 from featurecache.video.recordings import Recording
 
@@ -34,7 +35,6 @@ CPU_BATCH = 4
 _CPU_FRAMES = 4  # encoded at once on a CPU: more are slower there, for they leave the processor's caches
 _MOST_AUTO = 32
 _SHARE_OF_FREE = 0.8  # of the free device memory, for what one measured clip does not show
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 _Frame = tuple[str, int]
 """A frame: sha256 of the recording, timestamp in microseconds."""
@@ -130,8 +130,8 @@ class Batches:
 
         Args:
             clip: The clip.
-            pictures: Its T frames of one size, each (H, W, 3), on a CPU as `frame_resize` makes them: (px, px, 3).
-                Emptied, so that they are in memory no longer than needed.
+            pictures: Its T frames as `frame_resize` makes them, each (px, px, 3). Emptied, so that they are in memory
+                no longer than needed.
             needed_from_us: Start of the earliest clip of this recording that is still to come, None after the last.
 
         Returns:
@@ -175,9 +175,7 @@ class Batches:
         began = time.perf_counter()
         try:
             with torch.cuda.stream(self._beside) if self._beside else contextlib.nullcontext():
-                taken = torch.from_numpy(np.stack(list(new.values()))).to(self._device)
-                if self._cuda:
-                    taken = self._backbone.inputs.frame_resize.resized(taken)  # (F, H, W, 3) -> (F, px, px, 3)
+                taken = torch.from_numpy(np.stack(list(new.values()))).to(self._device)  # (F, px, px, 3)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -322,14 +320,6 @@ class _Launched:
 def fitting_batch(free_bytes: float, clip_bytes: float) -> int:
     """Clips at once under "auto" on a CUDA device, of this much memory each."""
     return min(max(1, int(_SHARE_OF_FREE * free_bytes / max(1.0, clip_bytes))), _MOST_AUTO)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, of a device or of the machine, was not enough."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _too_large(what: str) -> str:

@@ -20,9 +20,9 @@ import torch
 from featurecache.backbones.cost import clip_parts, loaded_weights
 from featurecache.backbones.family import Inputs
 from featurecache.backbones.flops import Part
-from featurecache.errors import SettingsError
+from featurecache.device import device_of
 from featurecache.extraction.batches import CPU_BATCH, fitting_batch
-from featurecache.extraction.plan import Plan, device_of
+from featurecache.extraction.plan import Plan
 from featurecache.extraction.speed import DTYPES, PartCost, time_decoding, time_parts, time_resizing
 from featurecache.project.settings import Project
 
@@ -69,13 +69,13 @@ class Forecast:
         bytes_of: What each kept feature adds to the cache, by name.
         disk_free_bytes: Beside the cache.
         model_s: All clips at the speed of the products.
-        preprocess_s: Resizing all frames.
+        preprocess_s: Resizing all frames, by all decoders together.
         decode_s: Decoding with all decoders; None where no clip could be decoded.
         video_per_decoder: Seconds of video that one decoder passes in a second, None likewise.
         decode_problem: Why no clip could be decoded; empty where one was.
         shortest_s: Lower end of the time in all.
         longest_s: Its upper end.
-        limit: What takes longer, the model (with preprocessing) or decoding.
+        limit: What takes longer, the model or decoding (with resizing).
     """
 
     device: str
@@ -125,19 +125,21 @@ def forecast(
     decoding = time_decoding(longest.recording, longest.spans, inputs.frames)
     frame_s = 0.0
     if decoding.frames is not None:
-        frame_s = time_resizing(inputs.frame_resize, decoding.frames, dtype=dtype, device=device)
+        frame_s = time_resizing(inputs.frame_resize, decoding.frames)
 
     distinct = 1 - plan.shared_frames
     model_s = plan.todo * sum(part.seconds * (distinct if part.per_frame else 1.0) for part in costs)
-    preprocess_s = plan.todo * inputs.frames * distinct * frame_s
+    threads = min(decoders, _cores())
+    preprocess_alone_s = plan.todo * inputs.frames * distinct * frame_s
+    preprocess_s = preprocess_alone_s / threads
     passed_s = [max(end_us for _, end_us in item.spans) / 1e6 for item in plan.work]  # of video, from its beginning
     decode_s = decode_alone_s = 0.0
     if decoding.video_per_s:
         decode_alone_s = sum(passed_s) / decoding.video_per_s
-        decode_s = max(decode_alone_s / min(decoders, _cores()), max(passed_s) / decoding.video_per_s)
+        decode_s = max(decode_alone_s / threads, max(passed_s) / decoding.video_per_s)
     best_s = model_s
     if torch.device(device).type == "cpu":
-        best_s += preprocess_s + decode_alone_s / _cores()
+        best_s += (preprocess_alone_s + decode_alone_s) / _cores()
     tflop = sum(part.tflop for part in costs)
     return Forecast(
         device=device,
@@ -157,9 +159,9 @@ def forecast(
         decode_s=decode_s if decoding.video_per_s else None,
         video_per_decoder=decoding.video_per_s,
         decode_problem=decoding.problem,
-        shortest_s=max(best_s, decode_s),
+        shortest_s=max(best_s, decode_s + preprocess_s),
         longest_s=_SLOWEST * model_s + preprocess_s + decode_s,
-        limit="decoding" if decode_s > model_s + preprocess_s else "model",
+        limit="decoding" if decode_s + preprocess_s > model_s else "model",
     )
 
 
@@ -208,14 +210,8 @@ def _cores() -> int:
 
 def _free_bytes(device: str) -> int | None:
     """Memory that is free on a device now; None where the system does not say."""
-    if torch.device(device).type == "cuda":
-        try:
-            return torch.cuda.mem_get_info(device)[0]
-        except (RuntimeError, AssertionError) as error:
-            raise SettingsError(
-                f"extract.device must be a device of this machine, but {device!r} gave: {str(error).splitlines()[0]} "
-                "Choose another device, e.g. cpu."
-            ) from error
+    if torch.device(device_of(device)).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,11 +1,11 @@
 """The loop that joins video, backbone, pooling and store.
 
-Decoder threads, one recording each, run ahead of the model through a bounded queue. For a model on a CPU they resize
-each picture as it is decoded, so what is queued does not grow with the size of a recording's pictures; a GPU resizes
-them itself, to the same numbers. The calling thread makes
-batches of equal length that cross recordings and runs the model; a third kind of thread writes. A clip that cannot
-be had is recorded with its reason and the run goes on. One pass fills every feature space asked for, each clip only
-those that lack it. Nothing here chooses which clips are missing: the caller plans.
+Decoder threads, one recording each, run ahead of the model through a bounded queue. They resize each frame as it is
+decoded, on the CPU whatever the model's device: every device gets the same pixels, and what is queued and copied does
+not grow with the size of a recording's frames. The calling thread makes batches of equal length that cross recordings
+and runs the model; a third kind of thread writes. A clip that cannot be extracted is recorded with its reason and the
+run goes on. One pass fills every feature space asked for, each clip only those that lack it. Nothing here chooses which
+clips are missing: the caller plans.
 """
 
 import contextlib
@@ -74,8 +74,8 @@ class Progress:
         total: Clips of this run.
         elapsed_s: Seconds since the run began.
         waited_s: Seconds in which the model's thread waited for video.
-        preprocess_s: Seconds it spent bringing pictures to the device, on a GPU with resizing them, beside the model.
-            Normalising counts as the model's.
+        preprocess_s: Seconds it spent bringing frames to the device. Resizing counts as decoding, normalising as the
+            model's.
         model_s: Seconds the model ran, by the device's own clock.
         write_s: Seconds spent writing, beside the model.
         batch_size: Clips at once by now.
@@ -166,7 +166,7 @@ def extract(
         device=device,
     )
     saving = Saving(writers)
-    fit = backbone.inputs.frame_resize.picture if device.partition(":")[0] == "cpu" else None
+    fit = backbone.inputs.frame_resize.picture
 
     def fail(recording: Recording, start_us: int, end_us: int, reason: str) -> None:
         name = clip_id(recording.sha256, start_us, end_us)
@@ -267,7 +267,7 @@ _Result = tuple[Work, ClipFrames | ClipFailure] | int
 
 @contextmanager
 def _decoding(
-    work: Sequence[Work], frames: int, fit: Fit | None, decoders: int, begin: Callable[[Work, bool], Work | None]
+    work: Sequence[Work], frames: int, fit: Fit, decoders: int, begin: Callable[[Work, bool], Work | None]
 ) -> Iterator[Iterator[_Result]]:
     """Every clip of `work`, decoded by threads that run ahead; the threads have ended when the block has."""
     waiting: queue.SimpleQueue[tuple[Work, bool]] = queue.SimpleQueue()
@@ -326,7 +326,7 @@ def _decoding(
             thread.join()
 
 
-def clips_of(item: Work, frames: int, fit: Fit | None = None) -> Iterator[ClipFrames | ClipFailure]:
+def clips_of(item: Work, frames: int, fit: Fit) -> Iterator[ClipFrames | ClipFailure]:
     """Every clip of some work, decoded one after another, in a time that a stalled decoder cannot stretch.
 
     `fit` is as in `read_clips`.

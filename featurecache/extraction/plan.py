@@ -25,6 +25,7 @@ from featurecache.backbones.adapter_files import Adapter
 from featurecache.clips.clip import clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
+from featurecache.device import device_of
 from featurecache.errors import CacheNotFoundError, ClipTableError
 from featurecache.extraction.pipeline import Extraction, FailedClip, Progress, Span, Work, extract
 from featurecache.extraction.spot_check import Canary, check_canaries
@@ -430,15 +431,6 @@ def why_unfit(recording: Recording | None, content: str) -> str:
     if max(width, height) > _MOST_ASPECT * min(width, height):
         return f"a picture's sides must be within {_MOST_ASPECT} to 1, but they are {width} x {height} px"
     return ""
-
-
-def device_of(name: str) -> str:
-    """The torch device that a setting means: `auto` is the GPU where there is one."""
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _provenance(device: str) -> dict[str, str]:

@@ -343,7 +343,7 @@ keep = {_toml_list(keep)}          # tap/pooling, any number of them from one pa
 stored_dtype = "float16"          # tokens are stored in bfloat16 unless this is "float32"
 
 [extract]                         # changes speed, never values
-device = "auto"
+device = "auto"                   # or "cpu", "cuda", "cuda:1"
 batch_size = "auto"               # clips at once; "auto": from the memory that is free
 decoders = 2
 

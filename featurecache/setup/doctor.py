@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from featurecache.backbones import find_model, model_type_of, open_inputs
 from featurecache.backbones.weight_files import find_weight_files
+from featurecache.device import check_dtype, device_of
 from featurecache.errors import FeatureCacheError
 from featurecache.project.settings import Project
 from featurecache.spec import parse_kept
@@ -96,20 +97,24 @@ def _device(name: str, dtype: str) -> Check:
     """Whether the device takes a tensor, and is fit for the dtype."""
     import torch
 
-    from featurecache.extraction.plan import device_of
     from featurecache.extraction.speed import product_rate
 
-    device = device_of(name)
     try:
+        device = device_of(name)
         torch.zeros(1, device=device)
+        check_dtype(dtype, device)
+    except FeatureCacheError as error:
+        return Check("device", False, *_found_and_fix(error))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         fix = 'Set extract.device = "cpu", or install the driver and a build of torch for this device.'
         return Check("device", False, f"extract.device is {name!r}, but torch {torch.__version__} says: {reason}", fix)
     if torch.device(device).type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        found = f"{torch.cuda.get_device_name(device)}, {_size(free)} of {_size(total)} free"
-        return Check("device", True, found)
+        found, fix = f"{torch.cuda.get_device_name(device)}, {_size(free)} of {_size(total)} free", ""
+        if dtype == "float16":
+            fix = 'To train adapters set features.dtype = "bfloat16", or "float32" on a GPU without bfloat16.'
+        return Check("device", True, found, fix)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found, fix = f"{device.upper()} with {cores} cores: a 7B model takes minutes per clip here", ""
     if dtype != "float32" and product_rate("float32", device) > 2 * product_rate(dtype, device):
@@ -156,7 +161,6 @@ def _memory(inputs: "Inputs", taps: Sequence[str], dtype: str, device: str, batc
     """What model and batch need, against what is free on the device."""
     from featurecache.backbones.cost import clip_parts
     from featurecache.extraction.forecast import device_memory
-    from featurecache.extraction.plan import device_of
 
     parts = clip_parts(inputs, taps)
     memory = device_memory(inputs, parts, dtype=dtype, device=device_of(device), batch_size=batch_size)

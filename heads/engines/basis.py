@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from featurecache.device import device_of
 from featurecache.errors import SettingsError
 from heads.data import row_blocks
 from heads.engines.axes import AXES_AT_ONCE, leading_axes
@@ -93,7 +94,7 @@ class Basis:
             device: Where the copy lives and fits run.
 
         Raises:
-            SettingsError: If the front has axes already, or components is not positive.
+            SettingsError: If the front has axes already, components is not positive, or the device is not here.
         """
         if front.axes is not None or components < 1:
             raise SettingsError(
@@ -101,6 +102,7 @@ class Basis:
                 f"{front.output_width} of {front.feature_width} and {components} are asked for. Take the front of "
                 "View(normalization, 0)."
             )
+        device = device_of(device)
         stored, dtype = as_tensor(X), torch.float32 if precision == "float32" else torch.float64
         normalise = deepcopy(front).to(device=device, dtype=dtype)
         centred = torch.empty(*stored.shape, dtype=dtype, device=device)

@@ -12,6 +12,7 @@ from heads.data import LabelledFeatures
 from heads.engines.axes import AXES_AT_ONCE
 from heads.engines.basis import Basis
 from heads.engines.convex import grid_points, solve_grid
+from heads.engines.fallback import on_device_or_cpu
 from heads.engines.training import fit_heads
 from heads.engines.training_clips import TrainingClips, View
 from heads.models import Head, LinearHead, head_scores
@@ -39,7 +40,7 @@ def fit_head(
         Y: Targets, shape (N, C), 0 or 1.
         settings: Of the head.
         seed: Of data order, initial weights and dropout; the convex solver draws nothing.
-        device: Where to train: `cpu`, `cuda`, ...
+        device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
         part_widths: Widths of the kept features that stand side by side in X; None for one.
 
     Returns:
@@ -49,13 +50,17 @@ def fit_head(
         TrainingDataError: If a label is never or always on.
         SettingsError: If training diverges, or the convex solver does not converge.
     """
-    clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths)
-    if settings.solver == "convex":
-        return _solved(clips, X, Y, settings, device)
-    (fitted,) = fit_heads(clips, [settings])
-    if fitted.head is None:
-        raise fitted.diverged_error()
-    return fitted.head
+
+    def fit(device: str) -> Head:
+        clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths)
+        if settings.solver == "convex":
+            return _solved(clips, X, Y, settings, device)
+        (fitted,) = fit_heads(clips, [settings])
+        if fitted.head is None:
+            raise fitted.diverged_error()
+        return fitted.head
+
+    return on_device_or_cpu(fit, device)
 
 
 def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featurecache.device import device_of
 from featurecache.errors import TrainingDataError
 from heads.data import ROWS_AT_ONCE, row_blocks
 from heads.engines.axes import AXES_AT_ONCE, leading_axes
@@ -57,7 +58,7 @@ class ClipSource(ABC):
 
     def __init__(self, *, seed: int, device: str, part_widths: Sequence[int] | None) -> None:
         self.seed = seed
-        self.device = torch.device(device)
+        self.device = torch.device(device_of(device))
         self._part_widths = part_widths
         self._fronts: dict[View, Front] = {}
         self._axes: dict[tuple[str, int], Tensor] = {}  # by normalisation, and how many were looked for

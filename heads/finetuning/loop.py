@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from featurecache.device import is_out_of_memory
 from featurecache.errors import DivergedError, SettingsError
-from featurecache.extraction.batches import is_out_of_memory
 from heads.finetuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heads.finetuning.interrupts import Interrupts, put_off_interrupts
 from heads.finetuning.ranks import Ranks
@@ -354,7 +354,7 @@ class FineTuning:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve()
+            self._halve()  # only here are the tensors gone that the exception's traceback held
         if numbers and not self._checked:
             without = [name for name, parameter in self.trainable.items() if parameter.grad is None]
             if without:
@@ -389,7 +389,7 @@ class FineTuning:
             raise SettingsError(
                 "one clip must fit in memory, but it does not. Compute layers twice (gradient_checkpointing = true), "
                 "train fewer layers, or use a device with more memory."
-            ) from None
+            )
         self.micro_batch //= 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -427,7 +427,7 @@ class FineTuning:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve()
+            self._halve()
         self.ranks.sum([logits])
         return logits.cpu()
 

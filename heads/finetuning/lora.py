@@ -151,7 +151,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
     if project.settings.features.dtype == "float16":
         raise SettingsError(
             "fine-tuning must compute in bfloat16 or float32, whose range gradients need, but features.dtype is "
-            '"float16". Set features.dtype = "bfloat16", then extract and tune again.'
+            '"float16". Set features.dtype = "bfloat16", or "float32" on a GPU without it; then extract and tune again.'
         )
     if settings.head_learning_rate < settings.learning_rate:
         raise SettingsError(

@@ -36,6 +36,7 @@ from pydantic import AfterValidator, Field
 from featurecache.backbones import find_model, open_backbone, read_config
 from featurecache.backbones.timesformer import unfreeze, write_model
 from featurecache.clips.csv_file import read_table
+from featurecache.device import check_dtype
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
 from featurecache.extraction.pipeline import Progress, Span
 from featurecache.extraction.pixels import PixelStore
@@ -253,7 +254,8 @@ class TimesformerRun(Run):
 
     Raises:
         ModelNotFoundError: If the weights are damaged, or some are missing.
-        SettingsError: If the device is not here, or the model has fewer layers than are to be trained.
+        SettingsError: If the device is not here or does not compute in `features.dtype`, or the model has fewer layers
+            than are to be trained.
     """
 
     def __init__(
@@ -261,8 +263,9 @@ class TimesformerRun(Run):
     ) -> None:
         settings = plan.settings
         self.plan = plan
+        check_dtype(plan.project.settings.features.dtype, device)  # of the products; steps are taken in float32
         clips = {name: PixelClips(split, plan.store) for name, split in plan.splits.items()}
-        encoder: Any = open_backbone(plan.inputs, dtype="float32", device=device)  # what steps are taken in
+        encoder: Any = open_backbone(plan.inputs, dtype="float32", device=device)
         unfreeze(encoder, last_layers=settings.last_layers, gradient_checkpointing=settings.gradient_checkpointing)
         head = LinearHead(Front(plan.inputs.taps["final"].width), len(plan.labels))
         with torch.no_grad():

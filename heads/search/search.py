@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from featurecache.device import device_of
 from featurecache.errors import SettingsError, StudyError, TrainingDataError
 from featurecache.files import write_private
 from heads.data import LabelledFeatures, LearningData
+from heads.engines.fallback import first_that_fits
 from heads.engines.fitting import refitting
 from heads.engines.prepared import Prepared
 from heads.engines.training import FittedHead, RungReport, StackedTrainer
@@ -82,6 +85,7 @@ OnProgress = Callable[[int, int, float | None], None]
 """Called as `on_progress(finished trials, asked trials, best score so far)`."""
 
 STACKED_TRIALS = 16
+_FEWER = 4  # where memory is not enough, a quarter of the heads train at once
 PRUNING_STARTS_AFTER = 10
 """Completed trials before any is pruned."""
 MOST_TRIES = 3
@@ -118,7 +122,8 @@ def search_heads(
         permutations: Fits of the best settings to shuffled labels, to see what chance gives.
         refit_seeds: Seeds with which the best settings are fitted again across session folds, to see how far scores
             spread.
-        device: Where to train: `cpu`, `cuda`, ...
+        device: Where to train: `cpu`, `cuda`, ...; where its memory is not enough, the search goes on with fewer heads
+            at once, then on the CPU, and warns.
         storage: `postgresql://...` of a study that several processes share; None keeps it in the folder.
         study_name: Of a shared study.
         heartbeat_s: Of a shared study, seconds between signs of life.
@@ -149,19 +154,26 @@ def search_heads(
         "search_space": search_space.to_mapping(),
         "seed": seed,
     }
-    prepared = Prepared(data, seed=seed, device=device)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
-    opening: AbstractContextManager[OpenStudy] = (
-        open_study(folder, began_with, pruner)
-        if storage is None
-        else open_shared_study(folder, began_with, pruner, url=storage, name=study_name, heartbeat_s=heartbeat_s)
+
+    def search_on(device: str, slots: int) -> dict[str, Any]:
+        prepared = Prepared(data, seed=seed, device=device)
+        opening: AbstractContextManager[OpenStudy] = (
+            open_study(folder, began_with, pruner)
+            if storage is None
+            else open_shared_study(folder, began_with, pruner, url=storage, name=study_name, heartbeat_s=heartbeat_s)
+        )
+        with opening as opened:
+            _Search(opened, prepared, choices, trials=trials, slots=slots, on_progress=on_progress).run()
+            with opened.writing():
+                opened.keep_copy()
+                return _write(opened.study, prepared, choices, folder, permutations, refit_seeds)
+
+    device, fewer = device_of(device), max(1, stacked_trials // _FEWER)
+    attempts = dict.fromkeys([(device, stacked_trials), (device, fewer), ("cpu", fewer)])
+    return first_that_fits(
+        [(f"{on} with {slots} heads at once", partial(search_on, on, slots)) for on, slots in attempts]
     )
-    with opening as opened:
-        search = _Search(opened, prepared, choices, trials=trials, slots=stacked_trials, on_progress=on_progress)
-        search.run()
-        with opened.writing():
-            opened.keep_copy()
-            return _write(opened.study, prepared, choices, folder, permutations, refit_seeds)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,9 @@ from featurecache import FeatureCache
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.leakage import leakage_record
+from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
-from featurecache.extraction.plan import device_of, failed_clip_ids, project_spaces
+from featurecache.extraction.plan import failed_clip_ids, project_spaces
 from featurecache.project.settings import Project, Seconds, parse_section
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
