@@ -332,10 +332,6 @@ def tune(
     refit_seeds: Annotated[
         int, typer.Option(min=0, help="Also fit them across session folds with so many seeds, to see scores' spread.")
     ] = 0,
-    storage: Annotated[
-        str | None, typer.Option(help="postgresql://..., a study that several processes work on at once.")
-    ] = None,
-    study: Annotated[str, typer.Option(help="Name of the study in --storage.")] = "tune",
     features: Features = None,
     allow_download: AllowDownload = False,
     config: Config = Path(),
@@ -353,8 +349,6 @@ def tune(
         seed=seed,
         permutations=permutations,
         refit_seeds=refit_seeds,
-        storage=storage,
-        study=study,
         features=features,
         allow_download=allow_download,
     )

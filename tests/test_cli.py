@@ -666,12 +666,6 @@ def test_learning_says_that_a_split_by_clips_was_forced_and_what_was_purged(proj
             assert (document["split_level"], document["purged_clips"]["train"]) == ("clip", 1)
 
 
-def test_tune_names_what_is_wrong_with_a_storage(project: Path) -> None:
-    result = _run("tune", "--trials", 2, "--storage", "sqlite:///x.db", "--config", project)
-    assert result.exit_code == 1
-    assert "must lie in PostgreSQL" in result.stderr
-
-
 def test_heads_train_on_features_made_by_others(project: Path, tmp_path: Path) -> None:
     ids = [line.split(",")[0] for line in (project / "clips.csv").read_text().splitlines()[1:]]
     np.savez(tmp_path / "other.npz", features=np.random.default_rng(0).normal(size=(28, 5)), clip_id=np.array(ids, "S"))

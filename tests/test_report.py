@@ -104,17 +104,6 @@ def test_report_has_every_figure_when_every_document_is_there(written: Path) -> 
     assert set(figures) == panels | search | {"macro", "cooccurrence"}
 
 
-def test_report_has_the_figures_of_a_shared_search_when_its_copy_is_there(project: Path) -> None:
-    journal = project / "runs" / "tune" / "study.journal"
-    whole = _Page(project / "runs" / "report.html").blocks["figures"]
-    journal.rename(journal.with_name("shared_study.journal"))
-    report_on(project)
-    assert _Page(project / "runs" / "report.html").blocks["figures"] == whole
-    journal.write_bytes(b"")  # a search of this folder alone, begun later
-    assert not report_on(project).problems
-    assert not [name for name in _Page(project / "runs" / "report.html").blocks["figures"] if name.startswith("search")]
-
-
 def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(written, tmp_path / "project"))
     metrics = root / "runs" / "tune" / "test_metrics.json"

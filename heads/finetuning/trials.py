@@ -3,26 +3,24 @@
 Source: Guerriero et al., section 4 (TPE with pruning, macro-F1 as the score). Notable choices:
 
 - The score is macro-F1 on validation at 0.5 after the epoch that is kept. The best of many is too kind by nature.
-- The first trial has the settings as they stand. The others are asked of a univariate TPE, of a sampler each, seeded by
-  the seed and the trial's place, so that a study gives the same settings each time.
+- The first trial has the settings as they stand; the others are drawn by TPE (`heads/search/study.py`).
 - A trial is pruned after an epoch when its best score is below the median of completed trials there. One that diverges
   counts as pruned, so that the sampler learns to stay away.
 - A better trial's bundle replaces the run's at once: whenever the search is stopped, the run is of the best trial so
   far, and no weights of other trials lie about.
-- A trial that was cut short is begun again with its settings and goes on from its checkpoint.
+- A trial that was interrupted is restarted with its settings and goes on from its checkpoint.
 
 Not here: several processes on one study; trials side by side, for one training fills a device.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from featurecache.errors import DivergedError, SettingsError, StudyError
 from heads.finetuning.data import PixelClips, digest_of
@@ -30,12 +28,10 @@ from heads.finetuning.loop import Training
 from heads.finetuning.run import CHECKPOINT_NAME
 from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan, TimesformerRun
 from heads.runs import write_document
-from heads.search.study import AGAIN, FINISHED, JOURNAL_NAME, open_study
+from heads.search.study import AGAIN, FINISHED, JOURNAL_NAME, OpenStudy, interrupted_trial, open_study
 
 PRUNING_STARTS_AFTER = 5
 """Completed trials before any is pruned."""
-MOST_TRIES = 3
-"""Of a trial that is cut short each time."""
 
 
 class _Pruned(Exception):  # noqa: N818 - no error
@@ -81,7 +77,7 @@ def search_timesformer(
     with open_study(folder, _beginning(plan, seed), pruner) as opened:
         study = opened.study
         while len(study.get_trials(deepcopy=False, states=FINISHED)) < trials:
-            trial, place = _ask(study, plan.settings, seed)
+            trial, place = _ask(opened, plan.settings, seed)
             settings = _drawn(trial, plan.settings)
             on_trial(place, settings)
             run = TimesformerRun(replace(plan, settings=settings), seed=seed, device=device, folder=folder)
@@ -91,7 +87,7 @@ def search_timesformer(
             if value is not None and all(value > better for better in _values(study)):
                 run.finish(of_study={"trial": trial.number})
             run.checkpoint.unlink(missing_ok=True)
-            opened.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
+            study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
             opened.sync()
         return _told(study, folder)
 
@@ -127,31 +123,17 @@ def _beginning(plan: TimesformerPlan, seed: int) -> dict[str, Any]:
     }
 
 
-def _ask(study: optuna.Study, settings: FinetuneSettings, seed: int) -> tuple[optuna.Trial, int]:
-    """The next trial, one that was cut short first, and how many were begun before it."""
-    known = study.get_trials(deepcopy=False)
+def _ask(opened: OpenStudy, settings: FinetuneSettings, seed: int) -> tuple[optuna.Trial, int]:
+    """The next trial, one that was interrupted first, and its place."""
+    known = opened.study.get_trials(deepcopy=False)
     if not any(trial.state == TrialState.WAITING for trial in known):  # else it was queued just before a kill
-        cut_short = _cut_short(known)
-        if cut_short is not None:
-            again = {AGAIN: cut_short.user_attrs.get(AGAIN, cut_short.number)}
-            study.enqueue_trial(cut_short.params, user_attrs=again)
+        interrupted = interrupted_trial(known)
+        if interrupted is not None:
+            again = {AGAIN: interrupted.user_attrs.get(AGAIN, interrupted.number)}
+            opened.study.enqueue_trial(interrupted.params, user_attrs=again)
         elif not known:
-            study.enqueue_trial(_inside(settings))
-    trial = study.ask()
-    number = trial.user_attrs.get(AGAIN, trial.number)
-    place = sum(one.number < number for one in known if AGAIN not in one.user_attrs)
-    drawn = int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
-    study.sampler = optuna.samplers.TPESampler(seed=drawn, multivariate=False)
-    return trial, place
-
-
-def _cut_short(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The last trial, if it was, and may be begun again: what kills its process shall not do so for ever."""
-    if not known or known[-1].state != TrialState.FAIL:
-        return None
-    number = known[-1].user_attrs.get(AGAIN, known[-1].number)
-    tries = sum(number in (one.number, one.user_attrs.get(AGAIN)) for one in known)
-    return known[-1] if tries < MOST_TRIES else None
+            opened.study.enqueue_trial(_inside(settings))
+    return opened.ask(seed)
 
 
 def _inside(settings: FinetuneSettings) -> dict[str, Any]:

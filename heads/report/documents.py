@@ -24,13 +24,12 @@ from featurecache.spec import canonical_json
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
 from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, method_of_head
+from heads.search.study import JOURNAL_NAME
 from heads.settings import HeadKind
 
 Document = Mapping[str, Any]
 
 TIMELINES_NAME = "test_timelines.json"
-JOURNAL_NAMES = ("study.journal", "shared_study.journal")
-"""A search's own journal, and the copy of one that several processes shared (`search/study.py`)."""
 
 _METHOD_OF_FOLDER = {
     "lora": FT_C_LORA,
@@ -186,8 +185,7 @@ def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
             "learning.json",
         )
     )
-    journals = [path for name in JOURNAL_NAMES if (path := folder / name).exists()]
-    journal = max(journals, key=lambda path: path.stat().st_mtime_ns, default=None)  # of the last search
+    journal = path if (path := folder / JOURNAL_NAME).exists() else None
     if not (best or validation or test or each_session or bundle or learning or journal):
         return None
     digest = hashlib.sha256(canonical_json(bundle).encode()).hexdigest() if bundle else ""

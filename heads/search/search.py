@@ -14,11 +14,10 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
 - A stack reads one set of inputs. Where there are several, 32 trials are out at once (.660) and the fullest stack
   trains; the others pause and gather what is asked for them meanwhile.
 - A trial is pruned at epochs 2, 4, 8, ... when its best score is below the median of completed trials there.
-- Each trial is asked of a sampler of its own, seeded by the seed and the trial's place: how many were begun before it.
-  A trial that an interruption cut short is begun again, at its place and with its settings (at most twice: what kills
-  its process shall not do so for ever). So an unbroken run gives the same numbers bit for bit each time, and a resumed
-  one goes on with the trials that the unbroken one would have; only what the sampler learns from may come in another
-  order. What a trial gives depends on its settings and the seed alone.
+- Each trial has a sampler of its own, and an interrupted one is restarted at its place (`study.py`). So an unbroken run
+  gives the same numbers bit for bit each time, and a resumed one goes on with the trials that the unbroken one would
+  have; only what the sampler learns from may come in another order. What a trial gives depends on its settings and the
+  seed alone.
 - The run is of the best convex trial unless one by steps is better beyond doubt (`summary.choose_trial`).
 - A trial that diverges counts as pruned at once: the sampler learns to stay away.
 
@@ -29,7 +28,6 @@ from the trials' scores session by session, and stands beside it.
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,7 +35,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.device import device_of
@@ -55,8 +52,6 @@ from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
 from heads.scoring.permutation import permutation_check
 from heads.scoring.statistics import seed_fold_spread
 from heads.search.convex_trials import InnerFolds, solve_trial
-from heads.search.sampler import UnivariateTPE
-from heads.search.shared_study import HEARTBEAT_S, open_shared_study
 from heads.search.study import (
     AGAIN,
     CHOICE,
@@ -66,8 +61,8 @@ from heads.search.study import (
     DIVERGED,
     FINISHED,
     SOLVER,
-    STUDY_NAME,
     OpenStudy,
+    interrupted_trial,
     open_study,
 )
 from heads.search.summary import (
@@ -88,8 +83,6 @@ STACKED_TRIALS = 16
 _FEWER = 4  # where memory is not enough, a quarter of the heads train at once
 PRUNING_STARTS_AFTER = 10
 """Completed trials before any is pruned."""
-MOST_TRIES = 3
-"""Of a trial that is interrupted each time."""
 REFIT_FOLDS = 5
 
 
@@ -104,9 +97,6 @@ def search_heads(
     permutations: int = 0,
     refit_seeds: int = 0,
     device: str = "cpu",
-    storage: str | None = None,
-    study_name: str = STUDY_NAME,
-    heartbeat_s: int = HEARTBEAT_S,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Searches, fits the best settings once more, and writes the run; resumes what an earlier call left.
@@ -114,8 +104,8 @@ def search_heads(
     Args:
         data: Training clips, and validation clips, which score trials and set thresholds.
         search_space: The ranges.
-        trials: Finished (completed or pruned) trials that the study shall have, earlier calls' and other processes'
-            included. With the convex solver alone there are at most as many as it has combinations.
+        trials: Finished (completed or pruned) trials that the study shall have, earlier calls' included. With the
+            convex solver alone there are at most as many as it has combinations.
         seed: Of sampler, data order, initial weights and dropout.
         folder: The run's folder.
         stacked_trials: Trials that train at once.
@@ -124,9 +114,6 @@ def search_heads(
             spread.
         device: Where to train: `cpu`, `cuda`, ...; where its memory is not enough, the search goes on with fewer heads
             at once, then on the CPU, and warns.
-        storage: `postgresql://...` of a study that several processes share; None keeps it in the folder.
-        study_name: Of a shared study.
-        heartbeat_s: Of a shared study, seconds between signs of life.
         on_progress: See `OnProgress`.
 
     Returns:
@@ -158,16 +145,9 @@ def search_heads(
 
     def search_on(device: str, slots: int) -> dict[str, Any]:
         prepared = Prepared(data, seed=seed, device=device)
-        opening: AbstractContextManager[OpenStudy] = (
-            open_study(folder, began_with, pruner)
-            if storage is None
-            else open_shared_study(folder, began_with, pruner, url=storage, name=study_name, heartbeat_s=heartbeat_s)
-        )
-        with opening as opened:
+        with open_study(folder, began_with, pruner) as opened:
             _Search(opened, prepared, choices, trials=trials, slots=slots, on_progress=on_progress).run()
-            with opened.writing():
-                opened.keep_copy()
-                return _write(opened.study, prepared, choices, folder, permutations, refit_seeds)
+            return _write(opened.study, prepared, choices, folder, permutations, refit_seeds)
 
     device, fewer = device_of(device), max(1, stacked_trials // _FEWER)
     attempts = dict.fromkeys([(device, stacked_trials), (device, fewer), ("cpu", fewer)])
@@ -234,7 +214,7 @@ class _Search:
         self._ended = 0
 
     def run(self) -> None:
-        """Until the study has as many finished trials as wanted; waits for other processes' trials."""
+        """Until the study has as many finished trials as wanted."""
         current: _Stack | None = None
         while True:
             fullest = max(self._stacks.values(), key=lambda stack: stack.out, default=None)
@@ -244,8 +224,6 @@ class _Search:
                 self._train_epoch(current)
             elif (asked := self._ask()) is not None:
                 self._begin(asked)
-            elif self._opened.is_shared and self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                self._opened.wait()
             else:
                 self._opened.sync()
                 return
@@ -254,25 +232,21 @@ class _Search:
         """The next trial, one that was interrupted first; None where all are asked for, or enough are out."""
         if sum(stack.out for stack in self._stacks.values()) >= self._most_out:
             return None
-        with self._opened.claiming():
-            known = self._study.get_trials(deepcopy=False)
-            taken = [trial for trial in known if trial.state in (*FINISHED, TrialState.RUNNING)]
-            if len(taken) >= self._trials:
+        known = self._study.get_trials(deepcopy=False)
+        taken = [trial for trial in known if trial.state in (*FINISHED, TrialState.RUNNING)]
+        if len(taken) >= self._trials:
+            return None
+        if not any(trial.state == TrialState.WAITING for trial in known):  # else it was queued just before a kill
+            if (interrupted := interrupted_trial(known)) is not None:
+                self._queue_again(interrupted)
+            elif (fixed := self._next_convex(known)) is not None:
+                self._study.enqueue_trial(fixed, user_attrs={SOLVER: "convex", COMBINATION: _name(fixed)})
+            elif not self._steps_too:
                 return None
-            if not any(trial.state == TrialState.WAITING for trial in known):  # else it was queued just before a kill
-                if (interrupted := _interrupted(known)) is not None:
-                    self._queue_again(interrupted)
-                elif (fixed := self._next_convex(known)) is not None:
-                    self._study.enqueue_trial(fixed, user_attrs={SOLVER: "convex", COMBINATION: _name(fixed)})
-                elif not self._steps_too:
-                    return None
-            trial = self._opened.ask()
-            attributes = trial.user_attrs
-            seed = np.random.SeedSequence((self._prepared.seed, _place(attributes.get(AGAIN, trial.number), known)))
-            self._study.sampler = UnivariateTPE(int(seed.generate_state(1)[0]))
-            if attributes.get(SOLVER) == "convex":
-                return _Asked(trial, None, self._choices.ask_convex(trial))
-            return _Asked(trial, self._choices.ask(trial), {})
+        trial, _ = self._opened.ask(self._prepared.seed)
+        if trial.user_attrs.get(SOLVER) == "convex":
+            return _Asked(trial, None, self._choices.ask_convex(trial))
+        return _Asked(trial, self._choices.ask(trial), {})
 
     def _queue_again(self, interrupted: FrozenTrial) -> None:
         """Queues a trial with the settings it had; where it was cut short while these were drawn, they are anew."""
@@ -349,10 +323,7 @@ class _Search:
             self._end_steps(stack.training.pop(fitted.number), fitted, stack.validation)
 
     def _is_pruned(self, trial: optuna.Trial, report: RungReport) -> bool:
-        try:
-            trial.report(report.value, report.epoch)
-        except UpdateFinishedTrialError:  # failed by others, who took this process for dead
-            return True
+        trial.report(report.value, report.epoch)
         return trial.should_prune()
 
     def _end_steps(self, trial: optuna.Trial, fitted: FittedHead, validation: LabelledFeatures) -> None:
@@ -368,14 +339,11 @@ class _Search:
 
     def _end(self, trial: optuna.Trial, value: float | None, notes: dict[str, Any], step: int | None = None) -> None:
         """Tells how a trial ended: completed with a value, pruned without one."""
-        try:
-            for name, note in notes.items():
-                trial.set_user_attr(name, note)
-            if step is not None and value is not None:
-                trial.report(value, step)
-        except UpdateFinishedTrialError:
-            pass  # failed by others, who took this process for dead; telling is then without effect
-        self._opened.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
+        for name, note in notes.items():
+            trial.set_user_attr(name, note)
+        if step is not None and value is not None:
+            trial.report(value, step)
+        self._study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
         self._ended += 1
         if self._ended % self._slots == 0:
             self._opened.sync()
@@ -383,22 +351,6 @@ class _Search:
             finished = self._study.get_trials(deepcopy=False, states=FINISHED)
             values = [trial_value(one) for one in finished if one.state == TrialState.COMPLETE]
             self._on_progress(len(finished), self._trials, max(values, default=None))
-
-
-def _interrupted(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """The first trial that was interrupted each time and may be begun again: the try that came furthest."""
-    tries: dict[int, list[FrozenTrial]] = {}
-    for trial in known:
-        tries.setdefault(trial.user_attrs.get(AGAIN, trial.number), []).append(trial)
-    for of_trial in tries.values():
-        if len(of_trial) < MOST_TRIES and all(trial.state == TrialState.FAIL for trial in of_trial):
-            return max(of_trial, key=lambda trial: len(trial.params))
-    return None
-
-
-def _place(number: int, known: Sequence[FrozenTrial]) -> int:
-    """How many trials were begun before the one of this number; those begun again count once."""
-    return sum(trial.number < number for trial in known if AGAIN not in trial.user_attrs)
 
 
 def _name(combination: dict[str, Any]) -> str:

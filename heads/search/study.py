@@ -6,29 +6,36 @@ mislead the sampler for ever). Lines survive a kill as soon as they are written;
 disk, once a batch, because forcing each of the sixteen lines of a trial took longer than training it. A study
 remembers what it began with and refuses to go on with anything else. optuna-dashboard opens the journal as it is.
 
-What this is not: a study that several processes work on (`shared_study.py`).
+Each trial has a sampler of its own, seeded by the study's seed and the trial's place: how many were started before it.
+An interrupted trial is restarted at its place and with its settings, at most twice: what kills its process shall not
+do so for ever.
+
+What this is not: a study that several processes work on.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
 from featurecache.files import private_folder
 from featurecache.spec import flatten
 
 JOURNAL_NAME, LOCK_NAME, STUDY_NAME = "study.journal", "study.lock", "tune"
-SHARED_COPY_NAME = "shared_study.journal"
-"""A shared study as it was when this folder's run was written, for the report; no search goes on from it."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+MOST_TRIES = 3
+"""Attempts at a trial that is interrupted each time."""
 
 SOLVER, COMBINATION, CHOSEN = "solver", "combination", "chosen"
 """Notes of a trial: who fits it; which combination a convex one is; the settings chosen inside it."""
@@ -67,41 +74,46 @@ class OpenStudy:
 
     Attributes:
         study: The study.
-        is_shared: Whether other processes may work on it at the same time.
     """
-
-    is_shared = False
 
     def __init__(self, study: optuna.Study, folder: Path) -> None:
         self.study = study
         self._folder = folder
 
-    def claiming(self) -> AbstractContextManager[None]:
-        """While this is entered, no other process asks for a trial; trials of dead processes are failed before."""
-        return nullcontext()
+    def ask(self, seed: int) -> tuple[optuna.Trial, int]:
+        """The next trial, a queued one first, with Optuna's univariate TPE and the constant liar.
 
-    def writing(self) -> AbstractContextManager[None]:
-        """While this is entered, no other process writes the run's folder."""
-        return nullcontext()
+        Args:
+            seed: The study's seed.
 
-    def ask(self) -> optuna.Trial:
-        """A trial that this process works on until it is told; called while claiming."""
-        return self.study.ask()
-
-    def tell(self, trial: optuna.Trial, value: float | None, state: TrialState) -> None:
-        """Ends a trial."""
-        self.study.tell(trial, value, state=state)
-
-    def keep_copy(self) -> None:
-        """Leaves the study in the run's folder, if it lies elsewhere; called while writing."""
-
-    def wait(self) -> None:
-        """Passes some time while others work."""
+        Returns:
+            The trial, and its place.
+        """
+        trial = self.study.ask()
+        number = trial.user_attrs.get(AGAIN, trial.number)
+        known = self.study.get_trials(deepcopy=False)
+        place = sum(one.number < number for one in known if AGAIN not in one.user_attrs)
+        of_trial = int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # the constant liar has been experimental since 2021
+            self.study.sampler = optuna.samplers.TPESampler(seed=of_trial, multivariate=False, constant_liar=True)
+        return trial, place
 
     def sync(self) -> None:
         """Forces all that was written onto the disk."""
         with (self._folder / JOURNAL_NAME).open("rb") as file:
             os.fsync(file.fileno())
+
+
+def interrupted_trial(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The first trial whose attempts were all interrupted and that may be restarted: the attempt that came furthest."""
+    tries: dict[int, list[FrozenTrial]] = {}
+    for trial in known:
+        tries.setdefault(trial.user_attrs.get(AGAIN, trial.number), []).append(trial)
+    for of_trial in tries.values():
+        if len(of_trial) < MOST_TRIES and all(trial.state == TrialState.FAIL for trial in of_trial):
+            return max(of_trial, key=lambda trial: len(trial.params))
+    return None
 
 
 @contextmanager
@@ -120,7 +132,7 @@ def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.prune
         StudyError: If another process has it open, it began with something else, or its journal is damaged.
     """
     private_folder(folder)
-    with held(folder), quiet_optuna():
+    with _held(folder), _quiet_optuna():
         journal = folder / JOURNAL_NAME
         _repair(journal)
         try:
@@ -136,7 +148,7 @@ def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.prune
                 f"a study's journal must be readable, but {journal} is damaged ({brief(error)}). "
                 "Restore it, or move it away to begin again."
             ) from error
-        check_beginning(study, began_with, str(folder))
+        _check_beginning(study, began_with, folder)
         _fail_running(study)
         try:
             yield OpenStudy(study, folder)
@@ -149,32 +161,16 @@ def brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
 
 
-def copy_study(study: optuna.Study, journal: Path) -> None:
-    """Writes the ended trials of a study as a journal file, in place of one that is there."""
-    part = journal.with_name(f"{journal.name}.part")
-    part.unlink(missing_ok=True)
-    _repair(part)
-    storage = optuna.storages.JournalStorage(_Journal(part))
-    copy = optuna.create_study(storage=storage, study_name=study.study_name, direction=study.direction)
-    copy.add_trials([trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()])
-    part.replace(journal)
-
-
 @contextmanager
-def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a run's folder against other processes; with `wait`, after they have let go.
-
-    Raises:
-        StudyError: If another has it and `wait` is not set.
-    """
+def _held(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StudyError(
                 f"one process at a time may search in a folder, but another is searching in {folder}. "
-                "Wait for it, stop it, or share the study: --storage postgresql://..."
+                "Wait for it, or stop it."
             ) from error
         yield
     finally:
@@ -182,7 +178,7 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
+def _quiet_optuna() -> Iterator[None]:
     """Keeps Optuna's notes on new studies off stderr."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -200,17 +196,8 @@ def _repair(journal: Path) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def check_beginning(study: optuna.Study, began_with: Mapping[str, Any], where: str) -> None:
-    """Notes what a new study begins with; refuses an old one that began with something else.
-
-    Args:
-        study: The study.
-        began_with: JSON-ready mapping of all that its scores depend on.
-        where: It is, for the message.
-
-    Raises:
-        StudyError: Naming what differs.
-    """
+def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder: Path) -> None:
+    """Notes what a new study begins with; refuses an old one that began with something else."""
     stored = study.user_attrs.get("began_with")
     if stored is None:
         study.set_user_attr("began_with", dict(began_with))
@@ -219,8 +206,8 @@ def check_beginning(study: optuna.Study, began_with: Mapping[str, Any], where: s
         names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
         found = ", ".join(f"{name} (then {_short(then.get(name))}, now {_short(now.get(name))})" for name in names)
         raise StudyError(
-            f"a study goes on only with what it began with, but in {where} these differ: {found}. "
-            "Put them back, or move that folder away (name another study) to begin a new one."
+            f"a study goes on only with what it began with, but in {folder} these differ: {found}. "
+            "Put them back, or move that folder away to begin a new one."
         )
 
 
