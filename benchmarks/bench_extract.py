@@ -9,7 +9,7 @@ frames at 336 px, a prompt with 60 tokens behind the video, recordings of 1024 x
 `output_hidden_states=True`, mean of the last at the video tokens. `ours`:
 `featurecache.extraction.pipeline.extract`, from file to cache. Both get the same clips of the same recording in turn,
 and their features must agree. `floor`: the operations of
-`featurecache.backbones.flops` at the speed of the model's own matrix products, measured between the rounds.
+`featurecache.backbones.cost` at the speed of the model's own matrix products, measured between the rounds.
 
 On a CPU everything is CPU time with one thread for products, in batches of one clip; a busy machine changes it little.
 On a CUDA device it is time by the clock, in bfloat16 and in batches found from the memory; `as_seven_billion` is what
@@ -50,9 +50,8 @@ from transformers import (
 )
 
 from featurecache.backbones import open_backbone, open_inputs
-from featurecache.backbones.cost import clip_parts
+from featurecache.backbones.cost import Product, clip_cost
 from featurecache.backbones.family import Backbone
-from featurecache.backbones.flops import Product, total_flop
 from featurecache.extraction.pipeline import Progress, Work, extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
@@ -209,8 +208,8 @@ def flop_per_s(products: set[Product], dtype: str, device: str, batch: int) -> f
 def measure(model: Path, videos: Path, size: Size, rounds: int, dtype: str, device: str) -> dict[str, Any]:
     """Rounds of naive, ours and the floor on the clips of one recording after another."""
     naive, ours = Naive(model, size.frames, dtype, device), Ours(model, size.frames, dtype, device)
-    parts = clip_parts(ours.backbone.inputs, ["final"])
-    products = {one for part in parts for one in part.products}
+    cost = clip_cost(ours.backbone.inputs, ["final"])
+    products = {one for part in cost.parts for one in part.products}
     recordings, _ = find_recordings(videos)
     spans = [(k * CLIP_US, (k + 1) * CLIP_US) for k in range(size.clips)]
     naive.clip(recordings[0].path, *spans[0])
@@ -231,8 +230,8 @@ def measure(model: Path, videos: Path, size: Size, rounds: int, dtype: str, devi
                 "naive_s": naive_s / len(spans),
                 "ours_s": ours_s / len(spans),
                 "speedup": naive_s / ours_s,
-                "floor_s": total_flop(parts) / rate,
-                "over_floor": ours_s / len(spans) / (total_flop(parts) / rate),
+                "floor_s": cost.flop / rate,
+                "over_floor": ours_s / len(spans) / (cost.flop / rate),
                 "gemm_tflop_per_s": rate / 1e12,
                 "elapsed_over_model": progress.elapsed_s / progress.model_s,
                 "model_share": progress.model_s / progress.elapsed_s,
@@ -248,7 +247,7 @@ def measure(model: Path, videos: Path, size: Size, rounds: int, dtype: str, devi
             f"features must agree within {TOLERANCE[dtype]}, but they differ by {worst} of the clips' spread"
         )
     figures = {key: statistics.median(one[key] for one in found) for key in found[0]}
-    tflop = {part.name: part.flop / 1e12 for part in parts}
+    tflop = {part.name: part.flop / 1e12 for part in cost.parts}
     clips_per_s = 1 / figures["ours_s"]
     seven = clips_per_s * sum(tflop.values()) / SEVEN_BILLION_TFLOP
     return figures | {

@@ -1,161 +1,174 @@
-"""What a clip costs in each family, from a model's config and its inputs; no weights are needed.
+"""What a clip costs: the matrix products and the attention that an extraction runs for it, counted without weights.
 
-A clip's parts are those that are run for the taps asked for, and no deeper. Convolutional pooling
-(`spatial_pool_mode = "conv"`) and DINOv2's interpolated positions are not counted.
+The model is laid out on PyTorch's meta device, where tensors have a shape and no content, and the forward of an
+extraction runs there once. `torch.utils.flop_counter` counts 2 per multiply-add of each product, the patch embedding's
+convolution included. Attention is noted where it is called, so that only half of the square counts where a token sees
+those before it. Not counted: norms, activations, rotary positions, softmax, pooling and resizing. They are bound by
+memory, not by arithmetic, and are below a hundredth of a large model's operations.
+
+Not here: how long that takes (`featurecache.extraction.speed`).
 """
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurecache.backbones.flops import Attention, Part, Product, language_model, transformer
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from featurecache.backbones import open_backbone
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs
 
-_CHANNELS = 3
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product (rows, inner) x (inner, columns) of one clip, done `count` times with other weights."""
+
+    rows: int
+    inner: int
+    columns: int
+    count: int = 1
+
+    @property
+    def flop(self) -> int:
+        """Operations."""
+        return 2 * self.rows * self.inner * self.columns * self.count
+
+    @property
+    def held(self) -> int:
+        """About how many elements are in memory at once around it: its operands, twice a result, two more like them."""
+        return self.rows * (2 * self.columns + 3 * self.inner)
 
 
-def clip_parts(inputs: "Inputs", taps: Sequence[str]) -> tuple[Part, ...]:
-    """What is run for one clip.
+@dataclass(frozen=True)
+class Attention:
+    """Attention of `sequences` x `heads` over `tokens` each of one clip, done `count` times."""
+
+    sequences: int
+    tokens: int
+    heads: int
+    head_width: int
+    causal: bool = False
+    count: int = 1
+
+    @property
+    def flop(self) -> int:
+        """Operations; half of the square where a token sees only those before it."""
+        square = 4 * self.sequences * self.tokens**2 * self.heads * self.head_width * self.count
+        return square // 2 if self.causal else square
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model.
+
+    Attributes:
+        name: For people.
+        products: Its matrix products for one clip.
+        attentions: Its attention for one clip.
+        per_frame: Whether it works on each frame alone, so that clips which share a frame share its work.
+    """
+
+    name: str
+    products: tuple[Product, ...] = ()
+    attentions: tuple[Attention, ...] = ()
+    per_frame: bool = False
+
+    @property
+    def flop(self) -> int:
+        """Operations for one clip."""
+        return sum(one.flop for one in self.products) + sum(one.flop for one in self.attentions)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    Attributes:
+        parts: What is run for one clip, no deeper than the taps asked for.
+        weights: Of the loaded model.
+    """
+
+    parts: tuple[Part, ...]
+    weights: int
+
+    @property
+    def flop(self) -> int:
+        """Operations for one clip that shares no frame."""
+        return sum(part.flop for part in self.parts)
+
+    @property
+    def held(self) -> int:
+        """About how many elements of a clip are in memory at once where the model is widest."""
+        return max((one.held for part in self.parts for one in part.products), default=0)
+
+
+def clip_cost(inputs: "Inputs", taps: Sequence[str]) -> Cost:
+    """Counts the forward of one clip, of any family; takes a second for a large model, and reads no weights.
 
     Args:
-        inputs: A model without its weights, of any family.
+        inputs: A model without its weights.
         taps: Names of `inputs.taps`.
     """
-    config = inputs.config
-    if config.model_type == "llava_next_video":
-        return _llava_next_video(config, inputs, taps)
-    if config.model_type == "llava_onevision":
-        return _llava_onevision(config, inputs, taps)
-    layers = _depth(taps, config.num_hidden_layers)
-    if config.model_type == "timesformer":
-        return (_timesformer(config, inputs, layers),)
-    if config.model_type in ("videomae", "vjepa2"):
-        return (_tubelets(config, inputs, layers),)
-    return (_tower(config, inputs, layers, "vision tower"),)
-
-
-def loaded_weights(inputs: "Inputs") -> int:
-    """About how many weights the loaded model has: its matrices, all layers, and its table of words."""
-    parts = clip_parts(inputs, list(inputs.taps))
-    language = getattr(inputs.config, "text_config", None)
-    words = language.vocab_size * language.hidden_size if language is not None and "vision" in inputs.taps else 0
-    return sum(part.weights for part in parts) + int(words)
-
-
-def _llava_next_video(config: Any, inputs: "Inputs", taps: Sequence[str]) -> tuple[Part, ...]:
-    vision, chosen = config.vision_config, config.vision_feature_layer
-    layers = max(layer % (vision.num_hidden_layers + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen))
-    tower = _tower(vision, inputs, layers, "vision tower")
-    return (tower, *_behind_tower(config, inputs, taps, projected="layer_0", per_frame=False))
-
-
-def _llava_onevision(config: Any, inputs: "Inputs", taps: Sequence[str]) -> tuple[Part, ...]:
-    layers = config.vision_feature_layer % (config.vision_config.num_hidden_layers + 1)
-    tower = _tower(config.vision_config, inputs, layers, "vision tower")
-    return (tower, *_behind_tower(config, inputs, taps, projected="vision", per_frame="vision" not in taps))
-
-
-def _behind_tower(
-    config: Any, inputs: "Inputs", taps: Sequence[str], *, projected: str, per_frame: bool
-) -> tuple[Part, ...]:
-    """Projector and language model; the projector works on tokens of tap `projected`."""
-    if set(taps) <= {"vision"}:
-        return ()
-    vision, video, language = inputs.taps["vision"], inputs.taps["layer_0"], config.text_config
-    rows = inputs.frames * inputs.taps[projected].tokens_per_step
-    products = (
-        Product(rows, vision.width, language.hidden_size),
-        Product(rows, language.hidden_size, language.hidden_size),
-    )
-    projector = Part("projector", products, per_frame=per_frame, held=rows * (vision.width + 3 * language.hidden_size))
-    layers = _depth([tap for tap in taps if tap != "vision"], language.num_hidden_layers)
-    if layers == 0:
-        return (projector,)
-    prefix = len(inputs.prefix_ids)  # type: ignore[attr-defined]  # families with a language model have it
-    heads = language.num_attention_heads
-    return (
-        projector,
-        *language_model(
-            layers=layers,
-            tokens=prefix + video.steps * video.tokens_per_step,
-            width=language.hidden_size,
-            mlp_width=language.intermediate_size,
-            heads=heads,
-            key_heads=getattr(language, "num_key_value_heads", None) or heads,
-            head_width=getattr(language, "head_dim", None) or language.hidden_size // heads,
-        ),
+    backbone = open_backbone(inputs, dtype="float32", device="meta")
+    pixels = torch.empty(inputs.frames, 3, inputs.image_px, inputs.image_px, device="meta")
+    alone, joined = _Noted(), _Noted()
+    with alone, alone.counter:
+        encoded = backbone.encode_frames(pixels, taps)[None]
+    with joined, joined.counter:
+        for _ in backbone.states(encoded, taps):
+            pass
+    model: Any = backbone.model if hasattr(backbone, "model") else backbone.parts.model  # type: ignore[attr-defined]
+    return Cost(
+        (*alone.parts("vision tower", per_frame=True), *joined.parts("encoder", per_frame=False)),
+        sum(weight.numel() for weight in model.parameters()),
     )
 
 
-def _tower(config: Any, inputs: "Inputs", layers: int, name: str) -> Part:
-    """A tower that sees each frame alone: CLIP, SigLIP, DINOv2."""
-    patches = (inputs.image_px // config.patch_size) ** 2
-    has_cls = config.model_type != "siglip_vision_model"
-    return transformer(
-        f"{name}, {layers} layers",
-        layers=layers,
-        sequences=inputs.frames,
-        tokens=patches + has_cls,
-        width=config.hidden_size,
-        mlp_width=_mlp_width(config),
-        heads=config.num_attention_heads,
-        embedding=Product(inputs.frames * patches, _CHANNELS * config.patch_size**2, config.hidden_size),
-        gated=getattr(config, "use_swiglu_ffn", False),
-        per_frame=True,
-    )
+class _Noted(TorchFunctionMode):
+    """Notes the products and the attention that run while it and its counter are entered; computes no attention."""
 
-
-def _tubelets(config: Any, inputs: "Inputs", layers: int) -> Part:
-    """An encoder in which all tokens of a clip see each other: VideoMAE, V-JEPA 2."""
-    shape = inputs.taps["final"]
-    tokens = shape.steps * shape.tokens_per_step
-    return transformer(
-        f"encoder, {layers} layers",
-        layers=layers,
-        sequences=1,
-        tokens=tokens,
-        width=config.hidden_size,
-        mlp_width=_mlp_width(config),
-        heads=config.num_attention_heads,
-        embedding=Product(tokens, _CHANNELS * config.tubelet_size * config.patch_size**2, config.hidden_size),
-    )
-
-
-def _timesformer(config: Any, inputs: "Inputs", layers: int) -> Part:
-    """Joint attention over all tokens, or over time and then over space with a second set of projections."""
-    shape = inputs.taps["final"]
-    frames, patches, width, heads = shape.steps, shape.tokens_per_step, shape.width, config.num_attention_heads
-    tokens, mlp_width = frames * patches, config.intermediate_size
-    embedding = Product(tokens, _CHANNELS * config.patch_size**2, width)
-    mlp = (Product(tokens + 1, width, mlp_width, layers), Product(tokens + 1, mlp_width, width, layers))
-    attended: tuple[Product, ...]
-    attentions: tuple[Attention, ...]
-    if config.attention_type == "joint_space_time":
-        attended = (Product(tokens + 1, width, width, 4 * layers),)
-        attentions = (Attention(1, tokens + 1, heads, width // heads, count=layers),)
-    else:
-        attended = (
-            Product(tokens, width, width, 5 * layers),  # over time, and a projection behind it
-            Product(tokens + frames, width, width, 4 * layers),  # over space, each frame with its class token
+    def __init__(self) -> None:
+        super().__init__()
+        self._products: Counter[tuple[int, int, int]] = Counter()
+        self._attentions: Counter[tuple[int, int, int, int, bool]] = Counter()
+        aten = torch.ops.aten
+        self.counter = FlopCounterMode(
+            display=False,
+            custom_mapping={
+                aten.mm: lambda left, right, **_: self._note(left[0], *right),
+                aten.addmm: lambda _bias, left, right, **_: self._note(left[0], *right),
+                aten.bmm: lambda left, right, **_: self._note(left[0] * left[1], *right[1:]),
+                aten.convolution: lambda _pixels, kernel, *_rest, out_shape, **_: self._note(
+                    math.prod(out_shape) // kernel[0], math.prod(kernel[1:]), kernel[0]
+                ),
+            },
         )
-        attentions = (
-            Attention(patches, frames, heads, width // heads, count=layers),
-            Attention(frames, patches + 1, heads, width // heads, count=layers),
-        )
-    squares = max(one.sequences * one.heads * one.tokens**2 for one in attentions)  # eager attention holds them
-    held = (tokens + frames) * max(2 * width + 2 * mlp_width, 9 * width) + 2 * squares
-    return Part(f"encoder, {layers} layers", (embedding, *attended, *mlp), attentions, held=held)
 
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        batch, heads, tokens, width = args[0].shape  # the query's
+        self._attentions[batch, tokens, heads, width, bool((kwargs or {}).get("is_causal"))] += 1
+        return torch.empty_like(args[0])
 
-def _mlp_width(config: Any) -> int:
-    """Width inside an MLP, which some configs give as a ratio."""
-    if not hasattr(config, "mlp_ratio"):
-        return int(config.intermediate_size)
-    width = int(config.hidden_size * config.mlp_ratio)
-    return (int(width * 2 / 3) + 7) // 8 * 8 if getattr(config, "use_swiglu_ffn", False) else width
+    def _note(self, rows: int, inner: int, columns: int) -> int:
+        self._products[rows, inner, columns] += 1
+        return Product(rows, inner, columns).flop
 
-
-def _depth(taps: Sequence[str], layers: int) -> int:
-    """Layers that lie before the deepest of these taps."""
-    return max(layers if tap == "final" else int(tap.removeprefix("layer_")) for tap in taps)
+    def parts(self, name: str, *, per_frame: bool) -> tuple[Part, ...]:
+        """What was noted, as parts of that name; a language model, whose attention is causal, has it apart."""
+        products = tuple(Product(*shape, count) for shape, count in self._products.items())
+        attentions = tuple(Attention(*shape, count) for shape, count in self._attentions.items())
+        if any(one.causal for one in attentions):
+            of_attention = Part("its attention, causal", attentions=attentions, per_frame=per_frame)
+            return Part("projector and language model", products, per_frame=per_frame), of_attention
+        return (Part(name, products, attentions, per_frame),) if products else ()

@@ -7,6 +7,7 @@ error; weights that are left over (a classifier, a text tower) are not.
 Not here: anything that only one family does.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -84,7 +85,7 @@ def load_frozen(
         folder: The model's files. A checkpoint of a class built around this one (a classifier) will do.
         family: What the files should be, e.g. "TimeSformer".
         dtype: float32, bfloat16 or float16.
-        device: A torch device.
+        device: A torch device; "meta" lays the model out without weights.
         attention: transformers' name of the attention implementation.
         config: The model's configuration, as the family has read it.
         not_used: Parts of the model, by attribute, that the features do not need: they are dropped.
@@ -97,16 +98,21 @@ def load_frozen(
     """
     weights = find_weight_files(folder)
     with quiet_loading(folder, family), _fitting(weights, folder), ExitStack() as opened:
-        model, found = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=_tensors(weights, opened),
-            local_files_only=True,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention,
-            output_loading_info=True,
-        )
-    missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in not_used)
+        if device == "meta":  # shapes alone: what a clip costs needs no weights
+            with torch.device("meta"):
+                model, missing_keys = model_class(copy.deepcopy(config)), []
+        else:
+            model, found = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=_tensors(weights, opened),
+                local_files_only=True,
+                dtype=DTYPES[dtype],
+                attn_implementation=attention,
+                output_loading_info=True,
+            )
+            missing_keys = found["missing_keys"]
+    missing = sorted(key for key in missing_keys if key.split(".")[0] not in not_used)
     if missing:
         raise ModelNotFoundError(
             f"the checkpoint must hold every weight of {model_class.__name__}, but {folder} lacks {len(missing)}, e.g. "

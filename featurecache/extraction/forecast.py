@@ -1,7 +1,7 @@
 """What an extraction will take, said before it begins and without weights.
 
-How many operations a clip needs is arithmetic (`featurecache.backbones.flops`); how fast they go is measured here and
-now (`featurecache.extraction.speed`).
+How many operations a clip needs is counted (`featurecache.backbones.cost`); how fast they go is measured here and now
+(`featurecache.extraction.speed`).
 
 The time is a range. Its lower end has the model run at the speed of its products alone, with decoding beside it (on a
 CPU: on the same cores). Its upper end has the model take `_SLOWEST` times as long (norms, activations, launches) and
@@ -10,16 +10,15 @@ nothing overlap. Memory is an estimate too: the weights, and what is held where 
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from featurecache.backbones.cost import clip_parts, loaded_weights
+from featurecache.backbones.cost import Cost, clip_cost
 from featurecache.backbones.family import Inputs
-from featurecache.backbones.flops import Part
 from featurecache.device import device_of
 from featurecache.extraction.batches import CPU_BATCH, fitting_batch
 from featurecache.extraction.plan import Plan
@@ -118,9 +117,9 @@ def forecast(
     """
     inputs = plan.inputs
     taps = sorted({plan.kept[name].tap for item in plan.work for names in item.lacking.values() for name in names})
-    parts = clip_parts(inputs, taps)
-    memory = device_memory(inputs, parts, dtype=dtype, device=device, batch_size=batch_size)
-    costs = time_parts(parts, dtype=dtype, device=device, batch_size=memory.batch_size)
+    cost = clip_cost(inputs, taps)
+    memory = device_memory(inputs, cost, dtype=dtype, device=device, batch_size=batch_size)
+    costs = time_parts(cost.parts, dtype=dtype, device=device, batch_size=memory.batch_size)
     longest = max(plan.work, key=lambda item: item.recording.info.duration_us)
     decoding = time_decoding(longest.recording, longest.spans, inputs.frames)
     frame_s = 0.0
@@ -178,14 +177,12 @@ def forecast_plan(project: Project, plan: Plan) -> Forecast:
     )
 
 
-def device_memory(
-    inputs: Inputs, parts: Sequence[Part], *, dtype: str, device: str, batch_size: int | Literal["auto"]
-) -> Memory:
+def device_memory(inputs: Inputs, cost: Cost, *, dtype: str, device: str, batch_size: int | Literal["auto"]) -> Memory:
     """About what a model and a batch need on a device.
 
     Args:
         inputs: The model without its weights.
-        parts: What is run for a clip.
+        cost: What is run for a clip.
         dtype: The dtype the model computes in.
         device: A torch device.
         batch_size: Clips at once; "auto" as an extraction chooses it.
@@ -194,9 +191,9 @@ def device_memory(
         SettingsError: If the device is not here.
     """
     item_bytes = DTYPES[dtype].itemsize
-    weights_bytes = loaded_weights(inputs) * item_bytes
+    weights_bytes = cost.weights * item_bytes
     pixels = inputs.frames * 3 * inputs.image_px**2
-    clip_bytes = item_bytes * (max(part.held for part in parts) + 2 * pixels)
+    clip_bytes = item_bytes * (cost.held + 2 * pixels)
     free_bytes = _free_bytes(device)
     if batch_size == "auto":
         is_cuda = torch.device(device).type == "cuda"

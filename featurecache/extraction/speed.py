@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from featurecache.backbones.flops import Attention, Part, Product
+from featurecache.backbones.cost import Attention, Part, Product
 from featurecache.backbones.resize import FrameResize
 from featurecache.extraction.pipeline import Span
 from featurecache.video.recordings import Recording

@@ -159,11 +159,12 @@ def _prompt(text: str) -> Check:
 
 def _memory(inputs: "Inputs", taps: Sequence[str], dtype: str, device: str, batch_size: int | Literal["auto"]) -> Check:
     """What model and batch need, against what is free on the device."""
-    from featurecache.backbones.cost import clip_parts
+    from featurecache.backbones.cost import clip_cost
     from featurecache.extraction.forecast import device_memory
 
-    parts = clip_parts(inputs, taps)
-    memory = device_memory(inputs, parts, dtype=dtype, device=device_of(device), batch_size=batch_size)
+    memory = device_memory(
+        inputs, clip_cost(inputs, taps), dtype=dtype, device=device_of(device), batch_size=batch_size
+    )
     found = (
         f"{_size(memory.weights_bytes)} of weights in {dtype} and about {_size(memory.batch_bytes)} "
         f"for batches of {memory.batch_size}"

@@ -86,8 +86,6 @@ def tune(
     seed: int = 0,
     permutations: int = 0,
     refit_seeds: int = 0,
-    storage: str | None = None,
-    study: str = "tune",
     features: str | None = None,
     allow_download: bool = False,
     on_data: Callable[[DataSummary], None] = lambda _: None,
@@ -101,8 +99,6 @@ def tune(
         seed: Seed of sampler, data order, initial weights and dropout.
         permutations: Fits of the best settings to labels permuted across sessions, to see what chance gives.
         refit_seeds: Seeds with which the best settings are fitted again across session folds.
-        storage: `postgresql://...` of a study that several processes share; None keeps it in the run's folder.
-        study: Name of the study in `storage`.
         features: Name of imported features; None: those that the project keeps.
         allow_download: Whether the model may be fetched from the hub.
         on_data: Called with what heads learn from, before they do.
@@ -131,8 +127,6 @@ def tune(
         permutations=permutations,
         refit_seeds=refit_seeds,
         device=training_device(project),
-        storage=storage,
-        study_name=study,
         on_progress=on_progress,
     )
     return finished_run(project, folder, best)
