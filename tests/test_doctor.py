@@ -145,14 +145,21 @@ def test_examine_finds_a_device_that_is_not_here(project: Project) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is another")
 def test_examine_finds_a_batch_that_does_not_fit(project: Project) -> None:
+    found = checks_of(changed(project, "[features]", "[extract]\nbatch_size = 10000000\n[features]"))["memory"]
+    assert not found.ok
+    assert "are free" in found.found
+    assert "bfloat16" in found.fix
+
+
+def test_examine_finds_a_config_that_is_of_a_far_larger_model(project: Project) -> None:
     config = model_of(project) / "config.json"
     larger = json.loads(config.read_text())
     larger["text_config"] |= {"num_hidden_layers": 1024, "hidden_size": 65536, "intermediate_size": 1 << 20}
     config.write_text(json.dumps(larger))
     found = checks_of(project)["memory"]
     assert not found.ok
-    assert "are free" in found.found
-    assert "bfloat16" in found.fix
+    assert "asks for more than" in found.found
+    assert "one revision" in found.fix
 
 
 def test_examine_finds_a_recording_that_is_damaged_behind_its_first_picture(project: Project) -> None:

@@ -69,10 +69,10 @@ def examine(project: Project) -> Iterator[Check]:
     else:
         inputs = opened
         yield _model(inputs)
-        yield _weights(folder)
+        yield (weights := _weights(folder))
         if inputs.text_after_video:
             yield _prompt(inputs.text_after_video)
-        if device.ok:
+        if device.ok and weights.ok:
             extract = settings.extract
             yield _memory(inputs, taps, settings.features.dtype, extract.device, extract.batch_size)
     try:
@@ -162,9 +162,11 @@ def _memory(inputs: "Inputs", taps: Sequence[str], dtype: str, device: str, batc
     from featurecache.backbones.cost import clip_cost
     from featurecache.extraction.forecast import device_memory
 
-    memory = device_memory(
-        inputs, clip_cost(inputs, taps), dtype=dtype, device=device_of(device), batch_size=batch_size
-    )
+    try:
+        cost = clip_cost(inputs, taps)
+    except FeatureCacheError as error:
+        return Check("memory", False, *_found_and_fix(error))
+    memory = device_memory(inputs, cost, dtype=dtype, device=device_of(device), batch_size=batch_size)
     found = (
         f"{_size(memory.weights_bytes)} of weights in {dtype} and about {_size(memory.batch_bytes)} "
         f"for batches of {memory.batch_size}"
