@@ -145,7 +145,8 @@ def test_examine_finds_a_device_that_is_not_here(project: Project) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is another")
 def test_examine_finds_a_batch_that_does_not_fit(project: Project) -> None:
-    found = checks_of(changed(project, "[features]", "[extract]\nbatch_size = 10000000\n[features]"))["memory"]
+    project = changed(project, "[features]", "[extract]\nbatch_size = 4096\n[features]")
+    found = checks_of(changed(project, "frames = 4", "frames = 64"))["memory"]
     assert not found.ok
     assert "are free" in found.found
     assert "bfloat16" in found.fix

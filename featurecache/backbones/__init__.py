@@ -129,6 +129,17 @@ def open_backbone(inputs: "Inputs", *, dtype: Literal["float32", "bfloat16", "fl
     return backbone
 
 
+def lay_out(inputs: "Inputs") -> "Backbone":
+    """The same model on PyTorch's meta device: its shapes, without a weight.
+
+    Raises:
+        ModelNotFoundError: If the weights are missing.
+        UnsupportedModelError: If config.json describes a far larger model than the weights are of.
+    """
+    backbone: Backbone = _family(inputs.folder).open_backbone(inputs, dtype="float32", device="meta")
+    return backbone
+
+
 def model_type_of(folder: Path) -> str:
     """The architecture by transformers' name for it, as `model_type` in config.json should have it.
 

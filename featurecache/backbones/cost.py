@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurecache.backbones import open_backbone
+from featurecache.backbones import lay_out
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs
@@ -116,7 +116,7 @@ def clip_cost(inputs: "Inputs", taps: Sequence[str]) -> Cost:
         inputs: A model without its weights.
         taps: Names of `inputs.taps`.
     """
-    backbone = open_backbone(inputs, dtype="float32", device="meta")
+    backbone = lay_out(inputs)
     pixels = torch.empty(inputs.frames, 3, inputs.image_px, inputs.image_px, device="meta")
     alone, joined = _Noted(), _Noted()
     with alone, alone.counter:
