@@ -730,7 +730,7 @@ def cache_forget(
 
     For instance when consent is withdrawn.
     """
-    from featurecache.extraction.plan import content_of
+    from featurecache.clips.contents import content_of
     from featurecache.project.settings import open_project
     from featurecache.store import forget
 
@@ -780,7 +780,7 @@ def cache_import(
     as_json: AsJson = False,
 ) -> int:
     """Read an export, or features made by others, into the cache."""
-    from featurecache.extraction.plan import contents
+    from featurecache.clips.contents import contents
     from featurecache.project.settings import open_project
     from featurecache.store.exchange import import_features
 

@@ -1,11 +1,11 @@
 """From clip table and cache to the arrays of one split: each kept feature is read once, into one array.
 
-Only labelled clips of the split are read. A clip whose extraction failed for a recorded reason is left
-out and counted, and so is one whose window overlaps or touches a clip that scores this split; any other clip
-without a feature is an error, since leaving it out would change what is trained or scored without a word.
+Only labelled clips of the split are read. A clip that the cache lacks for a recorded reason is left out and counted,
+and so is one whose window overlaps or touches a clip that scores this split; any other clip without a feature is an
+error, since leaving it out would change what is trained or scored without a word.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,12 @@ from featurecache import FeatureCache
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.leakage import purged_clips
 from featurecache.errors import TrainingDataError
+from featurecache.extraction.failures import KnownFailures
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
 from heads.data import KeptSplit
+
+NONE_KNOWN = KnownFailures()
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def load_split(
     cache: FeatureCache,
     spaces: Mapping[str, FeatureSpace],
     *,
-    failed: Collection[str] = (),
+    known: KnownFailures = NONE_KNOWN,
+    needed: Iterable[FeatureSpace] = (),
 ) -> LoadedSplit:
     """The labelled clips of a split with their features, in order of the table.
 
@@ -50,18 +54,26 @@ def load_split(
         split: "train", "validation" or "test".
         cache: An open cache.
         spaces: The feature spaces to read, by the name of what is kept.
-        failed: Clips that extraction could not have.
+        known: Why clips could not be extracted; those that the cache lacks for such a reason are left out.
+        needed: Feature spaces that clips must be in besides, though they are not read here.
 
     Raises:
-        TrainingDataError: If the table has no label, or the split no labelled clip.
-        MissingFeaturesError: If the cache lacks a clip that did not fail.
+        TrainingDataError: If the table has no label, or the split no labelled clip with features.
+        MissingFeaturesError: If the cache lacks a clip for no known reason.
         DamagedSegmentError: If a feature is damaged on disk.
     """
-    return _with_features(labelled_split(table, split, failed=failed), cache, spaces)
+    clips, purged = _labelled(table, split)
+    return _with_features(clips, f"the {split} split", cache, spaces, known, purged=purged, needed=needed)
 
 
-def labelled_split(table: ClipTable, split: str, *, failed: Collection[str] = ()) -> LoadedSplit:
-    """As `load_split`, without features: for whoever makes its own from the recordings."""
+def labelled_split(table: ClipTable, split: str) -> LoadedSplit:
+    """As `load_split`, without features: for callers that make their own from the recordings."""
+    clips, purged = _labelled(table, split)
+    return _targets(clips, f"the {split} split", frozenset(), purged=purged)
+
+
+def _labelled(table: ClipTable, split: str) -> tuple[list[Clip], int]:
+    """The labelled clips of a split that touch none which scores them, and the number of those that do."""
     if not table.labels:
         raise TrainingDataError(
             "a head needs labels, but clips.csv has no label column. "
@@ -69,12 +81,11 @@ def labelled_split(table: ClipTable, split: str, *, failed: Collection[str] = ()
         )
     labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
     gone = purged_clips(table.clips).get(split, frozenset())
-    kept = [clip for clip in labelled if clip.clip_id not in gone]
-    return _targets(kept, f"the {split} split", failed, purged=len(gone))
+    return [clip for clip in labelled if clip.clip_id not in gone], len(gone)
 
 
 def load_all_splits(
-    table: ClipTable, cache: FeatureCache, spaces: Mapping[str, FeatureSpace], *, failed: Collection[str] = ()
+    table: ClipTable, cache: FeatureCache, spaces: Mapping[str, FeatureSpace], *, known: KnownFailures = NONE_KNOWN
 ) -> LoadedSplit:
     """The labelled clips of all splits, for whoever divides them anew and purges for himself.
 
@@ -82,13 +93,13 @@ def load_all_splits(
         table: The clip table.
         cache: An open cache.
         spaces: The feature spaces to read, by the name of what is kept.
-        failed: Clips that extraction could not have.
+        known: As `load_split`.
 
     Raises:
         TrainingDataError, MissingFeaturesError, DamagedSegmentError: As `load_split`.
     """
     labelled = [clip for clip in table.clips if clip.split and clip.labelled]
-    return _with_features(_targets(labelled, "the clip table", failed, purged=0), cache, spaces)
+    return _with_features(labelled, "the clip table", cache, spaces, known)
 
 
 def read_features(cache: FeatureCache, clip_ids: Sequence[str], space: FeatureSpace) -> npt.NDArray[np.floating]:
@@ -101,8 +112,8 @@ def read_features(cache: FeatureCache, clip_ids: Sequence[str], space: FeatureSp
     return bfloat16.to_float32(stored) if space.inputs.get("stored_dtype") == bfloat16.NAME else stored
 
 
-def _targets(clips: Sequence[Clip], what: str, failed: Collection[str], *, purged: int) -> LoadedSplit:
-    had = [clip for clip in clips if clip.clip_id not in failed]
+def _targets(clips: Sequence[Clip], what: str, missing: Collection[str], *, purged: int) -> LoadedSplit:
+    had = [clip for clip in clips if clip.clip_id not in missing]
     if not had:
         beside = f" besides {purged} that touch clips which score them" if purged else ""
         todo = "See failed_clips.csv for what their extraction met" if clips else "Annotate more sessions"
@@ -116,7 +127,18 @@ def _targets(clips: Sequence[Clip], what: str, failed: Collection[str], *, purge
     return LoadedSplit(KeptSplit({}, Y, sessions, clip_ids), len(clips) - len(had), purged)
 
 
-def _with_features(loaded: LoadedSplit, cache: FeatureCache, spaces: Mapping[str, FeatureSpace]) -> LoadedSplit:
+def _with_features(
+    clips: Sequence[Clip],
+    what: str,
+    cache: FeatureCache,
+    spaces: Mapping[str, FeatureSpace],
+    known: KnownFailures,
+    *,
+    purged: int = 0,
+    needed: Iterable[FeatureSpace] = (),
+) -> LoadedSplit:
+    missing = known.missing(cache, [clip.clip_id for clip in clips], [*spaces.values(), *needed])
+    loaded = _targets(clips, what, missing.keys(), purged=purged)
     ids = loaded.data.clip_ids or ()
     features = {name: read_features(cache, ids, space) for name, space in spaces.items()}
     return replace(loaded, data=replace(loaded.data, features=features))

@@ -64,3 +64,10 @@ def make_table(project: Project) -> None:
     from featurecache.clips.inventory import survey
 
     write_table(build(project, survey(project))[0], project.clips, state_path=project.state / "clips.json")
+
+
+def failed_clip_ids(project: Project) -> set[str]:
+    """The clips that failed_clips.csv explains, of any feature space."""
+    from featurecache.extraction.failures import known_failures
+
+    return {clip_id for clip_id, _ in known_failures(project).reasons}

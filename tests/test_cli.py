@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import cli
 from featurecache.project.settings import open_project, parse_section
 from heads.settings import HeadSettings, SearchSpace
+from tests.make_videos import write_video
 from tests.projects import make_project
 
 ROOT = Path(__file__).parents[1]
@@ -436,11 +437,45 @@ def test_clips_keeps_an_edited_table_until_it_is_forced(project: Path) -> None:
 
 def test_extract_lists_what_failed_and_ends_with_3(project: Path) -> None:
     (project / "videos/S0.mp4").unlink()
+    shutil.rmtree(project / "features.zarr")
     result = _run("extract", "--config", project, "--json")
     assert result.exit_code == 3
     assert {item["recording"] for item in json.loads(result.stdout)["failed"]} == {"S0.mp4"}
     assert "S0.mp4: 4 clips failed" in result.stderr
     assert (project / "failed_clips.csv").read_text().count("S0.mp4") == 4
+
+
+def test_features_serve_when_their_videos_were_moved_away(project: Path) -> None:
+    shutil.move(project / "videos/S0.mp4", project / "S0.mp4")
+    result = _run("extract", "--config", project, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["present"], json.loads(result.stdout)["failed"]) == (0, 28, [])
+    assert "S0.mp4" not in (project / "failed_clips.csv").read_text()
+    shutil.rmtree(project / "runs")
+    for command in ("train", "tune --trials 2"):
+        assert "left out" not in _run(*command.split(), "--config", project).stderr
+    _settings("[features]\n", '[features]\nkeep = ["final/mean", "layer_1/mean"]\n')(project)
+    assert _run("extract", "--config", project).exit_code == 3, "the other feature space lacks it"
+    rows = [line for line in (project / "failed_clips.csv").read_text().splitlines() if "S0.mp4" in line]
+    assert len(rows) == 4
+    assert "left out" not in _run("train", "--config", project).stderr, "which reads final/mean alone"
+    shutil.move(project / "S0.mp4", project / "videos/S0.mp4")
+    assert _run("extract", "--config", project).exit_code == 0
+    assert "S0.mp4" not in (project / "failed_clips.csv").read_text()
+
+
+def test_predict_of_a_damaged_file_from_elsewhere_leaves_the_list_of_failures_alone(
+    project: Path, tmp_path: Path
+) -> None:
+    torn = write_video(
+        tmp_path / "jane doe.mp4", count=40, fps=5, options={"g": "5"}, container_options={"movflags": "faststart"}
+    )
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size * 3 // 5])
+    before = (project / "failed_clips.csv").read_bytes()
+    result = _run("predict", torn, "--out", tmp_path / "out", "--config", project)
+    assert result.exit_code == 3, result.output
+    assert (project / "failed_clips.csv").read_bytes() == before
+    assert _run("report", "--config", project).exit_code == 0
+    assert "jane doe" not in (project / "runs/report.html").read_text()
 
 
 def test_training_leaves_failed_clips_out_and_says_so(project: Path, tiny_model: Path) -> None:

@@ -19,12 +19,13 @@ import zarr
 from featurecache import FeatureCache
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import SettingsError, WorkerDiedError
-from featurecache.extraction.plan import failed_clip_ids, plan_extraction, run_plan, still_lacking
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import run_plan, still_lacking
 from featurecache.project.settings import Project, open_project
 from featurecache.store import CacheWriter
 from featurecache.workers.devices import Device, choose_devices, extract_on_devices
 from tests.make_videos import write_video
-from tests.projects import make_project, make_table
+from tests.projects import failed_clip_ids, make_project, make_table
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

@@ -26,14 +26,15 @@ from featurecache.clips.clip import clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError, ChangedFeaturesError, SettingsError
 from featurecache.extraction.pipeline import extract
-from featurecache.extraction.plan import claim_work, failed_clip_ids, plan_extraction, run_plan
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import claim_work, run_plan
 from featurecache.project.settings import Project, open_project
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
 from featurecache.store.claims import Claims
 from featurecache.video.sampling import read_clips
 from tests.make_videos import write_video
-from tests.projects import make_project, make_table
+from tests.projects import failed_clip_ids, make_project, make_table
 from tests.tiny_models import IMAGE_PX
 
 PROMPT = "user: describe the hand . <video>"

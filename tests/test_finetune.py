@@ -31,7 +31,9 @@ from featurecache.errors import (
     SettingsError,
     UnsafeFileError,
 )
-from featurecache.extraction.plan import plan_extraction, project_spaces, run_plan
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import run_plan
+from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from heads.bundle import load_bundle, save_bundle
 from heads.engines import fitting

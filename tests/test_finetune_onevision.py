@@ -14,7 +14,8 @@ from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionP
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.adapter import attach_adapter
-from featurecache.extraction.plan import plan_extraction, run_plan
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import run_plan
 from heads.bundle import load_bundle
 from tests.projects import make_project, make_table
 from tests.test_finetune import SMALL, begin, network, randomize, relative, stored, tuned

@@ -18,7 +18,8 @@ from featurecache import FeatureCache
 from featurecache.backbones import four_bit, open_backbone, open_inputs
 from featurecache.backbones.adapter import attach_adapter
 from featurecache.errors import SettingsError
-from featurecache.extraction.plan import plan_extraction, run_plan
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import run_plan
 from featurecache.project.settings import open_project
 from heads.bundle import load_bundle
 from tests.projects import make_project, make_table

@@ -8,6 +8,8 @@ import pytest
 from featurecache import FeatureCache
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.errors import MissingFeaturesError, TrainingDataError
+from featurecache.extraction.failures import KnownFailures
+from featurecache.spec import FeatureSpace
 from heads.loading import load_all_splits, load_split
 from tests.cache_samples import make_rows, names, space, values, write
 
@@ -44,13 +46,25 @@ def test_load_split_purges_training_clips_that_touch_clips_that_score_them(cache
     assert load_split(table(), "test", cache, SPACES).purged == 0
 
 
-def test_load_split_leaves_out_failed_clips_and_nothing_else(cache: FeatureCache) -> None:
-    failed = {names(ROWS)[0], names(ROWS)[2]}
-    loaded = load_split(table(), "train", cache, SPACES, failed=failed)
-    assert (loaded.left_out, loaded.purged, len(loaded.data.clip_ids)) == (1, 1, 4)
-    unknown = dataclasses.replace(table().clips[0], clip_id="f" * 16 + "-0-3000000")
-    with pytest.raises(MissingFeaturesError):
-        load_split(ClipTable(("x",), (unknown,)), "train", cache, SPACES)
+GONE = dataclasses.replace(table().clips[0], clip_id="f" * 16 + "-0-3000000")
+"""A labelled training clip that the cache lacks."""
+
+
+def test_load_split_leaves_out_clips_that_the_cache_lacks_for_a_known_reason_and_no_others(cache: FeatureCache) -> None:
+    with_gone = ClipTable(("x",), (*table().clips, GONE))
+    known = {(GONE.clip_id, SPACE.fingerprint): "torn", (names(ROWS)[0], SPACE.fingerprint): "the cache has it by now"}
+    loaded = load_split(with_gone, "train", cache, SPACES, known=KnownFailures(known))
+    assert (loaded.left_out, loaded.purged, len(loaded.data.clip_ids)) == (1, 1, 5)
+    for unknown in (KnownFailures(), KnownFailures({(GONE.clip_id, "another feature space"): "torn"})):
+        with pytest.raises(MissingFeaturesError):
+            load_split(with_gone, "train", cache, SPACES, known=unknown)
+
+
+def test_load_split_leaves_out_clips_that_a_needed_space_lacks_though_it_is_not_read(cache: FeatureCache) -> None:
+    tokens = FeatureSpace({**SPACE.inputs, "pooling": "tokens"})
+    known = KnownFailures({(names(ROWS)[0], tokens.fingerprint): "torn"})
+    assert load_split(table(), "train", cache, SPACES, known=known).left_out == 0
+    assert load_split(table(), "train", cache, SPACES, known=known, needed=[tokens]).left_out == 1
 
 
 def test_load_split_says_what_was_purged_when_nothing_is_left(cache: FeatureCache) -> None:
@@ -61,7 +75,9 @@ def test_load_split_says_what_was_purged_when_nothing_is_left(cache: FeatureCach
 
 def test_load_split_points_to_the_list_of_failures_when_all_clips_failed(cache: FeatureCache) -> None:
     with pytest.raises(TrainingDataError, match=r"1 labelled clips? and features of none\. See failed_clips\.csv"):
-        load_split(table(), "test", cache, SPACES, failed=[names(ROWS)[5]])
+        load_split(
+            ClipTable(("x",), (GONE,)), "train", cache, SPACES, known=KnownFailures({(GONE.clip_id, ""): "torn"})
+        )
 
 
 def test_load_all_splits_purges_nothing_and_leaves_out_what_has_no_split(cache: FeatureCache) -> None:

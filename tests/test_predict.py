@@ -19,7 +19,7 @@ from featurecache import FeatureCache
 from featurecache.annotations import Interval, predicted_intervals, read_csv, read_eaf, resolve_times, write_eaf
 from featurecache.clips.clip import clip_id, clip_windows, union_of
 from featurecache.errors import FingerprintMismatchError, TimelineError
-from featurecache.extraction.plan import project_space, project_spaces
+from featurecache.extraction.spaces import project_space, project_spaces
 from featurecache.project.settings import Project, open_project
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.models import Front, LinearHead

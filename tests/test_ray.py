@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from cli import app
 from featurecache.errors import SettingsError
 from featurecache.extraction.pipeline import Progress
-from featurecache.extraction.plan import plan_extraction, still_lacking
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import still_lacking
 from featurecache.project.settings import Project
 from tests.projects import make_project, make_table
 from tests.test_devices import kill_a_claimer

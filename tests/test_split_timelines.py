@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from featurecache.annotations import Interval, write_csv
+from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import TrainingDataError
-from featurecache.extraction.plan import plan_extraction, project_space, run_plan
+from featurecache.extraction.failures import KnownFailures
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import run_plan
+from featurecache.extraction.spaces import project_space
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, tool_versions
 from heads.models import Front, LinearHead
@@ -95,9 +99,15 @@ def test_evaluate_timelines_scores_the_same_intervals_when_calibrated(project: P
 def test_evaluate_timelines_compares_only_what_was_scored(project: Project, bundle: Bundle) -> None:
     table = read_table(project.clips)
     name = names_of(project, "test")[0]
-    failed = [clip.clip_id for clip in table.clips if clip.recording == name and clip.start_us == SECOND]
+    gone = f"{'f' * 16}-{SECOND}-{2 * SECOND}"
+    known = KnownFailures({(gone, bundle.fingerprint): "torn"})
+    clips = [
+        dataclasses.replace(clip, clip_id=gone) if (clip.recording, clip.start_us) == (name, SECOND) else clip
+        for clip in table.clips
+    ]
+    lacking = ClipTable(table.labels, tuple(clips))
     whole = evaluate_timelines(project, bundle, table, "test", tuned=None)["scores"]["compared_s"]
-    part = evaluate_timelines(project, bundle, table, "test", tuned=None, failed=failed)
+    part = evaluate_timelines(project, bundle, lacking, "test", tuned=None, known=known)
     assert part["scores"]["compared_s"] == whole - 1
     assert part["recordings"][0]["scored_us"] == [[0, SECOND], [2 * SECOND, 4 * SECOND]]
 

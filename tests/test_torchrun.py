@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from cli import app
 from featurecache.annotations import Interval, write_csv
-from featurecache.extraction.plan import plan_extraction, run_plan
+from featurecache.extraction.plan import plan_extraction
+from featurecache.extraction.run import run_plan
 from featurecache.project.settings import open_project
 from tests.projects import make_project, make_table
 from tests.test_finetune import tuned

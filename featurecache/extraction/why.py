@@ -7,7 +7,8 @@ three things differs, and this says which, with both values.
 from dataclasses import dataclass
 
 from featurecache.errors import CacheNotFoundError
-from featurecache.extraction.plan import failed_clip_ids, project_spaces
+from featurecache.extraction.failures import known_failures
+from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, differences
 from featurecache.store import FeatureCache
@@ -60,8 +61,9 @@ def explain(project: Project, clip_id: str) -> Explanation:
     reasons = [f"{name} is lacking."] if len(spaces) > 1 else []
     told = len(reasons)
     holders = tuple(space for space in holders if (space.tap, space.pooling) == (wanted.tap, wanted.pooling))
-    if clip_id in failed_clip_ids(project):
-        reasons.append("its extraction failed; failed_clips.csv has the reason.")
+    why = known_failures(project).reason(clip_id, wanted.fingerprint)
+    if why is not None:
+        reasons.append(f"its extraction failed: {why}.")
     for space in holders:
         unlike = differences(wanted, FeatureSpace(space.inputs))
         listed = "; ".join(f"{name}: settings {ours!r}, cache {theirs!r}" for name, (ours, theirs) in unlike.items())

@@ -18,7 +18,8 @@ from typing import Protocol
 from featurecache.clips.clip import clip_id
 from featurecache.errors import FingerprintMismatchError, WorkerDiedError
 from featurecache.extraction.pipeline import Extraction, Progress, Work
-from featurecache.extraction.plan import Plan, plan_extraction, run_plan, still_lacking
+from featurecache.extraction.plan import Plan, plan_extraction
+from featurecache.extraction.run import run_plan, still_lacking
 from featurecache.project.settings import Project, open_project
 from featurecache.workers.messages import Death, Report, Share
 

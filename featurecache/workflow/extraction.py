@@ -7,7 +7,8 @@ from typing import Any
 from featurecache.errors import UsageError
 from featurecache.extraction.forecast import Forecast, forecast_plan
 from featurecache.extraction.pipeline import Extraction, FailedClip, Progress
-from featurecache.extraction.plan import Plan, plan_extraction, run_plan
+from featurecache.extraction.plan import Plan, plan_extraction
+from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from featurecache.video.recordings import UnusableRecording
 from featurecache.workers.devices import extract_on_devices, find_devices

@@ -43,8 +43,10 @@ from featurecache.backbones.adapter_files import FAMILIES, depth_of
 from featurecache.backbones.four_bit import require_four_bit
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
+from featurecache.extraction.failures import KnownFailures, known_failures
 from featurecache.extraction.pipeline import Progress
-from featurecache.extraction.plan import Plan, failed_clip_ids, plan_extraction, project_spaces
+from featurecache.extraction.plan import Plan, plan_extraction
+from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
@@ -160,7 +162,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         )
     if settings.base_weights == "4bit":
         require_four_bit()
-    splits = _splits(project, head, {}, failed=())
+    splits = _splits(project, head, {}, known=KnownFailures())
     check_targets(splits["train"].Y, head.labels)
     inputs, spaces = project_spaces(project, keep=list(head.kept), allow_download=allow_download)
     head.check_spaces(spaces)
@@ -221,7 +223,7 @@ class LoraRun(Run):
         self.project, self.plan = project, plan
         spaces = plan.extraction.spaces
         fixed = {name: spaces[name] for name in plan.fixed}
-        splits = _splits(project, plan.bundle, fixed, failed=failed_clip_ids(project))
+        splits = _splits(project, plan.bundle, fixed, known=known_failures(project), needed=spaces.values())
         check_targets(splits["train"].Y, plan.bundle.labels)
         cache = FeatureCache.open(project.cache)
         clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
@@ -332,14 +334,19 @@ def _group_of_head(project: Project, plan: LoraPlan, *, device: str, ranks: Rank
     l2 = tuned.l2 / len(plan.bundle.labels)  # the loss is a mean over labels, where the solver has one each
     if not tuned.spectral_exponent or not ranks.is_first:
         return Group(HEAD, rate, 0.0, l2=l2)
-    train = _splits(project, plan.bundle, plan.bundle.kept, failed=failed_clip_ids(project))["train"]
+    train = _splits(project, plan.bundle, plan.bundle.kept, known=known_failures(project))["train"]
     data = LearningData(train, train, plan.bundle.labels, plan.bundle.kept)
     basis = Prepared(data, seed=0, device=device).basis(tuned.inputs, tuned.normalization, tuned.components)
     return Group(HEAD, rate, 0.0, l2=l2, penalise=basis.scaling(-tuned.spectral_exponent, tuned.components))
 
 
 def _splits(
-    project: Project, bundle: Bundle, spaces: Mapping[str, FeatureSpace], *, failed: Collection[str]
+    project: Project,
+    bundle: Bundle,
+    spaces: Mapping[str, FeatureSpace],
+    *,
+    known: KnownFailures,
+    needed: Collection[FeatureSpace] = (),
 ) -> dict[str, KeptSplit]:
     """Training and validation clips with these features."""
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
@@ -349,4 +356,7 @@ def _splits(
             f"{', '.join(table.labels)}. Tune again: featurecache tune."
         )
     cache = FeatureCache.open(project.cache)
-    return {name: load_split(table, name, cache, spaces, failed=failed).data for name in ("train", "validation")}
+    return {
+        name: load_split(table, name, cache, spaces, known=known, needed=needed).data
+        for name in ("train", "validation")
+    }

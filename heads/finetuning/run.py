@@ -20,8 +20,9 @@ from featurecache import FeatureCache
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.leakage import Spans, leakage_record, spans_of
+from featurecache.extraction.failures import known_failures
 from featurecache.extraction.pipeline import Progress
-from featurecache.extraction.plan import failed_clip_ids, run_plan
+from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import Cost, FineTuning, Training
@@ -183,7 +184,7 @@ class Run:
         run_plan(project, plan, on_progress=on_progress)
         table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
         cache = FeatureCache.open(project.cache)
-        validation = load_split(table, "validation", cache, plan.spaces, failed=failed_clip_ids(project)).data
+        validation = load_split(table, "validation", cache, plan.spaces, known=known_failures(project)).data
         history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
         learning = {"method": method, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
         write_document(self.folder / "learning.json", learning)

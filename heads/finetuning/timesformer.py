@@ -40,7 +40,8 @@ from featurecache.device import check_dtype
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
 from featurecache.extraction.pipeline import Progress, Span
 from featurecache.extraction.pixels import PixelStore
-from featurecache.extraction.plan import project_spaces, why_unfit
+from featurecache.extraction.plan import why_unfit
+from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.video.recordings import Recording, find_recordings

@@ -4,7 +4,6 @@ A file that is there but cannot be read is named under `problems` and left out, 
 the report of the others. Numbers are looked at where they are shown, not here.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -17,9 +16,9 @@ from typing import Any, get_args
 from featurecache import FeatureCache
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
-from featurecache.csv_fields import unguard_cell
 from featurecache.errors import CacheFormatError, CacheNotFoundError, CacheReadError, ClipTableError
 from featurecache.errors import FingerprintMismatchError as WrongRecordError
+from featurecache.extraction.failures import read_rows
 from featurecache.spec import canonical_json
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
@@ -274,14 +273,12 @@ def _read_cache(path: Path, problems: list[str]) -> tuple[tuple[Space, ...], tup
 
 def _read_failures(path: Path, problems: list[str]) -> dict[tuple[str, str], int]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [(unguard_cell(row["recording"]), unguard_cell(row["reason"])) for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        rows = read_rows(path)
+    except (OSError, ClipTableError) as error:
         problems.append(f"{path.name}: {_why(error)}")
         return {}
-    return dict(Counter(rows))
+    clips = {row.clip.clip_id: row.clip for row in rows}  # one for all the feature spaces that lack it
+    return dict(Counter((clip.recording, clip.reason) for clip in clips.values()))
 
 
 def _why(error: Exception) -> str:

@@ -15,7 +15,8 @@ from featurecache.clips.csv_file import read_table
 from featurecache.clips.leakage import leakage_record
 from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
-from featurecache.extraction.plan import failed_clip_ids, project_spaces
+from featurecache.extraction.failures import KnownFailures, known_failures
+from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, Seconds, parse_section
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
@@ -69,13 +70,13 @@ class ScoringData:
     Attributes:
         table: The clip table; its labels are the bundle's.
         cache: The open cache.
-        failed: Clips that could not be extracted.
+        known: Why clips could not be extracted.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits.
     """
 
     table: ClipTable
     cache: FeatureCache
-    failed: frozenset[str]
+    known: KnownFailures
     leakage: Mapping[str, Any]
 
 
@@ -116,8 +117,8 @@ def learning_data(
         _, spaces = project_spaces(project, keep=names, allow_download=allow_download)
     else:
         spaces = {names[0]: FeatureSpace(cache.describe("imported", imported).inputs)}
-    failed = failed_clip_ids(project) if imported is None else frozenset()
-    loaded = {split: load_split(table, split, cache, spaces, failed=failed) for split in ("train", "validation")}
+    known = known_failures(project) if imported is None else KnownFailures()
+    loaded = {split: load_split(table, split, cache, spaces, known=known) for split in ("train", "validation")}
     splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
     leakage = leakage_record(table.clips)
     data = LearningData(splits["train"], splits["validation"], table.labels, spaces, leakage=leakage)
@@ -137,7 +138,7 @@ def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
     """
     table = own_table(project, bundle)
     cache = FeatureCache.open(project.cache)
-    return ScoringData(table, cache, failed_clip_ids(project), leakage_record(table.clips))
+    return ScoringData(table, cache, known_failures(project), leakage_record(table.clips))
 
 
 def own_table(project: Project, bundle: Bundle) -> ClipTable:

@@ -15,7 +15,8 @@ from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.leakage import split_level
 from featurecache.errors import AnnotationError, BundleError, TrainingDataError
 from featurecache.extraction.pipeline import FailedClip, Progress
-from featurecache.extraction.plan import Plan, run_plan
+from featurecache.extraction.plan import Plan
+from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, load_bundle
 from heads.finetuning.extraction import plan_split
@@ -129,7 +130,7 @@ def evaluate(
         for clip in extract_adapted(project, head, "test", on_plan=on_plan, on_progress=on_progress)
     ]
     source = scoring_data(project, heads[0])
-    loaded = [load_split(source.table, "test", source.cache, head.kept, failed=source.failed) for head in heads]
+    loaded = [load_split(source.table, "test", source.cache, head.kept, known=source.known) for head in heads]
     candidates = [
         (head, own.data.of(head.settings.inputs), head.fingerprint) for head, own in zip(heads, loaded, strict=True)
     ]
@@ -202,7 +203,7 @@ def _timelines(
     """Scores of the test recordings' timelines, a part of the evaluation that was logged; or why there are none."""
     try:
         found = evaluate_timelines(
-            project, head, source.table, "test", tuned=tuned, exclusive=exclusive, failed=source.failed
+            project, head, source.table, "test", tuned=tuned, exclusive=exclusive, known=source.known
         )
     except (AnnotationError, TrainingDataError) as error:
         return None, str(error)

@@ -11,7 +11,7 @@ from typing import Any
 
 from featurecache.extraction.forecast import Forecast, forecast_plan
 from featurecache.extraction.pipeline import FailedClip, Progress
-from featurecache.extraction.plan import run_plan
+from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, parse_section
 from heads.finetuning.loop import Training
 from heads.finetuning.lora import LoraPlan, LoraRun, LoraSettings, plan_lora

@@ -57,7 +57,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
             "Evaluate it on the test split."
         )
     source = scoring_data(project, head)
-    loaded = load_all_splits(source.table, source.cache, head.kept, failed=source.failed)
+    loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known)
     data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)
     metrics = evaluate_without_each_session(
         refitting(data, head.settings, device=training_device(project), part_widths=widths),

@@ -37,7 +37,8 @@ from featurecache.errors import (
     UsageError,
 )
 from featurecache.extraction.pipeline import Extraction, Progress
-from featurecache.extraction.plan import plan_recordings, run_plan
+from featurecache.extraction.plan import plan_recordings
+from featurecache.extraction.run import run_plan
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo

@@ -11,7 +11,7 @@ its borders are finer than what is scored here.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,11 @@ from featurecache import FeatureCache
 from featurecache.clips.clip import ClipTable, union_of
 from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.errors import TrainingDataError
+from featurecache.extraction.failures import KnownFailures
 from featurecache.project.settings import Project
 from heads.bundle import Bundle
 from heads.data import row_blocks
-from heads.loading import read_features
+from heads.loading import NONE_KNOWN, read_features
 from heads.timelines.files import Timeline, timeline_document
 from heads.timelines.scores import compare_timelines, disagreements, intersection, scores_document
 from heads.timelines.timeline import default_settings, predict_intervals
@@ -41,7 +42,7 @@ class _Recording:
 
 
 def tune_on_validation(
-    project: Project, bundle: Bundle, table: ClipTable, *, failed: Collection[str] = ()
+    project: Project, bundle: Bundle, table: ClipTable, *, known: KnownFailures = NONE_KNOWN
 ) -> TunedTimeline:
     """Timeline settings chosen on the validation split; `save_timeline` puts them into the bundle's folder.
 
@@ -49,14 +50,14 @@ def tune_on_validation(
         project: Where annotations are, and the cache.
         bundle: The bundle.
         table: The clip table.
-        failed: Clips that extraction could not have.
+        known: Why clips could not be extracted; those that the cache lacks for such a reason are left out.
 
     Raises:
         TrainingDataError: If no validation recording has an annotated event.
-        MissingFeaturesError: If the cache lacks a clip that did not fail.
+        MissingFeaturesError: If the cache lacks a clip for no known reason.
     """
     return tune_timeline(
-        [one.clips for one in _recordings(project, bundle, table, "validation", failed)],
+        [one.clips for one in _recordings(project, bundle, table, "validation", known)],
         labels=bundle.labels,
         thresholds=bundle.thresholds,
         length_us=project.settings.clips.length_us,
@@ -72,7 +73,7 @@ def evaluate_timelines(
     *,
     tuned: TunedTimeline | None,
     exclusive: Sequence[Sequence[str]] = (),
-    failed: Collection[str] = (),
+    known: KnownFailures = NONE_KNOWN,
 ) -> dict[str, Any]:
     """Scores the timelines of a split's annotated recordings. Logging the look is the caller's part.
 
@@ -83,19 +84,19 @@ def evaluate_timelines(
         split: "train", "validation" or "test".
         tuned: The bundle's timeline settings; None for the defaults.
         exclusive: Groups of labels of which one at most is on at a time.
-        failed: Clips that extraction could not have.
+        known: Why clips could not be extracted; those that the cache lacks for such a reason are left out.
 
     Returns:
         The document of the module's docstring.
 
     Raises:
         TrainingDataError: If the split has no annotated recording.
-        MissingFeaturesError: If the cache lacks a clip that did not fail.
+        MissingFeaturesError: If the cache lacks a clip for no known reason.
     """
     clips = project.settings.clips
     settings = tuned.settings if tuned is not None else default_settings(clips.length_us)
     comparisons, sessions, documents = [], [], []
-    for one in _recordings(project, bundle, table, split, failed):
+    for one in _recordings(project, bundle, table, split, known):
         spans, scores, annotated, within = one.clips.spans_us, one.clips.scores, one.clips.annotated, one.clips.within
         predicted = predict_intervals(
             spans,
@@ -153,13 +154,15 @@ def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) ->
 
 
 def _recordings(
-    project: Project, bundle: Bundle, table: ClipTable, split: str, failed: Collection[str]
+    project: Project, bundle: Bundle, table: ClipTable, split: str, known: KnownFailures
 ) -> list[_Recording]:
     """The annotated recordings of a split with the scores of their clips, in order of the table."""
-    clips = [clip for clip in table.clips if clip.split == split and clip.labelled and clip.clip_id not in failed]
+    cache = FeatureCache.open(project.cache)
+    labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
+    missing = known.missing(cache, [clip.clip_id for clip in labelled], bundle.spaces)
+    clips = [clip for clip in labelled if clip.clip_id not in missing]
     names = list(dict.fromkeys(clip.recording for clip in clips))
     annotations = find_annotations(project, names).of
-    cache = FeatureCache.open(project.cache)
     found = []
     for name in names:
         own = [clip for clip in clips if clip.recording == name]

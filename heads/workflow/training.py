@@ -138,7 +138,7 @@ def finished_run(project: Project, folder: Path, best: Mapping[str, Any]) -> Tra
     bundle = load_bundle(folder / "bundle")
     source = scoring_data(project, bundle)
     try:
-        tuned = tune_on_validation(project, bundle, source.table, failed=source.failed)
+        tuned = tune_on_validation(project, bundle, source.table, known=source.known)
     except (AnnotationError, TrainingDataError) as error:
         return TrainedRun(folder, best, metrics, None, str(error))
     save_timeline(tuned, folder / "bundle")

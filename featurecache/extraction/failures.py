@@ -1,0 +1,163 @@
+"""The owner of `failed_clips.csv`: why clips of the table are not in the cache, a row per clip and feature space.
+
+The file explains and never decides: whether a clip is missing, the cache alone says. A row goes when the cache has the
+clip in that space, whoever put it there, or when the table has the clip no more; clips of other recordings, as
+`predict` is given them, are never written. A file of an earlier version has no column for the feature space; its rows
+count for every space until they are written anew.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
+from featurecache.errors import CacheNotFoundError, ClipTableError
+from featurecache.extraction.pipeline import FailedClip
+from featurecache.files import private_folder, write_private
+from featurecache.project.settings import Project
+from featurecache.spec import FeatureSpace
+from featurecache.store import FeatureCache
+from featurecache.store.claims import Claims
+
+COLUMNS = ("clip_id", "recording", "start_s", "end_s", "feature_space", "reason")
+_TURN_S = 0.05
+
+
+@dataclass(frozen=True)
+class ExplainedClip:
+    """A row: why a feature space lacks a clip.
+
+    Attributes:
+        clip: The clip, its recording and the reason.
+        fingerprint: Of the feature space; empty in rows of an earlier version, which count for every space.
+    """
+
+    clip: FailedClip
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class KnownFailures:
+    """What the file says.
+
+    Attributes:
+        reasons: (clip id, fingerprint) -> reason.
+    """
+
+    reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def reason(self, clip_id: str, fingerprint: str) -> str | None:
+        """Why a feature space lacks a clip; None where nobody knows."""
+        return self.reasons.get((clip_id, fingerprint), self.reasons.get((clip_id, "")))
+
+    def missing(self, cache: FeatureCache, clip_ids: Sequence[str], spaces: Iterable[FeatureSpace]) -> dict[str, str]:
+        """Clips that the cache lacks in one of the spaces for a reason that is known, and that reason.
+
+        A clip that is lacking without a known reason is not among them: reading it says what to do.
+        """
+        found: dict[str, str] = {}
+        for space in spaces:
+            explained = {name: why for name in clip_ids if (why := self.reason(name, space.fingerprint)) is not None}
+            stored = stored_clips(cache, space.fingerprint) if explained else frozenset()
+            found |= {name: why for name, why in explained.items() if name not in stored}
+        return found
+
+
+def stored_clips(cache: FeatureCache, fingerprint: str) -> frozenset[str]:
+    """Ids of the clips that a feature space holds; none where the cache has never seen the space."""
+    if fingerprint not in {space.fingerprint for space in cache.spaces}:
+        return frozenset()
+    return frozenset(cache.clip_ids(space=fingerprint))
+
+
+def known_failures(project: Project) -> KnownFailures:
+    """What is known of clips that could not be extracted; nothing where there was no extraction.
+
+    Raises:
+        ClipTableError: If the file is not as it was written.
+    """
+    return KnownFailures({(row.clip.clip_id, row.fingerprint): row.clip.reason for row in read_rows(project.failures)})
+
+
+def record_failures(
+    project: Project, spaces: Mapping[str, FeatureSpace], failures: Iterable[FailedClip], *, table: Collection[str]
+) -> None:
+    """Brings the file up to date after a run: what it could not extract, less what the cache has by now.
+
+    Every process of a run does so when it ends; a claim, which expires, makes them take turns.
+
+    Args:
+        project: The project.
+        spaces: The feature spaces that the run filled, by name.
+        failures: Clips that it could not extract.
+        table: Ids of all clips of the clip table.
+    """
+    private_folder(project.state)
+    with Claims(project.state) as turn:
+        while not turn.take(project.failures.name):
+            time.sleep(_TURN_S)
+        rows = {(row.clip.clip_id, row.fingerprint): row for row in read_rows(project.failures)}
+        of_run = [space.fingerprint for space in spaces.values()]
+        for failure in failures:
+            rows.pop((failure.clip_id, ""), None)
+            rows |= {(failure.clip_id, one): ExplainedClip(failure, one) for one in of_run}
+        stored = _stored(project, {*of_run, *(fingerprint for _, fingerprint in rows)} if rows else set())
+        in_all = frozenset.intersection(*(stored.get(one, frozenset()) for one in of_run))
+        kept = [
+            row
+            for (clip_id, fingerprint), row in rows.items()
+            if clip_id in table and clip_id not in (stored.get(fingerprint, frozenset()) if fingerprint else in_all)
+        ]
+        write_private(project.failures, _as_csv(kept))
+
+
+def _stored(project: Project, fingerprints: Collection[str]) -> dict[str, frozenset[str]]:
+    try:
+        cache = FeatureCache.open(project.cache)
+    except CacheNotFoundError:
+        return {}
+    return {one: stored_clips(cache, one) for one in fingerprints if one}
+
+
+def read_rows(path: Path) -> list[ExplainedClip]:
+    """The rows of a file; none where there is no file.
+
+    Raises:
+        ClipTableError: If it is not as it was written.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                ExplainedClip(
+                    FailedClip(
+                        row["clip_id"],
+                        unguard_cell(row["recording"]),
+                        parse_seconds(row["start_s"]),
+                        parse_seconds(row["end_s"]),
+                        unguard_cell(row["reason"]),
+                    ),
+                    row.get("feature_space", ""),
+                )
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
+        raise ClipTableError(
+            f"{path.name} must be as featurecache wrote it, but it is not ({error}). "
+            "Remove it and run featurecache extract again."
+        ) from error
+
+
+def _as_csv(rows: Iterable[ExplainedClip]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        clip = row.clip
+        times = (format_seconds(clip.start_us), format_seconds(clip.end_us))
+        writer.writerow([clip.clip_id, guard_cell(clip.recording), *times, row.fingerprint, guard_cell(clip.reason)])
+    return text.getvalue().encode()
