@@ -186,7 +186,7 @@ WRONG = {
         _unknown_device,
         "extract",
         1,
-        r"extract\.device must be",
+        r"the device must be auto, cpu, .* Set extract\.device",
     ),
     "worker out of range": (lambda p: None, "extract --worker 3/2", 2, r"I/N"),
     "limit of nothing": (lambda p: None, "extract --limit 0", 2, r"--limit"),
@@ -239,6 +239,7 @@ def _set_model(project: Path, model: str) -> None:
 def _other_architecture(project: Path) -> None:
     (project / "model").mkdir()
     (project / "model/config.json").write_text('{"model_type": "qwen3_vl"}')
+    (project / "model/preprocessor_config.json").write_text("{}")
     _set_model(project, str(project / "model"))
 
 
