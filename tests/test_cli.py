@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -777,6 +778,33 @@ def test_a_shell_completes_commands() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | asked
     )
     assert done.stdout.split() == ["extract"]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [["-m", "featurecache"], ["-c", "from featurecache.__main__ import main; main()"]],
+    ids=["module", "script"],
+)
+def test_the_command_runs_when_files_of_the_same_names_come_first(start: list[str], tmp_path: Path) -> None:
+    for name in ("cli.py", "heads.py"):
+        (tmp_path / name).write_text("raise SystemExit('a foreign file was run')\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    for arguments, code, words in (
+        (["--help"], 0, "Usage: "),
+        (["train", "--config", "none"], 1, "must have a feature"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *start, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+        )
+        assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done.stderr
+        assert "foreign" not in done.stderr
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"featurecache": "featurecache.__main__:main"}
 
 
 def test_help_needs_no_heavy_library() -> None:
