@@ -555,31 +555,26 @@ def predict(
 
 @command("agreement", example="featurecache agreement a.eaf b.eaf")
 def agreement(
-    first: Annotated[Path, typer.Argument(help="The reference: an .eaf of one recording.")],
-    second: Annotated[Path, typer.Argument(help="Another annotator's .eaf of it, or a .predicted.eaf.")],
+    first: Annotated[Path | None, typer.Argument(help="The reference: an .eaf or a CSV; none: the project's.")] = None,
+    second: Annotated[Path | None, typer.Argument(help="Another annotator's, or a .predicted.eaf.")] = None,
     config: Config = Path(),
     as_json: AsJson = False,
 ) -> int:
-    """Compare two annotation files of one recording.
+    """Compare two annotators of the same recordings.
 
-    By kappa, segment F1, durations and borders.
+    By kappa, segment F1, durations and borders: of two files, which need no project, or of all recordings that a
+    project has from two annotators.
     """
     from heads.terminal.scores import agreement_pieces
-    from heads.timelines.agreement import agreement
+    from heads.workflow.agreeing import annotators_agreement
 
     screen = Screen(as_json)
-    data = _project(config).settings.data
-    found = agreement(
-        first,
-        second,
-        labels=data.labels,
-        labels_from=data.labels_from,
-        tiers=data.tiers,
-        annotated_span=data.annotated_span,
-    )
-    screen.show(agreement_pieces(found, first.name, second.name, screen.width))
+    if (first is None) != (second is None):
+        raise typer.BadParameter("two files must be named, or none for the project's, but one is. Name the other.")
+    found = annotators_agreement(config, None if first is None or second is None else (first, second))
+    screen.show(agreement_pieces(found, screen.width))
     screen.document(found)
-    return DONE
+    return SOME_FAILED if found["left_out"] else DONE
 
 
 # --- looking after it -------------------------------------------------------------------------------

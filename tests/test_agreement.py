@@ -1,12 +1,13 @@
 """Agreement of two annotation files: put on one clock, compared where both annotated."""
 
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from featurecache.annotations import Interval, add_predictions, read_eaf, save_eaf, write_eaf
+from featurecache.annotations import Interval, LabelRule, add_predictions, read_eaf, save_eaf, write_eaf
 from featurecache.errors import AnnotationError
 from heads.timelines.agreement import agreement
 
@@ -25,7 +26,8 @@ def file(folder: Path, name: str, intervals, *, media="S01.mp4", origin_ms=0, ti
 
 
 def compare(first: Path, second: Path, **options):
-    return agreement(first, second, **{"labels": LABELS, "labels_from": "tiers", **options})
+    rule = LabelRule(tiers=options.pop("tiers", ()), span=options.pop("annotated_span", None))
+    return agreement(first, second, **{"labels": LABELS, "rule": rule, **options})
 
 
 def test_agreement_is_whole_when_two_clocks_tell_the_same(tmp_path):
@@ -114,3 +116,52 @@ def test_agreement_command_shows_kappa_and_where_they_differ(tmp_path):
     assert done.exit_code == 0, done.output
     assert "kappa" in done.output
     assert "20.0 to 30.0 s: ventilation in a.eaf alone" in done.output
+
+
+def test_agreement_needs_no_project_and_reads_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path, "a.eaf", spans((5, 10), (20, 30)), media="D:/x/S01.mpg")
+    (tmp_path / "b.csv").write_text("video;Onset (ms);Offset (ms);code\nS01;5000;10000;ventilation\n")
+    done = CliRunner().invoke(app, ["agreement", "a.eaf", "b.csv", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["labels"] == ["ventilation"]
+    assert [(one["start_us"], one["end_us"]) for one in found["disagreements"]] == [(20 * SECOND, 30 * SECOND)]
+    (warning,) = found["warnings"]
+    assert warning.startswith("'suction' is in a.eaf alone, so all of it counts as disagreement")
+
+
+def test_agreement_of_two_tables_is_over_all_recordings_that_both_annotate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = "recording,start_s,end_s,label\n"
+    (tmp_path / "a.csv").write_text(head + "S1.mp4,0,10,a\nS2.mp4,0,10,a\nS3.mp4,0,10,a\n")
+    (tmp_path / "b.csv").write_text(head + "S1.avi,0,10,a\nS2.mp4,5,10,a\n")
+    found = agreement(Path("a.csv"), Path("b.csv"))
+    assert [one["recording"] for one in found["recordings"]] == ["S1.mp4", "S2.mp4"]
+    assert found["per_class"]["a"]["duration_annotated_s"] == 20
+    assert found["per_class"]["a"]["duration_predicted_s"] == 15
+
+
+def test_agreement_is_over_all_doubly_annotated_recordings_of_a_project(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "elan").mkdir()
+    for number in range(3):
+        (tmp_path / f"videos/S{number}.mp4").touch()
+        file(tmp_path / "elan", f"S{number}_anna.eaf", spans((5, 10)), media=f"S{number}.mp4")
+    for number in range(2):
+        file(tmp_path / "elan", f"S{number}_bert.eaf", spans((5 + number, 10)), media=f"S{number}.mp4")
+    (tmp_path / "featurecache.toml").write_text(
+        '[data]\nvideos = "videos"\nannotations = "elan"\nlabels = ["ventilation"]\n[features]\nmodel = "demo"\n'
+    )
+    done = CliRunner().invoke(app, ["agreement", "--json", "--config", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [one["recording"] for one in found["recordings"]] == ["S0.mp4", "S1.mp4"]
+    assert found["per_class"]["ventilation"]["onset_error_s"] == {"median": 0.5, "mean_absolute": 0.5}
+    assert [(one["recording"], one["start_us"]) for one in found["disagreements"]] == [("S1.mp4", 5 * SECOND)]
+    assert json.loads((tmp_path / "runs/agreement.json").read_text()) == found
+    for path in (tmp_path / "elan").glob("*_bert.eaf"):
+        path.unlink()
+    done = CliRunner().invoke(app, ["agreement", "--config", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "two people annotated" in done.output

@@ -23,10 +23,14 @@ from featurecache.annotations import (
     read_eaf,
     resolve_times,
     save_eaf,
+    untimed,
     write_csv,
     write_eaf,
 )
+from featurecache.annotations.columns import recognise
+from featurecache.annotations.table import header_of
 from featurecache.errors import AnnotationError, OutputExistsError, UnsafeFileError
+from featurecache.spelling import plain_name
 
 SHARED = Path(__file__).parents[1].parent / "shared/data/eaf"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real files are not on this machine")
@@ -359,10 +363,32 @@ def test_resolve_times_divides_again_when_part_of_subdivision_is_parent(make):
         (tier_text("a", "a1 t1 t9 "), "t1=0", "slot t9 of annotation a1 on tier 'a' has none"),
         (tier_text("a", "a1 t1 t2 "), "t1=0 t2", "slot t2 of annotation a1 on tier 'a' has none"),
         (tier_text("a", "a1 t1 t2 "), "t1=9 t2=5", "annotation a1 on tier 'a' starts at 9 ms and ends at 5 ms"),
-        (tier_text("a", "a1 t1 t2 ", "a1 t1 t2 "), "t1=0 t2=5", "unique, but annotation a1 on tier 'a'"),
         (tier_text("b", "r ->gone ", kind="one"), "", "annotation r on tier 'b' refers to gone"),
-        (tier_text("b", "r ->s ", "s ->r ", kind="one"), "", "those of annotation r on tier 'b' form a circle"),
         (tier_text("b", "r ->r ", kind="one"), "", "those of annotation r on tier 'b' form a circle"),
+    ],
+)
+def test_one_annotation_without_a_time_is_left_out_and_the_others_stay(make, body, slots, message):
+    document = read_eaf(make(body + tier_text("good", "g g1 g2 "), f"g1=0 g2=7 {slots}"))
+    assert [annotation.annotation_id for annotation in resolve_times(document)] == ["g"]
+    (reason,) = untimed(document)
+    assert re.search(message, reason)
+
+
+def test_what_depends_on_an_annotation_without_a_time_is_left_out_with_it(make):
+    body = (
+        tier_text("a", "a1 t1 t2 ", "a2 t1 t3 ")
+        + tier_text("b", "p ->a1 ", "q ->a1<-p ", "ok ->a2 ", kind="parts", parent="a")
+        + tier_text("c", "x ->p ", "y ->x ", "l ->m ", "m ->l ", kind="one")
+    )
+    document = read_eaf(make(body, "t1=9 t2=5 t3=20"))
+    assert [annotation.annotation_id for annotation in resolve_times(document)] == ["a2", "ok"]
+    assert len(untimed(document)) == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "slots", "message"),
+    [
+        (tier_text("a", "a1 t1 t2 ", "a1 t1 t2 "), "t1=0 t2=5", "unique, but annotation a1 on tier 'a'"),
         (
             tier_text("a", "a1 t1 t2 ") + tier_text("b", "p ->a1<-q ", "q ->a1<-p ", kind="parts"),
             "t1=0 t2=5",
@@ -506,8 +532,8 @@ def media_header(*media: tuple[str, str | None, int]) -> str:
 )
 def test_matching_recordings_compares_file_names_when_urls_come_from_elsewhere(make, url, relative):
     path = make(header=media_header((url, relative, 250)), name="notes.eaf")
-    found = matching_recordings(read_eaf(path), path, ["s1/my rec #1.mp4", "s1/other.mp4", "rec #1.mp4"])
-    assert found == (MediaMatch("s1/my rec #1.mp4", 250),)
+    found = matching_recordings(read_eaf(path), path, ["my rec #1.mp4", "s1/other.mp4", "rec #1.mp4"])
+    assert found == (MediaMatch("my rec #1.mp4", 250),)
 
 
 def test_matching_recordings_finds_name_when_percent_sign_is_literal_or_accents_are_decomposed(make):
@@ -552,6 +578,56 @@ def test_matching_recordings_uses_folders_when_file_names_repeat(make, tmp_path)
     unclear = make(header=media_header(("cam.mp4", None, 0)))
     with pytest.raises(AnnotationError, match=r"one recording, but 'cam\.mp4' fits s1/cam\.mp4, s2/cam\.mp4"):
         matching_recordings(read_eaf(unclear), unclear, recordings)
+
+
+@pytest.mark.parametrize(
+    ("url", "own", "recording"),
+    [
+        ("file:///D:/study/s4/CAM9.MP4", "s4.eaf", "s5/CAM9.MP4"),
+        ("file:///D:/study/s4/cam1/CAM9.MP4", "x.eaf", "s5/cam1/CAM9.MP4"),
+        ("file:///D:/study/s4/CAM9.MP4", "CAM9.eaf", "s5/CAM9.MP4"),
+        ("file:///D:/anna/CAM9.avi", "x.eaf", "bert/CAM9.MP4"),
+        (r"s4\CAM9.MP4", "x.eaf", "s5/CAM9.MP4"),
+        ("CAM9.MP4", "s4/x.eaf", "s5/CAM9.MP4"),
+    ],
+)
+def test_annotations_of_another_session_are_not_applied_to_a_recording_of_the_same_name(
+    make, tmp_path, url, own, recording
+):
+    (tmp_path / "s4").mkdir()
+    path = make(header=media_header((url, None, 0)), name=own)
+    with pytest.raises(AnnotationError, match=r'is not .*CAM9\.MP4\. If it is.* media_folders = "ignored"'):
+        matching_recordings(read_eaf(path), path, [recording, "s1/CAM1.MP4"])
+    (match,) = matching_recordings(read_eaf(path), path, [recording, "s1/CAM1.MP4"], ignore_folders=True)
+    assert (match.recording, match.by) in ((recording, "name"), (recording, "stem"))
+
+
+@pytest.mark.parametrize("own", ["s5/x.eaf", "s5.eaf"])
+def test_an_eaf_filed_under_the_session_annotates_its_recording_wherever_it_was_played_from(make, tmp_path, own):
+    (tmp_path / "s5").mkdir()
+    path = make(header=media_header(("file:///C:/Users/me/Desktop/CAM9.MP4", "./CAM9.MP4", 0)), name=own)
+    assert [match.by for match in matching_recordings(read_eaf(path), path, ["s5/CAM9.MP4"])] == ["path"]
+
+
+def test_a_converted_recording_is_matched_by_its_stem_and_the_picture_gives_the_origin(make):
+    path = make(
+        header=media_header(("file:///D:/data/S1.wav", None, 70), ("file:///D:/data/S1.mpg", None, 40)).replace(
+            'video/mp4" TIME_ORIGIN="70', 'audio/x-wav" TIME_ORIGIN="70'
+        ),
+        name="S1_coderA.eaf",
+    )
+    assert matching_recordings(read_eaf(path), path, ["S1.mp4", "S10.mp4"]) == (MediaMatch("S1.mp4", 40),)
+    with pytest.raises(AnnotationError, match=r"'S1' fits S1\.mov, S1\.mp4"):
+        matching_recordings(read_eaf(path), path, ["S1.mp4", "S1.mov"])
+
+
+def test_an_old_eaf_names_its_media_in_the_header_and_one_without_media_may_bear_a_coders_name(make):
+    old = make(header='<HEADER MEDIA_FILE="C:\\data\\S2.mpg" TIME_UNITS="milliseconds"/>', name="x.eaf")
+    assert matching_recordings(read_eaf(old), old, ["S1.mp4", "S2.mp4"]) == (MediaMatch("S2.mp4", 0),)
+    bare = make(header="<HEADER/>", name="S1_coderA.eaf")
+    assert matching_recordings(read_eaf(bare), bare, ["S1.mp4", "S1_coder.mp4"]) == (MediaMatch("S1.mp4", 0),)
+    other = make(header=media_header(("S1_b.mp4", None, 0)), name="S1_b.eaf")
+    assert matching_recordings(read_eaf(other), other, ["S1.mp4"]) == ()
 
 
 def test_matching_recordings_refuses_when_origins_of_one_recording_differ(make):
@@ -747,7 +823,8 @@ def test_write_eaf_round_trips_when_origin_is_any(tmp_path_factory, wanted, orig
     write_eaf(path, wanted, media_name="v.mp4", time_origin_ms=origin_ms)
     document = read_eaf(path)
     assert [media.time_origin_ms for media in document.media] == [origin_ms]
-    assert intervals(document, labels_from="tiers", time_origin_ms=origin_ms) == wanted
+    read = sorted({Interval(i.start_us, i.end_us, plain_name(i.label)) for i in wanted})
+    assert intervals(document, labels_from="tiers", time_origin_ms=origin_ms) == read
 
 
 # --- CSV ------------------------------------------------------------------------------------------
@@ -814,30 +891,13 @@ def test_read_csv_is_exact_when_floats_would_round(table, seconds, microseconds)
     ("text", "message"),
     [
         ("", "must have a header, but it is empty"),
-        ("recording,start,end,label\n", "line 1: the header must name .* start_s is missing .*Rename 'start'"),
+        ("recording,start,end,label\n", r'line 1: the header must name .* start_s is missing .*start = "start"'),
         ("a.mp4,0,1,vent\n", "line 1: the header must name .*Begin the file with recording,start_s,end_s,label"),
         ("recording,start_s,end_s,label,label\n", "line 1: .*label occurs 2 times"),
-        (HEAD + "a.mp4,0,1\n", r"line 2: a row must have as many cells as the header \(4\), but this one has 3"),
-        (HEAD + "a.mp4,0,1,vent,hard\n", "line 2: a row must have as many cells"),
-        (HEAD + "a.mp4,1,5,2,vent\n", "line 2: a row must have as many cells"),
-        (HEAD + "\n\na.mp4,2,1,vent\n", "line 4: end_s must lie behind start_s, but 1 does not lie behind 2"),
-        (HEAD + "a.mp4,1,1.0000001,vent\n", "line 2: end_s must lie behind start_s"),
-        (HEAD + "a.mp4,-1,1,vent\n", "line 2: start_s must be seconds .* it is '-1'"),
-        (HEAD + "a.mp4,0,nan,vent\n", "line 2: end_s must be seconds .* it is 'nan'"),
-        (HEAD + "a.mp4,0,inf,vent\n", "it is 'inf'"),
-        (HEAD + "a.mp4,0,1e3,vent\n", "it is '1e3'"),
-        (HEAD + "a.mp4,0,00:01:02,vent\n", "it is '00:01:02'"),
-        (HEAD + "a.mp4,,1,vent\n", "line 2: start_s must be seconds .* it is ''"),
-        (HEAD + "a.mp4,0,1,\n", "line 2: every interval must have a label"),
-        (HEAD + ",0,1,vent\n", "line 2: every row must name its recording"),
-        (HEAD + 'a.mp4,0,"1,5",vent\n', "line 2: end_s must have a decimal point where commas separate"),
-        ("recording;start_s;end_s;label\na;1.234,5;9;x\n", "line 2: start_s must be seconds .*'1.234,5'"),
-        ("recording;start_s;end_s;label\na;0,5;1;x\na;0;1.500;x\n", "line 3: .*one decimal mark, but end_s is '1.500'"),
-        (HEAD + 'a.mp4,0,1,"x\ny"\nb,0,0,z\n', "line 4: end_s must lie behind"),
         (HEAD + 'a.mp4,0,1,"vent\n', "line 2: a table must be well-formed CSV"),
         (HEAD + 'a.mp4,0,1,"v"ent\n', "line 2: a table must be well-formed CSV"),
-        ((HEAD + "a.mp4,0,1,\u00e9\n").encode("latin-1"), "line 2: a table must be UTF-8, but byte 0xe9"),
-        ((HEAD + "a.mp4,0,1,x\n").encode("utf-16-le"), "line 1: .*zero byte. Save it as 'CSV UTF-8'"),
+        ((HEAD + "a.mp4,0,1,\u00e9\n").encode("latin-1"), "line 2: a table must be UTF-8 or UTF-16, but byte 0xe9"),
+        (HEAD + "a.mp4,0,1,x" + 300 * " " + "\0\n", "line 2: a table must be text, but it holds a zero byte"),
         (
             HEAD.replace("\n", ",session\n") + "a.mp4,0,1,x,one\na.mp4,2,3,x,two\n",
             "line 3: a recording must belong to one session, but 'a.mp4' is in 'one' and 'two'",
@@ -847,6 +907,95 @@ def test_read_csv_is_exact_when_floats_would_round(table, seconds, microseconds)
 def test_read_csv_names_line_and_value_when_table_is_wrong(table, text, message):
     with pytest.raises(AnnotationError, match=r"labels\.csv.*" + message):
         read_csv(table(text))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a.mp4,0,1", r"a row must have as many cells as the header \(4\), but this one has 3"),
+        ("a.mp4,0,1,vent,hard", "a row must have as many cells"),
+        ("a.mp4,2,1,vent", "end_s must not lie before start_s, but 1 lies before 2"),
+        ("a.mp4,-1,1,vent", "start_s must be seconds .* it is '-1'"),
+        ("a.mp4,0,nan,vent", "end_s must be seconds .* it is 'nan'"),
+        ("a.mp4,0,1e3,vent", ".*it is '1e3'"),
+        ("a.mp4,0,00:61:02,vent", ".*it is '00:61:02'"),
+        ("a.mp4,,1,vent", "start_s must be seconds .* it is ''"),
+        ("a.mp4,0,1,", "every interval must have a label"),
+        (",0,1,vent", "every row must name its recording"),
+        ('a.mp4,0,"1,5",vent', "end_s must have a decimal point where commas separate"),
+    ],
+)
+def test_one_bad_row_leaves_out_one_row_and_no_other(table, row, message):
+    found = read_csv(table(f"{HEAD}b.mp4,0,1,vent\n{row}\nc.mp4,0,1,vent\n"))
+    assert list(found.intervals) == ["b.mp4", "c.mp4"], "a recording whose rows are all bad is not annotated"
+    (reason,) = found.left_out
+    assert re.match(f"line 3: {message}", reason)
+
+
+def test_a_table_with_two_decimal_marks_is_not_guessed_at(table):
+    found = read_csv(table("recording;start_s;end_s;label\na;0,5;1;x\na;0;1.500;x\na;1.234,5;9;x\n"))
+    assert len(found.rows) == 1
+    assert "one decimal mark, but end_s is '1.500'" in found.left_out[0]
+    assert "it is '1.234,5'" in found.left_out[1]
+
+
+def test_a_row_that_ends_where_it_begins_is_a_point(table):
+    found = read_csv(table(HEAD + "a.mp4,1,1,kick\n"))
+    assert [(row.start_us, row.end_us) for row in found.rows] == [(SECOND, SECOND)]
+    assert found.intervals == {"a.mp4": ()}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_read_csv_reads_what_excel_saves(table, encoding, line_end):
+    text = line_end.join(["sep=;", "recording;start_s;end_s;label", "a.mp4;1,5;0:00:02,25;v\u00e9nt", ""])
+    assert read_csv(table(text, encoding)).intervals == {"a.mp4": (Interval(1_500_000, 2_250_000, "v\u00e9nt"),)}
+
+
+EXPORTS = {
+    "elan": "Tier\tParticipant\tBegin Time - hh:mm:ss.ms\tBegin Time - ss.msec\tBegin Time - msec\t"
+    "End Time - hh:mm:ss.ms\tEnd Time - ss.msec\tEnd Time - msec\tAnnotation\tFile\n"
+    "vent\tP\t00:00:01.500\t1.5\t1500\t00:00:02.250\t2.25\t2250\thard\tS1.eaf\n",
+    "elan milliseconds": "Tier\tBegin Time - msec\tEnd Time - msec\tAnnotation\tFile\nvent\t1500\t2250\t\tS1.eaf\n",
+    "boris aggregated": "Observation id\tObservation date\tSubject\tBehavior\tBehavior type\tStart (s)\tStop (s)\t"
+    "Duration (s)\tMedia file name\nobs1\t2020\tbaby\tvent\tSTATE\t1.5\t2.25\t0.75\tS1.mp4\n",
+    "boris tabular": "Observation id,Source,Subject,Behavior,Behavior type,Time,Comment\n"
+    "obs1,player #1:videos/S1.mp4,baby,vent,START,1.500,\nobs1,player #1:videos/S1.mp4,nurse,vent,START,3,\n"
+    "obs1,player #1:videos/S1.mp4,baby,vent,STOP,2.250,\nobs1,player #1:videos/S1.mp4,nurse,vent,STOP,4,\n",
+    "older boris": "Observation id\tobs1\n\nMedia file(s)\n\nPlayer #1\tvideos/S1.mp4\n\n"
+    "Time\tMedia file path\tTotal length\tFPS\tSubject\tBehavior\tBehavioral category\tComment\tStatus\n"
+    "1.5\tvideos/S1.mp4\t10\t25\tbaby\tvent\t\t\tSTART\n2.25\tvideos/S1.mp4\t10\t25\tbaby\tvent\t\t\tSTOP\n",
+    "milliseconds": "video,start_ms,end_ms,activity\nS1,1500,2250,vent\n",
+    "duration": "file;Onset;Duration;Code\nS1;1,5;0,75;vent\n",
+}
+
+
+@pytest.mark.parametrize("text", EXPORTS.values(), ids=EXPORTS)
+def test_exports_of_other_programs_are_read_by_the_columns_that_their_header_proposes(table, text):
+    path = table(text)
+    columns = recognise(header_of(path))
+    assert columns is not None
+    found = read_csv(path, columns)
+    assert found.left_out == ()
+    first = found.rows[0]
+    assert (first.start_us, first.end_us, first.label) == (1_500_000, 2_250_000, "vent")
+    assert "S1" in first.recording
+    with pytest.raises(AnnotationError, match=r"Add under \[data\]: columns = \{"):
+        read_csv(path)
+
+
+def test_events_that_begin_and_never_end_are_left_out_and_told(table):
+    text = "Media file name,Behavior,Behavior type,Time\n" + "".join(
+        f"S1.mp4,{row}\n"
+        for row in ("a,STOP,1", "a,START,2", "a,START,3", "a,STOP,4", "b,START,5", "k,POINT,6", "k,X,7")
+    )
+    path = table(text)
+    found = read_csv(path, recognise(header_of(path)))
+    assert [(row.label, row.start_us // SECOND, row.end_us // SECOND) for row in found.rows] == [
+        ("a", 3, 4),
+        ("k", 6, 6),
+    ]
+    assert [reason.split(":")[0] for reason in found.left_out] == ["line 2", "line 4", "line 8", "line 6"]
 
 
 def test_write_csv_guards_cells_when_spreadsheet_would_run_them(tmp_path):

@@ -129,7 +129,7 @@ WRONG = {
         lambda p: (p / "labels.csv").write_text("recording,start_s,end_s,label\nS0.mp4,3,2,ventilation\n"),
         "clips",
         1,
-        r"line 2: end_s must lie behind start_s",
+        r"line 2: end_s must not lie before start_s",
     ),
     "hostile annotation file": (
         _hostile_eaf,

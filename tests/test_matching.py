@@ -79,6 +79,10 @@ def test_find_annotations_reads_tables_in_either_form_of_accented_letters(projec
 def test_annotated_spans_are_the_marked_ones_where_settings_name_a_mark(project: Project) -> None:
     annotate(project, "S3.eaf", "S3.mp4")
     found = find_annotations(project, ["S3.mp4"]).of["S3.mp4"]
-    assert annotated_spans(found, None, 9 * SECOND) == [(0, 9 * SECOND)]
-    assert annotated_spans(found, "ventilation", 9 * SECOND) == [(SECOND, 2 * SECOND)]
-    assert annotated_spans(found, "annotated", 9 * SECOND) == []
+    data = project.settings.data
+    marked, other = (dataclasses.replace(data, annotated_span=name) for name in ("ventilation", "annotated"))
+    until_last = dataclasses.replace(data, unannotated_time="until_last_annotation")
+    assert annotated_spans(found, data, 9 * SECOND) == [(0, 9 * SECOND)]
+    assert annotated_spans(found, until_last, 9 * SECOND) == [(0, 2 * SECOND)]
+    assert annotated_spans(found, marked, 9 * SECOND) == [(SECOND, 2 * SECOND)]
+    assert annotated_spans(found, other, 9 * SECOND) == []

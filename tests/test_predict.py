@@ -279,14 +279,14 @@ def test_predict_lists_annotations_that_it_cannot_use_and_goes_on(project: Proje
     folder.mkdir()
     (folder / "S0.eaf").write_text("<not an eaf")
     for name in ("one.eaf", "two.eaf"):
-        write_eaf(folder / name, [], media_name="S1.mp4", tiers=["ventilation"])
+        write_eaf(folder / name, [Interval(0, 1_000_000, "ventilation")], media_name="S1.mp4")
     annotated = with_annotations(project, folder)
     found = predict(annotated, project.videos / "S0.mp4", project.videos / "S1.mp4", out=tmp_path / "out")
     assert [timeline.recording for timeline, _ in found.written] == ["S0.mp4"]
     assert [(one.name, "line 1" in one.reason) for one in found.left_out] == [("S0.eaf", True)]
     ((failed),) = found.failed
     assert failed.name == "S1.mp4"
-    assert "two annotation files, one.eaf and two.eaf" in failed.reason
+    assert "must have one annotation, but 'S1.mp4' has one.eaf and two.eaf" in failed.reason
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

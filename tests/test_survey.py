@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from featurecache.annotations import Interval, write_csv, write_eaf
+from featurecache.clips.annotated import read_files
 from featurecache.clips.inventory import make_table, survey
 from featurecache.errors import AnnotationError
+from featurecache.project.columns import ColumnSettings
 from featurecache.project.proposal import propose
 from featurecache.project.settings import Project, open_project
 from tests.make_videos import write_video
@@ -59,17 +61,21 @@ def test_survey_names_the_nearest_tier_when_one_is_in_no_file(root: Path) -> Non
 
 def test_survey_refuses_two_files_for_one_recording(root: Path) -> None:
     write_eaf(root / "eaf/second.eaf", [_us(1, 2, "ventilation")], media_name="S0.mp4")
-    with pytest.raises(AnnotationError, match=r"'S0\.mp4' has S0\.eaf and second\.eaf"):
+    with pytest.raises(AnnotationError, match=r"'S0\.mp4' has S0\.eaf and second\.eaf, .* Set annotators"):
         survey(_project(root, 'labels = ["ventilation"]'))
 
 
-def test_survey_doubts_files_without_a_tier_or_with_another_spelling(root: Path) -> None:
+def test_survey_doubts_files_without_a_tier_and_asks_about_another_spelling(root: Path) -> None:
     settings = 'labels = ["ventilation", "suction"]\ntiers = ["ventilation", "suction"]'
-    write_eaf(root / "eaf/S1.eaf", [], media_name="S1.mp4", tiers=["Ventilation ", "suction"], replace=True)
     write_eaf(root / "eaf/S2.eaf", [], media_name="S2.mp4", tiers=["something"], replace=True)
-    misspelt, empty = survey(_project(root, settings)).notes
-    assert misspelt.startswith("S1.eaf has a tier 'Ventilation ' that is not read, and none called 'ventilation'")
-    assert empty.startswith("S2.eaf has none of the tiers ventilation, suction")
+    found = survey(_project(root, settings))
+    assert found.notes[0].startswith(
+        "S2.eaf has none of the tiers ventilation, suction, so its recording counts as unl"
+    )
+    assert "S2.mp4" not in found.intervals
+    write_eaf(root / "eaf/S1.eaf", [], media_name="S1.mp4", tiers=["Ventilation ", "suction"], replace=True)
+    with pytest.raises(AnnotationError, match=r"'Ventilation' .* and 'ventilation' .*rename\."):
+        survey(_project(root, settings))
 
 
 def test_survey_lists_files_that_belong_to_nothing_or_cannot_be_read(root: Path) -> None:
@@ -149,9 +155,7 @@ def test_propose_groups_recordings_by_what_their_names_share(tmp_path: Path, nam
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared real files are not on this machine")
 def test_every_real_eaf_is_read_and_proposed_from(tmp_path: Path) -> None:
-    from featurecache.clips.inventory import read_documents
-
-    documents, unread = read_documents(SHARED / "eaf")
+    documents, _, unread = read_files(SHARED / "eaf", ColumnSettings())
     assert unread == ()
     counts = {path.name: len(document.tiers) for path, document in documents.items()}
     assert counts == {

@@ -7,11 +7,13 @@ from featurecache.annotations.document import EafDocument, MediaDescriptor, Tier
 from featurecache.annotations.eaf import eaf_bytes, read_eaf, save_eaf
 from featurecache.annotations.eaf_writer import add_tier, new_document, write_eaf
 from featurecache.annotations.interval import Interval
-from featurecache.annotations.labels import LabelProposal, intervals, propose_labels
+from featurecache.annotations.labels import Marks, intervals, marks
 from featurecache.annotations.media import MediaMatch, matching_recordings
 from featurecache.annotations.predictions import add_predictions, predicted_intervals
+from featurecache.annotations.proposing import LabelProposal, propose_labels
+from featurecache.annotations.rules import LabelRule
 from featurecache.annotations.table import AnnotationTable, read_csv, write_csv
-from featurecache.annotations.timing import Annotation, resolve_times
+from featurecache.annotations.timing import Annotation, resolve_times, untimed
 
 __all__ = [
     "Annotation",
@@ -19,6 +21,8 @@ __all__ = [
     "EafDocument",
     "Interval",
     "LabelProposal",
+    "LabelRule",
+    "Marks",
     "MediaDescriptor",
     "MediaMatch",
     "Tier",
@@ -26,6 +30,7 @@ __all__ = [
     "add_tier",
     "eaf_bytes",
     "intervals",
+    "marks",
     "matching_recordings",
     "new_document",
     "predicted_intervals",
@@ -34,6 +39,7 @@ __all__ = [
     "read_eaf",
     "resolve_times",
     "save_eaf",
+    "untimed",
     "write_csv",
     "write_eaf",
 ]

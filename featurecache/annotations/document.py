@@ -110,8 +110,8 @@ class EafDocument:
 
     @property
     def media(self) -> tuple[MediaDescriptor, ...]:
-        """The media descriptors, in file order."""
-        return tuple(
+        """The media descriptors, in file order; without one, the media file that older files name in the header."""
+        found = tuple(
             MediaDescriptor(
                 media_url=self.attribute(element, "MEDIA_URL"),
                 relative_media_url=element.get("RELATIVE_MEDIA_URL"),
@@ -120,6 +120,9 @@ class EafDocument:
             )
             for element in self.root.iterfind("HEADER/MEDIA_DESCRIPTOR")
         )
+        header = self.root.find("HEADER")
+        older = "" if found or header is None else header.get("MEDIA_FILE", "").strip()
+        return (MediaDescriptor(older, None, "", 0),) if older else found
 
     @property
     def slots_ms(self) -> dict[str, int | None]:
@@ -151,6 +154,16 @@ class EafDocument:
                 element,
             )
         return tiers
+
+    @property
+    def vocabularies(self) -> dict[str, tuple[str, ...]]:
+        """The values of each controlled vocabulary that the file itself holds, by its id."""
+        found = {}
+        for element in self.root.iterfind("CONTROLLED_VOCABULARY"):
+            entries = [*element.iterfind("CV_ENTRY"), *element.iterfind("CV_ENTRY_ML/CVE_VALUE")]
+            values = [(entry.text or "").strip() for entry in entries]
+            found[self.attribute(element, "CV_ID")] = tuple(dict.fromkeys(value for value in values if value))
+        return found
 
     def raw_annotations(self, tier: Tier) -> Iterator[RawAnnotation]:
         """The annotations of a tier, in file order.

@@ -1,11 +1,10 @@
-"""Annotations as a table: CSV in and out.
+"""Annotations as a table: CSV and other programs' exports in, CSV out.
 
-Columns `recording,start_s,end_s,label` and, if wanted, `session`, in any order, under a header; further
-columns are ignored. Comma, semicolon or tab separates. Spreadsheets of half the world write `;` and decimal
-commas: a decimal comma is read where the separator is not a comma, one decimal mark per file. A row with
-a recording and nothing else says that the recording is annotated and nothing happens in it.
+Our own columns are `recording,start_s,end_s,label` and, if wanted, `session` and `annotator`, in any order, under a
+header; further columns are ignored. Other tables are read by the settings' `columns`. A row with a recording and
+nothing else says that the recording is annotated and nothing happens in it. A row that ends where it begins is a point.
 
-Times become whole microseconds without a detour through floats. A cell that a spreadsheet would run as a formula is
+A row that is wrong is left out and told; the others are read. A cell that a spreadsheet would run as a formula is
 written with a leading quote mark, and reading takes off exactly that one. Spaces around cells are not kept.
 """
 
@@ -14,92 +13,94 @@ import difflib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from featurecache.annotations.eaf import read_bounded
+from featurecache.annotations.clock import DecimalMarks
+from featurecache.annotations.columns import columns_line, recognise
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.saving import save_private
+from featurecache.annotations.table_text import TableText, read_table_text
 from featurecache.csv_fields import format_seconds, guard_cell, unguard_cell
 from featurecache.errors import AnnotationError
+from featurecache.project.columns import ColumnSettings
 
-_COLUMNS = ("recording", "start_s", "end_s", "label")
-_SEPARATORS = (",", ";", "\t")
-_SECONDS = re.compile(r"[0-9]{1,12}([.,][0-9]{0,40})?|[.,][0-9]{1,40}")
+OWN_COLUMNS = ("recording", "start_s", "end_s", "label")
+_OWN = ColumnSettings()
+_PLAYER = re.compile(r"player ?#?[0-9]+:", re.IGNORECASE)
+_STARTS, _STOPS, _POINTS = {"start", "state start", "begin", "on"}, {"stop", "state stop", "end", "off"}, {"point"}
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One annotation of a table: an interval, or a point where it ends as it begins."""
+
+    recording: str
+    label: str
+    value: str
+    annotator: str
+    start_us: int
+    end_us: int
 
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """What a CSV of annotations says.
+    """What a table of annotations says.
 
     Attributes:
-        intervals: Per recording (a posix path), sorted; empty where it is annotated and nothing happens.
+        rows: The annotations, in order.
+        recordings: Every recording that it annotates, also where nothing happens (posix paths), in order.
         sessions: Session per recording, for the rows that name one.
+        left_out: Why rows are left out, a sentence each that begins with the line.
     """
 
-    intervals: Mapping[str, Sequence[Interval]]
+    rows: Sequence[TableRow]
+    recordings: Sequence[str]
     sessions: Mapping[str, str]
+    left_out: Sequence[str] = ()
+
+    @property
+    def intervals(self) -> dict[str, tuple[Interval, ...]]:
+        """Per recording, sorted: the rows that last, by their label alone."""
+        found: dict[str, set[Interval]] = {recording: set() for recording in self.recordings}
+        for row in self.rows:
+            if row.start_us < row.end_us:
+                found[row.recording].add(Interval(row.start_us, row.end_us, row.label))
+        return {recording: tuple(sorted(own)) for recording, own in found.items()}
 
 
-def read_csv(path: Path) -> AnnotationTable:
-    """Read annotations from a CSV file.
+def read_csv(path: Path, columns: ColumnSettings = _OWN) -> AnnotationTable:
+    """Read annotations from a table.
 
     Args:
-        path: The file: UTF-8, with a header.
+        path: The file, with a header.
+        columns: What its columns are called.
 
     Returns:
-        Intervals and sessions per recording. Backslashes in a recording's name become slashes.
+        What it says. Backslashes in a recording's name become slashes.
 
     Raises:
-        AnnotationError: If it cannot be read as such a table; the message names line and value.
+        AnnotationError: If it cannot be read as such a table, or a recording is in two sessions; the message names line
+            and value.
         UnsafeFileError: If it is not a plain file, or too large.
     """
-    text = _decode(path)
-    separator = _separator(text)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    columns: dict[str, int] = {}
-    found: dict[str, set[Interval]] = {}
-    sessions: dict[str, str] = {}
-    marks: dict[str, int] = {}
-    line = 1
-    try:
-        for cells in rows:
-            stripped = [cell.strip(" ") for cell in cells]
-            if not any(cell.strip() for cell in stripped):
-                line = rows.line_num + 1
-                continue
-            where = f"{path.name}, line {line}"
-            line = rows.line_num + 1
-            if not columns:
-                columns = _columns(where, stripped)
-                width = len(stripped)
-                continue
-            if len(stripped) < width or any(stripped[width:]):
-                raise AnnotationError(
-                    f"{where}: a row must have as many cells as the header ({width}), but this one has "
-                    f"{len(stripped)}. Quote cells that contain the separator {separator!r}."
-                )
-            row = {name: unguard_cell(stripped[index]) for name, index in columns.items()}
-            recording = row["recording"].replace("\\", "/")
-            if not recording:
-                raise AnnotationError(f"{where}: every row must name its recording, but the cell is empty. Fill it in.")
-            own = found.setdefault(recording, set())
-            session = row.get("session", "")
-            if session and sessions.setdefault(recording, session) != session:
-                raise AnnotationError(
-                    f"{where}: a recording must belong to one session, but {recording!r} is in "
-                    f"{sessions[recording]!r} and {session!r}. Correct one of them."
-                )
-            if row["start_s"] or row["end_s"] or row["label"]:
-                own.add(_interval(where, row, separator, marks))
-    except csv.Error as error:
-        raise AnnotationError(
-            f"{path.name}, line {line}: a table must be well-formed CSV, but it is not ({error}). Check its quotes."
-        ) from error
-    if not columns:
-        raise AnnotationError(f"{path.name}: a table must have a header, but it is empty. Begin it with {_header()}.")
-    return AnnotationTable({recording: tuple(sorted(own)) for recording, own in found.items()}, sessions)
+    text = read_table_text(path, lambda cells: not _missing(cells, columns) or recognise(cells) is not None)
+    places = _places(text, columns)
+    reader = _Reader(text, columns, places, path.stem)
+    for line, cells in text.rows:
+        reader.read(line, cells)
+    reader.finish()
+    return AnnotationTable(tuple(reader.rows), tuple(reader.recordings), reader.sessions, tuple(reader.left_out))
+
+
+def header_of(path: Path) -> Sequence[str]:
+    """The names of a table's columns, whatever they mean.
+
+    Raises:
+        AnnotationError: If it cannot be read or decoded, or is empty.
+        UnsafeFileError: If it is not a plain file, or too large.
+    """
+    return read_table_text(path, lambda cells: recognise(cells) is not None).header[1]
 
 
 def write_csv(
@@ -123,7 +124,7 @@ def write_csv(
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\r\n")  # quotes cells that hold either character
-    writer.writerow([*_COLUMNS, *(["session"] if sessions is not None else [])])
+    writer.writerow([*OWN_COLUMNS, *(["session"] if sessions is not None else [])])
     for recording, own in intervals.items():
         session = [] if sessions is None else [guard_cell(sessions.get(recording, ""))]
         for interval in sorted(own):
@@ -139,86 +140,160 @@ def write_csv(
     save_private(path, out.getvalue().encode(), replace=replace)
 
 
-def _header() -> str:
-    return ",".join(_COLUMNS)
+class _Reader:
+    """Rows to annotations, by the places of a table's columns."""
 
+    def __init__(self, text: TableText, columns: ColumnSettings, places: Mapping[str, int], own_name: str) -> None:
+        self.text = text
+        self.columns = columns
+        self.places = places
+        self.own_name = own_name
+        self.marks = DecimalMarks(text.separator)
+        self.rows: list[TableRow] = []
+        self.recordings: dict[str, None] = {}
+        self.sessions: dict[str, str] = {}
+        self.left_out: list[str] = []
+        self.open: dict[tuple[str, ...], tuple[int, int]] = {}
 
-def _decode(path: Path) -> str:
-    data = read_bounded(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise AnnotationError(
-            f"{path.name}, line {line}: a table must be UTF-8, but byte 0x{data[error.start]:02x} is not. "
-            "Save it as 'CSV UTF-8'."
-        ) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise AnnotationError(
-            f"{path.name}, line {line}: a table must be UTF-8 text, but it holds a zero byte. Save it as 'CSV UTF-8'."
-        )
-    return text
+    def read(self, line: int, cells: Sequence[str]) -> None:
+        """One row; a wrong one is left out and told.
 
-
-def _separator(text: str) -> str:
-    """The separator under which the first line that is not blank reads as a header."""
-    header = next((line for line in text.splitlines() if line.strip(" ,;\t")), "")
-    for separator in _SEPARATORS:
-        cells = {cell.strip().strip('"').lower() for cell in header.split(separator)}
-        if set(_COLUMNS) <= cells:
-            return separator
-    # None fits: the one that splits most is what the person meant, and _columns says what is missing.
-    return max(_SEPARATORS, key=header.count)
-
-
-def _columns(where: str, header: Sequence[str]) -> dict[str, int]:
-    names = [name.strip().lower() for name in header]
-    for column in _COLUMNS:
-        if column not in names:
-            near = difflib.get_close_matches(column, [name for name in names if name not in _COLUMNS], n=1)
-            advice = f"Rename {near[0]!r}." if near else f"Begin the file with {_header()}."
-            raise AnnotationError(
-                f"{where}: the header must name {', '.join(_COLUMNS)}, but {column} is missing from "
-                f"{', '.join(names)[:120]!r}. {advice}"
+        Raises:
+            AnnotationError: If it puts a recording into a second session.
+        """
+        width = len(self.text.header[1])
+        if len(cells) < width or any(cells[width:]):
+            self.left_out.append(
+                f"line {line}: a row must have as many cells as the header ({width}), but this one has {len(cells)}. "
+                f"Quote cells that contain the separator {self.text.separator!r}."
             )
-    for column in (*_COLUMNS, "session"):
-        if names.count(column) > 1:
+            return
+        row = {key: unguard_cell(cells[place]) for key, place in self.places.items()}
+        recording = _PLAYER.sub("", row.get("recording", self.own_name)).replace("\\", "/")
+        if not recording:
+            self.left_out.append(f"line {line}: every row must name its recording, but the cell is empty. Fill it in.")
+            return
+        session = row.get("session", "")
+        if session and self.sessions.setdefault(recording, session) != session:
             raise AnnotationError(
-                f"{where}: a column must occur once, but {column} occurs {names.count(column)} times. Remove one."
+                f"{self.text.name}, line {line}: a recording must belong to one session, but {recording!r} is in "
+                f"{self.sessions[recording]!r} and {session!r}. Correct one of them."
             )
-    return {name: names.index(name) for name in (*_COLUMNS, "session") if name in names}
+        if not any(row.get(key) for key in ("start", "end", "duration", "label", "value")):
+            self.recordings[recording] = None
+            return
+        try:
+            self._annotation(line, recording, row)
+            self.recordings[recording] = None
+        except ValueError as error:
+            self.left_out.append(f"line {line}: {error}")
+
+    def finish(self) -> None:
+        """Tells of events that began and never ended."""
+        for (recording, label, *_), (line, _) in self.open.items():
+            self.left_out.append(
+                f"line {line}: every START must have a STOP, but that of {label!r} in {recording!r} has none. Add it."
+            )
+
+    def _annotation(self, line: int, recording: str, row: Mapping[str, str]) -> None:
+        label, value, annotator = row["label"], row.get("value", ""), row.get("annotator", "")
+        start_us = self._time("start", row["start"])
+        if not label:
+            raise ValueError("every interval must have a label, but the cell is empty. Fill it in.")
+        if "event" in row:
+            self._event(line, (recording, label, value, annotator, row.get("subject", "")), start_us, row["event"])
+            return
+        end_us = self._time("end", row["end"]) if "end" in row else start_us + self._time("duration", row["duration"])
+        if end_us < start_us:
+            raise ValueError(
+                f"{self.columns.end} must not lie before {self.columns.start}, but {row['end']} lies before "
+                f"{row['start']}. Correct one of them."
+            )
+        self.rows.append(TableRow(recording, label, value, annotator, start_us, end_us))
+
+    def _event(self, line: int, key: tuple[str, str, str, str, str], time_us: int, what: str) -> None:
+        recording, label, value, annotator, _ = key
+        event = what.strip().lower()
+        if event in _POINTS:
+            self.rows.append(TableRow(recording, label, value, annotator, time_us, time_us))
+        elif event in _STARTS:
+            earlier = self.open.pop(key, None)
+            self.open[key] = line, time_us
+            if earlier is not None:
+                raise ValueError(
+                    f"every START must have a STOP before the next, but that of {label!r} on line {earlier[0]} has "
+                    "none. Add it."
+                )
+        elif event in _STOPS:
+            if key not in self.open:
+                raise ValueError(f"every STOP must follow a START, but that of {label!r} follows none. Add it.")
+            _, start_us = self.open.pop(key)
+            if time_us < start_us:
+                raise ValueError(f"a STOP must not lie before its START, but that of {label!r} does. Correct it.")
+            self.rows.append(TableRow(recording, label, value, annotator, start_us, time_us))
+        else:
+            raise ValueError(f"{self.columns.event} must be START, STOP or POINT, but it is {what[:40]!r}. Correct it.")
+
+    def _time(self, key: str, cell: str) -> int:
+        return self.marks.microseconds(str(getattr(self.columns, key)), cell, self.columns.unit)
 
 
-def _interval(where: str, row: Mapping[str, str], separator: str, marks: dict[str, int]) -> Interval:
-    start_us = _microseconds(where, "start_s", row["start_s"], separator, marks)
-    end_us = _microseconds(where, "end_s", row["end_s"], separator, marks)
-    if end_us <= start_us:
-        raise AnnotationError(
-            f"{where}: end_s must lie behind start_s, but {row['end_s']} does not lie behind {row['start_s']}. "
-            "Correct one of them."
+def _missing(header: Sequence[str], columns: ColumnSettings) -> list[str]:
+    """Columns that must be there and are not."""
+    lower = {name.strip().lower() for name in header}
+    needed = [columns.recording, columns.start, columns.label]
+    needed.append(
+        columns.event or (columns.duration if columns.duration and not _ends(lower, columns) else columns.end)
+    )
+    optional = (columns.value, columns.subject, columns.session, columns.annotator)
+    needed += [name for name in optional if name not in (_OWN.session, _OWN.annotator)]
+    return [name for name in needed if name and name.strip().lower() not in lower]
+
+
+def _ends(lower: set[str], columns: ColumnSettings) -> bool:
+    return bool(columns.end) and columns.end.strip().lower() in lower
+
+
+def _places(text: TableText, columns: ColumnSettings) -> dict[str, int]:
+    """What each column holds -> its place.
+
+    Raises:
+        AnnotationError: If one is missing or occurs twice.
+    """
+    line, header = text.header
+    where = f"{text.name}, line {line}"
+    if missing := _missing(header, columns):
+        known = recognise(header)
+        near = difflib.get_close_matches(missing[0], header, n=1)
+        advice = (
+            f"Add under [data]: {columns_line(known)}"
+            if known is not None and known != columns
+            else f"Rename {near[0]!r}, or name the columns under [data]."
+            if near and near[0].lower() not in OWN_COLUMNS
+            else f"Begin the file with {','.join(OWN_COLUMNS)}, or name its columns under [data]."
         )
-    if not row["label"]:
-        raise AnnotationError(f"{where}: every interval must have a label, but the cell is empty. Fill it in.")
-    return Interval(start_us, end_us, row["label"])
-
-
-def _microseconds(where: str, column: str, text: str, separator: str, marks: dict[str, int]) -> int:
-    if not _SECONDS.fullmatch(text):
         raise AnnotationError(
-            f"{where}: {column} must be seconds such as 12.5, zero or more, but it is {text[:40]!r}. Correct it."
+            f"{where}: the header must name {', '.join(_told(columns))}, but {missing[0]} is missing from "
+            f"{', '.join(header)[:120]!r}. {advice}"
         )
-    mark = "," if "," in text else "." if "." in text else ""
-    if mark == "," and separator == ",":
-        raise AnnotationError(
-            f"{where}: {column} must have a decimal point where commas separate the cells, but it is {text!r}. "
-            "Write a point, or save the table with semicolons."
-        )
-    if mark:
-        marks.setdefault(mark, len(marks))
-        if len(marks) > 1:
+    lower = [name.strip().lower() for name in header]
+    places = {}
+    for each in fields(columns):
+        name = str(getattr(columns, each.name)).strip().lower()
+        if each.name == "unit" or not name or name not in lower:
+            continue
+        if lower.count(name) > 1:
             raise AnnotationError(
-                f"{where}: a table must use one decimal mark, but {column} is {text!r} and earlier rows use "
-                f"{next(iter(marks))!r}. Write all times alike."
+                f"{where}: a column must occur once, but {name} occurs {lower.count(name)} times. Remove one."
             )
-    return round(Fraction(text.replace(",", ".")) * 1_000_000)
+        places[each.name] = lower.index(name)
+    if "event" in places or ("duration" in places and "end" not in places):
+        places.pop("end", None)
+    elif "end" in places:
+        places.pop("duration", None)
+    return places
+
+
+def _told(columns: ColumnSettings) -> list[str]:
+    ends = columns.event or columns.end or columns.duration
+    return [name for name in (columns.recording, columns.start, ends, columns.label) if name]

@@ -7,7 +7,7 @@
   a chain of PREVIOUS_ANNOTATION divides the parent's time evenly, in order.
 
 Interpolated times are whole microseconds where ELAN truncates to milliseconds. The time origin is not
-applied here.
+applied here. An annotation whose time is wrong or cannot be told is left out, with what depends on it; the others stay.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,12 +35,25 @@ def resolve_times(document: EafDocument) -> list[Annotation]:
 
     Returns:
         Annotations in file order, times in microseconds of annotation time. Annotations of no duration are
-        among them.
+        among them; those of `untimed` are not.
 
     Raises:
-        AnnotationError: If identifiers repeat, a reference leads nowhere or in a circle, a slot's time
-            cannot be told, or an annotation ends before it starts. The message names tier and annotation.
+        AnnotationError: If identifiers repeat, or tiers or subdivisions do not form trees. The message names tier and
+            annotation.
     """
+    return _resolve(document)[0]
+
+
+def untimed(document: EafDocument) -> list[str]:
+    """Why annotations are left out, a sentence for each: it ends before it starts, or its time cannot be told.
+
+    Raises:
+        AnnotationError: As `resolve_times`.
+    """
+    return _resolve(document)[1]
+
+
+def _resolve(document: EafDocument) -> tuple[list[Annotation], list[str]]:
     tiers = document.tiers
     raw_by_tier = {name: list(document.raw_annotations(tier)) for name, tier in tiers.items()}
     everything = [raw for annotations in raw_by_tier.values() for raw in annotations]
@@ -52,13 +65,21 @@ def resolve_times(document: EafDocument) -> list[Annotation]:
 
     times = _slot_times(document, tiers, raw_by_tier)
     spans: dict[str, tuple[int, int]] = {}
+    faults: dict[str, str] = {}
     for raw in everything:
         if raw.reference is None:
-            spans[raw.annotation_id] = _alignable_span(document, raw, times)
+            fault = _align(raw, times, spans)
+            if fault:
+                faults[raw.annotation_id] = fault
     chains = _subdivisions(document, tiers, by_id)
     for raw in everything:
-        _resolve_reference(document, raw, by_id, chains, spans)
-    return [Annotation(raw.annotation_id, raw.tier, raw.value, *spans[raw.annotation_id]) for raw in everything]
+        _resolve_reference(raw, by_id, chains, spans, faults)
+    timed = [
+        Annotation(raw.annotation_id, raw.tier, raw.value, *spans[raw.annotation_id])
+        for raw in everything
+        if raw.annotation_id in spans
+    ]
+    return timed, [faults[raw.annotation_id] for raw in everything if raw.annotation_id in faults]
 
 
 def _shown(raw: RawAnnotation) -> str:
@@ -131,22 +152,24 @@ def _interpolate(slots: Sequence[str], times: dict[str, int]) -> None:
         run, left = [], right
 
 
-def _alignable_span(document: EafDocument, raw: RawAnnotation, times: dict[str, int]) -> tuple[int, int]:
+def _align(raw: RawAnnotation, times: dict[str, int], spans: dict[str, tuple[int, int]]) -> str | None:
+    """Adds the span of an alignable annotation, or says what is wrong with its times."""
     ends = []
     for slot in (raw.start_slot, raw.end_slot):
         if slot not in times:
-            raise document.error(
+            return (
                 f"every annotation must have a time, but slot {slot} of {_shown(raw)} has none and no timed "
                 "neighbours. Align it in ELAN."
             )
         ends.append(times[slot])
     start_us, end_us = ends
     if end_us < start_us:
-        raise document.error(
+        return (
             f"an annotation must not end before it starts, but {_shown(raw)} starts at {start_us / 1000:g} ms and "
             f"ends at {end_us / 1000:g} ms. Correct it in ELAN."
         )
-    return start_us, end_us
+    spans[raw.annotation_id] = (start_us, end_us)
+    return None
 
 
 # --- reference annotations ------------------------------------------------------------------------
@@ -195,29 +218,37 @@ def _subdivisions(
 
 
 def _resolve_reference(
-    document: EafDocument,
     raw: RawAnnotation,
     by_id: dict[str, RawAnnotation],
     places: dict[str, tuple[int, int]],
     spans: dict[str, tuple[int, int]],
+    faults: dict[str, str],
 ) -> None:
-    """Add the span of `raw` and of every annotation that it depends on."""
+    """Adds the span of `raw` and of every annotation that it depends on, or what is wrong with each of them."""
     path: dict[str, RawAnnotation] = {}
     current = raw
     while current.annotation_id not in spans:
+        if current.annotation_id in faults:
+            for each in path.values():
+                faults[each.annotation_id] = (
+                    f"a referred annotation must have a time, but that of {_shown(each)} is left out. Correct it first."
+                )
+            return
+        parent = by_id.get(str(current.reference))
         if current.annotation_id in path:
-            raise document.error(
+            faults[current.annotation_id] = (
                 f"references must end at an aligned annotation, but those of {_shown(current)} form a circle. "
                 "Re-export the file."
             )
-        path[current.annotation_id] = current
-        parent = by_id.get(str(current.reference))
-        if parent is None:
-            raise document.error(
+            del path[current.annotation_id]
+        elif parent is None:
+            faults[current.annotation_id] = (
                 f"a referred annotation must exist, but {_shown(current)} refers to {current.reference}. "
                 "Re-export the file."
             )
-        current = parent
+        else:
+            path[current.annotation_id] = current
+            current = parent
     start_us, end_us = spans[current.annotation_id]
     for child in reversed(path.values()):
         position, count = places.get(child.annotation_id, (0, 1))

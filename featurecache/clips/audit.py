@@ -20,7 +20,7 @@ from featurecache.video.recordings import Recording
 NEAR_HALF = (0.4, 0.6)
 """Coverage of a clip at which another annotator could have decided otherwise."""
 
-_SILENT_TAIL_US = 60_000_000
+_SILENT_TAIL_CLIPS = 3
 _SILENT_TAIL_SHARE = 0.25
 _EXPECTED_TOGETHER = 5.0
 _OUTSIDE_S = 1.0
@@ -213,7 +213,7 @@ def audit(
         pairs=_pairs(table.labels, labelled),
         unmatched_annotations=sorted(intervals.keys() - known),
         out_of_range=_out_of_range(recordings, intervals),
-        silent_tails=[] if annotated_span is not None else _silent_tails(recordings, intervals),
+        silent_tails=[] if annotated_span is not None else _silent_tails(table, recordings, intervals),
         unused_labels=dict(sorted(unused.items())),
         split_level=split_level(table.clips),
         shared_recordings=shared_recordings(table.clips),
@@ -323,13 +323,17 @@ def _out_of_range(recordings: Sequence[Recording], intervals: Mapping[str, Seque
     return found
 
 
-def _silent_tails(recordings: Sequence[Recording], intervals: Mapping[str, Sequence[Interval]]) -> list[SilentTail]:
+def _silent_tails(
+    table: ClipTable, recordings: Sequence[Recording], intervals: Mapping[str, Sequence[Interval]]
+) -> list[SilentTail]:
+    least_us = _SILENT_TAIL_CLIPS * max((clip.end_us - clip.start_us for clip in table.clips), default=0)
+    at_the_end = {clip.recording: clip.labelled for clip in table.clips}
     found = []
     for recording in recordings:
-        if recording.name in intervals:
+        if recording.name in intervals and at_the_end.get(recording.name):
             last = max((i.end_us for i in intervals[recording.name]), default=0)
             tail = recording.info.duration_us - last
-            if tail > max(_SILENT_TAIL_US, _SILENT_TAIL_SHARE * recording.info.duration_us):
+            if tail > max(least_us, _SILENT_TAIL_SHARE * recording.info.duration_us):
                 found.append(SilentTail(recording.name, last / 1e6, recording.info.duration_us / 1e6))
     return found
 
@@ -385,7 +389,8 @@ def _warnings(audit: LabelAudit) -> list[str]:
     if silent:
         lines.append(
             f"{_count(silent, 'recording')} with nothing annotated in a long end, which all counts as negative: "
-            f"{_some(silent)}; if annotation stopped there, mark what was annotated and set annotated_span."
+            f"{_some(silent)}; if annotation stopped there, mark what was annotated and set annotated_span, or set "
+            'unannotated_time = "until_last_annotation" under [data].'
         )
     if audit.unused_labels:
         named = [f"{label} ({count})" for label, count in audit.unused_labels.items()]

@@ -129,8 +129,9 @@ def clip_targets(
     intervals: Sequence[Interval] | None,
     labels: Sequence[str],
     annotated: Sequence[tuple[int, int]] | None = None,
+    min_overlap_us: int | None = None,
 ) -> list[tuple[int | None, ...]]:
-    """Targets of a recording's clips: a label is on when its intervals cover at least half of the clip.
+    """Targets of a recording's clips: a label is on when its intervals cover enough of the clip, by default half.
 
     Source: Guerriero et al., section 2 (at least 50% of the clip annotated with the label).
 
@@ -139,6 +140,7 @@ def clip_targets(
         intervals: The recording's intervals of any label, or None where it has no annotation.
         labels: The labels asked for, C of them.
         annotated: Spans that were annotated. A clip not wholly inside them is unlabelled. None: all of it was.
+        min_overlap_us: Time that a label must cover; None: half of the clip.
 
     Returns:
         N tuples of C targets: 1, 0, or None throughout where the clip is unlabelled.
@@ -151,7 +153,8 @@ def clip_targets(
     for interval in intervals:
         if interval.label in spans:
             spans[interval.label].append((interval.start_us, interval.end_us))
-    on = np.stack([2 * covered_us(windows, spans[label]) >= lengths for label in labels], axis=1)  # (N, C)
+    needed = lengths if min_overlap_us is None else np.full_like(lengths, 2 * min_overlap_us)
+    on = np.stack([2 * covered_us(windows, spans[label]) >= needed for label in labels], axis=1)  # (N, C)
     targets: list[tuple[int | None, ...]] = [tuple(row) for row in on.astype(int).tolist()]
     if annotated is None:
         return targets

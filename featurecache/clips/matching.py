@@ -5,15 +5,15 @@ A recording inside the folder of videos is matched among all names there, one fr
 is kept: whoever changes one reads it anew.
 """
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.annotations import Interval, matching_recordings, read_csv
-from featurecache.clips.inventory import document_intervals, read_documents
-from featurecache.errors import FeatureCacheError
-from featurecache.project.settings import Project
+from featurecache.annotations import Interval
+from featurecache.clips.annotated import read_annotations
+from featurecache.clips.annotators import chosen_account
+from featurecache.errors import AnnotationError
+from featurecache.project.settings import DataSettings, Project
 from featurecache.video.recordings import VIDEO_SUFFIXES, UnusableRecording
 
 
@@ -26,12 +26,14 @@ class FoundAnnotation:
         source: The file's name.
         eaf: The `.eaf` that holds it; None for a table.
         time_origin_ms: Of the recording's media descriptor in the `.eaf`.
+        points: Annotations of no duration, as intervals that end where they begin.
     """
 
     intervals: tuple[Interval, ...]
     source: str
     eaf: Path | None = None
     time_origin_ms: int = 0
+    points: tuple[Interval, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,53 +59,39 @@ def find_annotations(project: Project, names: Sequence[str]) -> Annotations:
         names: The recordings: paths relative to the folder of videos, or file names of recordings elsewhere.
 
     Raises:
-        AnnotationError: If the settings' folder or table of annotations is missing or unreadable.
+        AnnotationError: If the settings' folder or table of annotations is missing or unreadable, or leaves a question
+            open.
     """
-    data = project.settings.data
-    if project.annotations is None:
-        return Annotations({}, {})
-    if project.annotations.is_file():
-        table = read_csv(project.annotations)
-        in_table = {_one_form(name): tuple(own) for name, own in table.intervals.items()}
-        known = {name: in_table[_one_form(name)] for name in names if _one_form(name) in in_table}
-        source = project.annotations.name
-        return Annotations({name: FoundAnnotation(own, source) for name, own in known.items()}, {})
-    documents, unread = read_documents(project.annotations)
     inside = _video_names(project.videos)
-    candidates = [inside, *([name] for name in names if name not in inside)]
+    reading = read_annotations(project, [inside, *([name] for name in names if name not in inside)])
     of: dict[str, FoundAnnotation] = {}
     refused: dict[str, str] = {}
-    left_out = list(unread)
-    for path, document in documents.items():
+    for name in names:
         try:
-            matches = [match for among in candidates for match in matching_recordings(document, path, among)]
-            for match in matches:
-                name, origin_ms = match.recording, match.time_origin_ms
-                if name not in names:
-                    continue
-                if name in of:
-                    refused[name] = (
-                        f"it has two annotation files, {of[name].source} and {path.name}; merge them in ELAN"
-                    )
-                own = document_intervals(document, data.labels_from, data.tiers, data.annotated_span, origin_ms)
-                of[name] = FoundAnnotation(tuple(own), path.name, path, origin_ms)
-        except FeatureCacheError as error:
-            left_out.append(UnusableRecording.because(path.name, error))
-    return Annotations(of, refused, tuple(left_out))
+            account = chosen_account(name, reading.accounts.get(name, ()), project.settings.data.annotators)
+        except AnnotationError as error:
+            refused[name] = str(error)
+            continue
+        if account is not None:
+            of[name] = FoundAnnotation(
+                tuple(account.marks.intervals),
+                account.source,
+                account.eaf,
+                account.time_origin_ms,
+                tuple(account.marks.points),
+            )
+    return Annotations(of, refused, tuple(reading.left_out))
 
 
-def annotated_spans(annotation: FoundAnnotation, span: str | None, duration_us: int) -> list[tuple[int, int]]:
-    """What was annotated: the intervals of the label `span` where the settings name one, else all of the recording."""
-    if span is None:
-        return [(0, duration_us)]
-    return [(one.start_us, one.end_us) for one in annotation.intervals if one.label == span]
+def annotated_spans(annotation: FoundAnnotation, data: DataSettings, duration_us: int) -> list[tuple[int, int]]:
+    """What of a recording was annotated by the settings: marked spans, up to the last annotation, or all of it."""
+    if data.annotated_span is not None:
+        return [(one.start_us, one.end_us) for one in annotation.intervals if one.label == data.annotated_span]
+    if data.unannotated_time == "until_last_annotation":
+        return [(0, max((one.end_us for one in (*annotation.intervals, *annotation.points)), default=0))]
+    return [(0, duration_us)]
 
 
 def _video_names(folder: Path) -> list[str]:
     paths = folder.rglob("*") if folder.is_dir() else ()
     return sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
-
-
-def _one_form(name: str) -> str:
-    """One spelling of accented letters: macOS takes them apart in file names, spreadsheets do not."""
-    return unicodedata.normalize("NFC", name)

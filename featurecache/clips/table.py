@@ -5,6 +5,7 @@ session's split where that session has one. Nothing is read or written here.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from featurecache.annotations import Interval
@@ -26,6 +27,9 @@ def build_table(
     seed: int = 0,
     fixed_splits: Mapping[str, str] | None = None,
     annotated_span: str | None = None,
+    until_last: bool = False,
+    min_overlap_us: int | None = None,
+    points: Mapping[str, Sequence[Interval]] | None = None,
 ) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
     """Cuts recordings into clips, sets their targets, and splits their sessions.
 
@@ -42,6 +46,9 @@ def build_table(
         fixed_splits: Session -> split, as the user decided.
         annotated_span: Label whose intervals mark what was annotated; clips not wholly inside are unlabelled. In a
             recording without it nothing counts as annotated. None: annotated recordings are annotated throughout.
+        until_last: Whether clips that end behind a recording's last annotation are unlabelled.
+        min_overlap_us: Time of a clip that a label must cover to be on; None: half of it.
+        points: Recording -> its annotations of no duration: they are annotation, but cover nothing.
 
     Returns:
         The table in order of recording and time, and the recordings that are shorter than a clip.
@@ -55,7 +62,8 @@ def build_table(
         raise NoRecordingsError(
             "clips need a usable recording, but there is none. See the reasons listed for each file."
         )
-    _check_labels_exist(labels, annotated_span, intervals)
+    points = points or {}
+    _check_labels_exist(labels, annotated_span, intervals, points)
     windows = {
         recording.name: clip_windows(recording.info.duration_us, length_us, stride_us)
         for recording in sorted(recordings, key=lambda recording: recording.name)
@@ -74,7 +82,13 @@ def build_table(
             f"{longest.name}, lasts {longest.info.duration_us / 1e6:g} s. Lower length_s under [clips]."
         )
     targets = {
-        name: clip_targets(spans, intervals.get(name), labels, _annotated(intervals.get(name, ()), annotated_span))
+        name: clip_targets(
+            spans,
+            intervals.get(name),
+            labels,
+            _annotated(intervals.get(name, ()), annotated_span, points.get(name, ()), until_last),
+            min_overlap_us,
+        )
         for name, spans in windows.items()
     }
     splits = _split(targets, labels, sessions, fractions, seed, fixed_splits)
@@ -95,15 +109,25 @@ def build_table(
 
 
 def _check_labels_exist(
-    labels: Sequence[str], annotated_span: str | None, intervals: Mapping[str, Sequence[Interval]]
+    labels: Sequence[str],
+    annotated_span: str | None,
+    intervals: Mapping[str, Sequence[Interval]],
+    points: Mapping[str, Sequence[Interval]],
 ) -> None:
     check_labels(labels)
+    found_points = Counter(point.label for own in points.values() for point in own)
     found = {interval.label for spans in intervals.values() for interval in spans}
     if intervals and not labels:
         raise ClipTableError(
             f"labels must name the clip table's columns, but none is set. The annotations hold: {_listed(found)}."
         )
     for label in [*labels, *([annotated_span] if annotated_span is not None else [])]:
+        if label not in found and found_points[label]:
+            raise ClipTableError(
+                f"each label must last to mark a clip, but all {found_points[label]} annotations of {label!r} have "
+                'no duration. Set min_overlap = "any" under [clips] to mark the clips that hold one, or leave the '
+                "label out of labels."
+            )
         if label not in found:
             role = "the annotated span" if label == annotated_span else "each label"
             near = difflib.get_close_matches(label, found, n=1)
@@ -118,10 +142,14 @@ def _listed(names: set[str]) -> str:
     )
 
 
-def _annotated(intervals: Sequence[Interval], annotated_span: str | None) -> list[tuple[int, int]] | None:
-    if annotated_span is None:
-        return None
-    return [(interval.start_us, interval.end_us) for interval in intervals if interval.label == annotated_span]
+def _annotated(
+    intervals: Sequence[Interval], annotated_span: str | None, points: Sequence[Interval], until_last: bool
+) -> list[tuple[int, int]] | None:
+    if annotated_span is not None:
+        return [(interval.start_us, interval.end_us) for interval in intervals if interval.label == annotated_span]
+    if until_last:
+        return [(0, max((one.end_us for one in (*intervals, *points)), default=0))]
+    return None
 
 
 def _split(

@@ -4,19 +4,26 @@ A proposal is a starting point for a person: every guess is written down as a no
 says where to change it.
 """
 
+import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.annotations import propose_labels, read_csv
-from featurecache.annotations.labels import LabelsFrom
+from featurecache.annotations import AnnotationTable, LabelProposal, LabelRule, propose_labels
+from featurecache.annotations.columns import columns_line, recognise
+from featurecache.annotations.proposing import propose_from_values, span_like
+from featurecache.annotations.questions import values_by_tier
+from featurecache.annotations.table import header_of
 from featurecache.backbones import DEMO_MODEL
-from featurecache.clips.inventory import read_documents
+from featurecache.clips.annotated import annotation_paths, read_files
 from featurecache.errors import NoRecordingsError, ProjectExistsError
+from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import SETTINGS_NAME, write_settings
 from featurecache.setup.doctor import crop_loss
+from featurecache.spelling import look_alikes, typos
 from featurecache.video.recordings import find_recordings
 
 _PREFIX = r"^([^_\-/]+)[_\-]"
@@ -59,24 +66,30 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
     hours = sum(recording.info.duration_us for recording in recordings) / 3.6e9
     notes = [f"{len(recordings)} recordings, {hours:.2f} h"]
     notes += [f"left out: {item.name}: {item.reason}" for item in unusable]
-    if annotations is None and any(videos.rglob("*.eaf")):
+    if annotations is None and any(path.suffix.lower() == ".eaf" for path in videos.rglob("*")):
         annotations = videos
-    labels_from: LabelsFrom = "tiers"
-    tiers: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    reason = "no annotations: every clip is unlabelled"
+    proposed = LabelProposal("tiers", (), (), "no annotations: every clip is unlabelled")
+    columns = ColumnSettings()
     sessions: Mapping[str, str] = {}
-    if annotations is not None and annotations.is_file():
-        table = read_csv(annotations)
-        labels = tuple(sorted({interval.label for spans in table.intervals.values() for interval in spans}))
-        sessions = table.sessions
-        reason = f"labels are those of the CSV's label column ({len(labels)})"
-    elif annotations is not None:
-        documents, unread = read_documents(annotations)
+    if annotations is not None:
+        columns = _propose_columns(annotations, notes)
+        documents, tables, unread = read_files(annotations, columns)
         notes += [f"left out: {item.name}: {item.reason}" for item in unread]
-        found = propose_labels(documents.values())
-        labels_from, tiers, labels, reason = found.labels_from, found.tiers, found.labels, found.reason
+        notes += [f"left out: {path.name}: {fault}" for path, table in tables.items() for fault in table.left_out]
+        if documents or not tables:
+            proposed = propose_labels(documents.values())
+        else:
+            proposed = _propose_from_tables(tables.values(), columns)
+        proposed = _one_spelling(proposed, notes)
+        sessions = {name: session for table in tables.values() for name, session in table.sessions.items()}
+    labels, reason = proposed.labels, proposed.reason
     notes.append(f"labels: {', '.join(labels) or 'none'} ({reason})")
+    if proposed.unread:
+        notes.append(f"tiers that are not read: {', '.join(proposed.unread)}; name them under tiers if they matter")
+    if proposed.span is not None:
+        notes.append(
+            f"annotated_span: {proposed.span!r} seems to mark what was annotated; outside clips are unlabelled"
+        )
     session_from, session_pattern, why = _propose_sessions(names, sessions)
     notes.append(f"sessions: {why}")
     lost = max(crop_loss(recording.info.width_px, recording.info.height_px) for recording in recordings)
@@ -89,9 +102,12 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         directory,
         videos=_relative(videos, directory),
         annotations=None if annotations is None else _relative(annotations, directory),
-        labels_from=labels_from,
-        tiers=tiers,
+        labels_from=proposed.labels_from,
+        tiers=proposed.tiers,
         labels=labels,
+        mapping=proposed.mapping,
+        columns=columns,
+        annotated_span=proposed.span,
         session_from=session_from,
         session_pattern=session_pattern,
         model=model if model == DEMO_MODEL or not Path(model).is_dir() else str(Path(model).resolve()),
@@ -99,6 +115,42 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         reason=reason,
     )
     return Proposal(path, tuple(notes))
+
+
+def _propose_columns(annotations: Path, notes: list[str]) -> ColumnSettings:
+    """The columns of the first table, where the annotations are tables."""
+    paths = [annotations] if annotations.is_file() else annotation_paths(annotations)
+    if paths[0].suffix.lower() == ".eaf":
+        return ColumnSettings()
+    found = recognise(header_of(paths[0]))
+    if found is None:
+        return ColumnSettings()  # reading it says what is missing
+    own = ColumnSettings()
+    found = dataclasses.replace(found, session=found.session or own.session, annotator=found.annotator or own.annotator)
+    if found != own:
+        notes.append(f"{columns_line(found)} (from the header of {paths[0].name}; check that it is right)")
+    return found
+
+
+def _propose_from_tables(tables: Iterable[AnnotationTable], columns: ColumnSettings) -> LabelProposal:
+    uses = Counter((row.label, row.value) for table in tables for row in table.rows)
+    values = values_by_tier(uses, LabelRule())
+    if columns.value and values:
+        return propose_from_values(values)
+    span = next((label for label in values if span_like(label)), None)
+    labels = tuple(sorted(label for label in values if label != span))
+    reason = f"labels are those of the column {columns.label!r} ({len(labels)})"
+    return LabelProposal("tiers", (), labels, reason, {}, span)
+
+
+def _one_spelling(proposed: LabelProposal, notes: list[str]) -> LabelProposal:
+    """The proposal with one label of those that look alike; `clips` asks whether they are one."""
+    dropped: set[str] = set()
+    for group in [*look_alikes(proposed.labels), *typos(proposed.labels, proposed.labels)]:
+        if not dropped & set(group):
+            dropped |= set(group[:-1])
+            notes.append(f"{' and '.join(map(repr, group))} look alike; clips asks whether they are one label")
+    return dataclasses.replace(proposed, labels=tuple(label for label in proposed.labels if label not in dropped))
 
 
 def _propose_sessions(names: Sequence[str], column: Mapping[str, str]) -> tuple[str, str | None, str]:

@@ -9,10 +9,11 @@ of the fingerprint; `[extract]` alters only speed. Sections that learning owns (
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,13 +21,18 @@ from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, Validat
 
 from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
+from featurecache.project.columns import ColumnSettings
 from featurecache.project.rules import broken_rule
+from featurecache.project.toml_text import mapping_line, quoted, toml_list
+from featurecache.spelling import plain_name
 
 SETTINGS_NAME = "featurecache.toml"
 DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
 _LARGEST_BATCH = 4096
+_SECONDS_OVERLAP = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})? ?s")
 
 T = TypeVar("T")
+Name = Annotated[str, AfterValidator(plain_name)]
 Seconds = Annotated[Decimal, Field(ge=Decimal("0.01"), le=3600, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -45,24 +51,79 @@ def _batch_size(size: object) -> int | str:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where recordings and annotations are, and how they are read."""
+    """Where recordings and annotations are, and how they are read.
+
+    Attributes:
+        videos: The folder of recordings.
+        annotations: A folder of .eaf files or tables, or one such file; None where there is none.
+        labels_from: Whether a tier's name or an annotation's value is the label, for tiers without a `mapping`.
+        tiers: The tiers that are read besides those of `mapping`; empty reads all.
+        labels: The columns of the clip table.
+        mapping: Tier -> value -> label; a label "" says that the value means absence, a value "*" is any other.
+        rename: Label or tier as it was typed -> as it is meant; to itself where two look alike and are not.
+        columns: The columns of a table of annotations.
+        media_folders: "must_agree": a media path in another folder than the recording's is no match.
+        empty_files: What a file without any annotation says of its recording: nothing, or that nothing happened.
+        unannotated_time: What time without an annotation is in an annotated recording: negative, or that up to the
+            last annotation alone.
+        annotators: Whose annotation trains where a recording has several: "" refuses them; "union" and "intersection"
+            join them; else a name that stands in the file's name, its folders, its AUTHOR or the column `annotator`.
+        annotated_span: The tier or label that marks what was annotated; outside of it clips are unlabelled.
+        session_from: What names a recording's session.
+        session_pattern: The regular expression of "pattern".
+    """
 
     videos: Path
     annotations: Path | None = None
     labels_from: Literal["tiers", "values"] = "tiers"
-    tiers: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    annotated_span: str | None = None
+    tiers: tuple[Name, ...] = ()
+    labels: tuple[Name, ...] = ()
+    mapping: dict[Name, dict[Name, Name]] = field(default_factory=dict)
+    rename: dict[Name, Name] = field(default_factory=dict)
+    columns: ColumnSettings = field(default_factory=ColumnSettings)
+    media_folders: Literal["must_agree", "ignored"] = "must_agree"
+    empty_files: Literal["unlabelled", "negative"] = "unlabelled"
+    unannotated_time: Literal["negative", "until_last_annotation"] = "negative"
+    annotators: str = ""
+    annotated_span: Name | None = None
     session_from: Literal["file", "folder", "pattern", "column"] = "file"
     session_pattern: str | None = None
 
 
+def _min_overlap(value: object) -> "Decimal | str":
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and 0 < value <= 1:
+        return Decimal(str(value))
+    if isinstance(value, str) and (value == "any" or _SECONDS_OVERLAP.fullmatch(value)):
+        return value
+    raise ValueError('a share of the clip up to 1 (0.5), seconds ("0.2 s") or "any"')
+
+
 @dataclass(frozen=True)
 class ClipSettings:
-    """The windows that recordings are cut into."""
+    """The windows that recordings are cut into, and how much of one a label must cover to be on."""
 
     length_s: Seconds = Decimal(3)
     stride_s: Seconds = Decimal(3)
+    min_overlap: Annotated[Decimal | str, PlainValidator(_min_overlap)] = Decimal("0.5")
+
+    @property
+    def min_overlap_us(self) -> int:
+        """The time that a label must cover, in microseconds; 1 where any time counts.
+
+        Raises:
+            SettingsError: If it is longer than a clip.
+        """
+        if isinstance(self.min_overlap, Decimal):
+            return max(1, int((self.min_overlap * self.length_us).to_integral_value(ROUND_CEILING)))
+        if self.min_overlap == "any":
+            return 1
+        needed_us = max(1, int(Decimal(self.min_overlap.removesuffix("s").strip()) * 1_000_000))
+        if needed_us > self.length_us:
+            raise SettingsError(
+                f"clips.min_overlap must fit into a clip, but it is {self.min_overlap!r} and length_s is "
+                f"{self.length_s}. Lower it in {SETTINGS_NAME}."
+            )
+        return needed_us
 
     @property
     def length_us(self) -> int:
@@ -274,6 +335,9 @@ def write_settings(
     labels_from: str,
     tiers: Sequence[str],
     labels: Sequence[str],
+    mapping: Mapping[str, Mapping[str, str]] | None = None,
+    columns: ColumnSettings | None = None,
+    annotated_span: str | None = None,
     session_from: str,
     session_pattern: str | None = None,
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
@@ -295,7 +359,6 @@ def write_settings(
         raise ProjectExistsError(
             f"init writes only new settings, but {path} is there. Edit it, or move it away and run init again."
         )
-    quoted = _toml_string
     annotations_line = (
         '# annotations = "annotations"   # a folder of .eaf files, or a CSV: recording,start_s,end_s,label'
         if annotations is None
@@ -306,6 +369,18 @@ def write_settings(
         if session_pattern is None
         else f"session_pattern = {quoted(session_pattern)}"
     )
+    mapping_lines = "".join(f"{mapping_line(tier, own)}\n" for tier, own in (mapping or {}).items()) or (
+        '# mapping."Hand" = { "left" = "Hand left", "none" = "" }   # value -> label; "": absent, "*": any other\n'
+    )
+    span_line = (
+        '# annotated_span = "annotated"' if annotated_span is None else f"annotated_span = {quoted(annotated_span)}"
+    )
+    told = dataclasses.asdict(columns or ColumnSettings())
+    default = dataclasses.asdict(ColumnSettings())
+    columns_lines = (
+        "\n".join(f"columns.{key} = {quoted(value)}" for key, value in told.items() if value != default[key])
+        or '# columns.start = "Begin Time - ss.msec"   # of another program\'s table; columns.unit = "ms"'
+    )
     lora_lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (lora or {}).items())
     text = f"""\
 # Settings of this project. Paths are relative to this file. Every setting not named here has its default.
@@ -315,15 +390,22 @@ videos = {quoted(videos)}
 {annotations_line}
 # {reason}
 labels_from = {quoted(labels_from)}          # "tiers": a tier is a label; "values": an annotation's value is
-tiers = {_toml_list(tiers)}                  # tiers that are read; empty: all that carry a label
-labels = {_toml_list(labels)}                # the columns of clips.csv, in this order
-# annotated_span = "annotated"    # a tier that marks what was annotated: clips outside are unlabelled, not negative
+tiers = {toml_list(tiers)}                  # tiers that are read; empty: all that carry a label
+labels = {toml_list(labels)}                # the columns of clips.csv, in this order
+{mapping_lines}# rename."Suction" = "suction"     # a spelling, and the label or tier that it means
+{span_line}   # a tier or label that marks what was annotated: clips outside are unlabelled
+# unannotated_time = "until_last_annotation"   # "negative": in an annotated recording, all time without an annotation
+# empty_files = "negative"        # a file without an annotation: nothing happened; "unlabelled": nobody looked
+# media_folders = "ignored"       # a media path in another folder than the recording's counts, too
+# annotators = "coderA"           # whose annotation counts where there are several; or "union", "intersection"
+{columns_lines}
 session_from = {quoted(session_from)}        # "file", "folder", "pattern", "column" (of the CSV); never cut by a split
 {pattern_line}
 
 [clips]
 length_s = 3
 stride_s = 3
+# min_overlap = 0.5               # of a clip that a label must cover to be on; or "0.2 s", or "any"
 
 [splits]
 seed = 0
@@ -338,7 +420,7 @@ prompt = {quoted(DEFAULT_PROMPT)}
 frames = 16
 resize = "model"                  # as its processor does: the VLM's crops. "crop" cuts wide frames; "pad", "squash" not
 dtype = {quoted(dtype)}
-keep = {_toml_list(keep)}          # tap/pooling, any number of them from one pass; tokens take much disk
+keep = {toml_list(keep)}          # tap/pooling, any number of them from one pass; tokens take much disk
 # taps: vision, layer_0 .. the last layer, final; poolings: mean, motion, frames, tokens, cls (where there is one)
 stored_dtype = "float16"          # tokens are stored in bfloat16 unless this is "float32"
 
@@ -429,12 +511,3 @@ decoders = 2
     private_folder(folder)
     write_private(path, text.encode())
     return path
-
-
-def _toml_string(text: str) -> str:
-    """A TOML basic string: JSON's escapes are TOML's, but DEL must be escaped too."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _toml_list(items: Sequence[str]) -> str:
-    return "[" + ", ".join(_toml_string(item) for item in items) + "]"

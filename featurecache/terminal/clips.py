@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def made_clips(made: "MadeClips") -> Iterator[Piece]:
     """What `clips` did; files that are left out were shown as they were found."""
     yield from label_audit(made.audit)
+    yield from made.rules
     yield f"wrote {made.path}"
 
 

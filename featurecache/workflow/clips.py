@@ -8,6 +8,15 @@ from typing import Any
 from featurecache.clips.audit import LabelAudit, audit
 from featurecache.clips.csv_file import moved_sessions, write_table
 from featurecache.clips.inventory import make_table, survey
+from featurecache.clips.unannotated import (
+    LostAnnotations,
+    UnannotatedTime,
+    lost_annotations,
+    lost_in_words,
+    rules_in_words,
+    unannotated_in_words,
+    unannotated_time,
+)
 from featurecache.project.settings import Project
 from featurecache.video.recordings import UnusableRecording
 
@@ -21,16 +30,29 @@ class MadeClips:
     Attributes:
         path: The file.
         audit: What a person should know of the labels.
+        rules: How unannotated time and short annotations are read, in words.
+        unannotated: Time without an annotation, per recording.
+        lost: Annotations that mark no clip, per label.
         unusable: Recordings and annotation files that are left out, with the reasons.
     """
 
     path: Path
     audit: LabelAudit
+    rules: tuple[str, ...]
+    unannotated: tuple[UnannotatedTime, ...]
+    lost: tuple[LostAnnotations, ...]
     unusable: tuple[UnusableRecording, ...]
 
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache clips --json`."""
-        return {"clips_csv": self.path, **asdict(self.audit), "unusable": [asdict(item) for item in self.unusable]}
+        return {
+            "clips_csv": self.path,
+            **asdict(self.audit),
+            "rules": list(self.rules),
+            "unannotated_time": [asdict(item) for item in self.unannotated],
+            "lost_annotations": [asdict(item) for item in self.lost],
+            "unusable": [asdict(item) for item in self.unusable],
+        }
 
 
 def make_clips(
@@ -60,10 +82,13 @@ def make_clips(
     moved = moved_sessions(project.clips, table)
     write_table(table, project.clips, state_path=project.state / "clips.json", force=force)
     findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)
-    findings.warnings[:0] = found.notes
+    unannotated = unannotated_time(table, found.recordings, found.intervals, project.settings.data.annotated_span)
+    lost = lost_annotations(table, found.intervals, found.points)
+    findings.warnings[:0] = [*found.notes, *lost_in_words(lost)]
     if moved:
         findings.warnings.append(_moved_warning(moved))
-    return MadeClips(project.clips, findings, (*found.unusable, *short))
+    rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
+    return MadeClips(project.clips, findings, rules, tuple(unannotated), tuple(lost), (*found.unusable, *short))
 
 
 def _moved_warning(moved: Sequence[str]) -> str:

@@ -157,12 +157,17 @@ def timeline_scores(scores: Mapping[str, Any], title: str, width: int) -> Iterat
     yield f"macro segment F1 by overlap{', with 95% intervals' if spans else ''}: {', '.join(macro)}"
 
 
-def agreement_pieces(found: Mapping[str, Any], first: str, second: str, width: int) -> Iterator[Piece]:
-    """Two annotation files of one recording: scores, and the longest disagreements."""
-    yield from timeline_scores(found, f"{first} (reference) and {second}", width)
+def agreement_pieces(found: Mapping[str, Any], width: int) -> Iterator[Piece]:
+    """Two annotators of some recordings: scores, and the longest disagreements."""
+    yield from map(Warn, found["warnings"])
+    for item in found["left_out"][:MOST_LISTED]:
+        yield Warn(f"left out: {item['name']}: {item['reason']}")
+    yield from timeline_scores(found, f"{found['first']} (reference) and {found['second']}", width)
     for one in found["disagreements"][:MOST_LISTED]:
         span = f"{one['start_us'] / 1e6:.1f} to {one['end_us'] / 1e6:.1f} s"
-        yield f"  {span}: {one['label']} in {first if one['kind'] == 'missed' else second} alone"
+        pair = next(pair for pair in found["recordings"] if pair["recording"] == one["recording"])
+        where = f"{one['recording']}, " if len(found["recordings"]) > 1 else ""
+        yield f"  {where}{span}: {one['label']} in {pair['first' if one['kind'] == 'missed' else 'second']} alone"
 
 
 def report_pieces(written: "Report", width: int) -> Iterator[Piece]:

@@ -188,7 +188,7 @@ def predict(
                 annotated=None if found is None else found.intervals,
                 annotated_us=None
                 if found is None
-                else annotated_spans(found, project.settings.data.annotated_span, recording.info.duration_us),
+                else annotated_spans(found, project.settings.data, recording.info.duration_us),
                 settings=settings,
                 tuned=tuned is not None,
                 exclusive=rules.exclusive,

@@ -169,7 +169,7 @@ def _recordings(
         if name not in annotations:
             continue
         spans = [(clip.start_us, clip.end_us) for clip in own]
-        annotated = annotated_spans(annotations[name], project.settings.data.annotated_span, max(spans)[1])
+        annotated = annotated_spans(annotations[name], project.settings.data, max(spans)[1])
         scored = ScoredRecording(
             np.array(spans, np.int64),
             clip_scores(bundle, cache, [clip.clip_id for clip in own]),

@@ -1,0 +1,47 @@
+"""The rule that makes a label of a tier and a value, or of a table's cells, by a project's settings.
+
+Names are compared in one form (`plain_name`), so that what nobody can see tells no two labels apart.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from featurecache.spelling import plain_name
+
+LabelsFrom = Literal["tiers", "values"]
+ANY_OTHER = "*"
+"""The value of a mapping that stands for every value it does not name."""
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """What is a label; the names are plain ones. The fields are the settings of `[data]`, `span` its annotated span."""
+
+    labels_from: LabelsFrom = "tiers"
+    tiers: tuple[str, ...] = ()
+    mapping: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    span: str | None = None
+
+    def name(self, text: str) -> str:
+        """A tier's or label's name as it is meant."""
+        plain = plain_name(text)
+        return self.rename.get(plain, plain)
+
+    def reads(self, tier: str) -> bool:
+        """Whether a tier is read at all."""
+        name = self.name(tier)
+        return not self.tiers or name in self.tiers or name in self.mapping or name == self.span
+
+    def label(self, tier: str, value: str) -> str:
+        """The label of an annotation; "" where it has none: absence, another tier, or no value."""
+        name = self.name(tier)
+        if name == self.span:
+            return name
+        if name in self.mapping:
+            own = self.mapping[name]
+            return self.name(own.get(plain_name(value), own.get(ANY_OTHER, "")))
+        if self.tiers and name not in self.tiers:
+            return ""
+        return name if self.labels_from == "tiers" else self.name(value)

@@ -1,0 +1,78 @@
+"""Names that people typed: one form for what looks the same, and a key for what nearly does.
+
+Two spellings that nobody can tell apart on a screen (accents composed or not, zero-width characters, no-break spaces,
+spaces at the ends) are one name. Two that a reader can tell apart are never joined here: `look_alikes` finds them, and
+whoever calls asks the user.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+_VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")
+_SPACES = re.compile(r"[^\S\t\n\r\v\f\x1c-\x1f\x85]+")
+_TYPO_LENGTH = 5
+
+
+def plain_name(text: str) -> str:
+    """A name without what cannot be seen: composed, without format characters, with single plain spaces.
+
+    Control characters stay where they are not at an end, so that whoever refuses them can; so does a name that consists
+    of nothing to be seen.
+    """
+    seen = "".join(character for character in text if unicodedata.category(character) != "Cf")
+    seen = _SPACES.sub(" ", _VARIATION_SELECTORS.sub("", seen))
+    return unicodedata.normalize("NFC", seen).strip() or text.strip()
+
+
+def composed(text: str) -> str:
+    """One form of accented letters: macOS takes them apart in file names; other systems and ELAN do not."""
+    return unicodedata.normalize("NFC", text)
+
+
+def caseless(text: str) -> str:
+    """A form in which names compare that differ in case or in how accents are composed alone."""
+    return composed(text).casefold()
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of names that differ in case, width, spaces or punctuation alone: "Suction", "suction", "suc-tion"."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        key = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
+        groups.setdefault(key or name, []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def typos(names: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of a name and another one that differ by one letter inside one long word: "suction", "suktion".
+
+    A digit, a first letter, or a letter that stands alone tells names apart on purpose ("hand 1", "grasp L",
+    "walking" and "talking").
+    """
+    names, ordered = set(names), sorted(set(others))
+    return [
+        (one, other)
+        for one in sorted(names)
+        for other in ordered
+        if (one < other or other not in names)
+        if _one_letter_apart(one.casefold().split(), other.casefold().split())
+    ]
+
+
+def _one_letter_apart(one: Sequence[str], other: Sequence[str]) -> bool:
+    if len(one) != len(other):
+        return False
+    differing = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
+    if len(differing) != 1:
+        return False
+    short, long = sorted(differing[0], key=len)
+    if len(short) < _TYPO_LENGTH or len(long) - len(short) > 1 or short[0] != long[0]:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    rest, skipped = short[start:], long[start + 1 :]
+    swapped = long[start + 1 : start + 2] + long[start : start + 1] + long[start + 2 :]
+    if len(short) < len(long):
+        return rest == skipped and long[start].isalpha()
+    changed = short[start] + long[start]
+    return changed.isalpha() and (rest[1:] == skipped or rest == swapped)
