@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+from transformers import LlavaNextVideoForConditionalGeneration
 
 from featurecache.backbones import decoder, find_model, open_backbone, open_inputs
 from featurecache.backbones.decoder import hidden_states
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone, LlavaNextVideoInputs
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
-from tests.tiny_models import make_llava_next_video, pixels_of
+from tests.tiny_models import make_llava_next_video, pixels_of, plain_processor
 
 PROMPT = "user: describe the hand . <video>"
 WORDS_AFTER = "user: describe the hand . <video> what happens here ? assistant:"
@@ -42,7 +42,7 @@ def _clip(seed: int = 0, height: int = 60, width: int = 80) -> np.ndarray:
 
 def _plain_states(folder: Path, clips: list[np.ndarray], prompt: str) -> dict[str, torch.Tensor]:
     """The naive recipe: whole model, every hidden state kept, states of the video tokens, by tap, each (B, S, D)."""
-    processor = LlavaNextVideoProcessor.from_pretrained(folder)
+    processor = plain_processor(folder)
     model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     videos = [torch.from_numpy(clip).permute(0, 3, 1, 2) for clip in clips]
     inputs = processor(
@@ -294,9 +294,9 @@ def test_open_backbone_says_which_file_is_wrong_when_the_folder_is_damaged(
         (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
         expected = UnsupportedModelError
     else:
-        processor = json.loads((folder / "processor_config.json").read_text())
-        processor["video_processor"]["crop_size"] = {"height": 224, "width": 224}
-        (folder / "processor_config.json").write_text(json.dumps(processor))
+        processor = json.loads((folder / "preprocessor_config.json").read_text())
+        sizes = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+        (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **sizes}))
         expected = UnsupportedModelError
     with pytest.raises(expected) as caught:
         _open(folder)

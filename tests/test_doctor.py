@@ -76,9 +76,9 @@ def test_examine_names_the_known_architectures_when_it_is_another(project: Proje
 
 
 def test_examine_finds_a_processor_that_asks_for_something_else(project: Project) -> None:
-    path = model_of(project) / "processor_config.json"
+    path = model_of(project) / "preprocessor_config.json"
     settings = json.loads(path.read_text())
-    settings["video_processor"]["do_resize"] = False
+    settings["do_resize"] = False
     path.write_text(json.dumps(settings))
     found = checks_of(project)["model"]
     assert not found.ok

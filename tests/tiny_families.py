@@ -1,4 +1,4 @@
-"""Small models of every family but LLaVA-NeXT-Video: real classes, random weights, real processors."""
+"""Small models of every family but LLaVA-NeXT-Video: real classes, random weights, laid out as published."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    BitImageProcessor,
     CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -17,13 +15,9 @@ from transformers import (
     Dinov2ForImageClassification,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipConfig,
-    SiglipImageProcessor,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -32,13 +26,13 @@ from transformers import (
     VideoMAEConfig,
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
-    VideoMAEImageProcessor,
-    VideoMAEVideoProcessor,
     VJEPA2Config,
     VJEPA2ForVideoClassification,
     VJEPA2Model,
-    VJEPA2VideoProcessor,
 )
+
+from tests import published_layouts
+from tests.published_layouts import Files, lay_out, name_tower_weights_as_published
 
 IMAGE_PX = 32
 FRAMES = 4
@@ -53,67 +47,59 @@ _LAYERS = {
 }
 _SMALL = {**_LAYERS, "image_size": IMAGE_PX, "patch_size": 8}
 _TEXT = {**_LAYERS, "vocab_size": 30}
-_CROP = {"size": {"shortest_edge": IMAGE_PX}, "crop_size": {"height": IMAGE_PX, "width": IMAGE_PX}}
 
 
-def _save(model: Any, processor: Any, folder: Path, seed: int) -> Path:
+def _save(model: Any, files: Files, folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             # Larger than the default initialisation, so that attention and positions matter.
             parameter.add_(0.15 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return lay_out(folder, files)
 
 
 def make_timesformer(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """A TimeSformer fine-tuned for classification."""
     model = TimesformerForVideoClassification(TimesformerConfig(**{**_SMALL, "num_frames": FRAMES, **changes}))
-    statistics = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
-    return _save(model, VideoMAEImageProcessor(**_CROP, **statistics), folder, seed)
+    return _save(model, published_layouts.timesformer(IMAGE_PX), folder, seed)
 
 
 def make_clip(folder: Path, *, seed: int = 0) -> Path:
     """A whole CLIP, text tower included."""
     text = {**_TEXT, "projection_dim": 16, "eos_token_id": 2}
     config = CLIPConfig(text_config=text, vision_config={**_SMALL, "projection_dim": 16}, projection_dim=16)
-    return _save(CLIPModel(config), CLIPImageProcessor(**_CROP), folder, seed)
+    return _save(CLIPModel(config), published_layouts.clip(IMAGE_PX), folder, seed)
 
 
 def make_clip_vision(folder: Path, *, seed: int = 0) -> Path:
     """CLIP's vision tower with its projection."""
     config = CLIPVisionConfig(**_SMALL, projection_dim=16)
-    return _save(CLIPVisionModelWithProjection(config), CLIPImageProcessor(**_CROP), folder, seed)
+    return _save(CLIPVisionModelWithProjection(config), published_layouts.clip(IMAGE_PX), folder, seed)
 
 
 def make_siglip(folder: Path, *, seed: int = 0) -> Path:
     """A whole SigLIP, text tower and pooling head included."""
     config = SiglipConfig(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=_SMALL)
-    return _save(SiglipModel(config), _siglip_processor(), folder, seed)
+    return _save(SiglipModel(config), published_layouts.siglip(IMAGE_PX), folder, seed)
 
 
 def make_siglip_vision(folder: Path, *, seed: int = 0) -> Path:
     """SigLIP's vision tower without the pooling head."""
     config = SiglipVisionConfig(**_SMALL, vision_use_head=False)
-    return _save(SiglipVisionModel(config), _siglip_processor(), folder, seed)
-
-
-def _siglip_processor() -> SiglipImageProcessor:
-    return SiglipImageProcessor(size={"height": IMAGE_PX, "width": IMAGE_PX})
+    return _save(SiglipVisionModel(config), published_layouts.siglip(IMAGE_PX, resample=2), folder, seed)
 
 
 def make_dinov2(folder: Path, *, seed: int = 0) -> Path:
     """A DINOv2 classifier trained on larger frames (40 px) than its processor makes, as the real ones."""
     config = Dinov2Config(**{**_SMALL, "image_size": 40})
-    processor = BitImageProcessor(**{**_CROP, "size": {"shortest_edge": 36}})
-    return _save(Dinov2ForImageClassification(config), processor, folder, seed)
+    return _save(Dinov2ForImageClassification(config), published_layouts.dinov2(IMAGE_PX, short=36), folder, seed)
 
 
 def make_videomae(folder: Path, *, seed: int = 0) -> Path:
     """A VideoMAE fine-tuned for classification by mean pooling: no final norm."""
     config = VideoMAEConfig(**_SMALL, num_frames=FRAMES, tubelet_size=2)
-    return _save(VideoMAEForVideoClassification(config), VideoMAEImageProcessor(**_CROP), folder, seed)
+    return _save(VideoMAEForVideoClassification(config), published_layouts.videomae(IMAGE_PX), folder, seed)
 
 
 def make_videomae_pretrained(folder: Path, *, seed: int = 0) -> Path:
@@ -125,7 +111,8 @@ def make_videomae_pretrained(folder: Path, *, seed: int = 0) -> Path:
         "decoder_intermediate_size": 24,
     }
     config = VideoMAEConfig(**_SMALL, **decoder, num_frames=FRAMES, tubelet_size=2, use_mean_pooling=False)
-    return _save(VideoMAEForPreTraining(config), VideoMAEVideoProcessor(**_CROP), folder, seed)
+    files = published_layouts.videomae(IMAGE_PX, named="VideoMAEImageProcessor")
+    return _save(VideoMAEForPreTraining(config), files, folder, seed)
 
 
 def _vjepa2_config() -> VJEPA2Config:
@@ -137,12 +124,12 @@ def _vjepa2_config() -> VJEPA2Config:
 
 def make_vjepa2(folder: Path, *, seed: int = 0) -> Path:
     """A V-JEPA 2 fine-tuned for classification, pre-trained on 8 frames."""
-    return _save(VJEPA2ForVideoClassification(_vjepa2_config()), VJEPA2VideoProcessor(crop_size=IMAGE_PX), folder, seed)
+    return _save(VJEPA2ForVideoClassification(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
 
 
 def make_vjepa2_pretrained(folder: Path, *, seed: int = 0) -> Path:
     """A pre-trained V-JEPA 2 with its predictor."""
-    return _save(VJEPA2Model(_vjepa2_config()), VJEPA2VideoProcessor(crop_size=IMAGE_PX), folder, seed)
+    return _save(VJEPA2Model(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
 
 
 def make_llava_onevision(folder: Path, *, seed: int = 0, image_px: int = 40, **changes: Any) -> Path:
@@ -156,15 +143,7 @@ def make_llava_onevision(folder: Path, *, seed: int = 0, image_px: int = 40, **c
         pad_token="<pad>",
         additional_special_tokens=["<image>", "<video>"],
     )
-    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    size = {"height": image_px, "width": image_px}
-    processor = LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessor(size=size, **statistics),
-        video_processor=LlavaOnevisionVideoProcessor(size=size, **statistics),
-        tokenizer=tokenizer,
-        num_image_tokens=(image_px // 8) ** 2,
-        vision_feature_select_strategy="full",
-    )
+    tokenizer.save_pretrained(folder)
     text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
     vision = {**_SMALL, "image_size": image_px, "vision_use_head": False}
     config = LlavaOnevisionConfig(
@@ -176,7 +155,9 @@ def make_llava_onevision(folder: Path, *, seed: int = 0, image_px: int = 40, **c
             **changes,
         }
     )
-    return _save(LlavaOnevisionForConditionalGeneration(config), processor, folder, seed)
+    _save(LlavaOnevisionForConditionalGeneration(config), published_layouts.llava_onevision(image_px), folder, seed)
+    name_tower_weights_as_published(folder)
+    return folder
 
 
 FAMILIES: dict[str, Callable[..., Path]] = {

@@ -1,5 +1,6 @@
 """Small real models with random weights, made on the spot through the real classes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoTokenizer,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaNextImageProcessor,
@@ -18,6 +20,12 @@ from transformers import (
 )
 
 from featurecache.backbones.family import Backbone
+from tests.published_layouts import (
+    LLAVA_NEXT_VIDEO_CONFIG,
+    lay_out,
+    llava_next_video,
+    name_tower_weights_as_published,
+)
 
 WORDS = ["user:", "assistant:", "what", "happens", "here", "the", "hand", "moves", "describe", "baby", "?", "."]
 IMAGE_PX = 56
@@ -32,7 +40,7 @@ def make_llava_next_video(
     key_heads: int = 4,
     vision_feature_layer: int | list[int] = -2,
 ) -> Path:
-    """Writes a random LLaVA-NeXT-Video (4 tokens a frame) with its processor and tokenizer into `folder`."""
+    """Writes a random LLaVA-NeXT-Video (4 tokens a frame), laid out as main of the 7B model, into `folder`."""
     vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<pad>", "<image>", "<video>", *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -44,15 +52,6 @@ def make_llava_next_video(
         eos_token="</s>",
         pad_token="<pad>",
         additional_special_tokens=["<image>", "<video>"],
-    )
-    size = {"size": {"shortest_edge": IMAGE_PX}, "crop_size": {"height": IMAGE_PX, "width": IMAGE_PX}}
-    processor = LlavaNextVideoProcessor(
-        video_processor=LlavaNextVideoVideoProcessor(**size),
-        image_processor=LlavaNextImageProcessor(**size),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
     )
     config = LlavaNextVideoConfig(
         vision_config=CLIPVisionConfig(
@@ -85,8 +84,22 @@ def make_llava_next_video(
             # Larger than the default initialisation, so that attention and prompts matter.
             parameter.add_(0.15 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    tokenizer.save_pretrained(folder)
+    name_tower_weights_as_published(folder)
+    return lay_out(folder, llava_next_video(IMAGE_PX), LLAVA_NEXT_VIDEO_CONFIG)
+
+
+def plain_processor(folder: Path) -> LlavaNextVideoProcessor:
+    """The model's own processor, each part opened by its class: for this layout transformers cannot infer them."""
+    own = json.loads((folder / "processor_config.json").read_text())
+    return LlavaNextVideoProcessor(
+        video_processor=LlavaNextVideoVideoProcessor.from_pretrained(folder),
+        image_processor=LlavaNextImageProcessor.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        patch_size=own["patch_size"],
+        vision_feature_select_strategy=own["vision_feature_select_strategy"],
+        num_additional_image_tokens=own["num_additional_image_tokens"],
+    )
 
 
 def pixels_of(backbone: Backbone, frames: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,216 @@
+"""Model folders laid out as repositories publish them, and as older versions of transformers wrote them.
+
+The small files below have the fields, spellings and places of published revisions; sizes are small, weights random and
+words few. `lay_out` puts them around a tiny model: `save_pretrained` of one version writes one layout alone, and no
+published one.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+Files = Mapping[str, "dict[str, Any] | str | None"]
+"""Content by name: an object, the text itself, or None for a file that is not there."""
+
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "video_processor/preprocessor_config.json",
+)
+CLIP_STATISTICS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+ALL_ON = {"do_normalize": True, "do_rescale": True, "do_resize": True, "rescale_factor": 0.00392156862745098}
+
+
+def lay_out(folder: Path, files: Files, config: Mapping[str, Any] | None = None) -> Path:
+    """Replaces a model's processor files by others, and fields of its config.json; None takes a field out."""
+    for name in PROCESSOR_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
+    if config:
+        path = folder / "config.json"
+        path.write_text(json.dumps(_changed(json.loads(path.read_text()), config), indent=2))
+    return folder
+
+
+def _changed(old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    new = dict(old)
+    for key, value in changes.items():
+        if value is None:
+            new.pop(key, None)
+        elif isinstance(value, dict) and isinstance(old.get(key), dict):
+            new[key] = _changed(old[key], value)
+        else:
+            new[key] = value
+    return new
+
+
+def name_tower_weights_as_published(folder: Path) -> None:
+    """Gives a video language model's tower the names of published checkpoints: `vision_tower.vision_model.`."""
+    weights = load_file(folder / "model.safetensors")
+    new = {name.replace("vision_tower.", "vision_tower.vision_model."): one for name, one in weights.items()}
+    save_file(new, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shortest_edge(px: int, short: int | None = None) -> dict[str, Any]:
+    """Scale the short edge, crop the centre."""
+    crop = {"crop_size": {"height": px, "width": px}, "do_center_crop": True}
+    return {**crop, "size": {"shortest_edge": short or px}, **ALL_ON}
+
+
+def llava_next_video(px: int) -> Files:
+    """As main of LLaVA-NeXT-Video-7B-hf has been since 2025: one file for images serves videos too."""
+    return {
+        "preprocessor_config.json": {
+            **shortest_edge(px),
+            **CLIP_STATISTICS,
+            "do_convert_rgb": True,
+            "do_pad": True,
+            "image_grid_pinpoints": [[px, 2 * px], [2 * px, px]],
+            "image_processor_type": "LlavaNextImageProcessor",
+            "processor_class": "LlavaNextVideoProcessor",
+            "resample": 3,
+        },
+        "processor_config.json": {
+            "image_token": "<image>",
+            "video_token": "<video>",
+            "num_additional_image_tokens": 1,
+            "patch_size": 14,
+            "processor_class": "LlavaNextVideoProcessor",
+            "vision_feature_select_strategy": "default",
+        },
+        "chat_template.json": {"chat_template": "{% for message in messages %}{{ message['role'] }}{% endfor %}"},
+    }
+
+
+LLAVA_NEXT_VIDEO_CONFIG = {
+    "dtype": None,
+    "torch_dtype": "bfloat16",
+    "spatial_pool_out_channels": 1024,
+    "use_image_newline_parameter": True,
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5",
+        "architectures": ["LlamaForCausalLM"],
+        "rope_parameters": None,
+        "rope_scaling": {"factor": 2.5, "type": "linear"},
+        "type": "linear",
+        "torch_dtype": "float16",
+    },
+}
+
+
+def llava_onevision(px: int) -> Files:
+    """As LLaVA-OneVision: the video processor's file in a folder of its own, and padding that is asked for."""
+    own = {
+        **ALL_ON,
+        **HALF,
+        "do_convert_rgb": True,
+        "do_pad": True,
+        "processor_class": "LlavaOnevisionProcessor",
+        "resample": 3,
+        "size": {"height": px, "width": px},
+    }
+    return {
+        "preprocessor_config.json": {**own, "image_processor_type": "LlavaOnevisionImageProcessor"},
+        "video_processor/preprocessor_config.json": {**own, "image_processor_type": "LlavaOnevisionVideoProcessor"},
+        "processor_config.json": {
+            "image_token": "<image>",
+            "num_image_tokens": (px // 8) ** 2,
+            "processor_class": "LlavaOnevisionProcessor",
+            "video_token": "<video>",
+            "vision_feature_select_strategy": "full",
+        },
+    }
+
+
+def timesformer(px: int) -> Files:
+    """As the Kinetics checkpoints since 2023."""
+    statistics = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
+    named = {"image_processor_type": "VideoMAEImageProcessor", "resample": 2}
+    return {"preprocessor_config.json": {**shortest_edge(px), **statistics, **named}}
+
+
+def videomae(px: int, named: str = "VideoMAEFeatureExtractor") -> Files:
+    """As of 2022, by a name that transformers no longer has."""
+    names = {"feature_extractor_type": "VideoMAEFeatureExtractor", "image_processor_type": named}
+    return {"preprocessor_config.json": {**shortest_edge(px), **IMAGENET, **names, "resample": 2}}
+
+
+def vjepa2(px: int) -> Files:
+    """A file for videos alone, with nulls."""
+    video = {"video_processor_type": "VJEPA2VideoProcessor", "num_frames": None, "size_divisor": None, "resample": 2}
+    return {"video_preprocessor_config.json": {**shortest_edge(px, int(px * 256 / 224)), **IMAGENET, **video}}
+
+
+def clip(px: int) -> Files:
+    """As of 2021: plain integers, the old name of the class, and no word about rescaling."""
+    return {
+        "preprocessor_config.json": {
+            "crop_size": px,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            **CLIP_STATISTICS,
+            "resample": 3,
+            "size": px,
+        }
+    }
+
+
+def siglip(px: int, resample: int = 3) -> Files:
+    """Squashes; SigLIP 2 of one fixed size differs in the interpolation alone."""
+    named = {"image_processor_type": "SiglipImageProcessor", "do_convert_rgb": None, "resample": resample}
+    return {"preprocessor_config.json": {**ALL_ON, **HALF, **named, "size": {"height": px, "width": px}}}
+
+
+def dinov2(px: int, short: int) -> Files:
+    """With the list of keys that some versions wrote."""
+    named = {"image_processor_type": "BitImageProcessor", "do_convert_rgb": True, "resample": 3}
+    keys = {"_valid_processor_keys": ["images", "do_resize", "size", "resample", "return_tensors"]}
+    return {"preprocessor_config.json": {**shortest_edge(px, short), **IMAGENET, **named, **keys}}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of laying a model out.
+
+    Attributes:
+        name: What a reader of docs/backbones.md sees.
+        make: Writes a tiny model into a folder.
+        files: Small files that it gets; None: those it comes with.
+        config: Changes to config.json, see `lay_out`.
+        refused: What the error says; empty where the folder opens.
+    """
+
+    name: str
+    make: Callable[[Path], Path]
+    files: Files | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    refused: str = ""
+
+    def write(self, folder: Path) -> Path:
+        """The folder, made."""
+        self.make(folder)
+        if self.files is None:
+            return lay_out(folder, _processor_files_of(folder), self.config)
+        return lay_out(folder, self.files, self.config)
+
+
+def _processor_files_of(folder: Path) -> Files:
+    return {name: (folder / name).read_text() for name in PROCESSOR_FILES if (folder / name).exists()}
