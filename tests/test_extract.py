@@ -18,7 +18,7 @@ import pytest
 import torch
 import zarr
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+from transformers import LlavaNextVideoForConditionalGeneration
 
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone
@@ -59,7 +59,7 @@ def _plain_states(path: Path, model: Path, start_us: int, end_us: int, frames: i
         zero = (container.start_time or 0) / 1e6
     times = [(start_us + (k + 0.5) * (end_us - start_us) / frames) / 1e6 + zero for k in range(frames)]
     chosen = np.stack([[image for at, image in pictures if at <= time][-1] for time in times])
-    processor = LlavaNextVideoProcessor.from_pretrained(model)
+    processor = plain_processor(model)
     plain = LlavaNextVideoForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     video = torch.from_numpy(chosen).permute(0, 3, 1, 2)
     inputs = processor(text=[PROMPT], videos=[video], do_sample_frames=False, return_tensors="pt")

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+from transformers import LlavaNextVideoForConditionalGeneration
 
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
@@ -47,7 +47,7 @@ from heads.runs import train_bundle
 from heads.settings import HeadSettings
 from tests.projects import make_project, make_table
 from tests.small_finetuning import GROUPS, SmallClips, SmallNetwork, loop, parameters
-from tests.tiny_models import IMAGE_PX, make_llava_next_video, pixels_of
+from tests.tiny_models import IMAGE_PX, make_llava_next_video, pixels_of, plain_processor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 
@@ -127,12 +127,12 @@ def test_network_has_loss_and_gradients_of_the_plain_model_from_pixels(deep_mode
     Y = torch.tensor([[0.0, 1], [1, 0], [1, 1]])
 
     # The plain way: pixels into the whole model with all its states, adapters by PEFT, text and logits included.
-    plain = LlavaNextVideoForConditionalGeneration.from_pretrained(deep_model).eval()
+    plain = LlavaNextVideoForConditionalGeneration.from_pretrained(deep_model, dtype=torch.float32).eval()
     ours.write_adapter(deep_model.parent / "written")
     adapted = PeftModel.from_pretrained(
         plain.model.language_model, deep_model.parent / "written", is_trainable=True, local_files_only=True
     )
-    processor = LlavaNextVideoProcessor.from_pretrained(deep_model)
+    processor = plain_processor(deep_model)
     videos = list(torch.from_numpy(pixels).permute(0, 3, 1, 2).split(4))
     batch = processor(text=[PROMPT + " what happens ?"] * 3, videos=videos, do_sample_frames=False, return_tensors="pt")
     states = plain(**batch, output_hidden_states=True).hidden_states[-1]

@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rounded_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model on disk, its layers from 1 on rounded, as a plain one."""
     folder = Path(shutil.copytree(model, tmp_path_factory.mktemp("rounded") / "model"))
-    whole = LlavaNextVideoForConditionalGeneration.from_pretrained(model)
+    whole = LlavaNextVideoForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     four_bit.round_weights(whole.model.language_model, 1)
     whole.save_pretrained(folder)
     return folder

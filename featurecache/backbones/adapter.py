@@ -31,6 +31,7 @@ from transformers import LlavaNextVideoForConditionalGeneration, LlavaOnevisionF
 from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter_files import CONFIG_NAME, WEIGHTS_NAME, open_adapter
 from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.model_folder import PROCESSOR_FILES
 from featurecache.errors import ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
 
@@ -91,7 +92,7 @@ def add_adapter(
 def write_adapter(model: PeftModel, folder: Path) -> None:
     """Writes an adapter's two files; they hold no path and no name of the base model."""
     private_folder(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
     metadata = {"format": "pt"}
     if is_quantised(model.get_base_model()):
         metadata[_BASE_WEIGHTS] = _FOUR_BIT
@@ -146,8 +147,13 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
     for path in model_folder.iterdir():
         if path.is_file() and path.name not in written | weights:
             shutil.copyfile(path, out / path.name)
-    for path in out.iterdir():
-        path.chmod(0o600)
+    nested = [name for name in PROCESSOR_FILES if "/" in name and (model_folder / name).is_file()]
+    for name in nested:
+        private_folder((out / name).parent)
+        shutil.copyfile(model_folder / name, out / name)
+    for path in out.rglob("*"):
+        if path.is_file():
+            path.chmod(0o600)
 
 
 def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
@@ -155,7 +161,7 @@ def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
     with _peft(), torch.random.fork_rng(devices=[]):
         model = get_peft_model(decoder, LoraConfig(**open_adapter(folder).settings, bias="none", inference_mode=True))
     stored = load_file(folder / WEIGHTS_NAME)
-    expected = get_peft_model_state_dict(model)
+    expected = _adapter_weights(model)
     differ = sorted(
         name
         for name in stored.keys() | expected.keys()
@@ -168,6 +174,12 @@ def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
         )
     set_peft_model_state_dict(model, stored)
     return model
+
+
+def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    # Embeddings never have adapters; left to find that out, PEFT asks the hub for the repository named in config.json.
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return weights
 
 
 def _is_on_four_bit(folder: Path) -> bool:

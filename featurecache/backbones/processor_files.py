@@ -96,9 +96,8 @@ def processor_settings(folder: Path, own: Any) -> tuple[Path, dict[str, Any]]:
         )
     chosen = own if is_video or base is None else _IMAGE_CLASSES[base]
     pads = not is_video and chosen is not VideoMAEImageProcessor  # the others carry the fields and leave them unread
-    fields = {
-        key: found[key] for key in PIXEL_FIELDS if found.get(key) is not None and (pads or key not in _PADDING_FIELDS)
-    }
+    # A null stays a null, which switches a step off; only what is left out becomes the default.
+    fields = {key: found[key] for key in PIXEL_FIELDS if key in found and (pads or key not in _PADDING_FIELDS)}
     try:
         settings: dict[str, Any] = chosen(**fields).to_dict()
     except Exception as error:  # transformers checks sizes with whatever exception comes
