@@ -299,7 +299,7 @@ def test_open_backbone_refuses_a_checkpoint_that_lacks_a_weight(
 def test_open_backbone_says_what_is_wrong_when_weights_are_torn_or_the_device_is_not_here(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match=r"extract\.device must be"):
+    with pytest.raises(SettingsError, match=r"device must be one of this machine, but it is .cuda:99."):
         open_backbone(
             open_inputs(folders["clip"], prompt="", frames=2, resize="crop"), dtype="float32", device="cuda:99"
         )

@@ -35,7 +35,7 @@ from featurecache.store.claims import Claims
 from featurecache.video.sampling import read_clips
 from tests.make_videos import write_video
 from tests.projects import failed_clip_ids, make_project, make_table
-from tests.tiny_models import IMAGE_PX
+from tests.tiny_models import IMAGE_PX, plain_processor
 
 PROMPT = "user: describe the hand . <video>"
 

@@ -646,7 +646,7 @@ def test_run_writes_a_bundle_that_scores_as_training_did(project: Project, finis
 
 
 def test_adapter_loads_into_the_language_model_with_peft_alone(finished: LoraRun, deep_model: Path) -> None:
-    model = LlavaNextVideoForConditionalGeneration.from_pretrained(deep_model).model
+    model = LlavaNextVideoForConditionalGeneration.from_pretrained(deep_model, dtype=torch.float32).model
     folder = finished.folder / "bundle" / "adapter"
     theirs = PeftModel.from_pretrained(model.language_model, folder, local_files_only=True)
     ours = finished._network.language_model

@@ -1,0 +1,313 @@
+"""Published layouts of every family open, extract, and agree with the plain forward; docs/backbones.md has the table.
+
+    FEATURECACHE_WRITE_TABLE=1 python -m pytest tests/test_published_layouts.py    # writes the table anew
+
+The reference opens each part by its class: the processor's numbers by the processor class, the whole model by the class
+in `architectures`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from featurecache.backbones import open_backbone, open_inputs
+from featurecache.errors import FeatureCacheError
+from tests import published_layouts, tiny_families, tiny_models
+from tests.published_layouts import (
+    CLIP_STATISTICS,
+    IMAGENET,
+    Layout,
+    shortest_edge,
+)
+from tests.tiny_models import pixels_of
+
+FRAMES = 4
+PROMPT = "user: describe the hand . <video>"
+BOUND = 1e-5
+DOCS = Path(__file__).parents[1] / "docs" / "backbones.md"
+BEGIN, END = "<!-- made by tests/test_published_layouts.py -->\n", "<!-- end -->\n"
+
+LNV_PX, OV_PX, PX = tiny_models.IMAGE_PX, 40, tiny_families.IMAGE_PX
+LNV = published_layouts.llava_next_video(LNV_PX)
+LNV_IMAGE: Any = LNV["preprocessor_config.json"]
+LNV_FLAT: Any = LNV["processor_config.json"]
+LNV_VIDEO = {
+    **LNV_IMAGE,
+    "data_format": "channels_first",
+    "default_to_square": False,
+    "device": None,
+    "do_sample_frames": False,
+    "fps": None,
+    "num_frames": None,
+    "size_divisor": None,
+    "video_metadata": None,
+    "video_processor_type": "LlavaNextVideoVideoProcessor",
+}
+OLD = "LLaVA-NeXT-Video, "
+LAYOUTS = [
+    Layout(OLD + "2025 (main): one file, for images, serves videos; `do_pad`", tiny_models.make_llava_next_video),
+    Layout(
+        OLD + "June 2024: `model_type` llava_next, no processor_config.json, rope settings outside `rope_scaling`",
+        tiny_models.make_llava_next_video,
+        {**LNV, "processor_config.json": None, "chat_template.json": None},
+        {"model_type": "llava_next", "text_config": {"rope_scaling": None, "factor": 2.0, "type": "linear"}},
+    ),
+    Layout(
+        OLD + "August 2024: template in processor_config.json, no `patch_size`; chat_template.json is no JSON",
+        tiny_models.make_llava_next_video,
+        {
+            **LNV,
+            "processor_config.json": {"chat_template": "{{ 1 }}", "processor_class": "LlavaNextVideoProcessor"},
+            "chat_template.json": '{"chat_template": "{{ 1 }}",\n}',
+        },
+    ),
+    Layout(
+        OLD + "transformers 4.5x: video_preprocessor_config.json with `do_pad` and nulls, chat_template.jinja",
+        tiny_models.make_llava_next_video,
+        {
+            **LNV,
+            "preprocessor_config.json": {**LNV_IMAGE, "image_processor_type": "LlavaNextImageProcessorFast"},
+            "video_preprocessor_config.json": LNV_VIDEO,
+            "chat_template.json": None,
+            "chat_template.jinja": "{{ 1 }}",
+        },
+    ),
+    Layout(
+        OLD + "transformers 5: both processors nested in processor_config.json",
+        tiny_models.make_llava_next_video,
+        {
+            "processor_config.json": {**LNV_FLAT, "image_processor": LNV_IMAGE, "video_processor": LNV_VIDEO},
+            "chat_template.json": None,
+        },
+    ),
+    Layout(
+        OLD + "first commits of June 2024: `model_type` llava-next-video",
+        tiny_models.make_llava_next_video,
+        config={"model_type": "llava-next-video"},
+        refused="Take a later revision",
+    ),
+    Layout(
+        OLD + "4-bit weights (`quantization_config`)",
+        tiny_models.make_llava_next_video,
+        config={"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}},
+        refused="quantised",
+    ),
+    Layout(
+        OLD + "rotary embeddings that scale with the length (dynamic NTK)",
+        tiny_models.make_llava_next_video,
+        config={"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
+        refused="must not depend on the length",
+    ),
+    Layout("LLaVA-OneVision: video_processor/preprocessor_config.json; `do_pad`", tiny_families.make_llava_onevision),
+    Layout(
+        "LLaVA-OneVision, one file for images",
+        tiny_families.make_llava_onevision,
+        {**published_layouts.llava_onevision(OV_PX), "video_processor/preprocessor_config.json": None},
+    ),
+    Layout("TimeSformer, 2023: VideoMAEImageProcessor", tiny_families.make_timesformer),
+    Layout("VideoMAE, 2022: class VideoMAEFeatureExtractor, which is gone", tiny_families.make_videomae),
+    Layout("VideoMAE, 2023: old and new name of the class", tiny_families.make_videomae_pretrained),
+    Layout(
+        "VideoMAE, transformers 5: video_preprocessor_config.json",
+        tiny_families.make_videomae,
+        {
+            "video_preprocessor_config.json": {
+                **shortest_edge(PX),
+                **IMAGENET,
+                "resample": 2,
+                "video_processor_type": "VideoMAEVideoProcessor",
+            }
+        },
+    ),
+    Layout("V-JEPA 2: video_preprocessor_config.json with nulls", tiny_families.make_vjepa2),
+    Layout("CLIP, 2021: CLIPFeatureExtractor, plain integers, no `do_rescale`", tiny_families.make_clip),
+    Layout(
+        "CLIP, transformers 5: nested in processor_config.json",
+        tiny_families.make_clip,
+        {
+            "processor_config.json": {
+                "image_processor": {
+                    **shortest_edge(PX),
+                    **CLIP_STATISTICS,
+                    "do_convert_rgb": True,
+                    "image_processor_type": "CLIPImageProcessor",
+                    "resample": 3,
+                },
+                "processor_class": "CLIPProcessor",
+            }
+        },
+    ),
+    Layout("SigLIP: squashed", tiny_families.make_siglip),
+    Layout("SigLIP 2 of one fixed size: bilinear, null for `do_convert_rgb`", tiny_families.make_siglip_vision),
+    Layout("DINOv2: larger frames in training, `_valid_processor_keys`", tiny_families.make_dinov2),
+    Layout(
+        "DINOv2, written by hand: no name of a class, plain integers",
+        tiny_families.make_dinov2,
+        {
+            "preprocessor_config.json": {
+                "do_resize": True,
+                "size": PX,
+                "do_center_crop": True,
+                "crop_size": PX,
+                "do_normalize": True,
+                **IMAGENET,
+            }
+        },
+    ),
+]
+
+
+def _decoded(seed: int = 0) -> np.ndarray:
+    """Noise on gradients, (F, H, W, 3): sharp enough for every difference in scaling to show."""
+    random = np.random.default_rng(seed)
+    slope = np.linspace(0, 255, 80)[None, None, :, None] * np.ones((FRAMES, 60, 1, 3))
+    return np.where(
+        random.random((FRAMES, 60, 80, 1)) < 0.5, slope, random.integers(0, 256, (FRAMES, 60, 80, 3))
+    ).astype(np.uint8)
+
+
+def extracted(folder: Path, frames: np.ndarray) -> Tensor:
+    """The extraction's way: `final` tokens of one clip, (S, D)."""
+    backbone = open_backbone(
+        open_inputs(folder, prompt=PROMPT, frames=len(frames), resize="model"), dtype="float32", device="cpu"
+    )
+    encoded = backbone.encode_frames(pixels_of(backbone, frames), ["final"])
+    states = dict(backbone.states(encoded[None], ["final"]))["final"].tokens
+    shape = backbone.inputs.taps["final"]
+    assert states.shape == (1, shape.steps, shape.tokens_per_step, shape.width)
+    return states[0].flatten(0, 1)
+
+
+def plain(folder: Path, frames: np.ndarray) -> Tensor:
+    """The naive recipe: the processor class on the folder's numbers, the whole model, `final` tokens (S, D)."""
+    config = json.loads((folder / "config.json").read_text())
+    model_class = getattr(transformers, config["architectures"][0])
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    kind = model_class.config_class.model_type
+    channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    processor = PROCESSORS[kind](**_settings(folder, PROCESSORS[kind]))
+    with torch.no_grad():
+        if kind in ("llava_next_video", "llava_onevision"):
+            pixels = processor([channels_first], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
+            return _plain_language(folder, model, pixels)
+        if issubclass(PROCESSORS[kind], transformers.video_processing_utils.BaseVideoProcessor):
+            pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
+        else:
+            pixels = processor(list(channels_first), return_tensors="pt")["pixel_values"]
+        encoder = next(
+            (getattr(model, part) for part in ("vision_model", *sorted(PROCESSORS)) if hasattr(model, part)), model
+        )
+        out = encoder(pixels, output_hidden_states=True)
+    states = out.last_hidden_state
+    if kind in ("clip", "clip_vision_model"):
+        with torch.no_grad():
+            return encoder.post_layernorm(out.hidden_states[-1])[:, 1:].flatten(0, 1)
+    if kind == "dinov2":
+        return states[:, 1:].flatten(0, 1)
+    if kind == "timesformer":  # each patch's frames after one another; the extraction has each frame's patches
+        return states[0, 1:].unflatten(0, (-1, FRAMES)).transpose(0, 1).flatten(0, 1)
+    return states.flatten(0, 1)
+
+
+PROCESSORS: dict[str, Any] = {
+    "llava_next_video": transformers.LlavaNextVideoVideoProcessor,
+    "llava_onevision": transformers.LlavaOnevisionVideoProcessor,
+    "timesformer": transformers.VideoMAEImageProcessor,
+    "videomae": transformers.VideoMAEVideoProcessor,
+    "vjepa2": transformers.VJEPA2VideoProcessor,
+    "clip": transformers.CLIPImageProcessor,
+    "clip_vision_model": transformers.CLIPImageProcessor,
+    "siglip": transformers.SiglipImageProcessor,
+    "siglip_vision_model": transformers.SiglipImageProcessor,
+    "dinov2": transformers.BitImageProcessor,
+}
+
+
+def _settings(folder: Path, processor_class: Any) -> dict[str, Any]:
+    """What the class itself reads, or the file that is for videos alone."""
+    own = folder / "video_processor"
+    is_own = (own / "preprocessor_config.json").exists() and "VideoProcessor" in processor_class.__name__
+    where = own if is_own else folder
+    reader = getattr(processor_class, "get_video_processor_dict", processor_class.get_image_processor_dict)
+    return {**reader(where)[0]}
+
+
+def _plain_language(folder: Path, model: Any, pixels: Tensor) -> Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    video = model.config.video_token_id
+    ids = tokenizer(PROMPT)["input_ids"]
+    at = ids.index(video)
+    vision = model.config.vision_config
+    side = vision.image_size // vision.patch_size
+    newline = model.config.model_type == "llava_onevision"
+    count = FRAMES * (-(-side // 2) if newline else side // 2) ** 2
+    ids = torch.tensor([ids[:at] + [video] * (count + newline)])
+    out = model(input_ids=ids, pixel_values_videos=pixels, output_hidden_states=True)
+    states: Tensor = out.hidden_states[-1][0, at : at + count]
+    return states
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[dict[str, str]]:
+    """The table's rows by name, written into the documentation at the end where that is asked for."""
+    found: dict[str, str] = {}
+    yield found
+    if os.environ.get("FEATURECACHE_WRITE_TABLE") and len(found) == len(LAYOUTS):
+        text = DOCS.read_text()
+        before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+        head = "| layout | opens | extracts | largest difference |\n| --- | --- | --- | --- |\n"
+        DOCS.write_text(before + head + "".join(found[one.name] + "\n" for one in LAYOUTS) + after)
+
+
+def _row(name: str, difference: float | None, refused: str = "") -> str:
+    if difference is None:
+        return f"| {name} | no: {refused} | - | - |"
+    bound = next(bound for bound in ("1e-6", "1e-5") if difference <= float(bound))
+    return f"| {name} | yes | yes | below {bound} |"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: re.sub(r"\W+", "-", layout.name))
+def test_features_of_a_published_layout_equal_the_plain_forward(
+    layout: Layout, tmp_path: Path, rows: dict[str, str]
+) -> None:
+    folder, frames = layout.write(tmp_path), _decoded()
+    if layout.refused:
+        with pytest.raises(FeatureCacheError, match=layout.refused) as caught:
+            extracted(folder, frames)
+        assert "\n" not in str(caught.value)
+        rows[layout.name] = _row(layout.name, None, "refused by name")
+        return
+    ours, reference = extracted(folder, frames), plain(folder, frames)
+    assert reference.std() > 0.1
+    assert ours.shape == reference.shape
+    difference = float((ours - reference).abs().max())
+    assert difference <= BOUND
+    rows[layout.name] = _row(layout.name, difference)
+
+
+def test_the_documentation_lists_every_layout() -> None:
+    text = DOCS.read_text()
+    table = text[text.index(BEGIN) : text.index(END)]
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[3:]]
+    assert listed == [one.name for one in LAYOUTS]
+    for layout in LAYOUTS:
+        assert f"| {layout.name} | {'no: ' if layout.refused else 'yes | yes | below 1e-'}" in table
+
+
+def test_a_broken_file_of_a_published_revision_is_named_with_its_line(tmp_path: Path) -> None:
+    folder = tiny_models.make_llava_next_video(tmp_path)
+    text = (folder / "config.json").read_text()
+    at = text.index('"text_config"')
+    (folder / "config.json").write_text(text[:at] + text[at:].replace("}", '}"', 1))
+    with pytest.raises(FeatureCacheError, match=r"config\.json is not .*line \d+ column \d+.*later revision"):
+        extracted(folder, _decoded())
