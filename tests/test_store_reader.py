@@ -17,7 +17,7 @@ from featurecache.errors import (
     MissingFeaturesError,
 )
 from featurecache.store import CacheWriter, FeatureCache, Row, compact, format, gc
-from featurecache.store.index import parse_clip_ids
+from featurecache.store.clip_columns import parse_clip_ids
 from tests.cache_samples import (
     PROVENANCE,
     FaultyOs,

@@ -24,6 +24,7 @@ from featurecache.extraction.spot_check import Canary
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, Kept, parse_kept, row_shape
 from featurecache.store import FeatureCache
+from featurecache.store.live import live_cache
 from featurecache.video.recordings import Recording, find_recordings
 
 if TYPE_CHECKING:
@@ -238,13 +239,10 @@ def missing_features(
     project: Project, clips: list[_Clip], spaces: Mapping[str, FeatureSpace]
 ) -> dict[_Clip, tuple[str, ...]]:
     """Which kept features each clip lacks, in the order given; clips that lack none are left out."""
-    try:
-        cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:
-        return dict.fromkeys(clips, tuple(spaces))
-    missing = {name: set(cache.missing(clips, space.fingerprint)) for name, space in spaces.items()}
-    found = {clip: tuple(name for name in spaces if clip in missing[name]) for clip in clips}
-    return {clip: names for clip, names in found.items() if names}
+    live = live_cache(project.cache)
+    missing = {name: set(live.missing(clips, space)) for name, space in spaces.items()}
+    lacking = set[_Clip]().union(*missing.values())
+    return {clip: tuple(name for name in spaces if clip in missing[name]) for clip in clips if clip in lacking}
 
 
 def _shared_frames(work: Sequence[Work], frames: int) -> float:

@@ -12,7 +12,7 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, differences
 from featurecache.store import FeatureCache
-from featurecache.store.index import parse_clip_ids
+from featurecache.store.clip_columns import parse_clip_ids
 
 _SHOWN = 5
 

@@ -12,8 +12,8 @@ from featurecache.errors import CacheFormatError, ClipTableError, FingerprintMis
 from featurecache.files import sha256_of_file
 from featurecache.spec import FeatureSpace
 from featurecache.store import format
+from featurecache.store.clip_columns import parse_clip_ids
 from featurecache.store.external import ExternalArray, ExternalFile
-from featurecache.store.index import parse_clip_ids
 from featurecache.store.proof import ArrayDigest, Proof, damaged
 from featurecache.store.segment import STORED_DTYPES
 

@@ -5,21 +5,19 @@ confirmed on the parts themselves. Duplicate rows (two writers may compute the s
 the smallest segment name wins, for every reader alike. A segment that another one replaces is not read.
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import CacheFormatError, CacheReadError, ClipTableError, DamagedSegmentError
+from featurecache.errors import CacheFormatError, CacheReadError, DamagedSegmentError
 from featurecache.store import checkpoint, files, format
+from featurecache.store.clip_columns import Clip, Clips, digest_columns, digest_prefixes, in_parts
 from featurecache.store.segment import Identity, Segment, read_segment
 
-_START_FACTOR, _END_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)  # any odd numbers
-_CLIP_IDS = re.compile(rf"{format.CLIP_ID.pattern}(?:,{format.CLIP_ID.pattern})*")
 _MOST_LISTINGS = 20
 
 
@@ -36,56 +34,6 @@ class Damage:
     path: str
     segment_id: str | None
     reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class Clips:
-    """Clips to look up, column by column.
-
-    Attributes:
-        prefixes: First eight bytes of each digest as a big-endian number, shape (N,), uint64.
-        span_us: Start and end, shape (N, 2), int64.
-    """
-
-    prefixes: npt.NDArray[np.uint64]
-    span_us: npt.NDArray[np.int64]
-
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        """One number for each clip, shape (N,)."""
-        spans = self.span_us.view(np.uint64)
-        hashes: npt.NDArray[np.uint64] = (self.prefixes ^ (spans[:, 0] * _START_FACTOR)) + spans[:, 1] * _END_FACTOR
-        return hashes
-
-
-def digest_prefixes(video_sha256: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The first eight bytes of digests (N, 32) as numbers, (N,)."""
-    return np.ascontiguousarray(video_sha256[:, :8]).view(">u8").ravel().astype(np.uint64)
-
-
-def parse_clip_ids(clip_ids: Sequence[str]) -> Clips:
-    """Clip ids as columns.
-
-    Args:
-        clip_ids: `<16 hex digits>-<start_us>-<end_us>`.
-
-    Raises:
-        ClipTableError: If one is not of this form; it is named.
-    """
-    if not clip_ids:
-        return Clips(np.empty(0, np.uint64), np.empty((0, 2), np.int64))
-    joined = ",".join(clip_ids)
-    if not _CLIP_IDS.fullmatch(joined) or joined.count(",") != len(clip_ids) - 1:
-        wrong = next(name for name in clip_ids if not format.CLIP_ID.fullmatch(name))
-        raise ClipTableError(
-            f"a clip id must be <16 hex digits>-<start_us>-<end_us>, but {wrong!r} was asked for. "
-            "Take the ids from clips.csv."
-        )
-    parts = joined.replace(",", "-").split("-")
-    prefixes = np.frombuffer(bytes.fromhex("".join(parts[0::3])), ">u8").astype(np.uint64)
-    span_us = np.empty((len(clip_ids), 2), np.int64)
-    for column in (0, 1):
-        span_us[:, column] = np.fromstring(" ".join(parts[column + 1 :: 3]), np.int64, sep=" ")
-    return Clips(prefixes, span_us)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +89,16 @@ class SpaceIndex:
             at[left] += 1
         return found
 
+    def holds(self, digests: npt.NDArray[np.uint8], clips: Clips) -> npt.NDArray[np.bool_]:
+        """Whether each clip is here, shape (N,); arguments as `digest_columns` gives them."""
+        at = self.find(clips)
+        found = at >= 0
+        found[found] = (self.video_sha256[at[found]] == digests[found]).all(1)
+        return found
+
     def in_stored_order(self) -> npt.NDArray[np.int64]:
         """Positions in the order rows lie on disk, shape (N,)."""
-        return np.lexsort((self.row, self.segment))
+        return np.argsort(self.segment.astype(np.int64) << 32 | self.row)
 
     def clip_names(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Clip ids of rows."""
@@ -173,7 +128,7 @@ def read_index(
     use_checkpoint = use_checkpoint and not excluded  # it has lost the rows that an excluded segment hid
     for _ in range(_MOST_LISTINGS):
         listed = [name for name in segment_names(folder) if name not in excluded]
-        old = _from_checkpoint(folder, fingerprint, listed) if use_checkpoint else _EMPTY
+        old = _from_checkpoint(folder, fingerprint, listed) if use_checkpoint else EMPTY
         visible = {segment.segment_id for segment in old.segments}
         new = [name for name in listed if name not in visible and name not in old.ignored]
         parts, damage, vanished = _read_segments(folder, fingerprint, new)
@@ -207,7 +162,7 @@ def segments_after_checkpoint(folder: Path, fingerprint: str) -> int:
     return len(listed) - len(old.segments)
 
 
-_EMPTY = SpaceIndex(
+EMPTY = SpaceIndex(
     segments=(),
     ignored=frozenset(),
     video_sha256=np.empty((0, 32), np.uint8),
@@ -216,6 +171,7 @@ _EMPTY = SpaceIndex(
     row=np.empty(0, np.int32),
     row_crc32c=np.empty(0, np.uint32),
 )
+"""The index of a feature space without rows."""
 
 
 def segment_names(folder: Path) -> list[str]:
@@ -232,7 +188,7 @@ def _from_checkpoint(folder: Path, fingerprint: str, listed: Sequence[str]) -> S
     for segments, ignored, columns in checkpoint.read(folder / "index", fingerprint):
         if {segment.segment_id for segment in segments} <= set(listed):
             return SpaceIndex(segments, ignored, **columns)
-    return _EMPTY
+    return EMPTY
 
 
 def _read_segments(
@@ -267,21 +223,25 @@ def _joined(old: SpaceIndex, parts: Sequence[tuple[Segment, Identity]]) -> tuple
         if (segment.dtype, segment.row_shape) != (first.dtype, first.row_shape)
     ]
     unfit = {name for name, _ in mixed}
-    parts = [part for part in parts if part[0].segment_id not in unfit]
-    segments = sorted([*old.segments, *(segment for segment, _ in parts)], key=lambda segment: segment.segment_id)
-    place = {segment.segment_id: position for position, segment in enumerate(segments)}
-    moved = np.array([place[segment.segment_id] for segment in old.segments], np.int32)
-    video_sha256 = np.concatenate([old.video_sha256, *(identity.video_sha256 for _, identity in parts)])
-    span_us = np.concatenate([old.span_us, *(identity.span_us for _, identity in parts)])
-    segment = np.concatenate(
-        [moved[old.segment], *(np.full(one.rows, place[one.segment_id], np.int32) for one, _ in parts)]
-    )
-    row = np.concatenate([old.row, *(np.arange(one.rows, dtype=np.int32) for one, _ in parts)])
-    row_crc32c = np.concatenate([old.row_crc32c, *(identity.row_crc32c for _, identity in parts)])
+    new = index_of([part for part in parts if part[0].segment_id not in unfit])
+    return replace(merged(old, new), ignored=frozenset(ignored)), mixed
 
+
+def index_of(parts: Sequence[tuple[Segment, Identity]]) -> SpaceIndex:
+    """The index of some segments whose rows are of one shape.
+
+    Raises:
+        CacheFormatError: If two recordings cannot be told apart by the first digits of their digests.
+    """
+    if not parts:
+        return EMPTY
+    parts = sorted(parts, key=lambda part: part[0].segment_id)
+    sizes = [segment.rows for segment, _ in parts]
+    video_sha256 = np.concatenate([identity.video_sha256 for _, identity in parts])
+    span_us = np.concatenate([identity.span_us for _, identity in parts])
     clips = Clips(digest_prefixes(video_sha256), span_us)
     hashes = clips.hashes()
-    order = np.lexsort((segment.astype(np.int64) << 32 | row, hashes))
+    order = np.argsort(hashes, kind="stable")  # of copies, the one in the smallest segment stands first
     same = np.zeros(len(order), bool)
     same[1:] = (
         (np.diff(hashes[order]) == 0)
@@ -289,19 +249,72 @@ def _joined(old: SpaceIndex, parts: Sequence[tuple[Segment, Identity]]) -> tuple
         & (np.diff(span_us[order], axis=0) == 0).all(1)
     )
     copies = np.flatnonzero(same)
-    if (video_sha256[order[copies]] != video_sha256[order[copies - 1]]).any():
+    _require_same_digests(video_sha256[order[copies]], video_sha256[order[copies - 1]])
+    kept = order[~same]
+    return SpaceIndex(
+        tuple(segment for segment, _ in parts),
+        frozenset(name for segment, _ in parts for name in segment.replaces),
+        video_sha256[kept],
+        span_us[kept],
+        np.repeat(np.arange(len(parts), dtype=np.int32), sizes)[kept],
+        np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[kept],
+        np.concatenate([identity.row_crc32c for _, identity in parts])[kept],
+    )
+
+
+def merged(old: SpaceIndex, new: SpaceIndex) -> SpaceIndex:
+    """Both indexes as one, in time linear in the larger and without sorting it again.
+
+    Raises:
+        CacheFormatError: If two recordings cannot be told apart by the first digits of their digests.
+    """
+    if not len(old) or not len(new):
+        return replace(new if len(new) else old, ignored=old.ignored | new.ignored)
+    segments = sorted([*old.segments, *new.segments], key=lambda segment: segment.segment_id)
+    place = {segment.segment_id: position for position, segment in enumerate(segments)}
+    old_segment, new_segment = (
+        np.array([place[segment.segment_id] for segment in one.segments], np.int32)[one.segment] for one in (old, new)
+    )
+    at = old.find(new.clips)
+    copies = np.flatnonzero(at >= 0)
+    _require_same_digests(new.video_sha256[copies], old.video_sha256[at[copies]])
+    winners = copies[new_segment[copies] < old_segment[at[copies]]]
+    row, row_crc32c = old.row.copy(), old.row_crc32c.copy()
+    old_segment[at[winners]], row[at[winners]] = new_segment[winners], new.row[winners]
+    row_crc32c[at[winners]] = new.row_crc32c[winners]
+    added = np.flatnonzero(at < 0)
+    where = np.searchsorted(old.hashes, new.hashes[added], side="right")
+    return SpaceIndex(
+        tuple(segments),
+        old.ignored | new.ignored,
+        np.insert(old.video_sha256, where, new.video_sha256[added], axis=0),
+        np.insert(old.span_us, where, new.span_us[added], axis=0),
+        np.insert(old_segment, where, new_segment[added]),
+        np.insert(row, where, new.row[added]),
+        np.insert(row_crc32c, where, new.row_crc32c[added]),
+    )
+
+
+def absent(indexes: Sequence[SpaceIndex], clips: Iterable[Clip]) -> list[Clip]:
+    """Clips that none of the indexes holds, each once, in the order given.
+
+    Raises:
+        ClipTableError: If a digest is malformed.
+    """
+    lacking: dict[Clip, None] = {}
+    for part in in_parts(clips):
+        digests, columns = digest_columns(part)
+        held = np.zeros(len(part), bool)
+        for index in indexes:
+            held |= index.holds(digests, columns)
+        lacking |= dict.fromkeys(part[place] for place in np.flatnonzero(~held).tolist())
+    return list(lacking)
+
+
+def _require_same_digests(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> None:
+    """Clips of equal id must be of equal recordings."""
+    if (ours != theirs).any():
         raise CacheFormatError(
             "recordings must differ in the first 16 digits of their sha256, but two in this cache share them. "
             "Keep one of the two in another cache."
         )
-    kept = order[~same]
-    index = SpaceIndex(
-        tuple(segments),
-        frozenset(ignored),
-        video_sha256[kept],
-        span_us[kept],
-        segment[kept],
-        row[kept],
-        row_crc32c[kept],
-    )
-    return index, mixed

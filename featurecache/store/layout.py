@@ -111,6 +111,16 @@ def space_folders(root: Path) -> list[Path]:
     return [root / "spaces" / name for name in names if name != format.RECORD and not name.startswith(".")]
 
 
+def no_cache(root: Path) -> CacheNotFoundError | CacheFormatError:
+    """The error for a folder that has no record of a cache."""
+    if files.exists(root / "spaces"):
+        return CacheFormatError(
+            f"{root} must have its {format.RECORD}, but that is not there. "
+            "If it is a copy under way, finish it; otherwise run featurecache cache repair."
+        )
+    return CacheNotFoundError(f"there must be a feature cache at {root}, but there is none. Run featurecache extract.")
+
+
 def require_cache(root: Path) -> None:
     """Check that a folder is a cache, even one whose record is damaged, and of no newer version.
 
@@ -119,9 +129,7 @@ def require_cache(root: Path) -> None:
         NewerFormatError: If it is of a newer format version.
     """
     if not files.exists(root / format.RECORD) and not files.exists(root / "spaces"):
-        raise CacheNotFoundError(
-            f"there must be a feature cache at {root}, but there is none. Run featurecache extract."
-        )
+        raise no_cache(root)
     try:
         read_cache_record(root)
     except NewerFormatError:

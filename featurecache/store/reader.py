@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,24 +19,14 @@ import numpy.typing as npt
 
 from featurecache.errors import (
     AmbiguousSpaceError,
-    CacheFormatError,
-    CacheNotFoundError,
-    ClipTableError,
     DamagedSegmentError,
     MissingFeaturesError,
 )
 from featurecache.spec import FeatureSpace, canonical_json, differences
-from featurecache.store import files, format, layout
+from featurecache.store import format, layout
 from featurecache.store.checksums import wrong_rows
-from featurecache.store.index import (
-    Clips,
-    Damage,
-    SpaceIndex,
-    digest_prefixes,
-    parse_clip_ids,
-    read_index,
-    segment_names,
-)
+from featurecache.store.clip_columns import PART_CLIPS, Clip, Clips, parse_clip_ids
+from featurecache.store.index import Damage, SpaceIndex, absent, read_index, segment_names
 from featurecache.store.segment import STORED_DTYPES, Segment, as_byte_rows, damaged, read_rows, read_timestamps
 
 _SHOWN = 5
@@ -102,7 +92,7 @@ class FeatureCache:
         try:
             layout.read_cache_record(root)
         except (FileNotFoundError, NotADirectoryError):
-            raise _no_cache(root) from None
+            raise layout.no_cache(root) from None
         views, stray = {}, []
         for folder in layout.space_folders(root):
             try:
@@ -189,7 +179,9 @@ class FeatureCache:
     def clip_ids(self, tap: str | None = None, pooling: str | None = None, space: str | None = None) -> list[str]:
         """Every clip of a feature space, in the order rows lie on disk."""
         index = self._views[self._choose(tap, pooling, space)].index
-        return index.clip_names(index.in_stored_order())
+        order = index.in_stored_order()
+        parts = (order[first : first + PART_CLIPS] for first in range(0, len(order), PART_CLIPS))
+        return list(chain.from_iterable(map(index.clip_names, parts)))
 
     def clips(
         self, tap: str | None = None, pooling: str | None = None, space: str | None = None
@@ -197,8 +189,17 @@ class FeatureCache:
         """Every clip as (sha256 of the recording's content, start_us, end_us), in the order rows lie on disk."""
         index = self._views[self._choose(tap, pooling, space)].index
         order = index.in_stored_order()
-        digits, spans = index.video_sha256[order].tobytes().hex(), index.span_us[order].tolist()
-        return [(digits[64 * i : 64 * i + 64], start, end) for i, (start, end) in enumerate(spans)]
+        found: list[Clip] = []
+        names: dict[bytes, str] = {}  # one text for each recording, not for each of its clips
+        for first in range(0, len(order), PART_CLIPS):
+            part = order[first : first + PART_CLIPS]
+            digests = index.video_sha256[part].view("V32").ravel().tolist()
+            spans = index.span_us[part].tolist()
+            found += [
+                (names.get(digest) or names.setdefault(digest, digest.hex()), start, end)
+                for digest, (start, end) in zip(digests, spans, strict=True)
+            ]
+        return found
 
     def describe(self, tap: str | None = None, pooling: str | None = None, space: str | None = None) -> Space:
         """The one feature space that matches; arguments and errors as for `load`."""
@@ -216,21 +217,8 @@ class FeatureCache:
         Returns:
             Those that are lacking, each once, in the order given.
         """
-        wanted = list(dict.fromkeys(clips))
         view = self._views.get(fingerprint)
-        if view is None or not wanted:
-            return wanted
-        wrong = next((digest for digest, _, _ in wanted if not format.SHA256.fullmatch(digest)), None)
-        if wrong is not None:
-            raise ClipTableError(
-                f"a recording's sha256 must be 64 hex digits, but is {wrong!r}. Pass the whole digest."
-            )
-        digests = np.frombuffer(bytes.fromhex("".join(digest for digest, _, _ in wanted)), np.uint8).reshape(-1, 32)
-        spans = np.array([(start, end) for _, start, end in wanted], np.int64)
-        found = view.index.find(Clips(digest_prefixes(digests), spans))
-        present = found >= 0
-        present[present] = (view.index.video_sha256[found[present]] == digests[present]).all(1)
-        return [clip for clip, is_present in zip(wanted, present.tolist(), strict=True) if not is_present]
+        return list(dict.fromkeys(clips)) if view is None else absent([view.index], clips)
 
     def find(self, clip_id: str) -> tuple[Space, ...]:
         """The feature spaces that hold a clip."""
@@ -386,15 +374,6 @@ class _View:
         for start, stop in pairwise(borders):
             if stop > start:
                 yield self.index.segments[segment[start]], row[start:stop], order[start:stop]
-
-
-def _no_cache(root: Path) -> CacheNotFoundError | CacheFormatError:
-    if files.exists(root / "spaces"):
-        return CacheFormatError(
-            f"{root} must have its {format.RECORD}, but that is not there. "
-            "If it is a copy under way, finish it; otherwise run featurecache cache repair."
-        )
-    return CacheNotFoundError(f"there must be a feature cache at {root}, but there is none. Run featurecache extract.")
 
 
 def _without_record(folder: Path) -> list[Damage]:

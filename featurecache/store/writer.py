@@ -39,6 +39,7 @@ from featurecache.store.layout import as_json, discard, make_cache, make_space
 from featurecache.store.segment import STORED_DTYPES, Rows, encode_segment, read_record
 
 _CHECKPOINT_EVERY = 32  # segments that a reader may have to open one by one
+_CHECKPOINT_AGE_S = 600.0  # a writer that goes on for days looks so often whether there are that many
 _LONGEST_US = 10**18
 
 
@@ -107,6 +108,7 @@ class CacheWriter:
         self._rows_saved = 0
         self._bytes = 0
         self._oldest_s = 0.0
+        self._checkpoint_s = time.monotonic()
         self._in_doubt: tuple[str, int] | None = None
         self._committed: list[str] = []
         with writing(self._root):
@@ -179,6 +181,8 @@ class CacheWriter:
                 ConstantFeatureWarning,
                 stacklevel=2,
             )
+        if time.monotonic() - self._checkpoint_s >= _CHECKPOINT_AGE_S:
+            self._refresh_checkpoint()
 
     def withdraw(self) -> None:
         """Undo everything: drop the gathered rows, remove the committed ones, and the feature space if this made it.
@@ -216,8 +220,7 @@ class CacheWriter:
                     self.commit()
                 except CacheWriteError as second:
                     error.add_note(f"{len(self._rows)} gathered rows could not be saved either: {second}")
-        with contextlib.suppress(OSError):  # a convenience for readers; the rows are safe without
-            self._refresh_checkpoint()
+        self._refresh_checkpoint()
 
     def _settle_doubt(self) -> None:
         """Learn whether the last commit, if it ended in an error, reached its commit point."""
@@ -309,9 +312,12 @@ class CacheWriter:
         return None, 0
 
     def _refresh_checkpoint(self) -> None:
-        if segments_after_checkpoint(self._folder, self._fingerprint) >= _CHECKPOINT_EVERY:
-            index, _ = read_index(self._folder, self._fingerprint, {})
-            write_checkpoint(self._folder, self._fingerprint, index)
+        """Spare readers opening many segments one by one; the rows are safe without."""
+        self._checkpoint_s = time.monotonic()
+        with contextlib.suppress(OSError):
+            if segments_after_checkpoint(self._folder, self._fingerprint) >= _CHECKPOINT_EVERY:
+                index, _ = read_index(self._folder, self._fingerprint, {})
+                write_checkpoint(self._folder, self._fingerprint, index)
 
 
 def commit_segment(space_folder: Path, segment_id: str, contents: Mapping[str, bytes]) -> None:

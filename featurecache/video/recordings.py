@@ -11,6 +11,7 @@ import dataclasses
 import os
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -156,10 +157,15 @@ def _examine(name: str, path: Path, root: Path, memo: DigestMemo) -> tuple[str, 
     if status.st_size == 0:
         raise UnreadableVideoError("the file is empty")
     sha256 = memo.sha256(path)
-    probed_by = f"probe of featurecache {version('featurecache')}, av {version('av')}"
-    known = memo.recall(path, probed_by)
+    known = memo.recall(path, _probed_by())
     if known is not None:
         return sha256, VideoInfo(**known)
     info = probe(path)
-    memo.remember(path, probed_by, dataclasses.asdict(info))
+    memo.remember(path, _probed_by(), dataclasses.asdict(info))
     return sha256, info
+
+
+@lru_cache(maxsize=1)
+def _probed_by() -> str:
+    """What probes here; looking up a version takes longer than all else that a remembered recording needs."""
+    return f"probe of featurecache {version('featurecache')}, av {version('av')}"

@@ -1,0 +1,93 @@
+"""Clips as columns of numbers: how an index looks up millions of them, a bounded part at a time."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.errors import ClipTableError
+from featurecache.store import format
+
+Clip = tuple[str, int, int]
+"""sha256 of the recording's content (64 hex digits), start_us, end_us."""
+_Item = TypeVar("_Item")
+
+_START_FACTOR, _END_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)  # any odd numbers
+_CLIP_IDS = re.compile(rf"{format.CLIP_ID.pattern}(?:,{format.CLIP_ID.pattern})*")
+PART_CLIPS = 1 << 16
+"""So many clips are turned from text to numbers, or back, at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Clips to look up, column by column.
+
+    Attributes:
+        prefixes: First eight bytes of each digest as a big-endian number, shape (N,), uint64.
+        span_us: Start and end, shape (N, 2), int64.
+    """
+
+    prefixes: npt.NDArray[np.uint64]
+    span_us: npt.NDArray[np.int64]
+
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """One number for each clip, shape (N,)."""
+        spans = self.span_us.view(np.uint64)
+        hashes: npt.NDArray[np.uint64] = (self.prefixes ^ (spans[:, 0] * _START_FACTOR)) + spans[:, 1] * _END_FACTOR
+        return hashes
+
+
+def digest_prefixes(video_sha256: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """The first eight bytes of digests (N, 32) as numbers, (N,)."""
+    return np.ascontiguousarray(video_sha256[:, :8]).view(">u8").ravel().astype(np.uint64)
+
+
+def parse_clip_ids(clip_ids: Sequence[str]) -> Clips:
+    """Clip ids as columns.
+
+    Args:
+        clip_ids: `<16 hex digits>-<start_us>-<end_us>`.
+
+    Raises:
+        ClipTableError: If one is not of this form; it is named.
+    """
+    if not clip_ids:
+        return Clips(np.empty(0, np.uint64), np.empty((0, 2), np.int64))
+    joined = ",".join(clip_ids)
+    if not _CLIP_IDS.fullmatch(joined) or joined.count(",") != len(clip_ids) - 1:
+        wrong = next(name for name in clip_ids if not format.CLIP_ID.fullmatch(name))
+        raise ClipTableError(
+            f"a clip id must be <16 hex digits>-<start_us>-<end_us>, but {wrong!r} was asked for. "
+            "Take the ids from clips.csv."
+        )
+    parts = joined.replace(",", "-").split("-")
+    prefixes = np.frombuffer(bytes.fromhex("".join(parts[0::3])), ">u8").astype(np.uint64)
+    span_us = np.empty((len(clip_ids), 2), np.int64)
+    for column in (0, 1):
+        span_us[:, column] = np.fromstring(" ".join(parts[column + 1 :: 3]), np.int64, sep=" ")
+    return Clips(prefixes, span_us)
+
+
+def digest_columns(clips: Sequence[Clip]) -> tuple[npt.NDArray[np.uint8], Clips]:
+    """Digests, shape (N, 32), and the clips as columns.
+
+    Raises:
+        ClipTableError: If a digest is none; it is named.
+    """
+    wrong = next((digest for digest, _, _ in clips if not format.SHA256.fullmatch(digest)), None)
+    if wrong is not None:
+        raise ClipTableError(f"a recording's sha256 must be 64 hex digits, but is {wrong!r}. Pass the whole digest.")
+    digests = np.frombuffer(bytes.fromhex("".join(digest for digest, _, _ in clips)), np.uint8).reshape(-1, 32)
+    spans = np.array([(start, end) for _, start, end in clips], np.int64).reshape(-1, 2)
+    return digests, Clips(digest_prefixes(digests), spans)
+
+
+def in_parts(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Items in lists of at most `PART_CLIPS`."""
+    rest = iter(items)
+    while part := list(islice(rest, PART_CLIPS)):
+        yield part
