@@ -51,6 +51,8 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Look after the feature cache.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache", epilog="Example: featurecache cache info")
+model_app = typer.Typer(help="Look after model folders.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(model_app, name="model", epilog="Example: featurecache model convert timesformer-base-finetuned-ssv2")
 
 Config = Annotated[Path, typer.Option("--config", help="The project's folder or its featurecache.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -126,6 +128,8 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             os.environ |= _ENVIRONMENT
+            if not kwargs.get("allow_download"):
+                os.environ["HF_HUB_OFFLINE"] = "1"
             signal.signal(signal.SIGTERM, _interrupt)
             try:
                 code = function(*args, **kwargs)
@@ -578,6 +582,29 @@ def agreement(
 
 
 # --- looking after it -------------------------------------------------------------------------------
+
+
+@command("convert", example="featurecache model convert timesformer-base-finetuned-ssv2", group=model_app)
+def model_convert(
+    folder: Annotated[str, typer.Argument(help="A model folder, or organisation/name@revision on this machine.")],
+    as_json: AsJson = False,
+) -> int:
+    """Write pickled weights as safetensors.
+
+    Next to pytorch_model.bin or its shards, which stay. A pickle can run code: it
+    is read by torch's unpickler for tensors alone, in a process of its own.
+    """
+    from featurecache.backbones import find_model
+    from featurecache.backbones.conversion import RECORD_NAME, convert_weights
+
+    screen = Screen(as_json)
+    path = find_model(folder, setting="FOLDER")
+    done = convert_weights(path)
+    for (source, read), (target, written) in zip(done.read.items(), done.written.items(), strict=True):
+        screen.say(f"{source} (sha256 {read[:16]}) -> {target} (sha256 {written[:16]})")
+    screen.say(f"both digests are in {path / RECORD_NAME}; the pickle is no longer needed")
+    screen.document(dataclasses.asdict(done))
+    return DONE
 
 
 @command("info", example="featurecache cache info", group=cache_app)

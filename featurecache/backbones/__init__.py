@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from featurecache.backbones.model_folder import check_model_folder, name_broken_file
+from featurecache.backbones.model_lookup import DEMO_MODEL, find_model
 from featurecache.backbones.versions import require_tested_transformers
 from featurecache.device import check_dtype, device_of, use_full_float32
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
@@ -18,8 +19,7 @@ from featurecache.errors import ModelNotFoundError, UnsupportedModelError
 if TYPE_CHECKING:
     from featurecache.backbones.family import Backbone, Inputs
 
-DEMO_MODEL = "demo"
-"""The name that stands for the small backbone shipped with the package."""
+__all__ = ["DEMO_MODEL", "find_model", "model_type_of", "open_backbone", "open_inputs", "read_config"]
 
 _FAMILIES = {
     "llava_next_video": "llava_next_video",
@@ -34,47 +34,6 @@ _FAMILIES = {
     "llava_onevision": "llava_onevision",
 }
 """`model_type` in config.json -> the module here that has `open_inputs` and `open_backbone` for it."""
-
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-
-
-def find_model(model: str, *, allow_download: bool = False, setting: str = "features.model") -> Path:
-    """The folder with the model's files.
-
-    Args:
-        model: `demo`, a local folder, or the name of a hub repository whose snapshot is on this machine.
-        allow_download: Fetch the repository from the Hugging Face hub when it is not here. The only network use.
-        setting: What names the model, for the messages.
-
-    Raises:
-        ModelNotFoundError: If there is no such folder and no such snapshot.
-    """
-    if model == DEMO_MODEL:
-        return Path(__file__).parent.parent / "demo" / "backbone"
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if len(Path(model).parts) != 2 or folder.is_absolute() or model.startswith((".", "~")):
-        raise ModelNotFoundError(
-            f"{setting} must be a folder or a hub repository such as llava-hf/LLaVA-NeXT-Video-7B-hf, "
-            f"but {model!r} is neither. "
-            "Copy the model to this machine and name its folder."
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, local_files_only=not allow_download, allow_patterns=_HUB_FILES))
-    except LocalEntryNotFoundError as error:
-        raise ModelNotFoundError(
-            f"the model {model!r} must be on this machine, but no snapshot of it is in the Hugging Face cache. "
-            f"Name a local folder in {setting}, or run once with --allow-download."
-        ) from error
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise ModelNotFoundError(
-            f"the model {model!r} must be downloadable, but the hub answered: {str(error).splitlines()[0]} "
-            f"Check the name and the connection, or name a local folder in {setting}."
-        ) from error
 
 
 def open_inputs(
@@ -176,7 +135,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's config.json, read from a folder that may be opened.
 
     Raises:
-        ModelNotFoundError: If the folder, its config.json or its processor's files are missing or damaged.
+        ModelNotFoundError: If the folder or its config.json is missing, or a file of settings is damaged.
         UnsafeFileError: If a file must not be opened.
         UnsupportedModelError: If the model cannot be used whatever its architecture.
     """

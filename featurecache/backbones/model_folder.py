@@ -114,11 +114,6 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
             "loaders put on top unasked. Merge it into the weights with PEFT's merge_and_unload, or move the adapter's "
             "files out of the folder to use the base model."
         )
-    if not any(os.path.lexists(folder / name) for name in PROCESSOR_FILES):
-        raise ModelNotFoundError(
-            f"a model folder must hold its processor's settings, but {folder} has none of {', '.join(PROCESSOR_FILES)}."
-            f" Fetch them from the model's repository: {download_command('preprocessor_config.json', folder)}"
-        )
     return config
 
 
@@ -218,8 +213,19 @@ def require_regular(folder: Path, name: str, largest: int | None = None) -> Path
 
 
 def download_command(names: str, folder: Path) -> str:
-    """The command that fetches files of a model's repository into a folder, on a machine with a network."""
+    """The command that fetches files of a model's repository into its folder, on a machine with a network."""
+    repository = _repository(folder.resolve())
+    if repository is not None:  # `models--ORGANISATION--NAME`
+        name = repository.name.removeprefix("models--").replace("--", "/", 1)
+        return f"hf download {name} {names} --revision {folder.resolve().name}"
     return f"hf download ORGANISATION/NAME {names} --local-dir {folder}"
+
+
+def _repository(folder: Path) -> Path | None:
+    """The repository of the Hugging Face cache that a folder is a snapshot of; None where it is none."""
+    repository = folder.parent.parent
+    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return repository if is_snapshot else None
 
 
 def _require_config(folder: Path) -> None:
@@ -241,10 +247,11 @@ def _require_config(folder: Path) -> None:
 
 def _roots(folder: Path) -> Iterator[Path]:
     """Where a model's files may be: its folder, and the blobs of the cache that the folder is a snapshot in."""
-    real = folder.resolve()
-    yield real
-    if real.parent.name == "snapshots":
-        yield real.parent.parent / "blobs"
+    yield folder.resolve()
+    repository = _repository(folder.resolve())
+    if repository is not None:
+        yield repository / "blobs"
+        yield repository.parent / "blobs"  # what repositories share, since huggingface_hub 2
 
 
 def _entries(document: Any) -> Iterator[tuple[int, str, Any]]:

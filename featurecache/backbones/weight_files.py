@@ -23,7 +23,7 @@ WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 PICKLE_NAME, PICKLE_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 _ALL_WEIGHTS = "--include 'model*.safetensors*'"
-_LARGEST_INDEX_BYTES = 32 * 1024**2
+LARGEST_INDEX_BYTES = 32 * 1024**2
 _LARGEST_HEADER_BYTES = 16 * 1024**2
 _MOST_TENSORS = 100_000
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -107,13 +107,28 @@ def _indexed(folder: Path) -> dict[str, set[str]]:
     """Names of the files, and the weights that the index says each holds."""
     if require_regular(folder, WEIGHTS_NAME) is not None:
         return {WEIGHTS_NAME: set()}
-    if require_regular(folder, INDEX_NAME, _LARGEST_INDEX_BYTES) is None:
+    if require_regular(folder, INDEX_NAME, LARGEST_INDEX_BYTES) is None:
         raise _no_weights(folder)
-    places = read_json(folder / INDEX_NAME).get("weight_map")
+    return read_index(folder, INDEX_NAME, ".safetensors")
+
+
+def read_index(folder: Path, index: str, suffix: str) -> dict[str, set[str]]:
+    """The files that an index of shards names, each with the weights that it holds.
+
+    Args:
+        folder: The model's files.
+        index: Name of the index, of at most `LARGEST_INDEX_BYTES`.
+        suffix: How the name of each shard must end.
+
+    Raises:
+        ModelNotFoundError: If the index is no JSON, or names no files.
+        UnsafeFileError: If it names a file outside the folder, or one of another format.
+    """
+    places = read_json(folder / index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise ModelNotFoundError(
-            f"weight_map in {INDEX_NAME} must give each weight's file, but in {folder / INDEX_NAME} it does not. "
-            f"Fetch it from the model's repository: {download_command(INDEX_NAME, folder)}"
+            f"weight_map in {index} must give each weight's file, but in {folder / index} it does not. "
+            f"Fetch it from the model's repository: {download_command(index, folder)}"
         )
     wanted: dict[str, set[str]] = {}
     for weight, name in places.items():
@@ -122,13 +137,13 @@ def _indexed(folder: Path) -> dict[str, set[str]]:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or str(pure) != name:
             raise UnsafeFileError(
-                f"{INDEX_NAME} must name files of its own folder, but {folder / INDEX_NAME} names {name[:200]!r}. "
+                f"{index} must name files of its own folder, but {folder / index} names {name[:200]!r}. "
                 "Use the files of the model's own repository."
             )
-        if pure.suffix != ".safetensors":
+        if pure.suffix != suffix:
             raise UnsafeFileError(
-                f"weights must be safetensors files, but {folder / INDEX_NAME} names {name[:200]!r}, and other formats "
-                "can hold code. Use a revision of the model with safetensors files."
+                f"{index} must name {suffix} files, but {folder / index} names {name[:200]!r}, and other formats can "
+                "hold code. Use the files of one revision of the model's repository."
             )
     return wanted
 
@@ -186,12 +201,13 @@ def _too_many(path: Path, what: str) -> UnsafeFileError:
 def _no_weights(folder: Path) -> ModelNotFoundError:
     if any((folder / name).exists() for name in (PICKLE_NAME, PICKLE_INDEX_NAME)):
         return ModelNotFoundError(
-            f"weights must be safetensors files, but {folder} holds {PICKLE_NAME} alone, a pickle, which can hold "
-            "code. Use a revision of the model with model.safetensors."
+            f"weights must be safetensors files, but {folder} holds pickled ones alone ({PICKLE_NAME}), which can hold "
+            f"code. Convert them once, in a process of its own: featurecache model convert {folder}"
         )
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf", ".h5", ".bin"))
     found = f"other files of weights, e.g. {others[0]}" if others else "no weights"
     return ModelNotFoundError(
         f"a model folder must hold {WEIGHTS_NAME}, or {INDEX_NAME} and the files that it names, but {folder} holds "
-        f"{found}. Fetch them: {download_command(_ALL_WEIGHTS, folder)}"
+        f"{found}. Fetch them: {download_command(_ALL_WEIGHTS, folder)} (where the repository has {PICKLE_NAME} alone, "
+        f"fetch that, and run featurecache model convert {folder})"
     )

@@ -415,7 +415,7 @@ test = {fractions[2]}
 # sessions = {{ S01 = "test" }}   # fixes the split of the sessions named here
 
 [features]                        # changing anything here but keep makes new feature spaces
-model = {quoted(model)}           # a folder, a hub name whose snapshot is on this machine, or "demo"
+model = {quoted(model)}           # a folder, "org/name" or "org/name@revision" of the hub's cache here, or "demo"
 prompt = {quoted(DEFAULT_PROMPT)}
 frames = 16
 resize = "model"                  # as its processor does: the VLM's crops. "crop" cuts wide frames; "pad", "squash" not

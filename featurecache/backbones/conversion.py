@@ -1,0 +1,153 @@
+"""Pickled weights turned into safetensors, once and on request: `featurecache model convert`.
+
+A pickle can run code when it is read. So it is read by a process of its own that knows nothing but the two paths
+(`featurecache.backbones.pickled_weights`), by torch's unpickler for tensors alone, and answers in JSON. Every tensor is
+written in full under each of its names, so weights that were shared are there for every loader. The new files come into
+place by rename, an index last; `conversion.json` next to them records the digests of what was read and written. The
+pickle stays.
+
+Not here: reading the pickle. Nothing converts unless it is asked to.
+"""
+
+import contextlib
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from featurecache.backbones.model_folder import require_regular
+from featurecache.backbones.weight_files import (
+    INDEX_NAME,
+    LARGEST_INDEX_BYTES,
+    PICKLE_INDEX_NAME,
+    PICKLE_NAME,
+    WEIGHTS_NAME,
+    read_index,
+)
+from featurecache.errors import ModelNotFoundError, OutputExistsError, UnsafeFileError
+from featurecache.files import sha256_of_file, write_private
+
+RECORD_NAME = "conversion.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was read and what was written.
+
+    Attributes:
+        read: sha256 of each pickled file, by name.
+        written: sha256 of each new file of weights, by name.
+    """
+
+    read: Mapping[str, str]
+    written: Mapping[str, str]
+
+
+def convert_weights(folder: Path) -> Conversion:
+    """Writes a model's pickled weights as safetensors next to them.
+
+    Args:
+        folder: The model's files, with `pytorch_model.bin` or `pytorch_model.bin.index.json` and its shards.
+
+    Raises:
+        ModelNotFoundError: If there are no pickled weights, or a file is missing or damaged.
+        OSError: If the new files cannot be written; nothing is changed then.
+        OutputExistsError: If the folder has safetensors weights.
+        UnsafeFileError: If a pickle holds anything but tensors, or a file must not be opened.
+    """
+    for name in (WEIGHTS_NAME, INDEX_NAME):
+        if (folder / name).exists():
+            raise OutputExistsError(
+                f"weights are converted where there are pickled ones alone, but {folder} has {name}. "
+                "Use the folder as it is, or move that file away first."
+            )
+    shards = _shards(folder)
+    names = {source: _new_name(source) for source in shards}
+    beside = {source: (folder / name).with_name(f".{secrets.token_hex(6)}.tmp") for source, name in names.items()}
+    try:
+        made = {source: _convert(folder, source, beside[source]) for source in shards}
+        written = {names[source]: sha256_of_file(beside[source]) for source in shards}
+        read = {source: str(answer["sha256"]) for source, answer in made.items()}
+        record = {"tool": f"featurecache {version('featurecache')}", "read": read, "written": written}
+        _write_json(folder / RECORD_NAME, record)
+        for source, temporary in beside.items():
+            temporary.chmod((folder / source).stat().st_mode & 0o777)  # readable by whoever could read the pickle
+            temporary.rename(folder / names[source])
+    finally:
+        for temporary in beside.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    if list(names) != [PICKLE_NAME]:
+        places = {weight: names[source] for source, answer in made.items() for weight in answer["weights"]}
+        total = sum(int(answer["bytes"]) for answer in made.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        _write_json(folder / INDEX_NAME, index)
+    return Conversion(read, written)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    write_private(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _shards(folder: Path) -> list[str]:
+    """Names of the pickled files."""
+    if require_regular(folder, PICKLE_NAME) is not None:
+        return [PICKLE_NAME]
+    if require_regular(folder, PICKLE_INDEX_NAME, LARGEST_INDEX_BYTES) is None:
+        raise ModelNotFoundError(
+            f"a folder to convert must hold {PICKLE_NAME} or {PICKLE_INDEX_NAME}, but {folder} has neither. "
+            "Name the folder that the weights were downloaded to."
+        )
+    shards = sorted(read_index(folder, PICKLE_INDEX_NAME, ".bin"))
+    for name in shards:
+        if require_regular(folder, name) is None:
+            raise ModelNotFoundError(
+                f"{PICKLE_INDEX_NAME} names {len(shards)} files of weights, but {folder / name} is missing. "
+                "Fetch it from the same revision of the model's repository."
+            )
+    return shards
+
+
+def _new_name(source: str) -> str:
+    """`pytorch_model-00001-of-00002.bin` -> `model-00001-of-00002.safetensors`."""
+    folder, _, name = source.rpartition("/")
+    new = f"{name.removeprefix('pytorch_').removesuffix('.bin')}.safetensors"
+    return f"{folder}/{new}" if folder else new
+
+
+def _convert(folder: Path, source: str, target: Path) -> dict[str, Any]:
+    """One file, in a process of its own: its digest, the names of its weights and their bytes."""
+    # -P: python must not look for modules in the working folder, which may be the model's.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("pickled_weights.py"))]
+    done = subprocess.run(  # noqa: S603  # this interpreter
+        [*command, str((folder / source).resolve()), str(target.absolute())],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError as error:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelNotFoundError(
+            f"pickled weights must be readable in the memory of this machine, but reading {folder / source} ended with "
+            f"code {done.returncode}: {said[:200]}. Free memory, or convert on a larger machine."
+        ) from error
+    if "refused" in answer:
+        raise UnsafeFileError(
+            f"pickled weights must be tensors by name and nothing else, but {folder / source}: {answer['refused']}. "
+            "Use a revision of the model with model.safetensors."
+        )
+    if "damaged" in answer:
+        raise ModelNotFoundError(
+            f"pickled weights must be whole, but {folder / source} cannot be read: {answer['damaged']}. "
+            "Compare its sha256 with the one on the repository's page, and fetch it again if they differ."
+        )
+    if "system" in answer:
+        raise OSError(answer["system"][0], answer["system"][1], str(folder / source))
+    return answer

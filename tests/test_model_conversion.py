@@ -1,0 +1,218 @@
+import json
+import os
+import pickle
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from cli import app
+from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.conversion import convert_weights
+from featurecache.backbones.pickled_weights import RefusedError, read_tensors
+from featurecache.errors import FeatureCacheError, ModelNotFoundError, OutputExistsError, UnsafeFileError
+from featurecache.files import sha256_of_file
+from tests.tiny_families import make_timesformer
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_timesformer(tmp_path_factory.mktemp("sound") / "model")
+
+
+def pickled(sound: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """A copy of a model as it was published before safetensors: pytorch_model.bin alone."""
+    shutil.copytree(sound, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    return weights
+
+
+def states(folder: Path) -> torch.Tensor:
+    inputs = open_inputs(folder, prompt="", frames=4, resize="model")
+    backbone: Any = open_backbone(inputs, dtype="float32", device="cpu")
+    pixels = torch.linspace(-1, 1, 4 * 3 * inputs.image_px**2).reshape(1, 4, 3, inputs.image_px, inputs.image_px)
+    ((_, found),) = backbone.states(pixels, ["final"])
+    return found.tokens
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def test_folder_with_a_pickle_alone_is_refused_with_the_command_that_converts_it_and_opens_after_it(
+    sound: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    weights = pickled(sound, folder)
+    digest = sha256_of_file(folder / "pytorch_model.bin")
+    with pytest.raises(ModelNotFoundError, match=rf"featurecache model convert {folder}$"):
+        states(folder)
+    done = CliRunner().invoke(app, ["model", "convert", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    converted = folder / "model.safetensors"
+    assert equal(load_file(converted), weights)
+    assert json.loads(done.stdout) == {
+        "read": {"pytorch_model.bin": digest},
+        "written": {"model.safetensors": sha256_of_file(converted)},
+    }
+    record = json.loads((folder / "conversion.json").read_text())
+    assert {key: record[key] for key in ("read", "written")} == json.loads(done.stdout)
+    assert torch.equal(states(folder), states(sound))
+    assert sha256_of_file(folder / "pytorch_model.bin") == digest
+    assert converted.stat().st_mode == (folder / "pytorch_model.bin").stat().st_mode
+    assert stat.S_IMODE((folder / "conversion.json").stat().st_mode) == 0o600
+    with pytest.raises(OutputExistsError, match=r"has model\.safetensors"):
+        convert_weights(folder)
+
+
+def test_shards_are_converted_each_with_an_index_of_their_own(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    weights = pickled(sound, folder)
+    (folder / "pytorch_model.bin").unlink()
+    names = sorted(weights)
+    places = {}
+    for number, held in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: weights[name] for name in held}, folder / shard)
+        places |= dict.fromkeys(held, shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    done = convert_weights(folder)
+    assert list(done.written) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert torch.equal(states(folder), states(sound))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in weights.values())
+
+
+def test_shared_strided_and_half_precision_weights_come_out_whole(tmp_path: Path) -> None:
+    table = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    weights = {
+        "embedding": table,
+        "head": table,
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "half": torch.tensor([1.5, float("nan"), float("inf")], dtype=torch.bfloat16),
+        "scalar": torch.tensor(7),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "empty": torch.zeros(0),
+    }
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    convert_weights(tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name].nan_to_num(9), tensor.detach().nan_to_num(9))
+
+
+def test_weights_in_the_format_before_zip_files_are_converted(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    weights = pickled(sound, folder)
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    convert_weights(folder)
+    assert equal(load_file(folder / "model.safetensors"), weights)
+
+
+class _Runs:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("it-ran",)
+
+
+def _compressed(path: Path) -> None:
+    torch.save({"w": torch.zeros(1000)}, path.with_name("plain"))
+    with zipfile.ZipFile(path.with_name("plain")) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+
+
+def _cut(path: Path) -> None:
+    torch.save({"w": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+MORE_THAN_TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "code": (lambda path: torch.save({"w": _Runs()}, path), "mkdir"),
+    "code in a plain pickle": (lambda path: path.write_bytes(pickle.dumps({"w": _Runs()}, protocol=2)), "mkdir"),
+    "nested": (lambda path: torch.save({"state_dict": {"w": torch.ones(1)}}, path), "is a dict"),
+    "list": (lambda path: torch.save([torch.ones(1)], path), "holds a list"),
+    "one number shown many times": (
+        lambda path: torch.save({"w": torch.zeros(1).expand(10**12)}, path),
+        "4000000000000 bytes",
+    ),
+    "one storage under many names": (
+        lambda path: torch.save(dict.fromkeys(map(str, range(5000)), torch.zeros(100_000)), path),
+        "more than twice its size",
+    ),
+    "sparse": (lambda path: torch.save({"w": torch.eye(3).to_sparse()}, path), "sparse"),
+    "complex": (lambda path: torch.save({"w": torch.zeros(2, dtype=torch.complex64)}, path), "complex64"),
+    "compressed": (_compressed, "compressed records"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize("case", MORE_THAN_TENSORS)
+def test_pickle_of_more_than_tensors_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    make, wrong = MORE_THAN_TENSORS[case]
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "pytorch_model.bin")
+    with pytest.raises(RefusedError, match=wrong):
+        read_tensors(tmp_path / "pytorch_model.bin")
+    assert not (tmp_path / "it-ran").exists()
+
+
+UNFIT: dict[str, tuple[Callable[[Path], object], type[FeatureCacheError], str]] = {
+    "code": (lambda path: torch.save({"w": _Runs()}, path), UnsafeFileError, "mkdir"),
+    "cut": (_cut, ModelNotFoundError, "cannot be read"),
+    "lfs pointer": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"),
+        ModelNotFoundError,
+        "Git LFS pointer",
+    ),
+    "fifo": (os.mkfifo, UnsafeFileError, "is a FIFO"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_unfit_pickle_is_one_named_error_and_nothing_is_written_next_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    make, error, wrong = UNFIT[case]
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "pytorch_model.bin")
+    with pytest.raises(error, match=wrong) as caught:
+        convert_weights(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_modules_next_to_the_pickle_are_not_imported(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    pickled(sound, folder)
+    for name in ("torch", "safetensors", "featurecache"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a module of the folder was run')")
+    monkeypatch.chdir(folder)
+    convert_weights(Path())
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/outside.bin", "shard.pt"])
+def test_index_of_pickles_that_names_another_folder_or_format_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(UnsafeFileError, match=r"pytorch_model\.bin\.index\.json must name"):
+        convert_weights(tmp_path)
+
+
+def test_folder_without_pickled_weights_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="has neither"):
+        convert_weights(tmp_path)
