@@ -243,7 +243,6 @@ def _clips(screen: Screen, project: "Project", *, force: bool = False) -> "MadeC
 
 @command("extract", example="featurecache extract --devices all")
 def extract(
-    worker: Annotated[str, typer.Option(help="Do only share I of N recordings, e.g. 2/4.")] = "1/1",
     limit: Annotated[int | None, typer.Option(min=1, help="Do at most this many clips.")] = None,
     dry_run: DryRun = False,
     devices: Annotated[
@@ -261,7 +260,6 @@ def extract(
     report = _extract(
         screen,
         _project(config),
-        worker=_worker(worker),
         limit=limit,
         dry_run=dry_run,
         devices=devices,
@@ -289,13 +287,6 @@ def _extract(screen: Screen, project: "Project", **options: Any) -> "ExtractionR
         )
     screen.show(extraction_report(report, screen.width))
     return report
-
-
-def _worker(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UsageError(f"--worker must be I/N with 1 <= I <= N, but it is {text!r}. Write e.g. 2/4.")
-    return int(index), int(count)
 
 
 # --- learning ---------------------------------------------------------------------------------------

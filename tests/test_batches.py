@@ -134,9 +134,9 @@ def test_frames_held_for_later_clips_are_bounded_whatever_the_length_of_the_reco
             pictures = [_picture("a", time_us) for time_us in clip.timestamps_us]
             last = number == count - 1
             batches.add(clip, pictures, None if last else stride_us * (number + 1))
-            most = max(most, batches.held_frames)
+            most = max(most, len(batches._encoded))
         batches.finish()
-        assert batches.held_frames == 0
+        assert len(batches._encoded) == 0
         held.add(most)
     assert held == {3 if stride_us == 100 else 1}
 

@@ -189,7 +189,6 @@ WRONG = {
         1,
         r"the device must be auto, cpu, .* Set extract\.device",
     ),
-    "worker out of range": (lambda p: None, "extract --worker 3/2", 2, r"I/N"),
     "limit of nothing": (lambda p: None, "extract --limit 0", 2, r"--limit"),
     "unknown option": (lambda p: None, "extract --frames 8", 2, r"--frames"),
     "unknown command": (lambda p: None, "extrakt", 2, r"extrakt"),

@@ -426,26 +426,6 @@ def test_a_clip_fails_when_its_frames_are_not_those_of_an_earlier_extraction(pro
     assert done.progress.extracted == 2
 
 
-def test_failures_of_other_clips_are_kept_when_only_a_share_is_tried(project: Project) -> None:
-    for name in ("S0.mp4", "S4.mp4"):
-        (project.videos / name).unlink()
-    run_plan(project, plan_extraction(project))
-    assert len(failed_clip_ids(project)) == 8
-    for share in ((1, 2), (2, 2)):
-        run_plan(project, plan_extraction(project, worker=share))
-        assert len(failed_clip_ids(project)) == 8
-
-
-def test_workers_share_the_clips_without_overlap(project: Project) -> None:
-    parts = [plan_extraction(project, worker=(index, 3)) for index in (1, 2, 3)]
-    assert sum(part.todo for part in parts) == 24
-    names = [item.recording.name for part in parts for item in part.work]
-    assert len(names) == len(set(names)) == 6
-    for part in parts:
-        run_plan(project, part)
-    assert plan_extraction(project).todo == 0
-
-
 def test_limit_bounds_the_clips_of_a_run(project: Project) -> None:
     assert _extract(project, limit=5) == 5
     assert _extract(project, limit=5) == 5

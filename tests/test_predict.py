@@ -19,7 +19,7 @@ from featurecache import FeatureCache
 from featurecache.annotations import Interval, predicted_intervals, read_csv, read_eaf, resolve_times, write_eaf
 from featurecache.clips.clip import clip_id, clip_windows, union_of
 from featurecache.errors import FingerprintMismatchError, TimelineError
-from featurecache.extraction.spaces import project_space, project_spaces
+from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.models import Front, LinearHead
@@ -37,7 +37,8 @@ CORRUPTED = Path(__file__).parents[1].parent / "shared/data/video/decord_corrupt
 
 
 def make_bundle(project: Project, folder: Path) -> Path:
-    inputs, space = project_space(project)
+    inputs, spaces = project_spaces(project)
+    space = next(iter(spaces.values()))
     torch.manual_seed(0)
     head = LinearHead(Front(inputs.taps["final"].width), len(LABELS))
     torch.nn.init.normal_(head.output.weight, std=3)

@@ -14,7 +14,7 @@ from featurecache.errors import TrainingDataError
 from featurecache.extraction.failures import KnownFailures
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
-from featurecache.extraction.spaces import project_space
+from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, tool_versions
 from heads.models import Front, LinearHead
@@ -38,7 +38,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Proje
 
 @pytest.fixture(scope="module")
 def bundle(project: Project) -> Bundle:
-    inputs, space = project_space(project)
+    inputs, spaces = project_spaces(project)
+    space = next(iter(spaces.values()))
     torch.manual_seed(0)
     head = LinearHead(Front(inputs.taps["final"].width), len(LABELS))
     torch.nn.init.normal_(head.output.weight, std=3)

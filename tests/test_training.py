@@ -22,7 +22,7 @@ from heads.data import LabelledFeatures, check_labelled, check_training
 from heads.engines.fitting import fit_head, refitting
 from heads.engines.stack import HeadStack
 from heads.engines.training import FittedHead, StackedTrainer, fit_heads
-from heads.engines.training_clips import ClipSource, TrainingClips, View
+from heads.engines.training_clips import TrainingClips, View
 from heads.finetuning.loop import positive_weight
 from heads.models import Front, Head, LinearHead, MLPHead, head_scores
 from heads.settings import HeadSettings, SearchSpace
@@ -70,8 +70,8 @@ def in_training_order(clips: TrainingClips) -> torch.Tensor:
     """Numbers of the rows in the order of an epoch."""
     rows = np.arange(len(clips), dtype=np.float32)[:, None]
     targets = (rows > 0).astype(np.int8)
-    ((features, _),) = TrainingClips(rows, targets, seed=clips.seed).blocks([View("none", 0)])
-    return features[View("none", 0)][:, 0].long()
+    features = TrainingClips(rows, targets, seed=clips.seed).features(View("none", 0))
+    return features[:, 0].long()
 
 
 def fit_one(data: LabelledFeatures, *, seed: int = 0, **settings: Any) -> FittedHead:
@@ -182,7 +182,7 @@ MIXED_OF_FRAMES = [
 ]
 
 
-def refilled(clips: ClipSource, settings: list[HeadSettings], slots: int, **scoring: Any) -> list[FittedHead]:
+def refilled(clips: TrainingClips, settings: list[HeadSettings], slots: int, **scoring: Any) -> list[FittedHead]:
     """As `fit_heads`, through fewer slots than heads."""
     waiting = iter(settings)
     trainer = StackedTrainer(clips, slots=slots, **scoring)

@@ -17,8 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.clips.clip import Clip, ClipTable, union_of
-from featurecache.errors import SplitError
+from featurecache.clips.clip import Clip, union_of
 
 FORCED = "splits cut sessions: clips of one session train and score, so these scores are too kind"
 """What every result of a forced clip-level split says."""
@@ -136,18 +135,6 @@ def sessions_in(clip_ids: Iterable[str], sessions: Iterable[str], spans: Spans) 
         if any(start_us < end and start < end_us for start_us, end_us in spans.get(content, ())):
             found[session] = None
     return list(found)
-
-
-def check_leakage(table: ClipTable, *, allow_clip_level: bool = False) -> None:
-    """Refuses a table in which a session, a recording or its content crosses splits.
-
-    Raises:
-        SplitError: Naming what crosses, and the two clips.
-    """
-    leak = find_leak(table.clips, allow_clip_level=allow_clip_level)
-    if leak is not None:
-        pair = f"clips {table.clips[leak.earlier].clip_id} and {table.clips[leak.position].clip_id}"
-        raise SplitError(f"splits must never share a session or a recording, but {leak.reason} ({pair}). {leak.remedy}")
 
 
 def split_level(clips: Sequence[Clip]) -> Literal["session", "clip"]:

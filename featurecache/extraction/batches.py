@@ -152,11 +152,6 @@ class Batches:
         self._clips.append(clip)
         return done + self._run_batch() if len(self._clips) >= self.batch_size else done
 
-    @property
-    def held_frames(self) -> int:
-        """Frames of earlier batches that are kept for clips to come."""
-        return len(self._encoded)
-
     def finish(self) -> list[ComputedClip]:
         """Computes what is left; returns every clip that was not handed out."""
         done = self._run_batch() if self._clips else []

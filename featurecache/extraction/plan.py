@@ -92,7 +92,6 @@ class Plan:
 def plan_extraction(
     project: Project,
     *,
-    worker: tuple[int, int] = (1, 1),
     limit: int | None = None,
     keep: Sequence[str] | None = None,
     clip_ids: Collection[str] | None = None,
@@ -103,7 +102,6 @@ def plan_extraction(
 
     Args:
         project: The project; its clip table must exist.
-        worker: (i, n): plan only the i-th of n shares. Recordings are dealt by their content's digest.
         limit: At most this many clips to compute.
         keep: As `project_spaces`.
         clip_ids: Plan these clips of the table only.
@@ -124,10 +122,7 @@ def plan_extraction(
     recordings, unusable = find_recordings(project.videos, project.digest_memo)
     usable = {recording.name: recording for recording in recordings}
     reasons = {item.name: item.reason for item in unusable}
-    index, count = worker
-    clips = [clip for clip in table.clips if int(clip.content, 16) % count == index - 1]
-    if clip_ids is not None:
-        clips = [clip for clip in clips if clip.clip_id in clip_ids]
+    clips = [clip for clip in table.clips if clip_ids is None or clip.clip_id in clip_ids]
     unusable_clips: list[FailedClip] = []
     planned: dict[_Clip, Recording] = {}
     for clip in clips:

@@ -54,9 +54,3 @@ def with_adapter(space: FeatureSpace, adapter: Adapter) -> FeatureSpace:
     if not adapter.changes(space.tap):
         return space
     return FeatureSpace({**space.inputs, "adapter": dict(adapter.sha256)})
-
-
-def project_space(project: Project, *, allow_download: bool = False) -> "tuple[Inputs, FeatureSpace]":
-    """The feature space of what is kept first, and the inputs behind it; errors as for `project_spaces`."""
-    inputs, spaces = project_spaces(project, allow_download=allow_download)
-    return inputs, next(iter(spaces.values()))

@@ -5,7 +5,7 @@ another segment stands for, or what a dead writer left behind. Withdrawal and co
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from featurecache.errors import (
 )
 from featurecache.store import files, format, layout
 from featurecache.store.index import Damage, SpaceIndex, read_index, segment_names, write_checkpoint
-from featurecache.store.reader import FeatureCache
 from featurecache.store.segment import check_deeply, read_segment
 from featurecache.store.writer import writing
 
@@ -38,7 +37,6 @@ class VerifyReport:
         duplicates: Rows in good segments that another copy hides.
         replaced: Segments that another one stands for, still on disk.
         damage: Everything that is not as it was written.
-        missing: (fingerprint, number) of the plan's clips that are not served, where a plan was given.
     """
 
     deep: bool
@@ -48,7 +46,6 @@ class VerifyReport:
     duplicates: int
     replaced: int
     damage: tuple[Damage, ...]
-    missing: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -83,15 +80,12 @@ class Garbage:
     size_bytes: int
 
 
-def verify(
-    root: Path | str, *, deep: bool = False, plan: Mapping[str, Iterable[tuple[str, int, int]]] | None = None
-) -> VerifyReport:
+def verify(root: Path | str, *, deep: bool = False) -> VerifyReport:
     """Check a cache.
 
     Args:
         root: The cache.
         deep: Read every byte: all sha256, every row's key and checksum.
-        plan: {fingerprint: (video_sha256, start_us, end_us) of clips that should be there}.
 
     Returns:
         What was found; damage raises nothing.
@@ -114,11 +108,7 @@ def verify(
         rows += len(index)
         duplicates += sum(segment.rows for segment in index.segments) - len(index)
         replaced += len(index.ignored & set(segment_names(folder)))
-    missing = []
-    if plan:
-        cache = FeatureCache.open(root)
-        missing = [(name, len(cache.missing(clips, name))) for name, clips in plan.items()]
-    return VerifyReport(deep, spaces, segments, rows, duplicates, replaced, tuple(damage), tuple(missing))
+    return VerifyReport(deep, spaces, segments, rows, duplicates, replaced, tuple(damage))
 
 
 def repair(root: Path | str) -> RepairReport:

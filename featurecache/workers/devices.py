@@ -86,7 +86,6 @@ def extract_on_devices(
     plan: Plan,
     *,
     devices: Sequence[Device],
-    worker: tuple[int, int] = (1, 1),
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> CrewExtraction:
     """Computes what the plan found missing, with one process for each device.
@@ -96,14 +95,13 @@ def extract_on_devices(
         project: The same, read.
         plan: What it lacks; at least one clip.
         devices: One process each; of more devices than recordings some are left idle.
-        worker: As the plan was made.
         on_progress: Called with everybody's progress together.
 
     Raises:
         WorkerDiedError: If clips are left that no process survived to compute.
         FeatureCacheError: As `run_plan`, from the first process that raised it.
     """
-    told = shares(config, project, plan, worker=worker, devices=[device.kind for device in devices])
+    told = shares(config, project, plan, devices=[device.kind for device in devices])
     of_name = {device.name: (device, share) for device, share in zip(devices, told, strict=False)}
 
     def start(name: str, tell: Tell) -> _Process:

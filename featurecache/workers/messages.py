@@ -17,7 +17,6 @@ class Share:
 
     Attributes:
         config: The project, as for `open_project`.
-        worker: (i, n), as for `plan_extraction`.
         clip_ids: The clips to compute, of which others may have done some.
         fingerprints: Of the feature spaces to fill.
         device: Torch device.
@@ -25,7 +24,6 @@ class Share:
     """
 
     config: str
-    worker: tuple[int, int]
     clip_ids: tuple[str, ...]
     fingerprints: tuple[str, ...]
     device: str

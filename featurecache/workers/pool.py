@@ -55,9 +55,7 @@ class CrewExtraction:
     deaths: tuple[Death, ...]
 
 
-def shares(
-    config: Path, project: Project, plan: Plan, *, worker: tuple[int, int], devices: Sequence[str]
-) -> list[Share]:
+def shares(config: Path, project: Project, plan: Plan, *, devices: Sequence[str]) -> list[Share]:
     """One share for each device, but none for devices that would find no recording left."""
     devices = devices[: len(plan.work)]
     longest_first = sorted(plan.work, key=lambda item: len(item.lacking), reverse=True)
@@ -65,7 +63,7 @@ def shares(
     fingerprints = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
     each = -(-len(plan.work) // max(1, len(devices)))
     decoders = min(project.settings.extract.decoders, each)
-    return [Share(str(config), worker, ids, fingerprints, device, decoders) for device in devices]
+    return [Share(str(config), ids, fingerprints, device, decoders) for device in devices]
 
 
 def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extraction:
@@ -78,7 +76,7 @@ def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extra
     project = open_project(Path(share.config))
     extract = replace(project.settings.extract, device=share.device, decoders=share.decoders)
     project = replace(project, settings=replace(project.settings, extract=extract))
-    plan = plan_extraction(project, worker=share.worker)
+    plan = plan_extraction(project)
     found = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
     if found != share.fingerprints:
         raise FingerprintMismatchError(

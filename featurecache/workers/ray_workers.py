@@ -45,7 +45,6 @@ def extract_on_ray(
     plan: Plan,
     *,
     address: str,
-    worker: tuple[int, int] = (1, 1),
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> CrewExtraction:
     """Computes what the plan found missing, with an actor for each GPU of a Ray cluster.
@@ -55,7 +54,6 @@ def extract_on_ray(
         project: The same, read.
         plan: What it lacks; at least one clip.
         address: `local` starts a Ray on this machine, `auto` finds the running one; else `HOST:PORT` of a cluster.
-        worker: As the plan was made.
         on_progress: Called with everybody's progress together.
 
     Raises:
@@ -66,7 +64,7 @@ def extract_on_ray(
     with _connected(address) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         kind, count = ("cuda", gpus) if gpus else ("cpu", int(ray.cluster_resources().get("CPU", 1)))
-        told = shares(config.absolute(), project, plan, worker=worker, devices=[kind] * count)
+        told = shares(config.absolute(), project, plan, devices=[kind] * count)
         of_name = {f"Ray actor {number}": encode_share(share) for number, share in enumerate(told, 1)}
         needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
 

@@ -71,7 +71,6 @@ class ExtractionReport:
 def extract(
     project: Project,
     *,
-    worker: tuple[int, int] = (1, 1),
     limit: int | None = None,
     dry_run: bool = False,
     devices: str | None = None,
@@ -86,7 +85,6 @@ def extract(
 
     Args:
         project: The project.
-        worker: (i, n): do only the i-th of n shares of the recordings.
         limit: At most this many clips.
         dry_run: Forecast time, memory and disk, and compute nothing.
         devices: One process for each device: `all` visible GPUs, some as `0,1`, or `cpu,cpu`. None: this process.
@@ -107,18 +105,16 @@ def extract(
     chosen = None if devices is None else find_devices(devices)
     if not project.clips.exists():
         on_clips(make_clips(project, on_left_out=on_left_out))
-    plan = plan_extraction(project, worker=worker, limit=limit, allow_download=allow_download)
+    plan = plan_extraction(project, limit=limit, allow_download=allow_download)
     on_plan(plan)
     if dry_run:
         return ExtractionReport(plan, None, forecast_plan(project, plan) if plan.todo else None, (), plan.failures)
     if plan.todo and chosen is not None:
-        together = extract_on_devices(
-            project.path, project, plan, devices=chosen, worker=worker, on_progress=on_progress
-        )
+        together = extract_on_devices(project.path, project, plan, devices=chosen, on_progress=on_progress)
     elif plan.todo and ray is not None:
         from featurecache.workers.ray_workers import extract_on_ray
 
-        together = extract_on_ray(project.path, project, plan, address=ray, worker=worker, on_progress=on_progress)
+        together = extract_on_ray(project.path, project, plan, address=ray, on_progress=on_progress)
     else:
         together = CrewExtraction(run_plan(project, plan, on_progress=on_progress), ())
     return ExtractionReport(plan, together.extraction, None, together.deaths, together.extraction.failures)

@@ -149,12 +149,6 @@ class ConvexGrid:
         head.output.bias.copy_(bias)
         return head.eval()
 
-    def unconverged(self, labels: Sequence[str]) -> list[str]:
-        """Names the columns that did not converge, with those of folds."""
-        named = [f"{labels[c]} at {self.points[g]}" for g, c in np.argwhere(~self.converged)]
-        of_folds = np.argwhere(~self.folds_converged)
-        return named + [f"{labels[c]} at {self.points[g]}, without fold {f}" for f, g, c in of_folds]
-
 
 @torch.no_grad()
 def solve_grid(

@@ -5,7 +5,7 @@ mean over clips and labels; the optimiser is AdamW. Notable choices:
 
 - Slots are refilled as language-model servers refill their batches: where a head ends, the next one begins with the
   next epoch while its neighbours go on. That works because every epoch is the same slices (`training_clips.py`).
-- Heads of one kind and view train as one stack (`stack.py`); other stacks take the same blocks in turn.
+- Heads of one kind and view train as one stack (`stack.py`); other stacks take the same clips in turn.
 - A head's result does not depend on its company or on when it began, up to rounding: data order and noise come from
   the seed alone.
 - At rungs a callback says which heads stop; heads with patience are scored after each epoch.
@@ -25,7 +25,7 @@ from torch import Tensor
 from featurecache.errors import SettingsError
 from heads.data import row_blocks
 from heads.engines.stack import HeadStack
-from heads.engines.training_clips import ClipSource, Features, View, as_tensor, on_device
+from heads.engines.training_clips import Features, TrainingClips, View, as_tensor, on_device
 from heads.models import Head
 from heads.settings import HeadSettings
 
@@ -120,7 +120,7 @@ class StackedTrainer:
 
     def __init__(
         self,
-        clips: ClipSource,
+        clips: TrainingClips,
         *,
         slots: int,
         X_validation: Features | None = None,
@@ -226,11 +226,8 @@ class StackedTrainer:
             )
 
     def _train_epoch(self) -> None:
-        seen = 0
-        for of_view, y in self._clips.blocks({view for _, view in self._stacks}):
-            for (_, view), (stack, _) in self._stacks.items():
-                stack.train(of_view[view], y, seen=seen)
-            seen += len(y)
+        for (_, view), (stack, _) in self._stacks.items():
+            stack.train(self._clips.features(view), self._clips.targets, seen=0)
 
     def _end_epoch(self, key: tuple[str, View], at_rung: AtRung | None) -> Iterator[FittedHead]:
         """What an epoch means for the heads of one stack; gives out those that ended, and frees their slots."""
@@ -312,7 +309,7 @@ class StackedTrainer:
 
 
 def fit_heads(
-    clips: ClipSource,
+    clips: TrainingClips,
     settings: Sequence[HeadSettings],
     *,
     X_validation: Features | None = None,
