@@ -500,7 +500,7 @@ def test_propose_labels_prefers_controlled_vocabularies_when_real_transcripts_re
     proposal = propose_labels([read_eaf(SHARED / "childproject_example.eaf")])
     assert proposal.labels_from == "values"
     assert proposal.tiers == ("lex@CHI", "xds@FA1", "xds@UC2", "xds@FA2", "xds@UC1", "mwu@CHI", "xds@UC3")
-    assert proposal.labels == ("0", "1", "A", "C", "M", "U", "W")
+    assert proposal.labels == ("1", "A", "C", "M", "U", "W"), "0 says that there is no lexical item"
 
 
 def test_propose_labels_refuses_when_nothing_is_annotated(make):

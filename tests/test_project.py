@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
-from featurecache.project.settings import open_project, write_settings
+from featurecache.project.settings import open_project
+from featurecache.project.template import write_settings
 from heads.finetuning.lora import LoraSettings
 from heads.finetuning.timesformer import FinetuneSettings
 from heads.settings import HeadSettings, SearchSpace

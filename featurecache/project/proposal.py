@@ -21,7 +21,8 @@ from featurecache.backbones import DEMO_MODEL
 from featurecache.clips.annotated import annotation_paths, read_files
 from featurecache.errors import NoRecordingsError, ProjectExistsError
 from featurecache.project.columns import ColumnSettings
-from featurecache.project.settings import SETTINGS_NAME, write_settings
+from featurecache.project.settings import SETTINGS_NAME
+from featurecache.project.template import write_settings
 from featurecache.setup.doctor import crop_loss
 from featurecache.spelling import look_alikes, typos
 from featurecache.video.recordings import find_recordings

@@ -7,7 +7,8 @@ from featurecache.backbones import DEMO_MODEL
 from featurecache.demo.dataset import make_dataset
 from featurecache.demo.script import LABELS
 from featurecache.files import private_folder
-from featurecache.project.settings import SETTINGS_NAME, Project, open_project, write_settings
+from featurecache.project.settings import SETTINGS_NAME, Project, open_project
+from featurecache.project.template import write_settings
 
 _LORA: dict[str, int | float | bool] = {
     "rank": 16,
