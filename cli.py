@@ -19,11 +19,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from featurecache.errors import FeatureCacheError, UsageError
-from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
+from featurecache.terminal import options
+from featurecache.terminal.screen import Screen
+from featurecache.terminal.text import Piece
+from heads.terminal import options as learning
 
 if TYPE_CHECKING:
     from featurecache.project.settings import Project
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from heads.workflow.training import TrainedRun
 
 DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
-_PLAIN_WIDTH = 120
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -53,66 +53,6 @@ cache_app = typer.Typer(help="Look after the feature cache.", no_args_is_help=Tr
 app.add_typer(cache_app, name="cache", epilog="Example: featurecache cache info")
 model_app = typer.Typer(help="Look after model folders.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model_app, name="model", epilog="Example: featurecache model convert timesformer-base-finetuned-ssv2")
-
-Config = Annotated[Path, typer.Option("--config", help="The project's folder or its featurecache.toml.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-AllowDownload = Annotated[
-    bool, typer.Option("--allow-download", help="Fetch the model from the hub if it is not on this machine.")
-]
-Features = Annotated[str | None, typer.Option("--features", help="Features imported under this name.")]
-BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", help="The bundle's folder; runs/tune/bundle if left out.")
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of data order, initial weights, dropout and any sampler.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Begin again, whatever an earlier run left.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Forecast time, memory and disk, and do nothing.")]
-
-
-class Screen:
-    """Where a command's words go: to stdout for people, or to stderr beside a JSON document.
-
-    Of several processes that a launcher started for one training, the first one alone speaks.
-    """
-
-    def __init__(self, as_json: bool) -> None:
-        quiet = os.environ.get("RANK", "0") != "0"
-        self.as_json = as_json and not quiet
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=quiet)
-        self._warnings = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-        if not self.console.is_terminal:
-            self.console.width = _PLAIN_WIDTH
-
-    @property
-    def width(self) -> int:
-        """Characters of a line."""
-        return self.console.width
-
-    def say(self, text: str = "") -> None:
-        """A line for people."""
-        self.console.print(text, markup=False)
-
-    def warn(self, text: str) -> None:
-        """A line that people must not miss; always on stderr."""
-        self._warnings.print(f"warning: {text}", markup=False, style="yellow")
-
-    def table(self, table: Table) -> None:
-        """A table for people."""
-        self.console.print(table, soft_wrap=False)
-
-    def show(self, pieces: Iterable[Piece]) -> None:
-        """Lines, tables and warnings, in order."""
-        for piece in pieces:
-            if isinstance(piece, Warn):
-                self.warn(piece.text)
-            elif isinstance(piece, Table):
-                self.table(piece)
-            else:
-                self.say(piece)
-
-    def document(self, document: Mapping[str, Any]) -> None:
-        """The command's result; printed with `--json` alone."""
-        if self.as_json:
-            print(json.dumps(document, indent=1, default=str))
 
 
 def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[Callable[P, int]], Callable[P, None]]:
@@ -167,6 +107,19 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _done(screen: Screen, found: Any, pieces: Iterable[Piece], *, code: int = DONE) -> int:
+    """Shows what a call returned, and prints it as a document."""
+    screen.show(pieces)
+    _document(screen, found.to_mapping() if hasattr(found, "to_mapping") else dataclasses.asdict(found))
+    return code
+
+
+def _document(screen: Screen, document: Mapping[str, Any]) -> None:
+    """The command's result, on stdout; with `--json` alone."""
+    if screen.as_json:
+        print(json.dumps(document, indent=1, default=str))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from featurecache import __version__
@@ -201,26 +154,21 @@ def init(
     model: Annotated[str, typer.Option(help="The backbone: a folder, a hub name, or demo.")] = (
         "llava-hf/LLaVA-NeXT-Video-7B-hf"
     ),
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> int:
     """Look at the files and write a commented featurecache.toml."""
     from featurecache.project.proposal import propose
+    from featurecache.terminal.clips import proposal
 
-    screen = Screen(as_json)
-    proposal = propose(directory, videos=videos, annotations=annotations, model=model)
-    screen.say(f"wrote {proposal.path}")
-    for note in proposal.notes:
-        screen.say(f"  {note}")
-    screen.say("Look it over, then: featurecache clips")
-    screen.document(dataclasses.asdict(proposal))
-    return DONE
+    found = propose(directory, videos=videos, annotations=annotations, model=model)
+    return _done(Screen(as_json), found, proposal(found))
 
 
 @command("clips", example="featurecache clips --force")
 def clips(
     force: Annotated[bool, typer.Option("--force", help="Replace a clips.csv that was edited.")] = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Cut the recordings into clips and audit their labels.
 
@@ -228,7 +176,7 @@ def clips(
     """
     screen = Screen(as_json)
     made = _clips(screen, _project(config), force=force)
-    screen.document(made.to_mapping())
+    _document(screen, made.to_mapping())
     return SOME_FAILED if made.unusable else DONE
 
 
@@ -244,16 +192,12 @@ def _clips(screen: Screen, project: "Project", *, force: bool = False) -> "MadeC
 @command("extract", example="featurecache extract --devices all")
 def extract(
     limit: Annotated[int | None, typer.Option(min=1, help="Do at most this many clips.")] = None,
-    dry_run: DryRun = False,
-    devices: Annotated[
-        str | None, typer.Option(help="One process for each device: all visible GPUs, some as 0,1, or cpu,cpu.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option(help="One Ray actor for each GPU: local, auto, or a cluster's HOST:PORT.")
-    ] = None,
-    allow_download: AllowDownload = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    dry_run: options.DryRun = False,
+    devices: options.Devices = None,
+    ray: options.Ray = None,
+    allow_download: options.AllowDownload = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Run the backbone over every clip that the cache lacks."""
     screen = Screen(as_json)
@@ -266,7 +210,7 @@ def extract(
         ray=ray,
         allow_download=allow_download,
     )
-    screen.document(report.to_mapping())
+    _document(screen, report.to_mapping())
     return SOME_FAILED if report.failed else DONE
 
 
@@ -294,11 +238,11 @@ def _extract(screen: Screen, project: "Project", **options: Any) -> "ExtractionR
 
 @command("train", example="featurecache train --seed 1")
 def train(
-    seed: Seed = 0,
-    features: Features = None,
-    allow_download: AllowDownload = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    seed: learning.Seed = 0,
+    features: learning.Features = None,
+    allow_download: options.AllowDownload = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Fit one head with the settings of [train]."""
     from heads.terminal.training import data_lines, trained_run
@@ -312,25 +256,19 @@ def train(
         allow_download=allow_download,
         on_data=lambda data: screen.show(data_lines(data)),
     )
-    screen.show(trained_run(run, screen.width))
-    screen.document(run.to_mapping())
-    return DONE
+    return _done(screen, run, trained_run(run, screen.width))
 
 
 @command("tune", example="featurecache tune --trials 200")
 def tune(
     trials: Annotated[int, typer.Option(min=1, help="Finished trials that the study shall have in all.")] = 200,
-    seed: Seed = 0,
-    permutations: Annotated[
-        int, typer.Option(min=0, help="Also fit the best settings to labels shuffled by session, so often.")
-    ] = 0,
-    refit_seeds: Annotated[
-        int, typer.Option(min=0, help="Also fit them across session folds with so many seeds, to see scores' spread.")
-    ] = 0,
-    features: Features = None,
-    allow_download: AllowDownload = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    seed: learning.Seed = 0,
+    permutations: learning.Permutations = 0,
+    refit_seeds: learning.RefitSeeds = 0,
+    features: learning.Features = None,
+    allow_download: options.AllowDownload = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Search head settings with Optuna's TPE; resumes a search.
 
@@ -347,7 +285,7 @@ def tune(
         features=features,
         allow_download=allow_download,
     )
-    screen.document(run.to_mapping())
+    _document(screen, run.to_mapping())
     return DONE
 
 
@@ -363,19 +301,15 @@ def _tune(screen: Screen, project: "Project", **options: Any) -> "TrainedRun":
 
 @command("lora-finetune", example="featurecache lora-finetune --dry-run")
 def lora_finetune(
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="The tuned head to begin with; runs/tune/bundle if left out.")
-    ] = None,
-    from_layer: Annotated[
-        int | None, typer.Option("--from-layer", min=1, help="Put adapters above this layer alone.")
-    ] = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    fresh: Fresh = False,
-    merge: Annotated[bool, typer.Option("--merge", help="Also write the model with the adapters added in.")] = False,
-    allow_download: AllowDownload = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    bundle: learning.StartBundle = None,
+    from_layer: learning.FromLayer = None,
+    seed: learning.Seed = 0,
+    dry_run: options.DryRun = False,
+    fresh: learning.Fresh = False,
+    merge: learning.Merge = False,
+    allow_download: options.AllowDownload = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Train adapters in the language model with the tuned head.
 
@@ -397,22 +331,19 @@ def lora_finetune(
             allow_download=allow_download,
             callbacks=callbacks,
         )
-    screen.show(lora_report(report, project, screen.width))
-    screen.document(report.to_mapping())
-    return SOME_FAILED if report.failed else DONE
+    pieces = lora_report(report, project, screen.width)
+    return _done(screen, report, pieces, code=SOME_FAILED if report.failed else DONE)
 
 
 @command("finetune", example="featurecache finetune --trials 20")
 def finetune(
-    trials: Annotated[
-        int | None, typer.Option(min=1, help="Choose settings by TPE: finished trials that the study shall have.")
-    ] = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    fresh: Fresh = False,
-    allow_download: AllowDownload = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    trials: learning.FinetuneTrials = None,
+    seed: learning.Seed = 0,
+    dry_run: options.DryRun = False,
+    fresh: learning.Fresh = False,
+    allow_download: options.AllowDownload = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Train the supervised baseline, a TimeSformer.
 
@@ -431,27 +362,23 @@ def finetune(
         allow_download=allow_download,
         callbacks=watching_timesformer(screen.say, screen.show),
     )
-    screen.show(timesformer_report(report, project, screen.width))
-    screen.document(report.to_mapping())
-    return SOME_FAILED if report.failed_clips else DONE
+    pieces = timesformer_report(report, project, screen.width)
+    return _done(screen, report, pieces, code=SOME_FAILED if report.failed_clips else DONE)
 
 
 @command("evaluate", example="featurecache evaluate runs/tune/bundle --against runs/train/bundle")
 def evaluate(
-    bundle: Annotated[Path | None, typer.Argument(help="The bundle's folder; runs/tune/bundle if left out.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Another bundle, to compare with on the same clips.")] = None,
-    leave_one_session_out: Annotated[
-        bool,
-        typer.Option("--leave-one-session-out", help="Refit the settings without each session and score that one."),
-    ] = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    bundle: learning.ScoredBundle = None,
+    against: learning.Against = None,
+    leave_one_session_out: learning.LeaveOneSessionOut = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Score a bundle on the test split; every look is logged."""
     screen, project = Screen(as_json), _project(config)
     if not leave_one_session_out:
         found = _evaluate(screen, project, bundle, against=against)
-        screen.document(found.to_mapping())
+        _document(screen, found.to_mapping())
         return SOME_FAILED if found.failed else DONE
     if against is not None:
         raise UsageError("--against compares on the test split. Give it without --leave-one-session-out.")
@@ -459,9 +386,7 @@ def evaluate(
     from heads.workflow.leaving_out import leave_one_session_out as leave_out
 
     each = leave_out(project, bundle)
-    screen.show(left_out_scores(each, screen.width))
-    screen.document(each.to_mapping())
-    return DONE
+    return _done(screen, each, left_out_scores(each, screen.width))
 
 
 def _evaluate(
@@ -485,15 +410,11 @@ def _evaluate(
 
 @command("report", example="featurecache report --out report.html")
 def report(
-    with_frames: Annotated[
-        bool, typer.Option("--with-frames", help="Put frames of the largest differences into the page.")
-    ] = False,
-    predictions: Annotated[
-        Path | None, typer.Option(help="The folder of predicted timelines; predictions if left out.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The HTML file; runs/report.html if left out.")] = None,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    with_frames: learning.WithFrames = False,
+    predictions: learning.PredictionsFolder = None,
+    out: learning.ReportFile = None,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Write runs, search, timelines and cache into one HTML file."""
     from heads.terminal.scores import report_pieces
@@ -501,9 +422,8 @@ def report(
 
     screen = Screen(as_json)
     written = report(_project(config), with_frames=with_frames, predictions=predictions, out=out)
-    screen.show(report_pieces(written, screen.width))
-    screen.document(dataclasses.asdict(written))
-    return SOME_FAILED if written.problems else DONE
+    code = SOME_FAILED if written.problems else DONE
+    return _done(screen, written, report_pieces(written, screen.width), code=code)
 
 
 # --- timelines --------------------------------------------------------------------------------------
@@ -512,17 +432,12 @@ def report(
 @command("predict", example="featurecache predict case7.mp4 --out predictions")
 def predict(
     recordings: Annotated[list[Path], typer.Argument(help="The recordings' files, from anywhere on this machine.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The folder for the timelines; predictions if left out.")
-    ] = None,
-    bundle: BundleOption = None,
-    stride: Annotated[
-        float | None,
-        typer.Option("--stride", min=0.01, max=3600, help="Seconds between clips; half a clip if left out."),
-    ] = None,
-    allow_download: AllowDownload = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    out: learning.OutFolder = None,
+    bundle: learning.BundleOption = None,
+    stride: learning.Stride = None,
+    allow_download: options.AllowDownload = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Write timelines of recordings for review in ELAN.
 
@@ -543,17 +458,15 @@ def predict(
             allow_download=allow_download,
             on_progress=show,
         )
-    screen.show(predictions(found))
-    screen.document(found.to_mapping())
-    return SOME_FAILED if found.is_partial else DONE
+    return _done(screen, found, predictions(found), code=SOME_FAILED if found.is_partial else DONE)
 
 
 @command("agreement", example="featurecache agreement a.eaf b.eaf")
 def agreement(
     first: Annotated[Path | None, typer.Argument(help="The reference: an .eaf or a CSV; none: the project's.")] = None,
     second: Annotated[Path | None, typer.Argument(help="Another annotator's, or a .predicted.eaf.")] = None,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Compare two annotators of the same recordings.
 
@@ -565,10 +478,10 @@ def agreement(
 
     screen = Screen(as_json)
     if (first is None) != (second is None):
-        raise typer.BadParameter("two files must be named, or none for the project's, but one is. Name the other.")
+        raise UsageError("two files must be named, or none for the project's, but one is. Name the other.")
     found = annotators_agreement(config, None if first is None or second is None else (first, second))
     screen.show(agreement_pieces(found, screen.width))
-    screen.document(found)
+    _document(screen, found)
     return SOME_FAILED if found["left_out"] else DONE
 
 
@@ -578,7 +491,7 @@ def agreement(
 @command("convert", example="featurecache model convert timesformer-base-finetuned-ssv2", group=model_app)
 def model_convert(
     folder: Annotated[str, typer.Argument(help="A model folder, or organisation/name@revision on this machine.")],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> int:
     """Write pickled weights as safetensors.
 
@@ -586,41 +499,25 @@ def model_convert(
     is read by torch's unpickler for tensors alone, in a process of its own.
     """
     from featurecache.backbones import find_model
-    from featurecache.backbones.conversion import RECORD_NAME, convert_weights
+    from featurecache.backbones.conversion import convert_weights
+    from featurecache.terminal.models import conversion
 
-    screen = Screen(as_json)
     path = find_model(folder, setting="FOLDER")
     done = convert_weights(path)
-    for (source, read), (target, written) in zip(done.read.items(), done.written.items(), strict=True):
-        screen.say(f"{source} (sha256 {read[:16]}) -> {target} (sha256 {written[:16]})")
-    screen.say(f"both digests are in {path / RECORD_NAME}; the pickle is no longer needed")
-    screen.document(dataclasses.asdict(done))
-    return DONE
+    return _done(Screen(as_json), done, conversion(done, path))
 
 
 @command("info", example="featurecache cache info", group=cache_app)
-def cache_info(config: Config = Path(), as_json: AsJson = False) -> int:
+def cache_info(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Show the feature spaces of the cache and what is damaged."""
     from featurecache import FeatureCache
-    from featurecache.project.settings import open_project
+    from featurecache.terminal.cache import contents
 
     screen = Screen(as_json)
-    cache = FeatureCache.open(open_project(config).cache)
-    table = Table()
-    for column in ("feature space", "tap", "pooling", "shape", "dtype", "clips", "segments", "MB"):
-        table.add_column(column, justify="left" if column in ("feature space", "tap", "pooling") else "right")
-    for space in cache.spaces:
-        shape = " x ".join(map(str, space.row_shape))
-        counts = (shape, space.stored_dtype, str(space.rows), str(space.segments), f"{space.bytes / 1e6:.1f}")
-        table.add_row(space.fingerprint[:16], space.tap, space.pooling, *counts)
-    screen.table(table)
-    for damage in cache.damage:
-        screen.warn(damage.reason)
-    screen.document(
-        {
-            "spaces": [dataclasses.asdict(space) for space in cache.spaces],
-            "damage": [dataclasses.asdict(damage) for damage in cache.damage],
-        }
+    cache = FeatureCache.open(_project(config).cache)
+    screen.show(contents(cache))
+    _document(
+        screen, {name: [dataclasses.asdict(one) for one in getattr(cache, name)] for name in ("spaces", "damage")}
     )
     return FAILED if cache.damage else DONE
 
@@ -628,67 +525,42 @@ def cache_info(config: Config = Path(), as_json: AsJson = False) -> int:
 @command("why", example="featurecache cache why 0123456789abcdef-0-3000000", group=cache_app)
 def cache_why(
     clip: Annotated[str, typer.Argument(help="A clip_id of clips.csv.")],
-    config: Config = Path(),
-    as_json: AsJson = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Say why a clip's feature is found or not: which input differs."""
     from featurecache.extraction.why import explain
-    from featurecache.project.settings import open_project
+    from featurecache.terminal.cache import explanation
 
-    screen = Screen(as_json)
-    explanation = explain(open_project(config), clip)
-    screen.say(f"{clip}: {'found' if explanation.found else 'not found'}")
-    for reason in explanation.reasons:
-        screen.say(f"  {reason}")
-    screen.document(dataclasses.asdict(explanation))
-    return DONE
+    found = explain(_project(config), clip)
+    return _done(Screen(as_json), found, explanation(found))
 
 
 @command("verify", example="featurecache cache verify --deep", group=cache_app)
 def cache_verify(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte, not only records and sizes.")] = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Check the cache; ends with 1 if anything is damaged."""
-    from featurecache.project.settings import open_project
     from featurecache.store import verify
+    from featurecache.terminal.cache import check
 
-    screen = Screen(as_json)
-    report = verify(open_project(config).cache, deep=deep)
-    for damage in report.damage:
-        screen.warn(damage.reason)
-    screen.say(
-        f"{'deep' if deep else 'quick'} check of {counted(report.segments, 'segment')} in "
-        f"{counted(report.spaces, 'feature space')}: {counted(report.rows, 'clip')} served, "
-        f"{len(report.damage)} damaged"
-    )
-    if report.damage:
-        screen.say("Set the damage aside: featurecache cache repair")
-    screen.document(dataclasses.asdict(report))
-    return FAILED if report.damage else DONE
+    report = verify(_project(config).cache, deep=deep)
+    return _done(Screen(as_json), report, check(report, deep=deep), code=FAILED if report.damage else DONE)
 
 
 @command("repair", example="featurecache cache repair", group=cache_app)
-def cache_repair(config: Config = Path(), as_json: AsJson = False) -> int:
+def cache_repair(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Set damaged segments aside.
 
     The next extract computes their clips again.
     """
-    from featurecache.project.settings import open_project
     from featurecache.store import repair
+    from featurecache.terminal.cache import repaired
 
-    screen = Screen(as_json)
-    report = repair(open_project(config).cache)
-    screen.say(f"set aside {len(report.set_aside)} damaged, wrote {counted(len(report.rewritten), 'record')} again")
-    for _, clip in report.lost[:MOST_LISTED]:
-        screen.say(f"  to extract again: {clip}")
-    if len(report.lost) > MOST_LISTED:
-        screen.say(f"  and {len(report.lost) - MOST_LISTED} more (all of them with --json)")
-    if report.set_aside:
-        screen.say("Compute what is missing: featurecache extract")
-    screen.document(dataclasses.asdict(report))
-    return DONE
+    report = repair(_project(config).cache)
+    return _done(Screen(as_json), report, repaired(report))
 
 
 @command("gc", example="featurecache cache gc --apply", group=cache_app)
@@ -696,124 +568,88 @@ def cache_gc(
     apply: Annotated[bool, typer.Option("--apply", help="Remove it; otherwise only list it.")] = False,
     space: Annotated[list[str] | None, typer.Option(help="Also this feature space (8 digits or more).")] = None,
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Also what repair has set aside.")] = False,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """List what nobody needs; remove it with --apply.
 
     Leftovers of dead writers, and replaced segments.
     """
-    from featurecache.project.settings import open_project
     from featurecache.store import gc
+    from featurecache.terminal.cache import garbage
 
     screen = Screen(as_json)
-    garbage = gc(open_project(config).cache, apply=apply, spaces=space or (), quarantine=quarantine)
-    for item in garbage:
-        screen.say(f"  {item.path}: {item.reason} ({item.size_bytes / 1e6:.1f} MB)")
-    size_mb = sum(item.size_bytes for item in garbage) / 1e6
-    screen.say(f"{'removed' if apply else 'can go'}: {counted(len(garbage), 'item')}, {size_mb:.1f} MB")
-    if garbage and not apply:
-        screen.say("Remove them: the same command with --apply")
-    screen.document({"applied": apply, "garbage": [dataclasses.asdict(item) for item in garbage]})
+    found = gc(_project(config).cache, apply=apply, spaces=space or (), quarantine=quarantine)
+    screen.show(garbage(found, applied=apply))
+    _document(screen, {"applied": apply, "garbage": [dataclasses.asdict(item) for item in found]})
     return DONE
 
 
 @command("compact", example="featurecache cache compact", group=cache_app)
-def cache_compact(config: Config = Path(), as_json: AsJson = False) -> int:
+def cache_compact(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Merge small segments, so that the cache opens and reads faster."""
-    from featurecache.project.settings import open_project
     from featurecache.store import compact
+    from featurecache.terminal.cache import compaction
 
-    screen = Screen(as_json)
-    report = compact(open_project(config).cache)
-    screen.say(f"merged {counted(report.merged, 'segment')} into {report.written} ({counted(report.rows, 'clip')})")
-    if report.merged:
-        screen.say("The old ones go after an hour: featurecache cache gc --apply")
-    screen.document(dataclasses.asdict(report))
-    return DONE
+    report = compact(_project(config).cache)
+    return _done(Screen(as_json), report, compaction(report))
 
 
 @command("forget", example="featurecache cache forget S01.mp4", group=cache_app)
 def cache_forget(
     recording: Annotated[str, typer.Argument(help="Its name in clips.csv, or 16 to 64 digits of its sha256.")],
-    config: Config = Path(),
-    as_json: AsJson = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Remove every feature of a recording.
 
     For instance when consent is withdrawn.
     """
     from featurecache.clips.contents import content_of
-    from featurecache.project.settings import open_project
     from featurecache.store import forget
+    from featurecache.terminal.cache import forgotten
 
-    screen = Screen(as_json)
-    project = open_project(config)
+    project = _project(config)
     report = forget(project.cache, content_of(project, recording))
-    features, segments = counted(report.rows, "feature"), counted(report.rewritten, "segment")
-    screen.say(f"removed {features} of {recording}; wrote {segments} anew")
-    screen.say(
-        "Not touched: the video, its annotations, clips.csv, failed_clips.csv, predictions, the report, exports, heads "
-        "that were trained with it, and the names in .featurecache. Remove the first two and its predictions, then: "
-        "featurecache clips --force; train again; featurecache report."
-    )
-    screen.document(dataclasses.asdict(report))
-    return DONE
+    return _done(Screen(as_json), report, forgotten(report, recording))
 
 
 @command("export", example="featurecache cache export all.h5", group=cache_app)
 def cache_export(
     file: Annotated[Path, typer.Argument(help="A new .h5, .hdf5 or .npz file.")],
-    tap: Annotated[str | None, typer.Option(help="Where in the backbone; final if neither this nor --space.")] = None,
-    pooling: Annotated[
-        str | None, typer.Option(help="How tokens became one array; mean if neither this nor --space.")
-    ] = None,
-    space: Annotated[
-        str | None, typer.Option(help="Fingerprint, or its first digits: says alone which features.")
-    ] = None,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    tap: options.ExportedTap = None,
+    pooling: options.ExportedPooling = None,
+    space: options.ExportedSpace = None,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Write one feature space to one HDF5 or npz file."""
-    from featurecache.project.settings import open_project
     from featurecache.store.exchange import export_features
+    from featurecache.terminal.cache import exported
 
-    screen = Screen(as_json)
-    report = export_features(open_project(config).cache, file, tap=tap, pooling=pooling, space=space)
-    screen.say(f"wrote {counted(report.rows, 'feature')} of {report.fingerprint[:16]} to {report.path}")
-    screen.document(dataclasses.asdict(report))
-    return DONE
+    report = export_features(_project(config).cache, file, tap=tap, pooling=pooling, space=space)
+    return _done(Screen(as_json), report, exported(report))
 
 
 @command("import", example="featurecache cache import clip.npz --name clip", group=cache_app)
 def cache_import(
     file: Annotated[Path, typer.Argument(help="An export, or a file with `features` and `clip_id`.")],
     name: Annotated[str | None, typer.Option(help="What to call features made by others.")] = None,
-    config: Config = Path(),
-    as_json: AsJson = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
 ) -> int:
     """Read an export, or features made by others, into the cache."""
     from featurecache.clips.contents import contents
-    from featurecache.project.settings import open_project
     from featurecache.store.exchange import import_features
+    from featurecache.terminal.cache import imported
 
-    screen = Screen(as_json)
-    project = open_project(config)
+    project = _project(config)
     report = import_features(project.cache, file, name=name, recordings=contents(project) if name else None)
-    screen.say(
-        f"took in {counted(report.rows, 'feature')}, had {report.present} already; "
-        f"tap {report.tap}, pooling {report.pooling}"
-    )
-    for fingerprint in report.replaced:
-        screen.say(f"removed {fingerprint[:16]}, imported under this name before")
-    if name:
-        screen.say(f"Train on them: featurecache tune --features {name}")
-    screen.document(dataclasses.asdict(report))
-    return DONE
+    return _done(Screen(as_json), report, imported(report, name=name))
 
 
 @command("doctor", example="featurecache doctor")
-def doctor(config: Config = Path(), as_json: AsJson = False) -> int:
+def doctor(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Check machine, model and files; each failure has its fix."""
     from featurecache.setup.doctor import examine
 
@@ -824,7 +660,7 @@ def doctor(config: Config = Path(), as_json: AsJson = False) -> int:
         screen.say(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}")
         if check.fix:
             screen.say(f"       {check.fix}")
-    screen.document({"checks": [dataclasses.asdict(check) for check in checks]})
+    _document(screen, {"checks": [dataclasses.asdict(check) for check in checks]})
     return DONE if all(check.ok for check in checks) else FAILED
 
 
@@ -832,7 +668,7 @@ def doctor(config: Config = Path(), as_json: AsJson = False) -> int:
 def demo(
     directory: Annotated[Path, typer.Argument(help="Where the demo is made.")] = Path("demo"),
     trials: Annotated[int, typer.Option(min=1, help="Trials of the search.")] = 64,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> int:
     """The whole way on embedded data: no download, no GPU."""
     from featurecache.workflow.demo import make_demo
@@ -853,7 +689,7 @@ def demo(
         screen.say()
         screen.say(f"featurecache {name}")
         steps[name] = step().to_mapping()
-    screen.document(steps)
+    _document(screen, steps)
     return SOME_FAILED if steps["clips"]["unusable"] or steps["extract"]["failed"] else DONE
 
 

@@ -1,4 +1,4 @@
-"""The clip table as `clips` shows it: the label audit, and recordings that are left out."""
+"""Settings and clip table as `init` and `clips` show them: the label audit, and recordings that are left out."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -9,8 +9,16 @@ from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
 
 if TYPE_CHECKING:
     from featurecache.clips.audit import LabelAudit
+    from featurecache.project.proposal import Proposal
     from featurecache.video.recordings import UnusableRecording
     from featurecache.workflow.clips import MadeClips
+
+
+def proposal(found: "Proposal") -> Iterator[Piece]:
+    """The settings that `init` wrote, and what led to them."""
+    yield f"wrote {found.path}"
+    yield from (f"  {note}" for note in found.notes)
+    yield "Look it over, then: featurecache clips"
 
 
 def made_clips(made: "MadeClips") -> Iterator[Piece]:

@@ -1,0 +1,99 @@
+"""The cache as the `cache` commands show it."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
+
+if TYPE_CHECKING:
+    from featurecache.extraction.why import Explanation
+    from featurecache.store import FeatureCache
+    from featurecache.store.care import Garbage, RepairReport, VerifyReport
+    from featurecache.store.exchange import ExportReport, ImportReport
+    from featurecache.store.rewrite import CompactReport, ForgetReport
+
+
+def contents(cache: "FeatureCache") -> Iterator[Piece]:
+    """The feature spaces of a cache, and what is damaged in it."""
+    table = Table()
+    for column in ("feature space", "tap", "pooling", "shape", "dtype", "clips", "segments", "MB"):
+        table.add_column(column, justify="left" if column in ("feature space", "tap", "pooling") else "right")
+    for space in cache.spaces:
+        shape = " x ".join(map(str, space.row_shape))
+        counts = (shape, space.stored_dtype, str(space.rows), str(space.segments), f"{space.bytes / 1e6:.1f}")
+        table.add_row(space.fingerprint[:16], space.tap, space.pooling, *counts)
+    yield table
+    yield from (Warn(damage.reason) for damage in cache.damage)
+
+
+def explanation(found: "Explanation") -> Iterator[Piece]:
+    """Why a clip's feature is found or not."""
+    yield f"{found.clip_id}: {'found' if found.found else 'not found'}"
+    yield from (f"  {reason}" for reason in found.reasons)
+
+
+def check(report: "VerifyReport", *, deep: bool) -> Iterator[Piece]:
+    """What a check of the cache found."""
+    yield from (Warn(damage.reason) for damage in report.damage)
+    yield (
+        f"{'deep' if deep else 'quick'} check of {counted(report.segments, 'segment')} in "
+        f"{counted(report.spaces, 'feature space')}: {counted(report.rows, 'clip')} served, "
+        f"{len(report.damage)} damaged"
+    )
+    if report.damage:
+        yield "Set the damage aside: featurecache cache repair"
+
+
+def repaired(report: "RepairReport") -> Iterator[Piece]:
+    """What a repair set aside, and which clips are to be extracted again."""
+    yield f"set aside {len(report.set_aside)} damaged, wrote {counted(len(report.rewritten), 'record')} again"
+    yield from (f"  to extract again: {clip}" for _, clip in report.lost[:MOST_LISTED])
+    if len(report.lost) > MOST_LISTED:
+        yield f"  and {len(report.lost) - MOST_LISTED} more (all of them with --json)"
+    if report.set_aside:
+        yield "Compute what is missing: featurecache extract"
+
+
+def garbage(found: "Sequence[Garbage]", *, applied: bool) -> Iterator[Piece]:
+    """What nobody needs, or what was removed."""
+    yield from (f"  {item.path}: {item.reason} ({item.size_bytes / 1e6:.1f} MB)" for item in found)
+    size_mb = sum(item.size_bytes for item in found) / 1e6
+    yield f"{'removed' if applied else 'can go'}: {counted(len(found), 'item')}, {size_mb:.1f} MB"
+    if found and not applied:
+        yield "Remove them: the same command with --apply"
+
+
+def compaction(report: "CompactReport") -> Iterator[Piece]:
+    """How many segments became how many."""
+    yield f"merged {counted(report.merged, 'segment')} into {report.written} ({counted(report.rows, 'clip')})"
+    if report.merged:
+        yield "The old ones go after an hour: featurecache cache gc --apply"
+
+
+def forgotten(report: "ForgetReport", recording: str) -> Iterator[Piece]:
+    """What was removed of a recording, and what is left for a person to remove."""
+    features, segments = counted(report.rows, "feature"), counted(report.rewritten, "segment")
+    yield f"removed {features} of {recording}; wrote {segments} anew"
+    yield (
+        "Not touched: the video, its annotations, clips.csv, failed_clips.csv, predictions, the report, exports, heads "
+        "that were trained with it, and the names in .featurecache. Remove the first two and its predictions, then: "
+        "featurecache clips --force; train again; featurecache report."
+    )
+
+
+def exported(report: "ExportReport") -> Iterator[Piece]:
+    """Where which features were written."""
+    yield f"wrote {counted(report.rows, 'feature')} of {report.fingerprint[:16]} to {report.path}"
+
+
+def imported(report: "ImportReport", *, name: str | None) -> Iterator[Piece]:
+    """What was read in, and how to train on it."""
+    yield (
+        f"took in {counted(report.rows, 'feature')}, had {report.present} already; "
+        f"tap {report.tap}, pooling {report.pooling}"
+    )
+    yield from (f"removed {fingerprint[:16]}, imported under this name before" for fingerprint in report.replaced)
+    if name:
+        yield f"Train on them: featurecache tune --features {name}"

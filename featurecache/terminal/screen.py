@@ -1,0 +1,53 @@
+"""Where a command's words go. Whoever opens a `Screen` prints: `cli.py`, and nothing of the library."""
+
+import os
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from featurecache.terminal.text import Piece, Warn
+
+_PLAIN_WIDTH = 120
+
+
+class Screen:
+    """Where a command's words go: to stdout for people, or to stderr beside a JSON document.
+
+    Of several processes that a launcher started for one training, the first one alone speaks.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        quiet = os.environ.get("RANK", "0") != "0"
+        self.as_json = as_json and not quiet
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=quiet)
+        self._warnings = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        if not self.console.is_terminal:
+            self.console.width = _PLAIN_WIDTH
+
+    @property
+    def width(self) -> int:
+        """Characters of a line."""
+        return self.console.width
+
+    def say(self, text: str = "") -> None:
+        """A line for people."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that people must not miss; always on stderr."""
+        self._warnings.print(f"warning: {text}", markup=False, style="yellow")
+
+    def table(self, table: Table) -> None:
+        """A table for people."""
+        self.console.print(table, soft_wrap=False)
+
+    def show(self, pieces: Iterable[Piece]) -> None:
+        """Lines, tables and warnings, in order."""
+        for piece in pieces:
+            if isinstance(piece, Warn):
+                self.warn(piece.text)
+            elif isinstance(piece, Table):
+                self.table(piece)
+            else:
+                self.say(piece)

@@ -1,0 +1,43 @@
+"""Options of the commands that learn, score and predict: what each is called and what its help says."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Features = Annotated[str | None, typer.Option("--features", help="Features imported under this name.")]
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", help="The bundle's folder; runs/tune/bundle if left out.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of data order, initial weights, dropout and any sampler.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin again, whatever an earlier run left.")]
+Permutations = Annotated[
+    int, typer.Option(min=0, help="Also fit the best settings to labels shuffled by session, so often.")
+]
+RefitSeeds = Annotated[
+    int, typer.Option(min=0, help="Also fit them across session folds with so many seeds, to see scores' spread.")
+]
+StartBundle = Annotated[
+    Path | None, typer.Option("--bundle", help="The tuned head to begin with; runs/tune/bundle if left out.")
+]
+FromLayer = Annotated[int | None, typer.Option("--from-layer", min=1, help="Put adapters above this layer alone.")]
+Merge = Annotated[bool, typer.Option("--merge", help="Also write the model with the adapters added in.")]
+FinetuneTrials = Annotated[
+    int | None, typer.Option(min=1, help="Choose settings by TPE: finished trials that the study shall have.")
+]
+ScoredBundle = Annotated[Path | None, typer.Argument(help="The bundle's folder; runs/tune/bundle if left out.")]
+Against = Annotated[Path | None, typer.Option(help="Another bundle, to compare with on the same clips.")]
+LeaveOneSessionOut = Annotated[
+    bool,
+    typer.Option("--leave-one-session-out", help="Refit the settings without each session and score that one."),
+]
+WithFrames = Annotated[bool, typer.Option("--with-frames", help="Put frames of the largest differences into the page.")]
+PredictionsFolder = Annotated[
+    Path | None, typer.Option(help="The folder of predicted timelines; predictions if left out.")
+]
+ReportFile = Annotated[Path | None, typer.Option(help="The HTML file; runs/report.html if left out.")]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="The folder for the timelines; predictions if left out.")]
+Stride = Annotated[
+    float | None,
+    typer.Option("--stride", min=0.01, max=3600, help="Seconds between clips; half a clip if left out."),
+]
