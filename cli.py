@@ -157,7 +157,7 @@ def init(
     as_json: options.AsJson = False,
 ) -> int:
     """Look at the files and write a commented featurecache.toml."""
-    from featurecache.project.proposal import propose
+    from featurecache.setup.proposal import propose
     from featurecache.terminal.clips import proposal
 
     found = propose(directory, videos=videos, annotations=annotations, model=model)
@@ -216,7 +216,7 @@ def extract(
 
 def _extract(screen: Screen, project: "Project", **options: Any) -> "ExtractionReport":
     from featurecache.terminal.clips import left_out, made_clips
-    from featurecache.terminal.extraction import extraction_report, plan_lines
+    from featurecache.terminal.extraction import extraction_report, outlook_lines, plan_lines
     from featurecache.terminal.progress import extraction_progress
     from featurecache.workflow.extraction import extract
 
@@ -226,6 +226,7 @@ def _extract(screen: Screen, project: "Project", **options: Any) -> "ExtractionR
             on_left_out=lambda items: screen.show(left_out(items)),
             on_clips=lambda made: screen.show(made_clips(made)),
             on_plan=lambda plan: screen.show(plan_lines(plan)),
+            on_outlook=lambda found: screen.show(outlook_lines(found)),
             on_progress=show,
             **options,
         )

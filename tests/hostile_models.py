@@ -90,8 +90,8 @@ def _image_size(folder: Path) -> None:
     side = {"height": 64_800, "width": 64_800}
     edit(folder / "config.json", lambda config: config["vision_config"].update(image_size=64_800))
     edit(
-        folder / "preprocessor_config.json",
-        lambda made: made.update(size={"shortest_edge": 64_800}, crop_size=side),
+        folder / "processor_config.json",
+        lambda made: made["video_processor"].update(size={"shortest_edge": 64_800}, crop_size=side),
     )
 
 

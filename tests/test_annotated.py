@@ -8,8 +8,8 @@ import pytest
 from featurecache.annotations import Interval, write_eaf
 from featurecache.clips.inventory import make_table, survey
 from featurecache.errors import AnnotationError, ClipTableError
-from featurecache.project.proposal import propose
 from featurecache.project.settings import open_project
+from featurecache.setup.proposal import propose
 from featurecache.workflow.clips import make_clips
 from tests.make_videos import write_video
 

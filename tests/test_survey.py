@@ -9,8 +9,8 @@ from featurecache.clips.annotated import read_files
 from featurecache.clips.inventory import make_table, survey
 from featurecache.errors import AnnotationError
 from featurecache.project.columns import ColumnSettings
-from featurecache.project.proposal import propose
 from featurecache.project.settings import Project, open_project
+from featurecache.setup.proposal import propose
 from tests.make_videos import write_video
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"

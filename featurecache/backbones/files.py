@@ -125,7 +125,7 @@ def load_frozen(
         return model.eval().requires_grad_(False).to(device)
     except RuntimeError as error:
         raise SettingsError(
-            f"extract.device must have room for the model, but {device!r} gave: {first_line(error)} "
+            f"extract.device must be here and have room for the model, but {device!r} gave: {first_line(error)} "
             "Free its memory, choose another device, e.g. cpu, or a smaller model."
         ) from error
 

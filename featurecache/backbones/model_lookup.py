@@ -5,18 +5,16 @@ a commit, or the first digits of one. A snapshot that was downloaded in part is 
 to say (`featurecache.backbones.model_folder`).
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from featurecache.backbones.obtaining import how_to_get, repository_of
 from featurecache.errors import ModelNotFoundError
 
 DEMO_MODEL = "demo"
 """The name that stands for the small backbone shipped with the package."""
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-_NAME = r"[\w.-]+/[\w.-]+"
-_REVISION = r"[\w.-]+(/[\w.-]+)*"
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md", "LICENSE*"]
 _SHORTEST_COMMIT = 7
 
 
@@ -37,14 +35,14 @@ def find_model(model: str, *, allow_download: bool = False, setting: str = "feat
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    name, _, revision = model.partition("@")
-    is_name = re.fullmatch(_NAME, name) and ".." not in model and not name.startswith(".")
-    if not is_name or ("@" in model and not re.fullmatch(_REVISION, revision)):
+    repository = repository_of(model)
+    if repository is None:
         raise ModelNotFoundError(
             f"{setting} must be a folder, or a hub repository such as llava-hf/LLaVA-NeXT-Video-7B-hf, with "
             f"@revision where another than main is meant, but {model!r} is neither. "
-            "Copy the model to this machine and name its folder."
+            f"{how_to_get(model, setting)}"
         )
+    name, revision = repository
     if allow_download:
         return _downloaded(name, revision or None, setting)
     here = _snapshots(name)
@@ -55,7 +53,7 @@ def find_model(model: str, *, allow_download: bool = False, setting: str = "feat
     others = f" (those here: {', '.join(path.name for path in here)})" if here else ""
     raise ModelNotFoundError(
         f"the model {model!r} must be on this machine, but no snapshot of it is in the Hugging Face cache{others}. "
-        f"Name a local folder in {setting}, or run once with --allow-download."
+        f"{how_to_get(model, setting)} Or let a command fetch it: --allow-download."
     )
 
 

@@ -22,10 +22,11 @@ from featurecache.backbones.family import Inputs
 from featurecache.device import device_of
 from featurecache.extraction.batches import CPU_BATCH, fitting_batch
 from featurecache.extraction.plan import Plan
-from featurecache.extraction.speed import DTYPES, PartCost, time_decoding, time_parts, time_resizing
+from featurecache.extraction.speed import DTYPES, PartCost, product_rate, time_decoding, time_parts, time_resizing
 from featurecache.project.settings import Project
 
 _SLOWEST = 2.0
+_QUICK_FLOP = 1e13  # no more than minutes on any CPU
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,23 @@ class Memory:
     def fits(self) -> bool:
         """Whether the model and a batch have room, as far as is known."""
         return self.free_bytes is None or self.weights_bytes + self.batch_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of an extraction before it begins.
+
+    Attributes:
+        device: The torch device.
+        clips: To compute.
+        model_s: The model alone on a CPU; 0 on a GPU, and where it is a matter of minutes.
+        memory: Of the device.
+    """
+
+    device: str
+    clips: int
+    model_s: float
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -175,6 +193,25 @@ def forecast_plan(project: Project, plan: Plan) -> Forecast:
         decoders=settings.extract.decoders,
         root=project.root,
     )
+
+
+def outlook(project: Project, plan: Plan) -> Outlook:
+    """What can be said within a second of a plan with clips to compute, before it begins.
+
+    Raises:
+        SettingsError: If the device is not here.
+    """
+    features, extract = project.settings.features, project.settings.extract
+    device = device_of(extract.device)
+    taps = sorted({plan.kept[name].tap for item in plan.work for names in item.lacking.values() for name in names})
+    cost = clip_cost(plan.inputs, taps)
+    memory = device_memory(plan.inputs, cost, dtype=features.dtype, device=device, batch_size=extract.batch_size)
+    distinct = 1 - plan.shared_frames
+    flop = plan.todo * sum(part.flop * (distinct if part.per_frame else 1.0) for part in cost.parts)
+    model_s = 0.0
+    if device == "cpu" and flop > _QUICK_FLOP:
+        model_s = flop / product_rate(features.dtype, device)
+    return Outlook(device, plan.todo, model_s, memory)
 
 
 def device_memory(inputs: Inputs, cost: Cost, *, dtype: str, device: str, batch_size: int | Literal["auto"]) -> Memory:

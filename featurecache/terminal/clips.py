@@ -9,7 +9,7 @@ from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
 
 if TYPE_CHECKING:
     from featurecache.clips.audit import LabelAudit
-    from featurecache.project.proposal import Proposal
+    from featurecache.setup.proposal import Proposal
     from featurecache.video.recordings import UnusableRecording
     from featurecache.workflow.clips import MadeClips
 
@@ -18,6 +18,7 @@ def proposal(found: "Proposal") -> Iterator[Piece]:
     """The settings that `init` wrote, and what led to them."""
     yield f"wrote {found.path}"
     yield from (f"  {note}" for note in found.notes)
+    yield from (Warn(warning) for warning in found.warnings)
     yield "Look it over, then: featurecache clips"
 
 

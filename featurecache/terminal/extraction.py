@@ -9,10 +9,12 @@ from rich.table import Table
 from featurecache.terminal.text import MOST_LISTED, ROOMY_WIDTH, Piece, Warn, counted, rough_size, rough_time
 
 if TYPE_CHECKING:
-    from featurecache.extraction.forecast import Forecast
+    from featurecache.extraction.forecast import Forecast, Outlook
     from featurecache.extraction.pipeline import FailedClip
     from featurecache.extraction.plan import Plan
     from featurecache.workflow.extraction import ExtractionReport
+
+_LONG_S = 3600.0
 
 
 def plan_lines(plan: "Plan") -> Iterator[Piece]:
@@ -22,6 +24,23 @@ def plan_lines(plan: "Plan") -> Iterator[Piece]:
         yield Warn(
             f"the words behind the video ({plan.inputs.text_after_video!r}) cannot change a feature: attention is "
             "causal. Move what matters in front of <video>."
+        )
+
+
+def outlook_lines(found: "Outlook") -> Iterator[Piece]:
+    """What people should know before an extraction that may take days, or more memory than there is."""
+    if found.model_s > _LONG_S:
+        yield Warn(
+            f"on this CPU the model takes about {rough_time(found.model_s)} for {counted(found.clips, 'clip')} "
+            f"({rough_time(found.model_s / found.clips)} each), which is safe to stop at any time. Measure it: "
+            "featurecache extract --dry-run. A GPU, or a smaller model (docs/backbones.md), takes far less."
+        )
+    memory = found.memory
+    if not memory.fits and memory.free_bytes is not None:
+        yield Warn(
+            f"the model and a batch need about {rough_size(memory.weights_bytes + memory.batch_bytes)}, but "
+            f"{rough_size(memory.free_bytes)} are free on {found.device}: the system may end the process. Free memory, "
+            "or use a smaller model (docs/backbones.md)."
         )
 
 

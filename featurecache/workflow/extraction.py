@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from featurecache.errors import UsageError
-from featurecache.extraction.forecast import Forecast, forecast_plan
+from featurecache.extraction.forecast import Forecast, Outlook, forecast_plan, outlook
 from featurecache.extraction.pipeline import Extraction, FailedClip, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
@@ -79,6 +79,7 @@ def extract(
     on_left_out: Callable[[Sequence[UnusableRecording]], None] = lambda _: None,
     on_clips: Callable[[MadeClips], None] = lambda _: None,
     on_plan: Callable[[Plan], None] = lambda _: None,
+    on_outlook: Callable[[Outlook], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> ExtractionReport:
     """Computes the features that the cache lacks; makes the clip table first where there is none.
@@ -93,6 +94,7 @@ def extract(
         on_left_out: As `make_clips`, if the clip table is made.
         on_clips: Called with the clip table, if it was made.
         on_plan: Called before the work begins.
+        on_outlook: Called before the work begins in this process, with what is known of its time and memory.
         on_progress: Called after each batch and each failure.
 
     Raises:
@@ -116,5 +118,7 @@ def extract(
 
         together = extract_on_ray(project.path, project, plan, address=ray, on_progress=on_progress)
     else:
+        if plan.todo:
+            on_outlook(outlook(project, plan))
         together = CrewExtraction(run_plan(project, plan, on_progress=on_progress), ())
     return ExtractionReport(plan, together.extraction, None, together.deaths, together.extraction.failures)

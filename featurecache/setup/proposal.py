@@ -17,13 +17,16 @@ from featurecache.annotations.columns import columns_line, recognise
 from featurecache.annotations.proposing import propose_from_values, span_like
 from featurecache.annotations.questions import values_by_tier
 from featurecache.annotations.table import header_of
-from featurecache.backbones import DEMO_MODEL
+from featurecache.backbones import DEMO_MODEL, find_model
+from featurecache.backbones.obtaining import repository_of
 from featurecache.clips.annotated import annotation_paths, read_files
+from featurecache.device import device_of, lacks_bfloat16
 from featurecache.errors import NoRecordingsError, ProjectExistsError
 from featurecache.project.columns import ColumnSettings
-from featurecache.project.settings import SETTINGS_NAME
+from featurecache.project.settings import SETTINGS_NAME, open_project
 from featurecache.project.template import write_settings
 from featurecache.setup.doctor import crop_loss
+from featurecache.setup.model_checks import check_device, check_model
 from featurecache.spelling import look_alikes, typos
 from featurecache.video.recordings import find_recordings
 
@@ -32,10 +35,11 @@ _PREFIX = r"^([^_\-/]+)[_\-]"
 
 @dataclass(frozen=True)
 class Proposal:
-    """The settings file that was written, and what led to it, one line each."""
+    """The settings file that was written, what led to it, and what is to be done first, one line each."""
 
     path: Path
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def propose(directory: Path, *, videos: Path, annotations: Path | None, model: str) -> Proposal:
@@ -45,9 +49,10 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         directory: The project's folder; made if missing.
         videos: The folder of recordings.
         annotations: A folder of .eaf files or a CSV. None: .eaf files beside the videos, if there are any.
-        model: The backbone.
+        model: The backbone: a folder, the name of a hub repository, or `demo`.
 
     Raises:
+        ModelNotFoundError: If the model is a folder that is not there.
         ProjectExistsError: If there are settings already.
         NoRecordingsError: If there is no video.
         AnnotationError: If the annotations are missing or have no label.
@@ -57,6 +62,8 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
             f"init writes only new settings, but {directory / SETTINGS_NAME} is there. "
             "Edit it, or move it away and run init again."
         )
+    if repository_of(model) is None:
+        find_model(model, setting="--model")
     recordings, unusable = find_recordings(videos)
     if not recordings:
         raise NoRecordingsError(
@@ -99,6 +106,9 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
             f"where the model's processor crops, as the VLM's does, up to {lost:.0%} of a frame is cut off; "
             'if the action may be there, set resize = "pad" or "squash"'
         )
+    emulated = "" if model == DEMO_MODEL else lacks_bfloat16(device_of("auto"))
+    if emulated:
+        notes.append(f"dtype: float16, for {emulated} has no bfloat16; to train adapters there set float32")
     path = write_settings(
         directory,
         videos=_relative(videos, directory),
@@ -112,10 +122,17 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         session_from=session_from,
         session_pattern=session_pattern,
         model=model if model == DEMO_MODEL or not Path(model).is_dir() else str(Path(model).resolve()),
-        dtype="float32" if model == DEMO_MODEL else "bfloat16",
+        dtype="float32" if model == DEMO_MODEL else "float16" if emulated else "bfloat16",
         reason=reason,
     )
-    return Proposal(path, tuple(notes))
+    warnings: list[str] = []
+    if model != DEMO_MODEL:
+        settings = open_project(path).settings
+        device = check_device(settings.extract.device, settings.features.dtype)
+        checks = (device, *check_model(settings, device=device)[1])
+        notes += [f"{check.name}: {check.found}" for check in checks if check.ok]
+        warnings += [f"{check.name}: {check.found}. {check.fix}" for check in checks if not check.ok]
+    return Proposal(path, tuple(notes), tuple(warnings))
 
 
 def _propose_columns(annotations: Path, notes: list[str]) -> ColumnSettings:
