@@ -75,7 +75,7 @@ def test_commands_name_a_relative_folder_by_its_whole_path(tmp_path: Path, monke
 
 
 def test_init_refuses_a_model_folder_that_is_not_there(project: Project, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"--model must be a folder .*hf download"):
+    with pytest.raises(ModelNotFoundError, match=r"--model must be a folder, .*hf download"):
         propose(tmp_path / "new", videos=project.videos, annotations=None, model=str(tmp_path / "nothing"))
     assert not (tmp_path / "new").exists()
 
