@@ -6,7 +6,8 @@ Rows are 4096 wide float16, as the 7B backbone gives. Reading is `FeatureCache.l
 and in shuffled order, against `readinto` of the same bytes from one plain file into new memory. All of it is
 warm, so the files lie in memory (/dev/shm) where there is such a place; each figure is the median of several
 turns, taken in turn with the floor's. Writing is `CacheWriter` onto a disk, synced, against one plain file that
-is written and synced, and against HDF5, which syncs nothing.
+is written and synced, and against HDF5, which syncs nothing. What grows with recordings, rows and segments stands in
+`store_scale.py`.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from store_scale import measure_claims, measure_opening, measure_planning
 
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, FeatureCache, Row
@@ -174,6 +176,20 @@ def iterate_memory(root: Path) -> dict[str, float]:
     return found
 
 
+def measure_scale(folder: Path, *, quick: bool) -> dict[str, dict[str, float]]:
+    """Opening, claiming and planning in caches of many rows and segments."""
+    rows, segments, recordings = (80_000, 200, 1000) if quick else (1_600_000, 1000, 100_000)
+    parts = [folder / name for name in ("opening", "claims", "planning")]
+    for part in parts:
+        part.mkdir()
+    opening = measure_opening(parts[0], rows, segments)
+    few, many = (measure_claims(parts[1], count) for count in (10, segments))
+    claims = {"segments": segments, "claim_ms_at_10": few, "claim_ms": many, "claim_ratio": many / few}
+    shutil.rmtree(parts[1])
+    found = {"opening": opening, "claims": claims, "planning": measure_planning(parts[2], recordings)}
+    return {f"scale_{name}": {key: round(value, 3) for key, value in one.items()} for name, one in found.items()}
+
+
 def main() -> None:
     """Run every size and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -195,6 +211,8 @@ def main() -> None:
     for rows, segments in [(2048, 8)] if options.quick else [(16384, 4), (16384, 16), (16384, 64)]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             figures[f"write_{rows}_rows_{segments}_segments"] = measure_writing(Path(folder), rows, segments)
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        figures |= measure_scale(Path(folder), quick=options.quick)
     if options.full:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             figures["full"] = measure_full(Path(folder))
@@ -202,6 +220,10 @@ def main() -> None:
     targets = [
         ("load over raw readinto, 1 segment", figures[first]["read_over_raw"], 2.5),
         ("load over raw readinto, 1000 segments with the checkpoint", figures[last]["read_over_raw"], 4.0),
+        ("open with 1,000 new segments, s", figures["scale_opening"]["open_s"], 1.0),
+        ("claim at 1,000 segments over 10", figures["scale_claims"]["claim_ratio"], 1.5),
+        ("plan 1e5 recordings x 20 clips, nothing to do, CPU-s", figures["scale_planning"]["plan_cpu_s"], 30.0),
+        ("peak of that, the libraries included, MiB", figures["scale_planning"]["plan_peak_mib"], 1024.0),
     ]
     result = {
         "benchmark": "store",

@@ -15,7 +15,9 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from featurecache.clips.clip import COLUMNS, UNWRITABLE, Clip, ClipTable, check_labels
@@ -130,7 +132,9 @@ def read_table(path: Path, *, allow_clip_level: bool = False) -> ClipTable:
     delimiter = next(
         (mark for mark in ";\t" if header.lstrip('"').startswith((f"clip_id{mark}", f'clip_id"{mark}'))), ","
     )
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # StringIO would hold four bytes for each character.
+    lines_of_text = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8", newline="")
+    rows = csv.reader(lines_of_text, delimiter=delimiter, strict=True)
     lines: list[int] = []
     clips: list[Clip] = []
     try:
@@ -259,7 +263,15 @@ def _clip(name: str, line: int, row: Sequence[str], labels: Sequence[str], *, de
             f"{name}, line {line}, column {labels[targets.index(None)]}: a clip must have all targets or none, but "
             "this one is empty and others are not. Fill it with 0 or 1, or empty all to leave the clip unlabelled."
         )
-    return Clip(clip, recording, unguard_cell(session), split, times[0], times[1], targets)
+    # Millions of clips share few names and targets: one object for each of these.
+    recording, session, split = map(sys.intern, (recording, unguard_cell(session), split))
+    return Clip(clip, recording, session, split, times[0], times[1], _shared_targets(targets))
+
+
+@lru_cache(maxsize=1024)
+def _shared_targets(targets: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """One tuple for all that are equal."""
+    return targets
 
 
 def _time(name: str, line: int, column: str, cell: str, decimal_comma: bool) -> int:
