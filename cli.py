@@ -540,15 +540,16 @@ def cache_why(
 @command("verify", example="featurecache cache verify --deep", group=cache_app)
 def cache_verify(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte, not only records and sizes.")] = False,
+    part: Annotated[str, typer.Option(help="With --deep: read portion I of N only, e.g. 3/30.")] = "1/1",
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
-    """Check the cache; ends with 1 if anything is damaged."""
-    from featurecache.store import verify
+    """Check the cache, and that it holds every clip of clips.csv; ends with 1 if anything is wrong."""
     from featurecache.terminal.cache import check
+    from featurecache.workflow.care import verify_project
 
-    report = verify(_project(config).cache, deep=deep)
-    return _done(Screen(as_json), report, check(report, deep=deep), code=FAILED if report.damage else DONE)
+    report = verify_project(_project(config), deep=deep, part=part)
+    return _done(Screen(as_json), report, check(report), code=DONE if report.is_sound else FAILED)
 
 
 @command("repair", example="featurecache cache repair", group=cache_app)
@@ -583,7 +584,7 @@ def cache_gc(
     found = gc(_project(config).cache, apply=apply, spaces=space or (), quarantine=quarantine)
     screen.show(garbage(found, applied=apply))
     _document(screen, {"applied": apply, "garbage": [dataclasses.asdict(item) for item in found]})
-    return DONE
+    return FAILED if any(item.stays for item in found) else DONE
 
 
 @command("compact", example="featurecache cache compact", group=cache_app)

@@ -113,6 +113,14 @@ class CacheReadError(FeatureCacheError, OSError):
     """The disk refused to give what the cache holds; nothing is known to be missing."""
 
 
+class CacheBusyError(FeatureCacheError, TimeoutError):
+    """Another gc, compact, forget or repair is working on the cache; nothing was changed."""
+
+
+class WithdrawnRecordingError(FeatureCacheError, ValueError):
+    """The recording was withdrawn from this cache (`cache forget`); nothing of it is stored again."""
+
+
 class CacheFormatError(FeatureCacheError, ValueError):
     """The folder is not a cache, or is of a format version this toolkit does not read."""
 
@@ -139,6 +147,10 @@ class MissingFeaturesError(FeatureCacheError, KeyError):
 
 class NonFiniteFeatureError(FeatureCacheError, ValueError):
     """A feature holds NaN or infinity and is refused."""
+
+
+class WithdrawnRecordingWarning(UserWarning):
+    """Rows that were gathered to be saved are of a recording that was withdrawn meanwhile, and were dropped."""
 
 
 class ConstantFeatureWarning(UserWarning):

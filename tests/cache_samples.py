@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,33 @@ def assert_serves(root: Path, rows: list[Row]) -> None:
     assert sum(path_rows(path) for path in segments(root)) == len(rows)
     if rows:
         np.testing.assert_array_equal(cache.load(names(rows)), values(rows))
+
+
+def flip(path: Path, at: int = 0) -> None:
+    """Flip a bit of one byte."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 16
+    path.write_bytes(data)
+
+
+def serves(cache_root: Path, rows: list[Row]) -> None:
+    """These rows are served and no others; there may be copies and replaced segments on disk."""
+    cache = FeatureCache.open(cache_root)
+    assert cache.damage == ()
+    assert sorted(cache.clip_ids()) == sorted(names(rows))
+    if rows:
+        np.testing.assert_array_equal(cache.load(names(rows)), values(rows))
+
+
+def dead_writer(root: Path) -> Path:
+    """A segment left in staging by a process that was killed in the middle of its commit."""
+    code = (
+        "import os, signal, sys; from tests.cache_samples import *\n"
+        f"with file_system(FaultyOs(60, kills_after)): write({str(root)!r}, make_rows(3, 'left'))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == -9
+    [path] = staged(root)
+    return path
 
 
 def path_rows(segment: Path) -> int:

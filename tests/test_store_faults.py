@@ -6,6 +6,7 @@ hostile videos (36) do not reach the store and are tested with clips and video.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ from featurecache.errors import (
     MissingFeaturesError,
     NonFiniteFeatureError,
 )
-from featurecache.store import CacheWriter, FeatureCache, format
+from featurecache.spec import canonical_json
+from featurecache.store import CacheWriter, FeatureCache, forget, format, gc, repair, verify
 from tests.cache_samples import (
     PROVENANCE,
     FaultyOs,
@@ -507,9 +509,11 @@ def test_fault_25_an_edited_fingerprint_or_input_is_refused(root: Path) -> None:
     whole = record.read_bytes()
     for old, new in ((b'"frames":4', b'"frames":8'), (space().fingerprint.encode(), b"0" * 64)):
         record.write_bytes(whole.replace(old, new))
-        for opening in (lambda: FeatureCache.open(root), lambda: CacheWriter(root, space(), PROVENANCE)):
-            with pytest.raises(FingerprintMismatchError, match="repair"):
-                opening()
+        assert "repair" in FeatureCache.open(root).damage[0].reason
+        with pytest.raises(DamagedSegmentError, match="repair"):
+            FeatureCache.open(root).load([])
+        with pytest.raises(FingerprintMismatchError, match="repair"):
+            CacheWriter(root, space(), PROVENANCE)
 
 
 def test_fault_26_a_feature_with_nan_is_refused_with_its_clip(root: Path) -> None:
@@ -561,3 +565,66 @@ def test_fault_35_a_disk_that_refuses_is_an_error_never_missing(root: Path, code
         np.testing.assert_array_equal(loaded, values(make_rows(6)))
         passed_over.append(recorder.calls[at])
     assert passed_over in ([], ["listdir"])  # the checkpoint's folder, which nothing depends on
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": -1},
+        {"rows": "3"},
+        {"rows": True},
+        {"rows": 1 << 60},
+        {"row_shape": []},
+        {"row_shape": [0]},
+        {"row_shape": "24"},
+        {"dtype": "float64"},
+        {"dtype": ["float16"]},
+        {"timestamps": None},
+        {"provenance": None},
+        {"replaces": None},
+        {"replaces": [3]},
+        {"replaces": ["../../other"]},
+        {"fingerprint": None},
+        {"files": {}},
+        {"files": None},
+        {"files": {"../../../zarr.json": [3, "0" * 64]}},
+        {"files": {"features/zarr.json": 3}},
+    ],
+)
+def test_a_record_with_a_right_digest_and_a_wrong_form_is_damage_and_nothing_else(
+    root: Path, changes: dict[str, object]
+) -> None:
+    """Somebody made it: every reader and every operation names it, and none ends in a traceback."""
+    [victim, *_] = segments(root)
+    edit_record(victim, **changes)
+    assert [one.segment_id for one in FeatureCache.open(root).damage] == [victim.name]
+    assert [one.segment_id for one in verify(root).damage] == [victim.name]
+    forget(root, digest("other"))
+    gc(root, apply=True)
+    repair(root)
+    assert verify(root, deep=True).damage == ()
+
+
+def test_one_damaged_feature_space_leaves_the_others_readable(root: Path) -> None:
+    write(root, make_rows(2), of=space(pooling="motion"))
+    flip(next(root.glob("spaces/final-motion-*/zarr.json")), 200)
+    cache = FeatureCache.open(root)
+    assert "final-motion" in cache.damage[0].path
+    assert len(cache.load(cache.clip_ids())) == cache.spaces[0].rows
+    with pytest.raises(DamagedSegmentError, match="repair"):
+        cache.load(names(make_rows(2)), pooling="motion")
+
+
+@pytest.mark.parametrize("inputs", [None, [], {}, {"tap": 3, "pooling": "mean", "stored_dtype": "float16"}])
+def test_a_feature_space_whose_record_somebody_made_is_named_and_the_others_are_served(
+    root: Path, inputs: object
+) -> None:
+    fingerprint = hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
+    made = root / "spaces" / f"made-{fingerprint[:16]}"
+    made.mkdir()
+    attributes = {"format": "featurecache", "version": 1, "fingerprint": fingerprint, "inputs": inputs}
+    (made / "zarr.json").write_bytes(format.group_bytes(attributes))
+    cache = FeatureCache.open(root)
+    assert [one.path for one in cache.damage] == [f"spaces/{made.name}/zarr.json"]
+    assert len(cache.load(names(make_rows(6)))) == 6
+    assert [one.path for one in verify(root).damage] == [f"spaces/{made.name}/zarr.json"]

@@ -117,9 +117,13 @@ def test_plain_zarr_reads_timestamps_when_there_are_none(tmp_path: Path) -> None
 
 
 def test_the_python_in_format_md_reads_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a feature space that a killed writer left half made, and an unfinished copy of a segment."""
     rows = make_rows(5)
     write(tmp_path / "features.zarr", rows[:3])
     write(tmp_path / "features.zarr", rows)
+    (tmp_path / "features.zarr/spaces/final-mean-0000000000000000").mkdir()
+    (first, *_) = segments(tmp_path / "features.zarr")
+    (first.parent / f".{first.name}.Xy8f3a").mkdir()
     text = (Path(format.__file__).parents[1] / "FORMAT.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     code = code.replace("0123456789abcdef", digest("a")[:16])

@@ -257,8 +257,8 @@ def test_open_reports_a_space_whose_record_is_gone(cache_root: Path) -> None:
 
 
 def test_a_replacing_segment_hides_the_replaced(tmp_path: Path) -> None:
+    from featurecache.store.commit import commit_segment
     from featurecache.store.segment import Rows, encode_segment
-    from featurecache.store.writer import commit_segment
 
     rows = make_rows(4)
     write(tmp_path, rows, max_rows=2)

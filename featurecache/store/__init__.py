@@ -1,9 +1,11 @@
 """The store: features on disk, committed whole, checked on every read. `FORMAT.md` describes the format."""
 
-from featurecache.store.care import Garbage, RepairReport, VerifyReport, gc, repair, verify
+from featurecache.store.care import RepairReport, VerifyReport, repair, verify
+from featurecache.store.forget import ForgetReport, forget
+from featurecache.store.garbage import Garbage, gc
 from featurecache.store.index import Damage
 from featurecache.store.reader import FeatureCache, Space
-from featurecache.store.rewrite import CompactReport, ForgetReport, compact, forget
+from featurecache.store.rewrite import CompactReport, compact
 from featurecache.store.writer import CacheWriter, Row
 
 __all__ = [

@@ -1,11 +1,11 @@
-"""Looking after a cache: verify finds damage, repair sets it aside, gc clears what nobody needs.
+"""Looking after a cache: verify finds damage, repair sets it aside.
 
-Nothing here changes a committed segment. What is moved or removed is only ever what cannot be read, what
-another segment stands for, or what a dead writer left behind. Withdrawal and compaction are in `rewrite.py`.
+Nothing here changes a committed segment, and what is set aside is only ever what cannot be read. `verify` writes
+nothing and takes no turn: what others replace or remove while it reads is no damage.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from featurecache.errors import (
     CacheFormatError,
     DamagedSegmentError,
     FingerprintMismatchError,
-    MissingFeaturesError,
     NewerFormatError,
+    SettingsError,
 )
-from featurecache.store import files, format, layout
-from featurecache.store.index import Damage, SpaceIndex, read_index, segment_names, write_checkpoint
+from featurecache.store import checkpoint, files, format, layout
+from featurecache.store.clip_columns import parse_clip_ids
+from featurecache.store.commit import writing
+from featurecache.store.index import Damage, read_index, segment_names, write_checkpoint
 from featurecache.store.segment import check_deeply, read_segment
-from featurecache.store.writer import writing
-
-_DAY_S = 24 * 3600.0
-_HOUR_S = 3600.0
+from featurecache.store.turns import turn
+from featurecache.store.withdrawn import Withdrawn, read_withdrawn
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,32 @@ class VerifyReport:
 
     Attributes:
         deep: Whether every byte was read, or records, sizes and row identities only.
+        part: (i, n) where every byte of the i-th of n portions of the segments was read.
         spaces: Feature spaces whose record is right.
         segments: Segments looked at.
         rows: Rows that are served, each once.
         duplicates: Rows in good segments that another copy hides.
         replaced: Segments that another one stands for, still on disk.
+        withdrawn: Rows of withdrawn recordings that a killed process left on disk; `gc` and `forget` remove them.
         damage: Everything that is not as it was written.
+        missing: (fingerprint as in the plan, number) of the plan's clips that are not served, where a plan was given.
     """
 
     deep: bool
+    part: tuple[int, int]
     spaces: int
     segments: int
     rows: int
     duplicates: int
     replaced: int
+    withdrawn: int
     damage: tuple[Damage, ...]
+    missing: tuple[tuple[str, int], ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged or missing, and nothing is there that should be gone."""
+        return not (self.damage or self.withdrawn or any(missing for _, missing in self.missing))
 
 
 @dataclass(frozen=True)
@@ -65,27 +76,21 @@ class RepairReport:
     unknown: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Garbage:
-    """Something that can go.
-
-    Attributes:
-        path: Relative to the cache.
-        reason: Why nobody needs it.
-        size_bytes: What it takes.
-    """
-
-    path: str
-    reason: str
-    size_bytes: int
-
-
-def verify(root: Path | str, *, deep: bool = False) -> VerifyReport:
+def verify(
+    root: Path | str,
+    *,
+    deep: bool = False,
+    part: tuple[int, int] = (1, 1),
+    plan: Mapping[str, Sequence[str]] | None = None,
+) -> VerifyReport:
     """Check a cache.
 
     Args:
         root: The cache.
         deep: Read every byte: all sha256, every row's key and checksum.
+        part: (i, n): read every byte of the i-th of n portions only. A segment is always in the same portion, so that
+            portions can be read on different days; all else is checked as without `deep`.
+        plan: {fingerprint: ids of the clips that should be there}.
 
     Returns:
         What was found; damage raises nothing.
@@ -93,22 +98,43 @@ def verify(root: Path | str, *, deep: bool = False) -> VerifyReport:
     Raises:
         CacheNotFoundError: If there is no cache.
         NewerFormatError: If it is of a newer format version.
+        SettingsError: If there is no such portion.
         CacheReadError: If the disk refuses to give something.
     """
+    if not 1 <= part[0] <= part[1]:
+        raise SettingsError(f"a portion must be I of N with I from 1 to N, but is {part[0]} of {part[1]}. Try 1/30.")
     root = Path(root)
     layout.require_cache(root)
     damage = [*_damaged_groups(root)]
-    spaces = segments = rows = duplicates = replaced = 0
+    missing = {name: len(set(clips)) for name, clips in (plan or {}).items()}
+    withdrawn_marks = read_withdrawn(root)
+    spaces = segments = rows = duplicates = replaced = withdrawn = 0
     for folder, space in layout.good_spaces(root):
-        found = _damaged_segments(folder, space.fingerprint, deep=deep)
+        found = _damaged_segments(folder, space.fingerprint, deep=deep, part=part)
         index, _ = read_index(folder, space.fingerprint, {one.segment_id or "": one.reason for one in found})
         damage += found
+        damage += _damaged_checkpoints(folder)
         spaces += 1
         segments += len(segment_names(folder))
         rows += len(index)
+        withdrawn += _withdrawn_rows(folder, space.fingerprint, withdrawn_marks)
         duplicates += sum(segment.rows for segment in index.segments) - len(index)
         replaced += len(index.ignored & set(segment_names(folder)))
-    return VerifyReport(deep, spaces, segments, rows, duplicates, replaced, tuple(damage))
+        if space.fingerprint in missing:
+            wanted = list(dict.fromkeys((plan or {})[space.fingerprint]))
+            missing[space.fingerprint] = int((index.find(parse_clip_ids(wanted)) < 0).sum())
+    return VerifyReport(
+        deep,
+        part,
+        spaces,
+        segments,
+        rows,
+        duplicates,
+        replaced,
+        withdrawn,
+        tuple(damage),
+        tuple(missing.items()),
+    )
 
 
 def repair(root: Path | str) -> RepairReport:
@@ -125,6 +151,11 @@ def repair(root: Path | str) -> RepairReport:
     """
     root = Path(root)
     layout.require_cache(root)
+    with turn(root, "repair"):
+        return _repair(root)
+
+
+def _repair(root: Path) -> RepairReport:
     rewritten = []
     set_aside: list[Damage] = []
     lost: list[tuple[str, str]] = []
@@ -150,63 +181,13 @@ def repair(root: Path | str) -> RepairReport:
             with writing(root):
                 _set_aside(folder, root / one.path, (root / one.path).name)
         set_aside += damage
+        rewritten += [one.path for one in _damaged_checkpoints(folder)]
         index, _ = read_index(folder, space.fingerprint, {}, use_checkpoint=False)
         with writing(root):
             write_checkpoint(folder, space.fingerprint, index)
         served = set(index.clip_names(index.in_stored_order()))
         lost += [(space.fingerprint, name) for name in told if name not in served]
     return RepairReport(tuple(set_aside), tuple(rewritten), tuple(lost), tuple(unknown))
-
-
-def gc(
-    root: Path | str,
-    *,
-    apply: bool = False,
-    spaces: Sequence[str] = (),
-    quarantine: bool = False,
-    grace_s: float = _HOUR_S,
-    abandoned_s: float = _DAY_S,
-) -> tuple[Garbage, ...]:
-    """Find, and only with `apply` remove, what nobody needs.
-
-    Left behind by writers that died: at once where the process is known to be gone from this machine, else
-    when it has not changed for a day. Segments that another one stands for: when that has been there for the
-    grace period, so that readers who listed before can finish.
-
-    Args:
-        root: The cache.
-        apply: Remove it; otherwise only tell.
-        spaces: Fingerprints, or their first 8 or more digits, of feature spaces to remove whole.
-        quarantine: Whether to remove what `repair` has set aside.
-        grace_s: How long replaced segments stay.
-        abandoned_s: How long something unfinished of an unknown process stays.
-
-    Returns:
-        What can go, or went.
-
-    Raises:
-        CacheNotFoundError: If there is no cache.
-        NewerFormatError: If it is of a newer format version.
-        MissingFeaturesError: If a named feature space is not there, or several begin so.
-        CacheReadError: If the disk refuses to give something.
-        CacheWriteError: If something cannot be removed.
-    """
-    root = Path(root)
-    layout.require_cache(root)
-    doomed = [*_named_spaces(root, spaces), *_abandoned(root, abandoned_s)]
-    for folder, space in layout.good_spaces(root):
-        if folder in (path for path, _ in doomed):
-            continue
-        index, _ = read_index(folder, space.fingerprint, {})
-        doomed += _replaced(folder, index, grace_s)
-        if quarantine:
-            doomed += [(path, "set aside by repair") for path in files.inside(folder / "quarantine")]
-    garbage = tuple(Garbage(path.relative_to(root).as_posix(), why, _size(path)) for path, why in doomed)
-    if apply:
-        with writing(root):
-            for path, _ in doomed:
-                layout.discard(path)
-    return garbage
 
 
 def _damaged_groups(root: Path) -> Iterator[Damage]:
@@ -220,6 +201,8 @@ def _damaged_groups(root: Path) -> Iterator[Damage]:
             layout.read_cache_record(folder)  # a newer version must raise, not be repaired
             reason = "holds more than it should"
         except (FileNotFoundError, NotADirectoryError):
+            if not _holds_segments(folder):  # being made, by a writer that may have been killed at it: the next goes on
+                continue
             reason = "is not there"
         except NewerFormatError:
             raise
@@ -239,11 +222,20 @@ def _damaged_groups(root: Path) -> Iterator[Damage]:
             yield Damage(path, None, str(error))
 
 
-def _damaged_segments(folder: Path, fingerprint: str, *, deep: bool) -> list[Damage]:
+def _holds_segments(folder: Path) -> bool:
+    """Whether any segment lies in a folder of a cache, a feature space, or its segments."""
+    if any(format.SEGMENT_ID.fullmatch(path.name) for path in files.inside(folder)):
+        return True
+    below = {"segments": [], "spaces": files.inside(folder)}.get(folder.name, files.inside(folder / "spaces"))
+    return any(segment_names(space) for space in below)
+
+
+def _damaged_segments(folder: Path, fingerprint: str, *, deep: bool, part: tuple[int, int] = (1, 1)) -> list[Damage]:
     damage = []
+    number, count = part
     for name in segment_names(folder):
         try:
-            if deep:
+            if deep and int(name[-16:], 16) % count == number - 1:
                 check_deeply(folder / "segments" / name, fingerprint)
             else:
                 read_segment(folder / "segments" / name, fingerprint)
@@ -251,6 +243,29 @@ def _damaged_segments(folder: Path, fingerprint: str, *, deep: bool) -> list[Dam
             if files.exists(folder / "segments" / name):  # else compacted or forgotten meanwhile
                 damage.append(Damage(f"spaces/{folder.name}/segments/{name}", name, str(error)))
     return damage
+
+
+def _damaged_checkpoints(folder: Path) -> list[Damage]:
+    """Copies of the index that readers pass over because their name does not prove their content."""
+    return [
+        Damage(
+            f"spaces/{folder.name}/index/{name}",
+            None,
+            f"the copy of the index spaces/{folder.name}/index/{name} must have the sha256 that it is named by, but "
+            "has another. Readers do without it, more slowly: run featurecache cache repair.",
+        )
+        for name in checkpoint.damaged(folder / "index")
+    ]
+
+
+def _withdrawn_rows(folder: Path, fingerprint: str, marks: Withdrawn) -> int:
+    """Rows of withdrawn recordings in good segments; none is served."""
+    rows = 0
+    for name in segment_names(folder) if marks else ():
+        with contextlib.suppress(DamagedSegmentError):
+            _, identity = read_segment(folder / "segments" / name, fingerprint)
+            rows += int(marks.rows(identity.video_sha256).sum())
+    return rows
 
 
 def _clips_of(folder: Path, fingerprint: str) -> list[str] | None:
@@ -273,47 +288,3 @@ def _set_aside(space_folder: Path, path: Path, name: str) -> None:
     files.move(path, quarantine / name)
     for folder in (quarantine, path.parent):
         files.sync_folder(folder)
-
-
-def _named_spaces(root: Path, wanted: Sequence[str]) -> list[tuple[Path, str]]:
-    found = []
-    spaces = list(layout.good_spaces(root))
-    for digits in wanted:
-        matching = [folder for folder, space in spaces if len(digits) >= 8 and space.fingerprint.startswith(digits)]
-        if len(matching) != 1:
-            held = ", ".join(space.fingerprint[:16] for _, space in spaces)
-            raise MissingFeaturesError(
-                f"one feature space must be named by 8 or more digits of its fingerprint, but {digits!r} names "
-                f"{len(matching)} of {held or 'none'}. Take the fingerprint from featurecache cache info."
-            )
-        found.append((matching[0], "feature space named for removal"))
-    return found
-
-
-def _abandoned(root: Path, abandoned_s: float) -> Iterator[tuple[Path, str]]:
-    """Unfinished segments, temporary files and half-removed folders whose process is gone."""
-    folders = layout.space_folders(root)
-    places = [root, root / "spaces", *folders, *(folder / "segments" for folder in folders)]
-    hidden = [path for place in places for path in files.inside(place) if path.suffix in (".tmp", layout.TRASH)]
-    unfinished = [path for folder in folders for name in ("staging", "claims") for path in files.inside(folder / name)]
-    for path in [*hidden, *unfinished]:
-        owner = format.SEGMENT_ID.fullmatch(path.name.removeprefix(".").removesuffix(".tmp").removesuffix(layout.TRASH))
-        here = owner is not None and format.names_this_machine(owner["machine"])
-        if here and owner is not None:
-            if not files.process_lives(int(owner["pid"])):
-                yield path, "its process is gone"
-        elif time.time() - files.file_status(path).st_mtime > abandoned_s:
-            yield path, f"unchanged for more than {abandoned_s / 3600:.0f} hours"
-
-
-def _replaced(folder: Path, index: SpaceIndex, grace_s: float) -> Iterator[tuple[Path, str]]:
-    here = set(segment_names(folder))
-    for segment in index.segments:
-        age_s = time.time() - files.file_status(folder / "segments" / segment.segment_id).st_mtime
-        for name in sorted(set(segment.replaces) & here):
-            if age_s >= grace_s:
-                yield folder / "segments" / name, f"replaced by {segment.segment_id}"
-
-
-def _size(path: Path) -> int:
-    return files.file_status(path).st_size + sum(_size(inside) for inside in files.inside(path))

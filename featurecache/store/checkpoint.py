@@ -82,7 +82,7 @@ def read(
             data = files.read_file(folder / name)
         except (FileNotFoundError, NotADirectoryError, CacheReadError):
             continue
-        if hashlib.sha256(data).hexdigest() != name.removesuffix(".npz"):
+        if not _is_whole(name, data):
             continue
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             table = json.loads(stored["table"].tobytes())
@@ -101,3 +101,26 @@ def read(
             for one in table["segments"]
         )
         yield segments, frozenset(table["ignored"]), columns
+
+
+def damaged(folder: Path) -> list[str]:
+    """Names of checkpoints whose content is not what their name proves.
+
+    Raises:
+        CacheReadError: If the disk refuses to give one.
+    """
+    wrong = []
+    for path in files.inside(folder):
+        try:
+            if not _NAME.fullmatch(path.name):
+                if path.suffix != ".tmp":
+                    wrong.append(path.name)
+            elif not _is_whole(path.name, files.read_file(path)):
+                wrong.append(path.name)
+        except FileNotFoundError:
+            continue  # a newer one took its place
+    return wrong
+
+
+def _is_whole(name: str, data: bytes) -> bool:
+    return hashlib.sha256(data).hexdigest() == name.removesuffix(".npz")

@@ -1,10 +1,12 @@
 """Who is working on what: hints that keep processes with one list from computing the same recording twice.
 
 A claim is a file in `claims/`, named by a digest of the recording and holding the claimer's name. `link` makes
-it, which is atomic on NFS too. It counts while its holder touches it, judged by the file server's own clock;
+it, which is atomic on NFS too; where the file system has no hard links (exFAT, some SMB shares), the exclusive
+creation of the file does. It counts while its holder touches it, judged by the file server's own clock;
 one whose process is gone from this machine counts no longer, so that a killed run can be started again at
 once. Only effort hangs on claims: where two processes both believe they hold one, rows are computed twice and
-readers show one of them. So there is nothing to lock, and nothing that can be left behind for good.
+readers show one of them. So there is nothing to lock, and nothing that can be left behind for good. A process
+that slept through its lease finds another name in the claim, or none: it then holds nothing, and touches nothing.
 """
 
 import contextlib
@@ -29,10 +31,12 @@ class Claims:
     Args:
         space_folder: `.../spaces/<name>`.
         lease_s: See `LEASE_S`.
+        hidden: Whether the claims are hidden files in that very folder instead of files in its `claims/`.
     """
 
-    def __init__(self, space_folder: Path, *, lease_s: float = LEASE_S) -> None:
-        self._folder = space_folder / "claims"
+    def __init__(self, space_folder: Path, *, lease_s: float = LEASE_S, hidden: bool = False) -> None:
+        self._folder = space_folder if hidden else space_folder / "claims"
+        self._prefix = "." if hidden else ""
         self._lease_s = lease_s
         self._name = format.new_segment_id().encode()
         self._held: set[Path] = set()
@@ -49,7 +53,7 @@ class Claims:
         Raises:
             OSError: If the folder cannot be written.
         """
-        target = self._folder / hashlib.sha256(f"claim {video_sha256}".encode()).hexdigest()[:32]
+        target = self._folder / f"{self._prefix}{hashlib.sha256(f'claim {video_sha256}'.encode()).hexdigest()[:32]}"
         with self._lock:
             if target in self._held:
                 return True
@@ -57,7 +61,7 @@ class Claims:
             mine = self._folder / f".{format.new_segment_id()}.tmp"
             files.write_new(mine, self._name)
             try:
-                if not files.link(mine, target) and not self._inherit(mine, target):
+                if not files.link(mine, target, self._name) and not self._inherit(mine, target):
                     return False
             finally:
                 files.remove_file(mine)
@@ -87,7 +91,7 @@ class Claims:
             holder = format.SEGMENT_ID.fullmatch(files.read_file(target).decode("ascii", "replace"))
             age_s = files.file_status(mine).st_mtime - files.file_status(target).st_mtime
         except FileNotFoundError:
-            return files.link(mine, target)
+            return files.link(mine, target, self._name)
         here = holder is not None and format.names_this_machine(holder["machine"])
         is_gone = here and holder is not None and not files.process_lives(int(holder["pid"]))
         if not is_gone and age_s < self._lease_s:
@@ -98,6 +102,13 @@ class Claims:
     def _keep(self) -> None:
         while not self._stop.wait(self._lease_s / _TOUCHES_PER_LEASE):
             with self._lock:
-                for target in self._held:
-                    with contextlib.suppress(OSError):
-                        files.touch(target)
+                self._held = {target for target in self._held if self._keeps(target)}
+
+    def _keeps(self, target: Path) -> bool:
+        """Touches a claim that is still this process's own; False where it is not."""
+        try:
+            return files.touch_own(target, self._name)
+        except FileNotFoundError:
+            return False
+        except (OSError, CacheReadError):
+            return True  # the disk does not answer: the lease runs on, and the next touch will tell

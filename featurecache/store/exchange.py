@@ -23,6 +23,7 @@ from featurecache.errors import CacheFormatError, CacheNotFoundError, NonFiniteF
 from featurecache.spec import canonical_json
 from featurecache.store import CacheWriter, FeatureCache, Row, bfloat16, format, layout
 from featurecache.store.checksums import row_checksums
+from featurecache.store.commit import writing
 from featurecache.store.export_file import require_suffix, write_export
 from featurecache.store.external import ExternalFile
 from featurecache.store.external_content import (
@@ -34,8 +35,9 @@ from featurecache.store.external_content import (
     content_of_others,
     row_keys,
 )
-from featurecache.store.segment import STORED_DTYPES, as_byte_rows
-from featurecache.store.writer import writing
+from featurecache.store.record import STORED_DTYPES
+from featurecache.store.segment import as_byte_rows
+from featurecache.store.withdrawn import read_withdrawn
 
 _BATCH_ROWS = 1024
 
@@ -60,6 +62,7 @@ class ImportReport:
         rows: Rows that are new.
         present: Rows that were there already.
         replaced: Fingerprints of the feature spaces that had been imported under this name before, now removed.
+        withdrawn: Rows left out because their recording was withdrawn from the cache.
     """
 
     fingerprint: str
@@ -68,6 +71,7 @@ class ImportReport:
     rows: int
     present: int
     replaced: tuple[str, ...] = ()
+    withdrawn: int = 0
 
 
 def export_features(
@@ -192,7 +196,7 @@ def _import_rows(root: Path, content: ExternalContent) -> ImportReport:
     """Check every feature, write the rows that the cache lacks, and remove what the name meant before."""
     space = content.space
     checksums = _checked_features(content)
-    cache = None
+    cache, withdrawn, left_out = None, read_withdrawn(root), 0
     with contextlib.suppress(CacheNotFoundError):
         cache = FeatureCache.open(root)
     with CacheWriter(root, space, content.provenance) as writer:
@@ -201,7 +205,9 @@ def _import_rows(root: Path, content: ExternalContent) -> ImportReport:
                 if (row_checksums(as_byte_rows(batch)) != checksums[first : first + len(batch)]).any():
                     raise CacheFormatError("the file must stay as it is while it is read, but it changed. Try again.")
                 clips = content.clips(first, first + len(batch))
-                lacking = set(clips if cache is None else cache.missing(clips, space.fingerprint))
+                welcome = [clip for clip in clips if not withdrawn.covers(clip[0])]
+                left_out += len(clips) - len(welcome)
+                lacking = set(welcome if cache is None else cache.missing(welcome, space.fingerprint))
                 for clip, feature, timestamps_us in zip(
                     clips, batch, content.timestamps_us[first : first + len(batch)], strict=True
                 ):
@@ -212,8 +218,9 @@ def _import_rows(root: Path, content: ExternalContent) -> ImportReport:
             writer.withdraw()
             raise
     rows = writer.rows_saved
+    present = len(checksums) - rows - left_out
     replaced = _remove_earlier(root, content) if space.tap == IMPORTED else ()
-    return ImportReport(space.fingerprint, space.tap, space.pooling, rows, len(checksums) - rows, replaced)
+    return ImportReport(space.fingerprint, space.tap, space.pooling, rows, present, replaced, left_out)
 
 
 def _checked_features(content: ExternalContent) -> npt.NDArray[np.uint32]:

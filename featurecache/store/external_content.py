@@ -15,7 +15,7 @@ from featurecache.store import format
 from featurecache.store.clip_columns import parse_clip_ids
 from featurecache.store.external import ExternalArray, ExternalFile
 from featurecache.store.proof import ArrayDigest, Proof, damaged
-from featurecache.store.segment import STORED_DTYPES
+from featurecache.store.record import STORED_DTYPES
 
 EXPORT_FORMAT = "featurecache-export"
 EXPORT_VERSION = "2"

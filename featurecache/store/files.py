@@ -14,13 +14,14 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from featurecache.errors import CacheReadError
 
 _FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 _MOST_VIEWS = 512  # POSIX promises 16, Linux and macOS take 1024 buffers a call
 
 
@@ -80,12 +81,25 @@ def move(source: Path, target: Path) -> None:
             raise
 
 
-def link(source: Path, target: Path) -> bool:
-    """Give a file a second name unless that is taken; whether it worked, also where NFS lost the reply."""
+def link(source: Path, target: Path, data: bytes) -> bool:
+    """Give a file a second name unless that is taken; whether it worked, also where NFS lost the reply.
+
+    Args:
+        source: The file.
+        target: Its second name.
+        data: The file's content, written to a new file of that name where the file system has no hard links.
+    """
     try:
         os.link(source, target)
     except FileExistsError:
         return os.lstat(source).st_nlink == 2
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        try:
+            write_new(target, data)
+        except FileExistsError:
+            return False
     return True
 
 
@@ -94,9 +108,41 @@ def replace(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def touch(path: Path) -> None:
-    """Set a file's times to the present of the machine that keeps it."""
-    os.utime(path)
+def touch_own(path: Path, data: bytes) -> bool:
+    """Set a file's times to the present of the machine that keeps it, if it holds this content; whether it does.
+
+    Content and times are those of one opened file: whatever takes the name meanwhile is not touched.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        OSError: If it cannot be read or touched.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.read(file, len(data) + 1) != data:
+            return False
+        os.utime(file)
+    finally:
+        os.close(file)
+    return True
+
+
+def server_time(folder: Path, probe_name: str) -> float:
+    """The present by the clock that gives this folder's files their times: on a share the file server's.
+
+    Args:
+        folder: Where to make a file for a moment.
+        probe_name: Its name, which nobody else uses.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    probe = folder / probe_name
+    try:
+        write_new(probe, b"")
+        return os.lstat(probe).st_mtime
+    finally:
+        remove_file(probe)
 
 
 def replace_file(path: Path, data: bytes, temporary_name: str) -> None:
@@ -160,6 +206,32 @@ def inside(folder: Path) -> list[Path]:
         return []
 
 
+def is_folder(path: Path) -> bool:
+    """Whether the name is a folder, following no link; False where it is not there."""
+    try:
+        return stat.S_ISDIR(file_status(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_regular(path: Path) -> bool:
+    """Whether the name is a file of bytes, no link, device or the like.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    return stat.S_ISREG(file_status(path).st_mode)
+
+
+def walk(path: Path) -> Iterator[Path]:
+    """Every file below a folder, following no link; the path itself where it is a file."""
+    if not is_folder(path):
+        yield path
+        return
+    for inner in inside(path):
+        yield from walk(inner)
+
+
 def process_lives(pid: int) -> bool:
     """Whether a process of this machine is there."""
     try:
@@ -196,6 +268,28 @@ def read_file(path: Path | str) -> bytes:
     except OSError as error:
         raise _unreadable(path, error) from error
     return b"".join(parts)
+
+
+def read_pieces(path: Path, size: int) -> Generator[bytes, None, None]:
+    """A file's bytes piece after piece; nothing of what is no regular file.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        CacheReadError: If it cannot be read.
+    """
+    if not stat.S_ISREG(file_status(path).st_mode):
+        return
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while piece := os.read(file, size):
+                yield piece
+        finally:
+            os.close(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def read_scattered(path: str, size: int, pieces: Iterable[tuple[int, Sequence[memoryview]]]) -> None:

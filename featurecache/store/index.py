@@ -17,6 +17,7 @@ from featurecache.errors import CacheFormatError, CacheReadError, DamagedSegment
 from featurecache.store import checkpoint, files, format
 from featurecache.store.clip_columns import Clip, Clips, digest_columns, digest_prefixes, in_parts
 from featurecache.store.segment import Identity, Segment, read_segment
+from featurecache.store.withdrawn import read_withdrawn
 
 _MOST_LISTINGS = 20
 
@@ -139,7 +140,8 @@ def read_index(
             continue
         index, mixed = _joined(old, parts)
         known = [(name, reason) for name, reason in excluded.items() if files.exists(folder / "segments" / name)]
-        return index, tuple(_damage(folder, name, reason) for name, reason in sorted([*known, *damage, *mixed]))
+        found = tuple(_damage(folder, name, reason) for name, reason in sorted([*known, *damage, *mixed]))
+        return _not_withdrawn(folder, index), found
     raise CacheReadError(
         f"the cache must hold still for a moment to be listed, but {folder} changed {_MOST_LISTINGS} times. Try again."
     )
@@ -153,6 +155,18 @@ def write_checkpoint(folder: Path, fingerprint: str, index: SpaceIndex) -> None:
     """
     columns = {name: getattr(index, name) for name in checkpoint.COLUMNS}
     checkpoint.write(folder / "index", fingerprint, index.segments, index.ignored, columns)
+    if read_withdrawn(folder.parents[1]).rows(index.video_sha256).any():  # withdrawn since the index was read
+        for path in files.inside(folder / "index"):
+            files.remove_file(path)
+
+
+def _not_withdrawn(folder: Path, index: SpaceIndex) -> SpaceIndex:
+    """An index without the rows of withdrawn recordings, of which a killed process may have left some on disk."""
+    withdrawn = read_withdrawn(folder.parents[1])
+    if not withdrawn:
+        return index
+    kept = ~withdrawn.rows(index.video_sha256)
+    return index if kept.all() else replace(index, **{name: getattr(index, name)[kept] for name in checkpoint.COLUMNS})
 
 
 def segments_after_checkpoint(folder: Path, fingerprint: str) -> int:

@@ -4,6 +4,7 @@ Making them is idempotent and safe when several writers start at once: records a
 rename, and always with the same bytes.
 """
 
+import contextlib
 import json
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from featurecache.store import files, format
 
 TRASH = ".trash"
 """Suffix of a hidden folder that is being removed."""
+
+_TOLD = ("tap", "pooling", "stored_dtype")
 
 
 def make_cache(root: Path) -> None:
@@ -92,7 +95,13 @@ def read_space(folder: Path) -> FeatureSpace:
         CacheReadError: If the disk refuses.
     """
     attributes = _attributes(folder, f"feature space {folder.name}")
-    space = FeatureSpace(attributes.get("inputs", {}))
+    inputs = attributes.get("inputs")
+    if not isinstance(inputs, dict) or not all(isinstance(inputs.get(name), str) for name in _TOLD):
+        raise CacheFormatError(
+            f"{folder / format.RECORD} must tell {', '.join(_TOLD)} of its feature space as text, but does not. "
+            "Run featurecache cache repair, then featurecache extract."
+        )
+    space = FeatureSpace(inputs)
     if attributes.get("fingerprint") != space.fingerprint or not folder.name.endswith(space.fingerprint[:16]):
         raise FingerprintMismatchError(
             f"the inputs in {folder / format.RECORD} must have the fingerprint they were stored with, but their "
@@ -155,20 +164,21 @@ def good_spaces(root: Path) -> Iterator[tuple[Path, FeatureSpace]]:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, or a folder in such a way that no reader ever sees half of it.
+    """Remove a file, or a folder in such a way that no reader ever sees half of it; what is already gone is fine.
 
     Raises:
         OSError: If it cannot be removed.
     """
-    if not stat.S_ISDIR(files.file_status(path).st_mode):
-        files.remove_file(path)
-    elif path.suffix == TRASH:
-        files.remove_tree(path)
-    else:
-        trash = path.parent.parent / f".{format.new_segment_id()}{TRASH}"
-        files.move(path, trash)
-        files.sync_folder(path.parent)
-        files.remove_tree(trash)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISDIR(files.file_status(path).st_mode):
+            files.remove_file(path)
+        elif path.suffix == TRASH:
+            files.remove_tree(path)
+        else:
+            trash = path.parent.parent / f".{format.new_segment_id()}{TRASH}"
+            files.move(path, trash)
+            files.sync_folder(path.parent)
+            files.remove_tree(trash)
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:

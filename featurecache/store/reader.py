@@ -19,15 +19,19 @@ import numpy.typing as npt
 
 from featurecache.errors import (
     AmbiguousSpaceError,
+    CacheFormatError,
     DamagedSegmentError,
+    FingerprintMismatchError,
     MissingFeaturesError,
+    NewerFormatError,
 )
 from featurecache.spec import FeatureSpace, canonical_json, differences
 from featurecache.store import format, layout
 from featurecache.store.checksums import wrong_rows
 from featurecache.store.clip_columns import PART_CLIPS, Clip, Clips, parse_clip_ids
 from featurecache.store.index import Damage, SpaceIndex, absent, read_index, segment_names
-from featurecache.store.segment import STORED_DTYPES, Segment, as_byte_rows, damaged, read_rows, read_timestamps
+from featurecache.store.record import STORED_DTYPES, damaged
+from featurecache.store.segment import Segment, as_byte_rows, read_rows, read_timestamps
 
 _SHOWN = 5
 _PART_BYTES = 8 << 20
@@ -82,10 +86,11 @@ class FeatureCache:
     def open(cls, path: Path | str) -> Self:
         """Take a snapshot of the cache at a path.
 
+        A feature space whose own record is damaged is named in `damage`; the others are served.
+
         Raises:
             CacheNotFoundError: If there is none.
             CacheFormatError: If the folder is not a cache, or of a newer format version.
-            FingerprintMismatchError: If a feature space's inputs are not those it was stored with.
             CacheReadError: If the disk refuses to give something.
         """
         root = Path(path)
@@ -99,6 +104,11 @@ class FeatureCache:
                 space = layout.read_space(folder)
             except (FileNotFoundError, NotADirectoryError):
                 stray += _without_record(folder)
+                continue
+            except NewerFormatError:
+                raise
+            except (CacheFormatError, FingerprintMismatchError) as error:  # the other feature spaces are served
+                stray.append(Damage(f"spaces/{folder.name}/{format.RECORD}", None, str(error)))
                 continue
             index, damage = read_index(folder, space.fingerprint, {})
             views[space.fingerprint] = _View(folder, space, index, damage)
@@ -243,6 +253,11 @@ class FeatureCache:
                 raise MissingFeaturesError(
                     f"the feature space {fingerprint[:16]} must be the {feature} asked for, but it is {held}. "
                     "Leave tap and pooling out, or ask for its own."
+                )
+            if self._stray:
+                raise DamagedSegmentError(
+                    f"the cache must hold a feature space {asked}, but it holds {held or 'none'}, and one that cannot "
+                    f"be read: {self._stray[0].reason}"
                 )
             raise MissingFeaturesError(
                 f"the cache must hold a feature space {asked}, but it holds {held or 'none'}. "

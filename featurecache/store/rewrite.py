@@ -1,22 +1,31 @@
-"""Writing segments anew: compaction, and withdrawal of a recording (consent can be taken back).
+"""Writing segments anew: compaction, and taking the rows of a withdrawn recording out of a segment.
 
 Both write new segments that `replace` old ones, so that a kill at any instant leaves every row visible once.
-A new segment keeps the time in its oldest origin's name: the copy of a row that won goes on winning.
-Compaction leaves the old segments for `gc`; withdrawal removes them, and every trace of the recording, at once.
+A new segment keeps the time in its oldest origin's name: the copy of a row that won goes on winning. It is read
+back, every byte, before anything it replaces may go: compaction leaves that to `gc`, purging does it at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from featurecache.errors import ClipTableError, DamagedSegmentError
+from featurecache.errors import CacheWriteError, DamagedSegmentError
 from featurecache.spec import canonical_json
 from featurecache.store import files, format, layout
+from featurecache.store.commit import commit_segment, writing
 from featurecache.store.index import SpaceIndex, read_index, segment_names, write_checkpoint
-from featurecache.store.segment import Rows, Segment, encode_segment, read_segment, take_rows
-from featurecache.store.writer import commit_segment, writing
+from featurecache.store.record import read_record
+from featurecache.store.salvage import salvage
+from featurecache.store.segment import Rows, Segment, check_deeply, encode_segment, read_segment, take_rows
+from featurecache.store.turns import turn
+from featurecache.store.withdrawn import read_withdrawn
+
+IsGone = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
+"""Which rows go, from the digests of their recordings: (N, 32) -> (N,)."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +44,22 @@ class CompactReport:
 
 
 @dataclass(frozen=True)
-class ForgetReport:
-    """What `forget` removed.
+class Purged:
+    """What taking rows out of one segment did.
 
     Attributes:
-        rows: Rows of the recording, in all feature spaces, copies counted.
-        rewritten: Segments written anew without them.
-        removed: Segments removed whole: nothing else was in them, or they were damaged or replaced.
-        leftovers: Other files and folders removed: unfinished segments, what repair set aside, indexes.
+        rows: Rows taken out.
+        rewritten: Whether the other rows stand in a new segment.
+        removed: Whether the segment is gone without one.
+        lost: Clip ids of other rows that were damaged, and are gone with it; another segment may hold copies.
+        unknown: Damaged rows of which not even the clip can be told.
     """
 
-    rows: int
-    rewritten: int
-    removed: int
-    leftovers: int
+    rows: int = 0
+    rewritten: bool = False
+    removed: bool = False
+    lost: tuple[str, ...] = ()
+    unknown: int = 0
 
 
 def compact(root: Path | str, *, target_rows: int = 16384, target_bytes: int = 128 << 20) -> CompactReport:
@@ -71,90 +82,92 @@ def compact(root: Path | str, *, target_rows: int = 16384, target_bytes: int = 1
     root = Path(root)
     layout.require_cache(root)
     merged = written = rows = 0
-    for folder, space in layout.good_spaces(root):
-        index, _ = read_index(folder, space.fingerprint, {})
-        for group in _groups(index.segments, target_rows, target_bytes):
-            taken = [part for place in group if (part := _served_rows(folder, space.fingerprint, index, place))]
-            if not taken:
-                continue
-            olds = [index.segments[place] for place in group]
-            _write_anew(root, folder, space.fingerprint, taken, olds)
-            merged += len(olds)
-            written += 1
-            rows += sum(len(part.features) for part in taken)
-        if merged:
+    with turn(root, "compact"):
+        for folder, space in layout.good_spaces(root):
             index, _ = read_index(folder, space.fingerprint, {})
-            with writing(root):
-                write_checkpoint(folder, space.fingerprint, index)
+            merged_before = merged
+            for group in _groups(index.segments, target_rows, target_bytes):
+                taken = [part for place in group if (part := _served_rows(folder, space.fingerprint, index, place))]
+                if not taken:
+                    continue
+                olds = [index.segments[place] for place in group]
+                replaced = {old.segment_id: old.replaces for old in olds}
+                name = _write_anew(root, folder, space.fingerprint, _joined(taken), olds[0].provenance, replaced)
+                purge_withdrawn(root, folder, space.fingerprint, name)
+                merged += len(olds)
+                written += 1
+                rows += sum(len(part.features) for part in taken)
+            if merged > merged_before:
+                index, _ = read_index(folder, space.fingerprint, {})
+                with writing(root):
+                    write_checkpoint(folder, space.fingerprint, index)
     return CompactReport(merged, written, rows)
 
 
-def forget(root: Path | str, video_sha256: str) -> ForgetReport:
-    """Remove every row of a recording, in every feature space, from the disk.
+def purge(root: Path, folder: Path, fingerprint: str, name: str, is_gone: IsGone) -> Purged:
+    """Take the rows of a recording out of a segment: write the others anew, read them back, remove the segment.
 
-    Running it again after a kill finishes the work. A writer that is extracting this recording meanwhile can
-    write new rows: end it first. Blocks of removed files may survive on the medium itself until overwritten.
+    Of a damaged segment every row that proves itself is kept. Where all rows stand in another segment that
+    replaces this one and is right to the last byte, nothing is written.
 
     Args:
         root: The cache.
-        video_sha256: sha256 of the recording's content; at least its first 16 digits, as in a clip id.
+        folder: `.../spaces/<name>`.
+        fingerprint: Of the feature space.
+        name: The segment; one that is gone meanwhile holds nothing.
+        is_gone: Which rows go, from the digests of their recordings, (N, 32) -> (N,).
 
     Raises:
-        CacheNotFoundError: If there is no cache.
-        ClipTableError: If the digest is malformed.
+        NewerFormatError: If it is of a newer format version.
         CacheReadError: If the disk refuses to give something.
-        CacheWriteError: If something cannot be written or removed.
+        CacheWriteError: If something cannot be written or removed, or does not read back as written.
     """
-    if not 16 <= len(video_sha256) <= 64 or set(video_sha256) - set("0123456789abcdef") or len(video_sha256) % 2:
-        raise ClipTableError(
-            f"a recording must be named by 16 to 64 hex digits of its sha256, but {video_sha256!r} was given. "
-            "Take the first 16 digits of one of its clip ids."
+    segment_folder = folder / "segments" / name
+    try:
+        _, identity = read_segment(segment_folder, fingerprint)
+        if not is_gone(identity.video_sha256).any():
+            return Purged()
+    except DamagedSegmentError:
+        pass
+    found = salvage(segment_folder, fingerprint)
+    gone = found.known & is_gone(found.video_sha256)
+    tells_all = len(found.known) > 0 and bool(found.known.all())
+    if not files.exists(segment_folder) or (tells_all and not gone.any()):
+        return Purged()
+    lost, rewritten = found.known & ~gone & ~found.intact, False
+    if found.rows is not None and not gone[found.intact].all() and not _stands_elsewhere(folder, fingerprint, name):
+        kept = ~gone[found.intact]
+        rows = Rows(
+            found.rows.features[kept],
+            found.rows.video_sha256[kept],
+            found.rows.span_us[kept],
+            found.rows.timestamps_us[kept],
         )
-    root, digest = Path(root), bytes.fromhex(video_sha256)
-    layout.require_cache(root)
-    rows = rewritten = removed = leftovers = 0
-    for folder, space in layout.good_spaces(root):
-        index, _ = read_index(folder, space.fingerprint, {}, use_checkpoint=False)
-        with writing(root):
-            for path in files.inside(folder / "index"):
-                files.remove_file(path)
-                leftovers += 1
-            unfinished = [path for path in files.inside(folder / "staging") if _holds(path, digest)]
-            trash = [path for path in files.inside(folder) if path.suffix == layout.TRASH]
-            for path in [*unfinished, *trash, *files.inside(folder / "quarantine")]:
-                layout.discard(path)
-                leftovers += 1
-        for name in segment_names(folder):
-            segment_folder = folder / "segments" / name
-            try:
-                segment, identity = read_segment(segment_folder, space.fingerprint)
-                is_gone = (identity.video_sha256[:, : len(digest)] == np.frombuffer(digest, np.uint8)).all(1)
-                kept = np.flatnonzero(~is_gone)
-                gone = segment.rows - len(kept)
-                if not gone:
-                    continue
-                if len(kept) and name not in index.ignored:
-                    parts = [take_rows(segment_folder, space.fingerprint, kept)]
-                    _write_anew(root, folder, space.fingerprint, parts, [segment])
-                    rewritten += 1
-                else:
-                    removed += 1
-                rows += gone
-            except DamagedSegmentError:  # whose rows these are cannot be told, and they must be extracted again anyway
-                removed += 1
-            with writing(root):
-                layout.discard(segment_folder)
-        index, _ = read_index(folder, space.fingerprint, {}, use_checkpoint=False)
-        with writing(root):
-            write_checkpoint(folder, space.fingerprint, index)
-    return ForgetReport(rows, rewritten, removed, leftovers)
+        # Where a row is lost, what this segment replaced may still hold it and must be seen again.
+        earlier = found.replaces if found.intact.all() else ()
+        _write_anew(root, folder, fingerprint, rows, found.provenance, {name: earlier})
+        rewritten = True
+    with writing(root):
+        layout.discard(segment_folder)
+    return Purged(int(gone.sum()), rewritten, not rewritten, tuple(found.clip_names(lost)), int((~found.known).sum()))
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    """Whether any file in a folder has these bytes."""
-    if path.is_dir():
-        return any(_holds(inside, data) for inside in files.inside(path))
-    return data in files.read_file(path)
+def purge_withdrawn(root: Path, folder: Path, fingerprint: str, name: str) -> Purged:
+    """Take the rows of withdrawn recordings out of a segment that was just committed; errors as for `purge`."""
+    withdrawn = read_withdrawn(root)
+    return purge(root, folder, fingerprint, name, withdrawn.rows) if withdrawn else Purged()
+
+
+def _stands_elsewhere(folder: Path, fingerprint: str, name: str) -> bool:
+    """Whether another segment replaces this one and is right to the last byte."""
+    for other in segment_names(folder):
+        try:
+            if other != name and name in read_record(folder / "segments" / other, fingerprint)["replaces"]:
+                check_deeply(folder / "segments" / other, fingerprint)
+                return True
+        except DamagedSegmentError:
+            continue
+    return False
 
 
 def _groups(segments: Sequence[Segment], target_rows: int, target_bytes: int) -> list[list[int]]:
@@ -182,16 +195,50 @@ def _served_rows(folder: Path, fingerprint: str, index: SpaceIndex, place: int) 
     return take_rows(folder / "segments" / name, fingerprint, rows) if len(rows) else None
 
 
-def _write_anew(root: Path, folder: Path, fingerprint: str, parts: Sequence[Rows], olds: Sequence[Segment]) -> None:
-    """Commit rows as one segment that stands for old ones, and for all that these stood for."""
-    rows = Rows(
+def _write_anew(
+    root: Path,
+    folder: Path,
+    fingerprint: str,
+    rows: Rows,
+    provenance: Mapping[str, Any],
+    olds: Mapping[str, Sequence[str]],
+) -> str:
+    """Commit rows as one segment that replaces old ones, and all that these replaced; read it back, every byte.
+
+    Args:
+        root: The cache.
+        folder: `.../spaces/<name>`.
+        fingerprint: Of the feature space.
+        rows: At least one.
+        provenance: Who computed them.
+        olds: {segment: the segments that it replaced}.
+
+    Returns:
+        The new segment's name.
+
+    Raises:
+        CacheWriteError: If it cannot be written, or does not read back as written: it is removed again.
+    """
+    replaces = sorted({name for old, earlier in olds.items() for name in (old, *earlier)})
+    segment_id = format.new_segment_id(min(int(old[:20]) for old in olds))
+    with writing(root):
+        commit_segment(folder, segment_id, encode_segment(fingerprint, rows, provenance, replaces))
+    try:
+        check_deeply(folder / "segments" / segment_id, fingerprint)
+    except DamagedSegmentError as error:
+        if files.exists(folder / "segments" / segment_id):
+            with writing(root):
+                layout.discard(folder / "segments" / segment_id)
+        raise CacheWriteError(
+            f"a segment must read back as it was written, but {error} Nothing was removed: check the disk."
+        ) from error
+    return segment_id
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows(
         features=np.concatenate([part.features for part in parts]),
         video_sha256=np.concatenate([part.video_sha256 for part in parts]),
         span_us=np.concatenate([part.span_us for part in parts]),
         timestamps_us=np.concatenate([part.timestamps_us for part in parts]),
     )
-    replaces = sorted({name for old in olds for name in (old.segment_id, *old.replaces)})
-    segment_id = format.new_segment_id(min(int(old.segment_id[:20]) for old in olds))
-    contents = encode_segment(fingerprint, rows, olds[0].provenance, replaces)
-    with writing(root):
-        commit_segment(folder, segment_id, contents)

@@ -18,25 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import DamagedSegmentError
-from featurecache.spec import canonical_json
-from featurecache.store import bfloat16, files, format
+from featurecache.store import files, format
 from featurecache.store.checksums import row_checksums, wrong_rows
-
-_SMALL_DTYPES: dict[str, np.dtype[Any]] = {
-    "key": np.dtype("|u1"),
-    "video_sha256": np.dtype("|u1"),
-    "span_us": np.dtype("<i8"),
-    "row_crc32c": np.dtype("<u4"),
-    "timestamps_us": np.dtype("<i8"),
-}
-_ROW_DIMENSIONS = {1: ("feature",), 2: ("frame", "feature"), 3: ("frame", "token", "feature")}
-STORED_DTYPES: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype("<f2"),
-    "float32": np.dtype("<f4"),
-    bfloat16.NAME: bfloat16.STORED,
-}
-"""The stored dtypes by name, as numpy holds them: bfloat16, which numpy does not have, by its bits."""
+from featurecache.store.record import (
+    MOST,
+    ROW_DIMENSIONS,
+    SMALL_DTYPES,
+    STORED_DTYPES,
+    damaged,
+    read_record,
+    record_digest,
+)
 
 _DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
@@ -115,14 +107,6 @@ class Identity:
     row_crc32c: npt.NDArray[np.uint32]
 
 
-def damaged(segment_id: str, reason: str) -> DamagedSegmentError:
-    """The error for a segment that is not as it was written."""
-    return DamagedSegmentError(
-        f"segment {segment_id} must be as it was written, but {reason}. "
-        "Set it aside with featurecache cache repair, then run featurecache extract again."
-    )
-
-
 def encode_segment(
     fingerprint: str, rows: Rows, provenance: Mapping[str, Any], replaces: Sequence[str] = ()
 ) -> dict[str, bytes]:
@@ -142,16 +126,17 @@ def encode_segment(
         for digest, (start, end) in zip(rows.video_sha256, rows.span_us, strict=True)
     ]
     small = {
-        "key": (np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16), ("row", "byte")),
         "video_sha256": (rows.video_sha256, ("row", "digest_byte")),
+        "key": (np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16), ("row", "byte")),
         "span_us": (rows.span_us.astype("<i8"), ("row", "start_end")),
         "row_crc32c": (row_checksums(as_byte_rows(rows.features)).astype("<u4"), ("row",)),
         "timestamps_us": (rows.timestamps_us.astype("<i8"), ("row", "sampled_frame")),
     }
     row_shape = rows.features.shape[1:]
     dtype = _DTYPE_NAMES[rows.features.dtype]
-    arrays = {"features": format.encode_shard(rows.features, ("row", *_ROW_DIMENSIONS[len(row_shape)]))}
-    arrays |= {name: format.encode_small(array, dimensions) for name, (array, dimensions) in small.items()}
+    # Whose rows these are is written before the rows: no staged feature is ever without its recording's digest.
+    arrays = {name: format.encode_small(array, dimensions) for name, (array, dimensions) in small.items()}
+    arrays["features"] = format.encode_shard(rows.features, ("row", *ROW_DIMENSIONS[len(row_shape)]))
     contents = {f"{name}/{file}": data for name, one in arrays.items() for file, data in one.items()}
     record = {
         "format": format.FORMAT,
@@ -165,35 +150,13 @@ def encode_segment(
         "replaces": list(replaces),
         "files": {path: [len(data), hashlib.sha256(data).hexdigest()] for path, data in contents.items()},
     }
-    record["self_sha256"] = _record_digest(record)
+    record["self_sha256"] = record_digest(record)
     return contents | {format.RECORD: format.group_bytes(record)}
 
 
 def as_byte_rows(features: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Rows as bytes, shape (N, row bytes), without a copy; the rows must be contiguous."""
     return features.reshape(len(features), -1).view(np.uint8)
-
-
-def read_record(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """A segment's record, checked against its own digest and the feature space it stands in.
-
-    Raises:
-        DamagedSegmentError: If it is absent, changed, or belongs elsewhere.
-        NewerFormatError: If it is of a newer format version.
-        CacheReadError: If the disk refuses to give it.
-    """
-    try:
-        record = format.group_attributes(files.read_file(folder / format.RECORD))
-    except (FileNotFoundError, NotADirectoryError):
-        raise damaged(folder.name, "it has no record (zarr.json)") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(folder.name, f"its record cannot be trusted ({error})") from None
-    if record.get("self_sha256") != _record_digest(record):
-        raise damaged(folder.name, "its record does not match its own digest")
-    format.require_known_version(record, f"segment {folder.name}")
-    if record["fingerprint"] != fingerprint:
-        raise damaged(folder.name, f"it is of feature space {record['fingerprint'][:16]}, not {fingerprint[:16]}")
-    return record
 
 
 def read_segment(folder: Path, fingerprint: str, *, sizes: bool = True) -> tuple[Segment, Identity]:
@@ -218,19 +181,19 @@ def read_segment(folder: Path, fingerprint: str, *, sizes: bool = True) -> tuple
             raise damaged(folder.name, f"{path} is not there") from None
         if found != size:
             raise damaged(folder.name, f"{path} has {found} bytes instead of {size}")
-    layout = _checked_json(folder, "features", expected)
+    inner = _inner_rows(folder, expected)
     segment = Segment(
         segment_id=folder.name,
         rows=record["rows"],
         row_shape=tuple(record["row_shape"]),
         dtype=record["dtype"],
-        inner=layout["codecs"][0]["configuration"]["chunk_shape"][0],
+        inner=inner,
         timestamps=record["timestamps"],
-        size_bytes=sum(size for size, _ in expected.values()) + files.file_status(folder / format.RECORD).st_size,
+        size_bytes=sum(size for size, _ in expected.values()) + len(format.group_bytes(record)),
         provenance=record["provenance"],
         replaces=tuple(record["replaces"]),
     )
-    if expected.get(segment.shard_path, [None])[0] != segment.shard_bytes:
+    if expected[segment.shard_path][0] != segment.shard_bytes:
         raise damaged(folder.name, f"{segment.shard_path} cannot hold {segment.rows} rows")
     _checked_small(folder, "key", segment.rows, 16, expected)
     identity = Identity(
@@ -266,7 +229,10 @@ def check_deeply(folder: Path, fingerprint: str) -> None:
     record = read_record(folder, fingerprint)
     for path in record["files"]:
         _checked_bytes(folder, path, record["files"])
-    strangers = _files_inside(folder) - set(record["files"]) - {format.RECORD}
+    try:
+        strangers = _files_inside(folder) - set(record["files"]) - {format.RECORD}
+    except FileNotFoundError:
+        raise damaged(folder.name, "it went away while it was read") from None
     if strangers:
         raise damaged(folder.name, f"it holds a file that is not its own ({min(strangers)})")
     keys = _checked_small(folder, "key", segment.rows, 16, record["files"])
@@ -342,13 +308,6 @@ def read_rows(
         raise damaged(segment.segment_id, f"{segment.shard_path}: {error}") from None
 
 
-def _record_digest(record: Mapping[str, Any]) -> str:
-    """sha256 of the record as canonical JSON, without the digest itself."""
-    return hashlib.sha256(
-        canonical_json({name: value for name, value in record.items() if name != "self_sha256"}).encode()
-    ).hexdigest()
-
-
 def _checked_bytes(folder: Path, path: str, expected: Mapping[str, list[Any]]) -> bytes:
     """A file of the segment whose sha256 is the record's."""
     try:
@@ -360,9 +319,17 @@ def _checked_bytes(folder: Path, path: str, expected: Mapping[str, list[Any]]) -
     return data
 
 
-def _checked_json(folder: Path, array: str, expected: Mapping[str, list[Any]]) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads(_checked_bytes(folder, f"{array}/{format.RECORD}", expected))
-    return metadata
+def _inner_rows(folder: Path, expected: Mapping[str, list[Any]]) -> int:
+    """Rows of an inner chunk of the features."""
+    data = _checked_bytes(folder, f"features/{format.RECORD}", expected)
+    try:
+        metadata = json.loads(data)
+        inner = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        inner = None
+    if type(inner) is not int or not 0 < inner < MOST:
+        raise damaged(folder.name, "the metadata of its features does not tell their inner chunks")
+    return inner
 
 
 def _checked_small(
@@ -371,7 +338,7 @@ def _checked_small(
     """A small array whose bytes match the record; shape (rows, columns), or (rows,) without columns."""
     shape = (rows,) if columns is None else (rows, columns)
     data = _checked_bytes(folder, f"{array}/{format.chunk_name(len(shape))}", expected)
-    dtype = _SMALL_DTYPES[array]
+    dtype = SMALL_DTYPES[array]
     if len(data) != math.prod(shape) * dtype.itemsize + 4:
         raise damaged(folder.name, f"{array} cannot hold {rows} rows")
     return np.frombuffer(data, dtype, count=math.prod(shape)).reshape(shape)

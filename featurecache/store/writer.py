@@ -9,10 +9,9 @@ the rows in memory, so that the same commit can be tried again when there is spa
 """
 
 import contextlib
-import errno
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,20 +22,25 @@ import numpy.typing as npt
 
 from featurecache.errors import (
     CacheFormatError,
+    CacheReadError,
     CacheWriteError,
     ClipTableError,
     ConstantFeatureWarning,
     DamagedSegmentError,
-    FeatureCacheError,
     FingerprintMismatchError,
     NonFiniteFeatureError,
+    WithdrawnRecordingWarning,
 )
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16, files, format
 from featurecache.store.claims import Claims
+from featurecache.store.commit import commit_segment, writing
 from featurecache.store.index import read_index, segment_names, segments_after_checkpoint, write_checkpoint
 from featurecache.store.layout import as_json, discard, make_cache, make_space
-from featurecache.store.segment import STORED_DTYPES, Rows, encode_segment, read_record
+from featurecache.store.record import STORED_DTYPES, read_record
+from featurecache.store.rewrite import purge
+from featurecache.store.segment import Rows, encode_segment
+from featurecache.store.withdrawn import read_withdrawn, refusal
 
 _CHECKPOINT_EVERY = 32  # segments that a reader may have to open one by one
 _CHECKPOINT_AGE_S = 600.0  # a writer that goes on for days looks so often whether there are that many
@@ -117,6 +121,7 @@ class CacheWriter:
             self._folder = make_space(self._root, space)
             self._check_writable()
             self._row_shape, self._frames = self._stored_shapes()
+            self._withdrawn = read_withdrawn(self._root)
         self._claims = Claims(self._folder)
 
     @property
@@ -139,6 +144,7 @@ class CacheWriter:
         """Gather a row, and commit when enough are gathered.
 
         Raises:
+            WithdrawnRecordingError: If its recording was withdrawn from this cache.
             NonFiniteFeatureError: If the feature holds NaN or infinity, or would after storage.
             FingerprintMismatchError: If its shape is not that of the space's other rows.
             CacheWriteError: If a commit was due and failed; the row stays gathered.
@@ -159,6 +165,7 @@ class CacheWriter:
         """
         with writing(self._root):
             self._settle_doubt()
+            self._drop_withdrawn()
             if not self._rows:
                 return
             rows = Rows(
@@ -172,7 +179,15 @@ class CacheWriter:
             segment_id = format.new_segment_id()
             contents = encode_segment(self._fingerprint, rows, self._provenance)
             self._in_doubt = (segment_id, len(self._rows))
-            commit_segment(self._folder, segment_id, contents)
+            try:
+                commit_segment(self._folder, segment_id, contents)
+            except FileNotFoundError:  # a withdrawal takes what is staged of the recording
+                self._read_marks()
+                if not any(self._withdrawn.covers(row.video_sha256) for row in self._rows):
+                    raise
+                self.commit()
+                return
+            self._refuse_withdrawn(segment_id)
             self._count_saved()
         if len(rows.features) > 1 and (rows.features == rows.features[0]).all():
             warnings.warn(
@@ -222,6 +237,33 @@ class CacheWriter:
                     error.add_note(f"{len(self._rows)} gathered rows could not be saved either: {second}")
         self._refresh_checkpoint()
 
+    def _drop_withdrawn(self) -> None:
+        """Leave out gathered rows of recordings that were withdrawn meanwhile."""
+        self._read_marks()
+        kept = [row for row in self._rows if not self._withdrawn.covers(row.video_sha256)]
+        dropped = len(self._rows) - len(kept)
+        if dropped:
+            self._rows, self._bytes = kept, sum(row.feature.nbytes for row in kept)
+            warnings.warn(
+                f"{dropped} computed rows are not saved: their recording was withdrawn meanwhile (featurecache cache "
+                "forget). Leave it out of the recordings and of clips.csv.",
+                WithdrawnRecordingWarning,
+                stacklevel=3,
+            )
+
+    def _refuse_withdrawn(self, segment_id: str) -> None:
+        """Take out of a segment that is now visible what was withdrawn since its rows were gathered."""
+        self._read_marks()
+        if self._withdrawn:
+            purge(self._root, self._folder, self._fingerprint, segment_id, self._withdrawn.rows)
+
+    def _read_marks(self) -> None:
+        """Learn which recordings are withdrawn; a failure is one of the commit, which can be tried again."""
+        try:
+            self._withdrawn = read_withdrawn(self._root)
+        except CacheReadError as error:
+            raise error.__cause__ or error from None
+
     def _settle_doubt(self) -> None:
         """Learn whether the last commit, if it ended in an error, reached its commit point."""
         if self._in_doubt is None:
@@ -231,6 +273,7 @@ class CacheWriter:
             # A failed sync of a folder is no lost page: what it reports comes from the journal or the
             # server and stays an error until names are durable, so that asking again is sound.
             files.sync_folder(self._folder / "segments")
+            self._refuse_withdrawn(segment_id)
             self._count_saved()
         self._in_doubt = None
 
@@ -252,6 +295,8 @@ class CacheWriter:
             raise ClipTableError(
                 f"video_sha256 must be 64 hex digits, but clip {name} has {row.video_sha256!r}. Pass the file's sha256."
             )
+        if self._withdrawn.covers(row.video_sha256):
+            raise refusal(row.video_sha256)
         if not 0 <= row.start_us < row.end_us < _LONGEST_US:
             raise ClipTableError(
                 f"a clip must start at 0 or later and end after its start, but {name} does not. Fix the clip."
@@ -318,61 +363,3 @@ class CacheWriter:
             if segments_after_checkpoint(self._folder, self._fingerprint) >= _CHECKPOINT_EVERY:
                 index, _ = read_index(self._folder, self._fingerprint, {})
                 write_checkpoint(self._folder, self._fingerprint, index)
-
-
-def commit_segment(space_folder: Path, segment_id: str, contents: Mapping[str, bytes]) -> None:
-    """Write a segment to staging, make it durable, and rename it into place.
-
-    Args:
-        space_folder: `.../spaces/<name>`.
-        segment_id: A new one.
-        contents: What `encode_segment` made.
-
-    Raises:
-        OSError: If it failed. Before the rename nothing is left behind; after it, in the last sync, the
-            segment is visible but not known to be durable.
-    """
-    staged = space_folder / "staging" / segment_id
-    folders = sorted({parent for path in contents for parent in (staged / path).parents if staged in parent.parents})
-    try:
-        files.make_folder(staged)
-        for folder in folders:
-            files.make_folder(folder)
-        for path, data in contents.items():
-            files.write_new(staged / path, data)
-        for folder in [*folders, staged]:
-            files.sync_folder(folder)
-        files.move(staged, space_folder / "segments" / segment_id)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            files.remove_tree(staged)
-        raise
-    files.sync_folder(space_folder / "segments")
-
-
-@contextlib.contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Tell a failed operation as CacheWriteError, with its errno."""
-    try:
-        yield
-    except FeatureCacheError:
-        raise
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "unknown")
-        wrapped = CacheWriteError(
-            f"the cache {root} must be writable, but {error.filename or 'a file in it'} gave {name} "
-            f"({error.strerror or error}). {_ADVICE.get(error.errno or 0, _OTHER_ADVICE)}"
-        )
-        wrapped.errno = error.errno
-        raise wrapped from error
-
-
-_ADVICE = {
-    errno.ENOSPC: "The disk is full; what was saved is intact. Free space, then run the same command again.",
-    errno.EDQUOT: "Your quota is used up; what was saved is intact. Free space, then run the same command again.",
-    errno.EROFS: "It is mounted read-only. Mount it writable, or choose another cache folder.",
-    errno.EACCES: "Check the owner and the permissions of the folder.",
-    errno.EPERM: "Check the owner and the permissions of the folder.",
-    errno.ENOENT: "Check that the folder and its disk are there; what was saved is intact.",
-}
-_OTHER_ADVICE = "What was saved is intact. Check the disk and the mount, then run the same command again."

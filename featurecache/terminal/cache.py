@@ -10,9 +10,11 @@ from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
 if TYPE_CHECKING:
     from featurecache.extraction.why import Explanation
     from featurecache.store import FeatureCache
-    from featurecache.store.care import Garbage, RepairReport, VerifyReport
+    from featurecache.store.care import RepairReport, VerifyReport
     from featurecache.store.exchange import ExportReport, ImportReport
-    from featurecache.store.rewrite import CompactReport, ForgetReport
+    from featurecache.store.forget import ForgetReport
+    from featurecache.store.garbage import Garbage
+    from featurecache.store.rewrite import CompactReport
 
 
 def contents(cache: "FeatureCache") -> Iterator[Piece]:
@@ -34,16 +36,29 @@ def explanation(found: "Explanation") -> Iterator[Piece]:
     yield from (f"  {reason}" for reason in found.reasons)
 
 
-def check(report: "VerifyReport", *, deep: bool) -> Iterator[Piece]:
+def check(report: "VerifyReport") -> Iterator[Piece]:
     """What a check of the cache found."""
     yield from (Warn(damage.reason) for damage in report.damage)
+    number, count = report.part
+    kind = "quick" if not report.deep else "deep" if count == 1 else f"deep (portion {number} of {count})"
     yield (
-        f"{'deep' if deep else 'quick'} check of {counted(report.segments, 'segment')} in "
+        f"{kind} check of {counted(report.segments, 'segment')} in "
         f"{counted(report.spaces, 'feature space')}: {counted(report.rows, 'clip')} served, "
         f"{len(report.damage)} damaged"
     )
     if report.damage:
         yield "Set the damage aside: featurecache cache repair"
+    for fingerprint, missing in report.missing:
+        if missing:
+            yield Warn(
+                f"feature space {fingerprint[:16]} must hold every clip of clips.csv that did not fail, but "
+                f"{counted(missing, 'clip')} are missing. Compute them: featurecache extract"
+            )
+    if report.withdrawn:
+        yield Warn(
+            f"nothing of a withdrawn recording may be in the cache, but {counted(report.withdrawn, 'feature')} are. "
+            "None is served; remove them: featurecache cache gc --apply"
+        )
 
 
 def repaired(report: "RepairReport") -> Iterator[Piece]:
@@ -59,9 +74,10 @@ def repaired(report: "RepairReport") -> Iterator[Piece]:
 def garbage(found: "Sequence[Garbage]", *, applied: bool) -> Iterator[Piece]:
     """What nobody needs, or what was removed."""
     yield from (f"  {item.path}: {item.reason} ({item.size_bytes / 1e6:.1f} MB)" for item in found)
-    size_mb = sum(item.size_bytes for item in found) / 1e6
-    yield f"{'removed' if applied else 'can go'}: {counted(len(found), 'item')}, {size_mb:.1f} MB"
-    if found and not applied:
+    going = [item for item in found if not item.stays]
+    size_mb = sum(item.size_bytes for item in going) / 1e6
+    yield f"{'removed' if applied else 'can go'}: {counted(len(going), 'item')}, {size_mb:.1f} MB"
+    if going and not applied:
         yield "Remove them: the same command with --apply"
 
 
@@ -94,6 +110,8 @@ def imported(report: "ImportReport", *, name: str | None) -> Iterator[Piece]:
         f"took in {counted(report.rows, 'feature')}, had {report.present} already; "
         f"tap {report.tap}, pooling {report.pooling}"
     )
+    if report.withdrawn:
+        yield f"left out {counted(report.withdrawn, 'feature')} of withdrawn recordings"
     yield from (f"removed {fingerprint[:16]}, imported under this name before" for fingerprint in report.replaced)
     if name:
         yield f"Train on them: featurecache tune --features {name}"
