@@ -87,12 +87,9 @@ def _deep(name: str) -> Callable[[Path], None]:
 
 
 def _image_size(folder: Path) -> None:
-    side = {"height": 64_800, "width": 64_800}
+    size = {"size": {"shortest_edge": 64_800}, "crop_size": {"height": 64_800, "width": 64_800}}
     edit(folder / "config.json", lambda config: config["vision_config"].update(image_size=64_800))
-    edit(
-        folder / "processor_config.json",
-        lambda made: made["video_processor"].update(size={"shortest_edge": 64_800}, crop_size=side),
-    )
+    edit(folder / "preprocessor_config.json", lambda made: made.update(size))
 
 
 def _large_in_bounds(folder: Path) -> None:
@@ -151,6 +148,56 @@ def _hub_kernel(folder: Path) -> None:
 
 def _adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
+
+
+def _timm_tower(folder: Path) -> None:
+    tower = {"model_type": "timm_wrapper", "architecture": "hf_hub:someone/tower", "image_size": 56, "patch_size": 14}
+    edit(folder / "config.json", lambda config: config.update(vision_config=tower))
+
+
+def _fifo_of_another_tokenizer(folder: Path) -> None:
+    os.mkfifo(folder / "spiece.model")
+
+
+def _dangling(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("../blobs/none")
+
+
+def _loop(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("tokenizer.json")
+
+
+def _many_lists(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "clip", "a": [' + "[]," * 1_300_000 + "[]]}")
+
+
+def _odd_name(folder: Path) -> None:
+    split_weights(folder)
+    write_index(folder, {"a": "model-\ud800.safetensors"})
+
+
+def _lying_header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        data = (folder / _WEIGHTS).read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        change(header)
+        changed = json.dumps(header).encode()
+        (folder / _WEIGHTS).write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + length :])
+
+    return make
+
+
+def _deep_header(folder: Path) -> None:
+    header = ('{"w": ' + "[" * 200_000 + "]" * 200_000 + "}").encode()
+    (folder / _WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def _first(header: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = next(value for name, value in header.items() if name != "__metadata__")
+    return entry
 
 
 def _other_config(folder: Path) -> None:
@@ -225,6 +272,25 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "adapter": (_adapter, "UnsupportedModelError", "adapter_config.json", "has an adapter next to it"),
     "other config": (_other_config, "UnsafeFileError", "config.json", "sets configuration_files"),
     "other weights": (_other_weights, "UnsafeFileError", "config.json", "sets transformers_weights"),
+    "timm tower": (_timm_tower, "UnsupportedModelError", "config.json", "vision tower must be"),
+    "fifo of another tokenizer": (_fifo_of_another_tokenizer, "UnsafeFileError", "spiece.model", "is a FIFO"),
+    "dangling": (_dangling, "ModelNotFoundError", "config.json", "No such file"),
+    "loop": (_loop, "ModelNotFoundError", "tokenizer.json", "must be readable"),
+    "many lists": (_many_lists, "UnsafeFileError", "config.json", "holds more"),
+    "odd name": (_odd_name, "UnsafeFileError", _INDEX, "must name files of its own folder"),
+    "deep header": (_deep_header, "ModelNotFoundError", _WEIGHTS, "is damaged or cut off"),
+    "huge shape": (
+        _lying_header(lambda header: _first(header).update(shape=[10**18])),
+        "ModelNotFoundError",
+        _WEIGHTS,
+        "is damaged or cut off",
+    ),
+    "negative offset": (
+        _lying_header(lambda header: _first(header).update(data_offsets=[-8, 8])),
+        "ModelNotFoundError",
+        _WEIGHTS,
+        "is damaged or cut off",
+    ),
     "shard outside": (_shard_at("../outside/w.safetensors"), "UnsafeFileError", _INDEX, "../outside/w.safetensors"),
     "shard elsewhere": (_absolute_shard, "UnsafeFileError", _INDEX, "elsewhere/w.safetensors"),
     "shard behind a link": (_linked_shard, "UnsafeFileError", "model-00002-of-00002.safetensors", "linked.safetensors"),

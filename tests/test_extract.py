@@ -24,7 +24,7 @@ from featurecache import FeatureCache
 from featurecache.backbones import open_backbone
 from featurecache.clips.clip import clip_id
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import CacheNotFoundError, ChangedFeaturesError, SettingsError
+from featurecache.errors import CacheNotFoundError, ChangedFeaturesError, FingerprintMismatchError, SettingsError
 from featurecache.extraction.pipeline import extract
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import claim_work, run_plan
@@ -365,6 +365,23 @@ def test_extraction_starts_anew_when_the_weights_change(project: Project, tiny_m
     assert plan_extraction(open_project(project.root)).todo == 0
     shutil.copy(other / "model.safetensors", tmp_path / "copy")
     assert plan_extraction(open_project(project.root)).todo == 24
+
+
+def test_nothing_is_stored_when_the_weights_change_between_plan_and_run(
+    project: Project, tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    settings = project.root / "featurecache.toml"
+    settings.write_text(settings.read_text().replace(str(tiny_model), str(model)))
+    changed = open_project(project.root)
+    plan = plan_extraction(changed)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight * 1.5 for name, weight in weights.items()}, model / "model.safetensors")
+    with pytest.raises(FingerprintMismatchError, match=r"backbone\.weights\.model\.safetensors changed in between"):
+        run_plan(changed, plan)
+    assert not changed.cache.exists()
 
 
 def test_features_do_not_depend_on_batch_size_decoders_or_words_behind_the_video(

@@ -45,6 +45,8 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
+
 _BEFORE_WORDS = ("vision", "layer_0")
 """Taps that no word of the prompt can change."""
 
@@ -83,6 +85,11 @@ class LlavaNextVideoInputs:
         with quiet_loading(folder, FAMILY):
             self.config = LlavaNextVideoConfig.from_pretrained(folder, **LOCAL_ONLY)
         vision = self.config.vision_config
+        if vision.model_type not in _TOWERS:  # others may be fetched by their name
+            raise UnsupportedModelError(
+                f"LLaVA-NeXT-Video's vision tower must be one of {', '.join(_TOWERS)}, but {folder / 'config.json'} "
+                f"says {vision.model_type!r}. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
+            )
         if self.config.vision_feature_select_strategy != "default":
             raise UnsupportedModelError(
                 "LLaVA-NeXT-Video must leave the tower's class token out (vision_feature_select_strategy = 'default'), "

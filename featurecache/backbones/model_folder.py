@@ -29,18 +29,20 @@ PROCESSOR_FILES = (
 
 _MIB = 1024**2
 _PARSED = (CONFIG_NAME, *PROCESSOR_FILES, "tokenizer_config.json", "special_tokens_map.json")
-_LARGEST_BYTES = dict.fromkeys(_PARSED, 16 * _MIB) | {
-    "added_tokens.json": 16 * _MIB,
-    "chat_template.json": 16 * _MIB,
-    "chat_template.jinja": 16 * _MIB,
-    "generation_config.json": 16 * _MIB,
-    "merges.txt": 48 * _MIB,
-    "tokenizer.json": 48 * _MIB,
-    "tokenizer.model": 48 * _MIB,
-    "vocab.json": 48 * _MIB,
-    "vocab.txt": 48 * _MIB,
+_LARGEST_BYTES = dict.fromkeys(_PARSED, 4 * _MIB) | {
+    "added_tokens.json": 4 * _MIB,
+    "chat_template.json": 4 * _MIB,
+    "chat_template.jinja": 4 * _MIB,
+    "generation_config.json": 4 * _MIB,
+    "merges.txt": 44 * _MIB,
+    "tokenizer.json": 44 * _MIB,
+    "tokenizer.model": 44 * _MIB,
+    "vocab.json": 44 * _MIB,
+    "vocab.txt": 44 * _MIB,
 }
 """The small files that a loader may read, and the most bytes that each may have."""
+_OTHERS = ("*.json", "*.jinja", "*.model", "*.txt", "*.bpe", "*.tiktoken", "additional_chat_templates/*")
+"""What else one kind of tokenizer or another may read."""
 
 _DEEPEST = 64
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -98,6 +100,8 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     _require_config(folder)
     for name, largest in _LARGEST_BYTES.items():
         require_regular(folder, name, largest)
+    for path in (path for pattern in _OTHERS for path in folder.glob(pattern)):
+        require_regular(folder, str(path.relative_to(folder)))
     config = read_json(folder / CONFIG_NAME)
     if not isinstance(config.get("model_type"), str):
         raise UnsupportedModelError(
@@ -126,15 +130,19 @@ def name_broken_file(folder: Path) -> None:
     """
     for name in _LARGEST_BYTES:
         if name.endswith(".json") and name not in _PARSED and (folder / name).is_file():
-            read_json(folder / name)
+            read_json(folder / name, most_values=None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, most_values: int | None = 300_000) -> dict[str, Any]:
     """A JSON object of a model folder whose kind and size `check_model_folder` has looked at.
+
+    Args:
+        path: The file.
+        most_values: How many values it may hold, lists and objects among them; None for any number.
 
     Raises:
         ModelNotFoundError: If it cannot be read or is no JSON object.
-        UnsafeFileError: If it is nested deeper than any such file.
+        UnsafeFileError: If it is nested deeper, or holds more values, than any such file.
     """
     too_deep = UnsafeFileError(
         f"a model's settings must be nested at most {_DEEPEST} deep, but {path} is nested deeper. "
@@ -159,8 +167,14 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.name} of a model must be a JSON object, but {path} holds {_shown(document)}. "
             "Take the file from the model's own repository."
         )
-    if any(depth > _DEEPEST for depth, _, _ in _entries(document)):
-        raise too_deep
+    for count, (depth, _, _) in enumerate(_entries(document), start=1):
+        if depth > _DEEPEST:
+            raise too_deep
+        if most_values is not None and count > most_values:
+            raise UnsafeFileError(
+                f"a model's settings must hold at most {most_values} values, but {path} holds more. "
+                "Take the file from the model's own repository."
+            )
     return document
 
 
@@ -286,8 +300,10 @@ def _refuse_keys(path: Path, document: dict[str, Any]) -> None:
 
 def _refuse_sizes(path: Path, config: dict[str, Any]) -> None:
     for _, key, value in _entries(config):
+        if value is None or isinstance(value, (dict, list)):
+            continue
         largest = next((_LARGEST[name] for name in _LARGEST if key == name or key.endswith(f"_{name}")), None)
-        if largest is None or value is None or isinstance(value, (dict, list)):
+        if largest is None:
             continue
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not 0 < value <= largest:

@@ -9,13 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.backbones import open_backbone
+from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id
 from featurecache.device import device_of
+from featurecache.errors import FingerprintMismatchError
 from featurecache.extraction.failures import record_failures
 from featurecache.extraction.pipeline import Extraction, Progress, Span, Work, extract
 from featurecache.extraction.plan import Plan, missing_features
+from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.spot_check import check_canaries
 from featurecache.project.settings import Project
+from featurecache.spec import differences
 from featurecache.store import CacheWriter, FeatureCache
 
 _SEGMENT_MIB, _TOKENS_SEGMENT_MIB = 64, 256
@@ -29,6 +33,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
 
     Raises:
         SettingsError: If the device cannot be used.
+        FingerprintMismatchError: If the model's files changed since the plan was made.
         ChangedFeaturesError: If stored clips do not come out as they were stored; nothing is written then.
         CacheWriteError: If features cannot be saved; what was saved before is kept.
     """
@@ -41,6 +46,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
             from featurecache.backbones.adapter import attach_adapter
 
             attach_adapter(backbone, plan.adapter.folder)
+        _require_unchanged(project, plan)
         checked = check_canaries(
             plan.canaries, backbone, project.cache, kept=plan.kept, spaces=plan.spaces, compute_dtype=dtype
         )
@@ -69,6 +75,19 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
     if plan.table is not None:
         record_failures(project, plan.spaces, failures, table=plan.table)
     return replace(done, failures=failures)
+
+
+def _require_unchanged(project: Project, plan: Plan) -> None:
+    """Refuses a model whose files, as they were just loaded, are others than those that the plan has digested."""
+    adapter = None if plan.adapter is None else open_adapter(plan.adapter.folder)
+    _, now = project_spaces(project, keep=list(plan.spaces), adapter=adapter)
+    changed = [name for name, space in plan.spaces.items() if now[name].fingerprint != space.fingerprint]
+    if changed:
+        differ = ", ".join(differences(now[changed[0]], plan.spaces[changed[0]]))
+        raise FingerprintMismatchError(
+            f"the model's files must stay as they are from the plan to the run, but {differ} changed in between. "
+            "Run it again when nothing writes to the model's folder."
+        )
 
 
 def still_lacking(project: Project, plan: Plan) -> frozenset[str]:
