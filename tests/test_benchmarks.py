@@ -1,0 +1,46 @@
+"""Every benchmark runs at its small size and ends with a document of the agreed form; no time is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(
+    path.name
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if path.name != "seed_study.py" and "--quick" in path.read_text() and "def main" in path.read_text()
+)  # the seed study reads data sets that are not part of this repository
+
+
+def test_targets_of_the_small_size_have_bounds_of_their_own() -> None:
+    code = (
+        "from targets import judged\n"
+        "targets = [('time', 3.0, 2.0, 4.0, 'lower'), ('gain', 3.0, 4.0, 2.0, 'higher')]\n"
+        "print([[one['met'] for one in judged(targets, quick=quick)] for quick in (False, True)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[[False, False], [True, True]]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_benchmark_ends_with_its_document_at_the_small_size(script: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, f"benchmarks/{script}", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert list(document) == ["benchmark", "machine", "figures", "targets"]
+    assert document["figures"]
+    assert document["targets"]
+    for target in document["targets"]:
+        assert list(target) == ["what", "value", "bound", "better", "met"]
+        assert target["met"] == (
+            target["value"] >= target["bound"] if target["better"] == "higher" else target["value"] <= target["bound"]
+        )
