@@ -105,9 +105,10 @@ def test_a_value_that_may_say_absence_is_asked_about_and_never_a_positive(kept: 
     assert kept.targets('labels = ["Goal"]\nmapping.Goal = { "*" = "Goal" }') == [1, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("other", ["x", "left"])
 @pytest.mark.parametrize("absent", ["No", "absent", "FALSE", "none", " no\u00a0"])
-def test_every_usual_word_for_absence_is_asked_about(kept: Kept, absent: str) -> None:
-    every(kept, {"Goal": [(0, 2, absent), (2, 4, "x")]})
+def test_every_usual_word_for_absence_is_asked_about(kept: Kept, absent: str, other: str) -> None:
+    kept.eaf("S0.eaf", {"Goal": [(0, 2, absent), (2, 4, other)]})
     with pytest.raises(AnnotationError, match="may say absence"):
         kept.targets('labels = ["Goal"]')
 
@@ -273,6 +274,13 @@ def test_names_in_a_table_match_as_loosely_as_those_in_an_eaf(kept: Kept, name: 
     assert found.intervals["S0.mp4"] == [Interval(SECOND, 2 * SECOND, "a")]
     (item,) = found.unusable
     assert "'S9.mp4' annotate none of the recordings. The nearest is" in item.reason
+
+
+def test_absence_in_a_table_with_a_column_of_values_is_no_positive(kept: Kept) -> None:
+    rows = "".join(f"S{n}.mp4,0,2,Goal,0\nS{n}.mp4,2,4,Goal,1\n" for n in range(4))
+    kept.csv("recording,start_s,end_s,label,value\n" + rows)
+    found = survey(open_project(kept.propose("notes/labels.csv").path))
+    assert found.intervals["S0.mp4"] == [Interval(2 * SECOND, 4 * SECOND, "Goal")]
 
 
 def test_init_proposes_the_columns_of_an_export_and_clips_reads_it(kept: Kept) -> None:

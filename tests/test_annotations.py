@@ -595,7 +595,10 @@ def test_annotations_of_another_session_are_not_applied_to_a_recording_of_the_sa
     make, tmp_path, url, own, recording
 ):
     (tmp_path / "s4").mkdir()
-    path = make(header=media_header((url, None, 0)), name=own)
+    for relative in (None, "./CAM9.MP4"):
+        path = make(header=media_header((url, relative, 0)), name=own)
+        with pytest.raises(AnnotationError, match=r"is not .*CAM9\.MP4"):
+            matching_recordings(read_eaf(path), path, [recording, "s1/CAM1.MP4"])
     with pytest.raises(AnnotationError, match=r'is not .*CAM9\.MP4\. If it is.* media_folders = "ignored"'):
         matching_recordings(read_eaf(path), path, [recording, "s1/CAM1.MP4"])
     (match,) = matching_recordings(read_eaf(path), path, [recording, "s1/CAM1.MP4"], ignore_folders=True)

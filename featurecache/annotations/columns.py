@@ -42,7 +42,8 @@ def recognise(header: Sequence[str]) -> ColumnSettings | None:
     lower = {name.strip().lower(): name.strip() for name in reversed(header)}
     if {own.recording, own.start, own.end, own.label} <= lower.keys():
         session, annotator = (name if name in lower else "" for name in (own.session, own.annotator))
-        return dataclasses.replace(own, session=session, annotator=annotator)
+        value = next((lower[name] for name in ("value", "present", "presence") if name in lower), "")
+        return dataclasses.replace(own, session=session, annotator=annotator, value=value)
     found: dict[str, tuple[int, str, str]] = {}
     for name in header:
         base, unit = _without_unit(name.strip().lower())
@@ -71,7 +72,7 @@ def recognise(header: Sequence[str]) -> ColumnSettings | None:
 def columns_line(columns: ColumnSettings) -> str:
     """The line of settings that names these columns; those at their defaults are left out."""
     default = dataclasses.asdict(ColumnSettings())
-    told = {key: value for key, value in dataclasses.asdict(columns).items() if value != default[key]}
+    told = {key: value for key, value in dataclasses.asdict(columns).items() if value not in ("", default[key])}
     return f"columns = {{ {', '.join(f'{key} = {quoted(value)}' for key, value in told.items())} }}"
 
 

@@ -150,18 +150,18 @@ def _find(
         fits: dict[str, tuple[int, MatchedBy]] = {}
         for recording in recordings:
             own = tuple(recording.split("/"))
-            for path in paths:
-                if not path.written or not _same(own[-1], path.written[-1], by_stem):
-                    continue
-                length = max(_common_folders(own, place) for place in (path.written, *path.places))
-                agreeing = _common_folders(own, path.written) == min(len(own), len(path.written)) - 1
-                agreeing = agreeing and not _other_session(own, path.folder)
-                if not (agreeing or ignore_folders or length == len(own) - 1):
-                    refused = recording, path
-                    continue
-                whole = length == len(own) - 1 and (len(own) > 1 or len(path.written) == 1)
-                by: MatchedBy = "stem" if by_stem else "path" if whole else "name"
-                fits[recording] = max(fits.get(recording, (-1, by)), (length, by), key=lambda fit: fit[0])
+            named = [path for path in paths if path.written and _same(own[-1], path.written[-1], by_stem)]
+            if not named:
+                continue
+            length = max(_common_folders(own, place) for path in named for place in (path.written, *path.places))
+            alike = [path for path in paths if path.written and _same(own[-1], path.written[-1], by_stem=True)]
+            against = [path for path in (*named, *alike) if _contradicts(path, own)]
+            supported = length == len(own) - 1 and len(own) > 1
+            if against and not supported and not ignore_folders:
+                refused = recording, against[0]
+                continue
+            whole = supported or any(path.written == own for path in named) or _bare(named, own)
+            fits[recording] = length, "stem" if by_stem else "path" if whole else "name"
         if not fits:
             continue
         longest = max(length for length, _ in fits.values())
@@ -201,7 +201,7 @@ def _by_own_name(document: EafDocument, path: Path, recordings: Sequence[str]) -
             continue
         bare = caseless(_stem(own[-1]))
         behind = stem.removeprefix(bare)
-        if stem == bare or (not document.media and behind != stem and _CODER.match(behind)):
+        if stem in (bare, caseless(own[-1])) or (not document.media and behind != stem and _CODER.match(behind)):
             fits[recording] = 1000 * len(bare) + _common_folders(own, (*folder, own[-1]))
     best = [recording for recording, fit in fits.items() if fit == max(fits.values())]
     if len(best) > 1:
@@ -235,6 +235,17 @@ def _components(text: str) -> tuple[str, ...]:
     """The named components of a path or URL; what steps up or stays is left out."""
     slashed = posixpath.normpath(_SCHEME.sub("/", text.strip().replace("\\", "/")))
     return tuple(composed(part) for part in slashed.split("/") if part not in ("", ".", ".."))
+
+
+def _contradicts(path: _Path, own: Sequence[str]) -> bool:
+    """Whether a path lies in another folder than the recording, or its document in one of another session."""
+    agreeing = _common_folders(own, path.written) == min(len(own), len(path.written)) - 1
+    return not agreeing or _other_session(own, path.folder)
+
+
+def _bare(paths: Sequence[_Path], own: Sequence[str]) -> bool:
+    """Whether neither the recording nor what names it has a folder that could say more than the name."""
+    return len(own) == 1 and all(len(path.written) == 1 for path in paths)
 
 
 def _other_session(own: Sequence[str], folder: str) -> bool:

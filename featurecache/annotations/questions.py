@@ -19,25 +19,12 @@ from featurecache.spelling import look_alikes, typos
 Uses = Mapping[tuple[str, str], int]
 """(tier, value) -> how often, both as they were typed."""
 
-ABSENT = frozenset(
-    [
-        "0",
-        "no",
-        "n",
-        "none",
-        "absent",
-        "not present",
-        "false",
-        "off",
-        "-",
-        "negative",
-        "neg",
-        "nein",
-        "non",
-        "nej",
-        "nei",
-    ]
-)
+# fmt: off
+ABSENT = frozenset([
+    "0", "no", "n", "none", "absent", "not present", "false", "off", "-", "negative", "neg", "n/a", "na", "nothing",
+    "null", "nil", "nein", "non", "nej", "nei", "ingen", "ikke", "inte", "abwesend", "ausente", "assente",
+])
+# fmt: on
 PRESENT = frozenset(
     ["1", "yes", "y", "present", "true", "on", "+", "x", "positive", "pos", "ja", "j", "oui", "si", "sí"]
 )
@@ -84,21 +71,18 @@ def is_coded(counts: Mapping[str, int]) -> bool:
 
 
 def says_absence(counts: Mapping[str, int]) -> bool:
-    """Whether a tier's values are codes of which one is a usual word for absence."""
+    """Whether a tier's values are few and short, and one is a usual word for absence."""
     codes = {value for value, count in counts.items() if value and count}
     absent = {value for value in codes if value.casefold() in ABSENT}
-    only_presence = all(value.casefold() in ABSENT | PRESENT for value in codes)
-    return bool(absent) and (only_presence or is_coded(counts))
+    return bool(absent) and len(codes) <= _MAX_CODES and max(map(len, codes)) <= _MAX_CODE_LENGTH
 
 
 def proposed_mapping(tier: str, values: Sequence[str]) -> dict[str, str]:
-    """Value -> label for a tier: absence is "", a word for presence the tier, any other value tier and value."""
+    """Value -> label for a tier: absence is ""; presence is the tier, and any other value is tier and value."""
+    only_presence = all(value.casefold() in ABSENT | PRESENT | {""} for value in values)
+    present = PRESENT | {""} if only_presence else {""}
     return {
-        value: ""
-        if value.casefold() in ABSENT
-        else tier
-        if not value or value.casefold() in PRESENT
-        else f"{tier} {value}"
+        value: "" if value.casefold() in ABSENT else tier if value.casefold() in present else f"{tier} {value}"
         for value in values
     }
 

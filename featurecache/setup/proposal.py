@@ -21,7 +21,7 @@ from featurecache.backbones import DEMO_MODEL, find_model
 from featurecache.backbones.obtaining import repository_of
 from featurecache.clips.annotated import annotation_paths, read_files
 from featurecache.device import device_of, lacks_bfloat16
-from featurecache.errors import NoRecordingsError, ProjectExistsError
+from featurecache.errors import AnnotationError, NoRecordingsError, ProjectExistsError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import SETTINGS_NAME, open_project
 from featurecache.project.template import write_settings
@@ -84,6 +84,8 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         documents, tables, unread = read_files(annotations, columns)
         notes += [f"left out: {item.name}: {item.reason}" for item in unread]
         notes += [f"left out: {path.name}: {fault}" for path, table in tables.items() for fault in table.left_out]
+        if unread and not documents and not tables:
+            raise AnnotationError(f"{unread[0].name}: {unread[0].reason}")
         if documents or not tables:
             proposed = propose_labels(documents.values())
         else:
