@@ -26,6 +26,7 @@ from tests.report_samples import (
     make_table,
     metrics_of,
     report_on,
+    timeline_scores,
     write_json,
     write_learning,
     write_prediction,
@@ -534,3 +535,16 @@ def test_search_figures_neither_make_nor_change_a_journal(tmp_path: Path) -> Non
     search_figures(tmp_path / "study.journal")
     assert (tmp_path / "study.journal").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["study.journal"]
+
+
+def test_the_report_shows_how_well_annotators_agree_and_survives_a_broken_file(project: Path) -> None:
+    assert "Agreement of annotators" not in report_on(project).path.read_text(encoding="utf-8")
+    write_json(project / "runs" / "agreement.json", timeline_scores(["ventilation"]))
+    text = report_on(project).path.read_text(encoding="utf-8")
+    shown = text[text.index("<h3>Agreement of annotators") :]
+    assert "on 2 recordings that both annotated" in shown
+    assert "ventilation" in shown[: shown.index("</table>")]
+    (project / "runs" / "agreement.json").write_text("[1")
+    broken = report_on(project)
+    assert any("agreement.json" in problem for problem in broken.problems)
+    assert "Agreement of annotators" not in broken.path.read_text(encoding="utf-8")

@@ -94,6 +94,7 @@ class Documents:
         damage: What is damaged in the cache.
         failures: Recording and reason -> clips that could not be extracted.
         problems: Files that could not be read, and why.
+        agreement: `agreement.json`: annotators against each other.
     """
 
     runs: tuple[Run, ...]
@@ -103,6 +104,7 @@ class Documents:
     damage: tuple[Damage, ...]
     failures: Mapping[tuple[str, str], int]
     problems: tuple[str, ...]
+    agreement: Document = field(default_factory=dict)
 
     def with_problems(self, more: Sequence[str]) -> "Documents":
         """The same with more files that could not be read."""
@@ -121,6 +123,7 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
     problems: list[str] = []
     looks = _read_looks(runs / "test_looks.jsonl", problems)
     folders = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    agreement = read_json(runs / "agreement.json", problems)
     found = [run for folder in folders if (run := _read_run(folder, looks, problems)) is not None]
     spaces, damage = _read_cache(cache, problems)
     return Documents(
@@ -131,6 +134,7 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
         damage=damage,
         failures=_read_failures(failures, problems),
         problems=tuple(problems),
+        agreement=agreement,
     )
 
 

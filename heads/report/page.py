@@ -73,7 +73,7 @@ def render_page(
         **labels_content(documents, figures),
         **search_content(searches, figures),
         **learning_content(documents, figures),
-        **timeline_scores_content(best_run(documents.runs)),
+        **timeline_scores_content(best_run(documents.runs), documents.agreement),
         **timelines_content(ordered, found, thumbnails, names),
         **provenance_content(documents, names, features),
         "summary": summary,

@@ -66,11 +66,21 @@ def timelines_content(
     }
 
 
-def timeline_scores_content(run: Run | None) -> dict[str, Any]:
-    """The table of timeline scores; None in it where the run has none."""
-    scores = run.timelines.get("scores") if run is not None else None
-    if run is None or not isinstance(scores, Mapping) or not isinstance(scores.get("segment_f1"), Mapping):
-        return {"timeline_scores": None}
+def timeline_scores_content(run: Run | None, agreement: Document) -> dict[str, Any]:
+    """The tables of timeline scores: of the best run, and of annotators against each other; None without scores."""
+    own = _scores_table(run.timelines.get("scores") if run is not None else None)
+    annotators = _scores_table(agreement)
+    return {
+        "timeline_scores": None if run is None or own is None else {"run": run.name, **own},
+        "annotator_scores": None
+        if annotators is None
+        else {"recordings": number(agreement.get("n_recordings")), **annotators},
+    }
+
+
+def _scores_table(scores: object) -> dict[str, Any] | None:
+    if not isinstance(scores, Mapping) or not isinstance(scores.get("segment_f1"), Mapping):
+        return None
     ious = list(scores["segment_f1"])
     rows = [
         {
@@ -87,7 +97,7 @@ def timeline_scores_content(run: Run | None) -> dict[str, Any]:
         for label in scores.get("per_class") or ()
     ]
     macro = ", ".join(f"F1@{iou} {value:.2f}" for iou in ious if (value := _at(scores, "segment_f1", iou)) is not None)
-    return {"timeline_scores": {"run": run.name, "ious": ious, "rows": rows, "macro": macro}}
+    return {"ious": ious, "rows": rows, "macro": macro}
 
 
 def _at(document: Document, *path: str) -> float | None:
