@@ -7,7 +7,6 @@ Heavy imports stand inside the commands, so `--help` is instant.
 """
 
 import dataclasses
-import errno
 import functools
 import json
 import os
@@ -23,7 +22,7 @@ import typer
 from featurecache.errors import FeatureCacheError, UsageError
 from featurecache.terminal import options
 from featurecache.terminal.screen import Screen
-from featurecache.terminal.text import Piece
+from featurecache.terminal.text import Piece, system_error
 from heads.terminal import options as learning
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
             except FeatureCacheError as error:
                 _fail(error, str(error), as_json=bool(kwargs.get("as_json")))
             except OSError as error:
-                _fail(error, _system_says(error), as_json=bool(kwargs.get("as_json")))
+                _fail(error, system_error(error), as_json=bool(kwargs.get("as_json")))
             except KeyboardInterrupt:
                 print("interrupted: what was saved is kept, and running again goes on from there.", file=sys.stderr)
                 raise typer.Exit(INTERRUPTED) from None
@@ -94,13 +93,6 @@ def _fail(error: Exception, message: str, *, as_json: bool) -> NoReturn:
         print(json.dumps({"error": {"kind": type(error).__name__, "message": message}}))
     print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(FAILED)
-
-
-def _system_says(error: OSError) -> str:
-    where, why = error.filename or "a file of the project", error.strerror or error
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = "Free space and run again." if full else "Check its path and its rights."
-    return f"{where} must be usable, but the system says: {why}. {advice}"
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -151,9 +143,7 @@ def init(
     directory: Annotated[Path, typer.Argument(help="The new project's folder.")] = Path(),
     videos: Annotated[Path, typer.Option(help="The folder of recordings.")] = Path("videos"),
     annotations: Annotated[Path | None, typer.Option(help="A folder of .eaf files, or a CSV.")] = None,
-    model: Annotated[str, typer.Option(help="The backbone: a folder, a hub name, or demo.")] = (
-        "llava-hf/LLaVA-NeXT-Video-7B-hf"
-    ),
+    model: options.Model = "llava-hf/LLaVA-NeXT-Video-7B-hf",
     as_json: options.AsJson = False,
 ) -> int:
     """Look at the files and write a commented featurecache.toml."""
@@ -654,14 +644,13 @@ def cache_import(
 def doctor(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Check machine, model and files; each failure has its fix."""
     from featurecache.setup.doctor import examine
+    from featurecache.terminal.models import checked
 
     screen = Screen(as_json)
     checks = []
     for check in examine(_project(config)):
         checks.append(check)
-        screen.say(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}")
-        if check.fix:
-            screen.say(f"       {check.fix}")
+        screen.show(checked(check))
     _document(screen, {"checks": [dataclasses.asdict(check) for check in checks]})
     return DONE if all(check.ok for check in checks) else FAILED
 
@@ -676,10 +665,11 @@ def demo(
     from featurecache.workflow.demo import make_demo
 
     screen = Screen(as_json)
-    drawing, going_on = "drawing recordings and their annotations ...", "holds a demo already; going on with it"
-    project = make_demo(
-        directory, on_drawing=lambda is_new: screen.say(drawing if is_new else f"{directory} {going_on}")
+    drawing, there = (
+        "drawing recordings and their annotations ...",
+        f"{directory} holds a demo already; going on with it",
     )
+    project = make_demo(directory, on_drawing=lambda is_new: screen.say(drawing if is_new else there))
     steps: dict[str, Any] = {}
     chain: dict[str, Callable[[], MadeClips | ExtractionReport | TrainedRun | TestScores]] = {
         "clips": lambda: _clips(screen, project),

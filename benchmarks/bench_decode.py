@@ -41,7 +41,8 @@ from featurecache.backbones.resize import FrameResize
 from featurecache.video.containers import MAX_PIXELS, open_video
 from featurecache.video.decoding import decode
 from featurecache.video.nal_units import PacketReader
-from featurecache.video.sampling import ClipFrames, probe, read_clips
+from featurecache.video.probing import probe
+from featurecache.video.sampling import ClipFrames, read_clips
 
 WIDTH, HEIGHT, FPS, IMAGE_PX = 1024, 768, 25, 336
 CLIP_US, FRAMES = 3_000_000, 16

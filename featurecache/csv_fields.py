@@ -7,6 +7,9 @@ so does text that already begins with quotes before such a character, which make
 
 import re
 
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Characters that no name in a table may hold: control characters, and bytes that were not UTF-8."""
+
 _SECONDS = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]*))?")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heads.finetuning.loop import FineTuning, Group, positive_weight
+from heads.finetuning.loop import FineTuning
+from heads.finetuning.training_state import Group, positive_weight
 
 
 class SmallNetwork(nn.Module):

@@ -79,3 +79,79 @@ def test_importing_stays_light(statement: str, heavy: set[str]) -> None:
 
 def test_the_lightness_test_can_fail() -> None:
     assert "numpy" in _loaded_after("import featurecache.video.sampling")
+
+
+LOWER_FIRST = {
+    "featurecache": [
+        *("errors", "files", "spelling", "csv_fields", "device", "spec", "project", "annotations", "video", "clips"),
+        *("backbones", "store", "extraction", "workers", "setup", "demo", "workflow", "terminal", "__main__"),
+    ],
+    "heads": [
+        *("settings", "inputs", "methods", "data", "models", "folds", "scoring", "timelines", "engines", "loading"),
+        *("bundle", "cached_features", "runs", "estimator", "search", "finetuning", "report", "workflow", "terminal"),
+    ],
+}
+"""The parts of each package; each imports only from itself and from those before it."""
+
+
+def _imports_at_run_time(path: Path) -> Iterator[str]:
+    """As `_imports`, without what is imported for the type checker alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+PACKAGED = [path for path in SOURCES if len(path.relative_to(ROOT).parts) > 1 and path.parent.name not in LOWER_FIRST]
+
+
+@pytest.mark.parametrize("path", PACKAGED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_part_of_a_package_imports_no_higher_one(path: Path) -> None:
+    package, part = path.relative_to(ROOT).with_suffix("").parts[:2]
+    order = LOWER_FIRST[package]
+    parts = {name.split(".")[1] for name in _imports_at_run_time(path) if name.startswith(f"{package}.")}
+    higher = {other for other in parts if other in order and order.index(other) > order.index(part)}
+    assert not higher
+
+
+def test_every_part_of_a_package_has_its_place() -> None:
+    for package, order in LOWER_FIRST.items():
+        found = {path.relative_to(ROOT).with_suffix("").parts[1] for path in SOURCES if _room(path) == package}
+        assert found - {"__init__"} == set(order)
+
+
+def test_imports_go_round_in_no_circle() -> None:
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    imported = {
+        name: {
+            target
+            for found in _imports_at_run_time(path)
+            for target in (found, found.rpartition(".")[0])
+            if target in names and target != name and path.name != "__init__.py"
+        }
+        for name, path in names.items()
+    }
+    seen: dict[str, bool] = {}
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join((*way[way.index(name) :], name))}"
+        if name not in seen:
+            for other in sorted(imported[name]):
+                visit(other, (*way, name))
+            seen[name] = True
+
+    for name in names:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_commands_stay_short(path: Path) -> None:
+    is_command_line = path.name == "cli.py"
+    assert len(path.read_text().splitlines()) <= (699 if is_command_line else 400)
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert not is_command_line or max(node.end_lineno - node.lineno + 1 for node in functions) <= 40

@@ -4,8 +4,9 @@ import dataclasses
 import json
 
 from featurecache.annotations import Interval
-from featurecache.clips.audit import LabelAudit, audit
+from featurecache.clips.audit import audit
 from featurecache.clips.clip import Clip
+from featurecache.clips.label_counts import LabelAudit
 from featurecache.clips.table import build_table
 from tests.test_clip_table import S, recording
 

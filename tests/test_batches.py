@@ -13,8 +13,8 @@ from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone
 from featurecache.extraction.batches import CPU_BATCH, Batches, ComputedClip, SampledClip
 from featurecache.spec import Kept
 from featurecache.store import bfloat16
+from featurecache.video.probing import VideoInfo
 from featurecache.video.recordings import Recording
-from featurecache.video.sampling import VideoInfo
 
 FRAMES = 4
 KEPT = {"final/mean": Kept("final", "mean"), "layer_1/tokens": Kept("layer_1", "tokens")}

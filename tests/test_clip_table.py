@@ -11,8 +11,8 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import find_leak
 from featurecache.clips.table import build_table
 from featurecache.errors import ClipTableError, NoRecordingsError, SplitError
+from featurecache.video.probing import VideoInfo
 from featurecache.video.recordings import Recording, UnusableRecording
-from featurecache.video.sampling import VideoInfo
 
 S = 1_000_000
 

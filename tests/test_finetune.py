@@ -39,9 +39,10 @@ from heads.bundle import load_bundle, save_bundle
 from heads.engines import fitting
 from heads.finetuning.adapters import AdaptedNetwork
 from heads.finetuning.interrupts import Interrupts
-from heads.finetuning.loop import FineTuning, Group, positive_weight
+from heads.finetuning.loop import FineTuning
 from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
 from heads.finetuning.run import CHECKPOINT_NAME
+from heads.finetuning.training_state import Group, positive_weight
 from heads.models import Front, LinearHead
 from heads.runs import train_bundle
 from heads.settings import HeadSettings

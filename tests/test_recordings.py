@@ -230,7 +230,7 @@ def test_find_recordings_reads_again_when_another_version_probed(
 ) -> None:
     find_recordings(videos, memo)
     age(memo)
-    monkeypatch.setattr(recordings, "version", lambda package: "0")
+    monkeypatch.setattr(recordings, "_probed_by", lambda: "probe of another version")
     probed = opened_by_probe(monkeypatch)
     find_recordings(videos, memo)
     assert probed == ["-x 1.MP4", "b.mp4"]

@@ -36,7 +36,7 @@ from heads.bundle import load_bundle
 from heads.finetuning import trials as trials_module
 from heads.finetuning.data import PIXELS
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
-from heads.finetuning.loop import FineTuning, Group, positive_weight
+from heads.finetuning.loop import FineTuning
 from heads.finetuning.run import CHECKPOINT_NAME
 from heads.finetuning.timesformer import (
     FinetuneSettings,
@@ -44,6 +44,7 @@ from heads.finetuning.timesformer import (
     TrialRanges,
     plan_timesformer,
 )
+from heads.finetuning.training_state import Group, positive_weight
 from heads.finetuning.trials import search_timesformer
 from heads.models import Front, LinearHead
 from heads.report import documents

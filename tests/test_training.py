@@ -23,7 +23,7 @@ from heads.engines.fitting import fit_head, refitting
 from heads.engines.stack import HeadStack
 from heads.engines.training import FittedHead, StackedTrainer, fit_heads
 from heads.engines.training_clips import TrainingClips, View
-from heads.finetuning.loop import positive_weight
+from heads.finetuning.training_state import positive_weight
 from heads.models import Front, Head, LinearHead, MLPHead, head_scores
 from heads.settings import HeadSettings, SearchSpace
 

@@ -20,7 +20,8 @@ from featurecache.errors import UnreadableVideoError, UnsafeFileError
 from featurecache.video import sampling as video
 from featurecache.video.containers import open_video
 from featurecache.video.decoding import NeededAfterAll, Step, decode
-from featurecache.video.sampling import ClipFailure, ClipFrames, probe, read_clips
+from featurecache.video.probing import probe
+from featurecache.video.sampling import ClipFailure, ClipFrames, read_clips
 from tests.make_videos import copy_stream, loop_packets, number_in, numbered_picture, packet_places, write_video
 
 SHARED = Path(__file__).parents[1].parent / "shared/data/video"

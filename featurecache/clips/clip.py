@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.annotations import Interval
+from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import ClipTableError
 
 SessionFrom = Literal["file", "folder", "pattern", "column"]
 
 COLUMNS = ("clip_id", "recording", "session", "split", "start_s", "end_s")
 """The columns of `clips.csv` before the labels."""
-
-UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-"""Characters that no name in a table may hold: control characters, and bytes that were not UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)

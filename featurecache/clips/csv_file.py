@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from featurecache.clips.clip import COLUMNS, UNWRITABLE, Clip, ClipTable, check_labels
+from featurecache.clips.clip import COLUMNS, Clip, ClipTable, check_labels
 from featurecache.clips.leakage import find_leak
 from featurecache.clips.splits import SPLITS
-from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
+from featurecache.csv_fields import UNWRITABLE, format_seconds, guard_cell, parse_seconds, unguard_cell
 from featurecache.errors import ClipTableError, EditedTableError
 from featurecache.files import private_folder, write_private
 

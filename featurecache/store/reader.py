@@ -84,9 +84,7 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Take a snapshot of the cache at a path.
-
-        A feature space whose own record is damaged is named in `damage`; the others are served.
+        """Takes a snapshot; a feature space whose own record is damaged is named in `damage`, the others are served.
 
         Raises:
             CacheNotFoundError: If there is none.

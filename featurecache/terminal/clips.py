@@ -8,7 +8,7 @@ from rich.table import Table
 from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
 
 if TYPE_CHECKING:
-    from featurecache.clips.audit import LabelAudit
+    from featurecache.clips.label_counts import LabelAudit
     from featurecache.setup.proposal import Proposal
     from featurecache.video.recordings import UnusableRecording
     from featurecache.workflow.clips import MadeClips

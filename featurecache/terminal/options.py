@@ -20,3 +20,4 @@ ExportedPooling = Annotated[
     str | None, typer.Option(help="How tokens became one array; mean if neither this nor --space.")
 ]
 ExportedSpace = Annotated[str | None, typer.Option(help="Fingerprint, or its first digits: says alone which features.")]
+Model = Annotated[str, typer.Option(help="The backbone: a folder, a hub name, or demo.")]

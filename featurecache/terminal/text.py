@@ -1,5 +1,6 @@
 """Words and numbers for people, and the three kinds of things that a command shows: a line, a table, a warning."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,3 +57,11 @@ def plain_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def system_error(error: OSError) -> str:
+    """What the system says of a file, and what to do about it, on one line."""
+    where, why = error.filename or "a file of the project", error.strerror or error
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "Free space and run again." if full else "Check its path and its rights."
+    return f"{where} must be usable, but the system says: {why}. {advice}"

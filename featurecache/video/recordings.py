@@ -15,10 +15,10 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from featurecache.clips.clip import UNWRITABLE
+from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import FeatureCacheError, NoRecordingsError, UnreadableVideoError, UnsafeFileError
 from featurecache.video.digests import DigestMemo
-from featurecache.video.sampling import VideoInfo, probe
+from featurecache.video.probing import VideoInfo, probe
 
 VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips.audit import LabelAudit, audit
+from featurecache.clips.audit import audit
 from featurecache.clips.csv_file import moved_sessions, write_table
 from featurecache.clips.inventory import make_table, survey
+from featurecache.clips.label_counts import LabelAudit
 from featurecache.clips.unannotated import (
     LostAnnotations,
     UnannotatedTime,

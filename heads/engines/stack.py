@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from heads.data import ROWS_AT_ONCE
+from heads.engines.stack_parameters import Member, Parameter
 from heads.models import Front, Head, build_head
 from heads.settings import HeadSettings
 
@@ -36,75 +37,6 @@ TAPS = 3
 
 NOISE_VECTORS = 64
 """Length of the noise that feature dropout reads from, in feature widths."""
-
-
-class Parameter:
-    """One parameter of all heads: rows of the heads one after the other, with gradient and AdamW's two moments.
-
-    Args:
-        width: Of a row.
-        decays: Whether weight decay acts on it.
-        device: Where it lives.
-    """
-
-    def __init__(self, width: int, *, decays: bool, device: torch.device) -> None:
-        self.decays = decays
-        self.counts: list[int] = []  # rows per head
-        self._stores = [torch.zeros(0, width, device=device) for _ in range(4)]
-
-    @property
-    def value(self) -> Tensor:
-        """(R, width)."""
-        return self._stores[0][: sum(self.counts)]
-
-    @property
-    def gradient(self) -> Tensor:
-        """Of the loss over the clips since a head's last step, (R, width)."""
-        return self._stores[1][: sum(self.counts)]
-
-    def rows(self, head: int) -> slice:
-        """Where a head's rows are."""
-        start = sum(self.counts[:head])
-        return slice(start, start + self.counts[head])
-
-    def of_head(self, head: int) -> list[Tensor]:
-        """A head's value, gradient, and AdamW's means of gradients and of squares, each (rows, width)."""
-        rows = self.rows(head)
-        return [store[rows] for store in self._stores]
-
-    def append(self, value: Tensor) -> None:
-        """Adds a head's rows behind all others; memory grows by doubling, so a head that follows another takes none."""
-        start, end = sum(self.counts), sum(self.counts) + len(value)
-        self.counts.append(len(value))
-        for index, store in enumerate(self._stores):
-            if end > len(store):
-                self._stores[index] = store.new_zeros(max(end, 2 * len(store)), store.shape[1])
-                self._stores[index][:start] = store[:start]
-            self._stores[index][start:end] = value if index == 0 else 0
-
-    def remove(self, head: int) -> None:
-        """Drops a head's rows; those behind move up."""
-        rows, end = self.rows(head), sum(self.counts)
-        for store in self._stores:
-            store[rows.start : end - self.counts[head]] = store[rows.stop : end].clone()
-        del self.counts[head]
-
-
-class _Member:
-    """A head of the stack: its settings, how far it is, and views of its rows."""
-
-    def __init__(self, settings: HeadSettings, clip_count: int, device: torch.device, seed: int) -> None:
-        self.settings = settings
-        self.batch_size = min(settings.batch_size, clip_count)
-        self.steps = 0
-        self.step_count = torch.zeros((), device=device)  # AdamW's own
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.noise: Tensor | None = None  # (clips of the batch, H): which hidden units each clip keeps, scaled
-        self.masks: Tensor | None = None  # which features the clips of a batch keep, scaled, for all steps together
-        self.mask: Tensor | None = None  # (D,): the stretch of it that is in use
-        self.groups: list[tuple[float, list[list[Tensor]]]] = []  # decay; values, gradients, means, squares
-        self.dropped: list[Tensor] = []  # rows that feature dropout acts on: value, gradient, effective value
-        self.undropped: list[Tensor] = []  # the other rows: value, effective value
 
 
 class HeadStack:
@@ -133,7 +65,7 @@ class HeadStack:
         self.label_count = len(prior_log_odds)
         self.feature_width, self.clip_count, self.seed, self.device = feature_width, clip_count, seed, device
         self.prior_log_odds = prior_log_odds
-        self.members: list[_Member] = []
+        self.members: list[Member] = []
         C = self.label_count
         self.first = Parameter(feature_width, decays=True, device=device)
         self.output_bias = Parameter(1, decays=False, device=device)
@@ -155,7 +87,7 @@ class HeadStack:
 
     def add(self, settings: HeadSettings, positive_weights: Tensor) -> None:
         """Adds an untrained head behind all others, between epochs; positive_weights (C,)."""
-        member = _Member(settings, self.clip_count, self.device, self.seed)
+        member = Member(settings, self.clip_count, self.device, self.seed)
         H, C, D = settings.hidden_width, self.label_count, self.feature_width
         if self.has_hidden:
             taps = TAPS if self.kind == "temporal" else 1
@@ -307,7 +239,7 @@ class HeadStack:
             parameter.gradient.add_(gradient)
 
     def _middle(
-        self, first: Tensor, small: Sequence[Tensor], members: Sequence[_Member], clips: int, start: int | None = None
+        self, first: Tensor, small: Sequence[Tensor], members: Sequence[Member], clips: int, start: int | None = None
     ) -> Tensor:
         """From the products with all rows to logits; with hidden dropout where `start` of the slice is given.
 
@@ -370,7 +302,7 @@ class HeadStack:
             self._factors[clips] = factors.float().unsqueeze(1).to(self.device)
         return self._factors[clips]
 
-    def _step(self, member: _Member) -> None:
+    def _step(self, member: Member) -> None:
         """One step of AdamW; source: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, algorithm 2."""
         if member.mask is not None:
             member.dropped[1].mul_(member.mask)
@@ -397,7 +329,7 @@ class HeadStack:
         if self._effective is not None:
             self._draw_mask(member)
 
-    def _draw_mask(self, member: _Member) -> None:
+    def _draw_mask(self, member: Member) -> None:
         """Which features a head sees in its next step, one draw for the whole batch.
 
         A draw per clip would need one product per head (sixty times the time of the shared one). The draw is a

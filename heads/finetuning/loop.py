@@ -12,15 +12,12 @@ Notable choices:
 Not here: what the network is, where clips come from, thresholds, files other than the checkpoint.
 """
 
-import copy
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,98 +30,19 @@ from featurecache.errors import DivergedError, SettingsError
 from heads.finetuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from heads.finetuning.interrupts import Interrupts, put_off_interrupts
 from heads.finetuning.ranks import Ranks
+from heads.finetuning.training_state import (
+    Clips,
+    Cost,
+    Epoch,
+    Group,
+    Rows,
+    Training,
+    clock_s,
+    micro_batch_seed,
+    parameter_groups,
+    read_ahead,
+)
 from heads.scoring.metrics import macro_f1
-
-Rows = Mapping[str, Tensor]
-"""What a network reads of B clips, by name, each (B, ...)."""
-
-
-class Clips(Protocol):
-    """Labelled clips that are read a few at a time.
-
-    Attributes:
-        Y: Targets, shape (N, C), 0 or 1.
-        clip_ids: Of the N clips.
-    """
-
-    Y: npt.NDArray[np.integer]
-    clip_ids: tuple[str, ...]
-
-    def read(self, numbers: Sequence[int]) -> Rows:
-        """What the network reads of these clips, on the CPU; called from another thread."""
-        ...
-
-    def expect(self, numbers: Sequence[int]) -> None:
-        """Which clips will be read next, in this order, so that what is slow to read can be read ahead."""
-        ...
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate.
-
-    Attributes:
-        prefix: Of their names in the network.
-        learning_rate: At its highest.
-        weight_decay: Of matrices, as in AdamW; vectors do not decay.
-        l2: (l2 / 2) w' P w, summed over the rows w of each matrix, is added to the loss, which is not the same thing;
-            not to the losses that are told.
-        penalise: P, as a function of rows; the identity by default. The first process alone asks for it.
-    """
-
-    prefix: str
-    learning_rate: float
-    weight_decay: float
-    l2: float = 0.0
-    penalise: Callable[[Tensor], Tensor] = lambda rows: rows
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Scores after an epoch; epoch 0 is the network as it came."""
-
-    epoch: int
-    train_loss: float | None
-    validation_loss: float
-    validation_macro_f1: float
-
-
-@dataclass(frozen=True)
-class Training:
-    """Where a run stands.
-
-    Attributes:
-        step: Steps done.
-        steps: Of the whole run, if it is not stopped early.
-        loss: Of the last batch; None at the start.
-        epochs: Scored so far.
-        micro_batch: Clips at once by now.
-        elapsed_s: Seconds since this process began.
-        steps_here: Steps that this process did.
-    """
-
-    step: int
-    steps: int
-    loss: float | None
-    epochs: tuple[Epoch, ...]
-    micro_batch: int
-    elapsed_s: float
-    steps_here: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What clips cost, measured.
-
-    Attributes:
-        train_s: Seconds per clip, forward and backward.
-        score_s: Seconds per clip, forward alone.
-        peak_bytes: Peak memory so far: the device's, or this process's on a CPU.
-    """
-
-    train_s: float
-    score_s: float
-    peak_bytes: int
 
 
 class FineTuning:
@@ -182,7 +100,7 @@ class FineTuning:
         self._device, self._autocast = torch.device(device), autocast
         self._positive_weight = positive_weight.to(self._device)
         self.trainable = {name: one for name, one in network.named_parameters() if one.requires_grad}
-        self._optimizer = torch.optim.AdamW(_parameter_groups(self.trainable, groups))
+        self._optimizer = torch.optim.AdamW(parameter_groups(self.trainable, groups))
         self._penalised = [
             (parameter, group)
             for group in groups
@@ -268,14 +186,14 @@ class FineTuning:
             torch.cuda.reset_peak_memory_stats(self._device)
         took = []
         for _ in range(2):
-            began = self._now()
+            began = clock_s(self._device)
             self._gradients(numbers, numbers)
-            took.append((self._now() - began) / len(numbers))
+            took.append((clock_s(self._device) - began) / len(numbers))
         self._optimizer.zero_grad(set_to_none=True)
         self._checked = False
-        began = self._now()
+        began = clock_s(self._device)
         self._score(self.train, numbers)
-        return Cost(min(took), (self._now() - began) / len(numbers), self.peak_bytes())
+        return Cost(min(took), (clock_s(self._device) - began) / len(numbers), self.peak_bytes())
 
     def peak_bytes(self) -> int:
         """Peak memory so far: the device's, or this process's on a CPU."""
@@ -344,7 +262,7 @@ class FineTuning:
             self._optimizer.zero_grad(set_to_none=True)
             total = torch.zeros(1, device=self._device)
             try:
-                for part, rows in _ahead(self.train, numbers, self.micro_batch):
+                for part, rows in read_ahead(self.train, numbers, self.micro_batch):
                     if interrupts is not None and interrupts.asked and self.ranks.count == 1:
                         return None
                     loss = self._loss(self.train, part, rows, whole=len(batch))
@@ -368,7 +286,7 @@ class FineTuning:
         Source: Guerriero et al., equation 2.
         """
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(_stream(self.seed, self.step, numbers[0]))
+            torch.manual_seed(micro_batch_seed(self.seed, self.step, numbers[0]))
             logits = self._logits(rows)
         return self._sum_of_losses(logits, clips.Y[list(numbers)]) / (whole * logits.shape[1])
 
@@ -421,7 +339,7 @@ class FineTuning:
             try:
                 mine = self.ranks.share(range(len(numbers)))
                 clips.expect([numbers[place] for place in mine])
-                for part, rows in _ahead(clips, [numbers[place] for place in mine], self.micro_batch, places=mine):
+                for part, rows in read_ahead(clips, [numbers[place] for place in mine], self.micro_batch, places=mine):
                     logits[list(part)] = self._logits(rows)
                 break
             except (RuntimeError, MemoryError) as error:
@@ -478,55 +396,3 @@ class FineTuning:
     def _load(self, parameters: Mapping[str, Tensor]) -> None:
         for name, parameter in self.trainable.items():
             parameter.copy_(parameters[name])
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.monotonic()
-
-
-def positive_weight(Y: npt.NDArray[np.integer], *, exponent: float | tuple[float, ...], scale: float) -> Tensor:
-    """Each label's weight of the positive term: scale * (negatives / positives) ^ exponent, (C,); exponents may be."""
-    positives = Y.sum(axis=0, dtype=np.float64)
-    return torch.from_numpy(scale * ((len(Y) - positives) / positives) ** np.asarray(exponent)).float()
-
-
-def _parameter_groups(trainable: Mapping[str, nn.Parameter], groups: Sequence[Group]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    left = copy.copy(dict(trainable))
-    for group in groups:
-        own = {name: left.pop(name) for name in list(left) if name.startswith(group.prefix)}
-        for parameters, decay in (
-            ([one for one in own.values() if one.ndim > 1], group.weight_decay),
-            ([one for one in own.values() if one.ndim <= 1], 0.0),
-        ):
-            if parameters:
-                made.append({"params": parameters, "lr": group.learning_rate, "weight_decay": decay})
-    if left:
-        raise ValueError(f"every trainable parameter must be of a group, but {min(left)} is of none.")
-    return made
-
-
-def _stream(seed: int, step: int, clip: int) -> int:
-    """A generator's seed of its own for each micro-batch."""
-    return int(np.random.SeedSequence((seed, step, clip)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _ahead(
-    clips: Clips, numbers: Sequence[int], micro_batch: int, *, places: Sequence[int] | None = None
-) -> Iterator[tuple[Sequence[int], Rows]]:
-    """Micro-batches with their rows; the next one is read while the last is computed.
-
-    Yields:
-        Numbers of the clips, or their `places`, and their rows.
-    """
-    starts = range(0, len(numbers), micro_batch)
-    parts = [numbers[start : start + micro_batch] for start in starts]
-    named = parts if places is None else [places[start : start + micro_batch] for start in starts]
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(clips.read, parts[0])] if parts else []
-        for number, part in enumerate(named):
-            rows = coming.pop().result()
-            if number + 1 < len(parts):
-                coming.append(reader.submit(clips.read, parts[number + 1]))
-            yield part, rows

@@ -55,9 +55,10 @@ from heads.data import KeptSplit, LearningData
 from heads.engines.prepared import Prepared
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
 from heads.finetuning.data import CachedClips, check_targets, digest_of
-from heads.finetuning.loop import FineTuning, Group, positive_weight
+from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
 from heads.finetuning.run import Count, Rate, Run, Schedule, Share
+from heads.finetuning.training_state import Group, positive_weight
 from heads.loading import load_split
 from heads.methods import FT_C_LORA
 

@@ -25,7 +25,8 @@ from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from heads.finetuning.extraction import plan_split
-from heads.finetuning.loop import Cost, FineTuning, Training
+from heads.finetuning.loop import FineTuning
+from heads.finetuning.training_state import Cost, Training
 from heads.loading import load_split
 from heads.models import Head
 from heads.runs import write_document, write_fitted

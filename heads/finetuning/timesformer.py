@@ -48,9 +48,10 @@ from featurecache.video.recordings import Recording, find_recordings
 from heads.data import KeptSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
-from heads.finetuning.loop import FineTuning, Group, positive_weight
+from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
 from heads.finetuning.run import Count, Rate, Run, Schedule, Share
+from heads.finetuning.training_state import Group, positive_weight
 from heads.loading import labelled_split
 from heads.methods import TIMESFORMER
 from heads.models import Front, LinearHead, log_prior_odds

@@ -17,10 +17,10 @@ from heads.workflow.finetuning_timesformer import TimesformerCallbacks
 
 if TYPE_CHECKING:
     from featurecache.project.settings import Project
-    from heads.finetuning.loop import Training
     from heads.finetuning.lora import LoraPlan
     from heads.finetuning.run import TrainingForecast
     from heads.finetuning.timesformer import TimesformerPlan
+    from heads.finetuning.training_state import Training
     from heads.workflow.finetuning_lora import LoraRunReport
     from heads.workflow.finetuning_timesformer import TimesformerReport
 

@@ -13,10 +13,10 @@ from featurecache.extraction.forecast import Forecast, forecast_plan
 from featurecache.extraction.pipeline import FailedClip, Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, parse_section
-from heads.finetuning.loop import Training
 from heads.finetuning.lora import LoraPlan, LoraRun, LoraSettings, plan_lora
 from heads.finetuning.ranks import Ranks, joined_ranks
 from heads.finetuning.run import TrainingForecast
+from heads.finetuning.training_state import Training
 from heads.workflow.data import run_folder, training_device, tuned_bundle
 from heads.workflow.training import TrainedRun, finished_run
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project, parse_section
-from heads.finetuning.loop import Training
 from heads.finetuning.ranks import Ranks, joined_ranks
 from heads.finetuning.run import TrainingForecast
 from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan, TimesformerRun, plan_timesformer
+from heads.finetuning.training_state import Training
 from heads.finetuning.trials import forget_trials, refuse_trials, search_timesformer
 from heads.workflow.data import run_folder, training_device
 from heads.workflow.training import TrainedRun, finished_run

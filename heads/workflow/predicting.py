@@ -28,8 +28,9 @@ import numpy.typing as npt
 from featurecache import FeatureCache
 from featurecache.annotations import read_eaf
 from featurecache.backbones.adapter_files import open_adapter
-from featurecache.clips.clip import UNWRITABLE, clip_id, clip_windows
+from featurecache.clips.clip import clip_id, clip_windows
 from featurecache.clips.matching import Annotations, annotated_spans, find_annotations
+from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import (
     CacheNotFoundError,
     FeatureCacheError,
@@ -42,8 +43,8 @@ from featurecache.extraction.run import run_plan
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo
+from featurecache.video.probing import probe
 from featurecache.video.recordings import Recording, UnusableRecording
-from featurecache.video.sampling import probe
 from heads.bundle import Bundle, load_bundle
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.timeline import default_settings, exclusive_groups, predict_intervals
