@@ -214,9 +214,9 @@ def test_clips_says_how_unannotated_time_is_read_and_counts_it(kept: Kept) -> No
 
 
 def test_init_proposes_a_tier_that_marks_what_was_annotated_as_the_annotated_span(kept: Kept) -> None:
-    every(kept, {"a": [(1, 2, "")], "annotated": [(0, 4, "")]})
+    every(kept, {"a": [(1, 2, "")], "annotated": [(0, 4, "")], "baby_visible": [(0, 3, "")]})
     data = open_project(kept.propose().path).settings.data
-    assert (data.annotated_span, data.labels) == ("annotated", ("a",))
+    assert (data.annotated_span, data.labels) == ("annotated", ("a", "baby_visible"))
 
 
 # --- points and short annotations -----------------------------------------------------------------

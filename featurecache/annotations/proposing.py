@@ -18,9 +18,9 @@ from featurecache.spelling import plain_name
 
 _KINDS = 8
 _SPAN = re.compile(
-    r"\b(annotated|annotation[ _-]span|coded|coding[ _-](span|time|period)|observed|observation|visible|in[ _-]?view|"
-    r"watched|rated|scored|valid)\b"
+    r"\b(annotated|annotation[ -]span|coded|coding[ -](span|time|period)|observed|observation|watched|rated|scored)\b"
 )
+"""Not "visible": that a person is in view is an activity in many studies."""
 
 
 @dataclass(frozen=True)
