@@ -590,20 +590,21 @@ def cache_compact(config: options.Config = Path(), as_json: options.AsJson = Fal
 @command("forget", example="featurecache cache forget S01.mp4", group=cache_app)
 def cache_forget(
     recording: Annotated[str, typer.Argument(help="Its name in clips.csv, or 16 to 64 digits of its sha256.")],
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Also clean tables and memo, remove reports, timelines, predictions.")
+    ] = False,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
-    """Remove every feature of a recording.
+    """Remove every feature of a recording, and list what else holds it.
 
-    For instance when consent is withdrawn.
+    For instance when consent is withdrawn. Ends with 1 if something could not be searched.
     """
-    from featurecache.clips.contents import content_of
-    from featurecache.store import forget
     from featurecache.terminal.cache import forgotten
+    from featurecache.workflow.withdrawal import withdraw
 
-    project = _project(config)
-    report = forget(project.cache, content_of(project, recording))
-    return _done(Screen(as_json), report, forgotten(report, recording))
+    report = withdraw(_project(config), recording, everything=everything)
+    return _done(Screen(as_json), report, forgotten(report), code=FAILED if report.unsearched else DONE)
 
 
 @command("export", example="featurecache cache export all.h5", group=cache_app)

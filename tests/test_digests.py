@@ -22,7 +22,8 @@ def test_sha256_is_that_of_the_content_with_and_without_a_place(weights: Path, t
         memo = DigestMemo(place)
         assert memo.sha256(weights) == expected
         memo.save()
-    assert json.loads((tmp_path / "memo.json").read_bytes())["files"][str(weights)]["sha256"] == expected
+    [entry] = json.loads((tmp_path / "memo.json").read_bytes())["files"].values()
+    assert entry["sha256"] == expected
 
 
 def test_recall_gives_facts_only_to_the_source_that_learned_them(weights: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, Kept, parse_kept, row_shape
 from featurecache.store import FeatureCache
 from featurecache.store.live import live_cache
+from featurecache.store.withdrawn import Withdrawn, read_withdrawn
 from featurecache.video.recordings import Recording, find_recordings
 
 if TYPE_CHECKING:
@@ -123,11 +124,12 @@ def plan_extraction(
     usable = {recording.name: recording for recording in recordings}
     reasons = {item.name: item.reason for item in unusable}
     clips = [clip for clip in table.clips if clip_ids is None or clip.clip_id in clip_ids]
+    withdrawn = read_withdrawn(project.cache)
     unusable_clips: list[FailedClip] = []
     planned: dict[_Clip, Recording] = {}
     for clip in clips:
         recording = usable.get(clip.recording)
-        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content)
+        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content, withdrawn)
         if recording is None or reason:
             unusable_clips.append(FailedClip(clip.clip_id, clip.recording, clip.start_us, clip.end_us, reason))
         else:
@@ -158,10 +160,11 @@ def plan_recordings(
         CacheFormatError: If the cache is of a newer format or no cache.
     """
     inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, allow_download=allow_download)
+    withdrawn = read_withdrawn(project.cache)
     unusable: list[FailedClip] = []
     planned: dict[_Clip, Recording] = {}
     for recording, spans in wanted:
-        reason = why_unfit(recording, recording.sha256)
+        reason = why_unfit(recording, recording.sha256, withdrawn)
         for start_us, end_us in spans:
             if reason:
                 name = clip_id(recording.sha256, start_us, end_us)
@@ -266,8 +269,10 @@ def _canaries(
     return tuple(first[sha256] for sha256 in sorted(first)[:_CANARIES])
 
 
-def why_unfit(recording: Recording | None, content: str) -> str:
+def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn) -> str:
     """Why a recording cannot give the clips of the table; empty where it can."""
+    if withdrawn.covers(content):
+        return "the recording was withdrawn (featurecache cache forget); take it out of the videos and clips.csv"
     if recording is None:
         return "the recording is not in the folder of videos"
     if not recording.sha256.startswith(content):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from featurecache.errors import NonFiniteFeatureError
+from featurecache.errors import NonFiniteFeatureError, WithdrawnRecordingError
 from featurecache.extraction.batches import ComputedClip
 from featurecache.store import CacheWriter, Row
 
@@ -82,7 +82,7 @@ class Saving:
             row = Row(clip.recording.sha256, clip.start_us, clip.end_us, feature, clip.timestamps_us)
             try:
                 self._writers[name].add(row)
-            except NonFiniteFeatureError as error:
+            except (NonFiniteFeatureError, WithdrawnRecordingError) as error:
                 reason = reason or str(error)
         if reason:
             self.refused.append((computed, reason))

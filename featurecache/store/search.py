@@ -1,6 +1,7 @@
 """Searching files for bytes, whatever the files are: in bounded memory, and honest about what cannot be searched."""
 
 import contextlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,6 +11,7 @@ _PIECE_BYTES = 16 << 20
 _PACKED = (
     b"\x1f\x8b",  # gzip
     b"BZh",
+    b"%PDF",
     b"\xfd7zXZ\x00",
     b"\x28\xb5\x2f\xfd",  # zstd
     b"7z\xbc\xaf\x27\x1c",
@@ -38,6 +40,23 @@ def file_holds(path: Path, needles: Collection[bytes]) -> bool:
             if any(needle in data for needle in needles):
                 return True
             tail = data[-overlap:] if overlap else b""
+    return False
+
+
+def file_matches(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    """Whether a pattern that matches less than a kibibyte is found in a file, as it is on disk.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        CacheReadError: If the disk refuses to give it.
+    """
+    tail = b""
+    with contextlib.closing(files.read_pieces(path, _PIECE_BYTES)) as pieces:
+        for piece in pieces:
+            data = tail + piece
+            if pattern.search(data):
+                return True
+            tail = data[-1024:]
     return False
 
 

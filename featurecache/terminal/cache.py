@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from featurecache.store import FeatureCache
     from featurecache.store.care import RepairReport, VerifyReport
     from featurecache.store.exchange import ExportReport, ImportReport
-    from featurecache.store.forget import ForgetReport
     from featurecache.store.garbage import Garbage
     from featurecache.store.rewrite import CompactReport
+    from featurecache.workflow.withdrawal import Withdrawal
 
 
 def contents(cache: "FeatureCache") -> Iterator[Piece]:
@@ -88,15 +88,21 @@ def compaction(report: "CompactReport") -> Iterator[Piece]:
         yield "The old ones go after an hour: featurecache cache gc --apply"
 
 
-def forgotten(report: "ForgetReport", recording: str) -> Iterator[Piece]:
-    """What was removed of a recording, and what is left for a person to remove."""
-    features, segments = counted(report.rows, "feature"), counted(report.rewritten, "segment")
-    yield f"removed {features} of {recording}; wrote {segments} anew"
-    yield (
-        "Not touched: the video, its annotations, clips.csv, failed_clips.csv, predictions, the report, exports, heads "
-        "that were trained with it, and the names in .featurecache. Remove the first two and its predictions, then: "
-        "featurecache clips --force; train again; featurecache report."
-    )
+def forgotten(report: "Withdrawal") -> Iterator[Piece]:
+    """What was removed of a recording, what could not be searched, and what a person must decide."""
+    if report.cache is not None:
+        features, segments = counted(report.cache.rows, "feature"), counted(report.cache.rewritten, "segment")
+        yield f"removed {features}; wrote {segments} anew, removed {counted(report.cache.leftovers, 'leftover')}"
+        yield from (Warn(f"damaged, and gone with it: {clip}") for _, clip in report.cache.lost)
+        if report.cache.unknown:
+            yield Warn(f"{counted(report.cache.unknown, 'damaged feature')} of unknown clips are gone with it")
+        if report.cache.lost or report.cache.unknown:
+            yield "Compute them again: featurecache extract"
+    yield from (f"  cleaned {path}" for path in report.files_cleaned)
+    yield from (f"  removed {path}" for path in report.files_removed)
+    yield from (f"  remains: {path}: {what}" for path, what in report.remaining)
+    yield from (Warn(f"could not be searched: {path}: {why}") for path, why in report.unsearched)
+    yield f"the record of it: {report.record}"
 
 
 def exported(report: "ExportReport") -> Iterator[Piece]:

@@ -19,12 +19,12 @@ from typing import Any
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.spec import canonical_json
 
-_VERSION = 1
+_VERSION = 2
 _RACY_NS = 2_000_000_000
 
 
 class DigestMemo:
-    """Path -> sha256 of the file's content, and facts that were learned from that content.
+    """Path -> sha256 of the file's content, and facts that were learned from that content; paths by a digest alone.
 
     Args:
         path: Where the memo lies; None to remember nothing beyond this object.
@@ -42,20 +42,20 @@ class DigestMemo:
             OSError: If the file cannot be read, or changes while it is.
         """
         before = path.stat()
-        entry = self._files.get(str(path.absolute()))
+        entry = self._files.get(_key(path))
         if entry is not None and entry["state"] == _state(before):
             last_change_ns = max(before.st_mtime_ns, before.st_ctime_ns)
             if entry["noted_ns"] - last_change_ns > _RACY_NS:
                 return str(entry["sha256"])
         entry = {"state": _state(before), "noted_ns": time.time_ns(), "sha256": sha256_of_file(path), "facts": {}}
         _refuse_change(path, entry)
-        self._files[str(path.absolute())] = entry
+        self._files[_key(path)] = entry
         self._changed = True
         return str(entry["sha256"])
 
     def recall(self, path: Path, source: str) -> dict[str, Any] | None:
         """The facts that `source` learned from the file whose digest was just asked for, or None."""
-        facts = self._files[str(path.absolute())]["facts"].get(source)
+        facts = self._files[_key(path)]["facts"].get(source)
         return None if facts is None else dict(facts)
 
     def remember(self, path: Path, source: str, facts: Mapping[str, Any]) -> None:
@@ -64,10 +64,16 @@ class DigestMemo:
         Raises:
             OSError: If the file has changed since then.
         """
-        entry = self._files[str(path.absolute())]
+        entry = self._files[_key(path)]
         _refuse_change(path, entry)
         entry["facts"] = {source: dict(facts)}
         self._changed = True
+
+    def forget(self, digits: str) -> None:
+        """Drops every file whose sha256 begins with these digits."""
+        kept = {key: entry for key, entry in self._files.items() if not entry["sha256"].startswith(digits)}
+        self._changed = self._changed or len(kept) < len(self._files)
+        self._files = kept
 
     def save(self) -> None:
         """Writes the memo, mode 0600, if it learned anything."""
@@ -78,6 +84,11 @@ class DigestMemo:
         with contextlib.suppress(OSError):
             private_folder(self._path.parent)
             write_private(self._path, json.dumps(document, indent=1, sort_keys=True).encode())
+
+
+def _key(path: Path) -> str:
+    """What the memo knows a file by: it tells no name and no folder of a recording."""
+    return hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _state(status: os.stat_result) -> dict[str, int]:

@@ -44,6 +44,7 @@ from featurecache.extraction.plan import why_unfit
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
+from featurecache.store.withdrawn import read_withdrawn
 from featurecache.video.recordings import Recording, find_recordings
 from heads.data import KeptSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of
@@ -223,11 +224,12 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
     recordings, unusable = find_recordings(project.videos, project.digest_memo)
     usable = {recording.name: recording for recording in recordings}
     reasons = {item.name: item.reason for item in unusable}
+    withdrawn = read_withdrawn(project.cache)
     found: dict[str, tuple[Recording, Span]] = {}
     left_out: dict[str, str] = {}
     for clip in (clip for clip in table.clips if clip.clip_id in ids):
         recording = usable.get(clip.recording)
-        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content)
+        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content, withdrawn)
         if recording is None or reason:
             left_out[clip.clip_id] = reason
         else:

@@ -1,0 +1,167 @@
+"""Withdrawal of a recording from a whole project: cleaned, removed, listed, written down."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache.clips.csv_file import read_table
+from featurecache.errors import ClipTableError, UsageError
+from featurecache.extraction.plan import why_unfit
+from featurecache.files import sha256_of_file
+from featurecache.project.settings import Project
+from featurecache.store import FeatureCache, Row
+from featurecache.store.withdrawn import read_withdrawn
+from featurecache.video.recordings import find_recordings
+from featurecache.workflow.care import verify_project
+from featurecache.workflow.withdrawal import withdraw
+from tests.cache_samples import feature, segments, write
+from tests.projects import make_project, make_table
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Three recordings of two clips with their features, and files that name them."""
+    made = make_project(tmp_path / "project", tmp_path / "no model", sessions=3, clips=2)
+    make_table(made)
+    recordings, _ = find_recordings(made.videos, made.digest_memo)
+    write(
+        made.cache,
+        [
+            Row(one.sha256, start, start + 1_000_000, feature(one.sha256, start), np.arange(4) + start)
+            for one in recordings
+            for start in (0, 1_000_000)
+        ],
+    )
+    bundle = made.runs / "tune" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "bundle.json").write_text(json.dumps({"fitted_on": [one.sha256[:16] for one in recordings]}))
+    (made.runs / "tune" / "test_timelines.json").write_text(json.dumps({"S1.mp4": {"bouts": [[0, 3]]}}))
+    (made.runs / "tune" / "settings.json").write_text("{}")
+    (made.runs / "report.html").write_text("<td>S1.mp4</td>")
+    made.predictions.mkdir()
+    (made.predictions / "S1.predicted.csv").write_text("a,b")
+    (made.predictions / "S11.predicted.csv").write_text("S11.mp4")
+    (made.root / "notes.txt").write_text("look at S1.mp4 again")
+    return made
+
+
+def content(project: Project, name: str = "S1.mp4") -> str:
+    return sha256_of_file(project.videos / name)
+
+
+def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) -> None:
+    done = withdraw(project, "S1.mp4")
+    assert {path for path, _ in done.remaining} == {
+        ".featurecache/digests.json",
+        "clips.csv",
+        "labels.csv",
+        "notes.txt",
+        "predictions/S1.predicted.csv",
+        "runs/report.html",
+        "runs/tune/bundle/bundle.json",
+        "runs/tune/test_timelines.json",
+        "videos/S1.mp4",
+    }
+    assert (done.files_cleaned, done.files_removed, done.unsearched) == ((), (), ())
+    assert done.to_mapping()["rows"] == 2
+
+
+def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project: Project) -> None:
+    digest = content(project)
+    table = project.clips.read_text()
+    done = withdraw(project, "S1.mp4", everything=True)
+    assert set(done.files_cleaned) == {"clips.csv", ".featurecache/digests.json"}
+    assert set(done.files_removed) == {
+        "predictions/S1.predicted.csv",
+        "runs/report.html",
+        "runs/tune/test_timelines.json",
+    }
+    remaining = dict(done.remaining)
+    assert set(remaining) == {"labels.csv", "notes.txt", "runs/tune/bundle/bundle.json", "videos/S1.mp4"}
+    assert "learned from it" in remaining["runs/tune/bundle/bundle.json"]
+    assert project.clips.read_text() == "".join(
+        line for line in table.splitlines(keepends=True) if digest[:16] not in line
+    )
+    assert {clip.recording for clip in read_table(project.clips).clips} == {"S0.mp4", "S2.mp4"}
+    for path in project.root.rglob("*"):
+        if path.is_file() and path.relative_to(project.root).as_posix() not in remaining:
+            assert digest[:16].encode() not in path.read_bytes(), path
+            assert bytes.fromhex(digest) not in path.read_bytes(), path
+    again = withdraw(project, digest[:16], everything=True)
+    assert set(dict(again.remaining)) >= set(remaining) - {"notes.txt"}
+
+
+def test_the_record_of_a_withdrawal_does_not_name_the_recording(project: Project) -> None:
+    digest = content(project)
+    done = withdraw(project, "S1.mp4", everything=True)
+    text = (project.root / done.record).read_text()
+    record = json.loads(text)
+    assert (record["cache"]["rows"], record["mark"], record["everything"]) == (2, done.mark, True)
+    assert {"path": "videos/<recording>.mp4", "what": "the recording itself, or named like it: remove it"} in record[
+        "remaining"
+    ]
+    assert record["at"].endswith("+00:00")
+    assert "S1" not in text
+    assert digest[:16] not in text
+
+
+def test_withdrawal_tells_what_it_could_not_search(project: Project) -> None:
+    (project.root / "backup.tar.gz").write_bytes(gzip.compress(b"S1.mp4"))
+    (project.root / ".git").mkdir()
+    (project.root / "elsewhere").symlink_to(project.root.parent)
+    (project.cache / "copy.gz").write_bytes(gzip.compress(b"x"))
+    assert {path for path, _ in withdraw(project, "S1.mp4").unsearched} == {
+        "backup.tar.gz",
+        ".git",
+        "elsewhere",
+        "features.zarr/copy.gz",
+    }
+
+
+def test_a_withdrawn_recording_is_not_extracted_again(project: Project) -> None:
+    withdraw(project, "S1.mp4")
+    recordings, _ = find_recordings(project.videos, project.digest_memo)
+    withdrawn = read_withdrawn(project.cache)
+    reasons = {one.name: why_unfit(one, one.sha256, withdrawn) for one in recordings}
+    assert "withdrawn" in reasons["S1.mp4"]
+    assert reasons["S0.mp4"] == reasons["S2.mp4"] == ""
+
+
+def test_withdrawal_names_a_recording_that_is_unknown(project: Project) -> None:
+    with pytest.raises(ClipTableError, match="Did you mean"):
+        withdraw(project, "S1.mp5")
+
+
+def test_the_memo_of_digests_holds_no_path_and_no_name(project: Project) -> None:
+    text = project.digest_memo.read_text()
+    assert "S1" not in text
+    assert str(project.root) not in text
+    assert content(project) in text
+
+
+# --- verify against the clip table ------------------------------------------------------------------
+
+
+def test_verify_tells_of_clips_that_a_removed_segment_held(project: Project) -> None:
+    assert verify_project(project).is_sound
+    shutil.rmtree(segments(project.cache)[0])
+    report = verify_project(project)
+    assert report.damage == ()
+    assert [missing for _, missing in report.missing] == [6]
+    assert not report.is_sound
+
+
+def test_verify_does_not_ask_for_clips_of_a_withdrawn_recording(project: Project) -> None:
+    withdraw(project, "S1.mp4")
+    assert verify_project(project).is_sound
+    assert len(FeatureCache.open(project.cache).clip_ids()) == 4
+
+
+@pytest.mark.parametrize(("part", "deep"), [("3", True), ("a/b", True), ("1/3", False), ("", True)])
+def test_verify_refuses_a_portion_that_is_none(project: Project, part: str, deep: bool) -> None:
+    with pytest.raises(UsageError, match="--part"):
+        verify_project(project, deep=deep, part=part)
