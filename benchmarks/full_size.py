@@ -129,6 +129,11 @@ def random_model(config: LlavaNextVideoConfig, *, upcast: bool) -> LlavaNextVide
     return model.eval()
 
 
+def laid_out_at_random(_: object, __: Path, *, config: Any, device: str = "cpu", **___: object) -> Any:
+    """Stands where a backbone loads its weights (`featurecache.backbones.files.load_frozen`)."""
+    return random_model(config, upcast=False).to(device)
+
+
 def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str, float]:
     """One clip through the backbone.
 
@@ -136,13 +141,12 @@ def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str,
         Shape and soundness of the feature, seconds, and the process's peak memory.
     """
 
-    def laid_out(_: object, *, config: Any = None, output_loading_info: bool = False, **__: object) -> Any:
-        model = random_model(config or LlavaNextVideoConfig.from_pretrained(folder), upcast=upcast)
-        return (model, {"missing_keys": []}) if output_loading_info else model
+    def laid_out(_: object, __: Path, *, config: Any, **___: object) -> Any:
+        return random_model(config, upcast=upcast)
 
     inputs = open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop")
     began = time.monotonic()
-    with mock.patch.object(LlavaNextVideoModel, "from_pretrained", laid_out):
+    with mock.patch("featurecache.backbones.llava_next_video.load_frozen", laid_out):
         backbone = open_backbone(inputs, dtype="bfloat16", device="cpu")
     laid_out_s, weights_bytes = time.monotonic() - began, peak_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (frames, 480, 640, 3), dtype=np.uint8)
