@@ -42,9 +42,13 @@ def lay_out(folder: Path, files: Files, config: Mapping[str, Any] | None = None)
             path.unlink(missing_ok=True)
         else:
             path.write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
-    if config:
-        path = folder / "config.json"
-        path.write_text(json.dumps(_changed(json.loads(path.read_text()), config), indent=2))
+    return change_config(folder, config or {})
+
+
+def change_config(folder: Path, changes: Mapping[str, Any]) -> Path:
+    """Changes fields of a model's config.json, nested ones too; None takes a field out."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(_changed(json.loads(path.read_text()), changes), indent=2))
     return folder
 
 
@@ -207,10 +211,4 @@ class Layout:
     def write(self, folder: Path) -> Path:
         """The folder, made."""
         self.make(folder)
-        if self.files is None:
-            return lay_out(folder, _processor_files_of(folder), self.config)
-        return lay_out(folder, self.files, self.config)
-
-
-def _processor_files_of(folder: Path) -> Files:
-    return {name: (folder / name).read_text() for name in PROCESSOR_FILES if (folder / name).exists()}
+        return change_config(folder, self.config) if self.files is None else lay_out(folder, self.files, self.config)

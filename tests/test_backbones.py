@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from featurecache.backbones.decoder import hidden_states
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone, LlavaNextVideoInputs
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
+from tests.published_layouts import change_config
 from tests.tiny_models import make_llava_next_video, pixels_of, plain_processor
 
 PROMPT = "user: describe the hand . <video>"
@@ -250,6 +252,60 @@ def test_features_on_a_gpu_equal_those_on_the_cpu(tiny_model: Path) -> None:
 def test_backbone_is_refused_when_the_device_is_not_here(tiny_model: Path) -> None:
     with pytest.raises(SettingsError, match=r"extract\.device must"):
         LlavaNextVideoBackbone(_inputs(tiny_model), dtype="float32", device="cuda:99")
+
+
+FIXED_ROPES: list[dict[str, Any]] = [
+    {"type": "default", "factor": None},
+    {"type": "linear", "factor": 2.5},
+    {"rope_type": "yarn", "type": None, "factor": 4.0, "original_max_position_embeddings": 24},
+    {
+        "rope_type": "llama3",
+        "type": None,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 24,
+    },
+]
+ROPES_THAT_FOLLOW_THE_LENGTH: list[dict[str, Any]] = [
+    {"type": "dynamic", "factor": 2.0},
+    {
+        "rope_type": "longrope",
+        "type": None,
+        "factor": 2.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 24,
+    },
+]
+
+
+def _with_rope(folder: Path, rope: dict[str, Any]) -> Path:
+    """A model of 24 positions, of which the video and the text before it take 23: text after it goes beyond."""
+    make_llava_next_video(folder)
+    text = {"rope_scaling": rope, "max_position_embeddings": 24, "type": None}
+    return change_config(folder, {"text_config": text})
+
+
+@pytest.mark.parametrize("rope", FIXED_ROPES, ids=str)
+def test_features_equal_the_plain_forward_when_text_after_the_video_goes_beyond_the_positions(
+    tmp_path: Path, rope: dict[str, Any]
+) -> None:
+    folder = _with_rope(tmp_path, rope)
+    ours = _states(_open(folder, WORDS_AFTER), [_clip()])["final"]
+    assert (ours - _plain_states(folder, [_clip()], WORDS_AFTER)["final"]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("rope", ROPES_THAT_FOLLOW_THE_LENGTH, ids=str)
+def test_model_is_refused_when_text_after_the_video_would_change_the_video_tokens(
+    tmp_path: Path, rope: dict[str, Any]
+) -> None:
+    folder = _with_rope(tmp_path, rope)
+    short, long = (_plain_states(folder, [_clip()], prompt)["final"] for prompt in (PROMPT, WORDS_AFTER))
+    assert (short - long).abs().max() > 1e-3  # what running the video alone would get wrong
+    with pytest.raises(UnsupportedModelError, match=r"must not depend on the length .* text after the video") as caught:
+        _open(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_prompt_is_refused_when_it_does_not_hold_the_video_once(tiny_model: Path) -> None:
