@@ -167,7 +167,7 @@ LAYOUTS = [
 ]
 
 
-def _decoded(seed: int = 0) -> np.ndarray:
+def decoded(seed: int = 0) -> np.ndarray:
     """Noise on gradients, (F, H, W, 3): sharp enough for every difference in scaling to show."""
     random = np.random.default_rng(seed)
     slope = np.linspace(0, 255, 80)[None, None, :, None] * np.ones((FRAMES, 60, 1, 3))
@@ -280,7 +280,7 @@ def _row(name: str, difference: float | None, refused: str = "") -> str:
 def test_features_of_a_published_layout_equal_the_plain_forward(
     layout: Layout, tmp_path: Path, rows: dict[str, str]
 ) -> None:
-    folder, frames = layout.write(tmp_path), _decoded()
+    folder, frames = layout.write(tmp_path), decoded()
     if layout.refused:
         with pytest.raises(FeatureCacheError, match=layout.refused) as caught:
             extracted(folder, frames)
@@ -310,4 +310,4 @@ def test_a_broken_file_of_a_published_revision_is_named_with_its_line(tmp_path: 
     at = text.index('"text_config"')
     (folder / "config.json").write_text(text[:at] + text[at:].replace("}", '}"', 1))
     with pytest.raises(FeatureCacheError, match=r"config\.json is not .*line \d+ column \d+.*later revision"):
-        extracted(folder, _decoded())
+        extracted(folder, decoded())

@@ -245,6 +245,11 @@ def _repository(folder: Path) -> Path | None:
 def _require_config(folder: Path) -> None:
     if os.path.lexists(folder / CONFIG_NAME):
         return
+    if (folder / "open_clip_config.json").exists():
+        raise UnsupportedModelError(
+            f"a model folder must hold config.json, but {folder} is laid out for open_clip, whose models are not "
+            "supported. Use a CLIP in the layout of transformers, e.g. openai/clip-vit-large-patch14-336."
+        )
     snapshots = folder / "snapshots"
     if snapshots.is_dir():
         inside = sorted(path.name for path in snapshots.iterdir() if path.is_dir())
