@@ -15,7 +15,7 @@ from transformers import LlavaNextVideoForConditionalGeneration
 from featurecache.backbones import decoder, find_model, open_backbone, open_inputs
 from featurecache.backbones.decoder import hidden_states
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone, LlavaNextVideoInputs
-from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
+from featurecache.errors import ModelNotFoundError, NoVideoTokensError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
 from tests.published_layouts import change_config
 from tests.tiny_models import make_llava_next_video, pixels_of, plain_processor
@@ -358,3 +358,16 @@ def test_open_backbone_says_which_file_is_wrong_when_the_folder_is_damaged(
         _open(folder)
     assert str(folder) in str(caught.value) or "224" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_tokenizer_without_the_video_token_is_refused_though_words_become_tokens(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    with pytest.raises(NoVideoTokensError, match=r"video token, id 7 in config\.json, but .* that id is 'assistant:'"):
+        _open(change_config(folder, {"video_token_index": 7}), "user: assistant: <video>")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(
+        ModelNotFoundError, match=r"must hold its tokenizer, .* hf download ORGANISATION/NAME tokenizer"
+    ):
+        _open(folder)

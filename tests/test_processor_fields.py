@@ -63,7 +63,7 @@ VARIANTS: dict[str, list[Any]] = {
     "do_rescale": [False, None],
     "rescale_factor": [1 / 127.5, 1.0, None],
     "do_normalize": [False, None],
-    "image_mean": [0.5, [0.5], [0.1, 0.2, 0.3], [0.1, 0.2], None],
+    "image_mean": [0.5, [0.5], [0.1, 0.2, 0.3], [0.1, 0.2], [float("nan")] * 3, None],
     "image_std": [0.5, [0.5], [0.1, 0.2, 0.3], None],
     "do_pad": [True, False, None],
     "pad_size": [SQUARE, {"height": 64, "width": 64}, None],

@@ -7,6 +7,7 @@ pixels in any other way is refused.
 Not here: doing it (`featurecache.backbones.resize`).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +77,7 @@ def frame_rule(folder: Path, own: Any) -> FrameRule:
         "do_center_crop": image_px == 0 and not crops,
         "crop_size": image_px <= 0 or image_px > short_edge_px,  # no square, or more than there is
         "pad_size": any(side != image_px for side in pads_to.values()),
-        "rescale_factor": not isinstance(scale, int | float) or not scale > 0,
+        "rescale_factor": not isinstance(scale, int | float) or not 0 < scale < math.inf,
         "image_mean": mean is None,
         "image_std": std is None or min(std) <= 0,
     }
@@ -140,7 +141,9 @@ def _channels(values: Any) -> tuple[float, ...] | None:
         listed = [float(value) for value in (values if isinstance(values, list | tuple) else [values])]
     except (TypeError, ValueError):
         return None
-    return tuple(listed * 3 if len(listed) == 1 else listed) if len(listed) in (1, 3) else None
+    if len(listed) not in (1, 3) or not all(map(math.isfinite, listed)):
+        return None
+    return tuple(listed * 3 if len(listed) == 1 else listed)
 
 
 def _of_unit_range(values: tuple[float, ...], scale: float) -> tuple[float, ...]:

@@ -13,9 +13,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.errors import NoVideoTokensError, SettingsError
+from featurecache.backbones.model_folder import download_command
+from featurecache.errors import ModelNotFoundError, NoVideoTokensError, SettingsError
 
 VIDEO_PLACEHOLDER = "<video>"
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def text_after_video(prompt: str) -> str:
@@ -41,6 +44,11 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, family: str) -
         raise SettingsError(
             f"features.prompt must hold {VIDEO_PLACEHOLDER} exactly once, "
             f"but it holds it {prompt.count(VIDEO_PLACEHOLDER)} times. Write the words first, then {VIDEO_PLACEHOLDER}."
+        )
+    if not any((folder / name).exists() for name in _VOCABULARIES):
+        raise ModelNotFoundError(
+            f"the folder of a {family} must hold its tokenizer, but {folder} has none of {', '.join(_VOCABULARIES)}. "
+            f"Fetch it from the model's repository: {download_command('tokenizer.json tokenizer_config.json', folder)}"
         )
     with quiet_loading(folder, family):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
