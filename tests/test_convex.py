@@ -106,7 +106,8 @@ def test_solve_grid_equals_scikit_learn_when_every_column_is_compared(name: str,
     for (g, point), c in itertools.product(enumerate(points), range(2)):
         theirs = by_scikit_learn(x, Y[:, c], point)
         ours = point_of(grid, g, c)
-        assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs), (point, c)
+        # Each solver stops where the objective is flat to its tolerance; under l2 = 1e-6 weights may still lie apart.
+        assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs), (point, c)
         assert grid.objective[g, c] == pytest.approx(objective(x, Y[:, c], point, theirs)[0], rel=1e-6)
 
 
