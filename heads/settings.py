@@ -83,7 +83,6 @@ Penalty = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Exponents = Annotated[Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)], WrapValidator(_in_plain_words)]
 WeightScale = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
-Smoothing = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -113,7 +112,6 @@ class HeadSettings:
         positive_weight_exponent: The positive term's weight in the loss is (negatives / positives) to this power,
             per label, counted on training clips: 0 weighs nothing, 1 balances fully. One number, or one for each label.
         positive_weight_scale: That weight is multiplied by this.
-        label_smoothing: Targets are drawn this far towards 0.5: 0.1 makes them 0.05 and 0.95.
         dropout: Share dropped of what feeds the output layer: features (linear, attention) or hidden units.
         batch_size: Clips per step; never more than there are.
         epochs: Passes over the training clips.
@@ -133,7 +131,6 @@ class HeadSettings:
     weight_decay: WeightDecay = 1e-2
     positive_weight_exponent: Exponents = 0.5
     positive_weight_scale: WeightScale = 1.0
-    label_smoothing: Smoothing = 0.0
     dropout: Dropout = 0.0
     batch_size: BatchSize = 256
     epochs: Epochs = 20
@@ -177,12 +174,13 @@ class HeadSettings:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "HeadSettings":
-        """The settings that `to_mapping` gave.
+        """The settings that `to_mapping` gave; files written while there was label smoothing name it.
 
         Raises:
             SettingsError: If a name is missing or unknown, or a value is out of its range.
         """
         names = {field.name for field in dataclasses.fields(cls)}
+        mapping = {name: value for name, value in mapping.items() if (name, value) != ("label_smoothing", 0.0)}
         if set(mapping) != names:
             raise SettingsError(
                 f"head settings must name exactly {', '.join(sorted(names))}, but these differ: "
@@ -202,8 +200,8 @@ class SearchSpace:
     range whose two ends are equal, or a single choice, fixes the setting; so do the defaults of those settings that
     gained nothing on the sets they were tried on.
 
-    A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where they have a range,
-    `positive_weight_scale` and `label_smoothing`. It takes the best of them by `folds` folds of the training sessions
+    A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where it has a range,
+    `positive_weight_scale`. It takes the best of them by `folds` folds of the training sessions
     (0 folds: by validation), where labels may differ in their exponents. Each of `inputs`, `normalization`,
     `components` and `spectral_exponent` makes trials of its own; of `components`, inputs are tried with those that are
     fewer than they can have, with all their features where none is.
@@ -226,7 +224,6 @@ class SearchSpace:
     weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-5, 1.0)
     positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)
     positive_weight_scale: Annotated[tuple[WeightScale, WeightScale], AfterValidator(ordered)] = (1.0, 1.0)
-    label_smoothing: Annotated[tuple[Smoothing, Smoothing], AfterValidator(ordered)] = (0.0, 0.0)
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(ordered)] = (0.0, 0.5)
     batch_size: Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(_different)] = (128, 256, 512)
     epochs: Annotated[tuple[Epochs, Epochs], AfterValidator(ordered)] = (5, 60)

@@ -49,7 +49,6 @@ def loop(network: nn.Module | None = None, groups: Sequence[Group] = GROUPS, **o
     train = SmallClips(37, 1)
     chosen: dict[str, Any] = {
         "positive_weight": positive_weight(train.Y, exponent=0.5, scale=1.0),
-        "label_smoothing": 0.0,
         "epochs": 4,
         "patience": 0,
         "select": "loss",

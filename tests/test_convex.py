@@ -51,24 +51,19 @@ def positive_weight(y: np.ndarray, point: GridPoint) -> float:
 
 def objective(x: np.ndarray, y: np.ndarray, point: GridPoint, theta: np.ndarray) -> tuple[float, np.ndarray]:
     """Value and gradient of one column in double precision, written from the definition; theta is (bias, weights)."""
-    t = y + point.label_smoothing * (0.5 - y)
     z = theta[0] + x @ theta[1:]
     p = positive_weight(y, point)
-    value = (p * t * np.logaddexp(0, -z) + (1 - t) * np.logaddexp(0, z)).mean() + point.l2 / 2 * theta[1:] @ theta[1:]
+    value = (p * y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)).mean() + point.l2 / 2 * theta[1:] @ theta[1:]
     score = 1 / (1 + np.exp(-z))
-    residual = (p * t * (score - 1) + (1 - t) * score) / len(y)
+    residual = (p * y * (score - 1) + (1 - y) * score) / len(y)
     return float(value), np.append(residual.sum(), x.T @ residual + point.l2 * theta[1:])
 
 
 def by_scikit_learn(x: np.ndarray, y: np.ndarray, point: GridPoint) -> np.ndarray:
-    """(bias, weights) of the same problem; a smoothed target is both classes with shares of the weight."""
-    share = point.label_smoothing / 2
-    t = np.where(y == 1, 1 - share, share)
-    weights = np.concatenate([positive_weight(y, point) * t, 1 - t])
+    """(bias, weights) of the same problem."""
+    weights = np.where(y == 1, positive_weight(y, point), 1)
     model = LogisticRegression(C=1 / (len(y) * point.l2), solver="newton-cholesky", tol=1e-10, max_iter=1000)
-    both = np.repeat([1, 0], len(y))
-    used = weights > 0
-    model.fit(np.concatenate([x, x])[used], both[used], sample_weight=weights[used])
+    model.fit(x, y, sample_weight=weights)
     return np.append(model.intercept_, model.coef_)
 
 
@@ -95,7 +90,7 @@ def test_solve_grid_equals_scikit_learn_when_every_column_is_compared(name: str,
     basis = make_basis(X, Y, normalization=normalization)
     points = [
         GridPoint(1.0, 0.5),
-        GridPoint(1e-2, 1.0, 2.0, 0.1),
+        GridPoint(1e-2, 1.0, 2.0),
         GridPoint(1e-4, 0.0),
         GridPoint(1e-2, 2.0, 30.0),
         GridPoint(1e-6, 1.0),
@@ -161,7 +156,7 @@ def test_solve_grid_equals_scikit_learn_on_stretched_features_when_penalties_fol
 ) -> None:
     X, Y = PROBLEMS[name]
     basis = make_basis(X, Y, normalization="none", components=known)
-    points = [GridPoint(1e-1, 0.5), GridPoint(1e-3, 1.0, 2.0, 0.1)]
+    points = [GridPoint(1e-1, 0.5), GridPoint(1e-3, 1.0, 2.0)]
     grid = solve_exactly(basis, Y, points, components=components, spectral_exponent=exponent)
     S = scales(features(basis), exponent, basis.axes.shape[1])
     if components:
@@ -235,7 +230,7 @@ def test_solve_grid_gives_the_same_bits_when_run_twice() -> None:
 def test_a_fold_equals_a_fit_on_its_clips_alone() -> None:
     X, Y = make_clips()
     basis = make_basis(X, Y)
-    point = GridPoint(1e-2, 0.7, 1.5, 0.05)
+    point = GridPoint(1e-2, 0.7, 1.5)
     fold_of = np.arange(len(X)) // 50
     beside = np.zeros((3, len(X)), bool)
     beside[0, 50:55] = True
@@ -300,7 +295,6 @@ def test_each_column_begins_with_its_own_gradient() -> None:
         l2=[1, 1e-2],
         positive_weight_exponent=[0.0, 1.0],
         positive_weight_scale=[0.5, 2.0],
-        label_smoothing=[0.0, 0.3],
     )
     begun = solve_grid(basis, Y, points, max_iterations=0)
     assert not begun.iterations.any()

@@ -256,7 +256,6 @@ def test_training_keeps_the_best_epoch_and_stops_when_none_is_better() -> None:
         SmallClips(37, 1),
         SmallClips(20, 2),
         positive_weight=torch.ones(2),
-        label_smoothing=0.0,
         epochs=30,
         patience=2,
         select="loss",

@@ -107,7 +107,6 @@ def trained(network: EncoderNetwork, train: Squares, validation: Squares, *, epo
         train,
         validation,
         positive_weight=positive_weight(train.Y, exponent=0.5, scale=1.0),
-        label_smoothing=0.0,
         epochs=epochs,
         patience=0,
         select="loss",

@@ -96,11 +96,11 @@ PARITY = {
     "linear, raw": HeadSettings(batch_size=48, normalization="none"),
     "linear, unit length": HeadSettings(batch_size=48, normalization="l2"),
     "linear, components": HeadSettings(batch_size=48, components=5),
-    "linear, weighted": HeadSettings(positive_weight_exponent=1.0, positive_weight_scale=3.0, label_smoothing=0.2),
+    "linear, weighted": HeadSettings(positive_weight_exponent=1.0, positive_weight_scale=3.0),
     "mlp": HeadSettings(kind="mlp", hidden_width=8, batch_size=48),
     "mlp, components": HeadSettings(kind="mlp", hidden_width=8, normalization="l2", components=7),
     "attention": HeadSettings(kind="attention", batch_size=48),
-    "temporal": HeadSettings(kind="temporal", hidden_width=6, batch_size=48, label_smoothing=0.1),
+    "temporal": HeadSettings(kind="temporal", hidden_width=6, batch_size=48),
 }
 
 
@@ -120,7 +120,6 @@ def test_fit_heads_equals_torch_autograd_and_adamw_when_one_head_trains(case: st
     pos_weight = settings.positive_weight_scale * ((1 - share) / share) ** settings.positive_weight_exponent
     order = in_training_order(clips)
     X, Y = torch.from_numpy(data.X)[order], torch.from_numpy(data.Y).float()[order]
-    Y = Y * (1 - settings.label_smoothing) + settings.label_smoothing / 2
     for _ in range(settings.epochs):
         losses = []
         for x, y in zip(X.split(settings.batch_size), Y.split(settings.batch_size), strict=True):
@@ -172,7 +171,7 @@ MIXED = [
     HeadSettings(learning_rate=1e-2, batch_size=10_000, epochs=4, dropout=0.3),
     HeadSettings(kind="mlp", hidden_width=7, batch_size=32, epochs=4, dropout=0.3),
     HeadSettings(kind="mlp", hidden_width=16, batch_size=64, epochs=5, learning_rate=1e-2),
-    HeadSettings(learning_rate=1e-2, batch_size=48, epochs=4, components=6, label_smoothing=0.1),
+    HeadSettings(learning_rate=1e-2, batch_size=48, epochs=4, components=6),
     HeadSettings(learning_rate=1e-2, batch_size=32, epochs=4, components=6, positive_weight_scale=0.5, dropout=0.1),
 ]
 MIXED_OF_FRAMES = [
@@ -574,7 +573,6 @@ def test_head_settings_are_the_same_when_read_back_from_json() -> None:
         ("components", -1),
         ("l2", 0.0),
         ("positive_weight_scale", 0.0),
-        ("label_smoothing", 1.0),
         ("patience", -1),
     ],
 )
@@ -588,6 +586,13 @@ def test_head_settings_are_refused_when_the_convex_solver_cannot_fit_them(other:
     assert HeadSettings(solver="convex").solver == "convex"
     with pytest.raises(SettingsError, match=r'Set solver = "adamw"'):
         HeadSettings(solver="convex", **other)
+
+
+def test_head_settings_of_a_file_that_names_label_smoothing_load_when_it_was_off() -> None:
+    mapping = HeadSettings().to_mapping()
+    assert HeadSettings.from_mapping({**mapping, "label_smoothing": 0.0}) == HeadSettings()
+    with pytest.raises(SettingsError, match="these differ: label_smoothing"):
+        HeadSettings.from_mapping({**mapping, "label_smoothing": 0.1})
 
 
 def test_head_settings_are_refused_when_a_name_is_unknown_or_missing() -> None:

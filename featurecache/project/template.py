@@ -129,7 +129,6 @@ decoders = 2
 # positive_weight_exponent = 0.5  # 0: a positive clip counts as a negative one; 1: rare labels are balanced fully;
 #                                 # [0.5, 0.2, ...]: one for each label
 # positive_weight_scale = 1.0
-# label_smoothing = 0.0
 # dropout = 0.0
 # batch_size = 256
 # epochs = 20
@@ -149,7 +148,6 @@ decoders = 2
 # weight_decay = [1e-5, 1.0]
 # positive_weight_exponent = [0.0, 1.0]
 # positive_weight_scale = [1.0, 1.0]
-# label_smoothing = [0.0, 0.0]
 # dropout = [0.0, 0.5]
 # batch_size = [128, 256, 512]
 # epochs = [5, 60]

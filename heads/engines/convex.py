@@ -4,8 +4,8 @@ For each label on its own, a head minimises
 
     mean over clips of [-p t log s - (1 - t) log(1 - s)] + (l2 / 2) w' P w,    s = sigmoid(x w + b),
 
-with p = scale * (negatives / positives)^exponent (Guerriero et al., equation 2), t the target (drawn towards 0.5 by
-label smoothing), x the normalised feature, and the bias b free. P scales each principal direction of the features by
+with p = scale * (negatives / positives)^exponent (Guerriero et al., equation 2), t the target, x
+the normalised feature, and the bias b free. P scales each principal direction of the features by
 (mean variance / its variance)^spectral_exponent. At 0 it is the identity, and with N clips that is l2 times the
 objective of scikit-learn's `LogisticRegression(C=1 / (N * l2))` with p as the sample weight of positives; above 0,
 directions in which features hardly vary are held down more, which is a soft choice of principal components.
@@ -55,7 +55,6 @@ class GridPoint:
     l2: float
     positive_weight_exponent: float
     positive_weight_scale: float = 1.0
-    label_smoothing: float = 0.0
 
 
 def grid_points(
@@ -63,11 +62,10 @@ def grid_points(
     l2: Sequence[float],
     positive_weight_exponent: Sequence[float],
     positive_weight_scale: Sequence[float] = (1.0,),
-    label_smoothing: Sequence[float] = (0.0,),
 ) -> tuple[GridPoint, ...]:
     """Every combination, the strongest penalties first: of points that score alike, the first is chosen."""
     strongest_first = sorted(l2, reverse=True)
-    every = itertools.product(strongest_first, positive_weight_exponent, positive_weight_scale, label_smoothing)
+    every = itertools.product(strongest_first, positive_weight_exponent, positive_weight_scale)
     return tuple(GridPoint(*values) for values in every)
 
 
@@ -203,27 +201,25 @@ def solve_grid(
     part, label, point = part[asked], label[asked], point[asked]
 
     X = basis.projected[:, :components] if components else basis.X
-    exponent, scale, smoothing, l2 = (
+    exponent, scale, l2 = (
         np.array([getattr(of, name) for of in points])[point]
-        for name in ("positive_weight_exponent", "positive_weight_scale", "label_smoothing", "l2")
+        for name in ("positive_weight_exponent", "positive_weight_scale", "l2")
     )
     clips, on = counts[part], positives[part, label]
     positive_weight = scale * ((clips - on) / on) ** exponent
-    smoothed_on = on * (1 - smoothing) + clips * smoothing / 2
-    start_bias = np.log(positive_weight * smoothed_on / (clips - smoothed_on))
+    start_bias = np.log(positive_weight * on / (clips - on))
 
     targets = torch.from_numpy(Y.T.astype(np.int8)).to(X)  # (C, N)
     masks = torch.from_numpy(in_part / counts[:, None]).to(X)  # (1 + F, N)
-    weight_of, smoothing_of = torch.from_numpy(positive_weight).to(X), torch.from_numpy(smoothing).to(X)
+    weight_of = torch.from_numpy(positive_weight).to(X)
     label_of, part_of = (torch.from_numpy(index).to(X.device) for index in (label, part))
 
     def loss_weights(ids: Tensor) -> tuple[Tensor, Tensor]:
-        y, towards = targets[label_of[ids]], smoothing_of[ids, None]
-        t = y + towards * (0.5 - y)
+        t = targets[label_of[ids]]
         mask, pulled = masks[part_of[ids]], weight_of[ids, None] * t
         return mask * (pulled + 1 - t), mask * pulled
 
-    varied = np.stack([part, label, exponent, scale, smoothing], axis=1)
+    varied = np.stack([part, label, exponent, scale], axis=1)
     alike = torch.from_numpy(np.unique(varied, axis=0, return_inverse=True)[1].reshape(-1))
     found = minimise_columns(
         X,

@@ -4,7 +4,7 @@ Column k minimises, over weights w (W,) and an unpenalised bias b, with logits z
 
     sum over clips of (gain * softplus(z) - pull * z) + (l2 / 2) w' P w
 
-which holds every weighting of binary cross-entropy: for a clip of target t (smoothed or not), weight m (0 leaves the
+which holds every weighting of binary cross-entropy: for a clip of target t, weight m (0 leaves the
 clip out; 1 / N gives the mean) and positive weight p, gain = m (p t + 1 - t) and pull = m p t. P may hold
 some directions down more than others.
 

@@ -79,7 +79,6 @@ def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
         l2=[settings.l2],
         positive_weight_exponent=sorted(set(exponents)),
         positive_weight_scale=[settings.positive_weight_scale],
-        label_smoothing=[settings.label_smoothing],
     )
     of_exponent = {point.positive_weight_exponent: at for at, point in enumerate(points)}
     components = min(settings.components, basis.axes.shape[1])  # fewer clips may have a lower rank

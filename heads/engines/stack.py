@@ -74,13 +74,11 @@ class HeadStack:
         self.output = Parameter(C, decays=True, device=device)
         self.small = [self.output_bias, *([self.hidden_bias, self.output] if self.has_hidden else [])]
         self.positive_weights = torch.ones(0, C, device=device)
-        self.smoothing = torch.zeros(0, 1, device=device)
         self.loss = torch.zeros(0, device=device)
         self._effective: Tensor | None = None  # (R, D), the first rows under feature dropout
         self._noise = torch.zeros(0, device=device)
         self._factors: dict[tuple[int, ...], Tensor] = {}
         self._buffer = torch.zeros(0, device=device)
-        self._smooths = False
 
     def __len__(self) -> int:
         return len(self.members)
@@ -100,7 +98,6 @@ class HeadStack:
         self.output_bias.append(self.prior_log_odds.unsqueeze(1))
         self.members.append(member)
         self.positive_weights = torch.cat([self.positive_weights, positive_weights.to(self.positive_weights)[None]])
-        self.smoothing = torch.cat([self.smoothing, self.smoothing.new_full((1, 1), settings.label_smoothing)])
         self.loss = torch.zeros(len(self), device=self.device)
         self._bind()
 
@@ -110,7 +107,7 @@ class HeadStack:
             parameter.remove(head)
         del self.members[head]
         others = [index for index in range(len(self) + 1) if index != head]
-        self.positive_weights, self.smoothing = self.positive_weights[others], self.smoothing[others]
+        self.positive_weights = self.positive_weights[others]
         self.loss = torch.zeros(len(self), device=self.device)
         self._bind()
 
@@ -178,7 +175,6 @@ class HeadStack:
     def _bind(self) -> None:
         """Views of each head's rows, so that steps need not look for them; the memory below may have moved."""
         self._factors.clear()
-        self._smooths = any(member.settings.label_smoothing for member in self.members)
         has_feature_dropout = not self.has_hidden and any(member.settings.dropout for member in self.members)
         self._effective = self.first.value.clone() if has_feature_dropout else None
         if has_feature_dropout and not len(self._noise):
@@ -285,8 +281,6 @@ class HeadStack:
         Source: Guerriero et al., equation 2, written with logits: w y log(1 + e^-z) + (1 - y) log(1 + e^z).
         """
         y = y.unsqueeze(1)  # (B, 1, C)
-        if self._smooths:
-            y = y + self.smoothing * (0.5 - y)  # (B, K, C)
         positive = y * self.positive_weights
         either = positive + (1 - y)
         softplus = torch.relu(z).add_(z.abs().neg_().exp_().add_(1).log_())  # torch's own takes three times as long

@@ -54,7 +54,6 @@ class FineTuning:
         train: Training clips.
         validation: Validation clips.
         positive_weight: Of each label's positive term in the loss, (C,).
-        label_smoothing: Targets are drawn this far towards 0.5.
         epochs: Passes over the training clips at most.
         patience: Epochs without a better one after which to stop; 0 never stops.
         select: What makes an epoch better: `macro_f1` at 0.5 (equal ones by loss), or `loss`, both on validation.
@@ -79,7 +78,6 @@ class FineTuning:
         validation: Clips,
         *,
         positive_weight: Tensor,
-        label_smoothing: float,
         epochs: int,
         patience: int,
         select: Literal["macro_f1", "loss"],
@@ -93,7 +91,7 @@ class FineTuning:
         ranks: Ranks | None = None,
     ) -> None:
         self.network, self.train, self.validation = network, train, validation
-        self.label_smoothing, self.select, self.clip_norm = label_smoothing, select, clip_norm
+        self.select, self.clip_norm = select, clip_norm
         self.epochs, self.patience = epochs, patience
         self.batch_size, self.micro_batch, self.seed = min(batch_size, len(train.Y)), micro_batch, seed
         self.ranks = ranks or Ranks()
@@ -298,7 +296,6 @@ class FineTuning:
 
     def _sum_of_losses(self, logits: Tensor, Y: npt.NDArray[np.integer]) -> Tensor:
         targets = torch.from_numpy(Y.astype(np.float32)).to(logits.device)
-        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         weight = self._positive_weight.to(logits.device)
         return binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="sum")
 

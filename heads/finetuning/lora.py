@@ -14,7 +14,7 @@ Defaults are LLaVA's LoRA recipe (Liu et al., https://arxiv.org/abs/2310.03744; 
 gradient norm 1. Three things differ. The linear layers are those of attention alone (paper, section 3.5). The head
 learns at 1e-3, the recipe's rate for its own new layer, because the paper wants it above the adapters'; the tuned rate
 is of large batches without warm-up, and the convex solver has none. And there are thousands of clips, not 665,000: up
-to 5 epochs in batches of 32, ended early by validation. The head's dropout, positive weights, label smoothing and
+to 5 epochs in batches of 32, ended early by validation. The head's dropout, positive weights and
 weight decay (of the convex solver its penalty) are those that were tuned.
 
 An adapter makes feature spaces of its own (`featurecache/backbones/adapter_files.py`). So thresholds are set, and test
@@ -253,7 +253,6 @@ class LoraRun(Run):
             positive_weight=positive_weight(
                 clips["train"].Y, exponent=tuned.positive_weight_exponent, scale=tuned.positive_weight_scale
             ),
-            label_smoothing=tuned.label_smoothing,
             **settings.of_loop(),
             seed=seed,
             device=device,

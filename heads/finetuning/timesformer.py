@@ -284,7 +284,6 @@ class TimesformerRun(Run):
             clips["train"],
             clips["validation"],
             positive_weight=positive_weight(clips["train"].Y, exponent=settings.positive_weight_exponent, scale=1.0),
-            label_smoothing=0.0,
             **settings.of_loop(),
             seed=seed,
             device=device,

@@ -65,7 +65,7 @@ def choose_points(
         merit = np.where(allowed, merit, -np.inf)
     shared: dict[tuple[float, ...], list[int]] = {}  # points by what all labels have in common
     for at, point in enumerate(points):
-        shared.setdefault((point.l2, point.positive_weight_scale, point.label_smoothing), []).append(at)
+        shared.setdefault((point.l2, point.positive_weight_scale), []).append(at)
     rows = np.array(list(shared.values()))  # (groups, exponents)
     of_group = merit[..., rows, :]  # (..., groups, exponents, C)
     total = of_group.max(axis=-2).sum(axis=-1)  # (..., groups)
