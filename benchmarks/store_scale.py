@@ -129,7 +129,7 @@ def measure_planning(folder: Path, recordings: int) -> dict[str, float]:
     time.sleep(2.5)  # a file is remembered when it did not change just now
     remember = (
         "import dataclasses, sys; from pathlib import Path; from featurecache.video import recordings as r\n"
-        "from featurecache.project.settings import open_project; from featurecache.video.sampling import VideoInfo\n"
+        "from featurecache.project.settings import open_project; from featurecache.video.probing import VideoInfo\n"
         "project = open_project(Path(sys.argv[1])); memo = r.DigestMemo(project.digest_memo)\n"
         "info = dataclasses.asdict(VideoInfo(60_000_000, 320, 240, 0, 'h264', 'yuv420p', 25.0))\n"
         "for path in sorted(project.videos.iterdir()): memo.sha256(path); memo.remember(path, r._probed_by(), info)\n"
