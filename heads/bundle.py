@@ -37,6 +37,7 @@ from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head
 from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
+from heads.timelines.tuning import TunedTimeline, save_timeline
 
 FORMAT = 3
 """Version of the bundle's layout; 2 had no spectral exponent, 1 a single feature space and no calibration."""
@@ -232,8 +233,13 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def save_bundle(bundle: Bundle, path: Path) -> None:
+def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = None) -> None:
     """Writes a bundle's folder, whole or not at all; one that is there is replaced.
+
+    Args:
+        bundle: The bundle.
+        path: Its folder.
+        timeline: Timeline settings that were chosen for it; None leaves the defaults.
 
     Raises:
         OSError: If it cannot be written.
@@ -246,6 +252,8 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         write_private(beside / HEAD_NAME, head_bytes)
         text = json.dumps(bundle._document(head_bytes), indent=2, allow_nan=False) + "\n"
         write_private(beside / DOCUMENT_NAME, text.encode())
+        if timeline is not None:
+            save_timeline(timeline, beside)
         if bundle.adapter is not None:
             private_folder(beside / ADAPTER_NAME)
             for name in open_adapter(bundle.adapter).sha256:

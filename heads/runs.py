@@ -9,7 +9,7 @@ training split alone; validation sets thresholds and calibration. Layout of a ru
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,24 @@ from heads.scoring.curves import curves
 from heads.scoring.metrics import macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
+from heads.timelines.tuning import TunedTimeline
+
+ChooseTimeline = Callable[[Bundle], TunedTimeline | None]
+"""Chooses timeline settings for a bundle that is about to be saved; None leaves the defaults."""
+
+
+def no_timeline(_bundle: Bundle) -> None:
+    """Leaves the defaults."""
 
 
 def train_bundle(
-    data: LearningData, *, settings: HeadSettings, seed: int, folder: Path, device: str = "cpu"
+    data: LearningData,
+    *,
+    settings: HeadSettings,
+    seed: int,
+    folder: Path,
+    device: str = "cpu",
+    choose_timeline: ChooseTimeline = no_timeline,
 ) -> dict[str, Any]:
     """Fits one head with given settings and writes its run.
 
@@ -42,6 +56,7 @@ def train_bundle(
         seed: Of data order, initial weights and dropout.
         folder: The run's folder.
         device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
+        choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
         The content of `best.json`: its `value` is validation macro-F1 at a threshold of 0.5.
@@ -52,7 +67,10 @@ def train_bundle(
     """
     data.check()
     return on_device_or_cpu(
-        lambda device: write_run(Prepared(data, seed=seed, device=device), settings, folder=folder), device
+        lambda device: write_run(
+            Prepared(data, seed=seed, device=device), settings, folder=folder, choose_timeline=choose_timeline
+        ),
+        device,
     )
 
 
@@ -62,6 +80,7 @@ def write_run(
     *,
     folder: Path,
     of_study: Mapping[str, Any] | None = None,
+    choose_timeline: ChooseTimeline = no_timeline,
 ) -> dict[str, Any]:
     """As `train_bundle`, from clips that are checked and prepared.
 
@@ -70,6 +89,7 @@ def write_run(
         settings: Of the head.
         folder: The run's folder.
         of_study: What a search knows about these settings; goes into `best.json`, over the same names.
+        choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
         The content of `best.json`.
@@ -95,6 +115,7 @@ def write_run(
             "train_loss": train_loss,
             **(of_study or {}),
         },
+        choose_timeline=choose_timeline,
     )
 
 
@@ -112,6 +133,7 @@ def write_fitted(
     of_run: Mapping[str, Any],
     adapter: Path | None = None,
     backbone: Path | None = None,
+    choose_timeline: ChooseTimeline = no_timeline,
 ) -> dict[str, Any]:
     """Writes the run of a head that is fitted, however that was done.
 
@@ -128,6 +150,7 @@ def write_fitted(
         of_run: What else is known of the run; goes into `best.json`, over the same names.
         adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
         backbone: The folder of the model itself, where it is not the project's; the bundle gets a copy.
+        choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
         The content of `best.json`.
@@ -169,7 +192,7 @@ def write_fitted(
         backbone,
         fitted_on,
     )
-    save_bundle(bundle, folder / "bundle")
+    save_bundle(bundle, folder / "bundle", timeline=choose_timeline(bundle))
     write_document(folder / "validation_metrics.json", metrics)
     write_document(folder / "best.json", best)
     return best

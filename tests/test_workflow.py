@@ -20,6 +20,7 @@ from featurecache.errors import (
 from featurecache.project.settings import Project
 from heads import evaluate, evaluate_bundle, finetune_lora, leave_one_session_out, load_bundle, predict, train, tune
 from heads.loading import load_split
+from heads.timelines.tuning import load_timeline
 from heads.workflow import report
 from heads.workflow.training import TrainedRun
 
@@ -143,3 +144,17 @@ def test_leaving_sessions_out_counts_as_a_look_and_a_dry_run_of_adapters_trains_
     assert planned.run is None
     assert planned.extraction_forecast is not None
     assert not (project.runs / "lora").exists()
+
+
+def test_a_bundle_appears_whole_with_its_timeline_settings(
+    made: tuple[Project, TrainedRun], project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("heads.workflow.training.tune_on_validation", stop)
+    for act in (train, lambda one: tune(one, trials=6)):
+        with pytest.raises(KeyboardInterrupt):
+            act(project)
+    assert not (project.runs / "train" / "bundle").exists(), "one without its settings would predict otherwise"
+    assert load_timeline(project.runs / "tune" / "bundle") == made[1].timeline, "the earlier bundle is still whole"

@@ -61,6 +61,7 @@ from heads.finetuning.run import Count, Rate, Run, Schedule, Share
 from heads.finetuning.training_state import Group, positive_weight
 from heads.loading import load_split
 from heads.methods import FT_C_LORA
+from heads.runs import ChooseTimeline, no_timeline
 
 
 def _targets(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -273,11 +274,17 @@ class LoraRun(Run):
         }
         super().__init__(loop, settings, began_with=began_with, seed=seed, folder=folder)
 
-    def finish(self, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+    def finish(
+        self,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        *,
+        choose_timeline: ChooseTimeline = no_timeline,
+    ) -> dict[str, Any]:
         """Extracts validation with the adapter, and writes the run.
 
         Args:
             on_progress: Called by the extraction.
+            choose_timeline: Gives the bundle's timeline settings before it is saved.
 
         Returns:
             The content of `best.json`.
@@ -304,6 +311,7 @@ class LoraRun(Run):
             },
             began_on=bundle.fitted_on,
             adapter=beside,
+            choose_timeline=choose_timeline,
             on_progress=on_progress,
         )
 

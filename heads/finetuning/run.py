@@ -29,7 +29,7 @@ from heads.finetuning.loop import FineTuning
 from heads.finetuning.training_state import Cost, Training
 from heads.loading import load_split
 from heads.models import Head
-from heads.runs import write_document, write_fitted
+from heads.runs import ChooseTimeline, no_timeline, write_document, write_fitted
 from heads.settings import HeadSettings
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -157,6 +157,7 @@ class Run:
         began_on: Spans | None = None,
         adapter: Path | None = None,
         backbone: Path | None = None,
+        choose_timeline: ChooseTimeline = no_timeline,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Extracts validation with what was trained, and writes the run.
@@ -172,6 +173,7 @@ class Run:
             began_on: What had made the head before.
             adapter: Folder of a trained adapter; the bundle gets it, and it is gone.
             backbone: Folder of a trained model, likewise.
+            choose_timeline: Gives the bundle's timeline settings before it is saved.
             on_progress: Called by the extraction.
 
         Returns:
@@ -208,6 +210,7 @@ class Run:
             },
             adapter=adapter,
             backbone=backbone,
+            choose_timeline=choose_timeline,
         )
         for beside in (adapter, backbone):
             if beside is not None:

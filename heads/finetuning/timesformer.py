@@ -56,6 +56,7 @@ from heads.finetuning.training_state import Group, positive_weight
 from heads.loading import labelled_split
 from heads.methods import TIMESFORMER
 from heads.models import Front, LinearHead, log_prior_odds
+from heads.runs import ChooseTimeline, no_timeline
 from heads.settings import Exponent, HeadSettings, ordered
 
 if TYPE_CHECKING:
@@ -304,12 +305,14 @@ class TimesformerRun(Run):
         self,
         *,
         of_study: Mapping[str, Any] | None = None,
+        choose_timeline: ChooseTimeline = no_timeline,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Extracts validation with the trained model, and writes the run.
 
         Args:
             of_study: What a search knows about these settings; goes into `best.json`.
+            choose_timeline: Gives the bundle's timeline settings before it is saved.
             on_progress: Called by the extraction.
 
         Returns:
@@ -344,6 +347,7 @@ class TimesformerRun(Run):
             method=TIMESFORMER,
             of_run={"left_out": len(self.plan.left_out), "finetune": settings.to_mapping(), **(of_study or {})},
             backbone=beside,
+            choose_timeline=choose_timeline,
             on_progress=on_progress,
         )
 

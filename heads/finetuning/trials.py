@@ -27,7 +27,7 @@ from heads.finetuning.data import PixelClips, digest_of
 from heads.finetuning.run import CHECKPOINT_NAME
 from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan, TimesformerRun
 from heads.finetuning.training_state import Training
-from heads.runs import write_document
+from heads.runs import ChooseTimeline, no_timeline, write_document
 from heads.search.study import AGAIN, FINISHED, JOURNAL_NAME, OpenStudy, interrupted_trial, open_study
 
 PRUNING_STARTS_AFTER = 5
@@ -45,6 +45,7 @@ def search_timesformer(
     seed: int,
     device: str,
     folder: Path,
+    choose_timeline: ChooseTimeline = no_timeline,
     on_trial: Callable[[int, FinetuneSettings], None] = lambda _number, _settings: None,
     on_progress: Callable[[Training], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def search_timesformer(
         seed: Of sampler, order of clips and dropout.
         device: A torch device.
         folder: The run's folder, which also keeps the study.
+        choose_timeline: Gives timeline settings to each bundle that is better than those before.
         on_trial: Called when a trial begins, with its place in the study and its settings.
         on_progress: Called by the loop, whose steps begin anew with each trial.
 
@@ -85,7 +87,7 @@ def search_timesformer(
                 run.checkpoint.unlink(missing_ok=True)
             value = _train(run, trial, on_progress)
             if value is not None and all(value > better for better in _values(study)):
-                run.finish(of_study={"trial": trial.number})
+                run.finish(of_study={"trial": trial.number}, choose_timeline=choose_timeline)
             run.checkpoint.unlink(missing_ok=True)
             study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
             opened.sync()

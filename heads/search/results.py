@@ -14,7 +14,7 @@ from heads.data import LabelledFeatures
 from heads.engines.fitting import refitting
 from heads.engines.prepared import Prepared
 from heads.folds import Folds, session_folds
-from heads.runs import write_run
+from heads.runs import ChooseTimeline, write_run
 from heads.scoring.cross_fitting import FitScores, fold_scores
 from heads.scoring.permutation import permutation_check
 from heads.scoring.statistics import seed_fold_spread
@@ -32,7 +32,13 @@ REFIT_FOLDS = 5
 
 
 def write_results(
-    study: optuna.Study, prepared: Prepared, choices: Choices, folder: Path, permutations: int, refit_seeds: int
+    study: optuna.Study,
+    prepared: Prepared,
+    choices: Choices,
+    folder: Path,
+    permutations: int,
+    refit_seeds: int,
+    choose_timeline: ChooseTimeline,
 ) -> dict[str, Any]:
     """The run of the best settings, and what the search tells."""
     trials = study.get_trials(deepcopy=False)
@@ -53,6 +59,7 @@ def write_results(
         prepared,
         settings,
         folder=folder,
+        choose_timeline=choose_timeline,
         of_study={
             "value": chosen.trial.value,
             "trial": chosen.trial.number,

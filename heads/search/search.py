@@ -42,6 +42,7 @@ from heads.data import LabelledFeatures, LearningData
 from heads.engines.fallback import first_that_fits
 from heads.engines.prepared import Prepared
 from heads.engines.training import FittedHead, RungReport, StackedTrainer
+from heads.runs import ChooseTimeline, no_timeline
 from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
 from heads.search.convex_trials import InnerFolds, solve_trial
 from heads.search.results import write_results
@@ -85,6 +86,7 @@ def search_heads(
     permutations: int = 0,
     refit_seeds: int = 0,
     device: str = "cpu",
+    choose_timeline: ChooseTimeline = no_timeline,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Searches, fits the best settings once more, and writes the run; resumes what an earlier call left.
@@ -102,6 +104,7 @@ def search_heads(
             spread.
         device: Where to train: `cpu`, `cuda`, ...; where its memory is not enough, the search goes on with fewer heads
             at once, then on the CPU, and warns.
+        choose_timeline: Gives the bundle's timeline settings before it is saved.
         on_progress: See `OnProgress`.
 
     Returns:
@@ -135,7 +138,7 @@ def search_heads(
         prepared = Prepared(data, seed=seed, device=device)
         with open_study(folder, began_with, pruner) as opened:
             _Search(opened, prepared, choices, trials=trials, slots=slots, on_progress=on_progress).run()
-            return write_results(opened.study, prepared, choices, folder, permutations, refit_seeds)
+            return write_results(opened.study, prepared, choices, folder, permutations, refit_seeds, choose_timeline)
 
     device, fewer = device_of(device), max(1, stacked_trials // _FEWER)
     attempts = dict.fromkeys([(device, stacked_trials), (device, fewer), ("cpu", fewer)])

@@ -4,7 +4,7 @@ Where a launcher such as torchrun started several processes, all of them call th
 returns a run, the others return what was planned.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from heads.finetuning.ranks import Ranks, joined_ranks
 from heads.finetuning.run import TrainingForecast
 from heads.finetuning.training_state import Training
 from heads.workflow.data import run_folder, training_device, tuned_bundle
-from heads.workflow.training import TrainedRun, finished_run
+from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,8 @@ def _extracted(project: Project, begun: LoraRunReport, ranks: Ranks, tell: LoraC
 
 
 def _finished(project: Project, run: LoraRun, begun: LoraRunReport, *, merge: bool) -> LoraRunReport:
-    best: Mapping[str, Any] = run.finish()
+    timeline = TimelineChoice(project)
+    best = run.finish(choose_timeline=timeline)
     history, kept = run.loop.history, run.loop.kept_epoch
     merged = None
     if merge:
@@ -161,7 +162,7 @@ def _finished(project: Project, run: LoraRun, begun: LoraRunReport, *, merge: bo
         run.merge(merged)
     return replace(
         begun,
-        run=finished_run(project, run.folder, best),
+        run=finished_run(run.folder, best, timeline),
         macro_f1=(history[0].validation_macro_f1, history[kept].validation_macro_f1),
         kept_epoch=history[kept].epoch,
         merged=merged,

@@ -17,7 +17,7 @@ from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan, Time
 from heads.finetuning.training_state import Training
 from heads.finetuning.trials import forget_trials, refuse_trials, search_timesformer
 from heads.workflow.data import run_folder, training_device
-from heads.workflow.training import TrainedRun, finished_run
+from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def finetune_timesformer(
     """
     tell = callbacks or TimesformerCallbacks()
     settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
-    folder = run_folder(project, "timesformer")
+    folder, timeline = run_folder(project, "timesformer"), TimelineChoice(project)
     with joined_ranks(training_device(project)) as (ranks, device):
         if trials is not None and ranks.count > 1:
             raise UsageError("--trials takes one process. Start it without torchrun.")
@@ -115,10 +115,11 @@ def finetune_timesformer(
                 seed=seed,
                 device=device,
                 folder=folder,
+                choose_timeline=timeline,
                 on_trial=tell.on_trial,
                 on_progress=tell.on_training,
             )
-            return TimesformerReport(plan, None, finished_run(project, folder, best))
+            return TimesformerReport(plan, None, finished_run(folder, best, timeline))
         run = TimesformerRun(plan, seed=seed, device=device, folder=folder, ranks=ranks)
         forecast = run.forecast()
         tell.on_forecast(forecast)
@@ -127,7 +128,8 @@ def finetune_timesformer(
         run.train(tell.on_training)
         if not ranks.is_first:
             return TimesformerReport(plan, forecast)
-        return TimesformerReport(plan, forecast, finished_run(project, folder, run.finish()))
+        best = run.finish(choose_timeline=timeline)
+        return TimesformerReport(plan, forecast, finished_run(folder, best, timeline))
 
 
 def _examined(

@@ -8,12 +8,12 @@ from typing import Any
 
 from featurecache.errors import AnnotationError, TrainingDataError
 from featurecache.project.settings import Project, parse_section
-from heads.bundle import load_bundle
+from heads.bundle import Bundle
 from heads.inputs import default_inputs
 from heads.runs import train_bundle
 from heads.search.search import OnProgress, search_heads
 from heads.settings import HeadSettings, SearchSpace
-from heads.timelines.tuning import TunedTimeline, save_timeline
+from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import DataSummary, learning_data, run_folder, scoring_data, training_device
 from heads.workflow.timelines import tune_on_validation
 
@@ -74,9 +74,10 @@ def train(
     settings = parse_section(section, HeadSettings, "train")
     data, summary = learning_data(project, [settings.inputs], imported=features, allow_download=allow_download)
     on_data(summary)
-    folder = run_folder(project, "train", features)
-    best = train_bundle(data, settings=settings, seed=seed, folder=folder, device=training_device(project))
-    return finished_run(project, folder, best)
+    folder, timeline = run_folder(project, "train", features), TimelineChoice(project)
+    device = training_device(project)
+    best = train_bundle(data, settings=settings, seed=seed, folder=folder, device=device, choose_timeline=timeline)
+    return finished_run(folder, best, timeline)
 
 
 def tune(
@@ -117,7 +118,7 @@ def tune(
         space = replace(space, inputs=default_inputs(project.settings.features.keep, space.kind))
     data, summary = learning_data(project, space.inputs, imported=features, allow_download=allow_download)
     on_data(summary)
-    folder = run_folder(project, "tune", features)
+    folder, timeline = run_folder(project, "tune", features), TimelineChoice(project)
     best = search_heads(
         data,
         search_space=space,
@@ -127,19 +128,38 @@ def tune(
         permutations=permutations,
         refit_seeds=refit_seeds,
         device=training_device(project),
+        choose_timeline=timeline,
         on_progress=on_progress,
     )
-    return finished_run(project, folder, best)
+    return finished_run(folder, best, timeline)
 
 
-def finished_run(project: Project, folder: Path, best: Mapping[str, Any]) -> TrainedRun:
-    """A written run as a document, its bundle with timeline settings chosen on validation."""
+class TimelineChoice:
+    """Chooses timeline settings of a bundle that is about to be saved, on the validation split.
+
+    Args:
+        project: Where annotations are, and the cache.
+
+    Attributes:
+        reason: Why none were chosen for the last bundle.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self.reason = "there was nothing to choose by when the bundle was made"
+
+    def __call__(self, bundle: Bundle) -> TunedTimeline | None:
+        """The settings; None where there is no annotated validation recording to choose them by."""
+        source = scoring_data(self._project, bundle)
+        try:
+            return tune_on_validation(self._project, bundle, source.table, known=source.known)
+        except (AnnotationError, TrainingDataError) as error:
+            self.reason = str(error)
+            return None
+
+
+def finished_run(folder: Path, best: Mapping[str, Any], choice: TimelineChoice) -> TrainedRun:
+    """A written run as a document."""
     metrics = json.loads((folder / "validation_metrics.json").read_bytes())
-    bundle = load_bundle(folder / "bundle")
-    source = scoring_data(project, bundle)
-    try:
-        tuned = tune_on_validation(project, bundle, source.table, known=source.known)
-    except (AnnotationError, TrainingDataError) as error:
-        return TrainedRun(folder, best, metrics, None, str(error))
-    save_timeline(tuned, folder / "bundle")
-    return TrainedRun(folder, best, metrics, tuned, "")
+    timeline = load_timeline(folder / "bundle")
+    return TrainedRun(folder, best, metrics, timeline, choice.reason if timeline is None else "")
