@@ -955,6 +955,11 @@ def test_read_csv_reads_what_excel_saves(table, encoding, line_end):
     assert read_csv(table(text, encoding)).intervals == {"a.mp4": (Interval(1_500_000, 2_250_000, "v\u00e9nt"),)}
 
 
+def test_read_csv_separates_by_what_excels_first_line_names(table):
+    text = "sep=|\nrecording|start_s|end_s|label\na.mp4|1,5|2|x, y; z\n"
+    assert read_csv(table(text)).intervals == {"a.mp4": (Interval(1_500_000, 2 * SECOND, "x, y; z"),)}
+
+
 EXPORTS = {
     "elan": "Tier\tParticipant\tBegin Time - hh:mm:ss.ms\tBegin Time - ss.msec\tBegin Time - msec\t"
     "End Time - hh:mm:ss.ms\tEnd Time - ss.msec\tEnd Time - msec\tAnnotation\tFile\n"
