@@ -86,6 +86,11 @@ def _deep(name: str) -> Callable[[Path], None]:
     return make
 
 
+def _rather_deep(folder: Path) -> None:
+    """Deeper than settings are, and not so deep that the parser gives up."""
+    edit(folder / "config.json", lambda config: config.update(a=json.loads("[" * 200 + "]" * 200)))
+
+
 def _image_size(folder: Path) -> None:
     size = {"size": {"shortest_edge": 64_800}, "crop_size": {"height": 64_800, "width": 64_800}}
     edit(folder / "config.json", lambda config: config["vision_config"].update(image_size=64_800))
@@ -251,6 +256,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "missing shard": (_missing_shard, "ModelNotFoundError", "model-00002-of-00002.safetensors", "is missing"),
     "model type": (_model_type_list, "UnsupportedModelError", "config.json", "has a list"),
     "deep config": (_deep("config.json"), "UnsafeFileError", "config.json", "is nested deeper"),
+    "rather deep config": (_rather_deep, "UnsafeFileError", "config.json", "is nested deeper"),
     "deep processor": (_deep("processor_config.json"), "UnsafeFileError", "processor_config.json", "is nested deeper"),
     "deep tokenizer": (_deep("tokenizer.json"), "UnsafeFileError", "tokenizer.json", "is nested deeper"),
     "image size": (_image_size, "UnsupportedModelError", "config.json", "has 64800"),

@@ -34,11 +34,11 @@ _LARGEST_BYTES = dict.fromkeys(_PARSED, 4 * _MIB) | {
     "chat_template.json": 4 * _MIB,
     "chat_template.jinja": 4 * _MIB,
     "generation_config.json": 4 * _MIB,
-    "merges.txt": 44 * _MIB,
-    "tokenizer.json": 44 * _MIB,
-    "tokenizer.model": 44 * _MIB,
-    "vocab.json": 44 * _MIB,
-    "vocab.txt": 44 * _MIB,
+    "merges.txt": 48 * _MIB,
+    "tokenizer.json": 48 * _MIB,
+    "tokenizer.model": 48 * _MIB,
+    "vocab.json": 48 * _MIB,
+    "vocab.txt": 48 * _MIB,
 }
 """The small files that a loader may read, and the most bytes that each may have."""
 _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt", "*.bpe", "*.tiktoken", "additional_chat_templates/*")
@@ -48,18 +48,21 @@ _DEEPEST = 64
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
 
+_FROM_REPOSITORY = "Take the file from the model's own repository."
+_OWN_CODE = ("runs Python code of the folder", "Use a model of an architecture that transformers itself has.")
+_QUANTISED = ("loads quantised weights", "Use the model that these weights were quantised from.")
 _REFUSED = {
-    "auto_map": "runs Python code of the folder",
-    "audio_tokenizer": "loads a second model",
-    "compression_config": "loads quantised weights",
-    "configuration_files": "replaces config.json by another file",
-    "fast_tokenizer_files": "replaces tokenizer.json by another file",
-    "fusion_config": "changes the model's layers",
-    "kernel_config": "fetches native code",
-    "quantization_config": "loads quantised weights",
-    "transformers_weights": "replaces the weight files by others",
+    "auto_map": _OWN_CODE,
+    "audio_tokenizer": ("loads a second model", _FROM_REPOSITORY),
+    "compression_config": _QUANTISED,
+    "configuration_files": ("replaces config.json by another file", _FROM_REPOSITORY),
+    "fast_tokenizer_files": ("replaces tokenizer.json by another file", _FROM_REPOSITORY),
+    "fusion_config": ("changes the model's layers", _FROM_REPOSITORY),
+    "kernel_config": ("fetches native code", _FROM_REPOSITORY),
+    "quantization_config": _QUANTISED,
+    "transformers_weights": ("replaces the weight files by others", _FROM_REPOSITORY),
 }
-"""Keys that are refused wherever they stand in a file that a loader reads, and what a loader does with them."""
+"""Keys that are refused wherever they are in a file that a loader reads: what a loader does with them, and the mend."""
 _ATTENTION_KEYS = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
 
 _LARGEST = {
@@ -291,11 +294,9 @@ def _entries(document: Any) -> Iterator[tuple[int, str, Any]]:
 def _refuse_keys(path: Path, document: dict[str, Any]) -> None:
     for _, key, value in _entries(document):
         if key in _REFUSED and value not in (None, {}, [], False):
-            kind = UnsupportedModelError if "quantised" in _REFUSED[key] else UnsafeFileError
-            raise kind(
-                f"a model folder must hold plain settings, but {path} sets {key}, which {_REFUSED[key]}. "
-                f"Use the original of the model, which has no {key}."
-            )
+            does, mend = _REFUSED[key]
+            kind = UnsupportedModelError if _REFUSED[key] is _QUANTISED else UnsafeFileError
+            raise kind(f"a model folder must hold plain settings, but {path} sets {key}, which {does}. {mend}")
         if key in _ATTENTION_KEYS and isinstance(value, str) and "/" in value:
             raise UnsafeFileError(
                 f"a model's attention must be one that transformers brings along, but {path} sets {key} = {value!r}, "
