@@ -11,7 +11,7 @@ UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """Characters that no name in a table may hold: control characters, and bytes that were not UTF-8."""
 
 _SECONDS = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]*))?")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_FORMULA = re.compile("'*[=+\\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # full-width signs begin formulas too
 
 
 def format_seconds(time_us: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import resource
 import secrets
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def write_private(path: Path, data: bytes) -> None:
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # nobody knows the temporary one
         raise
+
+
+def forbid_core_dumps() -> None:
+    """Keeps this process's memory, which holds frames of recordings, from being written to disk when it crashes.
+
+    A soft limit of one byte is the value at which Linux writes no dump to a file and hands none to a program either;
+    a limit of zero stops files alone.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (1 if hard == resource.RLIM_INFINITY else min(1, hard), hard))
 
 
 def sha256_of_file(path: Path) -> str:

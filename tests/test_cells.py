@@ -39,3 +39,9 @@ def test_guarded_text_comes_back_and_is_no_formula(text: str) -> None:
     cell = guard_cell(text)
     assert unguard_cell(cell) == text
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_a_cell_that_begins_with_a_sign_of_either_width_is_no_formula(sign: str) -> None:
+    assert guard_cell(f"{sign}1+1") == f"'{sign}1+1"
+    assert unguard_cell(guard_cell(f"{sign}1+1")) == f"{sign}1+1"
