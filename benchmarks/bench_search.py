@@ -62,6 +62,7 @@ from heads.engines.training_clips import TrainingClips, View
 from heads.scoring.metrics import macro_f1, session_counts
 from heads.scoring.statistics import paired_comparison
 from heads.scoring.thresholds import tuned_thresholds
+from heads.search import results as results_module
 from heads.search import search as search_module
 from heads.search.search import STACKED_TRIALS
 
@@ -76,7 +77,7 @@ OPTUNA_AND_EVALUATION: tuple[tuple[Any, str], ...] = (
     (search_module._Search, "_ask"),
     (search_module._Search, "_is_pruned"),
     (search_module._Search, "_end_steps"),
-    (search_module, "importances"),
+    (results_module, "importances"),
     (StackedTrainer, "_reports"),
 )
 REPORTS = 30

@@ -27,6 +27,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
@@ -144,6 +145,7 @@ def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str,
     def laid_out(_: object, __: Path, *, config: Any, **___: object) -> Any:
         return random_model(config, upcast=upcast)
 
+    save_file({"placeholder": torch.zeros(1)}, folder / "model.safetensors")  # a model folder must hold weights
     inputs = open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop")
     began = time.monotonic()
     with mock.patch("featurecache.backbones.llava_next_video.load_frozen", laid_out):
