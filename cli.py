@@ -631,14 +631,18 @@ def cache_import(
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
-    """Read an export, or features made by others, into the cache."""
+    """Read an export, or features made by others, into the cache.
+
+    Features of withdrawn recordings are left out, and listed; it ends with 3 then.
+    """
     from featurecache.clips.contents import contents
     from featurecache.store.exchange import import_features
     from featurecache.terminal.cache import imported
 
     project = _project(config)
     report = import_features(project.cache, file, name=name, recordings=contents(project) if name else None)
-    return _done(Screen(as_json), report, imported(report, name=name))
+    code = SOME_FAILED if report.withdrawn else DONE
+    return _done(Screen(as_json), report, imported(report, name=name), code=code)
 
 
 @command("doctor", example="featurecache doctor")

@@ -4,8 +4,11 @@ import errno
 import io
 import json
 import stat
+import threading
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -21,8 +24,9 @@ from featurecache.errors import (
     NonFiniteFeatureError,
     SettingsError,
     UnsafeFileError,
+    WithdrawnRecordingError,
 )
-from featurecache.store import FeatureCache
+from featurecache.store import CacheWriter, FeatureCache, compact, forget
 from featurecache.store.exchange import export_features, import_features
 from featurecache.store.external import ExternalFile
 from featurecache.store.proof import digest_of, proof_notes
@@ -367,6 +371,10 @@ def test_a_reader_that_dies_is_a_named_error(root: Path, tmp_path: Path) -> None
             file.has("features")
 
 
+def operations(calls: FaultyOs, name: str) -> list[int]:
+    return [at for at, called in enumerate(calls.calls) if called == name]
+
+
 @pytest.mark.parametrize("operation", ["write", "rename"])
 def test_a_failed_import_leaves_no_row_and_no_space(tmp_path: Path, operation: str) -> None:
     write(tmp_path / "large", make_rows(2500))
@@ -375,12 +383,102 @@ def test_a_failed_import_leaves_no_row_and_no_space(tmp_path: Path, operation: s
     calls = FaultyOs(-1, fails_with(errno.EIO))
     with file_system(calls):
         import_features(tmp_path / "trial", tmp_path / "x.h5")
-    last = max(at for at, name in enumerate(calls.calls) if name == operation)
+    last = operations(calls, operation)[-1]
     with file_system(FaultyOs(last, fails_with(errno.ENOSPC))), pytest.raises(CacheWriteError):
         import_features(tmp_path / "other", tmp_path / "x.h5")
     cache = FeatureCache.open(tmp_path / "other")
     assert [(one.rows, one.inputs["frames"]) for one in cache.spaces] == [(3, 9)]
     assert import_features(tmp_path / "other", tmp_path / "x.h5").rows == 2500
+
+
+@contextmanager
+def meanwhile(other: Callable[[], object], at: int, code: int | None) -> Iterator[None]:
+    """At one operation another thread begins to work on the same cache; then the operation goes on, or fails."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            other()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+
+    def fault(real: Callable[..., object], name: str, args: tuple[object, ...]) -> object:
+        thread.start()
+        thread.join(2)  # it waits for its turn, or has done by then what must not be done meanwhile
+        return real(*args) if code is None else fails_with(code)(real, name, args)
+
+    with file_system(FaultyOs(at, fault)):
+        yield
+        thread.join()
+    assert raised == []
+
+
+def test_a_compaction_during_an_import_that_fails_does_not_keep_its_rows(tmp_path: Path) -> None:
+    write(tmp_path / "large", make_rows(2500))
+    export_features(tmp_path / "large", tmp_path / "x.h5")
+    other = tmp_path / "other"
+    write(other, make_rows(3), of=space(frames=9))
+    calls = FaultyOs(-1, fails_with(errno.EIO))
+    with file_system(calls):
+        import_features(tmp_path / "trial", tmp_path / "x.h5")
+    last = operations(calls, "rename")[-1]
+    with meanwhile(lambda: compact(other), last, errno.ENOSPC), pytest.raises(CacheWriteError):
+        import_features(other, tmp_path / "x.h5")
+    assert [(one.rows, one.inputs["frames"]) for one in FeatureCache.open(other).spaces] == [(3, 9)]
+
+
+def test_of_two_imports_under_one_name_at_once_the_later_one_stays(tmp_path: Path) -> None:
+    ids, features = names(make_rows(4)), np.arange(8, dtype=np.float32).reshape(4, 2)
+    first, second = (made_by_others(tmp_path / f"{n}.npz", features + n, ids) for n in range(2))
+    root = tmp_path / "cache"
+    write(root, make_rows(3))
+    calls = FaultyOs(-1, fails_with(errno.EIO))
+
+    def take_in(source: Path) -> None:
+        import_features(root, source, name="clip", recordings=RECORDINGS)
+
+    with file_system(calls):
+        take_in(made_by_others(tmp_path / "trial.npz", features + 2, ids))
+    with meanwhile(lambda: take_in(second), operations(calls, "rename")[-1], None):
+        take_in(first)
+    np.testing.assert_array_equal(FeatureCache.open(root).load(ids, tap="imported", pooling="clip"), features + 1)
+
+
+def test_a_failed_import_leaves_a_space_that_another_writer_uses(root: Path, tmp_path: Path) -> None:
+    """It made the feature space, and an extraction has begun to write to it since."""
+    importing = CacheWriter(tmp_path / "other", space(), PROVENANCE)
+    with CacheWriter(tmp_path / "other", space(), PROVENANCE) as extracting:
+        assert extracting.claim(digest("a"))
+        importing.withdraw()
+        for row in make_rows(2):
+            extracting.add(row)
+    assert FeatureCache.open(tmp_path / "other").load(names(make_rows(2))).shape == (2, 24)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_import_leaves_out_withdrawn_recordings_and_tells_which(root: Path, tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"features{suffix}"
+    export_features(root, target)
+    forget(root, digest("b"))
+    done = import_features(root, target)
+    assert (done.rows, done.present, done.withdrawn) == (0, 6, ((digest("b")[:16], 3),))
+    assert FeatureCache.open(root).clip_ids() == names(make_rows(6))
+    others = made_by_others(tmp_path / f"others{suffix}", np.arange(18.0).reshape(9, 2), all_names())
+    done = import_features(root, others, name="x", recordings=RECORDINGS)
+    assert (done.rows, done.present, done.withdrawn) == (6, 0, ((digest("b")[:16], 3),))
+
+
+def test_import_of_withdrawn_recordings_alone_is_refused_and_replaces_nothing(root: Path, tmp_path: Path) -> None:
+    earlier = made_by_others(tmp_path / "1.npz", np.arange(12.0).reshape(6, 2), names(make_rows(6)))
+    import_features(root, earlier, name="x", recordings=RECORDINGS)
+    forget(root, digest("b"))
+    before = sorted(root.rglob("*"))
+    source = made_by_others(tmp_path / "2.npz", np.arange(6.0).reshape(3, 2), names(make_rows(3, "b")))
+    with pytest.raises(WithdrawnRecordingError, match=digest("b")[:16]):
+        import_features(root, source, name="x", recordings=RECORDINGS)
+    assert sorted(root.rglob("*")) == before
 
 
 def test_a_feature_that_is_not_finite_is_found_before_the_first_row_is_written(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_an_operation_that_waits_too_long_is_told_why(root: Path) -> None:
 
     def second() -> None:
         with (
-            pytest.raises(CacheBusyError, match="another gc, compact, forget or repair") as caught,
+            pytest.raises(CacheBusyError, match="another gc, compact, forget, repair or import") as caught,
             turn(root, "gc", patience_s=0.1),
         ):
             pass

@@ -9,7 +9,6 @@ Everything is read and checked once before anything is written, and read again w
 from a file that others made is for `external_reader.py` to say.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,7 +36,8 @@ from featurecache.store.external_content import (
 )
 from featurecache.store.record import STORED_DTYPES
 from featurecache.store.segment import as_byte_rows
-from featurecache.store.withdrawn import read_withdrawn
+from featurecache.store.turns import turn
+from featurecache.store.withdrawn import read_withdrawn, refusal
 
 _BATCH_ROWS = 1024
 
@@ -62,7 +62,7 @@ class ImportReport:
         rows: Rows that are new.
         present: Rows that were there already.
         replaced: Fingerprints of the feature spaces that had been imported under this name before, now removed.
-        withdrawn: Rows left out because their recording was withdrawn from the cache.
+        withdrawn: (First 16 digits of its sha256, rows left out) of each recording that was withdrawn from the cache.
     """
 
     fingerprint: str
@@ -71,7 +71,7 @@ class ImportReport:
     rows: int
     present: int
     replaced: tuple[str, ...] = ()
-    withdrawn: int = 0
+    withdrawn: tuple[tuple[str, int], ...] = ()
 
 
 def export_features(
@@ -146,7 +146,8 @@ def import_features(
     """Read one file into a cache: an export, or features made by others.
 
     A file made by others has `features` (N, D) of floating point numbers and `clip_id` (N,). Features imported before
-    under the same name are removed when the new ones are saved.
+    under the same name are removed when the new ones are saved. Rows of recordings that were withdrawn from the cache
+    are left out. While rows are written no compaction, gc, repair, withdrawal or other import works on the cache.
 
     Args:
         root: The cache; made where there is none.
@@ -163,6 +164,8 @@ def import_features(
         ClipTableError: If a clip id is malformed, repeated, or of no known recording.
         FingerprintMismatchError: If an export's inputs do not have the fingerprint it states.
         NonFiniteFeatureError: If a feature holds NaN or infinity.
+        WithdrawnRecordingError: If all its recordings were withdrawn, or one is just then.
+        CacheBusyError: If another operation works on the cache for too long.
         CacheReadError: If the disk refuses to give the file.
         CacheWriteError: If the cache cannot be written.
         Whichever it is, no row and no feature space of the file remains.
@@ -194,20 +197,28 @@ def import_features(
 
 def _import_rows(root: Path, content: ExternalContent) -> ImportReport:
     """Check every feature, write the rows that the cache lacks, and remove what the name meant before."""
-    space = content.space
     checksums = _checked_features(content)
-    cache, withdrawn, left_out = None, read_withdrawn(root), 0
-    with contextlib.suppress(CacheNotFoundError):
-        cache = FeatureCache.open(root)
+    _withdrawn_recordings(root, content)  # where nothing may come in, nothing is made
+    with writing(root):
+        layout.make_cache(root)
+    # A compaction would carry rows on that are to be undone; of two imports under one name each would remove the other.
+    with turn(root, "import"):
+        return _write_rows(root, content, checksums)
+
+
+def _write_rows(root: Path, content: ExternalContent, checksums: npt.NDArray[np.uint32]) -> ImportReport:
+    space, present = content.space, 0
+    withdrawn = _withdrawn_recordings(root, content)
+    cache = FeatureCache.open(root)
     with CacheWriter(root, space, content.provenance) as writer:
         try:
             for first, batch in content.batches():
                 if (row_checksums(as_byte_rows(batch)) != checksums[first : first + len(batch)]).any():
                     raise CacheFormatError("the file must stay as it is while it is read, but it changed. Try again.")
                 clips = content.clips(first, first + len(batch))
-                welcome = [clip for clip in clips if not withdrawn.covers(clip[0])]
-                left_out += len(clips) - len(welcome)
-                lacking = set(welcome if cache is None else cache.missing(welcome, space.fingerprint))
+                welcome = [clip for clip in clips if clip[0][:16] not in withdrawn]
+                lacking = set(cache.missing(welcome, space.fingerprint))
+                present += len(welcome) - len(lacking)
                 for clip, feature, timestamps_us in zip(
                     clips, batch, content.timestamps_us[first : first + len(batch)], strict=True
                 ):
@@ -217,10 +228,24 @@ def _import_rows(root: Path, content: ExternalContent) -> ImportReport:
         except BaseException:
             writer.withdraw()
             raise
-    rows = writer.rows_saved
-    present = len(checksums) - rows - left_out
     replaced = _remove_earlier(root, content) if space.tap == IMPORTED else ()
-    return ImportReport(space.fingerprint, space.tap, space.pooling, rows, present, replaced, left_out)
+    left_out = tuple(withdrawn.items())
+    return ImportReport(space.fingerprint, space.tap, space.pooling, writer.rows_saved, present, replaced, left_out)
+
+
+def _withdrawn_recordings(root: Path, content: ExternalContent) -> dict[str, int]:
+    """{first 16 digits of its sha256: rows} of each recording in the file that was withdrawn from the cache.
+
+    Raises:
+        WithdrawnRecordingError: If no other is in the file.
+    """
+    marks = read_withdrawn(root)
+    recordings, rows = np.unique(content.video_sha256.astype("S16"), return_counts=True)
+    counts = dict(zip(recordings.astype(str).tolist(), rows.tolist(), strict=True))
+    withdrawn = {recording: count for recording, count in counts.items() if marks.covers(recording)}
+    if counts and len(withdrawn) == len(counts):
+        raise refusal(next(iter(withdrawn)))
+    return withdrawn
 
 
 def _checked_features(content: ExternalContent) -> npt.NDArray[np.uint32]:

@@ -4,6 +4,7 @@ The file is parsed by another process (`external_reader.py`), which has little m
 Whatever it does there (refuse, loop, run out of memory, crash), what happens here is one named error.
 """
 
+import contextlib
 import json
 import signal
 import stat
@@ -60,7 +61,7 @@ class ExternalFile:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        with self._process:  # closes the pipes and waits
+        with contextlib.suppress(BrokenPipeError), self._process:  # closes the pipes and waits
             pass
 
     def has(self, name: str) -> bool:

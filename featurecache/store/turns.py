@@ -1,4 +1,4 @@
-"""Turns: gc, compact, forget and repair of one cache run one after the other, on whatever machines they are.
+"""Turns: gc, compact, forget, repair and import of one cache run one after the other, on whatever machines they are.
 
 The turn is a claim like those on recordings: a hidden file in the cache's folder that its holder touches, that ends
 at once where its process is gone from this machine, and after two minutes without a touch elsewhere. Nothing that
@@ -49,8 +49,8 @@ def turn(root: Path, what: str, *, patience_s: float = PATIENCE_S) -> Iterator[N
         while not _taken(claims, root):
             if time.monotonic() > deadline:
                 raise CacheBusyError(
-                    f"{what} must have the cache {root} to itself, but another gc, compact, forget or repair has been "
-                    f"working on it for {patience_s:.0f} s. Let it finish or end it, then run {what} again."
+                    f"{what} must have the cache {root} to itself, but another gc, compact, forget, repair or import "
+                    f"has been working on it for {patience_s:.0f} s. Let it finish or end it, then run {what} again."
                 )
             time.sleep(_ASK_AGAIN_S)
         held.add(key)

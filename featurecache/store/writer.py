@@ -202,6 +202,9 @@ class CacheWriter:
     def withdraw(self) -> None:
         """Undo everything: drop the gathered rows, remove the committed ones, and the feature space if this made it.
 
+        A feature space that another writer has begun to use stays. Rows that a compaction has merged meanwhile stay
+        too: hold the cache's turn (`turns.py`) from before the first commit.
+
         Raises:
             CacheWriteError: If something cannot be removed; running it again goes on.
         """
@@ -215,7 +218,10 @@ class CacheWriter:
                     discard(folder)
                 self._rows_saved = 0
                 self._committed.pop()
-            if self._made_space and files.exists(self._folder) and not segment_names(self._folder):
+            in_use = segment_names(self._folder) or any(
+                files.inside(self._folder / name) for name in ("staging", "claims")
+            )
+            if self._made_space and files.exists(self._folder) and not in_use:
                 discard(self._folder)
 
     def __enter__(self) -> Self:

@@ -117,7 +117,11 @@ def imported(report: "ImportReport", *, name: str | None) -> Iterator[Piece]:
         f"tap {report.tap}, pooling {report.pooling}"
     )
     if report.withdrawn:
-        yield f"left out {counted(report.withdrawn, 'feature')} of withdrawn recordings"
+        left_out = counted(sum(rows for _, rows in report.withdrawn), "feature")
+        yield Warn(f"left out {left_out} of {counted(len(report.withdrawn), 'withdrawn recording')}:")
+        yield from (f"  {recording}: {counted(rows, 'feature')}" for recording, rows in report.withdrawn[:MOST_LISTED])
+        if len(report.withdrawn) > MOST_LISTED:
+            yield f"  and {len(report.withdrawn) - MOST_LISTED} more (all of them with --json)"
     yield from (f"removed {fingerprint[:16]}, imported under this name before" for fingerprint in report.replaced)
     if name:
         yield f"Train on them: featurecache tune --features {name}"
