@@ -79,7 +79,7 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
             except OSError as error:
                 _fail(error, system_error(error), as_json=bool(kwargs.get("as_json")))
             except KeyboardInterrupt:
-                print("interrupted: what was saved is kept, and running again goes on from there.", file=sys.stderr)
+                print("interrupted: what was saved stays, and running again resumes from there.", file=sys.stderr)
                 raise typer.Exit(INTERRUPTED) from None
             raise typer.Exit(code)
 
@@ -252,7 +252,7 @@ def train(
 
 @command("tune", example="featurecache tune --trials 200")
 def tune(
-    trials: Annotated[int, typer.Option(min=1, help="Finished trials that the study shall have in all.")] = 200,
+    trials: Annotated[int, typer.Option(min=1, help="Completed trials that the study shall have in total.")] = 200,
     seed: learning.Seed = 0,
     permutations: learning.Permutations = 0,
     refit_seeds: learning.RefitSeeds = 0,
@@ -534,7 +534,7 @@ def cache_verify(
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
-    """Check the cache, and that it holds every clip of clips.csv; ends with 1 if anything is wrong."""
+    """Check the cache against clips.csv; exits with 1 on any fault."""
     from featurecache.terminal.cache import check
     from featurecache.workflow.care import verify_project
 
@@ -559,7 +559,7 @@ def cache_repair(config: options.Config = Path(), as_json: options.AsJson = Fals
 def cache_gc(
     apply: Annotated[bool, typer.Option("--apply", help="Remove it; otherwise only list it.")] = False,
     space: Annotated[list[str] | None, typer.Option(help="Also this feature space (8 digits or more).")] = None,
-    quarantine: Annotated[bool, typer.Option("--quarantine", help="Also what repair has set aside.")] = False,
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Also what repair has quarantined.")] = False,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
@@ -672,7 +672,7 @@ def demo(
     screen = Screen(as_json)
     drawing, there = (
         "drawing recordings and their annotations ...",
-        f"{directory} holds a demo already; going on with it",
+        f"{directory} holds a demo already; resuming it",
     )
     project = make_demo(directory, on_drawing=lambda is_new: screen.say(drawing if is_new else there))
     steps: dict[str, Any] = {}

@@ -64,7 +64,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             tap, slash, pooling = name.partition("/")
             if not (tap and slash and pooling):
                 raise SettingsError(
-                    f"inputs must be kept features as tap/pooling, joined by +, but {name!r} is not. "
+                    f"inputs must be selected features as tap/pooling, joined by +, but {name!r} is not. "
                     "Write e.g. final/mean+final/motion."
                 )
             features = cache.load(clip_ids, tap, pooling, self.space)

@@ -58,7 +58,7 @@ def _folds(count: int) -> int:
 def _kept_features(inputs: str) -> str:
     parts = inputs.split("+")
     if len(set(parts)) < len(parts) or not all(re.fullmatch(r"[^/+]+/[^/+]+", part) for part in parts):
-        raise ValueError('different kept features as "tap/pooling", joined by "+"')
+        raise ValueError('different selected features as "tap/pooling", joined by "+"')
     return inputs
 
 

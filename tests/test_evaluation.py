@@ -17,7 +17,7 @@ from heads.settings import HeadSettings
 from heads.workflow.evaluation import (
     Evaluation,
     compare_evaluations,
-    count_looks,
+    count_evaluations,
     evaluate_bundle,
     evaluate_bundles,
     evaluate_without_each_session,
@@ -43,7 +43,7 @@ def test_evaluate_bundle_says_in_the_document_which_look_it_was(tmp_path: Path) 
     first, second = (evaluated(make_bundle(), held_out(), tmp_path / "looks.jsonl") for _ in range(2))
     assert (first.metrics["looks"], second.metrics["looks"]) == (1, 2)
     assert "looks_warning" not in first.metrics
-    assert "too kind" in second.metrics["looks_warning"]
+    assert "optimistically biased" in second.metrics["looks_warning"]
 
 
 def test_evaluate_bundle_writes_a_forced_split_into_the_document(tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ def test_evaluate_bundles_looks_at_nothing_when_not_all_can_be_compared(tmp_path
     assert not log.exists()
 
 
-def test_count_looks_counts_a_line_without_an_id_as_a_look_of_its_own(tmp_path: Path) -> None:
+def test_count_evaluations_counts_a_line_without_an_id_as_a_look_of_its_own(tmp_path: Path) -> None:
     log = tmp_path / "looks.jsonl"
     older, newer = {"sessions_sha256": "s"}, {"sessions_sha256": "s", "look": "1"}
     lines = [older, older, newer, newer, {**newer, "look": "2"}, {**newer, "sessions_sha256": "t"}]
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '"no look"\n{"torn')
-    assert count_looks(log, "s") == 6
+    assert count_evaluations(log, "s") == 6
 
 
 SETTINGS = HeadSettings(solver="convex", l2=0.1)

@@ -87,7 +87,7 @@ def test_leakage_record_says_what_the_splits_go_by() -> None:
     }
     forced = leakage_record([clip("a", "A", "train"), clip("a", "A", "test", 1), clip("a", "A", "train", 3)])
     assert (forced["split_level"], forced["recordings_in_several_splits"]) == ("clip", 1)
-    assert "too kind" in forced["split_warning"]
+    assert "optimistically biased" in forced["split_warning"]
     assert forced["purged_clips"] == {"train": 1, "validation": 0}
     assert split_level(ALTERNATING) == "clip"
 

@@ -75,7 +75,7 @@ def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Proj
     killer.start()
     done = extract_on_ray(project.root, project, plan, address="local", on_progress=listen)
     killer.join()
-    assert len(done.deaths) == 1
+    assert len(done.crashes) == 1
     assert done.extraction.progress.extracted == plan.todo == 160
     assert not still_lacking(project, plan)
     paths = project.cache.glob("spaces/*/segments/0*")

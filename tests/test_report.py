@@ -18,7 +18,7 @@ from heads.report.figures import cooccurrence_figure, plain, threshold_figure
 from heads.report.frames import thumbnails
 from heads.report.names import ShownNames
 from heads.report.searching import search_figures
-from heads.report.summary import always_yes, floor_of
+from heads.report.summary import all_positive_f1, floor_of
 from heads.report.timelines import Difference, Timeline, differences, not_compared
 from tests.make_videos import number_in, write_video
 from tests.report_samples import (
@@ -92,8 +92,8 @@ def test_report_says_what_was_found_and_how_sure_it_is(written: Path) -> None:
     low, high = metrics["macro_f1_ci95"]
     assert f"{metrics['macro_f1']:.2f}" in page.text
     assert f"95% CI {low:.2f} to {high:.2f}" in page.text
-    assert f"Answering yes to everything gives {floor_of(metrics):.2f}" in page.text
-    assert "The test split was looked at 2 times" in page.text
+    assert f"The all-positive baseline reaches {floor_of(metrics):.2f}" in page.text
+    assert "The test split was evaluated 2 times" in page.text
     assert "ventilation 0.5, stimulation 0.5, suction 0.5" in page.text
     assert page.text.count("How to read this.") >= 12
 
@@ -123,7 +123,7 @@ def test_report_flags_a_forced_clip_level_split(project: Path) -> None:
     report_on(project)
     text = _Page(project / "runs" / "report.html").text
     assert "a clip-level split was forced" in text
-    assert "clip-level split, too kind" in text  # beside the method
+    assert "clip-level split, biased" in text  # next to the method
 
 
 def test_report_flags_a_clip_table_whose_splits_cut_sessions(project: Path) -> None:
@@ -150,7 +150,7 @@ def test_report_calls_a_validation_score_too_kind_when_nothing_was_evaluated(pro
     report_on(project)
     text = _Page(project / "runs" / "report.html").text
     assert "on the validation split" in text
-    assert "it is too kind" in text
+    assert "it is optimistically biased" in text
     assert "featurecache evaluate" in text
 
 
@@ -383,10 +383,10 @@ def test_report_names_what_it_leaves_out_of_a_comparison_and_the_log_of_looks(pr
         log.write("{\n[]\n")
     report = report_on(project)
     assert report.problems == (
-        "test_looks.jsonl: 2 of its lines cannot be read, and each counts as a look",
+        "test_looks.jsonl: 2 of its lines cannot be read, and each counts as a test-set evaluation",
         "tune/test_comparison.json: its difference is not a number",
     )
-    assert "The test split was looked at 4 times" in _Page(report.path).text
+    assert "The test split was evaluated 4 times" in _Page(report.path).text
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_report_names_what_it_leaves_out_of_a_comparison_and_the_log_of_looks(pr
         ({"epochs": [{"epoch": "a"}]}, "its epochs are not counted"),
         ({"epochs": [{"epoch": 0}, {"epoch": 0}]}, "its epochs are not counted"),
         ({"epochs": [{"epoch": 0, "train_loss": float("nan")}]}, "its losses and scores are not all numbers"),
-        ({"epochs": [{"epoch": 0}], "kept_epoch": 2}, "the kept epoch is none of its epochs"),
+        ({"epochs": [{"epoch": 0}], "kept_epoch": 2}, "the selected epoch is none of its epochs"),
         ({}, "it holds an empty JSON object"),
     ],
 )
@@ -420,7 +420,7 @@ def test_report_draws_losses_and_macro_f1_over_epochs_with_the_kept_one_marked(p
     for figure in (losses, scores):
         (kept,) = figure["layout"]["shapes"]
         assert kept["x0"] == kept["x1"] == 3
-    assert "lora : 5 epochs, epoch 3 kept" in page.text
+    assert "lora : 5 epochs, epoch 3 selected" in page.text
 
 
 def test_report_says_in_words_what_one_epoch_did(project: Path) -> None:
@@ -429,7 +429,7 @@ def test_report_says_in_words_what_one_epoch_did(project: Path) -> None:
     assert not [id for id in page.blocks["figures"] if id.startswith("learning")]
     assert "validation loss 0.5000 before and 0.5100 after it" in page.text
     assert "macro-F1 at 0.5 0.7000 before and 0.6800 after" in page.text
-    assert "1 epoch, epoch 0 kept" in page.text
+    assert "1 epoch, epoch 0 selected" in page.text
 
 
 def test_report_names_the_file_that_cannot_be_written(tmp_path: Path) -> None:
@@ -478,14 +478,14 @@ def test_differences_are_the_compared_time_of_exactly_one_side(annotated: Any, p
     assert _covered(not_compared(timeline)) == set(range(40)) - _covered(scope)
 
 
-def test_always_yes_equals_the_score_of_answering_yes() -> None:
+def test_all_positive_baseline_equals_the_score_of_predicting_every_label() -> None:
     import numpy as np
 
     Y = (np.random.default_rng(0).random((50, 3)) < 0.3).astype(int)
     Y[:, 2] = 0
     metrics = metrics_of(Y, np.ones(Y.shape), LABELS, "test")
     expected = {label: one["f1"] for label, one in metrics["per_class"].items() if one["f1"] is not None}
-    assert always_yes(metrics) == pytest.approx(expected)
+    assert all_positive_f1(metrics) == pytest.approx(expected)
     assert floor_of(metrics) == pytest.approx(metrics["macro_f1"])
 
 

@@ -459,7 +459,7 @@ def test_search_heads_checks_against_labels_of_wrong_sessions_when_asked(tmp_pat
     assert len(check["permuted"]) == 4
     assert check["p_value"] == pytest.approx(0.2)
     assert check["observed"] > check["permuted_mean"] + 0.1
-    assert "labels dealt to the wrong sessions" in " ".join(in_words(best))
+    assert "labels permuted across sessions" in " ".join(in_words(best))
 
 
 @pytest.mark.parametrize("solver", ["convex", "adamw"])
@@ -479,7 +479,7 @@ def test_search_heads_tells_how_far_scores_spread_over_seeds_and_folds_when_aske
 
 
 def test_a_run_says_what_its_splits_are(tmp_path: Path) -> None:
-    leakage = {"split_level": "clip", "purged_clips": {"train": 3}, "split_warning": "too kind"}
+    leakage = {"split_level": "clip", "purged_clips": {"train": 3}, "split_warning": "optimistically biased"}
     train(tmp_path / "run", noisy(1.0, leakage=leakage))
     for name in ("best.json", "validation_metrics.json"):
         assert json.loads((tmp_path / "run" / name).read_text()).items() >= leakage.items()

@@ -36,7 +36,7 @@ class DecimalMarks:
         mark = "," if "," in text else "." if "." in text else ""
         if mark == "," and self.separator == ",":
             raise ValueError(
-                f"{column} must have a decimal point where commas separate the cells, but it is {text!r}. "
+                f"{column} must have a decimal point where commas separate the fields, but it is {text!r}. "
                 "Write a point, or save the table with semicolons."
             )
         self.mark = self.mark or mark

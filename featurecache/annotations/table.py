@@ -164,8 +164,8 @@ class _Reader:
         width = len(self.text.header[1])
         if len(cells) < width or any(cells[width:]):
             self.left_out.append(
-                f"line {line}: a row must have as many cells as the header ({width}), but this one has {len(cells)}. "
-                f"Quote cells that contain the separator {self.text.separator!r}."
+                f"line {line}: a row must have as many fields as the header ({width}), but this one has {len(cells)}. "
+                f"Quote fields that contain the separator {self.text.separator!r}."
             )
             return
         row = {key: unguard_cell(cells[place]) for key, place in self.places.items()}

@@ -250,7 +250,9 @@ def _warnings(audit: LabelAudit) -> list[str]:
         named = [f"{label} ({count})" for label, count in audit.unused_labels.items()]
         lines.append(f"the annotations hold labels that the table does not use: {_some(named)}.")
     if audit.split_level == "clip":
-        lines.append("the splits cut sessions: clips of one session train and score, so every score is too kind.")
+        lines.append(
+            "the splits cut sessions: clips of one session train and score, so every score is optimistically biased."
+        )
     if audit.shared_recordings:
         lines.append(
             f"{_count(audit.shared_recordings, 'recording')} with several sessions, which are less apart than they "

@@ -217,8 +217,8 @@ def _clip(name: str, line: int, row: Sequence[str], labels: Sequence[str], *, de
     width = len(COLUMNS) + len(labels)
     if len(row) < width or any(row[width:]):
         raise ClipTableError(
-            f"{name}, line {line}: it must have {width} cells as the header has, but it has {len(row)}. "
-            "Restore the missing ones, or remove what is behind the last."
+            f"{name}, line {line}: it must have {width} fields as the header has, but it has {len(row)}. "
+            "Restore the missing ones, or remove what follows the last."
         )
     clip, recording, session, split, start, end = (cell.strip() for cell in row[: len(COLUMNS)])
     recording = unguard_cell(row[1])

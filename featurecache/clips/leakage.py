@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featurecache.clips.clip import Clip, union_of
 
-FORCED = "splits cut sessions: clips of one session train and score, so these scores are too kind"
+FORCED = "splits cut sessions: clips of one session train and score, so these scores are optimistically biased"
 """What every result of a forced clip-level split says."""
 
 _GIVES_WAY_TO = {"train": ("validation", "test"), "validation": ("test",)}
@@ -49,7 +49,7 @@ class Leak:
         if not self.clip_level:
             return f"Correct the {self.column} column, or delete the lines."
         return (
-            f"Correct the {self.column} column; or, if scores that are too kind will do, set "
+            f"Correct the {self.column} column; or, if optimistically biased scores will do, set "
             "allow_clip_level = true under [splits]."
         )
 

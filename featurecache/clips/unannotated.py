@@ -112,7 +112,7 @@ def rules_in_words(settings: Settings) -> list[str]:
     if data.annotated_span is not None:
         time = f"time is annotated where {data.annotated_span!r} is marked; outside of it clips are unlabelled"
     elif data.unannotated_time == "until_last_annotation":
-        time = "an annotated recording is annotated up to its last annotation; behind it clips are unlabelled"
+        time = "an annotated recording is annotated up to its last annotation; later clips are unlabelled"
     else:
         time = (
             "time without an annotation is negative in an annotated recording; a recording without annotations is "

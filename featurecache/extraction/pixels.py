@@ -25,7 +25,6 @@ from featurecache.backbones.resize import FrameResize
 from featurecache.clips.clip import clip_id
 from featurecache.errors import UnreadableVideoError
 from featurecache.extraction.pipeline import Span, Work, clips_of
-from featurecache.files import forbid_core_dumps
 from featurecache.video.recordings import Recording
 from featurecache.video.sampling import ClipFailure
 
@@ -50,7 +49,6 @@ class PixelStore:
         decoders: int,
         most_bytes: float,
     ) -> None:
-        forbid_core_dumps()
         self._clips, self._frames, self._resize, self._decoders = clips, frames, resize, decoders
         self.clip_bytes = frames * resize.image_px**2 * 3
         self.most = max(1, int(most_bytes // self.clip_bytes))

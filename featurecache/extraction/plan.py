@@ -279,5 +279,5 @@ def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn) -
         return "the recording's content is not the one clips.csv was made from; run featurecache clips"
     width, height = recording.info.width_px, recording.info.height_px
     if max(width, height) > _MOST_ASPECT * min(width, height):
-        return f"a picture's sides must be within {_MOST_ASPECT} to 1, but they are {width} x {height} px"
+        return f"a frame's sides must be within {_MOST_ASPECT} to 1, but they are {width} x {height} px"
     return ""

@@ -25,7 +25,7 @@ class Explanation:
         clip_id: The clip.
         fingerprint: Of the feature space that lacks it, or of the first where none does.
         found: Whether every kept feature is there.
-        reasons: Why, for the first kept feature that is lacking.
+        reasons: Why, for the first kept feature that is missing.
     """
 
     clip_id: str
@@ -58,7 +58,7 @@ def explain(project: Project, clip_id: str) -> Explanation:
     if not lacking:
         return answer("the cache has it.", found=True)
     name, wanted = next(iter(lacking.items()))
-    reasons = [f"{name} is lacking."] if len(spaces) > 1 else []
+    reasons = [f"{name} is missing."] if len(spaces) > 1 else []
     told = len(reasons)
     holders = tuple(space for space in holders if (space.tap, space.pooling) == (wanted.tap, wanted.pooling))
     why = known_failures(project).reason(clip_id, wanted.fingerprint)

@@ -115,8 +115,8 @@ batch_size = "auto"               # clips at once; "auto": from the memory that 
 decoders = 2
 
 [train]                           # the head that `featurecache train` fits
-# inputs = "final/mean"           # kept features side by side: "final/mean+final/motion"; left out: the first kept
-# kind = "linear"                 # or "mlp"; on kept frames "attention", "temporal"
+# inputs = "final/mean"           # selected features, concatenated: "final/mean+final/motion"; left out: the first
+# kind = "linear"                 # or "mlp"; on the pooling frames "attention", "temporal"
 # hidden_width = 128              # of "mlp" and "temporal"
 # normalization = "standardize"   # or "l2", "none"
 # components = 0                  # principal components; 0 keeps all features
@@ -135,13 +135,13 @@ decoders = 2
 # patience = 0                    # epochs without a better validation score that end training; 0: never
 
 [search]                          # what `featurecache tune` chooses from: [lowest, highest], or all choices
-# inputs = ["final/mean"]         # left out: each kept vector, each mean beside its motion, and all means together
+# inputs = ["final/mean"]         # left out: each selected vector, each mean with its motion, and all means together
 # kind = ["linear"]
 # hidden_width = [16, 256]        # of "mlp" and "temporal"
 # normalization = ["standardize"]
 # components = [0]                # those that are fewer than the features
 # spectral_exponent = [0.0, 1.0]
-# solver = ["convex", "adamw"]    # convex first, a grid for each choice above, then trials by steps
+# solver = ["convex", "adamw"]    # convex first, a grid for each choice above, then trials by AdamW
 # l2 = [1e-3, 10.0]
 # folds = 5                       # of the training sessions, to choose in a convex grid; 0: by validation
 # learning_rate = [3e-6, 0.03]
@@ -169,7 +169,7 @@ decoders = 2
 # micro_batch = 4                 # clips in memory at once; halved where they do not fit
 # warmup = 0.03                   # share of the steps in which the learning rate rises
 # clip_norm = 1.0                 # of the gradient
-# gradient_checkpointing = true   # each layer computed twice instead of kept: less memory, more time
+# gradient_checkpointing = true   # activations are recomputed: less memory, more time
 # checkpoint_minutes = 10.0
 
 [finetune]                        # the supervised baseline, `featurecache finetune`

@@ -91,5 +91,8 @@ def _disk(project: Project, *, is_planned: bool) -> Check:
         found += f"; {plan.todo} clips to do need about {size(needed)}"
     if free > needed + _SPARE_BYTES:
         return Check("disk", True, found)
-    fix = "Free room, keep fewer features (tokens take by far the most), or move the project to a larger disk."
+    fix = (
+        "Free space, select fewer features in features.keep (tokens take by far the most), or move the project to a "
+        "larger disk."
+    )
     return Check("disk", False, found, fix)

@@ -107,7 +107,7 @@ def _weights(folder: Path) -> Check:
 
 
 def _prompt(text: str) -> Check:
-    found = f"the words behind the video ({text!r}) cannot change a feature: attention is causal"
+    found = f"the text after the video ({text!r}) cannot change a feature: attention is causal"
     return Check("prompt", True, found, "Move what matters in front of <video>.")
 
 

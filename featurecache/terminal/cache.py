@@ -47,7 +47,7 @@ def check(report: "VerifyReport") -> Iterator[Piece]:
         f"{len(report.damage)} damaged"
     )
     if report.damage:
-        yield "Set the damage aside: featurecache cache repair"
+        yield "Quarantine the damage: featurecache cache repair"
     for fingerprint, missing in report.missing:
         if missing:
             yield Warn(
@@ -63,7 +63,7 @@ def check(report: "VerifyReport") -> Iterator[Piece]:
 
 def repaired(report: "RepairReport") -> Iterator[Piece]:
     """What a repair set aside, and which clips are to be extracted again."""
-    yield f"set aside {len(report.set_aside)} damaged, wrote {counted(len(report.rewritten), 'record')} again"
+    yield f"quarantined {len(report.set_aside)} damaged, wrote {counted(len(report.rewritten), 'record')} again"
     yield from (f"  to extract again: {clip}" for _, clip in report.lost[:MOST_LISTED])
     if len(report.lost) > MOST_LISTED:
         yield f"  and {len(report.lost) - MOST_LISTED} more (all of them with --json)"
@@ -113,7 +113,7 @@ def exported(report: "ExportReport") -> Iterator[Piece]:
 def imported(report: "ImportReport", *, name: str | None) -> Iterator[Piece]:
     """What was read in, and how to train on it."""
     yield (
-        f"took in {counted(report.rows, 'feature')}, had {report.present} already; "
+        f"imported {counted(report.rows, 'feature')}, had {report.present} already; "
         f"tap {report.tap}, pooling {report.pooling}"
     )
     if report.withdrawn:

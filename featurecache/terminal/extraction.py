@@ -22,7 +22,7 @@ def plan_lines(plan: "Plan") -> Iterator[Piece]:
     yield f"{counted(plan.planned, 'clip')}: {plan.present} in the cache, {plan.todo} to do"
     if plan.inputs.text_after_video:
         yield Warn(
-            f"the words behind the video ({plan.inputs.text_after_video!r}) cannot change a feature: attention is "
+            f"the text after the video ({plan.inputs.text_after_video!r}) cannot change a feature: attention is "
             "causal. Move what matters in front of <video>."
         )
 
@@ -66,17 +66,17 @@ def _outcome(report: "ExtractionReport") -> Iterator[Piece]:
             f"extracted {counted(done.extracted, 'clip')} in {done.elapsed_s:.1f} s "
             f"({done.extracted / done.elapsed_s:.1f} clips/s in batches of {done.batch_size}): "
             f"the model ran {done.model_s / done.elapsed_s:.0%} of it, "
-            f"waited for video {done.waited_s / done.elapsed_s:.0%}, bringing pictures to it took "
-            f"{done.preprocess_s / done.elapsed_s:.0%}; writing beside it {done.write_s / done.elapsed_s:.0%}"
+            f"waited for video {done.waited_s / done.elapsed_s:.0%}, preprocessing frames took "
+            f"{done.preprocess_s / done.elapsed_s:.0%}; writing, in parallel, {done.write_s / done.elapsed_s:.0%}"
         )
     elif report.plan.todo:
         yield f"extracted nothing in {done.elapsed_s:.1f} s"
     if report.outcome.checked:
         yield f"computed {counted(report.outcome.checked, 'stored clip')} again first: the same as stored"
-    for death in report.deaths:
-        yield Warn(f"{death.worker} {death.reason}; what it had not saved was computed again")
+    for crash in report.crashes:
+        yield Warn(f"{crash.worker} {crash.reason}; what it had not saved was computed again")
     if done.elsewhere:
-        yield f"left to another process, which is at it: {counted(done.elsewhere, 'clip')}"
+        yield f"claimed by another process, in progress: {counted(done.elsewhere, 'clip')}"
 
 
 def failures(failed: "Sequence[FailedClip]") -> Iterator[Piece]:
@@ -97,7 +97,7 @@ def forecast_pieces(found: "Forecast", plan: "Plan", width: int) -> Iterator[Pie
     table = Table(title=title, title_justify="left", show_footer=True)
     unit, scale = ("TFLOP", 1.0) if found.tflop_per_clip >= 0.1 else ("GFLOP", 1e3)
     seconds = sum(part.seconds for part in found.parts)
-    table.add_column("part", footer="in all")
+    table.add_column("part", footer="total")
     table.add_column(unit, justify="right", footer=f"{found.tflop_per_clip * scale:.2f}")
     table.add_column("share of time", justify="right", footer=rough_time(seconds))
     for part in found.parts:

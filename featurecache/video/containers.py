@@ -127,7 +127,7 @@ def open_video(path: Path, *, max_pixels: int) -> Iterator[OpenVideo]:
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > max_pixels:
             raise UnreadableVideoError(
-                f"a picture must have at most {max_pixels} pixels, but '{path}' has {width} x {height}."
+                f"a frame must have at most {max_pixels} pixels, but '{path}' has {width} x {height}."
             )
         stream.codec_context.thread_count = 1
         stream.codec_context.copy_opaque = True

@@ -56,7 +56,7 @@ def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     with open_video(path, max_pixels=max_pixels) as video:
         frame = _first_picture(video)
         if frame is None:
-            raise UnreadableVideoError(f"a recording must hold pictures, but none of '{path}' can be decoded.")
+            raise UnreadableVideoError(f"a recording must hold frames, but none of '{path}' can be decoded.")
         orientation = orientation_of(frame)
         width, height = frame.width, frame.height
         if orientation.transpose:

@@ -283,14 +283,14 @@ class _Sampler:
 
     def _convert(self) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
         if self.shown is None or self.shown.frame is None:
-            return None, "the recording has no picture."
+            return None, "the recording has no frame."
         width, height = self.shown.frame.width, self.shown.frame.height
         if width * height > self.max_pixels:
-            return None, f"a picture must have at most {self.max_pixels} pixels, but one has {width} x {height}."
+            return None, f"a frame must have at most {self.max_pixels} pixels, but one has {width} x {height}."
         try:
             picture = to_rgb(self.shown.frame, self.reformatter)
         except (av.error.FFmpegError, ValueError) as error:
-            return None, f"a picture must be convertible to RGB, but {self.shown.frame.format.name} is not ({error})."
+            return None, f"a frame must be convertible to RGB, but {self.shown.frame.format.name} is not ({error})."
         self.size = picture.shape
         return (self.fit(picture) if self.fit else picture), None
 
@@ -306,7 +306,7 @@ class _Sampler:
             return f"the recording is damaged at {at}."
         if self.shown is None:
             if step.is_end:
-                return "no picture of the recording can be decoded."
+                return "no frame of the recording can be decoded."
             if step.left_out:
                 raise NeededAfterAll
             return f"the video starts at {self.video.to_us(step.pts) / 1e6:.3f} s, after the sample at {at}."

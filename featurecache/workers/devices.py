@@ -5,7 +5,7 @@ to stdout goes to stderr. Processes have sessions of their own, so that Ctrl-C r
 them save what they have; stdin is never closed before, so that a process whose parent was killed sees its end and
 stops too.
 
-Not here: who does what, and what becomes of the dead (`crew.py`).
+Not here: who does what, and what becomes of the dead (`pool.py`).
 """
 
 import contextlib
@@ -24,8 +24,16 @@ from featurecache.errors import FeatureCacheError, SettingsError
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan
 from featurecache.project.settings import Project
-from featurecache.workers.messages import Death, Report, Share, decode_report, decode_share, encode_report, encode_share
-from featurecache.workers.pool import CrewExtraction, Tell, run_crew, run_share, shares
+from featurecache.workers.messages import (
+    Report,
+    Share,
+    WorkerCrash,
+    decode_report,
+    decode_share,
+    encode_report,
+    encode_share,
+)
+from featurecache.workers.pool import PoolExtraction, Tell, run_pool, run_share, shares
 
 _INTERRUPTED = 130
 
@@ -87,7 +95,7 @@ def extract_on_devices(
     *,
     devices: Sequence[Device],
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> CrewExtraction:
+) -> PoolExtraction:
     """Computes what the plan found missing, with one process for each device.
 
     Args:
@@ -108,7 +116,7 @@ def extract_on_devices(
         device, share = of_name[name]
         return _Process(device, share, tell)
 
-    return run_crew(project, plan, list(of_name), start, on_progress=on_progress)
+    return run_pool(project, plan, list(of_name), start, on_progress=on_progress)
 
 
 class _Process:
@@ -126,7 +134,7 @@ class _Process:
         self._stdin = cast(IO[bytes], self._process.stdin)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        with contextlib.suppress(BrokenPipeError):  # then the listener tells of its death
+        with contextlib.suppress(BrokenPipeError):  # then the listener tells of its crash
             self._stdin.write(encode_share(share))
             self._stdin.flush()
 
@@ -154,7 +162,9 @@ class _Process:
                         self._tell(last)
         code = self._process.wait()
         if last is None or isinstance(last, Progress):
-            last = Death(self._name, f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}")
+            last = WorkerCrash(
+                self._name, f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
+            )
         self._tell(last)
 
 

@@ -31,14 +31,14 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Death:
-    """A worker's end without a result: who, and of what."""
+class WorkerCrash:
+    """A worker that ended without a result, and the reason."""
 
     worker: str
     reason: str
 
 
-Report = Progress | Extraction | FeatureCacheError | OSError | Death
+Report = Progress | Extraction | FeatureCacheError | OSError | WorkerCrash
 """What a worker tells; all but progress is its last word."""
 
 
@@ -64,9 +64,9 @@ def encode_report(report: Report) -> bytes:
 def decode_report(line: bytes) -> Report:
     """The report of a line; an error is of the class it was."""
     ((kind, content),) = json.loads(line).items()
-    for known in (Progress, Extraction, Death):
+    for known in (Progress, Extraction, WorkerCrash):
         if kind == known.__name__:
-            return TypeAdapter[Progress | Extraction | Death](known).validate_python(content)
+            return TypeAdapter[Progress | Extraction | WorkerCrash](known).validate_python(content)
     error: FeatureCacheError | OSError = getattr(errors, kind, OSError)(*content)
     return error
 

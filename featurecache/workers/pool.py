@@ -1,11 +1,11 @@
-"""Several workers at one extraction: they share the list by claims in the cache, and one that dies loses no clip.
+"""A pool of workers for one extraction: they share the list by claims in the cache, and a crash loses no clip.
 
-Every worker gets the whole list and takes recordings from it, the long ones first, as processes that were started
-by hand do: a recording is one worker's, so that no row is computed twice. A worker that dies is started again once
-and goes on with what the cache lacks; where all have ended and clips are left after a death, those that still can
-are asked once more. What was done is read from the cache at the end, not from what workers said.
+Every worker gets the whole list and claims recordings from it, the longest first, as processes started by hand do. A
+recording is claimed by one worker, so that no row is computed twice. A worker that crashes is restarted once and
+resumes with what the cache is missing. Where all workers have ended and clips are left after a crash, those that may
+still run are started once more. The result is read from the cache at the end, not from the workers' reports.
 
-Not here: what a worker runs in (a process per device, a Ray actor), and how its words travel.
+What a worker runs in (a process per device, a Ray actor) and how its messages travel is not here.
 """
 
 import queue
@@ -21,9 +21,9 @@ from featurecache.extraction.pipeline import Extraction, Progress, Work
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan, still_lacking
 from featurecache.project.settings import Project, open_project
-from featurecache.workers.messages import Death, Report, Share
+from featurecache.workers.messages import Report, Share, WorkerCrash
 
-_MOST_DEATHS = 2
+_MOST_CRASHES = 2
 _GRACE_S = 60.0  # to finish a batch and save what is gathered
 
 
@@ -31,7 +31,7 @@ Tell = Callable[[Report], None]
 
 
 class Worker(Protocol):
-    """A worker that was started; it tells one last word, whatever becomes of it."""
+    """A started worker; it always sends one last message, also when it crashes."""
 
     def stop(self) -> None:
         """Asks it to save what it has and end."""
@@ -44,15 +44,15 @@ class Worker(Protocol):
 
 
 @dataclass(frozen=True)
-class CrewExtraction:
-    """What all workers did together, and who died on the way.
+class PoolExtraction:
+    """The combined result of all workers, and the crashes.
 
     `extraction.progress.extracted` counts the clips that the cache has gained; its stage times are means over the
     workers, so that their share of the elapsed time reads as that of one process does.
     """
 
     extraction: Extraction
-    deaths: tuple[Death, ...]
+    crashes: tuple[WorkerCrash, ...]
 
 
 def shares(config: Path, project: Project, plan: Plan, *, devices: Sequence[str]) -> list[Share]:
@@ -80,8 +80,9 @@ def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extra
     found = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
     if found != share.fingerprints:
         raise FingerprintMismatchError(
-            f"all workers must fill the feature spaces that the run began with ({_short(share.fingerprints)}), but the "
-            f"project now asks for {_short(found)}. Settings or model were changed: run featurecache extract again."
+            f"all workers must fill the feature spaces of the run's start ({_short(share.fingerprints)}), "
+            f"but the project now asks for {_short(found)}. Settings or model "
+            "were changed: run featurecache extract again."
         )
     place = {name: number for number, name in enumerate(share.clip_ids)}
     listed: dict[int, Work] = {}
@@ -94,7 +95,7 @@ def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extra
     return run_plan(project, replace(plan, work=work), on_progress=on_progress)
 
 
-def run_crew(
+def run_pool(
     project: Project,
     plan: Plan,
     names: Sequence[str],
@@ -102,8 +103,8 @@ def run_crew(
     *,
     lease_s: float = 0.0,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> CrewExtraction:
-    """Starts a worker for each name, sees them to their ends, and starts those again that die.
+) -> PoolExtraction:
+    """Starts a worker for each name, waits until all have ended, and restarts those that crash.
 
     Whatever ends this call, an interruption included, no worker outlives it.
 
@@ -116,14 +117,14 @@ def run_crew(
         on_progress: Called with everybody's progress together.
 
     Raises:
-        WorkerDiedError: If clips are left that no worker survived to compute. What was saved is kept.
+        WorkerDiedError: If clips are left that no worker survived to compute. What was saved stays.
         FeatureCacheError: What a worker could not go on from; the others are stopped then.
     """
     reports: queue.SimpleQueue[tuple[int, Report]] = queue.SimpleQueue()
     running: dict[int, tuple[str, Worker]] = {}
     latest: dict[int, Progress] = {}
     done: list[Extraction] = []
-    deaths: list[Death] = []
+    crashes: list[WorkerCrash] = []
     began = time.monotonic()
     started = 0
 
@@ -133,7 +134,7 @@ def run_crew(
         running[number] = name, start(name, lambda report: reports.put((number, report)))
 
     def sound() -> list[str]:
-        return [name for name in names if sum(death.worker == name for death in deaths) < _MOST_DEATHS]
+        return [name for name in names if sum(crash.worker == name for crash in crashes) < _MOST_CRASHES]
 
     try:
         for name in names:
@@ -148,10 +149,10 @@ def run_crew(
                 continue
             if isinstance(report, Exception):
                 raise report
-            worker.kill()  # it has said its last word
+            worker.kill()  # it has sent its last message
             del running[number]
-            if isinstance(report, Death):
-                deaths.append(report)
+            if isinstance(report, WorkerCrash):
+                crashes.append(report)
                 died = True
                 if name in sound():
                     begin(name)
@@ -168,7 +169,7 @@ def run_crew(
     lacking = still_lacking(project, plan)
     left = lacking - _failed(done)
     if left and died:
-        raise _died(plan, left, deaths)
+        raise _died(plan, left, crashes)
     failures = {failure.clip_id: failure for one in done for failure in one.failures}
     progress = replace(
         _together(latest.values(), plan.todo, len(names), time.monotonic() - began),
@@ -177,7 +178,7 @@ def run_crew(
         elsewhere=len(left),
     )
     ordered = sorted(failures.values(), key=lambda f: (f.recording, f.start_us, f.end_us))
-    return CrewExtraction(Extraction(progress, tuple(ordered), sum(one.checked for one in done)), tuple(deaths))
+    return PoolExtraction(Extraction(progress, tuple(ordered), sum(one.checked for one in done)), tuple(crashes))
 
 
 def _end(workers: Sequence[Worker]) -> None:
@@ -198,7 +199,7 @@ def _failed(done: Iterable[Extraction]) -> frozenset[str]:
 
 
 def _together(parts: Iterable[Progress], total: int, workers: int, elapsed_s: float) -> Progress:
-    """Everybody's progress as one; what a dead worker had not saved is counted again by its successor."""
+    """Everybody's progress as one; what a crashed worker had not saved is counted again by its successor."""
     told = list(parts)
     failed = sum(part.failed for part in told)
     extracted = min(sum(part.extracted for part in told), total - failed)
@@ -217,7 +218,7 @@ def _together(parts: Iterable[Progress], total: int, workers: int, elapsed_s: fl
     )
 
 
-def _died(plan: Plan, left: frozenset[str], deaths: Sequence[Death]) -> WorkerDiedError:
+def _died(plan: Plan, left: frozenset[str], crashes: Sequence[WorkerCrash]) -> WorkerDiedError:
     names = sorted(
         {
             item.recording.name
@@ -225,10 +226,10 @@ def _died(plan: Plan, left: frozenset[str], deaths: Sequence[Death]) -> WorkerDi
             if any(clip_id(item.recording.sha256, *span) in left for span in item.spans)
         }
     )
-    how = "; ".join(f"{death.worker} {death.reason}" for death in deaths)
+    how = "; ".join(f"{crash.worker} {crash.reason}" for crash in crashes)
     return WorkerDiedError(
         f"a worker must live until its clips are computed, but {how}, and {len(left)} clips are left, of "
-        f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. What was saved is kept. If memory ran out, set "
+        f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. What was saved stays. If memory ran out, set "
         "extract.batch_size lower; then run featurecache extract again."
     )
 

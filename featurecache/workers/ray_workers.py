@@ -5,7 +5,7 @@ everywhere, so that all nodes must see the project's folder, the recordings and 
 counts and reasons travel through Ray, frames and features never do. A Ray that is started here listens on loopback
 alone, asks for a token that lives as long as it does, and reports its use to nobody.
 
-Not here: who does what, and what becomes of the dead (`crew.py`).
+Not here: who does what, and what becomes of the dead (`pool.py`).
 """
 
 import os
@@ -24,8 +24,8 @@ from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan
 from featurecache.project.settings import Project
 from featurecache.store.claims import LEASE_S
-from featurecache.workers.messages import Death, decode_report, decode_share, encode_report, encode_share
-from featurecache.workers.pool import CrewExtraction, Tell, run_crew, run_share, shares
+from featurecache.workers.messages import WorkerCrash, decode_report, decode_share, encode_report, encode_share
+from featurecache.workers.pool import PoolExtraction, Tell, run_pool, run_share, shares
 
 _LOCAL_CPUS = 2
 _OBJECT_STORE_BYTES = 100 << 20  # nothing large travels
@@ -46,7 +46,7 @@ def extract_on_ray(
     *,
     address: str,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> CrewExtraction:
+) -> PoolExtraction:
     """Computes what the plan found missing, with an actor for each GPU of a Ray cluster.
 
     Args:
@@ -71,7 +71,7 @@ def extract_on_ray(
         def start(name: str, tell: Tell) -> _Actor:
             return _Actor(ray, name, of_name[name], needs, tell)
 
-        return run_crew(project, plan, list(of_name), start, lease_s=LEASE_S, on_progress=on_progress)
+        return run_pool(project, plan, list(of_name), start, lease_s=LEASE_S, on_progress=on_progress)
 
 
 @contextmanager
@@ -182,6 +182,6 @@ class _Actor:
                     self._tell(decode_report(latest))
             self._tell(decode_report(ray.get(last)))
         except ray.exceptions.GetTimeoutError:
-            self._tell(Death(self._name, f"found no place in the cluster within {_PLACED_WITHIN_S:.0f} s"))
+            self._tell(WorkerCrash(self._name, f"found no place in the cluster within {_PLACED_WITHIN_S:.0f} s"))
         except ray.exceptions.RayError as error:
-            self._tell(Death(self._name, f"died: {str(error).splitlines()[0]}"))
+            self._tell(WorkerCrash(self._name, f"died: {str(error).splitlines()[0]}"))

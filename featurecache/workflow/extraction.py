@@ -12,8 +12,8 @@ from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from featurecache.video.recordings import UnusableRecording
 from featurecache.workers.devices import extract_on_devices, find_devices
-from featurecache.workers.messages import Death
-from featurecache.workers.pool import CrewExtraction
+from featurecache.workers.messages import WorkerCrash
+from featurecache.workers.pool import PoolExtraction
 from featurecache.workflow.clips import MadeClips, make_clips
 
 
@@ -25,14 +25,14 @@ class ExtractionReport:
         plan: What there was to do.
         outcome: What was done; None for a dry run.
         forecast: What it will take; None unless this was a dry run with something to do.
-        deaths: Workers that died on the way.
+        crashes: Workers that ended without a result.
         failed: Clips of the table that could not be extracted, with the reasons.
     """
 
     plan: Plan
     outcome: Extraction | None
     forecast: Forecast | None
-    deaths: tuple[Death, ...]
+    crashes: tuple[WorkerCrash, ...]
     failed: tuple[FailedClip, ...]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class ExtractionReport:
                 "write_s": done.write_s,
                 "idle_share": done.idle_share,
                 "frames_shared": done.shared_frames,
-                "deaths": [asdict(death) for death in self.deaths],
+                "deaths": [asdict(crash) for crash in self.crashes],
             }
         return {**document, "failed": [asdict(failure) for failure in self.failed]}
 
@@ -120,5 +120,5 @@ def extract(
     else:
         if plan.todo:
             on_outlook(outlook(project, plan))
-        together = CrewExtraction(run_plan(project, plan, on_progress=on_progress), ())
-    return ExtractionReport(plan, together.extraction, None, together.deaths, together.extraction.failures)
+        together = PoolExtraction(run_plan(project, plan, on_progress=on_progress), ())
+    return ExtractionReport(plan, together.extraction, None, together.crashes, together.extraction.failures)

@@ -36,7 +36,7 @@ def first_that_fits(attempts: Sequence[tuple[str, Callable[[], T]]]) -> T:
         # Only here are the tensors gone that the exception's traceback held.
         torch.cuda.empty_cache()  # does nothing where no GPU is used
         warnings.warn(
-            f"heads must fit in the memory of {name}, but it gave: {reason}. Going on with {following}.",
+            f"heads must fit in the memory of {name}, but it gave: {reason}. Continuing with {following}.",
             LowMemoryWarning,
             stacklevel=2,
         )

@@ -210,7 +210,7 @@ class StackedTrainer:
     def _check(self, settings: HeadSettings) -> None:
         if settings.solver != "adamw":
             raise SettingsError(
-                f'training by steps must have solver "adamw", but it is {settings.solver!r}. Give it to that solver.'
+                f'training by SGD/AdamW must have solver "adamw", but it is {settings.solver!r}. Use solve_grid.'
             )
         if settings.patience and self._score is None:
             raise SettingsError(

@@ -68,14 +68,15 @@ def load_checkpoint(path: Path, began_with: Mapping[str, Any]) -> Checkpoint | N
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"a checkpoint must be whole, but reading {path} gave {type(error).__name__}: {error}. "
-            "Begin again: the same command with --fresh."
+            "Start over: the same command with --fresh."
         ) from error
     unlike = [name for name in sorted({*found, *began_with}) if found.get(name) != began_with.get(name)]
     if unlike:
         name = unlike[0]
         raise CheckpointError(
-            f"a run must go on with what it began with, but {name} differs (then {_short(found.get(name))}, now "
-            f"{_short(began_with.get(name))}). Set it back, or begin again: the same command with --fresh."
+            f"a run must be resumed with the settings it started with, but {name} "
+            f"differs (then {_short(found.get(name))}, now {_short(began_with.get(name))}). Set it back, or start "
+            "over: the same command with --fresh."
         )
     return Checkpoint(document, tensors)
 

@@ -302,7 +302,7 @@ class FineTuning:
     def _halve(self) -> None:
         if self.micro_batch == 1:
             raise SettingsError(
-                "one clip must fit in memory, but it does not. Compute layers twice (gradient_checkpointing = true), "
+                "one clip must fit in memory, but it does not. Set gradient_checkpointing = true, "
                 "train fewer layers, or use a device with more memory."
             )
         self.micro_batch //= 2

@@ -149,7 +149,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
     head = load_bundle(bundle)
     if head.adapter is not None:
         raise BundleError(
-            f"fine-tuning must begin with a head on the model as it is, but {bundle} has an adapter. "
+            f"fine-tuning must start from a head on the model as it is, but {bundle} has an adapter. "
             "Give the bundle of featurecache tune."
         )
     if project.settings.features.dtype == "float16":

@@ -72,7 +72,7 @@ def _lost_peers() -> Iterator[None]:
     except RuntimeError as error:
         raise WorkerDiedError(
             f"every process of a run must stay to its end, but another process of this run ended ({first_line(error)}) "
-            "Its own last lines say why. Run again: training goes on from the last checkpoint."
+            "Its own last lines say why. Run again: training resumes from the last checkpoint."
         ) from error
 
 

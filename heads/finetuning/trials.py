@@ -103,7 +103,7 @@ def refuse_trials(folder: Path) -> None:
     if (folder / JOURNAL_NAME).exists():
         raise StudyError(
             f"a run's folder must be of one training or of one search, but {folder} is of a search. "
-            "Go on with it by --trials, or begin again with --fresh."
+            "Resume it by --trials, or start over with --fresh."
         )
 
 
@@ -193,7 +193,7 @@ def _told(study: optuna.Study, folder: Path) -> dict[str, Any]:
     if TrialState.COMPLETE not in states:
         raise StudyError(
             f"at least one trial must complete, but all {len(states)} diverged or failed. "
-            "Lower finetune.search.learning_rate, and begin again with --fresh."
+            "Lower finetune.search.learning_rate, and start over with --fresh."
         )
     best: dict[str, Any] = json.loads((folder / "best.json").read_bytes())
     best["trials"] = {

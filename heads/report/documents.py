@@ -1,7 +1,7 @@
 """What a project has on disk, read for the report: every file may be missing, and none is changed.
 
 A file that is there but cannot be read is named under `problems` and left out, so that one damaged run does not cost
-the report of the others. Numbers are looked at where they are shown, not here.
+the report of the others. Numbers are validated where they are shown, not here.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Run:
         each_session: `leave_one_session_out_metrics.json`.
         comparison: `test_comparison.json`: this run against another one.
         bundle: `bundle/bundle.json`.
-        looks: Looks at the test split that this bundle took.
+        looks: Number of test-set evaluations of this bundle.
         journal: The search's journal, where there is one.
         timelines: `test_timelines.json`: scored timelines of the test split's recordings.
         learning: `learning.json`: scores after each epoch.
@@ -70,12 +70,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Looks:
-    """The log of looks at the test split.
+class EvaluationLog:
+    """The log of test-set evaluations.
 
     Attributes:
-        total: Looks at the sessions that were looked at last.
-        by_bundle: Digest of a bundle -> its looks.
+        total: Number of evaluations of the most recently evaluated sessions.
+        by_bundle: Digest of a bundle -> number of its evaluations.
     """
 
     total: int = 0
@@ -88,7 +88,7 @@ class Documents:
 
     Attributes:
         runs: In the order of the paper's Table 1.
-        looks: The log of looks.
+        looks: The log of test-set evaluations.
         table: The clip table, None where there is none.
         spaces: The cache's feature spaces.
         damage: What is damaged in the cache.
@@ -98,7 +98,7 @@ class Documents:
     """
 
     runs: tuple[Run, ...]
-    looks: Looks
+    looks: EvaluationLog
     table: ClipTable | None
     spaces: tuple[Space, ...]
     damage: tuple[Damage, ...]
@@ -121,7 +121,7 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
         failures: The list of clips that could not be extracted.
     """
     problems: list[str] = []
-    looks = _read_looks(runs / "test_looks.jsonl", problems)
+    looks = _read_evaluation_log(runs / "test_looks.jsonl", problems)
     folders = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
     agreement = read_json(runs / "agreement.json", problems)
     found = [run for folder in folders if (run := _read_run(folder, looks, problems)) is not None]
@@ -174,7 +174,7 @@ def has_scores(metrics: Document) -> bool:
     )
 
 
-def _read_run(folder: Path, looks: Looks, problems: list[str]) -> Run | None:
+def _read_run(folder: Path, looks: EvaluationLog, problems: list[str]) -> Run | None:
     best, validation, test, each_session, comparison, bundle, timelines, learning = (
         read_json(folder / name, problems)
         for name in (
@@ -222,15 +222,15 @@ def _rank(method: str) -> int:
     return PAPER_ORDER.index(method) if method in PAPER_ORDER else len(PAPER_ORDER)
 
 
-def _read_looks(path: Path, problems: list[str]) -> Looks:
+def _read_evaluation_log(path: Path, problems: list[str]) -> EvaluationLog:
     """Lines of one id are one look, at several bundles. A line that cannot be read counts, whatever it was of."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        return Looks()
+        return EvaluationLog()
     except OSError as error:
         problems.append(f"{path.name}: {_why(error)}")
-        return Looks()
+        return EvaluationLog()
     sessions: list[str | None] = []
     bundles: Counter[str] = Counter()
     ids: set[str] = set()
@@ -248,9 +248,9 @@ def _read_looks(path: Path, problems: list[str]) -> Looks:
                 ids.add(str(look["look"]))
     unread = sessions.count(None)
     if unread:
-        problems.append(f"{path.name}: {unread} of its lines cannot be read, and each counts as a look")
+        problems.append(f"{path.name}: {unread} of its lines cannot be read, and each counts as a test-set evaluation")
     last = next((one for one in reversed(sessions) if one is not None), None)
-    return Looks(sum(one in (last, None) for one in sessions), dict(bundles))
+    return EvaluationLog(sum(one in (last, None) for one in sessions), dict(bundles))
 
 
 def _read_clips(path: Path, problems: list[str]) -> ClipTable | None:

@@ -89,7 +89,7 @@ def macro_figure(runs: Sequence[Run], floor: float | None) -> Figure | None:
     if floor is not None:
         layout["shapes"] = [rule(floor, floor, 0, 1, yref="paper", dash="dot")]
         note = {"x": floor, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
-        layout["annotations"] = [note | {"text": "always yes", "font": {"color": "@muted", "size": 11}}]
+        layout["annotations"] = [note | {"text": "all-positive baseline", "font": {"color": "@muted", "size": 11}}]
     return {"data": data, "layout": layout}
 
 

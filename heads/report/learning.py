@@ -24,7 +24,7 @@ def learning_problem(learning: Document) -> str:
     if any(one.get(name) is not None and number(one[name]) is None for one in epochs for name in _SCORES):
         return "its losses and scores are not all numbers"
     if number(learning.get("kept_epoch")) not in counted:
-        return "the kept epoch is none of its epochs"
+        return "the selected epoch is none of its epochs"
     return ""
 
 

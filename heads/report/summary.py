@@ -1,7 +1,7 @@
 """What the documents say, in the few sentences that stand first on the page: what was found, and how sure it is.
 
 Notable choices: a sentence is written only where its numbers exist; a caution is never left out because the score is
-good. The floor is answering yes to everything, which needs no model. Nothing is computed here beyond such shares.
+good. The floor is the all-positive baseline, which needs no model. Nothing is computed here beyond such shares.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,8 @@ def summarize(documents: Documents, timelines: Sequence[Timeline], found: Sequen
         return Summary({}, tuple(_of_timelines(timelines, found)), tuple(cautions), step)
     best = max(validated, key=lambda run: number(run.validation["macro_f1"]) or 0.0)
     cautions.insert(
-        0, "This score is of the validation split, which chose the settings and thresholds: it is too kind."
+        0,
+        "This score is of the validation split, which chose the settings and thresholds: it is optimistically biased.",
     )
     findings = [*_of_labels(best.validation), *_of_timelines(timelines, found)]
     return Summary(_headline(best, best.validation, validated), tuple(findings), tuple(cautions), next_step)
@@ -57,16 +58,16 @@ def best_run(runs: Sequence[Run]) -> Run | None:
     return max(tested, key=lambda run: number(run.test["macro_f1"]) or 0.0, default=None)
 
 
-def always_yes(metrics: Document) -> dict[str, float]:
-    """F1 of answering yes to everything, for each label that has a positive clip: 2p / (1 + p) for a share of p."""
+def all_positive_f1(metrics: Document) -> dict[str, float]:
+    """F1 of the all-positive baseline for each label that has a positive clip: 2p / (1 + p) for a share of p."""
     scores = metrics.get("per_class")
     shares = {label: prevalence_of(metrics, label) for label in scores} if isinstance(scores, dict) else {}
     return {label: 2 * share / (1 + share) for label, share in shares.items() if share}
 
 
 def floor_of(metrics: Document) -> float | None:
-    """Macro-F1 of answering yes to everything."""
-    scores = always_yes(metrics)
+    """Macro-F1 of the all-positive baseline."""
+    scores = all_positive_f1(metrics)
     return sum(scores.values()) / len(scores) if scores else None
 
 
@@ -85,12 +86,12 @@ def _on_test(best: Run) -> list[str]:
     floor, interval = floor_of(best.test), interval_of(best.test)
     if floor is None:
         return []
-    start = f"Answering yes to everything gives {floor:.2f}"
+    start = f"The all-positive baseline reaches {floor:.2f}"
     if interval is None:
         return [f"{start}."]
     if interval[0] > floor:
         return [f"{start}: the whole confidence interval lies above it."]
-    return [f"{start}, which is inside or above the confidence interval: this is no proof of skill."]
+    return [f"{start}, which is inside or above the confidence interval: this is no evidence of skill."]
 
 
 def _of_labels(metrics: Document) -> list[str]:
@@ -126,16 +127,17 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
     if forced or (documents.table is not None and split_level(documents.table.clips) == "clip"):
         cautions.append(
             "The splits cut sessions (a clip-level split was forced): clips of one session train and score, so every "
-            "score here is too kind."
+            "score here is optimistically biased."
         )
     if documents.looks.total > 1:
         cautions.append(
-            f"The test split was looked at {documents.looks.total} times. Settings chosen after a look make its score "
-            "too kind."
+            f"The test split was evaluated {documents.looks.total} times. Settings chosen after an earlier evaluation "
+            "make its score optimistically biased (too high)."
         )
     if len(tested) > 1:
         cautions.append(
-            f"{len(tested)} runs were scored on the same test split; the highest of several is a little too kind."
+            f"{len(tested)} runs were scored on the same test split; the highest of them is slightly optimistically "
+            "biased."
         )
     for reason in dict.fromkeys(run.test["macro_f1_ci95_reason"] for run in tested if _has_reason(run)):
         cautions.append(f"There is no confidence interval: {reason}.")
@@ -147,7 +149,7 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
         cautions.append(f"{sum(documents.failures.values())} clips could not be extracted and take part in nothing.")
     if documents.damage:
         cautions.append(
-            f"The cache is damaged in {len(documents.damage)} places. Set it aside: featurecache cache repair"
+            f"The cache is damaged in {len(documents.damage)} places. Quarantine it: featurecache cache repair"
         )
     if documents.problems:
         cautions.append(f"{len(documents.problems)} files could not be read; they are listed under provenance.")

@@ -1,10 +1,11 @@
 """Scores of clips by heads that never saw their session, and what is made of them.
 
-Notable choices: the heads come from a callable, so any engine serves. A label that some training part lacks (all its
-positives lie in one session) cannot be scored out of session: its scores are NaN throughout, and it counts as
+Notable choices: the heads come from a callable, so any engine serves. A label that is missing from some training part
+(all its positives lie in one session) cannot be scored out of session: its scores are NaN throughout, and it counts as
 undefined. Training clips that overlap or touch held-out ones in the same recording are left out of that fit.
 
-What this is not: a way to choose settings; whoever chose them on some of these sessions must say so (`CHOSEN_HERE`).
+What this is not: a way to choose settings; a caller that chose them on some of these sessions must say so
+(`CHOSEN_HERE`).
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ Targets = npt.NDArray[np.integer]
 
 LEAVE_ONE_SESSION_OUT = "leave-one-session-out"
 CHOSEN_HERE = (
-    "the settings were chosen on some of these sessions, so this score is too kind; it shows how they do without "
-    "each session's labels, not how a search would do on new ones"
+    "the settings were chosen on some of these sessions, so this score is optimistically biased; it shows how "
+    "they do without each session's labels, not how a search would do on new ones"
 )
 
 
@@ -35,7 +36,10 @@ class FitScores(Protocol):
     """Fits a head on some clips and scores others; holds the features itself."""
 
     def __call__(self, train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:
-        """Rows (M,), their targets (M, C), the C' labels to fit as a mask (C,), rows (R,) -> probabilities (R, C')."""
+        """Fits on training rows (N,) with targets (N, C), for the labels that the mask (C,) names; scores other rows.
+
+        Returns the probabilities of the held-out rows, a column for each label of the mask.
+        """
 
 
 def cross_fitted_scores(
@@ -44,7 +48,7 @@ def cross_fitted_scores(
     """Scores of each clip by a head that was fitted without its fold.
 
     Args:
-        fit_scores: Fits and scores.
+        fit_scores: Fits a head and scores clips.
         Y: Targets, shape (N, C), 0 or 1.
         fold_of: Fold of each clip, shape (N,), from `session_folds`.
         clip_ids: N clip ids; where given, training clips that overlap or touch held-out ones are left out.
@@ -69,10 +73,10 @@ def cross_fitted_scores(
 
 
 def fold_scores(fit_scores: FitScores, Y: Targets, fold_of: Folds) -> npt.NDArray[np.float64]:
-    """Macro-F1 of each held-out fold at a threshold of 0.5, (F,); NaN of one without a positive.
+    """Macro-F1 of each held-out fold at a threshold of 0.5, shape (F,); NaN for a fold without a positive.
 
     Args:
-        fit_scores: Fits and scores.
+        fit_scores: Fits a head and scores clips.
         Y: Targets, shape (N, C), 0 or 1.
         fold_of: Fold of each clip, shape (N,), from `session_folds`.
 
@@ -97,8 +101,8 @@ def _parts(fold_of: Folds, clip_ids: Sequence[str] | None) -> list[tuple[Rows, R
     for fold in range(int(fold_of.max()) + 1):
         held_out, train = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         if clip_ids is not None:
-            beside = touching(*([clip_ids[row] for row in rows.tolist()] for rows in (train, held_out)))
-            train = train[~beside]
+            touches = touching(*([clip_ids[row] for row in rows.tolist()] for rows in (train, held_out)))
+            train = train[~touches]
         parts.append((train, held_out))
     return parts
 
@@ -112,7 +116,7 @@ def leave_one_session_out(
     clip_ids: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Scores of given settings, refitted once for each session without it; predictions are pooled.
+    """Leave-one-session-out scores of given settings: refitted without each session, predictions pooled.
 
     A session's thresholds come from the other sessions' scores, as validation would give them.
 
@@ -121,8 +125,8 @@ def leave_one_session_out(
         Y: Targets, shape (N, C), 0 or 1, of all labelled sessions.
         sessions: The session of each clip, shape (N,).
         labels: Names of the C labels.
-        clip_ids: As `cross_fitted_scores`.
-        seed: Of the confidence interval.
+        clip_ids: N clip ids; where given, training clips that overlap or touch held-out ones are left out.
+        seed: Seed of the confidence interval's resampling.
 
     Returns:
         The document of `*_metrics.json`, whose `threshold` is the mean over sessions, with a `caveat`, and

@@ -1,11 +1,11 @@
 """Scores of multi-label predictions: pure functions on numpy arrays.
 
-Notable choices: a label without a positive clip has no F1, recall or average precision: it is None, listed
-under `undefined`, and left out of the macro average, never counted as 0 or 1. A label that is predicted
-nowhere has no precision (its F1 is 0). Confidence intervals resample whole sessions, because clips of one
-session are alike.
+Notable choices: a label without a positive clip has no F1, recall or average precision: it is None, listed under
+`undefined`, and left out of the macro average, never counted as 0 or 1. A label that is predicted nowhere has no
+precision (its F1 is 0). Confidence intervals resample whole sessions, because clips of one session are correlated.
 
-What this is not: thresholds, calibration, comparisons (`statistics.py`), or a look at the test split (`evaluation.py`).
+What this is not: thresholds, calibration, comparisons (`statistics.py`), or a logged test-set evaluation
+(`evaluation.py`).
 """
 
 import math
@@ -82,7 +82,7 @@ def session_counts(
         sessions: The session of each clip, shape (N,).
 
     Returns:
-        Shape (..., S, 3, C), as `confusion_counts`.
+        Counts as `confusion_counts`, shape (..., M, 3, C) for M sessions.
     """
     order = np.argsort(sessions, kind="stable")
     _, starts = np.unique(sessions[order], return_index=True)
@@ -94,14 +94,14 @@ def session_counts(
 
 
 def macro_over_labels(f1: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean of the defined ones of each row: (..., C) -> (...), NaN where none is."""
+    """Macro average: the mean of the defined F1 scores over labels, (..., C) -> (...); NaN where none is defined."""
     defined = ~np.isnan(f1)
     count = defined.sum(axis=-1)
     return np.asarray(np.where(defined, f1, 0).sum(axis=-1) / np.where(count > 0, count, np.nan))
 
 
 def resampled_sessions(count: int, *, seed: int, resamples: int) -> npt.NDArray[np.int64]:
-    """How often each of S sessions is drawn when S are drawn with replacement: (resamples, S)."""
+    """How often each of M sessions is drawn when M are drawn with replacement, shape (resamples, M)."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
@@ -109,7 +109,7 @@ def interval_of(resampled: npt.NDArray[np.float64], session_count: int) -> tuple
     """The 95% interval that resampled values give: percentiles, taken wider the fewer sessions there were.
 
     Plain percentiles of few sessions are too narrow. They are expanded as a t interval is against a normal one, and for
-    the spread that resampling S sessions lacks, sqrt(S / (S - 1)). Source: Hesterberg 2015,
+    the spread that resampling M sessions misses, sqrt(M / (M - 1)). Source: Hesterberg 2015,
     https://doi.org/10.1080/00031305.2015.1089789. Values that are NaN are left out.
     """
     z, freedom = 1.959964, session_count - 1
@@ -135,8 +135,8 @@ def macro_f1_interval(
         Y: Targets, shape (N, C), 0 or 1.
         predicted: Predictions, shape (N, C).
         sessions: The session of each clip, shape (N,).
-        seed: Of the resampling.
-        resamples: How many.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         (low, high), or None with fewer than five sessions or no positive clip of any label.
@@ -167,7 +167,7 @@ def metrics_document(
         sessions: The session of each clip, shape (N,).
         labels: Names of the C labels.
         split: The split's name.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         JSON-ready mapping. Undefined scores are None, and `macro_f1_ci95_reason` says why an interval is None.

@@ -1,4 +1,4 @@
-"""Permutation check: how well the same fitting does when labels are dealt to the wrong sessions.
+"""Permutation check: the same fitting with labels permuted across sessions.
 
 Notable choices: whole sessions exchange their labels, laid end to end in a new order of sessions, so that labels stay
 as frequent, as clustered and as dependent on each other as they are, and only their tie to the features is cut. A
@@ -25,7 +25,7 @@ def shuffled_by_session(Y: Targets, sessions: npt.NDArray[np.str_], *, seed: int
     Args:
         Y: Targets, shape (N, C), in order of time within each session.
         sessions: The session of each clip, shape (N,).
-        seed: Of the order.
+        seed: Seed of the sessions' new order.
     """
     names, of_clip = np.unique(sessions, return_inverse=True)
     rows = np.argsort(of_clip, kind="stable")  # all clips, session by session
@@ -45,15 +45,15 @@ def permutation_check(
     permutations: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Cross-fitted macro-F1 beside that of shuffled labels.
+    """Cross-fitted macro-F1, next to that of labels permuted across sessions.
 
     Args:
         fit_scores: Fits a head and scores clips.
         Y: Targets, shape (N, C), 0 or 1, in order of time within each session.
         sessions: The session of each clip, shape (N,).
         fold_of: Fold of each clip, shape (N,), from `session_folds`.
-        permutations: How many shufflings.
-        seed: Of the shufflings.
+        permutations: Number of permutations.
+        seed: Seed of the permutations.
 
     Returns:
         JSON-ready: `observed`, `permuted` (a list, one score each, at a threshold of 0.5; a shuffling without a

@@ -1,9 +1,9 @@
-"""Statistics over sessions: two sets of predictions compared, the spread over seeds and folds, and what choosing costs.
+"""Statistics over sessions: two sets of predictions compared, the spread over seeds and folds, and selection bias.
 
-Notable choices: the session is the unit of chance throughout, because clips of one session are alike. All three work
-on confusion counts per session (`metrics.session_counts`), so a resample is one product. Two bundles are compared on
-the same clips: an interval by resampling sessions, and a p value by exchanging the two within sessions, exact where
-there are few. The score of the best of many trials is too kind; how much is estimated by choosing on resampled
+Notable choices: the session is the unit of resampling throughout, because clips of one session are correlated. All
+three work on confusion counts per session (`metrics.session_counts`), so a resample is one product. Two bundles are
+compared on the same clips: an interval by resampling sessions, and a p value by exchanging the two within sessions,
+exact where there are few. The score of the best trial has a selection bias, which is estimated by choosing on resampled
 sessions and scoring on those left out (bootstrap bias-corrected cross-validation, Tsamardinos et al. 2018,
 https://doi.org/10.1007/s10994-018-5714-4), with the counts of all resamples pooled, since F1 of few clips is biased.
 
@@ -31,13 +31,13 @@ def paired_comparison(ours: Counts, theirs: Counts, *, seed: int = 0, resamples:
     """Whether one set of predictions has a higher macro-F1 than another on the same clips.
 
     The p value is two-sided: the share of all ways to exchange the two within sessions whose difference is at least
-    as large. Its smallest possible value with S sessions is 2 / 2^S.
+    as large. Its smallest possible value with M sessions is 2 / 2^M.
 
     Args:
-        ours: Confusion counts per session, shape (S, 3, C).
-        theirs: The others', of the same clips in the same sessions, shape (S, 3, C).
-        seed: Of resampling and, with more than 14 sessions, of the exchanges drawn.
-        resamples: Of sessions, for the interval.
+        ours: Confusion counts of the first predictions per session, shape (M, 3, C).
+        theirs: Confusion counts of the second predictions on the same clips, shape (M, 3, C).
+        seed: Seed of the resampling and, with more than 14 sessions, of the exchanges drawn.
+        resamples: Number of bootstrap resamples of sessions, for the interval.
 
     Returns:
         JSON-ready: `difference` (ours minus theirs), `difference_ci95`, `p_value`, `smallest_p_value`, `n_sessions`;
@@ -73,13 +73,13 @@ def _exchange_p(ours: Counts, theirs: Counts, difference: float, seed: int) -> f
     if session_count <= _EXACT_UP_TO:
         # The first session stays: exchanging all gives the same difference with the other sign.
         numbers = np.arange(2 ** (session_count - 1))
-        exchanged = (numbers[:, None] >> np.arange(session_count)) & 1  # (E, S)
+        exchanged = (numbers[:, None] >> np.arange(session_count)) & 1  # (exchanges, M)
     else:
         exchanged = np.random.default_rng((seed, 1)).integers(0, 2, (_EXCHANGES, session_count))
         exchanged[0] = 0  # as observed
     gap = theirs - ours
     both = ours + theirs
-    first = ours.sum(axis=0) + np.tensordot(exchanged, gap, axes=1)  # (E, 3, C)
+    first = ours.sum(axis=0) + np.tensordot(exchanged, gap, axes=1)  # (exchanges, 3, C)
     differences = _macro(first) - _macro(both.sum(axis=0) - first)
     return float((np.abs(differences) >= abs(difference) - 1e-12).mean())
 
@@ -107,7 +107,7 @@ def seed_fold_spread(values: npt.NDArray[np.floating]) -> dict[str, Any]:
 
 
 def _deviation(values: npt.NDArray[np.floating]) -> float | None:
-    """Of the rows' means; a row without a defined value is left out."""
+    """Standard deviation of the rows' means; a row without a defined value is left out."""
     means = macro_over_labels(values.astype(np.float64))
     means = means[~np.isnan(means)]
     return float(means.std(ddof=1)) if len(means) > 1 else None
@@ -118,7 +118,7 @@ class Candidates:
     """What a trial's head was chosen among.
 
     Attributes:
-        counts: Confusion counts of G heads in S sessions that none of them trained on, shape (G, S, 3, C): those of
+        counts: Confusion counts of G heads in M sessions that none of them trained on, shape (G, M, 3, C), from
             out-of-fold or validation predictions.
         choose: Which of the G heads each label takes, by their F1 over sessions: (..., G, C) -> (..., C).
     """
@@ -128,31 +128,31 @@ class Candidates:
 
     @classmethod
     def alone(cls, counts: Counts) -> "Candidates":
-        """One head, counts (S, 3, C), among which nothing was chosen."""
+        """One head with counts (M, 3, C), so that nothing was chosen."""
         return cls(counts[None], lambda f1: np.zeros((*f1.shape[:-2], f1.shape[-1]), np.int64))
 
     def chosen(self, inside: Counts) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """The heads that are chosen on some sessions: counts (R, G, 3, C) -> their F1 there, and which, both (R, C)."""
+        """The heads chosen on resampled sessions: counts (resamples, G, 3, C) -> their F1 and index, (resamples, C)."""
         f1 = f1_scores(inside)
         choice = self.choose(f1)
         return np.take_along_axis(f1, choice[:, None], axis=1)[:, 0], choice
 
 
 def selection_optimism(trials: Sequence[Candidates], *, seed: int = 0, resamples: int = 500) -> dict[str, Any]:
-    """How much too kind the best trial's score is, because it was chosen as the best.
+    """Selection bias of the best trial's score (bootstrap bias-corrected cross-validation).
 
     Measured on simulated trials (30 trials, 10 sessions, best / corrected / truth): alike .668 / .622 / .622, unlike
     .728 / .703 / .712. So it errs on the cautious side: resampled sessions are fewer, and choose less well.
 
     Args:
-        trials: T trials, scored in the same S sessions.
-        seed: Of the resampling.
-        resamples: How often heads and trials are chosen anew.
+        trials: The trials, scored in the same M sessions.
+        seed: Seed of the resampling.
+        resamples: Number of resamples in which heads and trials are chosen again.
 
     Returns:
-        JSON-ready: `best` (the chosen trial's macro-F1), `corrected` (what to expect of it elsewhere), `optimism` (the
-        difference), `n_candidates` (heads), `n_sessions`. With fewer than five sessions or no positive, `corrected` and
-        `optimism` are None and `reason` says so.
+        JSON-ready: `best` (the chosen trial's macro-F1), `corrected` (the bias-corrected score, to expect in other
+        sessions), `optimism` (the difference), `n_candidates` (heads), `n_sessions`. With fewer than five sessions or
+        no positive, `corrected` and `optimism` are None and `reason` says so.
     """
     session_count = trials[0].counts.shape[1]
     found = [trial.chosen(trial.counts.sum(axis=1)[None])[0][0] for trial in trials]
@@ -165,13 +165,15 @@ def selection_optimism(trials: Sequence[Candidates], *, seed: int = 0, resamples
         "n_sessions": session_count,
     }
     if session_count < MIN_SESSIONS or math.isnan(best):
-        lacks = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
-        return document | {"reason": f"optimism needs at least {MIN_SESSIONS} sessions with positives, but {lacks}"}
+        found_instead = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
+        return document | {
+            "reason": f"optimism needs at least {MIN_SESSIONS} sessions with positives, but {found_instead}"
+        }
     drawn = resampled_sessions(session_count, seed=seed, resamples=resamples)
     pooled = np.zeros(trials[0].counts.shape[2:], np.int64)  # (3, C)
     for part in np.array_split(drawn, -(-resamples // _AT_ONCE)):
         of_trials = [trial.chosen(np.tensordot(part, trial.counts, axes=(1, 1))) for trial in trials]
-        taken = _best(np.stack([f1 for f1, _ in of_trials], axis=1))  # (R,)
+        taken = _best(np.stack([f1 for f1, _ in of_trials], axis=1))  # (resamples,)
         for at in np.unique(taken).tolist():
             its = taken == at
             outside = np.tensordot(part[its] == 0, trials[at].counts, axes=(1, 1))  # (r, G, 3, C)
@@ -182,7 +184,7 @@ def selection_optimism(trials: Sequence[Candidates], *, seed: int = 0, resamples
 
 
 def _best(f1: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The first trial of highest macro-F1: (..., T, C) -> (...). All trials have the same labels defined."""
+    """Index of the first trial of highest macro-F1, (..., trials, C) -> (...); all have the same labels defined."""
     macro = macro_over_labels(f1)
     return np.asarray(np.where(np.isnan(macro), -1, macro).argmax(axis=-1), np.int64)
 

@@ -2,7 +2,7 @@
 
 Notable choices: a score and its target fit into one 32-bit integer (the bits of a float32 in [0, 1] leave the
 highest one free), so one plain sort orders both, several times faster than an indirect sort, and nothing is rounded.
-A tuned threshold is an average over session folds, drawn towards 0.5 the fewer positives it rests on; one that is no
+A tuned threshold is an average over session folds, shrunk towards 0.5 the fewer positives it rests on; one that is no
 better than predicting the label everywhere is not taken.
 """
 
@@ -56,7 +56,7 @@ def best_f1_thresholds(Y: Targets, scores: Scores) -> npt.NDArray[np.float64]:
 
 
 def tuned_thresholds(Y: Targets, scores: Scores, sessions: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
-    """A threshold per label: the best of F1 in each of five session folds' absence, averaged and drawn towards 0.5.
+    """A threshold per label: the best of F1 in each of five session folds' absence, averaged and shrunk towards 0.5.
 
     With P positive clips the average weighs P / (P + 20) and 0.5 the rest; where there is none
     (`best_f1_thresholds`), 0.5 stays. With one session the folds are no folds, and all clips are used at once.

@@ -47,7 +47,7 @@ def write_results(
     if chosen is None or found is None:
         raise StudyError(
             f"at least one trial must complete, but all {len(trials)} diverged or failed. "
-            "Lower the learning rates of the search space, and begin in a new folder."
+            "Lower the learning rates of the search space, and start in a new folder."
         )
     highest = chosen.highest or chosen.trial
     settings, steps_of = with_steps(found, trials, choices)

@@ -146,7 +146,7 @@ def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.prune
         except Exception as error:  # Optuna replays what it reads unchecked: ValueError, KeyError, AssertionError, ...
             raise StudyError(
                 f"a study's journal must be readable, but {journal} is damaged ({brief(error)}). "
-                "Restore it, or move it away to begin again."
+                "Restore it, or move it away to start over."
             ) from error
         _check_beginning(study, began_with, folder)
         _fail_running(study)
@@ -206,8 +206,8 @@ def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder:
         names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
         found = ", ".join(f"{name} (then {_short(then.get(name))}, now {_short(now.get(name))})" for name in names)
         raise StudyError(
-            f"a study goes on only with what it began with, but in {folder} these differ: {found}. "
-            "Put them back, or move that folder away to begin a new one."
+            f"a study can be resumed only with what it started with, but in {folder} these differ: {found}. "
+            "Put them back, or move that folder away to start a new one."
         )
 
 

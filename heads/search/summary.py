@@ -216,32 +216,32 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         along = f", weaker along directions in which features vary more (spectral exponent {exponent:.2g})"
         lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{along if exponent else ''}.")
         if best["steps_of_trial"] is not None:
-            lines.append(f"Best of those trained by steps is trial {best['steps_of_trial']}: {_steps(settings)}.")
+            lines.append(f"Best of those trained by AdamW is trial {best['steps_of_trial']}: {_steps(settings)}.")
     else:
         dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""
         lines.append(f"Trained by AdamW: {_steps(settings)}{dropout}.")
     lines.append(_positive_weights(settings, best["labels"]))
     if best["importances"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(best["importances"].items())[:5])
-        lines.append(f"What mattered among the trials trained by steps: {shares}.")
+        lines.append(f"Importance of the settings among the trials trained by AdamW: {shares}.")
     optimism = best["optimism"]
     if best["highest_trial"] != best["trial"]:
         lines.append(
             f"Trial {best['highest_trial']} scored {best['highest_value']:.3f}, more than {best['value']:.3f}, but as "
-            "the best of so many that it may well be luck."
+            "the best of so many trials that the difference may be chance."
         )
     if optimism["optimism"] is not None:
         lines.append(
-            f"The best of many is too kind: {optimism['best']:.3f} here, about {optimism['corrected']:.3f} to be "
-            f"expected of it in other sessions ({optimism['optimism']:+.3f} by choosing)."
+            f"Selection bias of the best trial: {optimism['best']:.3f} on validation, {optimism['corrected']:.3f} "
+            f"bias-corrected, to be expected in other sessions (bias {optimism['optimism']:+.3f})."
         )
     else:
-        lines.append(f"The best of many is too kind; by how much cannot be told: {optimism['reason']}.")
+        lines.append(f"The best trial's score has a selection bias that could not be estimated: {optimism['reason']}.")
     check = best["permutation_check"]
     if check is not None and check["p_value"] is not None:
         lines.append(
             f"Across session folds these settings score {check['observed']:.3f}, and {check['permuted_mean']:.3f} with "
-            f"labels dealt to the wrong sessions (p = {check['p_value']:.2g} of {len(check['permuted'])} shufflings)."
+            f"labels permuted across sessions (p = {check['p_value']:.2g} of {len(check['permuted'])} shufflings)."
         )
     spread = best["spread"]
     if spread is not None and spread["sd_over_folds"] is not None:

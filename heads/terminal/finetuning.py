@@ -103,7 +103,7 @@ def lora_plan(plan: "LoraPlan") -> Iterator[Piece]:
     extraction = plan.extraction
     yield (
         f"{counted(plan.train_clips, 'clip')} for training and {plan.validation_clips} for validation; "
-        f"{extraction.todo} of them lack {plan.tokens}, about {rough_size(extraction.bytes_to_write)} on disk"
+        f"{extraction.todo} of them miss {plan.tokens}, about {rough_size(extraction.bytes_to_write)} on disk"
     )
     if plan.share_of_layers < 1:
         yield (
@@ -139,17 +139,17 @@ def timesformer_plan(plan: "TimesformerPlan") -> Iterator[Piece]:
     store = plan.store
     yield (
         f"{counted(found['train_clips'], 'clip')} for training and {found['validation_clips']} for validation; of "
-        f"{rough_size(found['picture_bytes'])} of pictures "
+        f"{rough_size(found['picture_bytes'])} of frames "
         f"{rough_size(plan.clips_in_memory * store.clip_bytes)} stay in memory"
     )
     if plan.clips > store.most:
-        yield Warn("the others are decoded again in each epoch: raise finetune.memory_gb if there is room")
+        yield Warn("the others are decoded again in each epoch: raise finetune.memory_gb if memory allows")
 
 
 def undecodable_clips(plan: "TimesformerPlan") -> Iterator[Piece]:
     """How many clips cannot be decoded, and the first reason."""
     first = next(iter(plan.left_out.values()))
-    yield Warn(f"{counted(len(plan.left_out), 'labelled clip')} cannot be had, the first because {first}")
+    yield Warn(f"{counted(len(plan.left_out), 'labelled clip')} could not be extracted, the first because {first}")
 
 
 def timesformer_report(report: "TimesformerReport", project: "Project", width: int) -> Iterator[Piece]:

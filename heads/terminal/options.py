@@ -10,7 +10,7 @@ BundleOption = Annotated[
     Path | None, typer.Option("--bundle", help="The bundle's folder; runs/tune/bundle if left out.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of data order, initial weights, dropout and any sampler.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Begin again, whatever an earlier run left.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over, whatever an earlier run left.")]
 Permutations = Annotated[
     int, typer.Option(min=0, help="Also fit the best settings to labels shuffled by session, so often.")
 ]
@@ -18,7 +18,7 @@ RefitSeeds = Annotated[
     int, typer.Option(min=0, help="Also fit them across session folds with so many seeds, to see scores' spread.")
 ]
 StartBundle = Annotated[
-    Path | None, typer.Option("--bundle", help="The tuned head to begin with; runs/tune/bundle if left out.")
+    Path | None, typer.Option("--bundle", help="The tuned head to start from; runs/tune/bundle if left out.")
 ]
 FromLayer = Annotated[int | None, typer.Option("--from-layer", min=1, help="Put adapters above this layer alone.")]
 Merge = Annotated[bool, typer.Option("--merge", help="Also write the model with the adapters added in.")]

@@ -18,8 +18,8 @@ def predictions(found: "Predictions") -> Iterator[Piece]:
     if found.written and found.tuned is None:
         yield Warn("the bundle has no tuned timeline settings, so the defaults serve. Tune them: featurecache tune.")
     table = Table(title="Predicted timelines", title_justify="left")
-    for column in ("recording", "annotated", "for ELAN", "intervals", "clips not had"):
-        is_number = column in ("intervals", "clips not had")
+    for column in ("recording", "annotated", "for ELAN", "intervals", "missing clips"):
+        is_number = column in ("intervals", "missing clips")
         table.add_column(column, overflow="fold", justify="right" if is_number else "left")
     for timeline, files in found.written:
         annotated = "no" if timeline.annotated is None else "yes"

@@ -79,14 +79,14 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     yield from failures(found.failed)
     yield from left_out_clips("test", found.left_out)
     yield from label_scores(found.metrics, width)
-    methods: dict[str, Mapping[str, Any]] = {"always yes": found.all_positive}
+    methods: dict[str, Mapping[str, Any]] = {"all-positive baseline": found.all_positive}
     for one in found.bundles:
         methods[one.method if found.comparison is None else f"{one.method} ({one.run.name})"] = one.metrics
     yield from method_scores(methods, width)
     if found.comparison is not None:
         yield _comparison(found.comparison)
     written = " and ".join(str(one.run / "test_metrics.json") for one in found.bundles)
-    yield f"look number {found.looks} at these test sessions; wrote {written}"
+    yield f"test-set evaluation no. {found.looks} of these sessions; wrote {written}"
     yield from _caveats(found.metrics)
     for one in found.bundles:
         yield from _test_timelines(one, width)
@@ -126,7 +126,7 @@ def left_out_scores(found: "LeftOutScores", width: int) -> Iterator[Piece]:
     if found.metrics["not_learnable"]:
         names = ", ".join(found.metrics["not_learnable"])
         yield Warn(f"undefined, since one session alone decides them: {names}.")
-    yield f"look number {found.metrics['looks']} at the test sessions; wrote {found.path}"
+    yield f"test-set evaluation no. {found.metrics['looks']} of these sessions; wrote {found.path}"
     yield from _caveats(found.metrics)
 
 
@@ -178,6 +178,6 @@ def report_pieces(written: "Report", width: int) -> Iterator[Piece]:
         yield Warn(f"left out: {problem}")
     if written.frames:
         yield Warn(
-            f"the page holds {counted(written.frames, 'frame')} of the recordings. Keep it where they may be kept."
+            f"the page holds {counted(written.frames, 'frame')} of the recordings. Store it where they may be stored."
         )
     yield f"wrote {written.path} ({written.size_bytes / 1e6:.1f} MB); open it in a browser"

@@ -1,7 +1,7 @@
 """From a project to the arrays that heads learn from and are scored on, with every check of the splits.
 
-What is left out is counted: clips that the cache lacks for a recorded reason, and clips whose window touches one that
-scores them. Labels, rules of the timeline and settings that do not fit are refused before any work.
+What is left out is counted: clips that are missing from the cache for a recorded reason, and clips whose window touches
+one that scores them. Labels, rules of the timeline and settings that do not fit are refused before any work.
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,18 +97,18 @@ def learning_data(
 
     Raises:
         ClipTableError: If there is no sound clip table.
-        SettingsError: If a feature is not one that the project keeps.
+        SettingsError: If a feature is not one that the project selects.
         TimelineError: If the section [timeline] names a label that the table has not.
         TrainingDataError: If a split has no labelled clip with features.
-        MissingFeaturesError: If the cache lacks a clip for no recorded reason.
+        MissingFeaturesError: If a clip is missing from the cache for no recorded reason.
     """
     names = list(dict.fromkeys(name for one in features for name in one.split("+")))
     kept = project.settings.features.keep
     unknown = [name for name in names if name not in kept] if imported is None else []
     if unknown:
         raise SettingsError(
-            f"inputs must be kept features, which are {', '.join(kept)}, but {unknown[0]!r} is not one. "
-            "Choose others, or add it to features.keep and run: featurecache extract."
+            f"inputs must be features that features.keep selects: {', '.join(kept)}; but {unknown[0]!r} is not "
+            "one. Choose others, or add it to features.keep and run: featurecache extract."
         )
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     checked_rules(project, table.labels)

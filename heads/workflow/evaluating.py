@@ -24,7 +24,7 @@ from heads.loading import load_split
 from heads.runs import write_document
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import ScoringData, checked_rules, own_table, scoring_data, tuned_bundle
-from heads.workflow.evaluation import always_yes, compare_evaluations, evaluate_bundles
+from heads.workflow.evaluation import all_positive_baseline, compare_evaluations, evaluate_bundles
 from heads.workflow.timelines import evaluate_timelines
 
 
@@ -37,7 +37,7 @@ class ScoredBundle:
         method: What the bundle is, by the paper's names.
         metrics: The content of `test_metrics.json`.
         timelines: Scores of the timelines; None where there is no annotation to score by.
-        no_timelines_because: Why there are none; empty where there are.
+        no_timelines_because: Why no timelines were scored; empty where they were.
     """
 
     run: Path
@@ -58,9 +58,9 @@ class TestScores:
 
     Attributes:
         bundles: The bundle, and the one it is compared with, if there is one.
-        all_positive: Metrics of answering yes to everything, the floor.
+        all_positive: Metrics of the all-positive baseline.
         comparison: Difference of the two with its interval; None where one was scored alone.
-        looks: How many evaluations these sessions have had, this one included.
+        looks: Number of test-set evaluations of these sessions, including this one.
         left_out: Labelled clips of the split that could not be extracted.
         failed: Clips that a fine-tuned model could not be run on now.
     """
@@ -98,14 +98,14 @@ def evaluate(
 ) -> TestScores:
     """Scores a bundle on the test split, logs it, and writes the scores into the bundle's run.
 
-    Where the bundle was fine-tuned, what the cache lacks of its features is extracted first.
+    Where the bundle was fine-tuned, its missing features are extracted first.
 
     Args:
         project: The project.
         bundle: The bundle's folder; None: the one of `tune`.
         against: Another bundle, to compare with on the same clips, in one evaluation.
         on_plan: Called before an extraction with a fine-tuned model.
-        on_progress: Called by that extraction.
+        on_progress: Called with the progress of that extraction.
 
     Raises:
         BundleError: If a bundle is damaged, of other labels than the clip table, or was made with sessions of the test
@@ -145,7 +145,7 @@ def evaluate(
     for folder, head, outcome, settings, exclusive in zip(folders, heads, outcomes, tuned, rules, strict=True):
         timelines, why = _timelines(project, folder, head, source, settings, exclusive)
         scored.append(ScoredBundle(folder.parent, head.method, outcome.metrics, timelines, why))
-    floor = always_yes(candidates[0][1], heads[0].labels, "test")
+    floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test")
     return TestScores(tuple(scored), floor, comparison, outcomes[0].looks, loaded[0].left_out, tuple(failed))
 
 
@@ -168,14 +168,14 @@ def extract_adapted(
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[FailedClip, ...]:
-    """Extracts what the cache lacks of a split with a bundle's adapter or model, if it has one.
+    """Extracts the missing features of a split with a bundle's adapter or model, if it has one.
 
     Args:
         project: The project.
         head: The bundle.
         split: All clips of it, labelled or not: timelines need them.
         on_plan: Called before the extraction.
-        on_progress: Called by it.
+        on_progress: Called with the progress of the extraction.
 
     Returns:
         Clips that could not be extracted.

@@ -1,11 +1,11 @@
-"""The one place that scores a bundle on held-out sessions, and keeps count of the looks.
+"""The one place that scores a bundle on held-out sessions, and counts the test-set evaluations.
 
-A look is one occasion on which scores are given away: of one bundle, or of several that are compared, none of which can
-have been chosen by another's score. It has a line in a log for each bundle: when, which bundle, which data, what came
-out; the lines of one look share its id. They are on disk before the scores are given away, so a look cannot be taken
-back. A second look is allowed, counted, and said in the document. Held-out data is told by its sessions: neither other
-features nor corrected labels make it unseen again. Leaving one session out at a time reads the test sessions' labels
-too, so it counts as a look at them.
+A test-set evaluation is one call that returns scores: of one bundle, or of several that are compared, none of which can
+have been chosen by another's score. It writes one line per bundle to a log: when, which bundle, which sessions, which
+macro-F1; the lines of one evaluation share an id, under the key `look`. They are on disk before the scores are
+returned, so that no evaluation goes uncounted. A second evaluation is allowed, counted, and stated in the document
+under the key `looks`. Held-out data is identified by its sessions: neither other features nor corrected labels make it
+unseen again. Leave-one-session-out reads the test sessions' labels too, so it counts as a test-set evaluation.
 """
 
 import hashlib
@@ -31,19 +31,21 @@ from heads.scoring.curves import curves
 from heads.scoring.metrics import metrics_document, session_counts
 from heads.scoring.statistics import paired_comparison
 
-MANY_LOOKS = "settings chosen after a look at these test sessions make the score too kind"
+REPEATED_EVALUATION = (
+    "settings chosen after an earlier evaluation on these test sessions make the score optimistically biased"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Scores of one look.
+    """Scores of one bundle in one test-set evaluation.
 
     Attributes:
         metrics: The document of `*_metrics.json`.
-        looks: How many looks these sessions have had, this one included.
-        sessions: Names of the S sessions, sorted.
+        looks: Number of test-set evaluations of these sessions, including this one.
+        sessions: Names of the M sessions, sorted.
         labels: Names of the C labels.
-        counts: Confusion counts of each session, shape (S, 3, C).
+        counts: Confusion counts of each session (true positives, false positives, false negatives), shape (M, 3, C).
     """
 
     metrics: Mapping[str, Any]
@@ -63,19 +65,19 @@ def evaluate_bundle(
     leakage: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Scores a bundle on a split and logs the look.
+    """Scores a bundle on a split and logs the test-set evaluation.
 
     Args:
         bundle: The bundle.
         data: The split's labelled clips.
         split: The split's name.
-        fingerprint: Of the feature spaces that the features come from, as `bundle.fingerprint`.
-        log: The look log, JSON lines; made if absent.
+        fingerprint: Fingerprint of the feature spaces that the features come from, as `bundle.fingerprint`.
+        log: The evaluation log, JSON lines; created if absent.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the table; goes into the document.
-        seed: Of the confidence interval.
+        seed: Seed of the confidence interval's resampling.
 
     Returns:
-        The scores, and how many looks there have been at the same sessions.
+        The scores, and the number of test-set evaluations of the same sessions.
 
     Raises:
         As `evaluate_bundles`.
@@ -93,17 +95,19 @@ def evaluate_bundles(
     leakage: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> list[Evaluation]:
-    """Scores bundles on the same clips of a split and logs it as one look; nothing is scored unless all can be.
+    """Scores bundles on the same clips of a split and logs one test-set evaluation.
+
+    Nothing is scored unless all bundles can be.
 
     Args:
         candidates: Each bundle with the split's labelled clips as it reads them, and the fingerprint of these features.
         split: The split's name.
-        log: The look log, JSON lines; made if absent.
+        log: The evaluation log, JSON lines; created if absent.
         leakage: As `evaluate_bundle`.
-        seed: Of the confidence interval.
+        seed: Seed of the confidence interval's resampling.
 
     Returns:
-        The scores of each; all have the same number of looks.
+        The scores of each bundle; all have the same number of test-set evaluations.
 
     Raises:
         TrainingDataError: If the split is empty or its arrays are unusable, or no label is on in it.
@@ -129,13 +133,13 @@ def evaluate_bundles(
         for (bundle, data, _), own in zip(candidates, scores, strict=True)
     ]
     seen = [(bundle, metrics["macro_f1"]) for (bundle, _, _), metrics in zip(candidates, documents, strict=True)]
-    looks = log_look(log, seen, split=split, sessions=candidates[0][1].sessions.tolist())
+    looks = log_evaluation(log, seen, split=split, sessions=candidates[0][1].sessions.tolist())
     found = []
     for (bundle, data, _), own, metrics in zip(candidates, scores, documents, strict=True):
         calibrated = None if bundle.calibration is None else bundle.calibration.apply(own)
         metrics |= {
             **(leakage or {}),
-            **_looks(looks),
+            **_count_fields(looks),
             "calibration": calibration_document(data.Y, own, calibrated, labels=bundle.labels),
             "curves": curves(data.Y, own, labels=bundle.labels),
         }
@@ -150,7 +154,7 @@ def compare_evaluations(ours: Evaluation, theirs: Evaluation, *, seed: int = 0) 
     Args:
         ours: One bundle's evaluation.
         theirs: The other's.
-        seed: Of resampling.
+        seed: Seed of the resampling.
 
     Raises:
         BundleError: If they were not scored on the same labels and clips.
@@ -174,16 +178,18 @@ def evaluate_without_each_session(
     leakage: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Refits a bundle's settings once for each session without it, scores that session, and logs the look.
+    """Leave-one-session-out: refits a bundle's settings without each session and scores that session.
+
+    Logged as one test-set evaluation.
 
     Args:
         fit_scores: Fits a head with the bundle's settings and scores clips.
         data: All labelled clips of all splits; by their ids, training clips that touch held-out ones are left out.
-        bundle: Whose settings they are.
+        bundle: The bundle whose settings are refitted.
         test_sessions: The session of each test clip, for the log.
-        log: The look log.
+        log: The evaluation log.
         leakage: As `evaluate_bundle`.
-        seed: Of the confidence interval.
+        seed: Seed of the confidence interval's resampling.
 
     Returns:
         The document of `leave_one_session_out`, with `looks`.
@@ -197,27 +203,29 @@ def evaluate_without_each_session(
     metrics = leave_one_session_out(
         fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=data.clip_ids, seed=seed
     )
-    looks = log_look(log, [(bundle, metrics["macro_f1"])], split=LEAVE_ONE_SESSION_OUT, sessions=test_sessions)
-    return {**metrics, **(leakage or {}), **_looks(looks)}
+    looks = log_evaluation(log, [(bundle, metrics["macro_f1"])], split=LEAVE_ONE_SESSION_OUT, sessions=test_sessions)
+    return {**metrics, **(leakage or {}), **_count_fields(looks)}
 
 
-def always_yes(data: LabelledFeatures, labels: Sequence[str], split: str) -> dict[str, Any]:
-    """The floor that any head must beat: every label on in every clip. Looks at no feature, so it is not logged."""
+def all_positive_baseline(data: LabelledFeatures, labels: Sequence[str], split: str) -> dict[str, Any]:
+    """Metrics of the all-positive baseline: every label in every clip. It reads no feature and is not logged."""
     scores = np.ones(data.Y.shape)
     return metrics_document(data.Y, scores, np.full(len(labels), 0.5), data.sessions, labels=labels, split=split)
 
 
-def log_look(log: Path, seen: Sequence[tuple[Bundle, float | None]], *, split: str, sessions: Sequence[str]) -> int:
-    """Appends a look to the log and forces it onto the disk.
+def log_evaluation(
+    log: Path, seen: Sequence[tuple[Bundle, float | None]], *, split: str, sessions: Sequence[str]
+) -> int:
+    """Appends a test-set evaluation to the log and syncs it to disk.
 
     Args:
-        log: The look log, JSON lines; made if absent.
-        seen: Each bundle whose scores are seen, and the macro-F1 that came out.
-        split: The split's name, or what else was done.
-        sessions: The session of each clip looked at.
+        log: The evaluation log, JSON lines; created if absent.
+        seen: Each evaluated bundle and its macro-F1.
+        split: The split's name, or `leave-one-session-out`.
+        sessions: The session of each evaluated clip.
 
     Returns:
-        How many looks these sessions have had, this one included.
+        Number of test-set evaluations of these sessions, including this one.
 
     Raises:
         OSError: If it cannot be written.
@@ -230,14 +238,14 @@ def log_look(log: Path, seen: Sequence[tuple[Bundle, float | None]], *, split: s
     ]
     private_folder(log.parent)
     _append_lines(log, lines)
-    return count_looks(log, sessions_sha256)
+    return count_evaluations(log, sessions_sha256)
 
 
-def count_looks(log: Path, sessions_sha256: str) -> int:
-    """How many looks of a log are at these sessions.
+def count_evaluations(log: Path, sessions_sha256: str) -> int:
+    """Number of logged test-set evaluations of these sessions.
 
-    Lines of one id are one look, a line without an id is one of its own. A line that cannot be read counts, whatever it
-    was of.
+    Lines that share an id are one evaluation; a line without an id is an evaluation of its own. An unreadable line
+    counts for every set of sessions.
     """
     looks: set[str | int] = set()
     for number, line in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines()):
@@ -280,8 +288,8 @@ def _check_unseen(bundle: Bundle, data: LabelledFeatures, split: str) -> None:
     bundle.check_unseen(data.clip_ids, data.sessions.tolist(), split)
 
 
-def _looks(looks: int) -> dict[str, Any]:
-    return {"looks": looks, **({"looks_warning": MANY_LOOKS} if looks > 1 else {})}
+def _count_fields(looks: int) -> dict[str, Any]:
+    return {"looks": looks, **({"looks_warning": REPEATED_EVALUATION} if looks > 1 else {})}
 
 
 def _append_lines(path: Path, lines: Sequence[str]) -> None:

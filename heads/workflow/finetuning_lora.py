@@ -26,13 +26,13 @@ class LoraRunReport:
     """What a training of adapters planned and did.
 
     Attributes:
-        plan: What there was to do.
-        start: The bundle that it began with.
-        forecast: What training takes; None for a dry run whose tokens are still to be extracted.
-        extraction_forecast: What that extraction takes; None otherwise.
-        run: What was trained; None for a dry run, and in all processes but the first.
-        macro_f1: Validation macro-F1 at 0.5 with the tuned head and after the epoch that is kept; None as `run`.
-        kept_epoch: The epoch that is kept; None as `run`.
+        plan: The clips, tokens and layers to train.
+        start: The bundle that training started from.
+        forecast: Time and memory of the training; None for a dry run whose tokens are still to be extracted.
+        extraction_forecast: Time, memory and disk of that extraction; None otherwise.
+        run: The trained run; None for a dry run, and in all processes but the first.
+        macro_f1: Validation macro-F1 at 0.5 with the tuned head and after the selected epoch; None where `run` is.
+        kept_epoch: The epoch whose weights were selected; None where `run` is.
         merged: The model with the adapters added in; None where it was not asked for.
         failed: Clips whose tokens could not be extracted.
     """
@@ -70,14 +70,14 @@ class LoraRunReport:
 
 @dataclass(frozen=True, eq=False)
 class LoraCallbacks:
-    """Called as a training of adapters goes on.
+    """Callbacks during a training of adapters.
 
     Attributes:
-        on_plan: With what there is to do, before anything is done.
-        on_extraction: By the extraction of tokens.
-        on_extracted: With the clips of which it failed.
-        on_forecast: With what training takes, before it begins.
-        on_training: After each step.
+        on_plan: Called with the plan, before anything is done.
+        on_extraction: Called with the progress of the extraction of tokens.
+        on_extracted: Called with the clips that could not be extracted.
+        on_forecast: Called with the forecast of time and memory, before training starts.
+        on_training: Called after each step.
     """
 
     on_plan: Callable[[LoraPlan], None] = lambda _: None
@@ -99,18 +99,18 @@ def finetune_lora(
     allow_download: bool = False,
     callbacks: LoraCallbacks | None = None,
 ) -> LoraRunReport:
-    """Trains adapters together with the tuned head and writes the run; goes on with an interrupted one.
+    """Trains adapters together with the tuned head and writes the run; resumes an interrupted one.
 
     Args:
         project: The project.
-        bundle: The tuned head to begin with; None: the one of `tune`.
+        bundle: The tuned head to start from; None: the one of `tune`.
         from_layer: Put adapters above this layer alone; None: as [lora] says.
         seed: Seed of initial adapters, data order and dropout.
         dry_run: Forecast time, memory and disk, and train nothing.
-        fresh: Begin again, whatever an earlier run left.
+        fresh: Start over, whatever an earlier run left.
         merge: Also write the model with the adapters added to its weights.
         allow_download: Whether the model may be fetched from the hub.
-        callbacks: Called as it goes on.
+        callbacks: Callbacks during the training.
 
     Raises:
         CheckpointError: If an earlier run's checkpoint is of other data or settings.
@@ -124,35 +124,35 @@ def finetune_lora(
     with joined_ranks(training_device(project)) as (ranks, device):
         plan = plan_lora(project, settings, start, allow_download=allow_download)
         tell.on_plan(plan)
-        begun = LoraRunReport(plan, start)
+        report = LoraRunReport(plan, start)
         if dry_run and plan.extraction.todo:
-            return replace(begun, extraction_forecast=forecast_plan(project, plan.extraction))
+            return replace(report, extraction_forecast=forecast_plan(project, plan.extraction))
         if not dry_run:
-            begun = _extracted(project, begun, ranks, tell)
+            report = _extracted(project, report, ranks, tell)
         run = LoraRun(project, plan, seed=seed, device=device, folder=run_folder(project, "lora"), ranks=ranks)
         if fresh and not dry_run and ranks.is_first:
             run.checkpoint.unlink(missing_ok=True)
         ranks.wait()
         forecast = run.forecast()
-        begun = replace(begun, forecast=forecast)
+        report = replace(report, forecast=forecast)
         tell.on_forecast(forecast)
         if dry_run:
-            return begun
+            return report
         run.train(tell.on_training)
-        return _finished(project, run, begun, merge=merge) if ranks.is_first else begun
+        return _finished(project, run, report, merge=merge) if ranks.is_first else report
 
 
-def _extracted(project: Project, begun: LoraRunReport, ranks: Ranks, tell: LoraCallbacks) -> LoraRunReport:
-    """The first process extracts what the cache lacks; the others wait for it."""
+def _extracted(project: Project, report: LoraRunReport, ranks: Ranks, tell: LoraCallbacks) -> LoraRunReport:
+    """The first process extracts the missing features; the others wait for it."""
     if ranks.is_first:
-        failed = run_plan(project, begun.plan.extraction, on_progress=tell.on_extraction).failures
+        failed = run_plan(project, report.plan.extraction, on_progress=tell.on_extraction).failures
         tell.on_extracted(failed)
-        begun = replace(begun, failed=failed)
+        report = replace(report, failed=failed)
     ranks.wait()
-    return begun
+    return report
 
 
-def _finished(project: Project, run: LoraRun, begun: LoraRunReport, *, merge: bool) -> LoraRunReport:
+def _finished(project: Project, run: LoraRun, report: LoraRunReport, *, merge: bool) -> LoraRunReport:
     timeline = TimelineChoice(project)
     best = run.finish(choose_timeline=timeline)
     history, kept = run.loop.history, run.loop.kept_epoch
@@ -161,7 +161,7 @@ def _finished(project: Project, run: LoraRun, begun: LoraRunReport, *, merge: bo
         merged = run.folder / "merged"
         run.merge(merged)
     return replace(
-        begun,
+        report,
         run=finished_run(run.folder, best, timeline),
         macro_f1=(history[0].validation_macro_f1, history[kept].validation_macro_f1),
         kept_epoch=history[kept].epoch,

@@ -25,9 +25,9 @@ class TimesformerReport:
     """What a training of the baseline planned and did.
 
     Attributes:
-        plan: What there was to do, without the clips that cannot be decoded unless this was a dry run.
-        forecast: What training takes; None for a search.
-        run: What was trained; None for a dry run, and in all processes but the first.
+        plan: The clips and settings to train with, without the clips that cannot be decoded unless this was a dry run.
+        forecast: Time and memory of the training; None for a search.
+        run: The trained run; None for a dry run, and in all processes but the first.
     """
 
     plan: TimesformerPlan
@@ -51,15 +51,15 @@ class TimesformerReport:
 
 @dataclass(frozen=True, eq=False)
 class TimesformerCallbacks:
-    """Called as a training of the baseline goes on.
+    """Callbacks during a training of the baseline.
 
     Attributes:
-        on_plan: With what there is to do, before anything is done.
-        on_decoding: While every clip is decoded once: clips done, and all.
-        on_left_out: With the clips that cannot be decoded, by id, and why.
-        on_forecast: With what training takes, before it begins.
-        on_trial: When a trial begins, with its place in the study and its settings.
-        on_training: After each step.
+        on_plan: Called with the plan, before anything is done.
+        on_decoding: Called while every clip is decoded once, with the clips done and the number of all.
+        on_left_out: Called with the plan once the clips that cannot be decoded are known.
+        on_forecast: Called with the forecast of time and memory, before training starts.
+        on_trial: Called when a trial starts, with its place in the study and its settings.
+        on_training: Called after each step.
     """
 
     on_plan: Callable[[TimesformerPlan], None] = lambda _: None
@@ -80,21 +80,21 @@ def finetune_timesformer(
     allow_download: bool = False,
     callbacks: TimesformerCallbacks | None = None,
 ) -> TimesformerReport:
-    """Trains the baseline and writes the run; goes on with an interrupted one.
+    """Trains the baseline and writes the run; resumes an interrupted one.
 
     Args:
         project: The project.
-        trials: Choose settings by TPE: finished trials that the study shall have in all. None: train once, as
+        trials: Choose settings by TPE: finished trials that the study shall have in total. None: train once, as
             [finetune] says.
         seed: Seed of data order and dropout, and of the trials' sampler.
         dry_run: Forecast time and memory, and train nothing.
-        fresh: Begin again, whatever an earlier run left.
+        fresh: Start over, whatever an earlier run left.
         allow_download: Whether the model may be fetched from the hub.
-        callbacks: Called as it goes on.
+        callbacks: Callbacks during the training.
 
     Raises:
         UsageError: If a search is asked of several processes.
-        StudyError: If the folder is of a search and no trials are asked for, or a search cannot go on.
+        StudyError: If the folder is of a search and no trials are asked for, or a search cannot be resumed.
         CheckpointError: If an earlier run's checkpoint is of other data or settings.
         FeatureCacheError: As `heads.finetuning.timesformer.plan_timesformer` and `TimesformerRun`.
     """

@@ -20,7 +20,7 @@ class LeftOutScores:
     """Scores of every session by a head that was fitted without it.
 
     Attributes:
-        path: Where they were written.
+        path: The file that the scores were written to.
         method: What the bundle is, by the paper's names.
         metrics: The content of the file.
         left_out: Labelled clips that could not be extracted.

@@ -1,16 +1,16 @@
-"""Recordings and a bundle to timelines: extract what the cache lacks, score the clips, write files for review.
+"""Recordings and a bundle to timelines: extract missing features, score the clips, write files for review.
 
 Recordings may lie anywhere; features go into the project's cache, found by content as always. Clips have the length
 that the settings say and overlap by default (half a clip from one to the next), so that a border is known to about a
 quarter of a clip. The last clip ends where the recording ends, so that no tail goes unscored. Only the features that
 the bundle reads are extracted.
 
-One bad recording never stops the others: it is listed with its reason. A recording of which some clips could not be had
-is predicted where the others are, and lists them. Scores are computed in blocks of clips, so that memory does not grow
-with a recording's length but for its timeline itself.
+One bad recording never stops the others: it is listed with its reason. A recording with missing clips is predicted
+where the others are, and lists them. Scores are computed in blocks of clips, so that memory does not grow with a
+recording's length but for its timeline itself.
 
-Nothing here scores a timeline: predicting a test recording is no look at its annotation, though both stand in the
-`.json` for whoever draws them.
+Nothing here scores a timeline: predicting a test recording is no test-set evaluation, though prediction and annotation
+are both in the `.json`, for programs that draw them.
 """
 
 import dataclasses
@@ -57,14 +57,14 @@ _MOST_STRIDE_S = 3600.0
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run gave.
+    """The timelines of a prediction, and what could not be predicted.
 
     Attributes:
         out: The folder of the files.
         written: The timelines and their files, in the order asked for.
         failed: Recordings without a timeline, and why.
         left_out: Annotation files that could not be read; the recordings they are of count as not annotated.
-        extraction: What was extracted.
+        extraction: The extraction of the missing features.
         tuned: The bundle's tuned timeline settings; None where the defaults served.
     """
 
@@ -116,14 +116,14 @@ def predict(
     Args:
         project: Its settings say how features are made, how long a clip is, where annotations are, and by [timeline]
             which labels exclude each other.
-        recordings: Their files, anywhere on this machine; one that is named twice is done once.
+        recordings: The recordings' files, anywhere on this machine; one that is named twice is predicted once.
         bundle: The bundle's folder; None: the one of `tune`.
         out: The folder for the files, made if missing; None: the project's. Recordings inside the project's folder of
             videos keep their folders below it.
         stride_s: From one scored clip's start to the next one's; the last one follows sooner where it has to. None: as
             [timeline] says, or half a clip.
         allow_download: Whether the model may be fetched from the hub.
-        on_progress: Called by the extraction.
+        on_progress: Called with the progress of the extraction.
 
     Raises:
         BundleError: If the bundle or its timeline settings are damaged.
@@ -164,7 +164,7 @@ def predict(
     written = []
     for recording in usable:
         try:
-            scored, scores, lacking = _scores(project, head, recording, wanted[recording.sha256], reasons)
+            scored, scores, unscored = _scores(project, head, recording, wanted[recording.sha256], reasons)
             predicted = predict_intervals(
                 scored,
                 scores,
@@ -195,7 +195,7 @@ def predict(
                 exclusive=rules.exclusive,
                 calibrated=head.calibration is not None,
                 bundle=head.digest,
-                failed=lacking,
+                failed=unscored,
             )
             written.append((timeline, _write(timeline, recording, annotations, out)))
         except (FeatureCacheError, OSError) as error:
@@ -231,22 +231,24 @@ def _scores(
     """Spans (N, 2) and scores (N, C) of the clips that the cache has, and the others with their reasons."""
     clips = [(recording.sha256, *span) for span in spans]
     missing = _missing(project, bundle, clips)
-    lacking = [
+    unscored = [
         (start, end, reasons.get(clip_id(sha256, start, end), "another process is extracting it; run predict again"))
         for sha256, start, end in clips
         if (sha256, start, end) in missing
     ]
     scored = [span for span in spans if (recording.sha256, *span) not in missing]
     if not scored:
-        raise UnreadableVideoError(f"none of its {len(spans)} clips could be had, the first because {lacking[0][2]}")
+        raise UnreadableVideoError(
+            f"none of its {len(spans)} clips could be extracted, the first because {unscored[0][2]}"
+        )
     ids = [clip_id(recording.sha256, *span) for span in scored]
-    return np.array(scored, np.int64), clip_scores(bundle, FeatureCache.open(project.cache), ids), lacking
+    return np.array(scored, np.int64), clip_scores(bundle, FeatureCache.open(project.cache), ids), unscored
 
 
 def _missing(project: Project, bundle: Bundle, clips: Sequence[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
     try:
         cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:  # no clip of any recording could be had
+    except CacheNotFoundError:  # no clip of any recording could be extracted
         return set(clips)
     return {clip for space in bundle.spaces for clip in cache.missing(clips, space.fingerprint)}
 

@@ -47,14 +47,14 @@ def tune_on_validation(
     """Timeline settings chosen on the validation split; `save_timeline` puts them into the bundle's folder.
 
     Args:
-        project: Where annotations are, and the cache.
+        project: The project, whose annotations and cache are read.
         bundle: The bundle.
         table: The clip table.
-        known: Why clips could not be extracted; those that the cache lacks for such a reason are left out.
+        known: Why clips could not be extracted; missing clips with such a reason are left out.
 
     Raises:
         TrainingDataError: If no validation recording has an annotated event.
-        MissingFeaturesError: If the cache lacks a clip for no known reason.
+        MissingFeaturesError: If a clip is missing from the cache for no known reason.
     """
     return tune_timeline(
         [one.clips for one in _recordings(project, bundle, table, "validation", known)],
@@ -75,23 +75,23 @@ def evaluate_timelines(
     exclusive: Sequence[Sequence[str]] = (),
     known: KnownFailures = NONE_KNOWN,
 ) -> dict[str, Any]:
-    """Scores the timelines of a split's annotated recordings. Logging the look is the caller's part.
+    """Scores the timelines of a split's annotated recordings. The caller logs the test-set evaluation.
 
     Args:
-        project: Where annotations are, and the cache.
+        project: The project, whose annotations and cache are read.
         bundle: The bundle.
         table: The clip table.
         split: "train", "validation" or "test".
         tuned: The bundle's timeline settings; None for the defaults.
         exclusive: Groups of labels of which one at most is on at a time.
-        known: Why clips could not be extracted; those that the cache lacks for such a reason are left out.
+        known: Why clips could not be extracted; missing clips with such a reason are left out.
 
     Returns:
         The document of the module's docstring.
 
     Raises:
         TrainingDataError: If the split has no annotated recording.
-        MissingFeaturesError: If the cache lacks a clip for no known reason.
+        MissingFeaturesError: If a clip is missing from the cache for no known reason.
     """
     clips = project.settings.clips
     settings = tuned.settings if tuned is not None else default_settings(clips.length_us)
@@ -144,7 +144,7 @@ def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) ->
     """The bundle's scores of clips that the cache has, in blocks of bounded size: (N, C).
 
     Raises:
-        MissingFeaturesError: If the cache lacks one.
+        MissingFeaturesError: If a clip is missing from the cache.
     """
     scores = np.empty((len(clip_ids), len(bundle.labels)), np.float32)
     for rows in row_blocks(len(clip_ids)):

@@ -27,7 +27,7 @@ class TrainedRun:
         best: The content of `best.json`.
         validation_metrics: The content of `validation_metrics.json`.
         timeline: Timeline settings chosen on validation; None where there was nothing to choose by.
-        no_timeline_because: Why there was not; empty where there was.
+        no_timeline_because: Why no timeline settings were chosen; empty where they were.
     """
 
     folder: Path
@@ -59,9 +59,9 @@ def train(
     Args:
         project: The project.
         seed: Seed of data order, initial weights and dropout.
-        features: Name of imported features; None: those that the project keeps.
+        features: Name of imported features; None: those that the project selects.
         allow_download: Whether the model may be fetched from the hub.
-        on_data: Called with what the head learns from, before it does.
+        on_data: Called with a summary of the training data, before training starts.
 
     Raises:
         SettingsError: If training diverges, does not converge, or the settings do not fit the features.
@@ -96,18 +96,18 @@ def tune(
 
     Args:
         project: The project.
-        trials: Finished trials that the study shall have in all, earlier calls' included.
+        trials: Finished trials that the study shall have in total, earlier calls' included.
         seed: Seed of sampler, data order, initial weights and dropout.
         permutations: Fits of the best settings to labels permuted across sessions, to see what chance gives.
         refit_seeds: Seeds with which the best settings are fitted again across session folds.
-        features: Name of imported features; None: those that the project keeps.
+        features: Name of imported features; None: those that the project selects.
         allow_download: Whether the model may be fetched from the hub.
-        on_data: Called with what heads learn from, before they do.
+        on_data: Called with a summary of the training data, before the search starts.
         on_progress: Called after each trial with the number of finished trials, of asked ones, and the best score.
 
     Raises:
         SettingsError: If a number is too small, or kinds, features and solvers do not fit each other.
-        StudyError: If the study cannot go on, or no trial completed.
+        StudyError: If the study cannot be resumed, or no trial completed.
         FeatureCacheError: As `heads.workflow.data.learning_data`.
     """
     section = project.settings.search
@@ -138,10 +138,10 @@ class TimelineChoice:
     """Chooses timeline settings of a bundle that is about to be saved, on the validation split.
 
     Args:
-        project: Where annotations are, and the cache.
+        project: The project, whose annotations and cache are read.
 
     Attributes:
-        reason: Why none were chosen for the last bundle.
+        reason: Why no settings were chosen for the last bundle.
     """
 
     def __init__(self, project: Project) -> None:
