@@ -3,7 +3,7 @@
 import contextlib
 import gzip
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -354,10 +354,13 @@ def test_a_writer_drops_what_it_gathered_of_a_recording_that_is_withdrawn_meanwh
     assert traces(root, GONE, make_rows(20, GONE)) == []
 
 
-@pytest.mark.parametrize("operation", ["open", "rename"])
-def test_a_commit_in_flight_does_not_bring_a_withdrawn_recording_back(root: Path, operation: str) -> None:
-    """Withdrawn while its segment is being staged, or just before the rename that commits it."""
-    done = []
+@pytest.mark.parametrize(("operation", "which"), [("mkdir", min), ("open", max), ("rename", max)])
+def test_a_commit_in_flight_does_not_bring_a_withdrawn_recording_back(
+    root: Path, operation: str, which: Callable[[Iterable[int]], int]
+) -> None:
+    """Withdrawn before anything is staged, while the segment is being staged, or just before the rename commits it."""
+    done: list[object] = []
+    saved: list[int] = []
 
     def forgets_first(real: Callable[..., object], name: str, args: tuple[object, ...]) -> object:
         with file_system(FaultyOs(-1, fails_with(0))):
@@ -371,6 +374,7 @@ def test_a_commit_in_flight_does_not_bring_a_withdrawn_recording_back(root: Path
                 writer.add(row)
             with file_system(recorder):
                 writer.commit()
+        saved.append(writer.rows_saved)
         return recorder.calls
 
     shutil.copytree(root, root.with_name("original"))
@@ -378,10 +382,11 @@ def test_a_commit_in_flight_does_not_bring_a_withdrawn_recording_back(root: Path
     shutil.rmtree(root)
     root.with_name("original").rename(root)
     commit_point = max(number for number, name in enumerate(calls) if name == "rename")
-    at = max(number for number, name in enumerate(calls[: commit_point + 1]) if name == operation)
-    with pytest.warns(WithdrawnRecordingWarning):
+    at = which(number for number, name in enumerate(calls[: commit_point + 1]) if name == operation)
+    with pytest.warns(WithdrawnRecordingWarning, match="2 computed rows"):
         commit(at)
     assert done
+    assert saved == [4, 2]
     serves(root, [*make_rows(6), *make_rows(2, "b")])
     assert traces(root, GONE, make_rows(20, GONE)) == []
 
@@ -416,6 +421,23 @@ def test_rows_that_come_back_by_copying_are_not_served_and_gc_removes_them(root:
     assert verify(root).withdrawn == 0
     assert traces(root, GONE, make_rows(6, GONE)) == []
     serves(root, make_rows(6))
+
+
+def test_a_copied_segment_that_held_nothing_else_is_not_served_again(tmp_path: Path) -> None:
+    """No segment written anew replaces it, so that the mark alone keeps readers from it."""
+    root = tmp_path / "cache"
+    write(root, make_rows(4))
+    kept = segments(root)
+    write(root, make_rows(4, GONE))
+    [gone] = set(segments(root)) - set(kept)
+    shutil.copytree(gone, tmp_path / "backup")
+    forget(root, digest(GONE))
+    shutil.copytree(tmp_path / "backup", gone)
+    cache = FeatureCache.open(root)
+    assert set(cache.clip_ids()) == set(names(make_rows(4)))
+    with pytest.raises(MissingFeaturesError):
+        cache.load(names(make_rows(1, GONE)))
+    assert export_features(root, tmp_path / "all.npz").rows == 4
 
 
 def test_an_import_leaves_out_withdrawn_recordings(root: Path, tmp_path: Path) -> None:

@@ -250,18 +250,16 @@ class CacheWriter:
         dropped = len(self._rows) - len(kept)
         if dropped:
             self._rows, self._bytes = kept, sum(row.feature.nbytes for row in kept)
-            warnings.warn(
-                f"{dropped} computed rows are not saved: their recording was withdrawn meanwhile (featurecache cache "
-                "forget). Leave it out of the recordings and of clips.csv.",
-                WithdrawnRecordingWarning,
-                stacklevel=3,
-            )
+            _tell_withdrawn(dropped)
 
     def _refuse_withdrawn(self, segment_id: str) -> None:
         """Take out of a segment that is now visible what was withdrawn since its rows were gathered."""
         self._read_marks()
         if self._withdrawn:
-            purge(self._root, self._folder, self._fingerprint, segment_id, self._withdrawn.rows)
+            gone = purge(self._root, self._folder, self._fingerprint, segment_id, self._withdrawn.rows)
+            self._rows_saved -= gone.rows  # they are counted with their segment
+            if gone.rows:
+                _tell_withdrawn(gone.rows)
 
     def _read_marks(self) -> None:
         """Learn which recordings are withdrawn; a failure is one of the commit, which can be tried again."""
@@ -369,3 +367,12 @@ class CacheWriter:
             if segments_after_checkpoint(self._folder, self._fingerprint) >= _CHECKPOINT_EVERY:
                 index, _ = read_index(self._folder, self._fingerprint, {})
                 write_checkpoint(self._folder, self._fingerprint, index)
+
+
+def _tell_withdrawn(rows: int) -> None:
+    warnings.warn(
+        f"{rows} computed rows are not saved: their recording was withdrawn meanwhile (featurecache cache "
+        "forget). Leave it out of the recordings and of clips.csv.",
+        WithdrawnRecordingWarning,
+        stacklevel=4,
+    )
