@@ -18,7 +18,6 @@ from featurecache.extraction.pipeline import Extraction, Progress, Span, Work, e
 from featurecache.extraction.plan import Plan, missing_features
 from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.spot_check import check_canaries
-from featurecache.files import forbid_core_dumps
 from featurecache.project.settings import Project
 from featurecache.spec import differences
 from featurecache.store import CacheWriter, FeatureCache
@@ -40,7 +39,6 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
     """
     done = Extraction(Progress(), ())
     if plan.work:
-        forbid_core_dumps()
         settings, dtype = project.settings.extract, project.settings.features.dtype
         device = device_of(settings.device)
         backbone = open_backbone(plan.inputs, dtype=dtype, device=device)

@@ -24,6 +24,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
+from featurecache.files import forbid_core_dumps
 
 MAX_PIXELS = 8192 * 4320
 """Largest picture that is decoded unless asked otherwise: 8K cinema, 106 MB as RGB."""
@@ -93,10 +94,13 @@ class OpenVideo:
 def open_video(path: Path, *, max_pixels: int) -> Iterator[OpenVideo]:
     """Open a local recording and find its video stream; nothing is decoded yet.
 
+    From here on a crash of this process writes no memory to disk: it may hold frames.
+
     Raises:
         UnreadableVideoError: If it is no regular file, no video, or its pictures are too large.
         UnsafeFileError: If it is of a kind that may refer to other files or hosts.
     """
+    forbid_core_dumps()
     try:
         status = path.stat()
     except OSError as error:
