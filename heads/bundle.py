@@ -53,7 +53,7 @@ class Bundle:
         head: The head; takes features as the cache stores them.
         labels: Names of the C labels.
         thresholds: A label is on where its score is at least this, shape (C,), float64.
-        settings: How the head was trained.
+        settings: Settings that the head was trained with.
         spaces: The feature spaces it was trained on, in the order in which `settings.inputs` names them.
         versions: Versions of what trained it, by package name.
         calibration: Fitted on validation; None where there is none.
@@ -126,7 +126,7 @@ class Bundle:
 
         Args:
             X: Features, shape (N, D), or (N, T, D) of frames, float16 or float32; several side by side.
-            fingerprint: Of the feature spaces that X comes from, joined by `+`.
+            fingerprint: Fingerprints of the feature spaces that X comes from, joined by `+`.
 
         Returns:
             Probabilities, shape (N, C).

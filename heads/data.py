@@ -30,7 +30,7 @@ class LabelledFeatures:
         X: Features, shape (N, D), or (N, T, D) of frames, float16 or float32.
         Y: Targets, shape (N, C), 0 or 1.
         sessions: The session of each clip, shape (N,), str.
-        clip_ids: Of the N clips: what tells whether a bundle was made with them. None where unknown.
+        clip_ids: Ids of the N clips, which tell whether a bundle was made with them. None where unknown.
     """
 
     X: npt.NDArray[np.floating]
@@ -47,7 +47,7 @@ class KeptSplit:
         features: By name (`tap/pooling`), each of shape (N, D), or (N, T, D) of frames.
         Y: Targets, shape (N, C), 0 or 1.
         sessions: The session of each clip, shape (N,), str.
-        clip_ids: Of the N clips; None where unknown.
+        clip_ids: Ids of the N clips; None where unknown.
     """
 
     features: Mapping[str, npt.NDArray[np.floating]]

@@ -114,7 +114,7 @@ class LinearHeadClassifier(_HeadClassifier):
         dropout: Share of features dropped in training.
         batch_size: Rows per step.
         epochs: Passes over the rows.
-        random_state: Of the order of rows and of dropout.
+        random_state: Seed of the order of rows and of dropout.
         device: Where to train: `cpu`, `cuda`, ...
 
     Attributes:
@@ -190,7 +190,7 @@ class MLPHeadClassifier(_HeadClassifier):
         batch_size: Rows per step.
         epochs: Passes over the rows.
         standardize: Features are centred and scaled by the training rows.
-        random_state: Of the order of rows, initial weights and dropout.
+        random_state: Seed of the order of rows, initial weights and dropout.
         device: Where to train: `cpu`, `cuda`, ...
 
     Attributes:

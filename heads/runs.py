@@ -4,7 +4,7 @@
 training split alone; validation sets thresholds and calibration. Layout of a run's folder:
 
     bundle/                   what predicts
-    validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
+    validation_metrics.json   validation scores at thresholds tuned there: optimistically biased
     best.json                 settings, feature spaces, seed and versions; written last
 """
 
@@ -52,8 +52,8 @@ def train_bundle(
 
     Args:
         data: Training and validation clips.
-        settings: Of the head.
-        seed: Of data order, initial weights and dropout.
+        settings: Settings of the head.
+        seed: Seed of data order, initial weights and dropout.
         folder: The run's folder.
         device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
@@ -86,7 +86,7 @@ def write_run(
 
     Args:
         prepared: The clips; their seed is the run's.
-        settings: Of the head.
+        settings: Settings of the head.
         folder: The run's folder.
         of_study: What a search knows about these settings; goes into `best.json`, over the same names.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
@@ -140,10 +140,10 @@ def write_fitted(
     Args:
         head: The head.
         validation: The validation split, which sets thresholds and calibration.
-        settings: Of the head.
+        settings: Settings of the head.
         labels: Names of the C labels.
         spaces: The feature spaces that the head reads, by name, in order.
-        seed: Of the run.
+        seed: Seed of the run.
         folder: The run's folder.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
         fitted_on: Stretches of the recordings that trained, chose or tuned the head.

@@ -6,7 +6,7 @@ made, whoever makes it. The seed is no setting: it is an argument of the run. Th
 
 Two solvers fit heads. `adamw` takes steps and fits every kind. `convex` finds the optimum of a linear head without
 dropout, for the penalty `l2`; it takes no steps, so learning rate, weight decay, batch size and epochs are only
-carried along: those of the best head that was trained by steps, where there is one.
+carried along: those of the best head that was trained by AdamW, where there is one.
 """
 
 import dataclasses
@@ -97,10 +97,10 @@ class HeadSettings:
     Attributes:
         kind: `linear` is the paper's FT-LC; `mlp` has one hidden ReLU layer. On features of a clip's frames:
             `attention` weighs frames by a learned query per label; `temporal` convolves over three time steps.
-        inputs: The kept features it reads, side by side in this order: `final/mean+final/motion`.
+        inputs: The selected features it reads, concatenated in this order: `final/mean+final/motion`.
         hidden_width: Hidden units of `mlp`, channels of `temporal`; no other kind reads it.
         normalization: What features go through first: `none`; `standardize`, centred and scaled by the training clips'
-            mean and standard deviation; `l2`, each kept feature of each clip scaled to the length sqrt(its width).
+            mean and standard deviation; `l2`, each selected feature of each clip scaled to the length sqrt(its width).
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
         solver: `adamw` or `convex`; see the top of this file.
         l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label, where

@@ -41,7 +41,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Work:
-    """The clips of one recording that are to be computed, and which kept features each lacks."""
+    """The clips of one recording that are to be computed, and which selected features each is missing."""
 
     recording: Recording
     lacking: Mapping[Span, tuple[str, ...]]
@@ -69,15 +69,15 @@ class Progress:
 
     Attributes:
         extracted: Clips whose features are computed.
-        failed: Clips that cannot be had.
-        elsewhere: Clips that another process has done meanwhile or is working on.
+        failed: Clips that could not be extracted.
+        elsewhere: Clips that another process has done meanwhile or has claimed.
         total: Clips of this run.
         elapsed_s: Seconds since the run began.
         waited_s: Seconds in which the model's thread waited for video.
         preprocess_s: Seconds it spent bringing frames to the device. Resizing counts as decoding, normalising as the
             model's.
         model_s: Seconds the model ran, by the device's own clock.
-        write_s: Seconds spent writing, beside the model.
+        write_s: Seconds spent writing, in parallel with the model.
         batch_size: Clips at once by now.
         shared_frames: Share of the sampled frames that were computed already, for a clip that overlaps.
     """
@@ -106,7 +106,7 @@ class Extraction:
 
     Attributes:
         progress: Its end.
-        failures: Clips that could not be had.
+        failures: Clips that could not be extracted.
         checked: Stored clips that were computed again at its start, and agreed.
     """
 
@@ -129,19 +129,19 @@ def extract(
     known_timestamps: Mapping[str, npt.NDArray[np.int64]] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
-    """Computes and stores the features that the clips in `work` lack.
+    """Computes and stores the missing features of the clips in `work`.
 
     Args:
         work: What to compute, one entry per recording.
         backbone: The loaded model.
-        writers: An open writer of each feature space, by the name of what is kept.
+        writers: An open writer of each feature space, by the name of the selected feature.
         kept: Tap and pooling, by the same names.
         spaces: The feature spaces, by the same names.
         batch_size: B, clips per forward; halved where memory is not enough.
         decoders: Threads that decode, one recording each.
         device: The backbone's torch device.
         begin: Called by a decoder before a recording: what is still to be computed, or None while another process
-            is at it. Such a recording is asked for once more at the end, with True.
+            has claimed it. Such a recording is deferred and tried once more at the end, with True.
         known_timestamps: Clip id -> frame timestamps (T,) of an earlier extraction with the same sampling. A clip
             whose frames are now others fails: a decoder has changed, and features would not be comparable.
         on_progress: Called after each batch and each failure.
@@ -286,9 +286,9 @@ def _decoding(
     def decode() -> None:
         try:
             while not stop.is_set():
-                item, was_put_off = waiting.get_nowait()
-                left = begin(item, was_put_off)
-                if left is None and not was_put_off:
+                item, was_deferred = waiting.get_nowait()
+                left = begin(item, was_deferred)
+                if left is None and not was_deferred:
                     waiting.put((item, True))
                     continue
                 left = left or Work(item.recording, {})

@@ -1,8 +1,8 @@
-"""Clips as decoded, resized pictures in bounded memory, for training that looks at them again in every epoch.
+"""Clips as decoded, resized frames in bounded memory, for training that reads them again in every epoch.
 
 Notable choices:
 
-- A clip is kept as 8-bit pictures of the model's size (8 frames of 224 px: 1.2 MB), so that many hours fit. Nothing
+- A clip is stored as 8-bit frames of the model's size (8 frames of 224 px: 1.2 MB), so that many hours fit. Nothing
   is written: no frame of a recording leaves memory.
 - What does not fit is decoded again when it is asked for, together with as many of the clips that come next as the
   bound allows: each such block costs one pass over the recordings it touches, not one for each clip.
@@ -30,14 +30,14 @@ from featurecache.video.sampling import ClipFailure
 
 
 class PixelStore:
-    """Pictures of any of these clips.
+    """The decoded frames of any of these clips.
 
     Args:
         clips: Recording and span of each clip, by its id.
-        frames: T, pictures of a clip.
-        resize: What makes a picture fit.
+        frames: T, frames of a clip.
+        resize: Resizes a decoded frame to the model's size.
         decoders: Threads, one recording each.
-        most_bytes: Of pictures in memory; a single batch may take more.
+        most_bytes: Most bytes of frames in memory; a single batch may take more.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class PixelStore:
         return len(self._held)
 
     def examine(self, on_progress: Callable[[int, int], None] = lambda _done, _all: None) -> dict[str, str]:
-        """Decodes every clip once, and keeps as many as fit.
+        """Decodes every clip once, and holds as many in memory as fit.
 
         Args:
             on_progress: Called with the number of clips done and of all, from any thread.
 
         Returns:
-            Why, of each clip that cannot be had.
+            The reason for each clip that could not be decoded.
         """
         reasons: dict[str, str] = {}
         done = 0
@@ -93,7 +93,7 @@ class PixelStore:
         return reasons
 
     def read(self, clip_ids: Sequence[str], *, coming: Iterable[str] = ()) -> Tensor:
-        """Pictures of B clips, shape (B, T, px, px, 3), uint8.
+        """Frames of B clips, shape (B, T, px, px, 3), uint8.
 
         Args:
             clip_ids: The clips.
@@ -127,7 +127,7 @@ class PixelStore:
             )
 
     def _decode(self, clip_ids: Iterable[str], take: Callable[[str, Tensor | str], None]) -> None:
-        """Gives each clip's pictures (T, px, px, 3), or why there are none, to `take`, from any thread."""
+        """Gives each clip's frames (T, px, px, 3), or the reason why there are none, to `take`, from any thread."""
         by_recording: dict[str, list[Span]] = defaultdict(list)
         recordings: dict[str, Recording] = {}
         for name in clip_ids:

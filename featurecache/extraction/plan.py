@@ -1,8 +1,8 @@
-"""Which clips of a project the cache lacks: what an extraction would do.
+"""Which features of a project's clips are missing from the cache: what an extraction would do.
 
 Planning needs no weights: the fingerprints come from the model's files and the settings, so a second
-run over finished work loads no model and decodes nothing. Every kept feature is a feature space of its own; a clip
-is to do if any of them lacks it, and only what is lacking is computed and written.
+run over finished work loads no model and decodes nothing. Every selected feature is a feature space of its own; a
+clip is planned if any of them is missing, and only missing features are computed and written.
 """
 
 import math
@@ -47,13 +47,13 @@ class Plan:
 
     Attributes:
         inputs: The backbone without its weights.
-        kept: What is kept of each clip, by name as in the settings.
-        spaces: The feature space of each, by the same names.
+        kept: The selected features (tap and pooling), by name as in the settings.
+        spaces: The feature space of each selected feature, by the same names.
         work: Clips to compute, by recording.
-        planned: Clips of this worker.
-        present: Those that every space has, wherever their recording is now.
-        failures: Those that some space lacks and whose recording is gone, changed or unusable.
-        bytes_of: About how much the cache will grow by each of what is kept, by name.
+        planned: Number of clips that were compared with the cache.
+        present: Number of clips that every space has, wherever their recording is now.
+        failures: Clips that are missing from some space and whose recording is gone, changed or unusable.
+        bytes_of: Estimated growth of the cache by each selected feature, by name.
         shared_frames: Estimated share of the sampled frames that overlapping clips have in common. Frame times are
             known only by the recording's average rate until it is decoded: frame n is taken to stand at n / rate.
         canaries: Stored clips to compute again before anything is written.
@@ -76,12 +76,12 @@ class Plan:
 
     @property
     def space(self) -> FeatureSpace:
-        """The feature space of what is kept first."""
+        """The feature space of the first selected feature."""
         return next(iter(self.spaces.values()))
 
     @property
     def bytes_to_write(self) -> int:
-        """About how much the cache will grow."""
+        """Estimated growth of the cache."""
         return sum(self.bytes_of.values())
 
     @property
@@ -146,7 +146,7 @@ def plan_recordings(
     adapter: Adapter | None = None,
     allow_download: bool = False,
 ) -> Plan:
-    """Compares clips of recordings, wherever these lie, with the cache; the clip table is not asked.
+    """Compares clips of recordings, wherever these lie, with the cache; the clip table is not read.
 
     Args:
         project: The project, whose settings say how features are made and whose cache keeps them.
@@ -222,7 +222,7 @@ def _plan(
 def _without_stored(
     project: Project, clips: Sequence[FailedClip], spaces: Mapping[str, FeatureSpace]
 ) -> list[FailedClip]:
-    """Those of the clips that some feature space lacks: what is stored needs its recording no more."""
+    """The clips that are missing from some feature space: stored clips no longer need their recording."""
     if not clips:
         return []
     try:
@@ -236,7 +236,7 @@ def _without_stored(
 def missing_features(
     project: Project, clips: list[_Clip], spaces: Mapping[str, FeatureSpace]
 ) -> dict[_Clip, tuple[str, ...]]:
-    """Which kept features each clip lacks, in the order given; clips that lack none are left out."""
+    """The missing features of each clip, in the order given; complete clips are left out."""
     live = live_cache(project.cache)
     missing = {name: set(live.missing(clips, space)) for name, space in spaces.items()}
     lacking = set[_Clip]().union(*missing.values())

@@ -16,7 +16,7 @@ from featurecache.store import bfloat16
 from heads.data import KeptSplit
 
 PIXELS = "pixels"
-"""What decoded pictures are called among a network's rows."""
+"""Key of decoded frames among a network's rows."""
 
 
 class CachedClips:
@@ -59,7 +59,7 @@ class CachedClips:
 
 
 class PixelClips:
-    """Labelled clips of one split, as decoded pictures.
+    """Labelled clips of one split, as decoded frames.
 
     Args:
         split: Targets, sessions and clip ids.

@@ -1,4 +1,4 @@
-"""A video encoder trained together with a head: pictures of clips to the head's logits.
+"""A video encoder trained together with a head: frames of clips to the head's logits.
 
 The paper's supervised baseline: the class token behind the final norm goes into a linear head. What is run is what
 `featurecache.backbones` runs for the tap `final`, so the trained weights, written and opened again as a backbone, give

@@ -4,7 +4,7 @@ A run has four parts, so that what it will cost is known before it is paid: `pla
 extraction fills it (`featurecache.extraction.plan.run_plan`), `LoraRun` measures and trains, and `finish` writes:
 
     bundle/                   what predicts: head, adapter, thresholds
-    validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
+    validation_metrics.json   validation scores at thresholds tuned there: optimistically biased
     learning.json             the learning curves
     best.json                 settings, feature spaces, seed and versions; written last
     checkpoint.safetensors    where training stood; gone when it is finished

@@ -1,10 +1,10 @@
-"""The paper's supervised baseline: TimeSformer and a linear head trained on pictures of clips, and the run of both.
+"""The paper's supervised baseline: TimeSformer and a linear head trained on frames of clips, and the run of both.
 
 A run has four parts: `plan_timesformer` reads what there is to train on, `TimesformerPlan.examined` decodes every clip
 once, `TimesformerRun` measures and trains, and `finish` writes:
 
     bundle/                   what predicts: the model in transformers' own format, head, thresholds
-    validation_metrics.json   scores on validation, at thresholds tuned on it: too kind by nature
+    validation_metrics.json   validation scores at thresholds tuned there: optimistically biased
     learning.json             the learning curves
     best.json                 settings, feature space, seed and versions; written last
     checkpoint.safetensors    where training stood; gone when it is finished
@@ -94,7 +94,7 @@ class FinetuneSettings(Schedule):
         last_layers: Layers that are trained, from the top, with the final norm; 0: the whole model.
         weight_decay: Of both, of matrices.
         positive_weight_exponent: The positive term weighs (negatives / positives) to this power, per label.
-        memory_gb: Of decoded pictures in memory, at most; others are decoded again in each epoch.
+        memory_gb: Most decoded frames in memory, in GB; other clips are decoded again in each epoch.
         search: What trials draw from.
     """
 
@@ -131,8 +131,8 @@ class TimesformerPlan:
         model: Fingerprint of the features of the model that training begins with.
         labels: Names of the C labels.
         splits: Training and validation clips, by the split's name.
-        store: Their pictures.
-        left_out: Labelled clips that cannot be had, and why.
+        store: The clips' frames.
+        left_out: Labelled clips that cannot be decoded, and why.
     """
 
     settings: FinetuneSettings

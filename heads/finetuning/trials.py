@@ -2,7 +2,7 @@
 
 Source: Guerriero et al., section 4 (TPE with pruning, macro-F1 as the score). Notable choices:
 
-- The score is macro-F1 on validation at 0.5 after the epoch that is kept. The best of many is too kind by nature.
+- The score is macro-F1 on validation at 0.5 after the selected epoch. The best trial's score has a selection bias.
 - The first trial has the settings as they stand; the others are drawn by TPE (`heads/search/study.py`).
 - A trial is pruned after an epoch when its best score is below the median of completed trials there. One that diverges
   counts as pruned, so that the sampler learns to stay away.

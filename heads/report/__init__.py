@@ -33,11 +33,11 @@ class Report:
 
     Attributes:
         path: The file.
-        size_bytes: Its size.
+        size_bytes: Size of the page.
         methods: Name of a method -> its metrics on the test split, in the order of the paper's Table 1.
         recordings: Recordings with a timeline.
-        differences: Stretches in which only one of annotator and model has a label.
-        frames: Pictures inside it.
+        differences: Number of stretches in which only one of annotator and model has a label.
+        frames: Number of frames of recordings that the page holds.
         problems: Files that could not be read, and why.
     """
 

@@ -223,7 +223,7 @@ def _rank(method: str) -> int:
 
 
 def _read_evaluation_log(path: Path, problems: list[str]) -> EvaluationLog:
-    """Lines of one id are one look, at several bundles. A line that cannot be read counts, whatever it was of."""
+    """Lines that share an id are one evaluation of several bundles. An unreadable line counts for all sessions."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""One small picture of each of the largest differences, as JPEG, for a report that asks for frames.
+"""One small frame of each of the largest differences, as JPEG, for a report that asks for frames.
 
-Notable choices: the file is entered at the key picture before the wanted time, so a frame at the twelfth hour costs
-no twelve hours. The picture is the last one shown by the middle of the difference. A recording that cannot be
-opened or decoded there has no picture, and is named. What this is not: the sampling of clips, which
-decodes every picture for exact and checked times (`featurecache.video.sampling`).
+Notable choices: the file is entered at the key frame before the wanted time, so a frame at the twelfth hour costs
+no twelve hours. The frame is the last one shown by the middle of the difference. A recording that cannot be
+opened or decoded there has no frame, and is named. What this is not: the sampling of clips, which
+decodes every frame for exact and checked times (`featurecache.video.sampling`).
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from featurecache.video.frames import to_rgb
 from heads.report.timelines import Difference
 
 SHOWN = 24
-"""Differences that get a picture: the longest."""
+"""Number of the longest differences that get a frame."""
 
 WIDTH_PX = 320
-_MOST_PICTURES = 2000  # decoded for one frame: over a minute between key pictures is no recording of ours
+_MOST_FRAMES = 2000  # decoded for one frame: over a minute between key frames is no recording of ours
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Thumbnail:
 
     Attributes:
         of: The difference.
-        time_us: What was asked for: its middle.
-        jpeg: The picture.
-        width_px: Its width.
-        height_px: Its height.
+        time_us: Requested time: the middle of the difference.
+        jpeg: The frame as JPEG.
+        width_px: Width of the frame.
+        height_px: Height of the frame.
     """
 
     of: Difference
@@ -49,16 +49,16 @@ class Thumbnail:
 
 
 def thumbnails(found: Sequence[Difference], videos: Path) -> tuple[list[Thumbnail], list[str]]:
-    """Pictures of the first differences, those that can be had.
+    """Frames of the first differences, where they can be decoded.
 
     Args:
         found: Differences, the longest first.
         videos: The folder of recordings.
 
     Returns:
-        Pictures; and which recordings have none, and why, each recording once.
+        The frames, and the reason for each recording without one.
     """
-    pictures = []
+    made = []
     without: dict[str, str] = {}
     for one in found[:SHOWN]:
         time_us = (one.start_us + one.end_us) // 2
@@ -68,31 +68,31 @@ def thumbnails(found: Sequence[Difference], videos: Path) -> tuple[list[Thumbnai
             continue
         try:
             with open_video(videos / one.recording, max_pixels=MAX_PIXELS) as video:
-                picture = _picture_at(video, time_us)
+                frame = _frame_at(video, time_us)
         except (UnreadableVideoError, UnsafeFileError, av.error.FFmpegError):
-            picture = None
-        if picture is None:
+            frame = None
+        if frame is None:
             without[one.recording] = "it cannot be opened or decoded there"
             continue
-        jpeg, width, height = _jpeg(picture)
-        pictures.append(Thumbnail(one, time_us, jpeg, width, height))
-    return pictures, [f"frames of {Path(recording).name}: {why}" for recording, why in without.items()]
+        jpeg, width, height = _jpeg(frame)
+        made.append(Thumbnail(one, time_us, jpeg, width, height))
+    return made, [f"frames of {Path(recording).name}: {why}" for recording, why in without.items()]
 
 
-def _picture_at(video: OpenVideo, time_us: int) -> VideoFrame | None:
-    """The last picture shown by a time; the first one there is where the file begins later."""
+def _frame_at(video: OpenVideo, time_us: int) -> VideoFrame | None:
+    """The last frame shown by a time; the first frame where the file begins later."""
     wanted = video.to_ticks(time_us)
     video.container.seek(max(wanted, 0), stream=video.stream, backward=True)
     last = None
     for count, frame in enumerate(video.container.decode(video.stream)):
-        if last is not None and (frame.pts is None or frame.pts > wanted or count > _MOST_PICTURES):
+        if last is not None and (frame.pts is None or frame.pts > wanted or count > _MOST_FRAMES):
             break
         last = frame
     return last
 
 
 def _jpeg(frame: VideoFrame) -> tuple[bytes, int, int]:
-    """The picture upright, `WIDTH_PX` wide, as JPEG with its width and height."""
+    """The frame upright, `WIDTH_PX` wide, as JPEG with its width and height."""
     upright = np.ascontiguousarray(to_rgb(frame, VideoReformatter()))
     width = WIDTH_PX
     height = max(2, 2 * round(upright.shape[0] * width / upright.shape[1] / 2))

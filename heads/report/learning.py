@@ -67,7 +67,7 @@ def _figures(run: Run, epochs: Sequence[Document], figures: dict[str, Figure]) -
 
 
 def _over_epochs(data: list[dict[str, Any]], title: str, kept: float) -> Figure:
-    """Lines with a dot for each epoch, the kept epoch marked by an upright line."""
+    """Lines with a dot for each epoch, the selected epoch marked by a vertical line."""
     last = max(data[0]["x"])
     note = {"x": kept, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": "kept"}
     layout: Figure = {

@@ -53,12 +53,12 @@ def render_page(
     """The page as UTF-8.
 
     Args:
-        documents: What the project has on disk.
+        documents: The documents that the project has on disk.
         searches: The searches, drawn.
         timelines: Recordings with predictions.
         found: Their differences, the longest first.
         thumbnails: Frames of the first of them; empty unless asked for.
-        summary: What stands first.
+        summary: The summary at the top of the page.
         features: Settings of `[features]`.
         made_at: When, in words.
     """

@@ -35,8 +35,8 @@ class DrawnSearch:
 
     Attributes:
         run: The run.
-        figures: As of `search_figures`.
-        reason: Why there are none, where there are none.
+        figures: The figures of `search_figures`.
+        reason: Why there are no figures, where there are none.
     """
 
     run: Run

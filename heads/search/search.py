@@ -9,20 +9,20 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   components and spectral exponent, which tries a whole grid at once (`convex_trials.py`). Where there are more
   combinations than half of the trials (all of them, with that solver alone), some of them are taken, each once, in an
   order drawn by the seed.
-- All other trials train by steps, 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
+- All other trials train by AdamW, 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
   TPE with the constant liar: after 200 trials .662, against .659 one by one, and .646 multivariate without the liar.
-- A stack reads one set of inputs. Where there are several, 32 trials are out at once (.660) and the fullest stack
+- A stack reads one set of inputs. Where there are several, 32 trials are in flight at once (.660) and the fullest stack
   trains; the others pause and gather what is asked for them meanwhile.
 - A trial is pruned at epochs 2, 4, 8, ... when its best score is below the median of completed trials there.
 - Each trial has a sampler of its own, and an interrupted one is restarted at its place (`study.py`). So an unbroken run
-  gives the same numbers bit for bit each time, and a resumed one goes on with the trials that the unbroken one would
+  gives the same numbers bit for bit each time, and a resumed one continues with the trials that the unbroken one would
   have; only what the sampler learns from may come in another order. What a trial gives depends on its settings and the
   seed alone.
-- The run is of the best convex trial unless one by steps is better beyond doubt (`summary.choose_trial`).
+- The run is of the best convex trial unless one trained by AdamW is clearly better (`summary.choose_trial`).
 - A trial that diverges counts as pruned at once: the sampler learns to stay away.
 
-What this is not: nested validation; the best score is the best of many and therefore too kind. How much is estimated
-from the trials' scores session by session, and stands beside it.
+What this is not: nested validation; the best trial's score has a selection bias. It is estimated from the trials'
+scores session by session, and reported with it.
 """
 
 from collections import deque
@@ -96,14 +96,14 @@ def search_heads(
         search_space: The ranges.
         trials: Finished (completed or pruned) trials that the study shall have, earlier calls' included. With the
             convex solver alone there are at most as many as it has combinations.
-        seed: Of sampler, data order, initial weights and dropout.
+        seed: Seed of sampler, data order, initial weights and dropout.
         folder: The run's folder.
         stacked_trials: Trials that train at once.
         permutations: Fits of the best settings to shuffled labels, to see what chance gives.
         refit_seeds: Seeds with which the best settings are fitted again across session folds, to see how far scores
             spread.
-        device: Where to train: `cpu`, `cuda`, ...; where its memory is not enough, the search goes on with fewer heads
-            at once, then on the CPU, and warns.
+        device: Where to train: `cpu`, `cuda`, ...; where its memory is not enough, the search continues with fewer
+            heads at once, then on the CPU, and warns.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
         on_progress: See `OnProgress`.
 
@@ -113,7 +113,7 @@ def search_heads(
     Raises:
         SettingsError: If a number is too small, or kinds, inputs and solvers do not fit each other.
         TrainingDataError: If the splits cannot train a head.
-        StudyError: If the study cannot go on, or no trial completed.
+        StudyError: If the study cannot be resumed, or no trial completed.
     """
     for name, number, least in (
         ("trials", trials, 1),
@@ -149,7 +149,7 @@ def search_heads(
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A trial in this process' hands: its settings, or what a convex one shall combine."""
+    """A trial that this process has asked for: its settings, or the combination that a convex trial solves."""
 
     trial: optuna.Trial
     settings: HeadSettings | None
@@ -164,11 +164,11 @@ class _Stack:
     validation: LabelledFeatures
     training: dict[int, optuna.Trial] = field(default_factory=dict)
     waiting: deque[_Asked] = field(default_factory=deque)
-    begun: int = 0
+    started: int = 0
 
     @property
-    def out(self) -> int:
-        """Trials that are asked and not told."""
+    def in_flight(self) -> int:
+        """Number of trials that were asked for and not yet told."""
         return len(self.training) + len(self.waiting)
 
 
@@ -200,7 +200,7 @@ class _Search:
         self._steps_too = steps_too
         self._trials = trials if steps_too else min(trials, self._convex)
         self._stacks: dict[str, _Stack] = {}  # by inputs
-        self._most_out = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
+        self._most_in_flight = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
         self._rungs = [2**power for power in range(1, 20) if 2**power < space.epochs[1]]
         self._ended = 0
 
@@ -208,10 +208,12 @@ class _Search:
         """Until the study has as many finished trials as wanted."""
         current: _Stack | None = None
         while True:
-            fullest = max(self._stacks.values(), key=lambda stack: stack.out, default=None)
-            if current is None or (fullest is not None and fullest.out > max(current.out, current.trainer.live)):
+            fullest = max(self._stacks.values(), key=lambda stack: stack.in_flight, default=None)
+            if current is None or (
+                fullest is not None and fullest.in_flight > max(current.in_flight, current.trainer.live)
+            ):
                 current = fullest
-            if current is not None and current.out:
+            if current is not None and current.in_flight:
                 self._train_epoch(current)
             elif (asked := self._ask()) is not None:
                 self._begin(asked)
@@ -220,8 +222,8 @@ class _Search:
                 return
 
     def _ask(self) -> _Asked | None:
-        """The next trial, one that was interrupted first; None where all are asked for, or enough are out."""
-        if sum(stack.out for stack in self._stacks.values()) >= self._most_out:
+        """The next trial, one that was interrupted first; None where all are asked for, or enough are in flight."""
+        if sum(stack.in_flight for stack in self._stacks.values()) >= self._most_in_flight:
             return None
         known = self._study.get_trials(deepcopy=False)
         taken = [trial for trial in known if trial.state in (*FINISHED, TrialState.RUNNING)]
@@ -240,7 +242,7 @@ class _Search:
         return _Asked(trial, self._choices.ask(trial), {})
 
     def _queue_again(self, interrupted: FrozenTrial) -> None:
-        """Queues a trial with the settings it had; where it was cut short while these were drawn, they are anew."""
+        """Queues a trial with its settings; interrupted while they were drawn, it draws them again."""
         attributes = interrupted.user_attrs
         again = {AGAIN: attributes.get(AGAIN, interrupted.number)}
         if attributes.get(SOLVER) == "convex":
@@ -253,13 +255,13 @@ class _Search:
 
     def _next_convex(self, known: Sequence[FrozenTrial]) -> dict[str, Any] | None:
         """The combination that the convex solver takes next; None after the last."""
-        begun = {trial.user_attrs[COMBINATION] for trial in known if trial.user_attrs.get(SOLVER) == "convex"}
-        if len(begun) >= min(self._convex, self._trials):
+        started = {trial.user_attrs[COMBINATION] for trial in known if trial.user_attrs.get(SOLVER) == "convex"}
+        if len(started) >= min(self._convex, self._trials):
             return None
-        return next(one for one in self._combinations if _name(one) not in begun)
+        return next(one for one in self._combinations if _name(one) not in started)
 
     def _begin(self, asked: _Asked) -> None:
-        """Solves a convex trial, or puts one that is trained by steps in the queue of its inputs."""
+        """Solves a convex trial, or queues one that is trained by AdamW with those of the same inputs."""
         if asked.settings is None:
             self._solve(asked)
             return
@@ -279,7 +281,7 @@ class _Search:
     def _solve(self, asked: _Asked) -> None:
         try:
             solved = solve_trial(self._prepared, asked.combination, self._points, self._folds)
-        except TrainingDataError as error:  # no point converged; whoever reads the study sees why
+        except TrainingDataError as error:  # no point converged; the study records the reason
             self._end(asked.trial, None, {"reason": str(error)})
             return
         self._end(
@@ -303,8 +305,8 @@ class _Search:
                     return None
                 self._begin(asked)
             taken = stack.waiting.popleft()
-            stack.training[stack.begun] = taken.trial
-            stack.begun += 1
+            stack.training[stack.started] = taken.trial
+            stack.started += 1
             return taken.settings
 
         def at_rung(reports: Sequence[RungReport]) -> list[int]:

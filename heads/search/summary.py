@@ -1,4 +1,4 @@
-"""What a finished search tells: its table of trials, what the settings mattered, and how much too kind its best is.
+"""What a finished search tells: its table of trials, the importance of settings, and the best trial's selection bias.
 
 What this is not: the search, or a figure (`report/searching.py`).
 """
@@ -52,7 +52,7 @@ def trial_settings(trial: FrozenTrial, choices: Choices) -> HeadSettings | None:
 def with_steps(
     settings: HeadSettings, trials: Sequence[FrozenTrial], choices: Choices
 ) -> tuple[HeadSettings, int | None]:
-    """Convex settings with learning rate, decay, batch and epochs of the best linear head trained by steps.
+    """Convex settings with learning rate, decay, batch and epochs of the best linear head trained by AdamW.
 
     Returns:
         The settings, and that trial's number; None where the steps are the defaults or the settings' own.
@@ -79,7 +79,7 @@ class Chosen:
 
     Attributes:
         trial: The trial.
-        optimism: How much too kind its score is, as the best of its solver's trials (`statistics.selection_optimism`).
+        optimism: Selection bias of its score among its solver's trials (`statistics.selection_optimism`).
         highest: The trial of the highest score, where that is another.
     """
 
@@ -89,16 +89,16 @@ class Chosen:
 
 
 def choose_trial(trials: Sequence[FrozenTrial], points: Sequence[GridPoint], *, seed: int) -> Chosen | None:
-    """The best trial of the convex solver, unless one trained by steps is better beyond doubt.
+    """The best trial of the convex solver, unless one trained by AdamW is clearly better.
 
-    The best of two hundred noisy scores is kinder than the best of a few. So a trial by steps must still be ahead after
-    choosing is taken off both, and the paired interval of the difference over validation sessions must exclude
-    zero. Where there are too few sessions to tell, the scores decide.
+    The best of two hundred noisy scores is more biased than the best of a few. So such a trial must still be ahead
+    after the selection bias is subtracted from both, and the paired interval of the difference over validation
+    sessions must exclude zero. Where there are too few sessions to tell, the scores decide.
 
     Args:
-        trials: Of the study.
+        trials: All trials of the study.
         points: The grid of its convex trials.
-        seed: Of resampling.
+        seed: Seed of the resampling.
 
     Returns:
         None if no trial completed.
@@ -151,7 +151,7 @@ def _candidates(trial: FrozenTrial, points: Sequence[GridPoint]) -> Candidates:
 
 
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float] | None:
-    """Share of each setting in the difference between good and other trials trained by steps, by Optuna's PED-ANOVA.
+    """Share of each setting in the difference between good and other trials trained by AdamW, by Optuna's PED-ANOVA.
 
     Returns:
         By name, the largest first; None with fewer than 20 completed trials, or where nearly all scored alike.

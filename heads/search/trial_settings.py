@@ -105,7 +105,7 @@ class Choices:
         }
 
     def ask(self, trial: Trial) -> HeadSettings:
-        """Draws the settings of a head that is trained by steps."""
+        """Draws the settings of a head that is trained by AdamW."""
         space = self.space
         kind = _choice(trial, "kind", space.kind)
         of_frames = kind in OF_FRAMES

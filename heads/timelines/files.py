@@ -58,7 +58,7 @@ class Timeline:
     Attributes:
         recording: The recording's name.
         content: First 16 hex digits of its sha256.
-        duration_us: How long it is.
+        duration_us: Length of the recording.
         labels: The C labels.
         thresholds: Shape (C,).
         length_us: Length of a clip.
@@ -171,7 +171,7 @@ def write_timeline(
         stem: The files' path without `.predicted.*`; missing folders are made.
         media: The recording, for a new `.eaf` to link to.
         document: The annotator's document, which gets the predicted tiers; None for a new one.
-        time_origin_ms: Of the recording's media descriptor in `document`.
+        time_origin_ms: Time origin of the recording's media descriptor in `document`.
 
     Raises:
         OutputExistsError: If one of the files is there and is not as this function wrote it; nothing is written then.

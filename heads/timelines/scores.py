@@ -214,7 +214,7 @@ def scores_document(
         comparisons: One of each recording.
         sessions: The session of each; the confidence interval resamples them.
         labels: Names of the C labels.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
         TimelineError: If there is nothing to compare.

@@ -6,7 +6,7 @@ picked by luck. The grid is small for the same reason: on the demo's ten held-ou
 for each stride, what it picks scored .622, .642, .625 on the unseen ones at strides of 3, 1.5 and 1 s (untuned: .624,
 .632, .618), and a grid up to twice the duration .611, .621, .608. Of equally good ones the earlier wins, and the grid
 begins with what alters the scores least. The score of the chosen settings is the best of many on the data that chose
-them, and so too kind; the test recordings are not an argument here.
+them, and so optimistically biased; the test recordings are not an argument here.
 
 `timeline.json` holds `format` and the fields of `TunedTimeline`; loading checks each. Without the file,
 `default_settings` serve.
