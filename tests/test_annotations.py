@@ -915,8 +915,8 @@ def test_read_csv_names_line_and_value_when_table_is_wrong(table, text, message)
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("a.mp4,0,1", r"a row must have as many cells as the header \(4\), but this one has 3"),
-        ("a.mp4,0,1,vent,hard", "a row must have as many cells"),
+        ("a.mp4,0,1", r"a row must have as many fields as the header \(4\), but this one has 3"),
+        ("a.mp4,0,1,vent,hard", "a row must have as many fields"),
         ("a.mp4,2,1,vent", "end_s must not lie before start_s, but 1 lies before 2"),
         ("a.mp4,-1,1,vent", "start_s must be seconds .* it is '-1'"),
         ("a.mp4,0,nan,vent", "end_s must be seconds .* it is 'nan'"),

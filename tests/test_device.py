@@ -123,7 +123,7 @@ def test_work_goes_on_with_less_and_says_so_when_memory_is_not_enough() -> None:
     attempts = [("cuda with 16", too_large), ("cuda with 4", too_large), ("cpu with 4", lambda: 7)]
     with pytest.warns(LowMemoryWarning) as said:
         assert first_that_fits(attempts) == 7
-    assert [str(one.message).partition("Going on with ")[2] for one in said] == ["cuda with 4.", "cpu with 4."]
+    assert [str(one.message).partition("Continuing with ")[2] for one in said] == ["cuda with 4.", "cpu with 4."]
     with pytest.raises(RuntimeError, match="ALLOC_FAILED"), pytest.warns(LowMemoryWarning):
         first_that_fits(attempts[:2])
 

@@ -81,7 +81,7 @@ def test_search_heads_goes_on_with_fewer_heads_at_once_when_memory_is_not_enough
         add(stack, *args)
 
     monkeypatch.setattr(HeadStack, "add", add_two_at_most)
-    with pytest.warns(LowMemoryWarning, match=r"8 heads at once, .*ALLOC_FAILED.* Going on with cpu with 2 heads"):
+    with pytest.warns(LowMemoryWarning, match=r"8 heads at once, .*ALLOC_FAILED.* Continuing with cpu with 2 heads"):
         best = search(tmp_path, trials=10)
     assert len(ended(tmp_path)) == 10
     assert best["value"] > 0.5
@@ -430,7 +430,7 @@ def test_search_heads_tells_what_mattered_in_plain_words(tmp_path: Path) -> None
     assert search(tmp_path / "few", trials=16, search_space=space)["importances"] is None
     assert next(iter(best["importances"])) == "learning_rate"
     words = " ".join(in_words(best))
-    for said in ("best is trial", "linear head on final/mean, standardised", "What mattered", "learning_rate"):
+    for said in ("best is trial", "linear head on final/mean, standardised", "Importance of the settings", "learning_rate"):
         assert said in words
 
 
