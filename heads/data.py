@@ -44,7 +44,7 @@ class KeptSplit:
     """The labelled clips of one split with any number of kept features.
 
     Attributes:
-        features: By name (`tap/pooling`), each of shape (N, D), or (N, T, D) of frames.
+        features: Features by name (`tap/pooling`), each of shape (N, D), or (N, T, D) of frames.
         Y: Targets, shape (N, C), 0 or 1.
         sessions: The session of each clip, shape (N,), str.
         clip_ids: Ids of the N clips; None where unknown.

@@ -320,7 +320,7 @@ def test_search_heads_searches_heads_on_frames_beside_others(tmp_path: Path) -> 
             {"kind": ("mlp", "temporal"), "inputs": ("final/frames",)},
             "of kind 'mlp' must have inputs of one vector a clip, .* or leave mlp out of kind",
         ),
-        ({"inputs": ("vision/mean",)}, "which are layer_2/mean, final/mean, final/frames, but 'vision/mean' is not"),
+        ({"inputs": ("vision/mean",)}, "selects: layer_2/mean, final/mean, final/frames; but 'vision/mean' is not"),
         ({"inputs": ("final/mean+final/frames",)}, "all of clips or all of the same number of frames"),
         ({"solver": ("convex",), "kind": ("mlp",)}, "convex solver fits linear heads only"),
     ],
@@ -361,7 +361,7 @@ def sessions_of(count: int, seed: int) -> LabelledFeatures:
     return make_clips(noise=2.0, sessions=count, clips_each=200 // count, seed=seed)
 
 
-def test_search_heads_tells_how_much_too_kind_the_best_score_is(tmp_path: Path) -> None:
+def test_search_heads_reports_the_selection_bias_of_the_best_trial(tmp_path: Path) -> None:
     data = learning(sessions_of(5, 0), sessions_of(10, 1))
     for name, space in (("mixed", SearchSpace(epochs=(2, 8))), ("by validation", dataclasses.replace(CONVEX, folds=0))):
         best = search(tmp_path / name, trials=24, data=data, search_space=space)
@@ -376,7 +376,7 @@ def test_search_heads_tells_how_much_too_kind_the_best_score_is(tmp_path: Path) 
         assert -0.05 < optimism["optimism"] < 0.2
     few = search(tmp_path / "few", trials=4, search_space=CONVEX)
     assert few["optimism"]["optimism"] is None
-    assert "cannot be told" in " ".join(in_words(few))
+    assert "could not be estimated" in " ".join(in_words(few))
 
 
 def completed(number: int, solver: str, right: list[int]) -> optuna.trial.FrozenTrial:
@@ -430,7 +430,12 @@ def test_search_heads_tells_what_mattered_in_plain_words(tmp_path: Path) -> None
     assert search(tmp_path / "few", trials=16, search_space=space)["importances"] is None
     assert next(iter(best["importances"])) == "learning_rate"
     words = " ".join(in_words(best))
-    for said in ("best is trial", "linear head on final/mean, standardised", "Importance of the settings", "learning_rate"):
+    for said in (
+        "best is trial",
+        "linear head on final/mean, standardised",
+        "Importance of the settings",
+        "learning_rate",
+    ):
         assert said in words
 
 

@@ -32,7 +32,7 @@ class ExplainedClip:
 
     Attributes:
         clip: The clip, its recording and the reason.
-        fingerprint: Of the feature space; empty in rows of an earlier version, which count for every space.
+        fingerprint: Fingerprint of the feature space; empty in rows of an earlier version, which count for every space.
     """
 
     clip: FailedClip

@@ -59,7 +59,7 @@ class Outlook:
         device: The torch device.
         clips: To compute.
         model_s: The model alone on a CPU; 0 on a GPU, and where it is a matter of minutes.
-        memory: Of the device.
+        memory: Memory of the device.
     """
 
     device: str
@@ -78,11 +78,11 @@ class Forecast:
         dtype: The dtype the model computes in.
         decoders: Threads that decode.
         clips: To compute.
-        parts: Of the model, for one clip that shares no frame.
+        parts: Parts of the model, for one clip that shares no frame.
         tflop_per_clip: Their sum.
         tflop_per_s: The measured speed over the model's own mix of products.
         shared_frames: Share of the frames that overlapping clips have in common, computed once.
-        memory: Of the device.
+        memory: Memory of the device.
         bytes_of: What each kept feature adds to the cache, by name.
         disk_free_bytes: Beside the cache.
         model_s: All clips at the speed of the products.

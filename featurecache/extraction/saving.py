@@ -23,7 +23,7 @@ class Saving:
     """Takes computed clips; a context manager that ends when all are with the writers.
 
     Args:
-        writers: By the name of what is kept.
+        writers: Writers by the name of the selected feature.
 
     Attributes:
         saved: Clips whose features are with the writers.

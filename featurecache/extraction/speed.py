@@ -56,7 +56,7 @@ class DecodingSpeed:
 
     Attributes:
         video_per_s: Seconds of video a second, sampled frames converted; None where no clip could be had.
-        frames: Of one clip, shape (T, H, W, 3), uint8; None likewise.
+        frames: Frames of one clip, shape (T, H, W, 3), uint8; None likewise.
         problem: Why no clip could be had; empty where one was.
     """
 
@@ -159,7 +159,7 @@ class _Bench:
     """Runs products and attention on random numbers.
 
     Args:
-        dtype: Of the numbers.
+        dtype: Dtype of the numbers.
         place: The device.
         batch_size: Clips at once, on a CUDA device; on a CPU one clip fills the cores.
     """

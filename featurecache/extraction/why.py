@@ -23,7 +23,7 @@ class Explanation:
 
     Attributes:
         clip_id: The clip.
-        fingerprint: Of the feature space that lacks it, or of the first where none does.
+        fingerprint: Fingerprint of the feature space that the clip is missing from, or of the first where none is.
         found: Whether every kept feature is there.
         reasons: Why, for the first kept feature that is missing.
     """

@@ -18,7 +18,7 @@ class Share:
     Attributes:
         config: The project, as for `open_project`.
         clip_ids: The clips to compute, of which others may have done some.
-        fingerprints: Of the feature spaces to fill.
+        fingerprints: Fingerprints of the feature spaces to fill.
         device: Torch device.
         decoders: Decoder threads.
     """

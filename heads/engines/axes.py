@@ -37,7 +37,7 @@ def leading_axes(
 
     Args:
         blocks: The features.
-        shape: Theirs, (N, D).
+        shape: Shape of the features, (N, D).
         count: Axes wanted.
         projections: Takes the blocks along the axes, each (n, M), where an iteration makes them anyway.
 

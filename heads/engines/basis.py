@@ -60,7 +60,7 @@ class Basis:
         center: Mean of what the front makes, shape (D,).
         X: What the front makes, centred, shape (N, D).
         axes: Leading principal axes, orthonormal, shape (D, M), largest variance first.
-        variances: Of the features along the axes, shape (M,).
+        variances: Variances of the features along the axes, shape (M,).
         rest_variance: Mean variance of the D - M other directions; 0 where there are none.
         projected: X along the axes, shape (N, M); the first P columns are the PCA of width P.
     """

@@ -86,7 +86,7 @@ class ConvexGrid:
         converged: Shape (G, C).
         out_of_fold: Each training clip's probability by the columns that did not see its fold, shape (G, N, C); NaN
             for a label that some fold's training clips have never or always. None without folds.
-        folds_converged: Of those columns, shape (F, G, C); a label that cannot be learned counts as converged.
+        folds_converged: Whether these problems converged, (F, G, C); a label that cannot be learned counts as such.
     """
 
     basis: Basis
@@ -164,7 +164,7 @@ def solve_grid(
     """Fits the heads of all points and labels on all training clips, and without each fold where there are folds.
 
     Args:
-        basis: Of the N training clips' features.
+        basis: Basis of the N training clips' features.
         Y: Their targets, shape (N, C), 0 or 1, rows as the basis was given them.
         points: The G points.
         components: P, principal components that heads read; 0 for all features.
@@ -172,7 +172,7 @@ def solve_grid(
         fold_of: Fold of each clip, shape (N,), from `session_folds`.
         beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N).
         tolerance: A column has converged when its objective can fall by this share at most, as predicted.
-        max_iterations: Of each column.
+        max_iterations: Most Newton iterations of each problem.
 
     Returns:
         The grid, with what did not converge marked.

@@ -133,8 +133,8 @@ def minimise_columns(
         loss_weights: Numbers of k columns -> their gain and pull, each (k, N), of X's dtype.
         precondition: See `Precondition`.
         penalise: P.
-        tolerance: Of the predicted decrease over the objective.
-        max_iterations: Of each column.
+        tolerance: Bound on the predicted decrease, relative to the objective.
+        max_iterations: Most iterations of each problem.
 
     Returns:
         What was found, in the order of the columns.
@@ -325,7 +325,7 @@ def _line_search(
         pull: Shape (k, N).
         tilt: Slope of the penalty at the beginning, shape (k,).
         bend: Its second derivative, shape (k,).
-        slope: Of the objective at the beginning, shape (k,).
+        slope: Slope of the objective at the start, shape (k,).
         residual: Takes d loss / d z at the end, shape (k, N).
         curvature: Takes its total curvature there, shape (k,).
 

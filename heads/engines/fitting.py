@@ -38,8 +38,8 @@ def fit_head(
     Args:
         X: Features, shape (N, D), or (N, T, D) of frames, float16 or float32.
         Y: Targets, shape (N, C), 0 or 1.
-        settings: Of the head.
-        seed: Of data order, initial weights and dropout; the convex solver draws nothing.
+        settings: Settings of the head.
+        seed: Seed of data order, initial weights and dropout; the convex solver draws nothing.
         device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
         part_widths: Widths of the kept features that stand side by side in X; None for one.
 
@@ -67,9 +67,9 @@ def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
     """The optimum of the convex solver's settings on the clips of a basis; `components` are its leading axes.
 
     Args:
-        basis: Of the training clips, with the settings' normalisation.
+        basis: Basis of the training clips' features, with the settings' normalisation.
         Y: Their targets, shape (N, C), 0 or 1.
-        settings: Of the head.
+        settings: Settings of the head.
 
     Raises:
         SettingsError: If it does not converge.
@@ -112,7 +112,7 @@ def refitting(
 
     Args:
         data: All clips.
-        settings: Of the heads.
+        settings: Settings of the heads.
         seed: As `fit_head`.
         device: As `fit_head`.
         part_widths: As `fit_head`.

@@ -25,7 +25,7 @@ class Prepared:
 
     Args:
         data: The clips.
-        seed: Of the order of training clips.
+        seed: Seed of the order of training clips.
         device: Where to train.
     """
 

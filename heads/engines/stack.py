@@ -43,11 +43,11 @@ class HeadStack:
     """Heads of one kind in training, on clips of one view.
 
     Args:
-        kind: Of all heads.
+        kind: Kind of all heads.
         feature_width: D, of the view.
         prior_log_odds: Where output biases start, (C,).
         clip_count: N, clips of an epoch.
-        seed: Of initial hidden weights and of dropout; each head draws the same noise, whatever its company.
+        seed: Seed of initial hidden weights and dropout; each head draws the same noise whichever heads train with it.
         device: Where parameters live.
     """
 

@@ -10,7 +10,7 @@ class Parameter:
     """One parameter of all heads: rows of the heads one after the other, with gradient and AdamW's two moments.
 
     Args:
-        width: Of a row.
+        width: Width of a row.
         decays: Whether weight decay acts on it.
         device: Where it lives.
     """

@@ -38,7 +38,7 @@ class RungReport:
     """How far one head is at a rung.
 
     Attributes:
-        number: Of the head, in the order in which settings were given, from 0.
+        number: Number of the head, in the order in which settings were given, from 0.
         epoch: Epochs trained.
         scores: Probabilities of the validation clips, (N, C).
         value: What the score function makes of them.
@@ -65,7 +65,7 @@ class FittedHead:
     """What became of one head.
 
     Attributes:
-        number: Of the head, in the order in which settings were given, from 0.
+        number: Number of the head, in the order in which settings were given, from 0.
         settings: As given.
         outcome: `finished`, by its epochs or its patience; `stopped` at a rung; `diverged`: loss or weights were no
             longer finite.

@@ -50,8 +50,8 @@ class TrainingClips:
         seed: Seed of the order.
         device: Where training runs.
         targets: In order, (N, C), float32, on the device.
-        prior_log_odds: Of each label, (C,).
-        negatives_per_positive: Of each label, (C,).
+        prior_log_odds: Log-odds of each label's frequency, (C,).
+        negatives_per_positive: Negative clips per positive clip of each label, (C,).
         row_shape: A clip's features: (D,), or (T, D) of frames.
 
     Raises:

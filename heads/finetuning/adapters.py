@@ -43,7 +43,7 @@ class AdaptedNetwork(nn.Module):
         targets: Names of the linear layers that get adapters.
         gradient_checkpointing: Compute each layer twice instead of keeping its activations.
         four_bit: Round the frozen layers that are run to 4 bits.
-        seed: Of the adapters' initial values.
+        seed: Seed of the adapters' initial values.
     """
 
     def __init__(

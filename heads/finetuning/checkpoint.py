@@ -27,7 +27,7 @@ class Checkpoint:
 
     Attributes:
         document: JSON-ready: step, history and what the run began with.
-        tensors: By name, on the CPU.
+        tensors: Tensors by name, on the CPU.
     """
 
     document: Mapping[str, Any]

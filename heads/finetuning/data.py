@@ -30,8 +30,8 @@ class CachedClips:
 
     Attributes:
         Y: Targets, shape (N, C), 0 or 1.
-        sessions: Of each clip, shape (N,), str.
-        clip_ids: Of the N clips.
+        sessions: Session of each clip, shape (N,), str.
+        clip_ids: Ids of the N clips.
     """
 
     Y: npt.NDArray[np.integer]
@@ -67,8 +67,8 @@ class PixelClips:
 
     Attributes:
         Y: Targets, shape (N, C), 0 or 1.
-        sessions: Of each clip, shape (N,), str.
-        clip_ids: Of the N clips.
+        sessions: Session of each clip, shape (N,), str.
+        clip_ids: Ids of the N clips.
     """
 
     Y: npt.NDArray[np.integer]

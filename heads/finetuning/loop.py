@@ -53,7 +53,7 @@ class FineTuning:
         groups: Every trainable parameter must begin with exactly one group's prefix.
         train: Training clips.
         validation: Validation clips.
-        positive_weight: Of each label's positive term in the loss, (C,).
+        positive_weight: Weight of each label's positive term in the loss, (C,).
         epochs: Passes over the training clips at most.
         patience: Epochs without a better one after which to stop; 0 never stops.
         select: What makes an epoch better: `macro_f1` at 0.5 (equal ones by loss), or `loss`, both on validation.
@@ -61,7 +61,7 @@ class FineTuning:
         micro_batch: Clips at once, at most.
         warmup: Share of all steps in which the learning rate rises; it then falls along a cosine.
         clip_norm: The gradient is scaled down to this norm.
-        seed: Of the order of clips and of dropout.
+        seed: Seed of the order of clips and of dropout.
         device: Where the network is.
         autocast: Dtype of autocast; None for none.
         ranks: This process among its peers.

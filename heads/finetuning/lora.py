@@ -103,15 +103,15 @@ class LoraPlan:
     """What a run will do.
 
     Attributes:
-        settings: Of the run.
+        settings: Settings of the run.
         bundle: The tuned head that it begins with.
         tokens: Name of the stored tokens, e.g. `layer_0/tokens`.
         fixed: The head's inputs that no adapter changes.
         extraction: What the cache lacks.
         layers_run: Layers of the language model that a step runs.
         layers_below: Layers below the deepest tap.
-        train_clips: Of the training split.
-        validation_clips: Of the validation split.
+        train_clips: Number of clips of the training split.
+        validation_clips: Number of clips of the validation split.
     """
 
     settings: LoraSettings
@@ -135,7 +135,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
 
     Args:
         project: The project.
-        settings: Of the run.
+        settings: Settings of the run.
         bundle: The tuned head's folder.
         allow_download: Whether the model may be fetched from the hub.
 
@@ -208,7 +208,7 @@ class LoraRun(Run):
     Args:
         project: The project.
         plan: What `plan_lora` gave.
-        seed: Of the adapters' initial values, the order of clips and dropout.
+        seed: Seed of the adapters' initial values, the order of clips and dropout.
         device: A torch device.
         folder: The run's folder.
         ranks: This process among its peers.

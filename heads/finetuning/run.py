@@ -44,8 +44,8 @@ class Schedule:
     """How training passes, of both kinds of run.
 
     Attributes:
-        learning_rate: Of what is trained in the backbone, at its highest.
-        head_learning_rate: Of the head, at its highest; not below the backbone's.
+        learning_rate: Peak learning rate of the trained part of the backbone.
+        head_learning_rate: Peak learning rate of the head; not below the backbone's.
         epochs: At most.
         patience: Epochs without a better one after which to stop; 0 never stops.
         select: What makes an epoch better, on validation: `macro_f1` at 0.5, or `loss`.
@@ -81,7 +81,7 @@ class TrainingForecast:
 
     Attributes:
         cost: Measured for one clip.
-        hours: Of the whole training, every epoch run, decoding aside.
+        hours: Hours of the whole training with every epoch, without decoding.
         epochs: At most.
         micro_batch: Clips in the device's memory at once.
     """
@@ -103,7 +103,7 @@ class Run:
         loop: The training.
         schedule: As the user set it.
         began_with: What a checkpoint must have begun with to be gone on from, JSON-ready.
-        seed: Of the run.
+        seed: Seed of the run.
         folder: The run's folder.
     """
 

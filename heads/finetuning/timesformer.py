@@ -92,7 +92,7 @@ class FinetuneSettings(Schedule):
     Attributes:
         model: TimeSformer's files: a folder, or a hub repository whose snapshot is on this machine.
         last_layers: Layers that are trained, from the top, with the final norm; 0: the whole model.
-        weight_decay: Of both, of matrices.
+        weight_decay: Weight decay of the matrices of model and head.
         positive_weight_exponent: The positive term weighs (negatives / positives) to this power, per label.
         memory_gb: Most decoded frames in memory, in GB; other clips are decoded again in each epoch.
         search: What trials draw from.
@@ -125,7 +125,7 @@ class TimesformerPlan:
     """What a run will do.
 
     Attributes:
-        settings: Of the run.
+        settings: Settings of the run.
         project: The user's project with TimeSformer as its backbone.
         inputs: TimeSformer without its weights.
         model: Fingerprint of the features of the model that training begins with.
@@ -183,7 +183,7 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
 
     Args:
         project: The project; its clip table must exist.
-        settings: Of the run.
+        settings: Settings of the run.
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
@@ -252,7 +252,7 @@ class TimesformerRun(Run):
 
     Args:
         plan: What `plan_timesformer` gave, examined unless it is only to be measured.
-        seed: Of the order of clips and of dropout.
+        seed: Seed of the order of clips and of dropout.
         device: A torch device.
         folder: The run's folder.
         ranks: This process among its peers.

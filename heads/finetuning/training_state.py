@@ -21,7 +21,7 @@ class Clips(Protocol):
 
     Attributes:
         Y: Targets, shape (N, C), 0 or 1.
-        clip_ids: Of the N clips.
+        clip_ids: Ids of the N clips.
     """
 
     Y: npt.NDArray[np.integer]
@@ -41,9 +41,9 @@ class Group:
     """Parameters that share a learning rate.
 
     Attributes:
-        prefix: Of their names in the network.
+        prefix: Prefix of their names in the network.
         learning_rate: At its highest.
-        weight_decay: Of matrices, as in AdamW; vectors do not decay.
+        weight_decay: Weight decay of matrices, as in AdamW; vectors do not decay.
         l2: (l2 / 2) w' P w, summed over the rows w of each matrix, is added to the loss, which is not the same thing;
             not to the losses that are told.
         penalise: P, as a function of rows; the identity by default. The first process alone asks for it.
@@ -72,8 +72,8 @@ class Training:
 
     Attributes:
         step: Steps done.
-        steps: Of the whole run, if it is not stopped early.
-        loss: Of the last batch; None at the start.
+        steps: Steps of the whole run, if it is not stopped early.
+        loss: Loss of the last batch; None at the start.
         epochs: Scored so far.
         micro_batch: Clips at once by now.
         elapsed_s: Seconds since this process began.

@@ -54,7 +54,7 @@ def search_timesformer(
     Args:
         plan: An examined plan; what trials draw from is in its settings.
         trials: Finished (completed or pruned) trials that the study shall have in all.
-        seed: Of sampler, order of clips and dropout.
+        seed: Seed of sampler, order of clips and dropout.
         device: A torch device.
         folder: The run's folder, which also keeps the study.
         choose_timeline: Gives timeline settings to each bundle that is better than those before.

@@ -29,9 +29,9 @@ class Solved:
     """The end of a convex trial.
 
     Attributes:
-        settings: Of the points taken.
+        settings: Settings of the chosen grid points.
         value: Macro-F1 of their head on validation, at a threshold of 0.5.
-        counts: Confusion counts on validation of all that validation chose among, (candidates, S, 3, C).
+        counts: Confusion counts on validation of all that validation chose among, (candidates, M, 3, C).
         choice: Each label's candidate, (C,).
         converged: Share of the grid's columns that converged, folds included.
     """

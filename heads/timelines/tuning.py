@@ -76,7 +76,7 @@ class TunedTimeline:
         settings: The best.
         validation_segment_f1: Their score on the recordings that chose them.
         untuned_segment_f1: That of `default_settings`.
-        n_recordings: How many recordings chose.
+        n_recordings: Number of recordings that the settings were chosen on.
         length_us: Length of the clips that were scored.
         stride_us: From one clip's start to the next one's.
     """
