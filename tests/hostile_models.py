@@ -298,7 +298,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
         "is damaged or cut off",
     ),
     "shard outside": (_shard_at("../outside/w.safetensors"), "UnsafeFileError", _INDEX, "../outside/w.safetensors"),
-    "shard elsewhere": (_absolute_shard, "UnsafeFileError", _INDEX, "elsewhere/w.safetensors"),
+    "shard elsewhere": (_absolute_shard, "UnsafeFileError", _INDEX, "must name files of its own folder"),
     "shard behind a link": (_linked_shard, "UnsafeFileError", "model-00002-of-00002.safetensors", "linked.safetensors"),
     "pickled shard": (_pickled_shard, "UnsafeFileError", _INDEX, "w.bin"),
     "doubled names": (_doubled_names, "UnsafeFileError", "model-00002-of-00002.safetensors", "both hold"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -716,7 +717,6 @@ def test_fine_tuning_is_refused_when_it_could_change_nothing_or_begins_wrong(
 def test_a_bundle_with_an_adapter_is_refused_when_damaged_or_on_another_base(
     project: Project, finished: LoraRun, tmp_path: Path, tiny_model: Path
 ) -> None:
-    import shutil
 
     copied = shutil.copytree(finished.folder / "bundle", tmp_path / "bundle")
     weights = copied / "adapter" / "adapter_model.safetensors"
@@ -750,7 +750,6 @@ def test_a_bundle_with_an_adapter_is_refused_when_damaged_or_on_another_base(
 def test_adapter_that_asks_for_more_than_plain_lora_is_refused_before_peft_reads_it(
     finished: LoraRun, tmp_path: Path, change: dict[str, Any], error: type[Exception], wrong: str
 ) -> None:
-    import shutil
 
     folder = Path(shutil.copytree(finished.folder / "bundle" / "adapter", tmp_path / "adapter"))
     settings = folder / "adapter_config.json"
@@ -786,22 +785,19 @@ def test_lora_finetune_trains_from_the_command_line(project: Project, tmp_path: 
 
     from cli import app
 
-    settings = project.root / "featurecache.toml"
-    text = settings.read_text()
-    settings.write_text(text + "\n[lora]\nrank = 4\nalpha = 8\nepochs = 1\nlearning_rate = 1e-3\n")
-    try:
-        config = ["--config", str(project.root), "--json"]
-        dry = CliRunner().invoke(app, ["lora-finetune", "--dry-run", "--from-layer", "3", *config])
-        assert dry.exit_code == 0, dry.stderr
-        assert json.loads(dry.stdout)["share_of_layers"] == 0.25
-        assert "by the arithmetic 25% of the work" in dry.stderr
-        assert json.loads(dry.stdout)["extraction_forecast"]["bytes_of"]["layer_3/tokens"] > 0
-        done = CliRunner().invoke(app, ["lora-finetune", "--from-layer", "3", "--merge", *config])
-        assert done.exit_code == 0, done.stderr
-        document = json.loads(done.stdout)
-        assert document["lora"]["frozen"] == "layer_3"
-        assert document["forecast"]["hours"] > 0
-        assert (project.runs / "lora" / "merged" / "model.safetensors").is_file()
-        assert open_adapter(project.runs / "lora" / "bundle" / "adapter").first_layer == 3
-    finally:
-        settings.write_text(text)
+    copied = shutil.copytree(project.root, tmp_path / "project")  # the run of `finished` stays as it is
+    with (copied / "featurecache.toml").open("a") as settings:
+        settings.write("\n[lora]\nrank = 4\nalpha = 8\nepochs = 1\nlearning_rate = 1e-3\n")
+    config = ["--config", str(copied), "--json"]
+    dry = CliRunner().invoke(app, ["lora-finetune", "--dry-run", "--from-layer", "3", *config])
+    assert dry.exit_code == 0, dry.stderr
+    assert json.loads(dry.stdout)["share_of_layers"] == 0.25
+    assert "by the arithmetic 25% of the work" in dry.stderr
+    assert json.loads(dry.stdout)["extraction_forecast"]["bytes_of"]["layer_3/tokens"] > 0
+    done = CliRunner().invoke(app, ["lora-finetune", "--from-layer", "3", "--merge", *config])
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["lora"]["frozen"] == "layer_3"
+    assert document["forecast"]["hours"] > 0
+    assert (copied / "runs" / "lora" / "merged" / "model.safetensors").is_file()
+    assert open_adapter(copied / "runs" / "lora" / "bundle" / "adapter").first_layer == 3

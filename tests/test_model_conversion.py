@@ -213,6 +213,16 @@ def test_index_of_pickles_that_names_another_folder_or_format_is_refused(tmp_pat
         convert_weights(tmp_path)
 
 
+def test_two_pickles_that_would_get_one_name_are_refused_before_any_is_converted(tmp_path: Path) -> None:
+    places = {"a": "pytorch_x.bin", "b": "x.bin"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    for name in places.values():
+        torch.save({}, tmp_path / name)
+    with pytest.raises(UnsafeFileError, match=r"two become x\.safetensors"):
+        convert_weights(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_folder_without_pickled_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="has neither"):
         convert_weights(tmp_path)

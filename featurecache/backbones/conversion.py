@@ -58,7 +58,7 @@ def convert_weights(folder: Path) -> Conversion:
         ModelNotFoundError: If there are no pickled weights, or a file is missing or damaged.
         OSError: If the new files cannot be written; nothing is changed then.
         OutputExistsError: If the folder has safetensors weights.
-        UnsafeFileError: If a pickle holds anything but tensors, or a file must not be opened.
+        UnsafeFileError: If a pickle holds anything but tensors, a file must not be opened, or two would get one name.
     """
     for name in (WEIGHTS_NAME, INDEX_NAME):
         if (folder / name).exists():
@@ -68,6 +68,12 @@ def convert_weights(folder: Path) -> Conversion:
             )
     shards = _shards(folder)
     names = {source: _new_name(source) for source in shards}
+    if len(set(names.values())) < len(names):
+        raise UnsafeFileError(
+            f"each file that {PICKLE_INDEX_NAME} names must get a name of its own, but in {folder} two become "
+            f"{max(names.values(), key=list(names.values()).count)}. Use the files of one revision of the model's "
+            "repository."
+        )
     beside = {source: (folder / name).with_name(f".{secrets.token_hex(6)}.tmp") for source, name in names.items()}
     try:
         made = {source: _convert(folder, source, beside[source]) for source in shards}
