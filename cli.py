@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 import typer
 
 from featurecache.errors import FeatureCacheError, UsageError
+from featurecache.spelling import visible
 from featurecache.terminal import options
 from featurecache.terminal.screen import Screen
 from featurecache.terminal.text import Piece, system_error
@@ -40,7 +41,6 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 P = ParamSpec("P")
-
 app = typer.Typer(
     name="featurecache",
     no_args_is_help=True,
@@ -73,7 +73,7 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
             try:
                 code = function(*args, **kwargs)
             except UsageError as error:
-                raise typer.BadParameter(str(error)) from error
+                raise typer.BadParameter(visible(str(error))) from error
             except FeatureCacheError as error:
                 _fail(error, str(error), as_json=bool(kwargs.get("as_json")))
             except OSError as error:
@@ -91,7 +91,7 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
 def _fail(error: Exception, message: str, *, as_json: bool) -> NoReturn:
     if as_json and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"error": {"kind": type(error).__name__, "message": message}}))
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible(message)}", file=sys.stderr)
     raise typer.Exit(FAILED)
 
 

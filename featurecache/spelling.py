@@ -2,7 +2,7 @@
 
 Two spellings that nobody can tell apart on a screen (accents composed or not, zero-width characters, no-break spaces,
 spaces at the ends) are one name. Two that a reader can tell apart are never joined here: `look_alikes` finds them, and
-whoever calls asks the user.
+whoever calls asks the user. `visible` is how any text from outside is shown.
 """
 
 import re
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 _VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")
 _SPACES = re.compile(r"[^\S\t\n\r\v\f\x1c-\x1f\x85]+")
 _TYPO_LENGTH = 5
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters and marks that show nothing
 
 
 def plain_name(text: str) -> str:
@@ -23,6 +24,26 @@ def plain_name(text: str) -> str:
     seen = "".join(character for character in text if unicodedata.category(character) != "Cf")
     seen = _SPACES.sub(" ", _VARIATION_SELECTORS.sub("", seen))
     return unicodedata.normalize("NFC", seen).strip() or text.strip()
+
+
+def visible(text: str) -> str:
+    """Text as a terminal and a page can show it: what would act there, or could not be seen, stands as its escape.
+
+    These are control characters (of both ranges), format characters (they turn the direction of writing, join, or take
+    no width), line and paragraph separators, lone surrogates, and letters that show nothing. Spaces stay. Text that
+    came from here comes through unchanged.
+    """
+    return "".join(character if _is_seen(character) else _escape(character) for character in text)
+
+
+def _is_seen(character: str) -> bool:
+    if character.isprintable():
+        return character not in _BLANK
+    return unicodedata.category(character) in ("Zs", "Co", "Cn")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def composed(text: str) -> str:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.errors import StudyError
+from featurecache.spelling import visible
 from heads.report.figures import cooccurrence_figure, plain, threshold_figure
 from heads.report.frames import thumbnails
 from heads.report.names import ShownNames
@@ -205,11 +206,31 @@ def test_report_escapes_names_from_annotations_and_files(tmp_path: Path) -> None
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
     assert len(scripts) == 4  # two JSON blocks, plotly, the page's own
     assert not [a for _, a in page.elements if "onload" in a]
-    assert [one["name"] for one in page.blocks["timelines-data"][0]["labels"]] == list(labels)
+    assert [one["name"] for one in page.blocks["timelines-data"][0]["labels"]] == list(map(visible, labels))
     assert HOSTILE in page.text
     assert page.elements.count(("bdi", {})) > 20
     ticks = page.blocks["figures"]["cooccurrence"]["data"][0]["x"]
     assert ticks[0] == plain(HOSTILE) != HOSTILE  # plotly reads markup
+
+
+def test_nothing_in_a_name_acts_on_the_page(tmp_path: Path) -> None:
+    """Marks of direction, characters without width, separators and controls of the second range stand as escapes."""
+    acting = "\x9b\u202e\u2066\u2069\u200b\u2028\ufeff"
+    labels = (f"x{acting}y", "z")
+    root = write_project(tmp_path / "p", labels=labels, recordings=(f"S1/a{acting}.mp4", "S2/b.mp4"))
+    (root / "runs" / "tune").rename(root / "runs" / f"tune-{acting}")
+    report_on(root, prompt=f"{acting} <video>")
+    text = (root / "runs" / "report.html").read_text(encoding="utf-8")
+    page = _Page(root / "runs" / "report.html")
+    program = text.index("<script>", text.index("timelines-data"))
+    shown = text[:program].replace("\u2068", "").replace("\u2069", "")  # ours, around names
+    assert not [hex(ord(one)) for one in shown if one != "\n" and visible(one) != one]
+    assert visible(f"a{acting}.mp4") in page.text
+    blocks = json.dumps(page.blocks, ensure_ascii=False)
+    assert not set(blocks) & set(acting) - {"\u2069"}
+    assert blocks.count("\u2068") == blocks.count("\u2069")
+    figures = {str(a["data-figure"]) for _, a in page.elements if a.get("data-figure")}
+    assert figures <= set(page.blocks["figures"])
 
 
 def test_report_holds_no_folder_of_a_recording_and_no_path(tmp_path: Path) -> None:

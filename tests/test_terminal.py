@@ -1,11 +1,20 @@
 """What commands show: tables that fit the screen, numbers with their nouns."""
 
+import unicodedata
 from io import StringIO
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
+from rich.table import Table
+from typer.testing import CliRunner
 
-from featurecache.terminal.text import counted
+import cli
+from featurecache.spelling import visible
+from featurecache.terminal.screen import Screen
+from featurecache.terminal.text import Warn, counted, plain_table
 from heads.terminal.scores import label_scores, method_scores
 
 
@@ -32,3 +41,44 @@ def test_tables_stay_readable_on_a_narrow_terminal_without_colour(width: int) ->
 @pytest.mark.parametrize(("number", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips")])
 def test_counted_writes_one_without_an_s(number: int, text: str) -> None:
     assert counted(number, "clip") == text
+
+
+ACTING = "\x1b[2J\x9b31m\u202e\u2066\u200b\u2028\u2029\x85\x07\u3164"
+SHOWN = r"\x1b[2J\x9b31m\u202e\u2066\u200b\u2028\u2029\x85\x07\u3164"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_nothing_in_a_name_acts_on_the_terminal(as_json: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    name = f"[red]{ACTING} :baby:"
+    screen = Screen(as_json)
+    screen.console.width = 200
+    made = Table(title=f"title {name}")
+    made.add_column(f"column {name}")
+    made.add_row(f"cell {name}")
+    screen.show([f"line {name}\nnext", Warn(name), made, plain_table(name, [name], [[f"row {name}"]])])
+    out, err = capfd.readouterr()
+    said = out + err
+    for what in ("line ", "warning: ", "title ", "column ", "cell ", "row "):
+        assert f"{what}[red]{SHOWN} :baby:" in said, what
+    assert "\nnext\n" in said
+    assert not set(said) & set("\x1b\x9b\u202e\u2066\u200b\u2028\u2029\x85\x07\u3164")
+
+
+def test_an_error_about_a_hostile_name_is_one_harmless_line(tmp_path: Path) -> None:
+    folder = tmp_path / f"p\n{ACTING}"
+    result = CliRunner().invoke(cli.app, ["clips", "--config", str(folder)])
+    assert result.exit_code == 1
+    assert rf"p\n{SHOWN}" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@given(st.text())
+def test_shown_text_can_be_seen_and_is_shown_once(text: str) -> None:
+    assert visible(visible(text)) == visible(text)
+    categories = {unicodedata.category(one) for one in visible(text)}
+    assert not categories & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+@pytest.mark.parametrize("name", ["toux forc\u00e9e", "\u05d4\u05d7\u05d9", "\u6c34 \u3000 \U0001f476", "a\u00a0b"])
+def test_names_of_any_script_are_shown_as_they_are(name: str) -> None:
+    assert visible(name) == name

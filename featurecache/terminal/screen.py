@@ -2,13 +2,24 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from featurecache.spelling import visible
 from featurecache.terminal.text import Piece, Warn
 
 _PLAIN_WIDTH = 120
+
+
+class _PlainConsole(Console):
+    """A console that shows every text, cells of tables too, as what it is: nothing in a name acts."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text with what cannot be seen written as escapes; its line breaks are the caller's."""
+        return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
 
 
 class Screen:
@@ -20,8 +31,10 @@ class Screen:
     def __init__(self, as_json: bool) -> None:
         quiet = os.environ.get("RANK", "0") != "0"
         self.as_json = as_json and not quiet
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=quiet)
-        self._warnings = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self.console, self._warnings = (
+            _PlainConsole(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+            for stderr in (as_json, True)
+        )
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH
 
@@ -32,11 +45,11 @@ class Screen:
 
     def say(self, text: str = "") -> None:
         """A line for people."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     def warn(self, text: str) -> None:
         """A line that people must not miss; always on stderr."""
-        self._warnings.print(f"warning: {text}", markup=False, style="yellow")
+        self._warnings.print(f"warning: {text}", style="yellow")
 
     def table(self, table: Table) -> None:
         """A table for people."""

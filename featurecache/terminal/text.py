@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
-from rich.text import Text
 
 MOST_LISTED = 10
 """Items of a list that are shown; all of them stand in the JSON document."""
@@ -53,9 +52,9 @@ def plain_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     """A table whose first column is text and whose others are numbers; long words wrap."""
     table = Table(title=title, title_justify="left")
     for number, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     return table
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import FeatureCacheError, NoRecordingsError, UnreadableVideoError, UnsafeFileError
+from featurecache.spelling import visible
 from featurecache.video.digests import DigestMemo
 from featurecache.video.probing import VideoInfo, probe
 
@@ -90,9 +91,9 @@ def find_recordings(
             try:
                 sha256, info = _examine(name, path, root, memo)
             except FeatureCacheError as error:
-                unusable.append(UnusableRecording.because(_printable(name), error))
+                unusable.append(UnusableRecording.because(visible(name), error))
             except OSError as error:
-                unusable.append(UnusableRecording(_printable(name), error.strerror or str(error)))
+                unusable.append(UnusableRecording(visible(name), error.strerror or str(error)))
             else:
                 twin = first_with.setdefault(sha256, name)
                 if twin == name:
@@ -121,7 +122,7 @@ def _walk(root: Path) -> tuple[list[Path], list[UnusableRecording]]:
     refused: list[UnusableRecording] = []
 
     def refuse(path: str | Path, reason: str) -> None:
-        refused.append(UnusableRecording(_printable(Path(path).relative_to(root).as_posix()), reason))
+        refused.append(UnusableRecording(visible(Path(path).relative_to(root).as_posix()), reason))
 
     files: list[Path] = []
     for folder, inner, names in os.walk(
@@ -133,11 +134,6 @@ def _walk(root: Path) -> tuple[list[Path], list[UnusableRecording]]:
                 refuse(Path(folder, name), "a link to a folder, which is not followed")
         files.extend(Path(folder, name) for name in names if not name.startswith("."))
     return files, refused
-
-
-def _printable(name: str) -> str:
-    """The name with what a terminal or UTF-8 cannot show written as escapes."""
-    return UNWRITABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
 
 
 def _examine(name: str, path: Path, root: Path, memo: DigestMemo) -> tuple[str, VideoInfo]:

@@ -12,7 +12,9 @@ from itertools import cycle
 from typing import Any
 
 from featurecache.clips.clip import Clip
+from featurecache.spelling import visible
 from heads.report.documents import Document, Run, number
+from heads.report.names import isolated
 
 Figure = dict[str, Any]
 
@@ -22,7 +24,7 @@ _PANEL_PX = 230
 
 def plain(text: str) -> str:
     """Text that plotly shows as it is: no markup, and its direction its own."""
-    return f"\u2068{html.escape(text, quote=False)}\u2069"
+    return isolated(html.escape(text, quote=False))
 
 
 def numbers(values: object) -> list[float | None]:
@@ -47,6 +49,7 @@ def keep(figures: dict[str, Figure], id: str, figure: Figure | None) -> str:
     """Puts a figure among the page's and gives its id; "" where there is none."""
     if figure is None:
         return ""
+    id = visible(id)  # as the page writes it
     figures[id] = figure
     return id
 

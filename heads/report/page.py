@@ -1,21 +1,24 @@
 """The page: one HTML file from what was read, with its figures, its style and its program inside.
 
-Notable choices: Jinja escapes everything that comes from outside; the two JSON blocks are escaped so that no text can
-end them. The Content-Security-Policy forbids every connection and names the page's two programs by their sha256, so
-that no other could run. Recordings and sessions are named without their folders.
+Notable choices: Jinja escapes everything that comes from outside, and characters that would act or cannot be seen are
+written as escapes; the two JSON blocks are escaped so that no text can end them. The Content-Security-Policy forbids
+every connection and names the page's two programs by their sha256, so that no other could run. Recordings and sessions
+are named without their folders.
 """
 
 import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from featurecache.spelling import visible
 from heads.report.documents import Documents
 from heads.report.figures import Figure
 from heads.report.frames import Thumbnail
@@ -76,7 +79,10 @@ def render_page(
         **timeline_scores_content(best_run(documents.runs), documents.agreement),
         **timelines_content(ordered, found, thumbnails, names),
         **provenance_content(documents, names, features),
-        "summary": summary,
+        # Their lines isolate names, with characters that `_seen` would show; names in them were made visible before.
+        "summary": replace(
+            summary, findings=tuple(map(escape, summary.findings)), cautions=tuple(map(escape, summary.cautions))
+        ),
         "looks": documents.looks.total,
         "sections": _SECTIONS,
         "made_at": made_at,
@@ -88,10 +94,15 @@ def render_page(
         "figures_json": _json_block(figures),
         "timelines_json": _json_block(drawn_timelines(ordered, found, names)),
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False, finalize=_seen)
     environment.filters["clock"] = clock
     page = environment.from_string((parts / "report.html").read_text(encoding="utf-8")).render(content)
     return page.encode("utf-8", errors="replace")
+
+
+def _seen(value: object) -> object:
+    """What the page writes for a value: text from outside with what would act, or cannot be seen, as escapes."""
+    return visible(value) if type(value) is str else value
 
 
 def _policy(*programs: str) -> str:

@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
+from featurecache.spelling import visible
 from heads.report.documents import Run
 from heads.search.study import brief
 
@@ -160,9 +161,18 @@ def _parallel(study: optuna.Study) -> Figure:
 def _plain(figure: Any) -> Figure:
     """A figure as JSON-ready mapping without template and title."""
     figure.layout.template = None
-    document: Figure = json.loads(figure.to_json())
+    document: Figure = _shown(json.loads(figure.to_json()))
     document["layout"].pop("title", None)
     return document
+
+
+def _shown(value: Any) -> Any:
+    """A JSON value whose texts, names of settings among them, can be seen."""
+    if isinstance(value, dict):
+        return {key: _shown(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 @contextmanager

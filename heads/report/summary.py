@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featurecache.clips.leakage import split_level
+from featurecache.spelling import visible
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.figures import interval_of, per_class, prevalence_of, row_names
+from heads.report.names import isolated
 from heads.report.timelines import Difference, Timeline, total_us
 
 
@@ -102,8 +104,8 @@ def _of_labels(metrics: Document) -> list[str]:
         return []
     (low, worst), (high, best) = ranked[0], ranked[-1]
     return [
-        f"Best on {_isolated(best)} (F1 {high:.2f}, {_positives(metrics, best)}), "
-        f"weakest on {_isolated(worst)} (F1 {low:.2f}, {_positives(metrics, worst)})."
+        f"Best on {isolated(best)} (F1 {high:.2f}, {_positives(metrics, best)}), "
+        f"weakest on {isolated(worst)} (F1 {low:.2f}, {_positives(metrics, worst)})."
     ]
 
 
@@ -140,10 +142,10 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
             "biased."
         )
     for reason in dict.fromkeys(run.test["macro_f1_ci95_reason"] for run in tested if _has_reason(run)):
-        cautions.append(f"There is no confidence interval: {reason}.")
+        cautions.append(f"There is no confidence interval: {visible(reason)}.")
     undefined = dict.fromkeys(str(label) for run in tested for label in run.test.get("undefined") or ())
     if undefined:
-        names = ", ".join(map(_isolated, undefined))
+        names = ", ".join(map(isolated, undefined))
         cautions.append(f"Without a positive clip in the test split, and so without a score: {names}.")
     if documents.failures:
         cautions.append(f"{sum(documents.failures.values())} clips could not be extracted and take part in nothing.")
@@ -167,8 +169,3 @@ def _positives(metrics: Document, label: str) -> str:
 
 def _minutes(time_us: int) -> str:
     return f"{time_us / 60e6:.1f} min"
-
-
-def _isolated(text: str) -> str:
-    """A name whose direction of writing does not reach the sentence around it."""
-    return f"\u2068{text}\u2069"

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from featurecache.spelling import visible
 from heads.report.documents import Document, Run, number
 from heads.report.figures import per_class
 from heads.report.frames import Thumbnail
@@ -153,7 +154,7 @@ def _drawn(timeline: Timeline, found: Sequence[Difference], names: ShownNames) -
         "unknown": flat(not_compared(timeline)),
         "labels": [
             {
-                "name": label,
+                "name": visible(label),
                 "annotated": None if timeline.annotated is None else flat(timeline.annotated.get(label, [])),
                 "predicted": flat(timeline.predicted.get(label, [])),
                 "confidence": timeline.confidence.get(label),

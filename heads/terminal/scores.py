@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from featurecache.terminal.extraction import failures
 from featurecache.terminal.text import (
@@ -39,7 +38,7 @@ def label_scores(metrics: Mapping[str, Any], width: int) -> Iterator[Piece]:
         table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")
     for label, scores in metrics["per_class"].items():
         numbers = [score(scores[name]) for name in ("f1", "precision", "recall", "average_precision", "threshold")]
-        table.add_row(Text(label), *numbers, str(scores["support"]))
+        table.add_row(label, *numbers, str(scores["support"]))
     yield table
 
 
@@ -149,7 +148,7 @@ def timeline_scores(scores: Mapping[str, Any], title: str, width: int) -> Iterat
         errors = [score(own[border]["mean_absolute"]) for border in ("onset_error_s", "offset_error_s")]
         events = f"{own['events_predicted']}/{own['events_annotated']}"
         seconds = f"{own['duration_predicted_s']:.0f}/{own['duration_annotated_s']:.0f}"
-        table.add_row(Text(label), *f1, score(own["kappa"]), events, seconds, *errors)
+        table.add_row(label, *f1, score(own["kappa"]), events, seconds, *errors)
     yield table
     spans = {iou: f" ({low:.2f} to {high:.2f})" for iou, (low, high) in (scores["segment_f1_ci95"] or {}).items()}
     macro = [f"{score(scores['segment_f1'][iou])} at {float(iou):g}{spans.get(iou, '')}" for iou in ious]
