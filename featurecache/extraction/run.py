@@ -101,7 +101,7 @@ def claim_work(
 ) -> Work | None:
     """What a recording still lacks and this process has claimed; None while another process is computing it.
 
-    Claims are taken in one order everywhere, and a recording whose first claim is held elsewhere is put off whole:
+    Claims are taken in one order everywhere, and a recording whose first claim is held elsewhere is deferred whole:
     processes that keep the same features never divide a recording's features among them. Nothing waits for a claim,
     so there is no deadlock; what others hold is left to them.
 
@@ -110,7 +110,7 @@ def claim_work(
         plan: What it lacks.
         writers: An open writer of each feature space, by the name of what is kept.
         item: The recording, and what the plan found lacking.
-        again: Whether it was put off before: then everything is taken that is free.
+        again: Whether it was deferred before: then everything is taken that is free.
     """
     sha256 = item.recording.sha256
     wanted = {name for names in item.lacking.values() for name in names}

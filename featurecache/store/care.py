@@ -1,6 +1,6 @@
 """Looking after a cache: verify finds damage, repair sets it aside.
 
-Nothing here changes a committed segment, and what is set aside is only ever what cannot be read. `verify` writes
+Nothing here changes a committed segment, and what is quarantined is only ever what cannot be read. `verify` writes
 nothing and takes no turn: what others replace or remove while it reads is no damage.
 """
 
@@ -67,7 +67,7 @@ class RepairReport:
         set_aside: Damage that was moved to `quarantine/`.
         rewritten: Records that were put back, relative to the cache.
         lost: (fingerprint, clip id) of rows that no good segment holds; extract these again.
-        unknown: Segments set aside whose clips cannot be told; extraction finds them by itself.
+        unknown: Quarantined segments whose clips cannot be told; extraction finds them by itself.
     """
 
     set_aside: tuple[Damage, ...]
@@ -215,7 +215,7 @@ def _damaged_groups(root: Path) -> Iterator[Damage]:
         try:
             layout.read_space(folder)
         except (FileNotFoundError, NotADirectoryError):
-            continue  # nothing to set aside; the next extraction writes it
+            continue  # nothing to quarantine; the next extraction writes it
         except NewerFormatError:
             raise
         except (CacheFormatError, FingerprintMismatchError) as error:

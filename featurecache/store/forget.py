@@ -3,7 +3,7 @@
 A mark is made first (`withdrawn.py`): from then on no reader serves the recording, and no writer, compaction or import
 keeps it. Then everything below the cache is looked through. Segments lose its rows (`rewrite.purge`), also where the
 feature space's own record is damaged: a segment's record names the space too. Everything else (unfinished segments,
-what repair set aside, half-removed folders, copies that some other program left) is searched for the recording's
+what repair quarantined, half-removed folders, copies that some other program left) is searched for the recording's
 digest, its rows' keys and the beginnings of its features, and goes whole where one is found. What cannot be
 searched is told. Run again after a kill, it finishes the work.
 """
@@ -46,7 +46,7 @@ class ForgetReport:
         rows: Rows of the recording, in all feature spaces, copies counted.
         rewritten: Segments written anew without them.
         removed: Segments removed whole: no other row was in them, or none that could be saved.
-        leftovers: Other files and folders removed: unfinished segments, what repair set aside, copies, indexes.
+        leftovers: Other files and folders removed: unfinished segments, what repair quarantined, copies, indexes.
         lost: (fingerprint, clip id) of other recordings' rows that were damaged and are gone; extract these again.
             The folder's name stands where the fingerprint cannot be told.
         unknown: Damaged rows, gone too, of which not even the clip could be told.

@@ -57,7 +57,7 @@ def gc(
         root: The cache.
         apply: Remove it; otherwise only tell.
         spaces: Fingerprints, or their first 8 or more digits, of feature spaces to remove whole.
-        quarantine: Whether to remove what `repair` has set aside.
+        quarantine: Whether to remove what `repair` has quarantined.
         grace_s: How long replaced segments stay.
         abandoned_s: How long something unfinished of an unknown process stays.
 
@@ -99,7 +99,7 @@ def _garbage(
         index, _ = read_index(folder, space.fingerprint, {})
         found += _replaced(folder, space.fingerprint, index, now_s, grace_s)
         if quarantine:
-            found += [(path, "set aside by repair", False) for path in files.inside(folder / "quarantine")]
+            found += [(path, "quarantined by repair", False) for path in files.inside(folder / "quarantine")]
     for path, why, stays in found:
         yield Garbage(path.relative_to(root).as_posix(), why, _size(path), stays)
 

@@ -62,7 +62,7 @@ def check(report: "VerifyReport") -> Iterator[Piece]:
 
 
 def repaired(report: "RepairReport") -> Iterator[Piece]:
-    """What a repair set aside, and which clips are to be extracted again."""
+    """What a repair quarantined, and which clips are to be extracted again."""
     yield f"quarantined {len(report.set_aside)} damaged, wrote {counted(len(report.rewritten), 'record')} again"
     yield from (f"  to extract again: {clip}" for _, clip in report.lost[:MOST_LISTED])
     if len(report.lost) > MOST_LISTED:

@@ -1,4 +1,4 @@
-"""Interruptions put off to a moment when everything is consistent."""
+"""Interruptions deferred to a moment when everything is consistent."""
 
 import signal
 import threading
