@@ -234,6 +234,47 @@ def _pickled_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").rename(folder / "w.bin")
 
 
+def _tower_layer(layer: int | list[int]) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", lambda config: config.update(vision_feature_layer=layer))
+
+
+def _pooled_away(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(spatial_pool_stride=1000))
+
+
+def _many_labels(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(num_labels=10**9))
+
+
+def _other_shapes(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config["text_config"].update(num_key_value_heads=1))
+
+
+def _text_config_list(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(text_config=[]))
+
+
+def _other_vocabulary(folder: Path) -> None:
+    edit(folder / "tokenizer.json", lambda made: made["model"]["vocab"].update(hand=10**7))
+
+
+def _sparse_weights(folder: Path) -> None:
+    """Far more bytes than the header says, which a digest would read to the end."""
+    os.truncate(folder / _WEIGHTS, 64 * 1024**3)
+
+
+def _above_the_model(folder: Path) -> None:
+    inside = folder.with_name("moved")
+    folder.rename(inside)
+    folder.mkdir()
+    inside.rename(folder / "inner")
+
+
+def _dangling_weights(folder: Path) -> None:
+    (folder / _WEIGHTS).unlink()
+    (folder / _WEIGHTS).symlink_to("../../blobs/none")
+
+
 def _linked_shard(folder: Path) -> None:
     split_weights(folder)
     shard = folder / "model-00002-of-00002.safetensors"
@@ -280,7 +321,18 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "other weights": (_other_weights, "UnsafeFileError", "config.json", "sets transformers_weights"),
     "timm tower": (_timm_tower, "UnsupportedModelError", "config.json", "vision tower must be"),
     "fifo of another tokenizer": (_fifo_of_another_tokenizer, "UnsafeFileError", "spiece.model", "is a FIFO"),
-    "dangling": (_dangling, "ModelNotFoundError", "config.json", "No such file"),
+    "dangling": (_dangling, "ModelNotFoundError", "config.json", "is a link to ../blobs/none"),
+    "dangling weights": (_dangling_weights, "ModelNotFoundError", _WEIGHTS, "is a link to ../../blobs/none"),
+    "above the model": (_above_the_model, "ModelNotFoundError", "config.json", "such as"),
+    "tower layer too deep": (_tower_layer(999), "UnsupportedModelError", "config.json", "says 999"),
+    "tower layer too low": (_tower_layer(-99), "UnsupportedModelError", "config.json", "says -99"),
+    "no tower layer": (_tower_layer([]), "UnsupportedModelError", "config.json", "says []"),
+    "pooled away": (_pooled_away, "UnsupportedModelError", "config.json", "spatial_pool_stride"),
+    "many labels": (_many_labels, "UnsupportedModelError", "config.json", "has 1000000000"),
+    "other shapes": (_other_shapes, "ModelNotFoundError", "config.json", "self_attn.k_proj.weight: ["),
+    "text config list": (_text_config_list, "ModelNotFoundError", "", "text_config': TypeError"),
+    "other vocabulary": (_other_vocabulary, "ModelNotFoundError", "config.json", "makes token 10000000"),
+    "sparse weights": (_sparse_weights, "ModelNotFoundError", _WEIGHTS, "is damaged or cut off"),
     "loop": (_loop, "ModelNotFoundError", "tokenizer.json", "must be readable"),
     "many lists": (_many_lists, "UnsafeFileError", "config.json", "holds more"),
     "odd name": (_odd_name, "UnsafeFileError", _INDEX, "must name files of its own folder"),

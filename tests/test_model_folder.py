@@ -95,6 +95,21 @@ def test_snapshot_of_the_hub_cache_opens_though_its_files_are_links(tiny_model: 
     assert torch.equal(states(snapshot), states(tiny_model))
 
 
+def test_tower_that_is_told_to_answer_with_tuples_gives_the_same_features(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    edit(folder / "config.json", lambda config: config["vision_config"].update(return_dict=False))
+    assert torch.equal(states(folder), states(tiny_model))
+
+
+def test_features_of_the_towers_embedding_need_no_layer_of_it(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    layers = json.loads((folder / "config.json").read_text())["vision_config"]["num_hidden_layers"]
+    edit(folder / "config.json", lambda config: config.update(vision_feature_layer=-layers - 1))
+    by_the_end = states(folder)
+    edit(folder / "config.json", lambda config: config.update(vision_feature_layer=0))
+    assert torch.equal(states(folder), by_the_end)
+
+
 def test_processor_of_frames_that_no_memory_holds_is_refused_where_the_model_takes_any_size(tmp_path: Path) -> None:
     folder = make_dinov2(tmp_path / "model")
     side = {"height": 64_792, "width": 64_792}

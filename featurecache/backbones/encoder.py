@@ -21,7 +21,7 @@ from torch import Tensor
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import SAMPLING_RULE, backbone_identity
 from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
-from featurecache.errors import SettingsError
+from featurecache.errors import SettingsError, UnsupportedModelError
 
 FINAL = "final"
 
@@ -108,6 +108,26 @@ class Parts:
             if depth < len(self.layers):
                 states = self.layers[depth](states)
         yield FINAL, self.final_norm(states)
+
+
+def tower_states(config: Any, folder: Path) -> list[int]:
+    """Which states of its vision tower a video language model uses, counted from 0, the embedding.
+
+    Args:
+        config: The whole model's config; a negative `vision_feature_layer` counts from the last layer.
+        folder: The model's files, for the message.
+
+    Raises:
+        UnsupportedModelError: If the tower has no such state, or none is named.
+    """
+    chosen, layers = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    listed = [chosen] if isinstance(chosen, int) else list(chosen)
+    if not listed or not all(-layers - 1 <= layer <= layers for layer in listed):
+        raise UnsupportedModelError(
+            f"vision_feature_layer must name layers of the tower, from {-layers - 1} to {layers}, but "
+            f"{folder / 'config.json'} says {chosen}. Take config.json from the model's own repository."
+        )
+    return [layer % (layers + 1) for layer in listed]
 
 
 def siglip_parts(model: Any) -> Parts:

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.utils import logging as transformers_logging
 
 from featurecache.backbones.model_folder import PROCESSOR_FILES
-from featurecache.backbones.weight_files import WeightFiles, find_weight_files, find_weight_paths
+from featurecache.backbones.weight_files import WeightFiles, find_weight_files
 from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsError, UnsupportedModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,8 +110,10 @@ def load_frozen(
                 dtype=DTYPES[dtype],
                 attn_implementation=attention,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the loader's own error names neither weight nor shapes
             )
             missing_keys = found["missing_keys"]
+            _refuse_other_shapes(folder, sorted(found["mismatched_keys"]))
     missing = sorted(key for key in missing_keys if key.split(".")[0] not in not_used)
     if missing:
         raise ModelNotFoundError(
@@ -134,6 +136,17 @@ def _tensors(weights: WeightFiles, opened: ExitStack) -> dict[str, Any]:
     """Every tensor of the files as a slice that is read when it is asked for, while the files stay open."""
     files = [opened.enter_context(safe_open(path, framework="pt")) for path in weights.paths.values()]
     return {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
+
+
+def _refuse_other_shapes(folder: Path, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuses weights (name, shape in the files, shape in the model) of other shapes than config.json describes."""
+    if mismatched:
+        name, held, asked = mismatched[0]
+        raise ModelNotFoundError(
+            f"config.json must describe the weights next to it, but in {folder} {len(mismatched)} weights have other "
+            f"shapes, e.g. {name}: {list(held)} in the file, {list(asked)} by config.json. "
+            "Take both from one revision of the model's repository."
+        )
 
 
 @contextmanager
@@ -166,7 +179,7 @@ def backbone_identity(
     return {
         "family": family,
         "config": digests(folder, ("config.json",), sha256_of),
-        "weights": {name: sha256_of(path) for name, path in find_weight_paths(folder).items()},
+        "weights": {name: sha256_of(path) for name, path in find_weight_files(folder).paths.items()},
         "processor": digests(folder, PROCESSOR_FILES, sha256_of),
         "compute_dtype": dtype,
         "attention": attention,
@@ -179,6 +192,7 @@ def digests(folder: Path, names: Sequence[str], sha256_of: Callable[[Path], str]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, ended by a full stop."""
-    text = (str(error).strip() or "no reason given").splitlines()[0]
+    """The first line of an exception's text, with the next where it announces one, ended by a full stop."""
+    first, *more = (str(error).strip() or "no reason given").splitlines()
+    text = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
     return text if text.endswith(".") else text + "."

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoVideoProcessor
 
 from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
+from featurecache.backbones.encoder import tower_states
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import (
     LOCAL_ONLY,
@@ -77,6 +78,7 @@ class LlavaNextVideoInputs:
         text_after_video: What the prompt puts behind the video; it cannot change a feature.
         taps: Every tap by name, in order of depth, with its shape.
         frame_resize: What makes a frame fit, as the processor's files say.
+        tower_states: Which of the tower's states the projector gets, from 0, the embedding.
     """
 
     def __init__(self, folder: Path, *, prompt: str, frames: int, resize: Resize) -> None:
@@ -96,13 +98,21 @@ class LlavaNextVideoInputs:
                 f"but {folder / 'config.json'} says {self.config.vision_feature_select_strategy!r}, with which it "
                 "takes no video. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
             )
+        self.tower_states = tower_states(self.config, folder)
+        _require_pooling(self.config, folder)
         rule = frame_rule(folder, LlavaNextVideoVideoProcessor)
         require_size(rule, vision.image_size, folder)
         self.frame_resize = frame_resize(rule, resize)
         self.image_px = rule.image_px
         self.text_after_video = text_after_video(prompt)
-        self.prefix_ids = prefix_ids(folder, prompt, video_token_id=self.config.video_token_id, family=FAMILY)
-        self.taps = _taps(self.config, frames)
+        self.prefix_ids = prefix_ids(
+            folder,
+            prompt,
+            video_token_id=self.config.video_token_id,
+            vocab_size=self.config.text_config.vocab_size,
+            family=FAMILY,
+        )
+        self.taps = _taps(self.config, frames, vision.hidden_size * len(self.tower_states))
         video_tokens = frames * self.taps["final"].tokens_per_step
         require_decoder(self.config.text_config, len(self.prefix_ids) + video_tokens)
 
@@ -143,7 +153,7 @@ class LlavaNextVideoBackbone:
         self, inputs: LlavaNextVideoInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
     ) -> None:
         self.inputs = inputs
-        config, self._tower_layers = _without_unused_layers(inputs.config)
+        self._tower_layers = inputs.tower_states
         self.model = load_frozen(
             LlavaNextVideoModel,
             inputs.folder,
@@ -151,7 +161,7 @@ class LlavaNextVideoBackbone:
             dtype=dtype,
             device=device,
             attention=ATTENTION,
-            config=config,
+            config=_without_unused_layers(inputs.config, max(1, *self._tower_layers)),
         )
 
     def normalize(self, pictures: Tensor) -> Tensor:
@@ -161,7 +171,7 @@ class LlavaNextVideoBackbone:
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str] = ()) -> Tensor:  # noqa: ARG002
         """The tower's tokens as the projector gets them, whatever the taps: pixels (F, 3, ...) -> (F, P, D_vision)."""
-        kept = self.model.vision_tower(pixels, output_hidden_states=self._tower_layers).hidden_states
+        kept = self.model.vision_tower(pixels, output_hidden_states=self._tower_layers, return_dict=True).hidden_states
         tokens = torch.cat([kept[layer] for layer in self._tower_layers], dim=-1)  # (F, 1 + patches, D_vision)
         pooled: Tensor = self.model.vision_resampler(tokens[:, 1:])
         return pooled
@@ -212,21 +222,26 @@ class LlavaNextVideoBackbone:
         return torch.cat([prefix.expand(len(video), -1, -1), video.to(prefix.dtype)], dim=1)
 
 
-def _without_unused_layers(config: LlavaNextVideoConfig) -> tuple[LlavaNextVideoConfig, list[int]]:
-    """The config without the tower's layers above the deepest one used, and the tower's states that are used."""
-    layers = config.vision_config.num_hidden_layers
-    chosen = config.vision_feature_layer
-    used = [layer % (layers + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen)]
+def _without_unused_layers(config: LlavaNextVideoConfig, layers: int) -> LlavaNextVideoConfig:
+    """The config with so many layers of the tower; it keeps its states only where it has one."""
     smaller = copy.deepcopy(config)
-    smaller.vision_config.num_hidden_layers = max(used)
-    return smaller, used
+    smaller.vision_config.num_hidden_layers = layers
+    return smaller
 
 
-def _taps(config: LlavaNextVideoConfig, frames: int) -> dict[str, TapShape]:
+def _require_pooling(config: LlavaNextVideoConfig, folder: Path) -> None:
+    """Refuses a pooling that leaves no token of a frame."""
+    side, stride = config.vision_config.image_size // config.vision_config.patch_size, config.spatial_pool_stride
+    if not 0 < stride <= side:
+        raise UnsupportedModelError(
+            f"spatial_pool_stride must be from 1 to {side}, the patches along a frame's side, but "
+            f"{folder / 'config.json'} says {stride}. Take config.json from the model's own repository."
+        )
+
+
+def _taps(config: LlavaNextVideoConfig, frames: int, width: int) -> dict[str, TapShape]:
     vision, language = config.vision_config, config.text_config
     side = vision.image_size // vision.patch_size // config.spatial_pool_stride
-    chosen = config.vision_feature_layer
-    width = vision.hidden_size * (1 if isinstance(chosen, int) else len(chosen))
     deeper = [*(f"layer_{depth}" for depth in range(language.num_hidden_layers)), "final"]
     return {
         "vision": TapShape(frames, side**2, width),

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisionVideoProcessor
 
 from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
-from featurecache.backbones.encoder import siglip_parts
+from featurecache.backbones.encoder import siglip_parts, tower_states
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, SAMPLING_RULE, backbone_identity, load_frozen, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_resize, frame_rule, require_size
@@ -77,7 +77,9 @@ class LlavaOnevisionInputs:
         self.frame_resize = frame_resize(rule, resize)
         self.image_px = rule.image_px
         self.text_after_video = text_after_video(prompt)
-        self.prefix_ids = prefix_ids(folder, prompt, video_token_id=config.video_token_id, family=FAMILY)
+        self.prefix_ids = prefix_ids(
+            folder, prompt, video_token_id=config.video_token_id, vocab_size=language.vocab_size, family=FAMILY
+        )
         side = vision.image_size // vision.patch_size
         pooled = math.ceil(side / 2) ** 2
         require_decoder(language, len(self.prefix_ids) + frames * pooled)
@@ -180,7 +182,6 @@ def _tower_tap(config: LlavaOnevisionConfig, folder: Path) -> str:
         "vision_feature_layer": chosen,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
     }
-    layers = config.vision_config.num_hidden_layers
     if (
         found["vision_config.model_type"] != "siglip_vision_model"
         or not isinstance(chosen, int)
@@ -190,4 +191,4 @@ def _tower_tap(config: LlavaOnevisionConfig, folder: Path) -> str:
             "LLaVA-OneVision must have a SigLIP tower of which one layer is used in full, but "
             f"{folder / 'config.json'} says {found}. Use such weights, e.g. llava-hf/llava-onevision-qwen2-7b-ov-hf."
         )
-    return f"layer_{chosen % (layers + 1)}"
+    return f"layer_{tower_states(config, folder)[0]}"

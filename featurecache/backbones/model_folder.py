@@ -77,6 +77,7 @@ _LARGEST = {
     "num_frames": 4096,
     "num_hidden_layers": 1024,
     "num_key_value_heads": 1024,
+    "num_labels": 100_000,
     "patch_size": 2048,
     "projection_dim": 65_536,
     "tubelet_size": 4096,
@@ -201,7 +202,12 @@ def require_regular(folder: Path, name: str, largest: int | None = None) -> Path
         resolved = path.resolve(strict=True)
         status = resolved.stat()
     except FileNotFoundError:
-        return None
+        if not path.is_symlink():
+            return None
+        raise ModelNotFoundError(
+            f"{name} of a model must be there, but {path} is a link to {path.readlink()}, where there is no file. "
+            f"Fetch it: {download_command(name, folder)}"
+        ) from None
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
         raise ModelNotFoundError(
             f"{name} of a model must be readable, but {path} gave: {error}. Put the file itself there."
@@ -261,8 +267,10 @@ def _require_config(folder: Path) -> None:
             f"a model folder must hold config.json, but {folder} is a repository of the Hugging Face cache, whose "
             f"models are the folders below snapshots: {', '.join(inside) or 'none'}. {mend}"
         )
+    below = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG_NAME}"))
+    where = f"such as {below[0]}" if below else "that holds it"
     raise ModelNotFoundError(
-        f"a model folder must hold config.json, but {folder} has none. Name the folder that holds it, or fetch it: "
+        f"a model folder must hold config.json, but {folder} has none. Name the folder {where}, or fetch the file: "
         f"{download_command(CONFIG_NAME, folder)}"
     )
 

@@ -26,17 +26,18 @@ def text_after_video(prompt: str) -> str:
     return prompt.partition(VIDEO_PLACEHOLDER)[2].strip()
 
 
-def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, family: str) -> Tensor:
+def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: int, family: str) -> Tensor:
     """Token ids before the video, shape (S_prefix,).
 
     Args:
         folder: The model's files; its tokenizer is opened.
         prompt: Words around `<video>`.
         video_token_id: The token that the model replaces by the video, as its config.json says.
+        vocab_size: Tokens that the model has embeddings of, as its config.json says.
         family: What the files should be, e.g. "LLaVA-NeXT-Video", for the message.
 
     Raises:
-        ModelNotFoundError: If the folder holds no whole tokenizer.
+        ModelNotFoundError: If the folder holds no whole tokenizer, or that of another model.
         SettingsError: If the prompt does not hold the video once, or begins with a token the tokenizer adds itself.
         NoVideoTokensError: If the tokenizer does not know the video token.
     """
@@ -65,4 +66,10 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, family: str) -
             f"features.prompt must not begin with {tokenizer.bos_token!r}, "
             "but it does, and the tokenizer adds its own. Remove it."
         )
-    return torch.tensor(ids[: ids.index(video_token_id)], dtype=torch.int64)
+    before = ids[: ids.index(video_token_id)]
+    if max(before, default=0) >= vocab_size:
+        raise ModelNotFoundError(
+            f"the tokenizer must be the model's own, but the one in {folder} makes token {max(before)} of the prompt, "
+            f"and config.json says vocab_size = {vocab_size}. Take the tokenizer's files from the model's repository."
+        )
+    return torch.tensor(before, dtype=torch.int64)

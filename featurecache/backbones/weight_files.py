@@ -49,28 +49,8 @@ class WeightFiles:
         return sum(prod(shape) for shape in self.shapes.values())
 
 
-def find_weight_paths(folder: Path) -> dict[str, Path]:
-    """The files that are loaded as a model's weights, by their names relative to the folder; none is opened.
-
-    Args:
-        folder: The model's files, checked by `check_model_folder`.
-
-    Raises:
-        ModelNotFoundError: If a file is missing or a Git LFS pointer, or the weights are pickled.
-        UnsafeFileError: If the index names a file that is not a safetensors file of this folder.
-    """
-    wanted = sorted(_indexed(folder))
-    for name in wanted:
-        if require_regular(folder, name) is None:
-            raise ModelNotFoundError(
-                f"{INDEX_NAME} names {len(wanted)} files of weights, but {folder / name} is missing. "
-                f"Fetch it from the same revision: {download_command(name, folder)}"
-            )
-    return {name: folder / name for name in wanted}
-
-
 def find_weight_files(folder: Path) -> WeightFiles:
-    """The files of `find_weight_paths`, their headers held against their sizes, the index and each other.
+    """The files that are loaded as a model's weights, their headers held against their sizes, the index and each other.
 
     Args:
         folder: The model's files, checked by `check_model_folder`.
@@ -81,8 +61,15 @@ def find_weight_files(folder: Path) -> WeightFiles:
             name, or a header is far too large.
         UnsupportedModelError: If weights are quantised.
     """
-    paths, indexed = find_weight_paths(folder), _indexed(folder)
+    indexed = _indexed(folder)
+    paths = {name: folder / name for name in sorted(indexed)}
     shapes: dict[str, tuple[int, ...]] = {}
+    for name in paths:
+        if require_regular(folder, name) is None:
+            raise ModelNotFoundError(
+                f"{INDEX_NAME} names {len(paths)} files of weights, but {folder / name} is missing. "
+                f"Fetch it from the same revision: {download_command(name, folder)}"
+            )
     for name, path in paths.items():
         found = read_header(path)
         twice = sorted(shapes.keys() & found.keys())
