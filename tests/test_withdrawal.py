@@ -3,8 +3,11 @@
 import gzip
 import json
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -12,7 +15,7 @@ from featurecache.clips.csv_file import read_table
 from featurecache.errors import ClipTableError, UsageError
 from featurecache.extraction.plan import why_unfit
 from featurecache.files import sha256_of_file
-from featurecache.project.settings import Project
+from featurecache.project.settings import Project, open_project
 from featurecache.store import FeatureCache, Row
 from featurecache.store.withdrawn import read_withdrawn
 from featurecache.video.recordings import find_recordings
@@ -110,16 +113,110 @@ def test_the_record_of_a_withdrawal_does_not_name_the_recording(project: Project
 
 
 def test_withdrawal_tells_what_it_could_not_search(project: Project) -> None:
-    (project.root / "backup.tar.gz").write_bytes(gzip.compress(b"S1.mp4"))
-    (project.root / ".git").mkdir()
-    (project.root / "elsewhere").symlink_to(project.root.parent)
+    text, numbers = b"of another recording " * 99, np.random.default_rng(0).standard_normal((200, 64))
+    root = project.root
+    (root / "backup.tar.gz").write_bytes(gzip.compress(b"S1.mp4"))
+    (root / ".git").mkdir()
+    (root / "elsewhere").symlink_to(root.parent)
+    (root / "dangling").symlink_to(root / "nowhere")
+    (root / "encrypted").write_bytes(np.random.default_rng(0).bytes(5000))
+    (root / "plain then packed").write_bytes(text * 9 + zlib.compress(numbers.tobytes()))
+    (root / "prefixed.zip").write_bytes(text)
+    with zipfile.ZipFile(root / "prefixed.zip", "a") as archive:
+        archive.writestr("stored", text)
+        archive.writestr("deflated", text, zipfile.ZIP_DEFLATED)
+    for name, options in {
+        "gzip.h5": {"compression": "gzip"},
+        "shuffle.h5": {"shuffle": True},
+        "narrow.h5": {"chunks": (200, 4)},
+        "plain.h5": {"fletcher32": True},
+    }.items():
+        with h5py.File(root / name, "w") as file:
+            file.create_dataset("a/b", data=numbers[:10] if name == "gzip.h5" else numbers, **options)
+    np.savez_compressed(root / "compressed.npz", text=np.zeros(99))
+    np.savez(root / "plain.npz", numbers=numbers.astype(np.float32))
+    numbers.tofile(root / "plain.f8")
+    (root / "plain.txt").write_bytes(text)
+    (root / "other.mp4").write_bytes((project.videos / "S0.mp4").read_bytes()[:-1])
     (project.cache / "copy.gz").write_bytes(gzip.compress(b"x"))
     assert {path for path, _ in withdraw(project, "S1.mp4").unsearched} == {
-        "backup.tar.gz",
-        ".git",
-        "elsewhere",
-        "features.zarr/copy.gz",
+        *("backup.tar.gz", ".git", "elsewhere", "dangling", "encrypted", "plain then packed", "prefixed.zip"),
+        *("gzip.h5", "shuffle.h5", "narrow.h5", "compressed.npz", "other.mp4", "features.zarr/copy.gz"),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.txt", b"media: S1.MPG"),
+        ("table.csv", b"S1,0,3,a"),
+        ("wide.csv", "\ufeffS1.mp4\t0\t3".encode("utf-16")),
+        ("big endian.csv", "S1.mp4".encode("utf-16-be")),
+        ("S1_coderA.eaf", b"<xml/>"),
+        ("S1/frames.json", b"{}"),
+        ("link.csv", b"file:///D:/videos/S1.mp4"),
+    ],
+)
+def test_withdrawal_finds_the_name_as_tables_and_documents_write_it(
+    project: Project, name: str, content: bytes
+) -> None:
+    path = project.root / "other" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert f"other/{name}" in dict(withdraw(project, "S1.mp4").remaining)
+
+
+def test_withdrawal_finds_copies_of_the_recording_and_its_features_under_any_name(project: Project) -> None:
+    cache = FeatureCache.open(project.cache)
+    ids = [one for one in cache.clip_ids() if one.startswith(content(project)[:16])]
+    np.save(project.root / "X.npy", cache.load(ids[:1]))
+    shutil.copy(project.videos / "S1.mp4", project.root / "clip.mkv")
+    shutil.copy(project.videos / "S1.mp4", project.videos / "A.mp4")
+    assert {"X.npy", "clip.mkv", "videos/A.mp4", "videos/S1.mp4"} <= set(dict(withdraw(project, "S1.mp4").remaining))
+
+
+def test_withdrawal_looks_where_recordings_and_annotations_lie_outside_the_project(project: Project) -> None:
+    outside = project.root.parent / "hospital"
+    outside.mkdir()
+    for name in ("videos", "labels.csv"):
+        (project.root / name).rename(outside / name)
+    settings = (project.root / "featurecache.toml").read_text()
+    for name in ("videos", "labels.csv"):
+        settings = settings.replace(f'"{name}"', f'"../hospital/{name}"')
+    (project.root / "featurecache.toml").write_text(settings)
+    done = withdraw(open_project(project.root), "S1.mp4")
+    assert {str(outside / "videos" / "S1.mp4"), str(outside / "labels.csv")} <= set(dict(done.remaining))
+    record = (project.root / done.record).read_text()
+    assert "hospital" not in record
+    assert "(videos)/<recording>.mp4" in record
+
+
+def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(project: Project) -> None:
+    table = project.clips.read_text()
+    project.clips.write_text(table.replace("S2.mp4", "S1_2.mp4").replace("S0.mp4", "pre-S1.mp4"))
+    for name in ("S1_2", "pre-S1"):
+        (project.predictions / f"{name}.predicted.csv").write_text(f"{name}.mp4")
+    assert withdraw(project, "S1.mp4", everything=True).files_removed == (
+        "predictions/S1.predicted.csv",
+        "runs/report.html",
+        "runs/tune/test_timelines.json",
+    )
+
+
+def test_withdrawal_tells_of_hard_links_to_what_it_removed(project: Project) -> None:
+    (project.root.parent / "kept.html").hardlink_to(project.runs / "report.html")
+    shard = next(path for path in project.cache.rglob("c.0.0") if path.parent.name == "features")
+    (project.root.parent / "kept").hardlink_to(shard)
+    unsearched = dict(withdraw(project, "S1.mp4", everything=True).unsearched)
+    assert set(unsearched) == {"runs/report.html", shard.relative_to(project.root).as_posix()}
+    assert all("hard links" in why for why in unsearched.values())
+
+
+def test_withdrawal_tells_that_there_was_no_cache(project: Project) -> None:
+    shutil.rmtree(project.cache)
+    done = withdraw(project, "S1.mp4")
+    assert [path for path, _ in done.unsearched] == ["features.zarr"]
+    assert done.to_mapping()["rows"] == 0
 
 
 def test_a_withdrawn_recording_is_not_extracted_again(project: Project) -> None:

@@ -68,6 +68,10 @@ class ExternalFile:
         """Whether there is something of this name."""
         return bool(self._ask({"ask": "has", "name": name})[0]["value"])
 
+    def has_packed_arrays(self) -> bool:
+        """Whether the bytes of any array of an HDF5 file are not simply its values, so that they cannot be searched."""
+        return bool(self._ask({"ask": "packed", "name": ""})[0]["value"])
+
     def note(self, name: str) -> str:
         """An attribute (in npz: an array of one text) that is text; empty where there is none."""
         return str(self._ask({"ask": "note", "name": name})[0]["value"])

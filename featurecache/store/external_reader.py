@@ -5,9 +5,9 @@ memory and processor time, and what goes back is numbers and short texts as plai
 before any value is read: pickled objects, links, external storage, virtual data sets, unknown filters and chains of
 compressing ones, chunks and arrays larger than the file can hold, and values that are no numbers or short texts.
 
-Requests are lines of JSON on stdin: `{"ask": "has" | "note" | "array" | "rows", "name": ..}`, rows with `first` and
-`stop`. Each answer is a line of JSON on stdout, followed by as many bytes as it names. Nothing of featurecache is
-imported here, so that the process starts in a quarter of a second.
+Requests are lines of JSON on stdin: `{"ask": "has" | "note" | "array" | "rows" | "packed", "name": ..}`, rows with
+`first` and `stop`. Each answer is a line of JSON on stdout, followed by as many bytes as it names. Nothing of
+featurecache is imported here, so that the process starts in a quarter of a second.
 """
 
 import errno
@@ -41,7 +41,9 @@ _MOST_NOTE_BYTES = 16 << 20
 _SKIP_BYTES = 1 << 20
 _TEXTS_AT_ONCE = 64  # texts of variable length may all name the same large one
 _KNOWN_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # deflate, shuffle, fletcher32, szip, nbit, scaleoffset, lzf
-_CHECKING_FILTERS = {2, 3}  # shuffle and fletcher32 make nothing smaller
+_FLETCHER32 = 3
+_SEARCHED_BYTES = 64  # of a row, by which copies of it are recognised
+_CHECKING_FILTERS = {2, _FLETCHER32}  # shuffle and fletcher32 make nothing smaller
 _DAMAGE = (  # what zipfile, numpy and h5py raise on bytes that are not what was written
     zipfile.BadZipFile,
     zlib.error,
@@ -112,6 +114,22 @@ class Hdf5Reader:
             if max(map(len, texts[-_TEXTS_AT_ONCE:])) > MOST_TEXT_BYTES:
                 raise UnsafeError(f"{name} has texts of more than {MOST_TEXT_BYTES} bytes")
         return np.array(texts, "S")
+
+    def has_packed_arrays(self) -> bool:
+        """Whether the bytes of any data set are not simply its values: packed, shuffled or torn into short pieces."""
+        packed = False
+
+        def look(_: str, found: Any) -> None:
+            nonlocal packed
+            if isinstance(found, self._h5py.Dataset):
+                plist = found.id.get_create_plist()
+                filters = {plist.get_filter(place)[0] for place in range(plist.get_nfilters())}
+                torn = found.chunks is not None and found.chunks[-1] < found.shape[-1]
+                packed = packed or filters != filters & {_FLETCHER32}
+                packed = packed or (torn and found.chunks[-1] * found.dtype.itemsize < _SEARCHED_BYTES)
+
+        self._file.visititems(look)
+        return packed
 
     def _plain(self, name: str) -> "h5py.Dataset":
         link = self._file.get(name, getlink=True)
@@ -269,6 +287,8 @@ def _require_honest_size(name: str, claimed: int, size: int, *, compressed: bool
 def _answer(file: Hdf5Reader | NpzReader, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """The answer to one request, and the bytes that follow it."""
     ask, name = request["ask"], request["name"]
+    if ask == "packed":
+        return {"value": isinstance(file, Hdf5Reader) and file.has_packed_arrays()}, b""
     if ask == "has":
         return {"value": file.has(name)}, b""
     if ask == "note":

@@ -8,8 +8,10 @@ digest, its rows' keys and the beginnings of its features, and goes whole where 
 searched is told. Run again after a kill, it finishes the work.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,13 @@ from featurecache.store.commit import writing
 from featurecache.store.index import read_index, segment_names, write_checkpoint
 from featurecache.store.record import read_record
 from featurecache.store.rewrite import Purged, purge
-from featurecache.store.salvage import Salvage, feature_needles, holds_rows, salvage
-from featurecache.store.search import file_holds, is_packed
+from featurecache.store.salvage import Salvage, feature_needles, holds_rows, salvage, salvage_holding
+from featurecache.store.search import Needles, look_into
 from featurecache.store.turns import turn
 from featurecache.store.withdrawn import FOLDER, mark_withdrawn
 
 _MOST_ROUNDS = 10
+_DIGESTS = 2  # needles that are no rows: the digest in bytes and in text
 _ARRAYS = frozenset({"features", "key", "video_sha256", "span_us", "row_crc32c", "timestamps_us"})
 
 
@@ -89,14 +92,15 @@ def forget(root: Path | str, video_sha256: str) -> ForgetReport:
     root = Path(root)
     layout.require_cache(root)
     with turn(root, "forget"):
-        work = _Withdrawal(root, video_sha256)
-        work.collect_needles()  # also raises what forbids touching anything
+        found = recording_needles(root, video_sha256)  # also raises what forbids touching anything
+        work = _Withdrawal(root, video_sha256, Needles(found), knows_rows=len(found) > _DIGESTS)
         with writing(root):
             mark = mark_withdrawn(root, video_sha256)
         for _ in range(_MOST_ROUNDS):
             if not work.sweep():
                 break
-        for folder, fingerprint in work.spaces():
+        work.tell_links()
+        for folder, fingerprint in _spaces(root):
             if fingerprint is not None:
                 index, _ = read_index(folder, fingerprint, {}, use_checkpoint=False)
                 served = set(index.clip_names(index.in_stored_order())) if work.lost else set()
@@ -115,12 +119,50 @@ def forget(root: Path | str, video_sha256: str) -> ForgetReport:
     )
 
 
+def recording_needles(root: Path, video_sha256: str) -> set[bytes]:
+    """Bytes by which a recording is recognised in any file: its digest, and keys and features of its rows in a cache.
+
+    Args:
+        root: The cache; without one, the digest alone is known.
+        video_sha256: As for `forget`.
+
+    Raises:
+        NewerFormatError: If something in it is of a newer format version.
+        CacheReadError: If the disk refuses to give something.
+    """
+    needles = {bytes.fromhex(video_sha256), video_sha256[:16].encode()}
+    known = [(folder, fingerprint) for folder, fingerprint in _spaces(root) if fingerprint is not None]
+    for folder, fingerprint in known:
+        for name in segment_names(folder):
+            found = salvage_holding(folder / "segments" / name, fingerprint, partial(_are_of, video_sha256))
+            if found is not None:
+                gone = found.known & _are_of(video_sha256, found.video_sha256)
+                needles |= feature_needles(found, gone, folder / "segments" / name)
+    return needles
+
+
+def _are_of(video_sha256: str, digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which rows are of a recording, from their digests, (N, 32) -> (N,)."""
+    wanted = np.frombuffer(bytes.fromhex(video_sha256), np.uint8)
+    found: npt.NDArray[np.bool_] = (digests[:, : len(wanted)] == wanted).all(1)
+    return found
+
+
+def _spaces(root: Path) -> Iterator[tuple[Path, str | None]]:
+    """Every feature space's folder with its fingerprint; None where nothing in it tells."""
+    for folder in layout.space_folders(root):
+        if files.is_folder(folder):
+            yield folder, _fingerprint_of(folder)
+
+
 @dataclass
 class _Withdrawal:
     """One recording's withdrawal from one cache, and what was done so far."""
 
     root: Path
     video_sha256: str
+    needles: Needles
+    knows_rows: bool
     rows: int = 0
     rewritten: int = 0
     removed: int = 0
@@ -128,29 +170,10 @@ class _Withdrawal:
     unknown: int = 0
     lost: list[tuple[str, str]] = field(default_factory=list)
     unsearched: dict[str, str] = field(default_factory=dict)
-    needles: set[bytes] = field(default_factory=set)
+    linked: dict[tuple[int, int], tuple[int, set[Path]]] = field(default_factory=dict)
 
     def is_gone(self, digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Which rows are of the recording, from their digests, (N, 32) -> (N,)."""
-        wanted = np.frombuffer(bytes.fromhex(self.video_sha256), np.uint8)
-        found: npt.NDArray[np.bool_] = (digests[:, : len(wanted)] == wanted).all(1)
-        return found
-
-    def spaces(self) -> Iterator[tuple[Path, str | None]]:
-        """Every feature space's folder with its fingerprint; None where nothing in it tells."""
-        for folder in layout.space_folders(self.root):
-            if files.is_folder(folder):
-                yield folder, _fingerprint_of(folder)
-
-    def collect_needles(self) -> None:
-        """Learn by which bytes the recording's rows are recognised, from all segments that can be read."""
-        self.needles = {bytes.fromhex(self.video_sha256), self.video_sha256[:16].encode()}
-        for folder, fingerprint in self.spaces():
-            for name in segment_names(folder) if fingerprint else ():
-                found = salvage(folder / "segments" / name, fingerprint)
-                gone = found.known & self.is_gone(found.video_sha256)
-                if gone.any():
-                    self.needles |= feature_needles(found, gone, folder / "segments" / name)
+        return _are_of(self.video_sha256, digests)
 
     def sweep(self) -> bool:
         """Go through the whole cache once; whether anything was removed.
@@ -165,20 +188,21 @@ class _Withdrawal:
         for path in files.inside(self.root / "spaces"):
             if path.name.startswith(".") or not files.is_folder(path):
                 self._leftover(path, None)
-        for folder, fingerprint in self.spaces():
+        for folder, fingerprint in _spaces(self.root):
             for path in files.inside(folder):
                 if path.name == "index":
                     self._remove_each(files.inside(path))
-                elif path.name in ("staging", "quarantine"):
+                elif path.name in ("staging", "quarantine", "claims"):
                     for inside in files.inside(path):
                         self._leftover(inside, fingerprint, staged=path.name == "staging")
                 elif path.name == "segments":
                     self._beside_segments(folder, fingerprint)
-                elif path.name not in (format.RECORD, "claims"):
+                elif path.name != format.RECORD:
                     self._leftover(path, fingerprint)
-        for folder, fingerprint in self.spaces():
+        for folder, fingerprint in _spaces(self.root):
             if fingerprint is not None:
                 for name in segment_names(folder):
+                    self._note_links(folder / "segments" / name)
                     self._count(fingerprint, purge(self.root, folder, fingerprint, name, self.is_gone))
         return (self.rows, self.removed, self.leftovers) != before
 
@@ -224,7 +248,7 @@ class _Withdrawal:
                 return
             found = salvage(path, fingerprint)
             holds = bool((found.known & self.is_gone(found.video_sha256)).any())
-            if holds or any(file_holds(one, self.needles) for one in files.walk(path)):
+            if holds or any(look_into(one, self.needles).holds for one in files.walk(path)):
                 if served:
                     self._tell_lost(path, found)
                 self._remove_each([path])
@@ -238,18 +262,19 @@ class _Withdrawal:
             self._cannot_search(path, str(error))
 
     def _file(self, path: Path) -> None:
-        if file_holds(path, self.needles):
+        look = look_into(path, self.needles)
+        if look.holds:
             self._remove_each([path])
         elif not files.is_regular(path):
             self._cannot_search(path, "it is a link or no file of bytes")
-        elif is_packed(path):
-            self._cannot_search(path, "it is compressed")
-        elif path.parent.name == "features" and len(self.needles) == 2 and files.file_status(path).st_size:
+        elif look.unsearchable:
+            self._cannot_search(path, look.unsearchable)
+        elif path.parent.name == "features" and not self.knows_rows and files.file_status(path).st_size:
             self._cannot_search(path, "it looks like features, and nothing beside it says whose")
 
     def _tell_lost(self, path: Path, found: Salvage) -> None:
         space = path.parents[1]
-        if any(known is not None and known[:16] in space.name for _, known in self.spaces()):
+        if any(known is not None and known[:16] in space.name for _, known in _spaces(self.root)):
             return  # a copy of a feature space whose rows are served
         others = found.known & ~self.is_gone(found.video_sha256)
         self.lost += [(space.name, clip) for clip in found.clip_names(others)]
@@ -257,12 +282,30 @@ class _Withdrawal:
 
     def _remove_each(self, paths: list[Path]) -> None:
         for path in paths:
+            self._note_links(path)
             with writing(self.root):
                 if path.parent == self.root and path.suffix != layout.TRASH:
                     files.remove_tree(path) if files.is_folder(path) else files.remove_file(path)
                 else:
                     layout.discard(path)
             self.leftovers += 1
+
+    def _note_links(self, path: Path) -> None:
+        """Remember files that have several names: where one is removed, another keeps the content."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for one in files.walk(path):
+                status = files.file_status(one)
+                if status.st_nlink > 1:
+                    self.linked.setdefault((status.st_dev, status.st_ino), (status.st_nlink, set()))[1].add(one)
+
+    def tell_links(self) -> None:
+        """Name the removed files that have names outside the cache still."""
+        for links, paths in self.linked.values():
+            removed = [path for path in sorted(paths) if not files.exists(path)]
+            if removed and len(removed) < links:
+                self._cannot_search(
+                    removed[0], f"it is removed, but has {links - len(removed)} other names (hard links)"
+                )
 
     def _cannot_search(self, path: Path, why: str) -> None:
         self.unsearched[path.relative_to(self.root).as_posix()] = why

@@ -16,6 +16,7 @@ from featurecache.store.index import SpaceIndex, read_index, segment_names
 from featurecache.store.rewrite import purge_withdrawn
 from featurecache.store.segment import check_deeply
 from featurecache.store.turns import turn
+from featurecache.store.withdrawn import FOLDER
 
 _DAY_S = 24 * 3600.0
 _HOUR_S = 3600.0
@@ -130,7 +131,8 @@ def _named_spaces(root: Path, wanted: Sequence[str]) -> list[tuple[Path, str]]:
 def _abandoned(root: Path, now_s: float, abandoned_s: float) -> Iterator[tuple[Path, str]]:
     """Unfinished segments, temporary files and half-removed folders whose process is gone."""
     folders = layout.space_folders(root)
-    places = [root, root / "spaces", *folders, *(folder / "segments" for folder in folders)]
+    places = [root, root / "spaces", root / FOLDER, *folders]
+    places += [folder / name for folder in folders for name in ("segments", "index")]
     hidden = [path for place in places for path in files.inside(place) if path.suffix in (".tmp", layout.TRASH)]
     unfinished = [path for folder in folders for name in ("staging", "claims") for path in files.inside(folder / name)]
     for path in [*hidden, *unfinished]:

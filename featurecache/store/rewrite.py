@@ -5,13 +5,12 @@ A new segment keeps the time in its oldest origin's name: the copy of a row that
 back, every byte, before anything it replaces may go: compaction leaves that to `gc`, purging does it at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featurecache.errors import CacheWriteError, DamagedSegmentError
 from featurecache.spec import canonical_json
@@ -19,13 +18,10 @@ from featurecache.store import files, format, layout
 from featurecache.store.commit import commit_segment, writing
 from featurecache.store.index import SpaceIndex, read_index, segment_names, write_checkpoint
 from featurecache.store.record import read_record
-from featurecache.store.salvage import salvage
-from featurecache.store.segment import Rows, Segment, check_deeply, encode_segment, read_segment, take_rows
+from featurecache.store.salvage import IsGone, salvage_holding
+from featurecache.store.segment import Rows, Segment, check_deeply, encode_segment, take_rows
 from featurecache.store.turns import turn
 from featurecache.store.withdrawn import read_withdrawn
-
-IsGone = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
-"""Which rows go, from the digests of their recordings: (N, 32) -> (N,)."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +119,9 @@ def purge(root: Path, folder: Path, fingerprint: str, name: str, is_gone: IsGone
         CacheWriteError: If something cannot be written or removed, or does not read back as written.
     """
     segment_folder = folder / "segments" / name
-    try:
-        _, identity = read_segment(segment_folder, fingerprint)
-        if not is_gone(identity.video_sha256).any():
-            return Purged()
-    except DamagedSegmentError:
-        pass
-    found = salvage(segment_folder, fingerprint)
+    found = salvage_holding(segment_folder, fingerprint, is_gone)
+    if found is None:
+        return Purged()
     gone = found.known & is_gone(found.video_sha256)
     tells_all = len(found.known) > 0 and bool(found.known.all())
     if not files.exists(segment_folder) or (tells_all and not gone.any()):

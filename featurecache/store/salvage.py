@@ -6,9 +6,10 @@ the rows it lies in, whatever file it is in; only damaged timestamps, which have
 Nothing here is needed to read a sound segment, and nothing here writes.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from featurecache.errors import DamagedSegmentError
 from featurecache.store import files, format
 from featurecache.store.checksums import crc32c, row_checksums
 from featurecache.store.record import STORED_DTYPES, read_record
-from featurecache.store.segment import Rows, as_byte_rows
+from featurecache.store.segment import Rows, as_byte_rows, read_segment
+
+IsGone = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
+"""Which rows go, from the digests of their recordings: (N, 32) -> (N,)."""
 
 _UNKNOWN_ORIGIN = {"provenance": "lost with the damaged record of the segment that these rows were saved from"}
 _MOST_NUMBERS = 1 << 40
@@ -57,6 +61,18 @@ class Salvage:
             format.clip_name(self.video_sha256[row].tobytes().hex(), *self.span_us[row].tolist())
             for row in chosen.tolist()
         ]
+
+
+def salvage_holding(folder: Path, fingerprint: str, is_gone: IsGone) -> Salvage | None:
+    """What is left of a segment if it holds rows that go, or is damaged; None where it is sound and holds none.
+
+    Errors as for `salvage`.
+    """
+    with contextlib.suppress(DamagedSegmentError):
+        _, identity = read_segment(folder, fingerprint)
+        if not is_gone(identity.video_sha256).any():
+            return None
+    return salvage(folder, fingerprint)
 
 
 def salvage(folder: Path, fingerprint: str | None) -> Salvage:
@@ -227,7 +243,7 @@ def feature_needles(found: Salvage, rows: npt.NDArray[np.bool_], folder: Path) -
     needles = {keys[row].tobytes() for row in np.flatnonzero(rows).tolist() if row < len(keys)}
     if found.rows is not None:
         for data in as_byte_rows(found.rows.features[rows[found.intact]]):
-            start = data[:_NEEDLE_BYTES].tobytes()
-            if len(set(start)) >= _DISTINCT_BYTES:  # a row that begins with zeros would be found everywhere
+            start = data.tobytes().lstrip(b"\0")[:_NEEDLE_BYTES]  # zeros would be found everywhere
+            if len(set(start)) >= _DISTINCT_BYTES:
                 needles.add(start)
     return needles

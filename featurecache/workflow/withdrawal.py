@@ -1,40 +1,34 @@
 """Withdrawal of a recording from a whole project: what `featurecache cache forget` calls.
 
-The cache loses every feature of it (`store/forget.py`). Then every other file below the project is looked through for
-the recording's digest and its names; what can be made again or cleaned goes where everything was asked for, and the
-rest is listed, file by file, for a person to decide. A record of the withdrawal is written that itself names neither
-the recording nor its digest.
+The cache loses every feature of it (`store/forget.py`). Then every other file is looked through (`traces.py`); what can
+be made again or cleaned goes where everything was asked for, and the rest is listed, file by file, for a person to
+decide. A record of the withdrawal is written that itself names neither the recording nor its digest.
 """
 
-import html
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from featurecache.clips.contents import content_of
-from featurecache.clips.csv_file import read_table
-from featurecache.errors import CacheReadError, FeatureCacheError
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.store import ForgetReport, forget
-from featurecache.store.search import file_matches, is_packed
 from featurecache.store.withdrawn import mark_of
 from featurecache.video.digests import DigestMemo
-from featurecache.video.recordings import VIDEO_SUFFIXES, find_recordings
+from featurecache.workflow.traces import Traces
 
 RECORDS = "withdrawals"
-_HISTORIES = frozenset({".git", ".hg", ".svn"})
+_NO_CACHE = (("", "it is not there: nothing in it was searched, and nothing keeps the recording out of a new one"),)
 
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """What the withdrawal of a recording did; paths are relative to the project.
+    """What the withdrawal of a recording did; paths are relative to the project, outside it absolute.
 
     Attributes:
         mark: What the cache keeps the recording out by.
@@ -76,102 +70,47 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
         CacheBusyError, CacheReadError, CacheWriteError, NewerFormatError: As for `forget`.
         OSError: If a file of the project cannot be written or removed.
     """
+    project = replace(project, root=project.root.absolute())
     digits = content_of(project, recording)
-    search = _Search(project, digits, _names(project, recording, digits))
+    traces = Traces(project, recording, digits)
     cached = forget(project.cache, digits) if project.cache.exists() else None
-    unsearched = [(f"{project.cache.name}/{path}", why) for path, why in (cached.unsearched if cached else ())]
-    cleaned, removed, remaining = [], [], []
+    cleaned: list[Path] = []
+    removed: list[Path] = []
+    remaining: list[tuple[Path, str]] = []
+    unsearched = [(project.cache / path, why) for path, why in (cached.unsearched if cached else _NO_CACHE)]
     tables = (project.failures, project.clips)
-    for path, why_not in search.files():
-        name = path.relative_to(project.root).as_posix()
+    for path, why_not in traces.files(but=(project.cache, project.root / RECORDS)):
         if why_not:
-            unsearched.append((name, why_not))
+            unsearched.append((path, why_not))
         elif everything and path == project.digest_memo:
             memo = DigestMemo(path)
             memo.forget(digits)
             memo.save()
-            cleaned.append(name)
+            cleaned.append(path)
         elif everything and path in tables:
-            cleaned.append(name)
-        elif everything and _is_made_again(project, path):
+            cleaned.append(path)
+        elif everything and not traces.shares_name and _is_made_again(project, path):
+            links = path.stat().st_nlink
             path.unlink()
-            removed.append(name)
+            removed.append(path)
+            if links > 1:
+                unsearched.append((path, f"it is removed, but has {links - 1} other names (hard links)"))
         else:
-            remaining.append((name, _what_to_do(project, path)))
-    for path in tables:
-        if path.relative_to(project.root).as_posix() in cleaned:
-            _drop_rows(path, digits)
-    found = (tuple(cleaned), tuple(removed), tuple(remaining), tuple(unsearched))
-    record = _write_record(project, search, mark_of(digits), cached, *found, everything=everything)
-    return Withdrawal(mark_of(digits), cached, *found, record.relative_to(project.root).as_posix())
-
-
-def _names(project: Project, recording: str, digits: str) -> frozenset[str]:
-    """What the recording is called in the clip table and in the folder of videos."""
-    names = set() if digits == recording else {recording}
-    if project.clips.exists():
-        table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-        names |= {clip.recording for clip in table.clips if clip.content.startswith(digits[:16])}
-    try:
-        recordings, _ = find_recordings(project.videos, project.digest_memo)
-    except FeatureCacheError:
-        return frozenset(names)
-    return frozenset(names | {one.name for one in recordings if one.sha256.startswith(digits)})
-
-
-class _Search:
-    """Looks for one recording in the files of a project outside the cache."""
-
-    def __init__(self, project: Project, digits: str, names: frozenset[str]) -> None:
-        self._project = project
-        self.paths = frozenset(project.videos / name for name in names)
-        self.stems = frozenset(Path(name).stem for name in names)
-        short = {*names, *(Path(name).name for name in names)}
-        spelled = {digits[:16]} | {
-            spelling for name in short for spelling in (name, json.dumps(name)[1:-1], html.escape(name), quote(name))
-        }
-        text = b"|".join(re.escape(spelling.encode()) for spelling in sorted(spelled))
-        raw = re.escape(bytes.fromhex(digits))
-        self._pattern = re.compile(rb"(?<![0-9A-Za-z_.-])(?:" + text + rb")|" + raw, re.DOTALL)
-
-    def files(self) -> Iterator[tuple[Path, str]]:
-        """Files that hold the recording, with an empty text, and those that cannot be searched, with the reason."""
-        for path in self._below(self._project.root):
-            if path.name in _HISTORIES:
-                yield path, "it is a history of versions, which keeps what files held before"
-                continue
-            try:
-                if path.is_symlink() or not path.is_file():
-                    if path.is_symlink():
-                        yield path, "it is a link"
-                elif path in self.paths or path.name.split(".")[0] in self.stems or path.stem in self.stems:
-                    yield path, ""
-                elif self._is_recording(path):
-                    continue  # of another name and content, as the digests of all recordings tell
-                elif file_matches(path, self._pattern):
-                    yield path, ""
-                elif is_packed(path):
-                    yield path, "it is compressed"
-            except (CacheReadError, OSError) as error:
-                yield path, f"it cannot be read ({type(error).__name__})"
-
-    def hidden(self, path: str) -> str:
-        """A path that no longer tells the recording's name."""
-        for stem in sorted(self.stems, key=len, reverse=True):
-            path = re.sub(rf"(?<![0-9A-Za-z]){re.escape(stem)}(?![0-9A-Za-z])", "<recording>", path)
-        return path
-
-    def _is_recording(self, path: Path) -> bool:
-        return path.is_relative_to(self._project.videos) and path.suffix.lower() in VIDEO_SUFFIXES
-
-    def _below(self, folder: Path) -> Iterator[Path]:
-        for path in sorted(folder.iterdir()):
-            if path == self._project.cache or path == self._project.root / RECORDS:
-                continue
-            if path.is_dir() and not path.is_symlink() and path.name not in _HISTORIES:
-                yield from self._below(path)
-            else:
-                yield path
+            remaining.append((path, _what_to_do(project, traces, path)))
+    for path in set(tables) & set(cleaned):
+        _drop_rows(path, digits)
+    record = _write_record(
+        project, traces, mark_of(digits), cached, cleaned, removed, remaining, unsearched, everything
+    )
+    return Withdrawal(
+        mark_of(digits),
+        cached,
+        tuple(map(traces.shown, cleaned)),
+        tuple(map(traces.shown, removed)),
+        tuple((traces.shown(path), what) for path, what in remaining),
+        tuple((traces.shown(path), why) for path, why in unsearched),
+        traces.shown(record),
+    )
 
 
 def _is_made_again(project: Project, path: Path) -> bool:
@@ -181,10 +120,10 @@ def _is_made_again(project: Project, path: Path) -> bool:
     return path.is_relative_to(project.runs) and (path.suffix == ".html" or "timelines" in path.name)
 
 
-def _what_to_do(project: Project, path: Path) -> str:
-    if path.is_relative_to(project.videos):
+def _what_to_do(project: Project, traces: Traces, path: Path) -> str:
+    if path.is_relative_to(traces.videos):
         return "the recording itself, or named like it: remove it"
-    if project.annotations is not None and path.is_relative_to(project.annotations):
+    if traces.annotations is not None and path.is_relative_to(traces.annotations):
         return "its annotations, or they name it: remove them"
     if path in (project.clips, project.failures, project.digest_memo) or _is_made_again(project, path):
         return "holds what can be cleaned or made again: the same command with --everything"
@@ -202,14 +141,13 @@ def _drop_rows(path: Path, digits: str) -> None:
 
 def _write_record(
     project: Project,
-    search: _Search,
+    traces: Traces,
     mark: str,
     cached: ForgetReport | None,
-    cleaned: tuple[str, ...],
-    removed: tuple[str, ...],
-    remaining: tuple[tuple[str, str], ...],
-    unsearched: tuple[tuple[str, str], ...],
-    *,
+    cleaned: Sequence[Path],
+    removed: Sequence[Path],
+    remaining: Sequence[tuple[Path, str]],
+    unsearched: Sequence[tuple[Path, str]],
     everything: bool,
 ) -> Path:
     now = datetime.now(UTC)
@@ -220,10 +158,10 @@ def _write_record(
         "featurecache": version("featurecache"),
         "everything": everything,
         "cache": None if cached is None else {k: v for k, v in asdict(cached).items() if k != "unsearched"},
-        "cleaned": [search.hidden(path) for path in cleaned],
-        "removed": [search.hidden(path) for path in removed],
-        "remaining": [{"path": search.hidden(path), "what": what} for path, what in remaining],
-        "unsearched": [{"path": search.hidden(path), "why": why} for path, why in unsearched],
+        "cleaned": [traces.hidden(path) for path in cleaned],
+        "removed": [traces.hidden(path) for path in removed],
+        "remaining": [{"path": traces.hidden(path), "what": what} for path, what in remaining],
+        "unsearched": [{"path": traces.hidden(path), "why": why} for path, why in unsearched],
     }
     path = private_folder(project.root / RECORDS) / f"{now:%Y%m%dT%H%M%S%fZ}-{mark[:8]}.json"
     write_private(path, json.dumps(document, indent=1).encode())
