@@ -16,17 +16,13 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from tests.hostile_configs import HOSTILE_CONFIGS, text_config
+from tests.hostile_tokenizers import HOSTILE_TOKENIZERS, Case, edit
+
 LONGEST_S = 30
 MOST_BYTES = 2 * 1024**3
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 14126112768\n".format("0" * 64)
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes a JSON file in place."""
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 def split_weights(folder: Path, places: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -75,39 +71,11 @@ def _missing_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-def _model_type_list(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config.update(model_type=["llava_next_video"]))
-
-
 def _deep(name: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         (folder / name).write_text('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}")
 
     return make
-
-
-def _rather_deep(folder: Path) -> None:
-    """Deeper than settings are, and not so deep that the parser gives up."""
-    edit(folder / "config.json", lambda config: config.update(a=json.loads("[" * 200 + "]" * 200)))
-
-
-def _image_size(folder: Path) -> None:
-    size = {"size": {"shortest_edge": 64_800}, "crop_size": {"height": 64_800, "width": 64_800}}
-    edit(folder / "config.json", lambda config: config["vision_config"].update(image_size=64_800))
-    edit(folder / "preprocessor_config.json", lambda made: made.update(size))
-
-
-def _large_in_bounds(folder: Path) -> None:
-    """Each size is one that some model has; together they ask for 270 billion values."""
-    edit(folder / "config.json", lambda config: config["text_config"].update(vocab_size=4_000_000, hidden_size=65_536))
-
-
-def _layers(part: str) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", lambda config: config[part].update(num_hidden_layers=200_000))
-
-
-def _no_patch(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config["vision_config"].update(patch_size=0))
 
 
 def _many_tensors(folder: Path) -> None:
@@ -142,22 +110,8 @@ def _auto_map(name: str) -> Callable[[Path], None]:
     return make
 
 
-def _quantised(folder: Path) -> None:
-    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    edit(folder / "config.json", lambda config: config.update(quantization_config=quantised))
-
-
-def _hub_kernel(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config["text_config"].update(_attn_implementation="someone/attention"))
-
-
 def _adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
-
-
-def _timm_tower(folder: Path) -> None:
-    tower = {"model_type": "timm_wrapper", "architecture": "hf_hub:someone/tower", "image_size": 56, "patch_size": 14}
-    edit(folder / "config.json", lambda config: config.update(vision_config=tower))
 
 
 def _fifo_of_another_tokenizer(folder: Path) -> None:
@@ -172,10 +126,6 @@ def _dangling(folder: Path) -> None:
 def _loop(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to("tokenizer.json")
-
-
-def _many_lists(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "clip", "a": [' + "[]," * 1_300_000 + "[]]}")
 
 
 def _odd_name(folder: Path) -> None:
@@ -215,6 +165,18 @@ def _other_weights(folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(transformers_weights="other.safetensors"))
 
 
+def _unknown_family(folder: Path) -> None:
+    """With two more faults, whose mends would be in vain."""
+    edit(folder / "config.json", lambda config: config.update(model_type="qwen2_vl"))
+    _no_processor(folder)
+    _lfs_pointer_for_the_tokenizer(folder)
+
+
+def _unknown_language_model(folder: Path) -> None:
+    text_config(model_type="gemma")(folder)
+    _no_processor(folder)
+
+
 def _shard_at(place: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         split_weights(folder, {"model-00002-of-00002.safetensors": place})
@@ -232,26 +194,6 @@ def _pickled_shard(folder: Path) -> None:
         folder, {key: name.replace("model-00002-of-00002.safetensors", "w.bin") for key, name in places.items()}
     )
     (folder / "model-00002-of-00002.safetensors").rename(folder / "w.bin")
-
-
-def _tower_layer(layer: int | list[int]) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", lambda config: config.update(vision_feature_layer=layer))
-
-
-def _pooled_away(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config.update(spatial_pool_stride=1000))
-
-
-def _many_labels(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config.update(num_labels=10**9))
-
-
-def _other_shapes(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config["text_config"].update(num_key_value_heads=1))
-
-
-def _text_config_list(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config.update(text_config=[]))
 
 
 def _other_vocabulary(folder: Path) -> None:
@@ -288,23 +230,17 @@ def _doubled_names(folder: Path) -> None:
     save_file(both, folder / second, metadata={"format": "pt"})
 
 
-HOSTILE: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
-    # name: (what is done to a sound folder, the error, the file it names, what is wrong)
+HOSTILE: dict[str, Case] = {
+    **HOSTILE_TOKENIZERS,
+    **HOSTILE_CONFIGS,
     "lfs pointer": (_lfs_pointer, "ModelNotFoundError", _WEIGHTS, "is a Git LFS pointer"),
     "lfs tokenizer": (_lfs_pointer_for_the_tokenizer, "ModelNotFoundError", "tokenizer.json", "is a Git LFS pointer"),
     "above snapshots": (_above_snapshots, "ModelNotFoundError", "snapshots/04a83e0", "repository of the Hugging Face"),
     "no processor": (_no_processor, "ModelNotFoundError", "preprocessor_config.json", "has none of"),
     "missing shard": (_missing_shard, "ModelNotFoundError", "model-00002-of-00002.safetensors", "is missing"),
-    "model type": (_model_type_list, "UnsupportedModelError", "config.json", "has a list"),
     "deep config": (_deep("config.json"), "UnsafeFileError", "config.json", "is nested deeper"),
-    "rather deep config": (_rather_deep, "UnsafeFileError", "config.json", "is nested deeper"),
     "deep processor": (_deep("processor_config.json"), "UnsafeFileError", "processor_config.json", "is nested deeper"),
     "deep tokenizer": (_deep("tokenizer.json"), "UnsafeFileError", "tokenizer.json", "is nested deeper"),
-    "image size": (_image_size, "UnsupportedModelError", "config.json", "has 64800"),
-    "many layers": (_layers("text_config"), "UnsupportedModelError", "config.json", "has 200000"),
-    "many tower layers": (_layers("vision_config"), "UnsupportedModelError", "config.json", "has 200000"),
-    "large in bounds": (_large_in_bounds, "UnsupportedModelError", "config.json", "asks for"),
-    "no patch": (_no_patch, "UnsupportedModelError", "config.json", "patch_size of a model must be"),
     "many tensors": (_many_tensors, "UnsafeFileError", _WEIGHTS, "a header of"),
     "large tokenizer": (_large_tokenizer, "UnsafeFileError", "tokenizer.json", "has 256 MiB"),
     "fifo config": (_fifo("config.json"), "UnsafeFileError", "config.json", "is a FIFO"),
@@ -314,27 +250,18 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "own tokenizer": (_auto_map("tokenizer_config.json"), "UnsafeFileError", "tokenizer_config.json", "sets auto_map"),
     "own config": (_auto_map("config.json"), "UnsafeFileError", "config.json", "sets auto_map"),
     "own processor": (_auto_map("processor_config.json"), "UnsafeFileError", "processor_config.json", "sets auto_map"),
-    "quantised": (_quantised, "UnsupportedModelError", "config.json", "sets quantization_config"),
-    "hub kernel": (_hub_kernel, "UnsafeFileError", "config.json", "fetches native code"),
     "adapter": (_adapter, "UnsupportedModelError", "adapter_config.json", "has an adapter next to it"),
     "other config": (_other_config, "UnsafeFileError", "config.json", "sets configuration_files"),
     "other weights": (_other_weights, "UnsafeFileError", "config.json", "sets transformers_weights"),
-    "timm tower": (_timm_tower, "UnsupportedModelError", "config.json", "vision tower must be"),
     "fifo of another tokenizer": (_fifo_of_another_tokenizer, "UnsafeFileError", "spiece.model", "is a FIFO"),
     "dangling": (_dangling, "ModelNotFoundError", "config.json", "is a link to ../blobs/none"),
     "dangling weights": (_dangling_weights, "ModelNotFoundError", _WEIGHTS, "is a link to ../../blobs/none"),
     "above the model": (_above_the_model, "ModelNotFoundError", "config.json", "such as"),
-    "tower layer too deep": (_tower_layer(999), "UnsupportedModelError", "config.json", "says 999"),
-    "tower layer too low": (_tower_layer(-99), "UnsupportedModelError", "config.json", "says -99"),
-    "no tower layer": (_tower_layer([]), "UnsupportedModelError", "config.json", "says []"),
-    "pooled away": (_pooled_away, "UnsupportedModelError", "config.json", "spatial_pool_stride"),
-    "many labels": (_many_labels, "UnsupportedModelError", "config.json", "has 1000000000"),
-    "other shapes": (_other_shapes, "ModelNotFoundError", "config.json", "self_attn.k_proj.weight: ["),
-    "text config list": (_text_config_list, "ModelNotFoundError", "", "text_config': TypeError"),
     "other vocabulary": (_other_vocabulary, "ModelNotFoundError", "config.json", "makes token 10000000"),
     "sparse weights": (_sparse_weights, "ModelNotFoundError", _WEIGHTS, "is damaged or cut off"),
+    "unknown family": (_unknown_family, "UnsupportedModelError", "config.json", "says 'qwen2_vl'"),
+    "unknown language model": (_unknown_language_model, "UnsupportedModelError", "config.json", "says 'gemma'"),
     "loop": (_loop, "ModelNotFoundError", "tokenizer.json", "must be readable"),
-    "many lists": (_many_lists, "UnsafeFileError", "config.json", "holds more"),
     "odd name": (_odd_name, "UnsafeFileError", _INDEX, "must name files of its own folder"),
     "deep header": (_deep_header, "ModelNotFoundError", _WEIGHTS, "is damaged or cut off"),
     "huge shape": (

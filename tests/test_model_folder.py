@@ -95,6 +95,15 @@ def test_snapshot_of_the_hub_cache_opens_though_its_files_are_links(tiny_model: 
     assert torch.equal(states(snapshot), states(tiny_model))
 
 
+def test_chat_template_that_never_ends_is_never_rendered(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    endless = "{% for one in range(10**15) %}{{ one }}{% endfor %}"
+    edit(folder / "tokenizer_config.json", lambda made: made.update(chat_template=endless))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": endless}))
+    (folder / "chat_template.jinja").write_text(endless)
+    assert torch.equal(states(folder), states(tiny_model))
+
+
 def test_tower_that_is_told_to_answer_with_tuples_gives_the_same_features(tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     edit(folder / "config.json", lambda config: config["vision_config"].update(return_dict=False))

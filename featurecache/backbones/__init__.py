@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from featurecache.backbones.model_folder import check_model_folder, name_broken_file
+from featurecache.backbones.model_folder import check_config, check_model_folder, name_broken_file
 from featurecache.backbones.model_lookup import DEMO_MODEL, find_model
 from featurecache.backbones.versions import require_tested_transformers
 from featurecache.device import check_dtype, device_of, use_full_float32
@@ -106,13 +106,14 @@ def model_type_of(folder: Path) -> str:
     `architectures`.
 
     Raises:
-        ModelNotFoundError: If config.json is missing or not JSON.
-        UnsupportedModelError: If the architecture is unknown here.
+        ModelNotFoundError: If the folder or its config.json is missing, or a file of settings is damaged.
+        UnsafeFileError: If a file must not be opened.
+        UnsupportedModelError: If the architecture is unknown here, or the model cannot be used whatever it is.
     """
-    config = read_config(folder)
+    config = check_config(folder)
     model_type: str = config["model_type"]
     if model_type == "llava_next" and config.get("architectures") == ["LlavaNextVideoForConditionalGeneration"]:
-        return "llava_next_video"
+        model_type = "llava_next_video"
     if model_type == "llava-next-video":
         raise UnsupportedModelError(
             f"the model's architecture must be one of {', '.join(_FAMILIES)}, but {folder / 'config.json'} says "
@@ -122,8 +123,9 @@ def model_type_of(folder: Path) -> str:
     if model_type not in _FAMILIES:
         raise UnsupportedModelError(
             f"the model's architecture must be one of {', '.join(_FAMILIES)}, but {folder / 'config.json'} says "
-            f"{model_type!r}. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
+            f"{model_type[:100]!r}. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
         )
+    check_model_folder(folder)  # only now: advice on the other files of a model that is not supported helps nobody
     return model_type
 
 
@@ -132,11 +134,11 @@ def _family(folder: Path) -> ModuleType:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The model's config.json, read from a folder that may be opened.
+    """The model's config.json; the folder's other files are for `open_inputs` to check.
 
     Raises:
-        ModelNotFoundError: If the folder or its config.json is missing, or a file of settings is damaged.
-        UnsafeFileError: If a file must not be opened.
-        UnsupportedModelError: If the model cannot be used whatever its architecture.
+        ModelNotFoundError: If the folder or its config.json is missing, or the file is damaged.
+        UnsafeFileError: If the file must not be opened.
+        UnsupportedModelError: If the model is quantised, or names no architecture.
     """
-    return check_model_folder(folder)
+    return check_config(folder)

@@ -25,6 +25,10 @@ DECODERS = ("llama", "mistral", "qwen2")
 _FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that turn a position by the same angles in a sequence of any length."""
 
+_SLIDING = "sliding_attention"
+_LAYERS = {"full_attention", _SLIDING}
+"""Kinds of attention of a layer; one that slides is full where its window holds the whole sequence."""
+
 _TOKENS_AT_ONCE = 512  # of each clip, in an MLP on a CPU: fewer take longer, more take more memory
 
 
@@ -73,27 +77,29 @@ def prefix_states(model: Any, prefix_ids: Tensor, layer: int) -> Tensor:
     return next(states[0] for depth, states in depths if depth == layer)
 
 
-def require_decoder(config: Any, longest: int) -> None:
+def require_decoder(config: Any) -> None:
     """Refuses a language model whose forward is not the loop above.
 
     Args:
         config: The language model's config.
-        longest: Tokens of a sequence.
 
     Raises:
-        UnsupportedModelError: If its type is unknown here, its attention looks back less far than a sequence, or its
-            rotary embeddings depend on a sequence's length, so that text after the video would change video tokens.
+        UnsupportedModelError: If its type or its layers' attention is unknown here, or its rotary embeddings depend on
+            a sequence's length, so that text after the video would change video tokens.
     """
     if config.model_type not in DECODERS:
         raise UnsupportedModelError(
             f"the language model must be one of {', '.join(DECODERS)}, but config.json says {config.model_type!r}. "
             "Use other weights of this family."
         )
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if window is not None and window < longest:
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    known = set(kinds) <= _LAYERS and (_SLIDING not in kinds or config.sliding_window is not None)
+    if not known or len(kinds) != config.num_hidden_layers:
         raise UnsupportedModelError(
-            f"the language model must see a whole clip, but its attention window is {window} and a clip has "
-            f"{longest} tokens. Set features.frames lower."
+            f"layer_types must be {' or '.join(sorted(_LAYERS))} for each of {config.num_hidden_layers} layers, with "
+            f"a sliding_window where one slides, but config.json has {len(kinds)}: "
+            f"{', '.join(sorted(set(kinds)))[:80]}, and sliding_window = {getattr(config, 'sliding_window', None)}. "
+            "Take config.json from the model's own repository."
         )
     rope = getattr(config, "rope_parameters", None) or {}
     rope_type = rope.get("rope_type", "default")
@@ -102,4 +108,18 @@ def require_decoder(config: Any, longest: int) -> None:
             "the language model's rotary embeddings must not depend on the length of the sequence "
             f"({', '.join(_FIXED_ROPES)}), but config.json says {rope_type!r}: text after the video would change the "
             "features before it. Use weights with one of these, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
+        )
+
+
+def require_window(config: Any, longest: int) -> None:
+    """Refuses a language model whose attention looks back less far than a sequence of `longest` tokens.
+
+    Raises:
+        UnsupportedModelError: Naming both lengths.
+    """
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window is not None and window < longest:
+        raise UnsupportedModelError(
+            f"the language model must see a whole clip, but its attention window is {window} and a clip has "
+            f"{longest} tokens. Set features.frames lower."
         )

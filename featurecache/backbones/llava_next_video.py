@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoVideoProcessor
 
-from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
+from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder, require_window
 from featurecache.backbones.encoder import tower_states
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import (
@@ -98,6 +98,7 @@ class LlavaNextVideoInputs:
                 f"but {folder / 'config.json'} says {self.config.vision_feature_select_strategy!r}, with which it "
                 "takes no video. Use such weights, e.g. llava-hf/LLaVA-NeXT-Video-7B-hf."
             )
+        require_decoder(self.config.text_config)
         self.tower_states = tower_states(self.config, folder)
         _require_pooling(self.config, folder)
         rule = frame_rule(folder, LlavaNextVideoVideoProcessor)
@@ -114,7 +115,7 @@ class LlavaNextVideoInputs:
         )
         self.taps = _taps(self.config, frames, vision.hidden_size * len(self.tower_states))
         video_tokens = frames * self.taps["final"].tokens_per_step
-        require_decoder(self.config.text_config, len(self.prefix_ids) + video_tokens)
+        require_window(self.config.text_config, len(self.prefix_ids) + video_tokens)
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
         """Every input that changes the value of a tap's states, JSON-ready, for the fingerprint.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisionVideoProcessor
 
-from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder
+from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder, require_window
 from featurecache.backbones.encoder import siglip_parts, tower_states
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, SAMPLING_RULE, backbone_identity, load_frozen, quiet_loading
@@ -71,6 +71,7 @@ class LlavaOnevisionInputs:
             self.config = LlavaOnevisionConfig.from_pretrained(folder, **LOCAL_ONLY)
         config = self.config
         vision, language = config.vision_config, config.text_config
+        require_decoder(language)
         self.tower_tap = _tower_tap(config, folder)
         rule = frame_rule(folder, LlavaOnevisionVideoProcessor)
         require_size(rule, vision.image_size, folder)
@@ -82,7 +83,7 @@ class LlavaOnevisionInputs:
         )
         side = vision.image_size // vision.patch_size
         pooled = math.ceil(side / 2) ** 2
-        require_decoder(language, len(self.prefix_ids) + frames * pooled)
+        require_window(language, len(self.prefix_ids) + frames * pooled)
         deeper = [*(f"layer_{depth}" for depth in range(language.num_hidden_layers)), "final"]
         self.taps = {
             "vision": TapShape(frames, side**2, vision.hidden_size),

@@ -58,6 +58,8 @@ _REFUSED = {
     "configuration_files": ("replaces config.json by another file", _FROM_REPOSITORY),
     "fast_tokenizer_files": ("replaces tokenizer.json by another file", _FROM_REPOSITORY),
     "fusion_config": ("changes the model's layers", _FROM_REPOSITORY),
+    "gguf_file": ("reads another file than the model's own", _FROM_REPOSITORY),
+    "init_inputs": ("hands values to a loader in the place of files", _FROM_REPOSITORY),
     "kernel_config": ("fetches native code", _FROM_REPOSITORY),
     "quantization_config": _QUANTISED,
     "transformers_weights": ("replaces the weight files by others", _FROM_REPOSITORY),
@@ -101,18 +103,12 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
         UnsafeFileError: If a file is no regular file of the folder, far too large, or makes a loader run or fetch code.
         UnsupportedModelError: If the model is quantised, of a size no model has, or has an adapter next to it.
     """
-    _require_config(folder)
+    config = check_config(folder)
     for name, largest in _LARGEST_BYTES.items():
         require_regular(folder, name, largest)
     for path in (path for pattern in _OTHERS for path in folder.glob(pattern)):
         require_regular(folder, str(path.relative_to(folder)))
-    config = read_json(folder / CONFIG_NAME)
-    if not isinstance(config.get("model_type"), str):
-        raise UnsupportedModelError(
-            f"model_type in a model's config.json must be a name, but {folder / CONFIG_NAME} has "
-            f"{_shown(config.get('model_type'))}. Take config.json from the model's own repository."
-        )
-    for name in _PARSED:
+    for name in _PARSED[1:]:
         if os.path.lexists(folder / name):
             _refuse_keys(folder / name, read_json(folder / name))
     _refuse_sizes(folder / CONFIG_NAME, config)
@@ -122,6 +118,29 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
             "loaders put on top unasked. Merge it into the weights with PEFT's merge_and_unload, or move the adapter's "
             "files out of the folder to use the base model."
         )
+    return config
+
+
+def check_config(folder: Path) -> dict[str, Any]:
+    """The part of `check_model_folder` that looks at config.json alone: what says which model this is comes first.
+
+    Returns:
+        The config.json; its model_type is a string.
+
+    Raises:
+        ModelNotFoundError: As `check_model_folder`, of this file.
+        UnsafeFileError: As `check_model_folder`, of this file.
+        UnsupportedModelError: If the model is quantised, or names no architecture.
+    """
+    _require_config(folder)
+    require_regular(folder, CONFIG_NAME, _LARGEST_BYTES[CONFIG_NAME])
+    config = read_json(folder / CONFIG_NAME)
+    if not isinstance(config.get("model_type"), str):
+        raise UnsupportedModelError(
+            f"model_type in a model's config.json must be a name, but {folder / CONFIG_NAME} has "
+            f"{_shown(config.get('model_type'))}. Take config.json from the model's own repository."
+        )
+    _refuse_keys(folder / CONFIG_NAME, config)
     return config
 
 

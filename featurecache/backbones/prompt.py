@@ -6,19 +6,18 @@ Not here: words behind the video. Attention is causal, so they cannot change a v
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.model_folder import download_command
-from featurecache.errors import ModelNotFoundError, NoVideoTokensError, SettingsError
+from featurecache.backbones.files import quiet_loading
+from featurecache.backbones.tokenizer import OWN_FILES, open_tokenizer
+from featurecache.errors import ModelNotFoundError, NoVideoTokensError, SettingsError, UnsafeFileError
 
 VIDEO_PLACEHOLDER = "<video>"
 
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_MOST_TOKENS = 16
+"""Of a byte of a prompt: tokenizers make less than one, and add one or two at the beginning."""
 
 
 def text_after_video(prompt: str) -> str:
@@ -39,26 +38,32 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: in
     Raises:
         ModelNotFoundError: If the folder holds no whole tokenizer, or that of another model.
         SettingsError: If the prompt does not hold the video once, or begins with a token the tokenizer adds itself.
-        NoVideoTokensError: If the tokenizer does not know the video token.
+        NoVideoTokensError: If the model or the tokenizer does not know the video token.
+        UnsafeFileError: If the tokenizer takes more time or memory, or makes more tokens, than any tokenizer.
     """
     if prompt.count(VIDEO_PLACEHOLDER) != 1:
         raise SettingsError(
             f"features.prompt must hold {VIDEO_PLACEHOLDER} exactly once, "
             f"but it holds it {prompt.count(VIDEO_PLACEHOLDER)} times. Write the words first, then {VIDEO_PLACEHOLDER}."
         )
-    if not any((folder / name).exists() for name in _VOCABULARIES):
-        raise ModelNotFoundError(
-            f"the folder of a {family} must hold its tokenizer, but {folder} has none of {', '.join(_VOCABULARIES)}. "
-            f"Fetch it from the model's repository: {download_command('tokenizer.json tokenizer_config.json', folder)}"
+    if not isinstance(video_token_id, int) or not 0 <= video_token_id < vocab_size:
+        raise NoVideoTokensError(
+            f"the video token must be one that the model has an embedding of, from 0 to {vocab_size - 1}, but "
+            f"{folder / 'config.json'} says {video_token_id!r:.60}. Take config.json from the model's own repository."
         )
+    tokenizer = open_tokenizer(folder, prompt.split(VIDEO_PLACEHOLDER), video_token_id, family=family)
     with quiet_loading(folder, family):
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
         token = tokenizer.convert_ids_to_tokens(video_token_id)
         ids = tokenizer(prompt.replace(VIDEO_PLACEHOLDER, str(token)))["input_ids"]
+    if len(ids) > _MOST_TOKENS * len(prompt.encode()):
+        raise UnsafeFileError(
+            f"a tokenizer must make at most {_MOST_TOKENS} tokens of a byte, but the one in {folder} makes {len(ids)} "
+            f"of a prompt of {len(prompt.encode())} bytes. {OWN_FILES}"
+        )
     if ids.count(video_token_id) != 1:
         raise NoVideoTokensError(
             f"the tokenizer must have the model's video token, id {video_token_id} in config.json, but in {folder} "
-            f"that id is {token!r} and no token of its own. Take the tokenizer's files from the model's repository."
+            f"that id is {token!r} and no token of its own. {OWN_FILES}"
         )
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -70,6 +75,6 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: in
     if max(before, default=0) >= vocab_size:
         raise ModelNotFoundError(
             f"the tokenizer must be the model's own, but the one in {folder} makes token {max(before)} of the prompt, "
-            f"and config.json says vocab_size = {vocab_size}. Take the tokenizer's files from the model's repository."
+            f"and config.json says vocab_size = {vocab_size}. {OWN_FILES}"
         )
     return torch.tensor(before, dtype=torch.int64)
