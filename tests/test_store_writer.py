@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from featurecache.errors import (
     ConstantFeatureWarning,
     FingerprintMismatchError,
     NonFiniteFeatureError,
+    WithdrawnRecordingWarning,
 )
 from featurecache.spec import FeatureSpace
-from featurecache.store import CacheWriter, FeatureCache, Row
+from featurecache.store import CacheWriter, FeatureCache, Row, forget
+from featurecache.store.withdrawn import mark_withdrawn
 from tests.cache_samples import (
     PROVENANCE,
     FaultyOs,
@@ -236,3 +238,65 @@ def test_cache_holds_no_name_of_a_recording(tmp_path: Path) -> None:
 def test_spaces_differ_when_any_input_differs() -> None:
     assert space().fingerprint != FeatureSpace(space().inputs | {"frames": 5}).fingerprint
     assert values(make_rows(2)).shape == (2, 24)
+
+
+# --- undoing what a writer did ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["after the commit", "during the commit"])
+def test_a_writer_that_is_undone_leaves_no_row_though_a_recording_is_withdrawn_meanwhile(
+    tmp_path: Path, when: str
+) -> None:
+    """Withdrawal writes the segment's other rows anew: these are the undone writer's too."""
+    root = tmp_path / "cache"
+    write(root, make_rows(3, "other"), of=space(pooling="motion"))
+    with CacheWriter(root, space(), PROVENANCE) as writer:
+        for row in (*make_rows(3), *make_rows(3, "gone")):
+            writer.add(row)
+        if when == "after the commit":
+            writer.commit()
+            forget(root, digest("gone"))
+        else:
+
+            def forgets_first(real: Callable[..., object], name: str, args: tuple[object, ...]) -> object:
+                with file_system(FaultyOs(-1, fails_with(0))):
+                    mark_withdrawn(root, digest("gone"))
+                return real(*args)
+
+            with pytest.warns(WithdrawnRecordingWarning), file_system(FaultyOs(60, forgets_first)):
+                writer.commit()
+        assert FeatureCache.open(root).spaces[0].rows == 3
+        writer.withdraw()
+        writer.withdraw()
+        assert writer.rows_saved == 0
+    cache = FeatureCache.open(root)
+    assert [one.pooling for one in cache.spaces] == ["motion"]
+    assert len(cache.load(cache.clip_ids(pooling="motion"), pooling="motion")) == 3
+
+
+def test_a_writer_that_is_undone_keeps_what_another_commits_at_any_instant(tmp_path: Path) -> None:
+    """At each operation of the removal of the feature space another writer begins to use it and commits."""
+    saved: list[int] = []
+
+    def undo(root: Path, at: int) -> int:
+        def commits(real: Callable[..., object], name: str, args: tuple[object, ...]) -> object:
+            with file_system(FaultyOs(-1, fails_with(0))):
+                try:
+                    write(root, make_rows(2, "b"))
+                    saved.append(2)
+                except CacheWriteError:
+                    saved.append(0)
+            return real(*args)
+
+        recorder = FaultyOs(at, commits)
+        with CacheWriter(root, space(), PROVENANCE) as writer:
+            writer.add(make_row(0))
+            writer.commit()
+            with file_system(recorder):
+                writer.withdraw()
+        return len(recorder.calls)
+
+    for at in range(undo(tmp_path / "count", -1)):
+        undo(tmp_path / f"{at}", at)
+        assert_serves(tmp_path / f"{at}", make_rows(saved[-1], "b"))
+    assert set(saved) == {2}

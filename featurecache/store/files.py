@@ -177,6 +177,19 @@ def remove_tree(path: Path) -> None:
         os.rmdir(path)
 
 
+def remove_empty_folder(path: Path) -> bool:
+    """Remove a folder unless it holds something; whether it is gone."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
 def exists(path: Path) -> bool:
     """Whether the name is there; only "no such file" means no."""
     try:

@@ -181,6 +181,26 @@ def discard(path: Path) -> None:
             files.remove_tree(trash)
 
 
+def remove_empty_space(root: Path, space: FeatureSpace) -> None:
+    """Remove a feature space that nobody uses, folder by folder, so that whoever begins to use it meanwhile keeps it.
+
+    One that holds a segment, or something that a writer has begun, stays or is made whole again.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
+    folder = root / "spaces" / format.space_folder_name(space)
+    inner = ("claims", "staging", "segments")
+    files.remove_file(folder / "segments" / format.RECORD)
+    if all(files.remove_empty_folder(folder / name) for name in inner):
+        files.remove_tree(folder / "index")
+        files.remove_file(folder / format.RECORD)
+        if files.remove_empty_folder(folder):
+            files.sync_folder(folder.parent)
+            return
+    make_space(root, space)
+
+
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping as it will be when read back from JSON.
 

@@ -36,7 +36,7 @@ from featurecache.store import bfloat16, files, format
 from featurecache.store.claims import Claims
 from featurecache.store.commit import commit_segment, writing
 from featurecache.store.index import read_index, segment_names, segments_after_checkpoint, write_checkpoint
-from featurecache.store.layout import as_json, discard, make_cache, make_space
+from featurecache.store.layout import as_json, discard, make_cache, make_space, remove_empty_space
 from featurecache.store.record import STORED_DTYPES, read_record
 from featurecache.store.rewrite import purge
 from featurecache.store.segment import Rows, encode_segment
@@ -104,7 +104,7 @@ class CacheWriter:
                 "Change it in the feature space."
             )
         self._root = Path(root)
-        self._fingerprint = space.fingerprint
+        self._space, self._fingerprint = space, space.fingerprint
         self._dtype_name, self._dtype = space.stored_dtype, STORED_DTYPES[space.stored_dtype]
         self._provenance = as_json(provenance)
         self._max_rows, self._max_age_s, self._max_bytes = max_rows, max_age_s, max_bytes
@@ -202,8 +202,9 @@ class CacheWriter:
     def withdraw(self) -> None:
         """Undo everything: drop the gathered rows, remove the committed ones, and the feature space if this made it.
 
-        A feature space that another writer has begun to use stays. Rows that a compaction has merged meanwhile stay
-        too: hold the cache's turn (`turns.py`) from before the first commit.
+        What a withdrawal of a recording or a compaction has written in place of committed segments goes too, but not
+        where it holds rows of others: hold the cache's turn (`turns.py`) from before the first commit. A feature
+        space that another writer has begun to use stays.
 
         Raises:
             CacheWriteError: If something cannot be removed; running it again goes on.
@@ -212,17 +213,22 @@ class CacheWriter:
         self._bytes = 0
         with writing(self._root):
             self._settle_doubt()
-            while self._committed:
-                folder = self._folder / "segments" / self._committed[-1]
-                if files.exists(folder):
-                    discard(folder)
-                self._rows_saved = 0
-                self._committed.pop()
-            in_use = segment_names(self._folder) or any(
-                files.inside(self._folder / name) for name in ("staging", "claims")
-            )
-            if self._made_space and files.exists(self._folder) and not in_use:
-                discard(self._folder)
+            for name in self._own_segments():
+                discard(self._folder / "segments" / name)
+            self._rows_saved = 0
+            self._committed.clear()
+            if self._made_space:
+                remove_empty_space(self._root, self._space)
+
+    def _own_segments(self) -> list[str]:
+        """Segments that hold rows of this writer alone, the later generations last."""
+        own, later = set(self._committed), []
+        for name in segment_names(self._folder) if own else ():
+            with contextlib.suppress(DamagedSegmentError):
+                replaced = read_record(self._folder / "segments" / name, self._fingerprint)["replaces"]
+                if replaced and own.issuperset(replaced):
+                    later.append(name)
+        return [*(name for name in self._committed if files.exists(self._folder / "segments" / name)), *later]
 
     def __enter__(self) -> Self:
         return self
