@@ -22,7 +22,7 @@ import typer
 from featurecache.errors import FeatureCacheError, UsageError
 from featurecache.spelling import visible
 from featurecache.terminal import options
-from featurecache.terminal.screen import Screen
+from featurecache.terminal.screen import Screen, warn_in_one_line
 from featurecache.terminal.text import Piece, system_error
 from heads.terminal import options as learning
 
@@ -71,7 +71,8 @@ def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[C
                 os.environ["HF_HUB_OFFLINE"] = "1"
             signal.signal(signal.SIGTERM, _interrupt)
             try:
-                code = function(*args, **kwargs)
+                with warn_in_one_line():
+                    code = function(*args, **kwargs)
             except UsageError as error:
                 raise typer.BadParameter(visible(str(error))) from error
             except FeatureCacheError as error:
@@ -157,24 +158,25 @@ def init(
 @command("clips", example="featurecache clips --force")
 def clips(
     force: Annotated[bool, typer.Option("--force", help="Replace a clips.csv that was edited.")] = False,
+    redeal: Annotated[bool, typer.Option("--redeal", help="Assign all sessions to splits anew.")] = False,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
     """Cut the recordings into clips and audit their labels.
 
-    Sets each clip's targets and split, and writes clips.csv.
+    Sets each clip's targets and split, and writes clips.csv; sessions keep their splits.
     """
     screen = Screen(as_json)
-    made = _clips(screen, _project(config), force=force)
+    made = _clips(screen, _project(config), force=force, redeal=redeal)
     _document(screen, made.to_mapping())
     return SOME_FAILED if made.unusable else DONE
 
 
-def _clips(screen: Screen, project: "Project", *, force: bool = False) -> "MadeClips":
+def _clips(screen: Screen, project: "Project", **options: bool) -> "MadeClips":
     from featurecache.terminal.clips import left_out, made_clips
     from featurecache.workflow.clips import make_clips
 
-    made = make_clips(project, force=force, on_left_out=lambda items: screen.show(left_out(items)))
+    made = make_clips(project, on_left_out=lambda items: screen.show(left_out(items)), **options)
     screen.show(made_clips(made))
     return made
 
@@ -670,10 +672,7 @@ def demo(
     from featurecache.workflow.demo import make_demo
 
     screen = Screen(as_json)
-    drawing, there = (
-        "drawing recordings and their annotations ...",
-        f"{directory} holds a demo already; resuming it",
-    )
+    drawing, there = "drawing recordings and their annotations ...", f"{directory} holds a demo already; resuming it"
     project = make_demo(directory, on_drawing=lambda is_new: screen.say(drawing if is_new else there))
     steps: dict[str, Any] = {}
     chain: dict[str, Callable[[], MadeClips | ExtractionReport | TrainedRun | TestScores]] = {

@@ -63,6 +63,10 @@ class EditedTableError(FeatureCacheError, FileExistsError):
     """`clips.csv` was edited by a person and would be replaced."""
 
 
+class OutdatedTableError(FeatureCacheError, ValueError):
+    """The settings that `clips.csv` was made with have changed since."""
+
+
 class SplitError(FeatureCacheError, ValueError):
     """The sessions cannot be split as asked."""
 
@@ -147,6 +151,10 @@ class MissingFeaturesError(FeatureCacheError, KeyError):
 
 class NonFiniteFeatureError(FeatureCacheError, ValueError):
     """A feature holds NaN or infinity and is refused."""
+
+
+class OutdatedTableWarning(UserWarning):
+    """Recordings, annotations or settings differ from what `clips.csv` was made from; the table is used as it is."""
 
 
 class WithdrawnRecordingWarning(UserWarning):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.clips.clip import COLUMNS, Clip, ClipTable, clip_id
-from featurecache.clips.csv_file import format_table, moved_sessions, read_table, write_table
+from featurecache.clips.csv_file import format_table, read_table, write_table
 from featurecache.errors import ClipTableError, EditedTableError
 
 LABELS = ("ventilation", "suction")
@@ -249,14 +249,3 @@ def test_read_table_says_so_when_there_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").mkdir()
     with pytest.raises(ClipTableError, match="must be readable"):
         read_table(tmp_path / "clips.csv")
-
-
-def test_moved_sessions_are_those_in_another_split_than_in_the_table_that_is_there(tmp_path: Path) -> None:
-    path = tmp_path / "clips.csv"
-    now = ClipTable(("x",), (make_clip("a", 0, (1,), "train"), make_clip("b", 0, (1,), "test")))
-    assert moved_sessions(path, now) == []
-    before = ClipTable(("y",), (make_clip("b", 0, (1,), "train"),))
-    write_table(before, path, state_path=tmp_path / "state.json")
-    assert moved_sessions(path, now) == [now.clips[1].session]
-    path.write_text("torn")
-    assert moved_sessions(path, now) == []

@@ -87,6 +87,24 @@ def test_a_bundle_is_refused_on_sessions_that_trained_it_whoever_asks(project: P
     assert looks(project) == 0
 
 
+def test_a_bundle_is_refused_on_the_rest_of_a_session_of_which_another_stretch_trained_it(project: Project) -> None:
+    clips = read_table(project.clips).clips
+    first = next(clip for clip in clips if clip.split == "train")
+    document = project.runs / "tune/bundle/bundle.json"
+    bundle = json.loads(document.read_text())
+    bundle["fitted_on"][first.content] = [[first.start_us, first.end_us]]
+    document.write_text(json.dumps(bundle))
+    lines = project.clips.read_text().splitlines()
+    for at, line in enumerate(lines):
+        cells = line.split(",")
+        if cells[2] == first.session:
+            targets = [""] * (len(cells) - 6) if cells[0] == first.clip_id else cells[6:]
+            lines[at] = ",".join([*cells[:3], "test", *cells[4:6], *targets])
+    project.clips.write_text("\n".join(lines) + "\n")
+    with pytest.raises(BundleError, match=rf"not seen, but 1 of the test split \({first.session}\)"):
+        evaluate(project)
+
+
 def test_evaluate_takes_no_look_at_other_labels_or_by_rules_of_unknown_ones(project: Project) -> None:
     rules = {"exclusive": (("suction", "x"),)}
     ruled = dataclasses.replace(project, settings=dataclasses.replace(project.settings, timeline=rules))

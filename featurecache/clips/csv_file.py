@@ -13,19 +13,20 @@ import csv
 import difflib
 import hashlib
 import io
-import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from featurecache.clips.clip import COLUMNS, Clip, ClipTable, check_labels
 from featurecache.clips.leakage import find_leak
+from featurecache.clips.record import TableRecord, read_record
 from featurecache.clips.splits import SPLITS
 from featurecache.csv_fields import UNWRITABLE, format_seconds, guard_cell, parse_seconds, unguard_cell
 from featurecache.errors import ClipTableError, EditedTableError
-from featurecache.files import private_folder, write_private
+from featurecache.files import write_private
 
 _CLIP_ID = re.compile(r"[0-9a-f]{16}-([0-9]{1,18})-([0-9]{1,18})")
 _TARGETS = {"0": 0, "1": 1, "": None, "0.0": 0, "1.0": 1, "0,0": 0, "1,0": 1}
@@ -60,24 +61,18 @@ def format_table(table: ClipTable) -> bytes:
     return text.getvalue().encode()
 
 
-def moved_sessions(path: Path, table: ClipTable) -> list[str]:
-    """Sessions that lie in another split than in the table that is there, if one can be read there."""
-    try:
-        before = {clip.session: clip.split for clip in read_table(path, allow_clip_level=True).clips}
-    except (OSError, ClipTableError):
-        return []
-    now = {clip.session: clip.split for clip in table.clips}
-    return [session for session, split in now.items() if before.get(session, split) != split]
-
-
-def write_table(table: ClipTable, path: Path, *, state_path: Path, force: bool = False) -> bool:
+def write_table(
+    table: ClipTable, path: Path, *, state_path: Path, force: bool = False, record: TableRecord | None = None
+) -> bool:
     """Writes `clips.csv`, but never over a person's edits.
 
     Args:
         table: What to write.
         path: `clips.csv`.
-        state_path: A small file that remembers what was written here; without it, any other table counts as edited.
+        state_path: The table's record, which remembers what was written here; without it, any other table counts as
+            edited.
         force: Replace an edited table.
+        record: What the table was made from; goes into the record.
 
     Returns:
         Whether the file changed.
@@ -89,15 +84,11 @@ def write_table(table: ClipTable, path: Path, *, state_path: Path, force: bool =
     data = format_table(table)
     new = hashlib.sha256(data).hexdigest()
     try:
-        present = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-        if present not in (None, new, *_written(state_path)) and not force:
-            raise EditedTableError(
-                f"{path.name} must be as it was last written, but it was edited since. "
-                "Keep it as it is; or replace it, edits and all: featurecache clips --force."
-            )
+        if not force:
+            refuse_edited(path, (new, *read_record(state_path).written))
+        present = _digest(path)
         # The state goes first and names both, so that a kill between the two writes looks like no edit.
-        private_folder(state_path.parent)
-        write_private(state_path, json.dumps({"written": sorted({present, new} - {None})}).encode())
+        replace(record or TableRecord(), written=tuple({present or new, new})).save(state_path)
         if present != new:
             write_private(path, data)
     except EditedTableError:
@@ -109,12 +100,21 @@ def write_table(table: ClipTable, path: Path, *, state_path: Path, force: bool =
     return present != new
 
 
-def _written(state_path: Path) -> list[str]:
-    try:
-        written = json.loads(state_path.read_bytes())["written"]
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return []
-    return [digest for digest in written if isinstance(digest, str)] if isinstance(written, list) else []
+def refuse_edited(path: Path, written: Sequence[str]) -> None:
+    """Refuses a table that is there and has none of these sha256.
+
+    Raises:
+        EditedTableError: If it was edited.
+    """
+    if _digest(path) not in (None, *written):
+        raise EditedTableError(
+            f"{path.name} must be as it was last written, but it was edited since. Keep it as it is; or replace it, "
+            "edits and all: featurecache clips --force."
+        )
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def read_table(path: Path, *, allow_clip_level: bool = False) -> ClipTable:

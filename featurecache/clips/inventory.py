@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from featurecache.annotations import Interval
 from featurecache.clips.annotated import Account, read_annotations
-from featurecache.clips.annotators import chosen_account
-from featurecache.clips.clip import ClipTable, session_of
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
+from featurecache.clips.matching import chosen_annotations
+from featurecache.clips.sessions import name_sessions, spelled_as
 from featurecache.clips.table import build_table
-from featurecache.errors import SettingsError
+from featurecache.errors import AnnotationError
 from featurecache.project.settings import Project
 from featurecache.video.recordings import Recording, UnusableRecording, find_recordings
 
@@ -52,33 +54,37 @@ def survey(project: Project) -> Survey:
     recordings, unusable = find_recordings(project.videos, project.digest_memo)
     names = [recording.name for recording in recordings]
     reading = read_annotations(project, [names])
-    found: dict[str, list[Interval]] = {}
-    points: dict[str, Sequence[Interval]] = {}
-    for name, accounts in sorted(reading.accounts.items()):
-        account = chosen_account(name, accounts, data.annotators)
-        if account is not None:
-            found[name], points[name] = account.marks.intervals, account.marks.points
-    if data.session_from == "column" and not reading.sessions:
-        raise SettingsError(
-            "data.session_from = 'column' needs a CSV of annotations with a session column, but there is none. "
-            "Add the column, or choose file, folder or pattern."
-        )
-    sessions = {
-        name: session_of(name, data.session_from, pattern=data.session_pattern, column=reading.sessions)
-        for name in names
-    }
-    left_out = (*unusable, *reading.left_out)
-    return Survey(recordings, left_out, found, sessions, tuple(reading.notes), points, dict(reading.accounts))
+    found, refused = chosen_annotations(reading, names, data.annotators)
+    if refused:
+        raise AnnotationError(next(iter(refused.values())))
+    sessions, joined = name_sessions(names, data, reading.sessions)
+    return Survey(
+        recordings,
+        (*unusable, *reading.left_out),
+        {name: list(one.intervals) for name, one in sorted(found.items())},
+        sessions,
+        (*reading.notes, *joined),
+        {name: one.points for name, one in found.items()},
+        dict(reading.accounts),
+    )
 
 
-def make_table(project: Project, found: Survey) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
+def make_table(
+    project: Project, found: Survey, *, kept: KeptSplits = NO_SPLITS
+) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
     """The clip table of a survey by the project's settings, and the recordings too short for a clip.
+
+    Args:
+        project: The project.
+        found: What it holds.
+        kept: Splits that sessions keep unless the settings fix another; new sessions are placed around them.
 
     Raises:
         ClipTableError: If a label is unknown, or no recording is long enough.
         SplitError: If the sessions cannot be split.
     """
     settings = project.settings
+    of_sessions, _ = kept.of_sessions(found.recordings, found.sessions)
     return build_table(
         found.recordings,
         found.intervals,
@@ -88,7 +94,7 @@ def make_table(project: Project, found: Survey) -> tuple[ClipTable, tuple[Unusab
         sessions=found.sessions,
         fractions=(settings.splits.train, settings.splits.validation, settings.splits.test),
         seed=settings.splits.seed,
-        fixed_splits=settings.splits.sessions,
+        fixed_splits={**of_sessions, **spelled_as(settings.splits.sessions, found.sessions.values())},
         annotated_span=settings.data.annotated_span,
         until_last=settings.data.unannotated_time == "until_last_annotation",
         min_overlap_us=settings.clips.min_overlap_us,

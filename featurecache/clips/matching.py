@@ -1,8 +1,7 @@
 """The annotation of single recordings, wherever they lie, found as `clips` finds it.
 
 A recording inside the folder of videos is matched among all names there, one from elsewhere by its own name alone.
-`survey` does the same for a whole project and reads every recording; this opens no video. Of documents only the place
-is kept: whoever changes one reads it anew.
+No video is opened. Of documents only the place is kept: whoever changes one reads it anew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.annotations import Interval
-from featurecache.clips.annotated import read_annotations
+from featurecache.clips import table
+from featurecache.clips.annotated import AnnotationReading, read_annotations
 from featurecache.clips.annotators import chosen_account
 from featurecache.errors import AnnotationError
 from featurecache.project.settings import DataSettings, Project
-from featurecache.video.recordings import VIDEO_SUFFIXES, UnusableRecording
+from featurecache.video.recordings import UnusableRecording, video_paths
 
 
 @dataclass(frozen=True)
@@ -62,36 +62,40 @@ def find_annotations(project: Project, names: Sequence[str]) -> Annotations:
         AnnotationError: If the settings' folder or table of annotations is missing or unreadable, or leaves a question
             open.
     """
-    inside = _video_names(project.videos)
+    inside = list(video_paths(project.videos))
     reading = read_annotations(project, [inside, *([name] for name in names if name not in inside)])
+    of, refused = chosen_annotations(reading, names, project.settings.data.annotators)
+    return Annotations(of, refused, tuple(reading.left_out))
+
+
+def chosen_annotations(
+    reading: AnnotationReading, names: Sequence[str], annotators: str
+) -> tuple[dict[str, FoundAnnotation], dict[str, str]]:
+    """Of each recording the annotation that counts, and why others cannot be used.
+
+    Args:
+        reading: What annotation files say.
+        names: The recordings.
+        annotators: The setting that chooses among several annotators.
+    """
     of: dict[str, FoundAnnotation] = {}
     refused: dict[str, str] = {}
     for name in names:
         try:
-            account = chosen_account(name, reading.accounts.get(name, ()), project.settings.data.annotators)
+            account = chosen_account(name, reading.accounts.get(name, ()), annotators)
         except AnnotationError as error:
             refused[name] = str(error)
             continue
         if account is not None:
+            marks = account.marks
             of[name] = FoundAnnotation(
-                tuple(account.marks.intervals),
-                account.source,
-                account.eaf,
-                account.time_origin_ms,
-                tuple(account.marks.points),
+                tuple(marks.intervals), account.source, account.eaf, account.time_origin_ms, tuple(marks.points)
             )
-    return Annotations(of, refused, tuple(reading.left_out))
+    return of, refused
 
 
 def annotated_spans(annotation: FoundAnnotation, data: DataSettings, duration_us: int) -> list[tuple[int, int]]:
     """What of a recording was annotated by the settings: marked spans, up to the last annotation, or all of it."""
-    if data.annotated_span is not None:
-        return [(one.start_us, one.end_us) for one in annotation.intervals if one.label == data.annotated_span]
-    if data.unannotated_time == "until_last_annotation":
-        return [(0, max((one.end_us for one in (*annotation.intervals, *annotation.points)), default=0))]
-    return [(0, duration_us)]
-
-
-def _video_names(folder: Path) -> list[str]:
-    paths = folder.rglob("*") if folder.is_dir() else ()
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
+    until_last = data.unannotated_time == "until_last_annotation"
+    spans = table.annotated_spans(annotation.intervals, annotation.points, data.annotated_span, until_last)
+    return [(0, duration_us)] if spans is None else spans

@@ -78,7 +78,7 @@ def split_sessions(
     if empty:
         raise SplitError(
             f"each split must have an annotated session, but the fixed ones leave {' and '.join(empty)} without. "
-            "Fix fewer sessions under [splits] sessions."
+            "Fix fewer sessions under [splits] sessions, or assign all anew: featurecache clips --redeal."
         )
     splits = {name: fixed.get(name, "") for name in clips}
     splits.update({name: SPLITS[index] for name, index in zip(names, chosen, strict=True)})

@@ -86,7 +86,7 @@ def build_table(
             spans,
             intervals.get(name),
             labels,
-            _annotated(intervals.get(name, ()), annotated_span, points.get(name, ()), until_last),
+            annotated_spans(intervals.get(name, ()), points.get(name, ()), annotated_span, until_last),
             min_overlap_us,
         )
         for name, spans in windows.items()
@@ -142,9 +142,17 @@ def _listed(names: set[str]) -> str:
     )
 
 
-def _annotated(
-    intervals: Sequence[Interval], annotated_span: str | None, points: Sequence[Interval], until_last: bool
+def annotated_spans(
+    intervals: Sequence[Interval], points: Sequence[Interval], annotated_span: str | None, until_last: bool
 ) -> list[tuple[int, int]] | None:
+    """What of a recording was annotated: marked spans, what lies before the last annotation, or None for all of it.
+
+    Args:
+        intervals: The recording's intervals of every label.
+        points: Its annotations of no duration.
+        annotated_span: Label whose intervals mark what was annotated.
+        until_last: Whether annotation ended with the last one.
+    """
     if annotated_span is not None:
         return [(interval.start_us, interval.end_us) for interval in intervals if interval.label == annotated_span]
     if until_last:

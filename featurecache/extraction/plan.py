@@ -7,14 +7,14 @@ clip is planned if any of them is missing, and only missing features are compute
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurecache.backbones.adapter_files import Adapter
-from featurecache.clips.clip import clip_id
+from featurecache.clips.clip import Clip, clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError, ClipTableError
 from featurecache.extraction.failures import stored_clips
@@ -120,17 +120,13 @@ def plan_extraction(
             "Make it again: featurecache clips --force."
         )
     inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, allow_download=allow_download)
-    recordings, unusable = find_recordings(project.videos, project.digest_memo)
-    usable = {recording.name: recording for recording in recordings}
-    reasons = {item.name: item.reason for item in unusable}
+    sources = recordings_of(project)
     clips = [clip for clip in table.clips if clip_ids is None or clip.clip_id in clip_ids]
-    withdrawn = read_withdrawn(project.cache)
     unusable_clips: list[FailedClip] = []
     planned: dict[_Clip, Recording] = {}
     for clip in clips:
-        recording = usable.get(clip.recording)
-        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content, withdrawn)
-        if recording is None or reason:
+        recording, reason = sources(clip)
+        if recording is None:
             unusable_clips.append(FailedClip(clip.clip_id, clip.recording, clip.start_us, clip.end_us, reason))
         else:
             planned[recording.sha256, clip.start_us, clip.end_us] = recording
@@ -267,6 +263,24 @@ def _canaries(
         if stored and len(stored) > len(first[sha256].names if sha256 in first else ()):
             first[sha256] = Canary(recording, (start_us, end_us), stored)
     return tuple(first[sha256] for sha256 in sorted(first)[:_CANARIES])
+
+
+def recordings_of(project: Project) -> Callable[[Clip], tuple[Recording | None, str]]:
+    """What finds a clip's recording by its content, whatever the file is called today; or says why it cannot serve."""
+    recordings, unusable = find_recordings(project.videos, project.digest_memo)
+    by_content = {recording.sha256[:16]: recording for recording in recordings}
+    by_name = {recording.name: recording for recording in recordings}
+    reasons = {item.name: item.reason for item in unusable}
+    withdrawn = read_withdrawn(project.cache)
+
+    def find(clip: Clip) -> tuple[Recording | None, str]:
+        recording = by_content.get(clip.content)
+        if recording is None and clip.recording in reasons and not withdrawn.covers(clip.content):
+            return None, reasons[clip.recording]
+        reason = why_unfit(recording or by_name.get(clip.recording), clip.content, withdrawn)
+        return (None if reason else recording), reason
+
+    return find
 
 
 def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn) -> str:

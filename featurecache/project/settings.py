@@ -68,6 +68,7 @@ class DataSettings:
         annotated_span: The tier or label that marks what was annotated; outside of it clips are unlabelled.
         session_from: What names a recording's session.
         session_pattern: The regular expression of "pattern".
+        same_session: Groups of recordings that are one session, whatever the rule says of them.
     """
 
     videos: Path
@@ -85,6 +86,7 @@ class DataSettings:
     annotated_span: Name | None = None
     session_from: Literal["file", "folder", "pattern", "column"] = "file"
     session_pattern: str | None = None
+    same_session: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...] = ()
 
 
 def _min_overlap(value: object) -> "Decimal | str":
@@ -238,6 +240,11 @@ class Project:
     def state(self) -> Path:
         """What this toolkit remembers about files outside the cache (digests, the last written table)."""
         return self.root / ".featurecache"
+
+    @property
+    def table_record(self) -> Path:
+        """What the clip table was made from."""
+        return self.state / "clips.json"
 
     @property
     def digest_memo(self) -> Path:

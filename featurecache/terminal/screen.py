@@ -1,13 +1,17 @@
 """Where a command's words go. Whoever opens a `Screen` prints: `cli.py`, and nothing of the library."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from featurecache.errors import OutdatedTableWarning
 from featurecache.spelling import visible
 from featurecache.terminal.text import Piece, Warn
 
@@ -20,6 +24,19 @@ class _PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """The text with what cannot be seen written as escapes; its line breaks are the caller's."""
         return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
+
+
+@contextlib.contextmanager
+def warn_in_one_line() -> Iterator[None]:
+    """Lets Python's own warnings read as a command's do: one line on stderr, without a place in the program."""
+
+    def show(message: Warning | str, *_args: object, **_options: object) -> None:
+        sys.stderr.write(f"warning: {visible(str(message))}\n")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", OutdatedTableWarning)
+        warnings.showwarning = show
+        yield
 
 
 class Screen:

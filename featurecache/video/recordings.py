@@ -105,6 +105,14 @@ def find_recordings(
     return tuple(recordings), tuple(sorted(unusable, key=lambda item: item.name))
 
 
+def video_paths(folder: Path) -> dict[str, Path]:
+    """Name of every video file below a folder -> its path, usable or not; nothing is opened. Empty without a folder."""
+    files, _ = _walk(folder)
+    return {
+        path.relative_to(folder).as_posix(): path for path in sorted(files) if path.suffix.lower() in VIDEO_SUFFIXES
+    }
+
+
 def _checked(folder: Path) -> Path:
     try:
         root = Path(os.path.realpath(folder, strict=True))

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from featurecache.clips.csv_file import read_table
+from featurecache.clips.drift import check_table
 from featurecache.errors import CacheFormatError, CacheNotFoundError, ModelNotFoundError, UsageError
 from featurecache.extraction.failures import known_failures
 from featurecache.extraction.spaces import project_spaces
@@ -41,6 +42,7 @@ def _wanted(project: Project) -> dict[str, Sequence[str]]:
     """Ids of the clips that should be there, by fingerprint, or by name where the cache has no such feature space."""
     if not project.clips.exists():
         return {}
+    check_table(project, use="nothing")
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     withdrawn, failures = read_withdrawn(project.cache), known_failures(project)
     clips = [clip.clip_id for clip in table.clips if not withdrawn.covers(clip.content)]

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips.audit import audit
-from featurecache.clips.csv_file import moved_sessions, write_table
-from featurecache.clips.inventory import make_table, survey
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.csv_file import refuse_edited, write_table
+from featurecache.clips.inventory import Survey, make_table, survey
+from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import LabelAudit
+from featurecache.clips.record import TableRecord, files_of, read_record, record_of
 from featurecache.clips.unannotated import (
     LostAnnotations,
     UnannotatedTime,
@@ -60,13 +63,17 @@ def make_clips(
     project: Project,
     *,
     force: bool = False,
+    redeal: bool = False,
     on_left_out: Callable[[Sequence[UnusableRecording]], None] = lambda _: None,
 ) -> MadeClips:
     """Cuts the recordings into clips, sets targets and splits, and writes the table.
 
+    Sessions keep the splits they had; new ones are placed where they balance best.
+
     Args:
         project: The project.
-        force: Whether a table that a person edited is replaced.
+        force: Whether a table that a person edited is replaced, edits and all.
+        redeal: Assign all sessions anew, whatever their splits were.
         on_left_out: Called with files that cannot be used as they are found: where nothing is left, they say why.
 
     Raises:
@@ -76,26 +83,43 @@ def make_clips(
         NoRecordingsError: If there is no usable recording.
         SplitError: If the sessions cannot be split as asked.
     """
+    files = files_of(project)  # before anything is read, so that what changes meanwhile is noticed later
+    earlier = read_record(project.table_record)
+    if earlier.written and not force:
+        refuse_edited(project.clips, earlier.written)
+    before = kept_splits(project.clips, earlier)
     found = survey(project)
     on_left_out(found.unusable)
-    table, short = make_table(project, found)
+    table, short = make_table(project, found, kept=NO_SPLITS if redeal else before)
     on_left_out(short)
-    moved = moved_sessions(project.clips, table)
-    write_table(table, project.clips, state_path=project.state / "clips.json", force=force)
+    record = record_of(project, table, files, TableRecord() if redeal else earlier)
+    write_table(table, project.clips, state_path=project.table_record, force=force, record=record)
     findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)
     unannotated = unannotated_time(table, found.recordings, found.intervals, project.settings.data.annotated_span)
     lost = lost_annotations(table, found.intervals, found.points)
     findings.warnings[:0] = [*found.notes, *lost_in_words(lost)]
-    if moved:
+    if moved := before.moved(table):
         findings.warnings.append(_moved_warning(moved))
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
+    rules = (*rules, *_placed_in_words(before, found, table, redeal=redeal))
     return MadeClips(project.clips, findings, rules, tuple(unannotated), tuple(lost), (*found.unusable, *short))
+
+
+def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable, *, redeal: bool) -> list[str]:
+    """Which sessions kept their splits, and where new ones are."""
+    kept, _ = before.of_sessions(found.recordings, found.sessions)
+    if redeal or not kept:
+        return []
+    new = {clip.session: clip.split for clip in table.clips if clip.split and clip.session not in kept}
+    named = ", ".join(f"{session} ({split})" for session, split in list(new.items())[:_NAMED])
+    placed = f"; new: {named}{', ...' if len(new) > _NAMED else ''}" if new else ""
+    return [f"{len(kept)} sessions keep their splits{placed} (to assign all anew: featurecache clips --redeal)."]
 
 
 def _moved_warning(moved: Sequence[str]) -> str:
     named = ", ".join(moved[:_NAMED]) + (", ..." if len(moved) > _NAMED else "")
     sessions = "1 session" if len(moved) == 1 else f"{len(moved)} sessions"
     return (
-        f"{sessions} changed split ({named}), since what is annotated or set has changed: "
-        "tune again before you evaluate. To keep splits, name them under sessions in [splits]."
+        f"{sessions} changed split ({named}): tune again before you evaluate, for no bundle is tested on sessions that "
+        "made it."
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
 from featurecache.extraction.forecast import Forecast, Outlook, forecast_plan, outlook
 from featurecache.extraction.pipeline import Extraction, FailedClip, Progress
@@ -98,6 +99,7 @@ def extract(
         on_progress: Called after each batch and each failure.
 
     Raises:
+        OutdatedTableError: If clips are cut otherwise by the settings of today than in the table.
         UsageError: If both `devices` and `ray` are given.
         WorkerDiedError: If clips are left that no process survived to compute.
         FeatureCacheError: As `featurecache.extraction.plan.plan_extraction` and `run_plan`.
@@ -107,6 +109,7 @@ def extract(
     chosen = None if devices is None else find_devices(devices)
     if not project.clips.exists():
         on_clips(make_clips(project, on_left_out=on_left_out))
+    check_table(project, use="windows")
     plan = plan_extraction(project, limit=limit, allow_download=allow_download)
     on_plan(plan)
     if dry_run:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from featurecache.clips.contents import predicted_contents
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheReadError
 from featurecache.project.settings import Project
@@ -55,6 +56,8 @@ class Traces:
             table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
             for clip in table.clips:
                 (names if clip.content.startswith(digits[:16]) else others).add(clip.recording)
+        for name, content in predicted_contents(project).items():
+            (names if digits.startswith(content) else others).add(name)
         for path, _ in self._below(self.videos):
             with contextlib.suppress(OSError):
                 (names if self._is_copy(path) else others).add(path.name)
@@ -63,6 +66,10 @@ class Traces:
         self.shares_name = not other_stems.isdisjoint(self._stems)
         """Whether another recording is called alike, in another folder or with another suffix."""
         self._names = Names(self._stems, other_stems - {*self._stems})
+
+    def is_named(self, name: str) -> bool:
+        """Whether a file's name, or its path, tells the recording's."""
+        return self._names.are_in(name.encode(errors="surrogateescape"))
 
     def files(self, but: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
         """Files that hold the recording, with an empty text, and those that cannot be searched, with the reason.

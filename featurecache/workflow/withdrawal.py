@@ -5,6 +5,7 @@ be made again or cleaned goes where everything was asked for, and the rest is li
 decide. A record of the withdrawal is written that itself names neither the recording nor its digest.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips.contents import content_of
+from featurecache.clips.record import read_record
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.store import ForgetReport, forget
@@ -61,12 +63,12 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
 
     Args:
         project: The project.
-        recording: Its name in the clip table, or 16 to 64 digits of its sha256.
-        everything: Also clean the clip table, the failures and the memo of digests, and remove reports, timelines and
-            predictions. Otherwise these are listed with what remains.
+        recording: Its name in the clip table or among predictions, a file, or 16 to 64 digits of its sha256.
+        everything: Also clean the clip table, its record, the failures and the memo of digests, and remove reports,
+            timelines and predictions. Otherwise these are listed with what remains.
 
     Raises:
-        ClipTableError: If the recording is neither in the table nor named by digits.
+        ClipTableError: If the recording cannot be told.
         CacheBusyError, CacheReadError, CacheWriteError, NewerFormatError: As for `forget`.
         OSError: If a file of the project cannot be written or removed.
     """
@@ -87,6 +89,9 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
             memo.forget(digits)
             memo.save()
             cleaned.append(path)
+        elif everything and path == project.table_record:
+            read_record(path).without(digits, traces.is_named).save(path)
+            cleaned.append(path)
         elif everything and path in tables:
             cleaned.append(path)
         elif everything and not traces.shares_name and _is_made_again(project, path):
@@ -98,7 +103,7 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
         else:
             remaining.append((path, _what_to_do(project, traces, path)))
     for path in set(tables) & set(cleaned):
-        _drop_rows(path, digits)
+        _drop_rows(path, digits, project.table_record)
     record = _write_record(
         project, traces, mark_of(digits), cached, cleaned, removed, remaining, unsearched, everything
     )
@@ -125,18 +130,27 @@ def _what_to_do(project: Project, traces: Traces, path: Path) -> str:
         return "the recording itself, or named like it: remove it"
     if traces.annotations is not None and path.is_relative_to(traces.annotations):
         return "its annotations, or they name it: remove them"
-    if path in (project.clips, project.failures, project.digest_memo) or _is_made_again(project, path):
+    if path in (project.clips, project.failures, project.digest_memo, project.table_record) or _is_made_again(
+        project, path
+    ):
         return "holds what can be cleaned or made again: the same command with --everything"
     if (path.parent / "bundle.json").exists():
         return "a model that has learned from it: train again without it, or remove the model's folder"
     return "names it or holds data of it: look it over, clean or remove it"
 
 
-def _drop_rows(path: Path, digits: str) -> None:
-    """Take the recording's rows out of a table of clips; every other row keeps its bytes."""
+def _drop_rows(path: Path, digits: str, record_path: Path) -> None:
+    """Take the recording's rows out of a table of clips; every other row keeps its bytes.
+
+    A clip table that nobody had edited still counts as unedited.
+    """
     of_recording = re.compile(rf'(?:^|[",;\t]){digits[:16]}-[0-9]+-[0-9]+'.encode())
-    lines = path.read_bytes().splitlines(keepends=True)
-    write_private(path, b"".join(line for line in lines if not of_recording.search(line)))
+    before = path.read_bytes()
+    after = b"".join(line for line in before.splitlines(keepends=True) if not of_recording.search(line))
+    record = read_record(record_path)
+    if hashlib.sha256(before).hexdigest() in record.written:
+        replace(record, written=(*record.written, hashlib.sha256(after).hexdigest())).save(record_path)
+    write_private(path, after)
 
 
 def _write_record(

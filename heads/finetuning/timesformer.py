@@ -40,12 +40,11 @@ from featurecache.device import check_dtype
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
 from featurecache.extraction.pipeline import Progress, Span
 from featurecache.extraction.pixels import PixelStore
-from featurecache.extraction.plan import why_unfit
+from featurecache.extraction.plan import recordings_of
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
-from featurecache.store.withdrawn import read_withdrawn
-from featurecache.video.recordings import Recording, find_recordings
+from featurecache.video.recordings import Recording
 from heads.data import KeptSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
@@ -222,16 +221,12 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
-    recordings, unusable = find_recordings(project.videos, project.digest_memo)
-    usable = {recording.name: recording for recording in recordings}
-    reasons = {item.name: item.reason for item in unusable}
-    withdrawn = read_withdrawn(project.cache)
+    sources = recordings_of(project)
     found: dict[str, tuple[Recording, Span]] = {}
     left_out: dict[str, str] = {}
     for clip in (clip for clip in table.clips if clip.clip_id in ids):
-        recording = usable.get(clip.recording)
-        reason = reasons.get(clip.recording) or why_unfit(recording, clip.content, withdrawn)
-        if recording is None or reason:
+        recording, reason = sources(clip)
+        if recording is None:
             left_out[clip.clip_id] = reason
         else:
             found[clip.clip_id] = recording, (clip.start_us, clip.end_us)

@@ -12,6 +12,7 @@ from typing import Any
 from featurecache import FeatureCache
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
+from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
 from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
@@ -97,11 +98,13 @@ def learning_data(
 
     Raises:
         ClipTableError: If there is no sound clip table.
+        OutdatedTableError: If the settings of the table have changed since it was made.
         SettingsError: If a feature is not one that the project selects.
         TimelineError: If the section [timeline] names a label that the table has not.
         TrainingDataError: If a split has no labelled clip with features.
         MissingFeaturesError: If a clip is missing from the cache for no recorded reason.
     """
+    check_table(project, use="targets")
     names = list(dict.fromkeys(name for one in features for name in one.split("+")))
     kept = project.settings.features.keep
     unknown = [name for name in names if name not in kept] if imported is None else []

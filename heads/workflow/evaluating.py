@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.backbones.adapter_files import open_adapter
+from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import split_level
 from featurecache.errors import AnnotationError, BundleError, TrainingDataError
 from featurecache.extraction.pipeline import FailedClip, Progress
@@ -110,6 +111,7 @@ def evaluate(
     Raises:
         BundleError: If a bundle is damaged, of other labels than the clip table, or was made with sessions of the test
             split; or the two cannot be compared.
+        OutdatedTableError: If the settings of the table have changed since it was made.
         TrainingDataError: If the test split has no labelled clip with features, or none with a label on.
         TimelineError: If the section [timeline] names a label that the bundle has not.
         OSError: If a result or the log cannot be written; no score is given then.
@@ -122,6 +124,7 @@ def evaluate(
             f"{first} and {against} share one. Name a bundle of another run with --against."
         )
     heads = [load_bundle(folder) for folder in folders]
+    check_table(project, use="targets")
     tuned = [load_timeline(folder) for folder in folders]
     rules = [_checked(project, folder, head) for folder, head in zip(folders, heads, strict=True)]
     failed = [
@@ -155,8 +158,10 @@ def _checked(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
     table = own_table(project, head)
     if split_level(table.clips) == "session":  # where it is forced by clips, the document says so
-        scored = [clip for clip in table.clips if clip.split == "test" and clip.labelled]
-        head.check_unseen([clip.clip_id for clip in scored], [clip.session for clip in scored], "test")
+        scored = {clip.session for clip in table.clips if clip.split == "test" and clip.labelled}
+        # All clips of these sessions count: what trained the bundle may be unlabelled by now.
+        clips = [clip for clip in table.clips if clip.session in scored]
+        head.check_unseen([clip.clip_id for clip in clips], [clip.session for clip in clips], "test")
     return checked_rules(project, head.labels).exclusive
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featurecache.clips.drift import check_table
 from featurecache.extraction.forecast import Forecast, forecast_plan
 from featurecache.extraction.pipeline import FailedClip, Progress
 from featurecache.extraction.run import run_plan
@@ -120,6 +121,7 @@ def finetune_lora(
     settings = parse_section(project.settings.lora, LoraSettings, "lora")
     if from_layer is not None:
         settings = replace(settings, frozen=f"layer_{from_layer}")
+    check_table(project, use="targets")
     start = bundle if bundle is not None else tuned_bundle(project)
     with joined_ranks(training_device(project)) as (ranks, device):
         plan = plan_lora(project, settings, start, allow_download=allow_download)

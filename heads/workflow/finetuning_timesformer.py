@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project, parse_section
 from heads.finetuning.ranks import Ranks, joined_ranks
@@ -100,6 +101,7 @@ def finetune_timesformer(
     """
     tell = callbacks or TimesformerCallbacks()
     settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
+    check_table(project, use="targets")
     folder, timeline = run_folder(project, "timesformer"), TimelineChoice(project)
     with joined_ranks(training_device(project)) as (ranks, device):
         if trials is not None and ranks.count > 1:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featurecache.clips.drift import check_table
 from featurecache.errors import BundleError
 from featurecache.project.settings import Project
 from heads.bundle import load_bundle
@@ -56,6 +57,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
             f"leaving sessions out refits a head alone, but {folder} has {found}, which saw them all. "
             "Evaluate it on the test split."
         )
+    check_table(project, use="targets")
     source = scoring_data(project, head)
     loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known)
     data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)

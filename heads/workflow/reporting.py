@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project
 from heads.report import Report, write_report
@@ -28,6 +29,7 @@ def report(
         raise UsageError(f"--out must name an .html file, but it is {str(out)!r}. Write e.g. report.html.")
     if predictions is not None:
         os.scandir(predictions).close()  # a folder that is named must be there
+    check_table(project, use="nothing")
     return write_report(
         out if out is not None else project.runs / "report.html",
         runs=project.runs,

@@ -1,0 +1,138 @@
+"""What a clip table was made from: a small JSON file that is written with the table. `drift` compares it with today.
+
+It holds the digests of what was written (so that a person's edits are noticed), the settings that decide what a table
+says, the size and time of last change of every video and annotation file, and the split of every recording by its
+content.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from featurecache.clips.annotated import annotation_paths
+from featurecache.clips.clip import ClipTable
+from featurecache.errors import AnnotationError
+from featurecache.files import private_folder, write_private
+from featurecache.project.settings import Project
+from featurecache.spelling import caseless
+from featurecache.video.recordings import video_paths
+
+Files = Mapping[str, Mapping[str, Sequence[int]]]
+"""Kind, "videos" or "annotations" -> path relative to the kind's folder -> size in bytes and mtime in ns."""
+
+_PLACES = frozenset({"data.videos", "data.annotations", "splits.allow_clip_level"})
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """What is known of the table that was last written.
+
+    Attributes:
+        written: sha256 of the tables that count as unedited.
+        settings: Each setting that decides what a table says -> its value; empty where that is not known.
+        files: The files that the table was made from.
+        splits: First 16 digits of a recording's sha256 -> its split, and a digest of its session's name.
+    """
+
+    written: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Files = dataclasses.field(default_factory=dict)
+    splits: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes the record, 0600.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        private_folder(path.parent)
+        write_private(path, json.dumps(dataclasses.asdict(self)).encode())
+
+    def without(self, digits: str, is_named: Callable[[str], bool]) -> "TableRecord":
+        """The record without a withdrawn recording: its content, and the files that its name tells."""
+        files = {
+            kind: {name: state for name, state in own.items() if not is_named(name)} for kind, own in self.files.items()
+        }
+        splits = {content: found for content, found in self.splits.items() if not digits.startswith(content)}
+        return dataclasses.replace(self, files=files, splits=splits)
+
+
+def read_record(path: Path) -> TableRecord:
+    """The record; an empty one where there is none, or where it is damaged: then nothing can be compared."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        document = json.loads(path.read_bytes())
+        splits = {str(content): (str(split), str(key)) for content, (split, key) in document["splits"].items()}
+        files = {str(kind): dict(own) for kind, own in document["files"].items()}
+        return TableRecord(_texts(document["written"]), dict(document["settings"]), files, splits)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return TableRecord(_texts(json.loads(path.read_bytes())["written"]))
+    return TableRecord()
+
+
+def _texts(found: object) -> tuple[str, ...]:
+    return tuple(text for text in found if isinstance(text, str)) if isinstance(found, list) else ()
+
+
+def record_of(project: Project, table: ClipTable, files: Files, earlier: TableRecord) -> TableRecord:
+    """The record of a table that is about to be written.
+
+    Args:
+        project: The project.
+        table: The table.
+        files: `files_of` the project, found before anything was read.
+        earlier: The record whose splits stay known, for recordings that are away.
+    """
+    found = {clip.content: (clip.split, session_key(clip.session)) for clip in table.clips if clip.split}
+    return TableRecord((), settings_of(project), files, {**earlier.splits, **found})
+
+
+def session_key(session: str) -> str:
+    """What the record knows a session's name by, in any case: it does not tell the name."""
+    return hashlib.sha256(caseless(session).encode()).hexdigest()[:16]
+
+
+def settings_of(project: Project) -> dict[str, Any]:
+    """The settings that decide what a table says, as JSON holds them."""
+    settings = project.settings
+    found = {
+        f"{section}.{name}": value
+        for section in ("data", "clips", "splits")
+        for name, value in dataclasses.asdict(getattr(settings, section)).items()
+    }
+    plain = json.dumps({name: value for name, value in found.items() if name not in _PLACES}, default=_plain)
+    return dict(json.loads(plain))
+
+
+def _plain(value: object) -> float | str:
+    return float(value) if isinstance(value, Decimal) else str(value)
+
+
+def files_of(project: Project) -> Files:
+    """The videos and annotation files that are there, with size and time of last change; none is opened."""
+    return {
+        "videos": _states(project.videos, list(video_paths(project.videos).values())),
+        "annotations": {} if project.annotations is None else _annotation_states(project.annotations),
+    }
+
+
+def _annotation_states(place: Path) -> dict[str, list[int]]:
+    with contextlib.suppress(AnnotationError):
+        return _states(place, annotation_paths(place)) if place.is_dir() else _states(place.parent, [place])
+    return {}
+
+
+def _states(root: Path, paths: Sequence[Path]) -> dict[str, list[int]]:
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError, UnicodeError):
+            status = path.stat()
+            name = path.relative_to(root).as_posix()
+            name.encode()
+            found[name] = [status.st_size, status.st_mtime_ns]
+    return found
