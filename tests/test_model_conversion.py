@@ -1,8 +1,10 @@
+import io
 import json
 import os
 import pickle
 import shutil
 import stat
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +139,23 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def _tar(path: Path) -> None:
+    """As PyTorch wrote files before 0.1.10."""
+    with tarfile.open(path, "w") as file:
+        for name in ("storages", "tensors", "pickle"):
+            file.addfile(tarfile.TarInfo(name), io.BytesIO())
+
+
+def _long_pickle_in_zip(path: Path) -> None:
+    torch.save({"w": torch.zeros(1)}, path.with_name("plain"))
+    with zipfile.ZipFile(path.with_name("plain")) as plain, zipfile.ZipFile(path, "w") as made:
+        for name in plain.namelist():
+            made.writestr(name, _NOTHING if name.endswith("data.pkl") else plain.read(name))
+
+
+_NOTHING = b"\x80\x02" + b"]" * 9_000_000 + b"."
+"""A pickle of nine million empty lists, all but one thrown away."""
+
 MORE_THAN_TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "code": (lambda path: torch.save({"w": _Runs()}, path), "mkdir"),
     "code in a plain pickle": (lambda path: path.write_bytes(pickle.dumps({"w": _Runs()}, protocol=2)), "mkdir"),
@@ -153,6 +172,10 @@ MORE_THAN_TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "sparse": (lambda path: torch.save({"w": torch.eye(3).to_sparse()}, path), "sparse"),
     "complex": (lambda path: torch.save({"w": torch.zeros(2, dtype=torch.complex64)}, path), "complex64"),
     "compressed": (_compressed, "compressed records"),
+    "instructions that make nothing": (lambda path: path.write_bytes(_NOTHING), "takes more than 2,000,000 reads"),
+    "such instructions in a zip file": (_long_pickle_in_zip, "its pickle has 9000003 bytes"),
+    "tar": (_tar, "tar format"),
+    "without numbers": (lambda path: torch.save({"w": torch.zeros(3, device="meta")}, path), "without numbers"),
 }
 
 
@@ -169,6 +192,12 @@ def test_pickle_of_more_than_tensors_is_refused_and_runs_nothing(
     assert not (tmp_path / "it-ran").exists()
 
 
+def _legacy(instructions: bytes) -> bytes:
+    """A file in the format before zip files, whose tensors are made by these instructions."""
+    header = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+    return b"".join(pickle.dumps(one, protocol=2) for one in header) + b"\x80\x02" + instructions
+
+
 UNFIT: dict[str, tuple[Callable[[Path], object], type[FeatureCacheError], str]] = {
     "code": (lambda path: torch.save({"w": _Runs()}, path), UnsafeFileError, "mkdir"),
     "cut": (_cut, ModelNotFoundError, "cannot be read"),
@@ -178,6 +207,11 @@ UNFIT: dict[str, tuple[Callable[[Path], object], type[FeatureCacheError], str]] 
         "Git LFS pointer",
     ),
     "fifo": (os.mkfifo, UnsafeFileError, "is a FIFO"),
+    "memory": (
+        lambda path: path.write_bytes(_legacy(b"cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x40\x85R.")),
+        UnsafeFileError,
+        "more memory than its size explains",
+    ),
 }
 
 

@@ -12,6 +12,7 @@ Not here: reading the pickle. Nothing converts unless it is asked to.
 import contextlib
 import json
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -139,10 +140,15 @@ def _convert(folder: Path, source: str, target: Path) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:
+        if done.returncode == -signal.SIGXCPU:
+            raise UnsafeFileError(
+                f"pickled weights must be read in the time that their size explains, but {folder / source} takes more. "
+                "Use a revision of the model with model.safetensors."
+            ) from error
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ModelNotFoundError(
             f"pickled weights must be readable in the memory of this machine, but reading {folder / source} ended with "
-            f"code {done.returncode}: {said[:200]}. Free memory, or convert on a larger machine."
+            f"code {done.returncode}: {said[:200].rstrip('.')}. Free memory, or convert on a larger machine."
         ) from error
     if "refused" in answer:
         raise UnsafeFileError(
