@@ -1,6 +1,7 @@
 """Contents of config.json that must not open: each is one change of a sound model folder."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def _text_config_list(folder: Path) -> None:
     edit(folder / "config.json", lambda config: config.update(text_config=[]))
 
 
+def _other_encoding(folder: Path) -> None:
+    (folder / "config.json").write_text((folder / "config.json").read_text(), encoding="utf-16")
+
+
+def _processor(**settings: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "preprocessor_config.json", lambda made: made.update(settings))
+
+
+def _processor_case(wanted: str, **settings: Any) -> Case:
+    return (_processor(**settings), "UnsupportedModelError", "preprocessor_config.json", f"must be {wanted}")
+
+
 HOSTILE_CONFIGS: dict[str, Case] = {
     "model type": (_model_type_list, "UnsupportedModelError", "config.json", "has a list"),
     "rather deep config": (_rather_deep, "UnsafeFileError", "config.json", "is nested deeper"),
@@ -108,5 +121,21 @@ HOSTILE_CONFIGS: dict[str, Case] = {
         "config.json",
         "layer_types must be",
     ),
+    "layer types of other layers": (
+        text_config(model_type="qwen2", layer_types=["full_attention"] * 3),
+        "ModelNotFoundError",
+        "",
+        "number of `layer_types`",
+    ),
+    "other encoding": (_other_encoding, "ModelNotFoundError", "config.json", "in another encoding"),
+    "size that is no number": _processor_case("a whole number", size={"shortest_edge": math.nan}),
+    "endless size": _processor_case("a whole number", crop_size=math.inf),
+    "part of a pixel": _processor_case("a whole number", size={"shortest_edge": 56.5}),
+    "size of sizes": _processor_case("a whole number", size={"shortest_edge": {"shortest_edge": 56}}),
+    "resample list": _processor_case("a whole number", resample=[3]),
+    "statistics by channel": _processor_case("a number", image_mean={"red": 0.5}),
+    "endless statistic": _processor_case("a number", image_std=[0.5, 0.5, math.inf]),
+    "scale that is no number": _processor_case("a number", rescale_factor="1/255"),
+    "switch in words": _processor_case("true or false", do_center_crop="no"),
     "many lists": (_many_lists, "UnsafeFileError", "config.json", "holds more"),
 }

@@ -184,6 +184,10 @@ def _shard_at(place: str) -> Callable[[Path], None]:
     return make
 
 
+def _weights_in_capitals(folder: Path) -> None:
+    (folder / _WEIGHTS).rename(folder / "model.SAFETENSORS")
+
+
 def _absolute_shard(folder: Path) -> None:
     split_weights(folder, {"model-00002-of-00002.safetensors": str(folder.with_name("elsewhere") / "w.safetensors")})
 
@@ -277,6 +281,13 @@ HOSTILE: dict[str, Case] = {
         "is damaged or cut off",
     ),
     "shard outside": (_shard_at("../outside/w.safetensors"), "UnsafeFileError", _INDEX, "../outside/w.safetensors"),
+    "shard in capitals": (_shard_at("w.SAFETENSORS"), "ModelNotFoundError", _INDEX, "Rename the file"),
+    "weights in capitals": (
+        _weights_in_capitals,
+        "ModelNotFoundError",
+        "model.SAFETENSORS",
+        "Rename it to model.safetensors",
+    ),
     "shard elsewhere": (_absolute_shard, "UnsafeFileError", _INDEX, "must name files of its own folder"),
     "shard behind a link": (_linked_shard, "UnsafeFileError", "model-00002-of-00002.safetensors", "linked.safetensors"),
     "pickled shard": (_pickled_shard, "UnsafeFileError", _INDEX, "w.bin"),

@@ -92,13 +92,12 @@ def require_decoder(config: Any) -> None:
             f"the language model must be one of {', '.join(DECODERS)}, but config.json says {config.model_type!r}. "
             "Use other weights of this family."
         )
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    known = set(kinds) <= _LAYERS and (_SLIDING not in kinds or config.sliding_window is not None)
-    if not known or len(kinds) != config.num_hidden_layers:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if not kinds <= _LAYERS or (_SLIDING in kinds and window is None):
         raise UnsupportedModelError(
-            f"layer_types must be {' or '.join(sorted(_LAYERS))} for each of {config.num_hidden_layers} layers, with "
-            f"a sliding_window where one slides, but config.json has {len(kinds)}: "
-            f"{', '.join(sorted(set(kinds)))[:80]}, and sliding_window = {getattr(config, 'sliding_window', None)}. "
+            f"layer_types must be {' or '.join(sorted(_LAYERS))}, with a sliding_window where one slides, but "
+            f"config.json says {', '.join(sorted(kinds))[:80]}, and sliding_window = {window}. "
             "Take config.json from the model's own repository."
         )
     rope = getattr(config, "rope_parameters", None) or {}

@@ -172,7 +172,7 @@ def read_json(path: Path, *, most_values: int | None = 300_000) -> dict[str, Any
         "Take the file from the model's own repository."
     )
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes().decode())
     except OSError as error:
         raise ModelNotFoundError(
             f"{path.name} of a model must be readable, but {path} gave: {error.strerror}. "
@@ -180,6 +180,11 @@ def read_json(path: Path, *, most_values: int | None = 300_000) -> dict[str, Any
         ) from error
     except RecursionError as error:
         raise too_deep from error
+    except UnicodeDecodeError as error:
+        raise ModelNotFoundError(
+            f"{path.name} of a model must be JSON in UTF-8, but {path} is in another encoding (byte {error.start}). "
+            "Save it as UTF-8, or take the file from the model's own repository."
+        ) from error
     except ValueError as error:
         raise ModelNotFoundError(
             f"{path.name} of a model must be JSON, but {path} is not ({error}). Correct that line, or take the file of "

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _LARGEST_PICKLE_BYTES = 8 * 1024**2
-"""Of the part of a file that is unpickled: names, shapes and places of tensors, a hundred and fifty bytes of each."""
+"""Of the part of a file that is unpickled: names, shapes and places of tensors, a hundred bytes of each."""
 _MOST_READS = 2_000_000
 """Of that part in a file that is no zip file: the unpickler reads it by instructions, some sixty for a tensor."""
 

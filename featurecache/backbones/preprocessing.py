@@ -136,14 +136,10 @@ def _sides(size: Any) -> dict[str, int]:
 
 
 def _channels(values: Any) -> tuple[float, ...] | None:
-    """A statistic of each of three channels, from one number for all or a list; None where it is neither."""
-    try:
-        listed = [float(value) for value in (values if isinstance(values, list | tuple) else [values])]
-    except (TypeError, ValueError):
-        return None
-    if len(listed) not in (1, 3) or not all(map(math.isfinite, listed)):
-        return None
-    return tuple(listed * 3 if len(listed) == 1 else listed)
+    """A statistic of each of three channels, from one number for all or a list; None where it is of other channels."""
+    one = [] if values is None else [values]
+    listed = [float(value) for value in (values if isinstance(values, list | tuple) else one)]
+    return tuple(listed * 3 if len(listed) == 1 else listed) if len(listed) in (1, 3) else None
 
 
 def _of_unit_range(values: tuple[float, ...], scale: float) -> tuple[float, ...]:

@@ -9,7 +9,9 @@ its defaults. Frames that were sampled already are all that a processor would se
 Not here: what the settings mean (`featurecache.backbones.preprocessing`).
 """
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def processor_settings(folder: Path, own: Any) -> tuple[Path, dict[str, Any]]:
             f"the processor must be of a kind that scales, crops and normalises frames ({', '.join(sorted(known))}), "
             f"but {path} names {name!r}. Use the processor files of the model's own repository, or another model."
         )
+    _require_kinds(path, found)
     chosen = own if is_video or base is None else _IMAGE_CLASSES[base]
     pads = not is_video and chosen is not VideoMAEImageProcessor  # the others carry the fields and leave them unread
     # A null stays a null, which switches a step off; only what is left out becomes the default.
@@ -106,6 +109,50 @@ def processor_settings(folder: Path, own: Any) -> tuple[Path, dict[str, Any]]:
             f"{path}: {str(error).strip().partition(chr(10))[0]} Use the processor files of the model's own repository."
         ) from error
     return path, settings
+
+
+def _require_kinds(path: Path, found: dict[str, Any]) -> None:
+    """Refuses values that a class would take in some other sense, or fail on without naming the file."""
+    for key in (key for key in PIXEL_FIELDS if found.get(key) is not None):
+        wanted, is_one = _KINDS.get(key, _SWITCH)
+        if not is_one(found[key]):
+            raise UnsupportedModelError(
+                f"{key} of a processor must be {wanted}, but {path} says {found[key]!r:.100}. "
+                "Use the processor files of the model's own repository."
+            )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_size(value: Any) -> bool:
+    sides = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(side is None or _is_whole(side) for side in sides)
+
+
+def _is_statistic(value: Any) -> bool:
+    return all(map(_is_number, value if isinstance(value, list) else [value]))
+
+
+_Kind = tuple[str, Callable[[Any], bool]]
+_SWITCH: _Kind = ("true or false", lambda value: isinstance(value, bool))
+_SIZE: _Kind = ("a whole number, or whole numbers by their side", _is_size)
+_STATISTIC: _Kind = ("a number, or a list of numbers", _is_statistic)
+_KINDS: dict[str, _Kind] = {
+    "size": _SIZE,
+    "crop_size": _SIZE,
+    "pad_size": _SIZE,
+    "resample": ("a whole number", _is_whole),
+    "rescale_factor": ("a number", _is_number),
+    "image_mean": _STATISTIC,
+    "image_std": _STATISTIC,
+}
+"""What a field's value must be; those that are not here are switches."""
 
 
 def _first_found(folder: Path, places: tuple[tuple[str, str | None], ...]) -> tuple[Path, dict[str, Any]]:

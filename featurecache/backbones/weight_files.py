@@ -21,6 +21,7 @@ from featurecache.errors import ModelNotFoundError, UnsafeFileError, Unsupported
 
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 PICKLE_NAME, PICKLE_INDEX_NAME = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_NAMES = (WEIGHTS_NAME, INDEX_NAME, PICKLE_NAME, PICKLE_INDEX_NAME)
 
 _ALL_WEIGHTS = "--include 'model*.safetensors*'"
 LARGEST_INDEX_BYTES = 32 * 1024**2
@@ -128,6 +129,11 @@ def read_index(folder: Path, index: str, suffix: str) -> dict[str, set[str]]:
                 f"{index} must name files of its own folder, but {folder / index} names {name[:200]!r}. "
                 "Use the files of the model's own repository."
             )
+        if pure.suffix != suffix and pure.suffix.lower() == suffix:
+            raise ModelNotFoundError(
+                f"{index} must name {suffix} files, but {folder / index} names {name[:200]!r}. "
+                f"Rename the file, here and there, to end in {suffix}."
+            )
         if pure.suffix != suffix:
             raise UnsafeFileError(
                 f"{index} must name {suffix} files, but {folder / index} names {name[:200]!r}, and other formats can "
@@ -187,7 +193,14 @@ def _no_weights(folder: Path) -> ModelNotFoundError:
             f"weights must be safetensors files, but {folder} holds pickled ones alone ({PICKLE_NAME}), which can hold "
             f"code. Convert them once, in a process of its own: featurecache model convert {folder}"
         )
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf", ".h5", ".bin"))
+    there = sorted(path.name for path in folder.iterdir())
+    renamed = [name for name in there if name not in _NAMES and name.lower() in _NAMES]
+    if renamed:
+        return ModelNotFoundError(
+            f"a model folder must hold {WEIGHTS_NAME}, or {INDEX_NAME}, in this spelling, but {folder} holds "
+            f"{renamed[0]}. Rename it to {renamed[0].lower()}."
+        )
+    others = [name for name in there if name.lower().endswith((".safetensors", ".gguf", ".h5", ".bin", ".pt", ".pth"))]
     found = f"other files of weights, e.g. {others[0]}" if others else "no weights"
     return ModelNotFoundError(
         f"a model folder must hold {WEIGHTS_NAME}, or {INDEX_NAME} and the files that it names, but {folder} holds "
