@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,8 @@ class LearningData:
     """All that `train` and `tune` learn from.
 
     Attributes:
-        train: Trains.
-        validation: Scores trials, and sets thresholds and calibration.
+        train: The training split.
+        validation: The validation split: the early stop of what is trained by steps.
         labels: Names of the C labels.
         spaces: Feature space of each kept feature, by name.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
@@ -111,6 +112,18 @@ class LearningData:
     labels: tuple[str, ...]
     spaces: Mapping[str, FeatureSpace]
     leakage: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fitting(self) -> KeptSplit:
+        """Training and validation clips together: what settings are chosen by, out of fold, and heads are fitted on."""
+        both = self.train, self.validation
+        ids = [part.clip_ids for part in both]
+        return KeptSplit(
+            {name: np.concatenate([part.features[name] for part in both]) for name in self.train.features},
+            np.concatenate([part.Y for part in both]),
+            np.concatenate([part.sessions for part in both]),
+            None if ids[0] is None or ids[1] is None else ids[0] + ids[1],
+        )
 
     def check(self) -> None:
         """Refuses what cannot train and select a head; errors as for `check_training`."""

@@ -56,6 +56,44 @@ def session_folds(
     return np.asarray(best[of_clip], np.int64)
 
 
+def repeated_folds(
+    Y: npt.NDArray[np.integer], sessions: npt.NDArray[np.str_], *, count: int, repeats: int, seed: int = 0
+) -> Folds:
+    """Several assignments of sessions to folds, for repeated cross-validation.
+
+    The first is `session_folds`, the most even one. The others are drawn, and even only in the number of sessions: of
+    few sessions there is one most even assignment, and repeating it would tell nothing new. Where an assignment leaves
+    some label without a positive or a negative to learn from, though the first does not, it is the first.
+
+    Args:
+        Y: Targets, shape (N, C), 0 or 1.
+        sessions: The session of each clip, shape (N,).
+        count: Folds; fewer where there are fewer sessions.
+        repeats: R, assignments; one where each session is a fold of its own.
+        seed: Chooses among assignments.
+
+    Returns:
+        Fold of each clip, shape (R, N).
+
+    Raises:
+        SettingsError: As `session_folds`.
+    """
+    names, of_clip = np.unique(sessions, return_inverse=True)
+    count = min(count, len(names))
+    first = session_folds(Y, sessions, count=count, seed=seed)
+    if count == len(names):
+        return first[None]
+    drawn = [_dealt(names, count, f"{seed}/repeat {number}")[of_clip] for number in range(1, repeats)]
+    least = _learnable(Y, first, count)
+    return np.stack([first, *(of if (_learnable(Y, of, count) >= least).all() else first for of in drawn)])
+
+
+def _learnable(Y: npt.NDArray[np.integer], fold_of: Folds, folds: int) -> npt.NDArray[np.bool_]:
+    """Labels that are on and off in every training part: (C,)."""
+    parts = [Y[fold_of != fold] for fold in range(folds)]
+    return np.asarray(np.all([part.any(axis=0) & ~part.all(axis=0) for part in parts], axis=0))
+
+
 def _dealt(names: npt.NDArray[np.str_], folds: int, salt: str) -> Folds:
     """Sessions in an order that the salt gives, dealt to the folds in turn: (S,)."""
     order = sorted(range(len(names)), key=lambda s: hashlib.sha256(f"{salt}/{names[s]}".encode()).digest())

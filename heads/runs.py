@@ -1,41 +1,73 @@
 """A run: one head fitted with given settings, and the folder that keeps it.
 
-`train` makes a run with the settings it is given, `tune` with the best it found: the same code fits both, on the
-training split alone; validation sets thresholds and calibration. Layout of a run's folder:
+`train` makes a run with the settings it is given, `tune` with the best it found: the same code fits both, on all clips
+that are not test. Thresholds, calibration and timeline settings come from out-of-fold scores of the same clips; of a
+fine-tuned backbone, which is trained once, from scores of the validation split. Layout of a run's folder:
 
-    bundle/                   what predicts
-    validation_metrics.json   validation scores at thresholds tuned there: optimistically biased
-    best.json                 settings, feature spaces, seed and versions; written last
+    bundle/                    what predicts
+    out_of_fold_metrics.json   those scores at thresholds tuned on them: optimistically biased; of a fine-tuned
+                               backbone validation_metrics.json
+    best.json                  settings, feature spaces, seed and versions; written last
 """
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from featurecache.clips.leakage import Spans, spans_of
-from featurecache.errors import SettingsError
 from featurecache.files import private_folder, write_private
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
-from heads.data import LabelledFeatures, LearningData
+from heads.data import LearningData
 from heads.engines.fallback import on_device_or_cpu
-from heads.engines.fitting import solve_head
 from heads.engines.prepared import Prepared
-from heads.engines.training import fit_heads
-from heads.models import Head, head_scores
+from heads.engines.refit import refit
+from heads.models import Head
 from heads.scoring.calibration import calibration_document, cross_calibrated, fit_calibration
 from heads.scoring.curves import curves
-from heads.scoring.metrics import macro_f1, metrics_document
+from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
 from heads.timelines.tuning import TunedTimeline
 
-ChooseTimeline = Callable[[Bundle], TunedTimeline | None]
-"""Chooses timeline settings for a bundle that is about to be saved; None leaves the defaults."""
+METRICS_NAMES = {"out-of-fold": "out_of_fold_metrics.json", "validation": "validation_metrics.json"}
+"""The file of a run's folder that tells how held-out clips were scored, by the way that was done."""
 
 
-def no_timeline(_bundle: Bundle) -> None:
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Clips with scores of heads that did not train on their sessions.
+
+    Attributes:
+        name: How they were made: `out-of-fold`, by cross-validation over sessions; or `validation`, one split.
+        scores: Probabilities, shape (N, C); NaN for a label that could not be scored so.
+        Y: Targets, shape (N, C), 0 or 1.
+        sessions: The session of each clip, shape (N,).
+        clip_ids: Ids of the N clips; None where unknown.
+    """
+
+    name: Literal["out-of-fold", "validation"]
+    scores: npt.NDArray[np.floating]
+    Y: npt.NDArray[np.integer]
+    sessions: npt.NDArray[np.str_]
+    clip_ids: tuple[str, ...] | None = None
+
+    @property
+    def is_scored(self) -> npt.NDArray[np.bool_]:
+        """Labels that have scores, (C,)."""
+        return np.asarray(~np.isnan(self.scores).any(axis=0))
+
+
+ChooseTimeline = Callable[[Bundle, HeldOut], TunedTimeline | None]
+"""Chooses timeline settings for a bundle that is about to be saved, by held-out scores; None leaves the defaults."""
+
+
+def no_timeline(_bundle: Bundle, _held_out: HeldOut) -> None:
     """Leaves the defaults."""
 
 
@@ -59,7 +91,7 @@ def train_bundle(
         choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
-        The content of `best.json`: its `value` is validation macro-F1 at a threshold of 0.5.
+        The content of `best.json`: its `value` is out-of-fold macro-F1 at a threshold of 0.5.
 
     Raises:
         TrainingDataError: If the splits cannot train a head.
@@ -97,22 +129,22 @@ def write_run(
     Raises:
         SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
-    data = prepared.data
-    head, epochs, train_loss = _fit(prepared, settings)
+    data, clips = prepared.data, prepared.data.fitting
+    fitted = refit(prepared, settings)
     return write_fitted(
-        head,
-        prepared.validation(settings.inputs),
-        settings,
+        fitted.head,
+        HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids),
+        fitted.settings,
         labels=data.labels,
         spaces={name: data.spaces[name] for name in settings.inputs.split("+")},
         seed=prepared.seed,
         folder=folder,
         leakage=data.leakage,
-        fitted_on=spans_of([*(data.train.clip_ids or ()), *(data.validation.clip_ids or ())]),
+        fitted_on=spans_of(clips.clip_ids or ()),
         of_run={
-            "epochs_kept": epochs,
-            "train_clips": len(data.train.Y),
-            "train_loss": train_loss,
+            "epochs_kept": None if fitted.train_loss is None else fitted.settings.epochs,
+            "train_clips": len(clips.Y),
+            "train_loss": fitted.train_loss,
             **(of_study or {}),
         },
         choose_timeline=choose_timeline,
@@ -121,7 +153,7 @@ def write_run(
 
 def write_fitted(
     head: Head,
-    validation: LabelledFeatures,
+    held_out: HeldOut,
     settings: HeadSettings,
     *,
     labels: tuple[str, ...],
@@ -139,7 +171,7 @@ def write_fitted(
 
     Args:
         head: The head.
-        validation: The validation split, which sets thresholds and calibration.
+        held_out: What sets thresholds, calibration and timeline settings.
         settings: Settings of the head.
         labels: Names of the C labels.
         spaces: The feature spaces that the head reads, by name, in order.
@@ -155,18 +187,19 @@ def write_fitted(
     Returns:
         The content of `best.json`.
     """
-    Y, sessions = validation.Y, validation.sessions
-    scores = head_scores(head, validation.X)
-    thresholds = tuned_thresholds(Y, scores, sessions)
+    Y, scores, sessions, scored = held_out.Y, held_out.scores, held_out.sessions, held_out.is_scored
+    thresholds = np.full(len(labels), DEFAULT_THRESHOLD)
+    thresholds[scored] = tuned_thresholds(Y[:, scored], scores[:, scored], sessions)
     first = next(iter(spaces.values()))
     metrics = {
-        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split="validation", seed=seed),
+        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split=held_out.name, seed=seed),
         **leakage,
         "calibration": calibration_document(Y, scores, cross_calibrated(Y, scores, sessions), labels=labels),
         "curves": curves(Y, scores, labels=labels),
     }
     best = {
-        "value": macro_f1(Y, scores),
+        "value": macro_f1(Y[:, scored], scores[:, scored]),
+        "scored": held_out.name,
         "settings": settings.to_mapping(),
         "inputs": settings.inputs,
         "tap": first.tap,
@@ -192,32 +225,10 @@ def write_fitted(
         backbone,
         fitted_on,
     )
-    save_bundle(bundle, folder / "bundle", timeline=choose_timeline(bundle))
-    write_document(folder / "validation_metrics.json", metrics)
+    save_bundle(bundle, folder / "bundle", timeline=choose_timeline(bundle, held_out))
+    write_document(folder / METRICS_NAMES[held_out.name], metrics)
     write_document(folder / "best.json", best)
     return best
-
-
-def _fit(prepared: Prepared, settings: HeadSettings) -> tuple[Head, int | None, float | None]:
-    """The head; for `adamw` also the epochs behind it and its mean loss over the last of them."""
-    if settings.solver == "convex":
-        if prepared.data.train.are_frames(settings.inputs):
-            raise SettingsError(
-                "the convex solver must have one feature vector per clip, but "
-                f'{settings.inputs} are features of frames. Choose other inputs, or kind = "attention".'
-            )
-        basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
-        return solve_head(basis, prepared.data.train.Y, settings), None, None
-    validation = prepared.validation(settings.inputs)
-    (fitted,) = fit_heads(
-        prepared.clips(settings.inputs),
-        [settings],
-        X_validation=validation.X,
-        score=lambda scores: macro_f1(validation.Y, scores),
-    )
-    if fitted.head is None:
-        raise fitted.diverged_error()
-    return fitted.head, fitted.epochs, fitted.train_loss
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ made, whoever makes it. The seed is no setting: it is an argument of the run. Th
 
 Two solvers fit heads. `adamw` takes steps and fits every kind. `convex` finds the optimum of a linear head without
 dropout, for the penalty `l2`; it takes no steps, so learning rate, weight decay, batch size and epochs are only
-carried along: those of the best head that was trained by AdamW, where there is one.
+carried along: those of the best linear head that was trained by AdamW, where there is one.
 """
 
 import dataclasses
@@ -49,12 +49,6 @@ def _different(choices: tuple[T, ...]) -> tuple[T, ...]:
     return choices
 
 
-def _folds(count: int) -> int:
-    if count == 1:
-        raise ValueError("0 (by validation), or 2 and more")
-    return count
-
-
 def _kept_features(inputs: str) -> str:
     parts = inputs.split("+")
     if len(set(parts)) < len(parts) or not all(re.fullmatch(r"[^/+]+/[^/+]+", part) for part in parts):
@@ -87,7 +81,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Patience = Annotated[int, Field(ge=0, le=100_000)]
-Folds = Annotated[int, Field(ge=0, le=1000), AfterValidator(_folds)]
+Folds = Annotated[int, Field(ge=2, le=1000)]
 
 
 @dataclass(frozen=True)
@@ -201,8 +195,8 @@ class SearchSpace:
     gained nothing on the sets they were tried on.
 
     A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where it has a range,
-    `positive_weight_scale`. It takes the best of them by `folds` folds of the training sessions
-    (0 folds: by validation), where labels may differ in their exponents. Each of `inputs`, `normalization`,
+    `positive_weight_scale`. It takes the best of them by `folds` folds of the sessions that are not
+    test, where labels may differ in their exponents. Each of `inputs`, `normalization`,
     `components` and `spectral_exponent` makes trials of its own; of `components`, inputs are tried with those that are
     fewer than they can have, with all their features where none is.
     """

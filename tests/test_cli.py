@@ -700,7 +700,7 @@ def test_learning_says_that_a_split_by_clips_was_forced_and_what_was_purged(proj
         assert "train: 1 clip left out for touching clips that score them" in result.stderr
         assert "splits cut sessions" in result.stderr
         folder = project / "runs" / command.split()[0]
-        for name in ("best.json", "validation_metrics.json"):
+        for name in ("best.json", "out_of_fold_metrics.json"):
             document = json.loads((folder / name).read_text())
             assert (document["split_level"], document["purged_clips"]["train"]) == ("clip", 1)
 

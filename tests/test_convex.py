@@ -242,10 +242,10 @@ def test_a_fold_equals_a_fit_on_its_clips_alone() -> None:
         train = (fold_of != fold) & ~beside[fold]
         theta = by_scikit_learn(x[train], Y[train, c], point)
         expected = 1 / (1 + np.exp(-(theta[0] + x[fold_of == fold] @ theta[1:])))
-        np.testing.assert_allclose(grid.out_of_fold[0, fold_of == fold, c], expected, atol=1e-5)
+        np.testing.assert_allclose(grid.out_of_fold[0, 0, fold_of == fold, c], expected, atol=1e-5)
     without_folds = solve_exactly(basis, Y, [point])
     torch.testing.assert_close(grid.weights, without_folds.weights, rtol=1e-7, atol=1e-10)
-    assert without_folds.out_of_fold is None
+    assert without_folds.out_of_fold.shape == (0, 1, len(X), 2)
 
 
 def test_out_of_fold_scores_do_not_depend_on_held_out_targets() -> None:
@@ -256,8 +256,8 @@ def test_out_of_fold_scores_do_not_depend_on_held_out_targets() -> None:
     other[fold_of == 1] = other[fold_of == 1][::-1]  # as many positives, on other clips
     point = [GridPoint(1e-4, 1.0)]
     ours, theirs = (solve_grid(basis, y, point, fold_of=fold_of, max_iterations=3).out_of_fold for y in (Y, other))
-    assert np.array_equal(ours[:, fold_of == 1], theirs[:, fold_of == 1])
-    assert not np.allclose(ours[:, fold_of == 0], theirs[:, fold_of == 0])
+    assert np.array_equal(ours[:, :, fold_of == 1], theirs[:, :, fold_of == 1])
+    assert not np.allclose(ours[:, :, fold_of == 0], theirs[:, :, fold_of == 0])
 
 
 def test_out_of_fold_scores_are_undefined_when_one_fold_has_all_positives() -> None:
@@ -485,6 +485,6 @@ def test_a_grid_chosen_out_of_fold_is_no_worse_than_tuned_logistic_regression(na
     basis = make_basis(X, Y, precision="float32", components=128)
     points = grid_points(l2=np.logspace(-3, 1, 5).tolist(), positive_weight_exponent=[0.0, 0.5, 1.0])
     grid = solve_grid(basis, Y, points, fold_of=np.arange(len(X)) % 4)
-    f1 = f1_scores(np.stack([confusion_counts(Y, scores >= 0.5) for scores in grid.out_of_fold]))
+    f1 = f1_scores(np.stack([confusion_counts(Y, scores >= 0.5) for scores in grid.out_of_fold[0]]))
     choice = choose_points(f1, Y.sum(axis=0), points, allowed=grid.converged)
     assert macro_f1(Y_test, head_scores(grid.head(choice), X_test)) >= least

@@ -20,12 +20,15 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import load_bundle
 from heads.data import KeptSplit, LabelledFeatures, LearningData
 from heads.engines.convex import grid_points
+from heads.engines.fitting import fit_head
 from heads.engines.stack import HeadStack
+from heads.models import head_scores
 from heads.runs import train_bundle
 from heads.scoring.metrics import average_precision, macro_f1
+from heads.search.choosing import Finalist, choose_among
 from heads.search.search import search_heads
 from heads.search.study import open_study
-from heads.search.summary import choose_trial, importances, in_words
+from heads.search.summary import importances, in_words
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings, SearchSpace
 from tests.multilabel_sets import read_set
@@ -94,7 +97,6 @@ def test_search_heads_writes_a_run_that_predicts(tmp_path: Path) -> None:
     progress: list[tuple[int, int, float | None]] = []
     best = search(tmp_path / "tune", trials=20, on_progress=lambda *now: progress.append(now))
     assert [now[:2] for now in progress] == [(finished, 20) for finished in range(1, 21)]
-    assert progress[-1][2] == best["value"]
     assert json.loads((tmp_path / "tune/best.json").read_text()) == best
     assert (best["tap"], best["pooling"], best["fingerprint"]) == ("final", "mean", SPACE.fingerprint)
     assert (best["inputs"], best["fingerprints"]) == ("final/mean", {"final/mean": SPACE.fingerprint})
@@ -104,21 +106,22 @@ def test_search_heads_writes_a_run_that_predicts(tmp_path: Path) -> None:
     rows = table(tmp_path / "tune")
     assert [int(row["number"]) for row in rows] == list(range(20))
     complete = [row for row in rows if row["state"] == "complete"]
-    assert max(float(row["value"]) for row in complete) == best["value"]
+    highest = sorted(complete, key=lambda row: -float(row["value"]))[:3]
+    assert progress[-1][2] == float(highest[0]["value"])
+    assert [one["trial"] for one in best["finalists"]] == [int(row["number"]) for row in highest]
+    assert best["value"] == pytest.approx(max(one["out_of_fold"] for one in best["finalists"]), abs=0.02)
     assert all(row["epochs_seen"] == row["epochs"] for row in complete)
     assert rows[best["trial"]]["learning_rate"] == repr(best["settings"]["learning_rate"])
 
     bundle = load_bundle(tmp_path / "tune/bundle")
     unseen = make_clips(noise=2.0, seed=2)
     assert bundle.settings == HeadSettings.from_mapping(best["settings"])
-    validation = make_clips(noise=2.0, seed=1)
-    scores = bundle.scores(validation.X, fingerprint=SPACE.fingerprint)
-    assert macro_f1(validation.Y, scores) == pytest.approx(best["value"], abs=0.005)
     predicted = bundle.scores(unseen.X, fingerprint=SPACE.fingerprint)
     everywhere = macro_f1(unseen.Y, np.ones(unseen.Y.shape))
     assert macro_f1(unseen.Y, predicted, bundle.thresholds) > everywhere + 0.1
-    metrics = json.loads((tmp_path / "tune/validation_metrics.json").read_text())
-    assert metrics["macro_f1"] == macro_f1(validation.Y, scores, bundle.thresholds)
+    metrics = json.loads((tmp_path / "tune/out_of_fold_metrics.json").read_text())
+    assert (metrics["split"], metrics["n_clips"]) == (best["scored"], 2 * len(unseen.Y))
+    assert metrics["macro_f1"] > everywhere + 0.1
 
 
 def test_search_heads_prunes_at_rungs_what_is_below_the_median(tmp_path: Path) -> None:
@@ -137,12 +140,11 @@ def test_search_heads_prunes_at_rungs_what_is_below_the_median(tmp_path: Path) -
 
 def test_search_heads_finds_nothing_when_labels_are_shuffled(tmp_path: Path) -> None:
     train, unseen = make_clips(clips_each=100), make_clips(clips_each=300, seed=9)
-    shuffled = dataclasses.replace(train, Y=np.random.default_rng(0).permutation(train.Y))
+    splits = train, make_clips(clips_each=100, seed=1)
+    shuffled = [dataclasses.replace(one, Y=np.random.default_rng(0).permutation(one.Y)) for one in splits]
     lifts = {}
-    for name, data in (("true", train), ("shuffled", shuffled)):
-        search(
-            tmp_path / name, trials=16, data=learning(data, make_clips(noise=2.0, seed=1)), search_space=SearchSpace()
-        )
+    for name, data in (("true", splits), ("shuffled", shuffled)):
+        search(tmp_path / name, trials=16, data=learning(*data), search_space=SearchSpace())
         scores = load_bundle(tmp_path / name / "bundle").scores(unseen.X, fingerprint=SPACE.fingerprint)
         precision = [average_precision(unseen.Y[:, c], scores[:, c]) for c in range(3)]
         lifts[name] = float(np.mean(precision / unseen.Y.mean(0)))
@@ -170,9 +172,7 @@ def test_search_heads_solves_each_combination_once_with_the_convex_solver(tmp_pa
     assert len(rows) == best["trials"]["completed"] == 8
     assert best["settings"]["solver"] == "convex"
     assert best["settings"]["l2"] in {point.l2 for point in Choices.of(space, noisy()).grid()}
-    bundle, validation = load_bundle(tmp_path / "tune/bundle"), make_clips(noise=2.0, seed=1)
-    scores = bundle.scores(validation.X, fingerprint=SPACE.fingerprint)
-    assert macro_f1(validation.Y, scores) == pytest.approx(best["value"], abs=0.02)
+    assert max(float(row["value"]) for row in rows) == pytest.approx(best["value"], abs=0.02)
     assert all(trial.user_attrs["converged"] == 1 for trial in stored(tmp_path / "tune"))
 
 
@@ -202,16 +202,13 @@ def test_search_heads_says_no_more_components_than_inputs_have(tmp_path: Path) -
     assert {count for inputs, _, count in found if inputs != "layer_2/mean"} == wide
 
 
-@pytest.mark.parametrize("folds", [5, 0])
-def test_search_heads_gives_labels_exponents_of_their_own(tmp_path: Path, folds: int) -> None:
+def test_search_heads_gives_labels_exponents_of_their_own(tmp_path: Path) -> None:
     data = learning(make_clips(noise=3.0, clips_each=400), make_clips(noise=3.0, clips_each=400, seed=3))
-    best = search(tmp_path / "tune", trials=1, data=data, search_space=dataclasses.replace(CONVEX, folds=folds))
+    best = search(tmp_path / "tune", trials=1, data=data, search_space=CONVEX)
     exponents = best["settings"]["positive_weight_exponent"]
     assert len(set(exponents)) > 1
     bundle = load_bundle(tmp_path / "tune/bundle")
     assert list(bundle.settings.positive_weight_exponent) == exponents
-    scores = bundle.scores(data.validation.of("final/mean").X, fingerprint=SPACE.fingerprint)
-    assert macro_f1(data.validation.Y, scores) == pytest.approx(best["value"], abs=0.005)
     (row,) = table(tmp_path / "tune")
     assert row["positive_weight_exponent"] == " ".join(map(str, exponents))
     words = " ".join(in_words(best))
@@ -230,18 +227,54 @@ def test_search_heads_keeps_what_lora_needs_when_the_convex_solver_wins(tmp_path
         assert str(best["settings"][name]) == first[name]
 
 
-def test_search_heads_chooses_by_folds_that_leave_validation_alone(tmp_path: Path) -> None:
-    """Other validation labels give another value, but not another point of the grid; without folds they do."""
+def test_no_small_validation_split_decides_anything(tmp_path: Path) -> None:
+    """The same sessions, whichever of them are called validation, give the same choice, thresholds and head."""
+    every = KeptSplit(
+        {"final/mean": np.concatenate([make_clips(seed=seed).X for seed in range(3)])},
+        np.concatenate([make_clips(seed=seed).Y for seed in range(3)]),
+        np.concatenate([make_clips(seed=seed).sessions for seed in range(3)]),
+    )
+
+    def part(rows: slice) -> KeptSplit:
+        return KeptSplit({"final/mean": every.features["final/mean"][rows]}, every.Y[rows], every.sessions[rows])
+
+    bundles = []
+    for cut in (400, 550):  # of 600 clips in 12 sessions of 50
+        data = LearningData(part(slice(cut)), part(slice(cut, None)), LABELS, {"final/mean": SPACE})
+        search(tmp_path / str(cut), trials=2, data=data, search_space=CONVEX)
+        bundles.append(tmp_path / str(cut) / "bundle")
+    for name in ("bundle.json", "head.safetensors"):
+        assert (bundles[0] / name).read_bytes() == (bundles[1] / name).read_bytes()
+
+
+def test_the_head_is_fitted_on_every_session_that_is_not_test(tmp_path: Path) -> None:
+    for name, run in (("convex", CONVEX), ("steps", QUICK)):
+        best = search(tmp_path / name, trials=4, search_space=run)
+        data, settings = noisy(), HeadSettings.from_mapping(best["settings"])
+        both = data.fitting.of("final/mean")
+        expected = fit_head(both.X, both.Y, settings)
+        head = load_bundle(tmp_path / name / "bundle").head
+        np.testing.assert_allclose(head_scores(head, both.X), head_scores(expected, both.X), atol=1e-5)
+        assert best["train_clips"] == len(both.Y)
+
+
+def test_a_label_that_one_session_alone_has_keeps_its_default_threshold(tmp_path: Path) -> None:
     data = noisy()
-    upside_down = dataclasses.replace(data, validation=dataclasses.replace(data.validation, Y=1 - data.validation.Y))
-    chosen = {}
-    for folds in (5, 0):
-        for name, one in (("a", data), ("b", upside_down)):
-            space = dataclasses.replace(CONVEX, folds=folds)
-            best = search(tmp_path / f"{name}{folds}", trials=1, data=one, search_space=space)
-            chosen[name, folds] = best["settings"]["l2"], best["settings"]["positive_weight_exponent"]
-    assert chosen["a", 5] == chosen["b", 5]
-    assert chosen["a", 0] != chosen["b", 0]
+    first = data.train.sessions == data.train.sessions[0]
+    for split in (data.train, data.validation):
+        split.Y[(split.sessions != data.train.sessions[0]), 2] = 0
+    assert data.train.Y[first, 2].any()
+    best = search(tmp_path / "tune", trials=4, data=data, search_space=CONVEX)
+    bundle = load_bundle(tmp_path / "tune/bundle")
+    metrics = json.loads((tmp_path / "tune/out_of_fold_metrics.json").read_text())
+    assert bundle.thresholds[2] == 0.5
+    assert (bundle.calibration.temperatures[2], bundle.calibration.offsets[2]) == (1, 0)
+    assert metrics["undefined"] == [LABELS[2]]
+    assert (metrics["calibration"]["before"]["per_class"][LABELS[2]]["ece"], metrics["curves"][LABELS[2]]) == (
+        None,
+        None,
+    )
+    assert best["value"] > 0.5
 
 
 def side_by_side() -> LearningData:
@@ -275,9 +308,7 @@ def test_search_heads_chooses_inputs_with_both_solvers(tmp_path: Path) -> None:
         assert value["final/mean"] > value["layer_2/mean"] + 0.05
         bundle = load_bundle(tmp_path / solver / "bundle")
         assert "+".join(bundle.kept) == best["inputs"]
-        X = data.validation.of(best["inputs"]).X
-        scores = bundle.scores(X, fingerprint=bundle.fingerprint)
-        assert macro_f1(data.validation.Y, scores) == pytest.approx(best["value"], abs=0.02)
+        assert bundle.head.front.feature_width == sum(data.train.part_widths(best["inputs"]))
     assert len(rows) == 40
 
 
@@ -350,8 +381,10 @@ def test_a_trial_in_a_stack_scores_as_it_would_alone(tmp_path: Path) -> None:
                 for name in ("learning_rate", "weight_decay", "positive_weight_exponent", "dropout")
             },
         )
-        alone = train_bundle(data, settings=settings, seed=0, folder=tmp_path / row["number"])
-        assert alone["value"] == pytest.approx(float(row["value"]), abs=0.01)
+        train, validation = data.train.of(settings.inputs), data.validation.of(settings.inputs)
+        alone = fit_head(train.X, train.Y, settings, part_widths=data.train.part_widths(settings.inputs))
+        value = macro_f1(validation.Y, head_scores(alone, validation.X))
+        assert value == pytest.approx(float(row["value"]), abs=0.01)
 
 
 # --- honesty --------------------------------------------------------------------------------------
@@ -363,64 +396,85 @@ def sessions_of(count: int, seed: int) -> LabelledFeatures:
 
 def test_search_heads_reports_the_selection_bias_of_the_best_trial(tmp_path: Path) -> None:
     data = learning(sessions_of(5, 0), sessions_of(10, 1))
-    for name, space in (("mixed", SearchSpace(epochs=(2, 8))), ("by validation", dataclasses.replace(CONVEX, folds=0))):
+    for name, space, candidates in (("mixed", SearchSpace(epochs=(2, 8)), 2 * 48), ("steps", QUICK, 3)):
         best = search(tmp_path / name, trials=24, data=data, search_space=space)
         optimism = best["optimism"]
-        assert optimism["n_sessions"] == 10
-        assert optimism["best"] == pytest.approx(best["value"], abs=1e-9)
-        of_solver = sum(
-            row["solver"] == best["settings"]["solver"] and row["state"] == "complete" for row in table(tmp_path / name)
-        )
-        assert optimism["n_candidates"] == (of_solver if name == "mixed" else 2 * 48)
+        assert (optimism["n_sessions"], optimism["n_candidates"]) == (15, candidates)
+        assert optimism["best"] == pytest.approx(best["value"], abs=0.02)
         assert optimism["corrected"] == pytest.approx(optimism["best"] - optimism["optimism"])
         assert -0.05 < optimism["optimism"] < 0.2
-    few = search(tmp_path / "few", trials=4, search_space=CONVEX)
+    few = search(tmp_path / "few", trials=4, data=learning(sessions_of(2, 0), sessions_of(2, 1)), search_space=CONVEX)
     assert few["optimism"]["optimism"] is None
     assert "could not be estimated" in " ".join(in_words(few))
 
 
-def completed(number: int, solver: str, right: list[int]) -> optuna.trial.FrozenTrial:
-    """A trial that finds so many of ten positives in each of six sessions, with no false alarm."""
-    counts = [[[[found], [0], [10 - found]] for found in right]]
-    f1 = 2 * sum(right) / (sum(right) + 60)
-    attributes = {"solver": solver, "session_counts": counts}
-    return optuna.trial.create_trial(value=f1, user_attrs=attributes, system_attrs={"number": number})
-
-
-def test_choose_trial_takes_the_convex_solvers_unless_steps_are_better_beyond_doubt() -> None:
-    draw = np.random.default_rng(0)
-    lucky = [completed(at, "adamw", draw.integers(0, 11, 6).tolist()) for at in range(200)]
-    steady = completed(200, "convex", [7] * 6)
-    highest = max(lucky, key=lambda trial: trial.value)
-    assert highest.value > steady.value
-    chosen = choose_trial([*lucky, steady], (), seed=0)
-    assert chosen.trial is steady
-    assert chosen.highest is highest
-    assert chosen.optimism["optimism"] == pytest.approx(0, abs=1e-9)
-    better = completed(201, "adamw", [10] * 6)
-    assert choose_trial([*lucky, steady, better], (), seed=0).trial is better
-    assert choose_trial(lucky, (), seed=0).trial is highest
-    few = [*lucky, steady]
-    for one in few:
-        one.set_user_attr("session_counts", [list(one.user_attrs["session_counts"][0][:4])])
-    assert choose_trial(few, (), seed=0).trial is highest, "with too few sessions scores decide"
-    assert choose_trial([], (), seed=0) is None
-
-
-def test_choose_trial_compares_the_heads_that_were_chosen_inside_trials() -> None:
-    """A lucky choice by label among many heads, the first a poor one, against a steady trial by steps."""
-    found = np.random.default_rng(0).integers(0, 11, (200, 6, 2))  # of ten positives in a session
-    found[0] = 1
+def solved(found: np.ndarray) -> optuna.trial.FrozenTrial:
+    """A convex trial of points that find so many of ten positives (G, M, C), of which each label takes its best."""
     counts = np.stack([found, np.zeros_like(found), 10 - found], axis=2)
     choice = found.sum(axis=1).argmax(axis=0)
+    taken = np.take_along_axis(found, choice[None, None], axis=0)[0]
+    notes = {
+        "solver": "convex",
+        "session_counts": counts.tolist(),
+        "choice": choice.tolist(),
+        "chosen": HeadSettings(solver="convex").to_mapping(),
+    }
+    f1 = 2 * taken.sum(axis=0) / (taken.sum(axis=0) + 10 * len(taken))
+    return optuna.trial.create_trial(value=float(f1.mean()), user_attrs=notes)
+
+
+def finalist(found: np.ndarray) -> Finalist:
+    """A trial by steps that finds so many of ten positives in each session, (M, C)."""
+    counts = np.stack([found, np.zeros_like(found), 10 - found], axis=1)
+    return Finalist(optuna.trial.create_trial(value=0.5), HeadSettings(kind="mlp"), counts)
+
+
+ONE_POINT = grid_points(l2=[1.0], positive_weight_exponent=[0.0])
+
+
+def test_steps_are_taken_only_if_better_than_the_convex_solver_beyond_doubt() -> None:
+    draw = np.random.default_rng(0)
+    lucky = [finalist(draw.integers(0, 11, (6, 1))) for _ in range(200)]
+    steady = solved(np.full((1, 6, 1), 7))
+    assert max(one.value for one in lucky) > steady.value
+    chosen = choose_among([steady], lucky, ONE_POINT, np.array([60]), seed=0)
+    assert chosen.trial is steady
+    assert chosen.optimism["optimism"] == pytest.approx(0, abs=1e-9)
+    better = finalist(np.full((6, 1), 10))
+    assert choose_among([steady], [*lucky, better], ONE_POINT, np.array([60]), seed=0).trial is better.trial
+    few = [Finalist(one.trial, one.settings, one.counts[:4]) for one in [*lucky, better]]
+    assert choose_among([solved(np.full((1, 4, 1), 7))], few, ONE_POINT, np.array([40]), seed=0).settings.solver == (
+        "convex"
+    ), "of four sessions nothing is beyond doubt"
+    assert choose_among([], lucky, ONE_POINT, np.array([60]), seed=0).settings.kind == "mlp"
+    assert choose_among([], [], ONE_POINT, np.array([60]), seed=0) is None
+
+
+def test_steps_are_compared_with_the_heads_that_were_chosen_inside_trials() -> None:
+    """A lucky choice by label among many heads, the first a poor one, against a steady trial by steps."""
+    found = np.random.default_rng(0).integers(0, 11, (200, 6, 2))
+    found[0] = 1
     points = grid_points(l2=[1.0], positive_weight_exponent=np.arange(0, 200, 1).tolist())
-    notes = {"solver": "convex", "session_counts": counts.tolist(), "choice": choice.tolist()}
-    convex = optuna.trial.create_trial(value=0.9, user_attrs=notes)
-    steady = {"solver": "adamw", "session_counts": [[[[7, 7], [0, 0], [3, 3]]] * 6]}
-    steps = optuna.trial.create_trial(value=14 / 17, user_attrs=steady)
-    chosen = choose_trial([convex, steps], points, seed=0)
+    chosen = choose_among([solved(found)], [finalist(np.full((6, 2), 7))], points, np.array([60, 60]), seed=0)
     assert chosen.optimism["corrected"] < 14 / 17
-    assert chosen.trial is convex, "the steady one is not better beyond doubt than the two heads that were chosen"
+    assert chosen.settings.solver == "convex", "the steady one is not better beyond doubt than the two that were chosen"
+
+
+def test_linear_heads_by_steps_do_not_compete_where_the_convex_solver_has_trials(tmp_path: Path) -> None:
+    space = dataclasses.replace(
+        QUICK, solver=("convex", "adamw"), kind=("linear", "mlp"), hidden_width=(4, 8), learning_rate=(1e-3, 3e-2)
+    )
+    best = search(tmp_path / "tune", trials=24, search_space=space)
+    rows = {int(row["number"]): row for row in table(tmp_path / "tune")}
+    assert [rows[one["trial"]]["kind"] for one in best["finalists"]] == ["mlp"] * 3
+    assert {(row["solver"], row["scored"]) for row in rows.values()} == {
+        ("convex", "out-of-fold"),
+        ("adamw", "validation"),
+    }
+    assert (
+        search(tmp_path / "linear", trials=12, search_space=dataclasses.replace(space, kind=("linear",)))["finalists"]
+        == []
+    )
 
 
 def test_search_heads_tells_what_mattered_in_plain_words(tmp_path: Path) -> None:
@@ -486,13 +540,13 @@ def test_search_heads_tells_how_far_scores_spread_over_seeds_and_folds_when_aske
 def test_a_run_says_what_its_splits_are(tmp_path: Path) -> None:
     leakage = {"split_level": "clip", "purged_clips": {"train": 3}, "split_warning": "optimistically biased"}
     train(tmp_path / "run", noisy(1.0, leakage=leakage))
-    for name in ("best.json", "validation_metrics.json"):
+    for name in ("best.json", "out_of_fold_metrics.json"):
         assert json.loads((tmp_path / "run" / name).read_text()).items() >= leakage.items()
 
 
-def test_a_run_has_calibration_and_curves_of_validation(tmp_path: Path) -> None:
+def test_a_run_has_calibration_and_curves_of_out_of_fold_scores(tmp_path: Path) -> None:
     train(tmp_path / "run")
-    metrics = json.loads((tmp_path / "run/validation_metrics.json").read_text())
+    metrics = json.loads((tmp_path / "run/out_of_fold_metrics.json").read_text())
     assert metrics["calibration"]["after"]["brier"] < metrics["calibration"]["before"]["brier"] + 0.01
     assert list(metrics["curves"]) == list(LABELS)
     assert load_bundle(tmp_path / "run/bundle").calibration is not None
@@ -504,7 +558,13 @@ def test_a_run_has_calibration_and_curves_of_validation(tmp_path: Path) -> None:
 def test_search_heads_gives_the_same_numbers_when_repeated_and_others_with_another_seed(tmp_path: Path) -> None:
     first, second = search(tmp_path / "a", trials=20), search(tmp_path / "b", trials=20)
     assert first == second
-    for name in ("trials.csv", "best.json", "validation_metrics.json", "bundle/bundle.json", "bundle/head.safetensors"):
+    for name in (
+        "trials.csv",
+        "best.json",
+        "out_of_fold_metrics.json",
+        "bundle/bundle.json",
+        "bundle/head.safetensors",
+    ):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     search(tmp_path / "c", trials=20, seed=1)
     assert (tmp_path / "a/trials.csv").read_bytes() != (tmp_path / "c/trials.csv").read_bytes()

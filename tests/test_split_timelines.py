@@ -1,4 +1,4 @@
-"""Timelines of a split: tuned on validation, scored on what was scored and annotated."""
+"""Timelines: tuned by held-out scores, and of a split scored on what was scored and annotated."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from featurecache import FeatureCache
 from featurecache.annotations import Interval, write_csv
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
@@ -18,11 +19,12 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, tool_versions
 from heads.models import Front, LinearHead
+from heads.runs import HeldOut
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 from heads.timelines.timeline import TimelineSettings
 from heads.timelines.tuning import TunedTimeline
-from heads.workflow.timelines import evaluate_timelines, tune_on_validation
+from heads.workflow.timelines import clip_scores, evaluate_timelines, tune_on_held_out
 from tests.projects import LABELS, make_project, make_table
 
 SECOND = 1_000_000
@@ -56,13 +58,29 @@ def names_of(project: Project, split: str) -> list[str]:
     return sorted({clip.recording for clip in read_table(project.clips).clips if clip.split == split})
 
 
-def test_tune_on_validation_reads_no_other_split(project: Project, bundle: Bundle, tmp_path: Path) -> None:
-    table = read_table(project.clips)
-    found = tune_on_validation(project, bundle, table)
-    assert found.n_recordings == len(names_of(project, "validation"))
+def held_out_of(project: Project, bundle: Bundle, *splits: str) -> HeldOut:
+    clips = [clip for clip in read_table(project.clips).clips if clip.split in splits]
+    ids = tuple(clip.clip_id for clip in clips)
+    scores = clip_scores(bundle, FeatureCache.open(project.cache), ids)
+    Y, sessions = np.array([clip.targets for clip in clips]), np.array([clip.session for clip in clips])
+    return HeldOut("out-of-fold", scores, Y, sessions, ids)
+
+
+def test_timeline_settings_are_chosen_by_the_clips_with_held_out_scores_alone(project: Project, bundle: Bundle) -> None:
+    table, held_out = read_table(project.clips), held_out_of(project, bundle, "train", "validation")
+    found = tune_on_held_out(project, bundle, table, held_out)
+    assert found.n_recordings == len(names_of(project, "train")) + len(names_of(project, "validation"))
     assert (found.length_us, found.stride_us) == (SECOND, SECOND)
-    only_validation = dataclasses.replace(table, clips=tuple(c for c in table.clips if c.split == "validation"))
-    assert tune_on_validation(project, bundle, only_validation) == found
+    without_test = dataclasses.replace(table, clips=tuple(c for c in table.clips if c.split != "test"))
+    assert tune_on_held_out(project, bundle, without_test, held_out) == found
+
+
+def test_a_label_without_held_out_scores_has_no_say_in_timeline_settings(project: Project, bundle: Bundle) -> None:
+    table, held_out = read_table(project.clips), held_out_of(project, bundle, "train", "validation")
+    held_out.scores[:, 1] = np.nan
+    found = tune_on_held_out(project, bundle, table, held_out)
+    other = dataclasses.replace(bundle, thresholds=np.array([0.5, 0.9]))
+    assert tune_on_held_out(project, other, table, held_out) == found
 
 
 def test_evaluate_timelines_scores_a_perfect_timeline_as_one(project: Project, bundle: Bundle, tmp_path: Path) -> None:

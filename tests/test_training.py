@@ -624,7 +624,7 @@ def test_search_space_reads_from_a_settings_section() -> None:
         ("kind", "linear", r"a list \(in Python a tuple\)"),
         ("components", [0, 64, 0], "choices that differ from each other"),
         ("inputs", ["final/mean", "final/mean"], "choices that differ from each other"),
-        ("folds", 1, r"0 \(by validation\), or 2 and more"),
+        ("folds", 1, "greater than or equal to 2"),
     ],
 )
 def test_a_search_space_that_is_no_list_of_its_kind_is_refused_in_plain_words(name: str, value: Any, rule: str) -> None:

@@ -128,7 +128,7 @@ def test_a_split_that_cuts_sessions_is_refused_unless_forced_and_then_said_in_ev
     told = []
     run = train(forced, on_data=told.append)
     assert told[0].splits["train"].purged == 1
-    assert run.best["split_level"] == run.validation_metrics["split_level"] == "clip"
+    assert run.best["split_level"] == run.metrics["split_level"] == "clip"
     assert "splits cut sessions" in evaluate(forced, run.bundle).metrics["split_warning"]
 
 
@@ -170,7 +170,7 @@ def test_a_bundle_appears_whole_with_its_timeline_settings(
     def stop(*_: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("heads.workflow.training.tune_on_validation", stop)
+    monkeypatch.setattr("heads.workflow.training.tune_on_held_out", stop)
     for act in (train, lambda one: tune(one, trials=6)):
         with pytest.raises(KeyboardInterrupt):
             act(project)

@@ -12,7 +12,7 @@ directions in which features hardly vary are held down more, which is a soft cho
 
 Notable choices:
 
-- Every (point of the grid, label, fold) is a column of one solve (`descent.py`); labels and points share each pass.
+- Every (point of the grid, label, fold) is a problem of one solve (`descent.py`); labels and points share each pass.
 - Folds are columns in which held-out clips weigh nothing and are not counted in p or N. Normalisation and principal
   axes come from all training clips. They are fixed before any fold is fitted and read no label, so each fold's column
   is exactly the optimum on the fold's clips of the features so normalised.
@@ -84,9 +84,10 @@ class ConvexGrid:
         gradient_norm: Euclidean, of weights and bias, shape (G, C).
         iterations: Shape (G, C).
         converged: Shape (G, C).
-        out_of_fold: Each training clip's probability by the columns that did not see its fold, shape (G, N, C); NaN
-            for a label that some fold's training clips have never or always. None without folds.
-        folds_converged: Whether these problems converged, (F, G, C); a label that cannot be learned counts as such.
+        out_of_fold: Each training clip's probability by the heads that did not see its fold, shape (R, G, N, C) for R
+            assignments to folds; NaN for a label that some fold's training clips have never or always. Without folds,
+            R is 0.
+        folds_converged: Whether these problems converged, (R F, G, C); a label that cannot be learned counts as such.
     """
 
     basis: Basis
@@ -99,7 +100,7 @@ class ConvexGrid:
     gradient_norm: npt.NDArray[np.float64]
     iterations: npt.NDArray[np.int64]
     converged: Mask
-    out_of_fold: Scores | None
+    out_of_fold: Scores
     folds_converged: Mask
 
     @torch.no_grad()
@@ -169,8 +170,8 @@ def solve_grid(
         points: The G points.
         components: P, principal components that heads read; 0 for all features.
         spectral_exponent: How penalties follow the variances; see the top of this file.
-        fold_of: Fold of each clip, shape (N,), from `session_folds`.
-        beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N).
+        fold_of: Fold of each clip, from `session_folds`, shape (N,), or (R, N) of R assignments to as many folds.
+        beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N) or (R, F, N).
         tolerance: A column has converged when its objective can fall by this share at most, as predicted.
         max_iterations: Most Newton iterations of each problem.
 
@@ -182,12 +183,13 @@ def solve_grid(
         SettingsError: If there is no point, a penalty is not positive, or the basis has fewer components.
     """
     _check(basis, Y, points, components)
-    in_part = np.ones((1, len(Y)), bool)  # (1 + F, N): who trains
-    if fold_of is not None:
-        in_part = np.concatenate([in_part, fold_of != np.arange(fold_of.max() + 1)[:, None]])
-        if beside is not None:
-            in_part[1:] &= ~beside
-    counts, positives = in_part.sum(axis=1), in_part.astype(np.int64) @ Y.astype(np.int64)  # (1 + F,), (1 + F, C)
+    in_part = np.ones((1, len(Y)), bool)  # (1 + R F, N): who trains
+    assignments = np.empty((0, len(Y)), np.int64) if fold_of is None else np.atleast_2d(fold_of)  # (R, N)
+    if len(assignments):
+        in_fold = assignments[:, None] == np.arange(assignments.max() + 1)[:, None]  # (R, F, N)
+        left_out = (in_fold if beside is None else in_fold | beside).reshape(-1, len(Y))
+        in_part = np.concatenate([in_part, ~left_out])
+    counts, positives = in_part.sum(axis=1), in_part.astype(np.int64) @ Y.astype(np.int64)
     learnable = (positives > 0) & (positives < counts[:, None])
     if not learnable[0].all():
         raise TrainingDataError(
@@ -232,7 +234,7 @@ def solve_grid(
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    return _grid(basis, points, components, X, found, asked, fold_of, (len(in_part), Y.shape[1], len(points)))
+    return _grid(basis, points, components, X, found, asked, assignments, (len(in_part), Y.shape[1], len(points)))
 
 
 def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: int) -> None:
@@ -275,7 +277,7 @@ def _grid(
     X: Tensor,
     found: Columns,
     asked: Mask,
-    fold_of: npt.NDArray[np.integer] | None,
+    assignments: npt.NDArray[np.integer],
     shape: tuple[int, int, int],
 ) -> ConvexGrid:
     """Columns, which run over (part, label, point) where asked, as arrays over (point, label)."""
@@ -284,21 +286,21 @@ def _grid(
     def spread(values: Tensor, fill: float) -> Tensor:
         full = values.new_full((parts * C * G, *values.shape[1:]), fill)
         full[torch.from_numpy(asked).to(values.device)] = values
-        return full.reshape(parts, C, G, *values.shape[1:]).transpose(1, 2)  # (1 + F, G, C, ...)
+        return full.reshape(parts, C, G, *values.shape[1:]).transpose(1, 2)  # (1 + R F, G, C, ...)
 
     def of_all(values: Tensor) -> npt.NDArray[np.float64]:
         return np.asarray(spread(values, 0)[0].double().cpu().numpy())
 
     point = spread(found.point, torch.nan)
     converged = spread(found.converged, True).cpu().numpy()
-    out_of_fold = None
-    if fold_of is not None:
-        out_of_fold = np.full((G, len(X), C), np.nan, np.float32)
-        for fold in range(parts - 1):
-            held_out = np.flatnonzero(fold_of == fold)
-            of_fold = point[1 + fold].reshape(G * C, -1)
-            z = of_fold[:, :1] + of_fold[:, 1:] @ X[torch.from_numpy(held_out).to(X.device)].T  # (G C, n)
-            out_of_fold[:, held_out] = torch.sigmoid(z).reshape(G, C, -1).transpose(1, 2).cpu().numpy()
+    out_of_fold = np.full((len(assignments), G, len(X), C), np.nan, np.float32)
+    for part in range(parts - 1):
+        repeat, fold = divmod(part, (parts - 1) // len(assignments))
+        held_out = np.flatnonzero(assignments[repeat] == fold)
+        of_part = point[1 + part].reshape(G * C, -1)
+        z = of_part[:, :1] + of_part[:, 1:] @ X[torch.from_numpy(held_out).to(X.device)].T  # (G C, n)
+        scores = torch.sigmoid(z).reshape(G, C, -1).transpose(1, 2).cpu().numpy()
+        out_of_fold[repeat, :, held_out] = scores.swapaxes(0, 1)
     return ConvexGrid(
         basis=basis,
         points=tuple(points),

@@ -16,8 +16,10 @@ from heads.engines.fallback import on_device_or_cpu
 from heads.engines.training import fit_heads
 from heads.engines.training_clips import TrainingClips, View
 from heads.models import Head, LinearHead, head_scores
-from heads.scoring.cross_fitting import FitScores, Labels, Rows, Scores, Targets
+from heads.scoring.cross_fitting import CrossFolds, FitScores, Labels, Rows, Scores, Targets
 from heads.settings import HeadSettings
+
+OutOfFold = npt.NDArray[np.floating]
 
 TOLERANCE = 1e-6
 """Of the objective; puts scores within .003 of the optimum's, where a search is content with .02."""
@@ -52,9 +54,12 @@ def fit_head(
     """
 
     def fit(device: str) -> Head:
-        clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths)
         if settings.solver == "convex":
-            return _solved(clips, X, Y, settings, device)
+            basis = basis_of(
+                X, Y, settings.normalization, components=settings.components, part_widths=part_widths, device=device
+            )
+            return solve_head(basis, Y, settings)[0]
+        clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths)
         (fitted,) = fit_heads(clips, [settings])
         if fitted.head is None:
             raise fitted.diverged_error()
@@ -63,13 +68,46 @@ def fit_head(
     return on_device_or_cpu(fit, device)
 
 
-def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
+def basis_of(
+    X: npt.NDArray[np.floating],
+    Y: Targets,
+    normalization: str,
+    *,
+    components: int = 0,
+    part_widths: Sequence[int] | None = None,
+    device: str = "cpu",
+) -> Basis:
+    """The convex engine's basis of features, for heads that read so many components or fewer.
+
+    Args:
+        X: As `fit_head`.
+        Y: As `fit_head`.
+        normalization: As in `HeadSettings`.
+        components: Principal components that a head may read.
+        part_widths: As `fit_head`.
+        device: Where its copy of the features lives and fits run.
+
+    Raises:
+        TrainingDataError: If a label is never or always on.
+    """
+    front = TrainingClips(X, Y, seed=0, part_widths=part_widths, shuffle=False).front(View(normalization, 0))
+    return Basis.fit(X, front, components=max(components, AXES_AT_ONCE), device=device)
+
+
+def solve_head(
+    basis: Basis, Y: Targets, settings: HeadSettings, folds: CrossFolds | None = None
+) -> tuple[LinearHead, OutOfFold]:
     """The optimum of the convex solver's settings on the clips of a basis; `components` are its leading axes.
 
     Args:
         basis: Basis of the training clips' features, with the settings' normalisation.
         Y: Their targets, shape (N, C), 0 or 1.
         settings: Settings of the head.
+        folds: Folds of the clips, to solve without each fold too.
+
+    Returns:
+        The head, and the out-of-fold scores of each of R assignments, shape (R, N, C); NaN for a label that cannot be
+        learned without some fold. Without folds, R is 0.
 
     Raises:
         SettingsError: If it does not converge.
@@ -88,16 +126,14 @@ def solve_head(basis: Basis, Y: Targets, settings: HeadSettings) -> LinearHead:
         points,
         components=components,
         spectral_exponent=settings.spectral_exponent,
+        fold_of=None if folds is None else folds.of,
+        beside=None if folds is None else folds.beside,
         tolerance=TOLERANCE,
         max_iterations=MAX_ITERATIONS,
     )
-    return grid.head(np.array([of_exponent[exponent] for exponent in exponents]))
-
-
-def _solved(clips: TrainingClips, X: npt.NDArray[np.floating], Y: Targets, settings: HeadSettings, device: str) -> Head:
-    front = clips.front(View(settings.normalization, 0))
-    components = max(settings.components, AXES_AT_ONCE)
-    return solve_head(Basis.fit(X, front, components=components, device=device), Y, settings)
+    choice = np.array([of_exponent[exponent] for exponent in exponents])
+    labels = np.arange(Y.shape[1])
+    return grid.head(choice), np.moveaxis(grid.out_of_fold[:, choice, :, labels], 0, -1)
 
 
 def refitting(

@@ -1,7 +1,8 @@
 """What trials share: clips in training order, and bases of the convex engine, made when first asked for.
 
 Notable choices: each costs one to three copies of the features, so only the last few are kept; asking again for one
-that was dropped makes it anew, with the same numbers. Validation features are kept beside the clips.
+that was dropped makes it anew, with the same numbers. The convex engine's bases are of all clips that are not test: it
+chooses by folds of them. What is trained by steps trains on the training split and stops by the validation split.
 
 What this is not: a reader of files, or a place that fits.
 """
@@ -13,7 +14,9 @@ from typing import TypeVar
 from heads.data import LabelledFeatures, LearningData
 from heads.engines.axes import AXES_AT_ONCE
 from heads.engines.basis import Basis
-from heads.engines.training_clips import TrainingClips, View
+from heads.engines.fitting import basis_of
+from heads.engines.training_clips import TrainingClips
+from heads.scoring.cross_fitting import FOLDS, CrossFolds
 
 T = TypeVar("T")
 
@@ -25,18 +28,29 @@ class Prepared:
 
     Args:
         data: The clips.
-        seed: Seed of the order of training clips.
+        seed: Seed of the order of training clips, and of the assignment to folds.
         device: Where to train.
+        fold_count: Folds of the sessions that are not test; fewer where there are fewer sessions.
+
+    Attributes:
+        folds: Folds of training and validation clips together (`LearningData.fitting`).
     """
 
-    def __init__(self, data: LearningData, *, seed: int, device: str) -> None:
+    def __init__(self, data: LearningData, *, seed: int, device: str, fold_count: int = FOLDS) -> None:
         self.data, self.seed, self.device = data, seed, device
+        clips = data.fitting
+        self.folds = CrossFolds.assign(clips.Y, clips.sessions, clips.clip_ids, count=fold_count, seed=seed)
+        self._fitting: OrderedDict[str, LabelledFeatures] = OrderedDict()
         self._splits: OrderedDict[str, tuple[LabelledFeatures, LabelledFeatures, TrainingClips]] = OrderedDict()
         self._bases: OrderedDict[tuple[str, str, int], Basis] = OrderedDict()
 
     def clips(self, inputs: str) -> TrainingClips:
         """The training clips."""
         return self._of(inputs)[2]
+
+    def fitting(self, inputs: str) -> LabelledFeatures:
+        """Training and validation clips together."""
+        return _recalled(self._fitting, inputs, lambda: self.data.fitting.of(inputs), KEPT_INPUTS)
 
     def train(self, inputs: str) -> LabelledFeatures:
         """The training split."""
@@ -47,12 +61,12 @@ class Prepared:
         return self._of(inputs)[1]
 
     def basis(self, inputs: str, normalization: str, components: int) -> Basis:
-        """The convex engine's basis of the training clips, for heads that read so many components or fewer."""
+        """The convex engine's basis of all clips, for heads that read so many components or fewer."""
         axes = max(components, AXES_AT_ONCE)
 
         def make() -> Basis:
-            front = self.clips(inputs).front(View(normalization, 0))
-            return Basis.fit(self.train(inputs).X, front, components=axes, device=self.device)
+            clips, widths = self.fitting(inputs), self.data.train.part_widths(inputs)
+            return basis_of(clips.X, clips.Y, normalization, components=axes, part_widths=widths, device=self.device)
 
         return _recalled(self._bases, (inputs, normalization, axes), make, KEPT_BASES)
 

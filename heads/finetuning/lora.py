@@ -17,15 +17,17 @@ is of large batches without warm-up, and the convex solver has none. And there a
 to 5 epochs in batches of 32, ended early by validation. The head's dropout, positive weights and
 weight decay (of the convex solver its penalty) are those that were tuned.
 
+The tuned head has seen the validation split, which ends this training. So it is not where training starts, but its
+settings are: they are fitted again on the training split alone, on cached features of the model as it is.
+
 An adapter makes feature spaces of its own (`featurecache/backbones/adapter_files.py`). So thresholds are set, and test
 clips scored, on features extracted with the adapter, as `predict` makes them. With `base_weights = "4bit"` these are of
-the rounded model (`featurecache/backbones/four_bit.py`), and step 0 predicts what the tuned head predicts but for
-that rounding.
+the rounded model (`featurecache/backbones/four_bit.py`), and step 0 predicts what that head predicts but for that
+rounding.
 
 Not here: the loop (`loop.py`), what both kinds of run share (`run.py`), a search over these settings.
 """
 
-import copy
 import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -51,8 +53,8 @@ from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
-from heads.data import KeptSplit, LearningData
-from heads.engines.prepared import Prepared
+from heads.data import KeptSplit
+from heads.engines.fitting import basis_of, fit_head, solve_head
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
 from heads.finetuning.data import CachedClips, check_targets, digest_of
 from heads.finetuning.loop import FineTuning
@@ -61,6 +63,7 @@ from heads.finetuning.run import Count, Rate, Run, Schedule, Share
 from heads.finetuning.training_state import Group, positive_weight
 from heads.loading import load_split
 from heads.methods import FT_C_LORA
+from heads.models import Head
 from heads.runs import ChooseTimeline, no_timeline
 
 
@@ -104,7 +107,7 @@ class LoraPlan:
 
     Attributes:
         settings: Settings of the run.
-        bundle: The tuned head that it begins with.
+        bundle: The tuned head whose settings it begins with.
         tokens: Name of the stored tokens, e.g. `layer_0/tokens`.
         fixed: The head's inputs that no adapter changes.
         extraction: What the cache lacks.
@@ -193,7 +196,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
     fixed = tuple(name for name in head.kept if depths.get(name, 0) <= first)
     extraction = plan_extraction(
         project,
-        keep=[tokens, *(head.kept if head.settings.spectral_exponent else fixed)],
+        keep=[tokens, *head.kept],
         clip_ids={clip_id for split in splits.values() for clip_id in split.clip_ids or ()},
         allow_download=allow_download,
     )
@@ -214,7 +217,7 @@ class LoraRun(Run):
         ranks: This process among its peers.
 
     Raises:
-        MissingFeaturesError: If the cache lacks tokens, or features that the head's penalty follows.
+        MissingFeaturesError: If the cache lacks tokens, or features that the head reads.
         SettingsError: If the device is not here, or a target names no linear layer.
     """
 
@@ -228,10 +231,11 @@ class LoraRun(Run):
         splits = _splits(project, plan.bundle, fixed, known=known_failures(project), needed=spaces.values())
         check_targets(splits["train"].Y, plan.bundle.labels)
         cache = FeatureCache.open(project.cache)
+        head, group = _refitted_head(project, plan, seed=seed, device=device, ranks=ranks or Ranks())
         clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
         self._network = AdaptedNetwork(
             open_backbone(plan.extraction.inputs, dtype=features.dtype, device=device),
-            copy.deepcopy(plan.bundle.head).to(device),
+            head.to(device),
             inputs=list(plan.bundle.kept),
             tokens=plan.tokens,
             rank=settings.rank,
@@ -247,7 +251,7 @@ class LoraRun(Run):
             self._network,
             [
                 Group(ADAPTER, settings.learning_rate, 0.0),
-                _group_of_head(project, plan, device=device, ranks=ranks or Ranks()),
+                group,
             ],
             clips["train"],
             clips["validation"],
@@ -330,22 +334,34 @@ class LoraRun(Run):
         )
 
 
-def _group_of_head(project: Project, plan: LoraPlan, *, device: str, ranks: Ranks) -> Group:
-    """The head's learning rate, and the penalty or decay it was tuned with.
+def _refitted_head(project: Project, plan: LoraPlan, *, seed: int, device: str, ranks: Ranks) -> tuple[Head, Group]:
+    """A head of the tuned settings, fitted on the training split alone, and its rate with their penalty or decay.
 
-    A penalty that follows the variances of features is made of those that the head was tuned on, as the frozen model
-    gives them.
+    A penalty that follows the variances of features is made of those that the head is fitted on, as the frozen model
+    gives them. Every process begins with the head of the first.
     """
     tuned, rate = plan.bundle.settings, plan.settings.head_learning_rate
-    if tuned.solver != "convex":
-        return Group(HEAD, rate, tuned.weight_decay)
-    l2 = tuned.l2 / len(plan.bundle.labels)  # the loss is a mean over labels, where the solver has one each
-    if not tuned.spectral_exponent or not ranks.is_first:
-        return Group(HEAD, rate, 0.0, l2=l2)
     train = _splits(project, plan.bundle, plan.bundle.kept, known=known_failures(project))["train"]
-    data = LearningData(train, train, plan.bundle.labels, plan.bundle.kept)
-    basis = Prepared(data, seed=0, device=device).basis(tuned.inputs, tuned.normalization, tuned.components)
-    return Group(HEAD, rate, 0.0, l2=l2, penalise=basis.scaling(-tuned.spectral_exponent, tuned.components))
+    clips, widths = train.of(tuned.inputs), train.part_widths(tuned.inputs)
+    head: Head
+    if tuned.solver == "convex":
+        basis = basis_of(
+            clips.X, clips.Y, tuned.normalization, components=tuned.components, part_widths=widths, device=device
+        )
+        head, _ = solve_head(basis, clips.Y, tuned)
+        scaling = basis.scaling(-tuned.spectral_exponent, tuned.components)
+        # The loss is a mean over labels, where the solver has one each.
+        group = Group(HEAD, rate, 0.0, l2=tuned.l2 / len(plan.bundle.labels), penalise=scaling)
+    else:
+        settings = dataclasses.replace(tuned, patience=0)
+        head = fit_head(clips.X, clips.Y, settings, seed=seed, device=device, part_widths=widths)
+        group = Group(HEAD, rate, tuned.weight_decay)
+    numbers = list(head.state_dict().values())
+    if not ranks.is_first:
+        for tensor in numbers:
+            tensor.zero_()
+    ranks.sum(numbers)
+    return head, group
 
 
 def _splits(

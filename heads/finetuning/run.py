@@ -28,8 +28,8 @@ from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.training_state import Cost, Training
 from heads.loading import load_split
-from heads.models import Head
-from heads.runs import ChooseTimeline, no_timeline, write_document, write_fitted
+from heads.models import Head, head_scores
+from heads.runs import ChooseTimeline, HeldOut, no_timeline, write_document, write_fitted
 from heads.settings import HeadSettings
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -191,9 +191,10 @@ class Run:
         history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
         learning = {"method": method, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
         write_document(self.folder / "learning.json", learning)
+        fitted, clips = copy.deepcopy(head).cpu().eval().requires_grad_(False), validation.of(settings.inputs)
         best = write_fitted(
-            copy.deepcopy(head).cpu().eval().requires_grad_(False),
-            validation.of(settings.inputs),
+            fitted,
+            HeldOut("validation", head_scores(fitted, clips.X), clips.Y, clips.sessions, clips.clip_ids),
             settings,
             labels=labels,
             spaces=plan.spaces,

@@ -25,6 +25,7 @@ from heads.report.page import render_page
 from heads.report.searching import draw_searches
 from heads.report.summary import best_run, summarize
 from heads.report.timelines import differences, read_timelines
+from heads.runs import METRICS_NAMES
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _not_shown(run: Run) -> list[str]:
     """Documents of a run that can be read, but do not say what the page would show of them; and why."""
     metrics = {
         "test_metrics.json": run.test,
-        "validation_metrics.json": run.validation,
+        METRICS_NAMES.get(str(run.best.get("scored")), METRICS_NAMES["validation"]): run.validation,
         "leave_one_session_out_metrics.json": run.each_session,
     }
     why = [f"{name}: its scores are not all numbers" for name, one in metrics.items() if one and not has_scores(one)]

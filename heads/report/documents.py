@@ -23,6 +23,7 @@ from featurecache.spec import canonical_json
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
 from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, method_of_head
+from heads.runs import METRICS_NAMES
 from heads.search.study import JOURNAL_NAME
 from heads.settings import HeadKind
 
@@ -44,7 +45,7 @@ class Run:
         name: The folder's name.
         method: The paper's name of the method.
         best: `best.json`.
-        validation: `validation_metrics.json`.
+        validation: `out_of_fold_metrics.json`; of a fine-tuned backbone `validation_metrics.json`.
         test: `test_metrics.json`.
         each_session: `leave_one_session_out_metrics.json`.
         comparison: `test_comparison.json`: this run against another one.
@@ -175,11 +176,12 @@ def has_scores(metrics: Document) -> bool:
 
 
 def _read_run(folder: Path, looks: EvaluationLog, problems: list[str]) -> Run | None:
+    is_cross_validated = (folder / METRICS_NAMES["out-of-fold"]).exists()
     best, validation, test, each_session, comparison, bundle, timelines, learning = (
         read_json(folder / name, problems)
         for name in (
             "best.json",
-            "validation_metrics.json",
+            METRICS_NAMES["out-of-fold" if is_cross_validated else "validation"],
             "test_metrics.json",
             "leave_one_session_out_metrics.json",
             "test_comparison.json",

@@ -48,7 +48,7 @@ def summarize(documents: Documents, timelines: Sequence[Timeline], found: Sequen
     best = max(validated, key=lambda run: number(run.validation["macro_f1"]) or 0.0)
     cautions.insert(
         0,
-        "This score is of the validation split, which chose the settings and thresholds: it is optimistically biased.",
+        "This score is of the sessions that chose the settings and thresholds: it is optimistically biased.",
     )
     findings = [*_of_labels(best.validation), *_of_timelines(timelines, found)]
     return Summary(_headline(best, best.validation, validated), tuple(findings), tuple(cautions), next_step)

@@ -49,14 +49,15 @@ class Calibration:
 def fit_calibration(Y: Targets, scores: Scores) -> Calibration:
     """The most likely temperatures and offsets, with a standard normal prior around 1 / temperature = 1 and offset = 0.
 
-    Newton's method, all labels at once; the problem is convex. A label without a positive or a negative keeps its
-    scores. The slope 1 / temperature stays above 0.05, so that order is never turned round.
+    Newton's method, all labels at once; the problem is convex. A label without a positive or a negative, or without
+    scores, keeps its scores. The slope 1 / temperature stays above 0.05, so that order is never turned round.
 
     Args:
-        Y: Validation targets, shape (N, C), 0 or 1.
-        scores: Validation probabilities, shape (N, C).
+        Y: Targets, shape (N, C), 0 or 1.
+        scores: Held-out probabilities, shape (N, C); a label with a NaN was not scored.
     """
-    z = _log_odds(scores)  # (N, C)
+    is_scored = ~np.isnan(scores).any(axis=0)
+    z = _log_odds(np.where(is_scored, scores, 0.5))  # (N, C)
     label_count = Y.shape[1]
     parameters = np.tile([1.0, 0.0], (label_count, 1))  # (C, 2): slope, offset
     best = _objective(parameters, z, Y)
@@ -76,7 +77,7 @@ def fit_calibration(Y: Targets, scores: Scores) -> Calibration:
         parameters[better], best[better] = tried[better], value[better]
         step = np.where(better, np.minimum(2 * step, 1), step / 2)
     positives = Y.sum(axis=0)
-    keeps = (positives == 0) | (positives == len(Y))
+    keeps = (positives == 0) | (positives == len(Y)) | ~is_scored
     slopes = np.where(keeps, 1.0, np.maximum(parameters[:, 0], _LEAST_SLOPE))
     return Calibration(1 / slopes, np.where(keeps, 0.0, parameters[:, 1]))
 
@@ -104,7 +105,7 @@ def cross_calibrated(Y: Targets, scores: Scores, sessions: npt.NDArray[np.str_])
 
 
 def brier_scores(Y: Targets, scores: Scores) -> PerLabel:
-    """Mean squared difference of score and target: two (N, C) -> (C,), NaN where there is no positive."""
+    """Mean squared difference of score and target: two (N, C) -> (C,), NaN without a positive, or without scores."""
     return _where_defined(Y, ((scores.astype(np.float64) - Y) ** 2).mean(axis=0))
 
 
@@ -160,7 +161,7 @@ def calibration_document(
 
     def errors(of: Scores) -> dict[str, Any]:
         both = {"ece": calibration_errors(Y, of), "brier": brier_scores(Y, of)}
-        defined = np.asarray(Y.any(axis=0))
+        defined = ~np.isnan(both["brier"])
         return {
             **{name: float(values[defined].mean()) if defined.any() else None for name, values in both.items()},
             "per_class": {

@@ -2,13 +2,15 @@
 
 Notable choices: the heads come from a callable, so any engine serves. A label that is missing from some training part
 (all its positives lie in one session) cannot be scored out of session: its scores are NaN throughout, and it counts as
-undefined. Training clips that overlap or touch held-out ones in the same recording are left out of that fit.
+undefined. Training clips that overlap or touch held-out ones in the same recording are left out of that fit. With
+few sessions one assignment to folds is a matter of luck: it is repeated, and a clip's score is the mean.
 
 What this is not: a way to choose settings; a caller that chose them on some of these sessions must say so
 (`CHOSEN_HERE`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +18,8 @@ import numpy.typing as npt
 
 from featurecache.clips.leakage import touching
 from featurecache.errors import TrainingDataError
-from heads.folds import Folds, session_folds
-from heads.scoring.metrics import macro_f1, metrics_document
+from heads.folds import Folds, repeated_folds, session_folds
+from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, metrics_document, session_counts
 from heads.scoring.thresholds import tuned_thresholds
 
 Labels = npt.NDArray[np.bool_]
@@ -25,11 +27,62 @@ Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.floating]
 Targets = npt.NDArray[np.integer]
 
+FOLDS = 5
+REPEATS = 3
+FEW_SESSIONS = 20
+"""With fewer sessions than this, folds are assigned several times."""
+
 LEAVE_ONE_SESSION_OUT = "leave-one-session-out"
 CHOSEN_HERE = (
     "the settings were chosen on some of these sessions, so this score is optimistically biased; it shows how "
     "they do without each session's labels, not how a search would do on new ones"
 )
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFolds:
+    """Assignments of clips to folds by session, and who must not train next to whom.
+
+    Attributes:
+        of: Fold of each clip in each of R assignments, shape (R, N).
+        beside: Clips that touch held-out ones, shape (R, F, N); None where clip ids are unknown.
+    """
+
+    of: Folds
+    beside: npt.NDArray[np.bool_] | None
+
+    @classmethod
+    def assign(
+        cls,
+        Y: Targets,
+        sessions: npt.NDArray[np.str_],
+        clip_ids: Sequence[str] | None,
+        *,
+        count: int = FOLDS,
+        seed: int = 0,
+    ) -> "CrossFolds":
+        """Folds of clips, assigned several times where sessions are few.
+
+        Args:
+            Y: Targets, shape (N, C), 0 or 1.
+            sessions: The session of each clip, shape (N,); at least two.
+            clip_ids: N clip ids; None where unknown.
+            count: Folds; fewer where there are fewer sessions.
+            seed: Chooses among assignments.
+
+        Raises:
+            TrainingDataError: If no label can be learned without each fold.
+        """
+        repeats = REPEATS if len(np.unique(sessions)) < FEW_SESSIONS else 1
+        of = repeated_folds(Y, sessions, count=count, repeats=repeats, seed=seed)
+        check_learnable(Y, of[0], clip_ids)
+        if clip_ids is None:
+            return cls(of, None)
+        ids, folds = np.array(clip_ids), range(int(of.max()) + 1)
+        return cls(
+            of,
+            np.stack([[(one != fold) & touching(clip_ids, ids[one == fold].tolist()) for fold in folds] for one in of]),
+        )
 
 
 class FitScores(Protocol):
@@ -59,17 +112,36 @@ def cross_fitted_scores(
     Raises:
         TrainingDataError: If that holds for every label.
     """
-    parts = _parts(fold_of, clip_ids)
-    learnable = learnable_labels(Y, fold_of, clip_ids=clip_ids)
-    if not learnable.any():
-        raise TrainingDataError(
-            f"some label must be on and off in every training part, but of {Y.shape[1]} labels each is missing in one "
-            f"of the {len(parts)} parts. Annotate more sessions with these labels."
-        )
+    learnable = check_learnable(Y, fold_of, clip_ids)
     scores = np.full(Y.shape, np.nan)
-    for train, held_out in parts:
+    for train, held_out in _parts(fold_of, clip_ids):
         scores[np.ix_(held_out, learnable)] = fit_scores(train, Y[train], learnable, held_out)
     return scores
+
+
+def out_of_fold_scores(
+    fit_scores: FitScores, Y: Targets, folds: CrossFolds, *, clip_ids: Sequence[str] | None = None
+) -> npt.NDArray[np.float64]:
+    """`cross_fitted_scores` of each assignment to folds, shape (R, N, C)."""
+    return np.stack([cross_fitted_scores(fit_scores, Y, fold_of, clip_ids=clip_ids) for fold_of in folds.of])
+
+
+def out_of_fold_counts(
+    Y: npt.NDArray[np.integer], scores: npt.NDArray[np.floating], sessions: npt.NDArray[np.str_]
+) -> npt.NDArray[np.int64]:
+    """Confusion counts at 0.5 of each session, summed over the assignments to folds.
+
+    Args:
+        Y: Targets, shape (N, C), 0 or 1.
+        scores: Out-of-fold scores of R assignments, shape (R, ..., N, C); a label with a NaN counts nothing.
+        sessions: The session of each clip, shape (N,).
+
+    Returns:
+        Shape (..., M, 3, C).
+    """
+    is_scored = ~np.isnan(scores).any(axis=tuple(range(scores.ndim - 1)))
+    counts = sum(session_counts(Y, of >= DEFAULT_THRESHOLD, sessions) for of in scores)
+    return np.asarray(np.where(is_scored, counts, 0))
 
 
 def fold_scores(fit_scores: FitScores, Y: Targets, fold_of: Folds) -> npt.NDArray[np.float64]:
@@ -93,6 +165,21 @@ def learnable_labels(Y: Targets, fold_of: Folds, *, clip_ids: Sequence[str] | No
     """Labels that are on in some and off in other clips of every training part; arguments as above: (C,)."""
     positives = [(Y[train].sum(axis=0), len(train)) for train, _ in _parts(fold_of, clip_ids)]
     return np.asarray(np.all([(count > 0) & (count < size) for count, size in positives], axis=0))
+
+
+def check_learnable(Y: Targets, fold_of: Folds, clip_ids: Sequence[str] | None) -> npt.NDArray[np.bool_]:
+    """`learnable_labels`, refused where there is none.
+
+    Raises:
+        TrainingDataError: Saying so.
+    """
+    learnable = learnable_labels(Y, fold_of, clip_ids=clip_ids)
+    if not learnable.any():
+        raise TrainingDataError(
+            f"some label must be on and off in every training part, but of {Y.shape[1]} labels each is missing in one "
+            f"of the {fold_of.max() + 1} parts. Annotate more sessions with these labels."
+        )
+    return learnable
 
 
 def _parts(fold_of: Folds, clip_ids: Sequence[str] | None) -> list[tuple[Rows, Rows]]:

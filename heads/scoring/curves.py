@@ -22,16 +22,17 @@ def curves(
 
     Args:
         Y: Targets, shape (N, C), 0 or 1.
-        scores: Probabilities, shape (N, C).
+        scores: Probabilities, shape (N, C); a label with a NaN was not scored.
         labels: Names of the C labels.
 
     Returns:
-        Label -> None where it has no positive, else
+        Label -> None where it has no positive or was not scored, else
         `precision_recall`: lists `threshold`, `precision`, `recall` from the highest threshold to the lowest, at most
         101 of them, evenly spaced over the operating points; and
         `reliability`: lists `score` (mean), `observed` (share of positives) and `clips` of up to 10 bins.
     """
-    return {label: _of_label(Y[:, at], scores[:, at]) if Y[:, at].any() else None for at, label in enumerate(labels)}
+    is_defined = Y.any(axis=0) & ~np.isnan(scores).any(axis=0)
+    return {label: _of_label(Y[:, at], scores[:, at]) if is_defined[at] else None for at, label in enumerate(labels)}
 
 
 def _of_label(y: npt.NDArray[np.integer], scores: npt.NDArray[np.floating]) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notable choices:
 
-- The score is macro-F1 on the validation split at a threshold of 0.5. Tuning thresholds inside the score would
-  pick lucky trials: tuned thresholds gained .041 on validation but .008 on unseen sessions. The positive weights
-  that are searched move scores across 0.5 anyway. The test split is not an argument here.
+- Scores are macro-F1 at a threshold of 0.5. Tuning thresholds inside the score would pick lucky trials: tuned
+  thresholds gained .041 on validation but .008 on unseen sessions. The positive weights that are searched move scores
+  across 0.5 anyway. The test split is not an argument here.
 - Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation,
-  components and spectral exponent, which tries a whole grid at once (`convex_trials.py`). Where there are more
-  combinations than half of the trials (all of them, with that solver alone), some of them are taken, each once, in an
-  order drawn by the seed.
-- All other trials train by AdamW, 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
+  components and spectral exponent, which tries a whole grid at once (`convex_trials.py`). Its score is out of fold, by
+  folds of all sessions that are not test. Where there are more combinations than half of the trials (all of them, with
+  that solver alone), some of them are taken, each once, in an order drawn by the seed.
+- All other trials train by AdamW on the training split, as the paper has them, and their score is that of the
+  validation split. They are trained 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
   TPE with the constant liar: after 200 trials .662, against .659 one by one, and .646 multivariate without the liar.
 - A stack reads one set of inputs. Where there are several, 32 trials are in flight at once (.660) and the fullest stack
   trains; the others pause and gather what is asked for them meanwhile.
@@ -18,11 +19,11 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   gives the same numbers bit for bit each time, and a resumed one continues with the trials that the unbroken one would
   have; only what the sampler learns from may come in another order. What a trial gives depends on its settings and the
   seed alone.
-- The run is of the best convex trial unless one trained by AdamW is clearly better (`summary.choose_trial`).
+- The run is of the trial of the highest out-of-fold score (`choosing.py`), fitted again on all that is not test.
 - A trial that diverges counts as pruned at once: the sampler learns to stay away.
 
-What this is not: nested validation; the best trial's score has a selection bias. It is estimated from the trials'
-scores session by session, and reported with it.
+What this is not: nested cross-validation; the best trial's score has a selection bias. It is estimated from the
+trials' scores session by session, and reported with it.
 """
 
 from collections import deque
@@ -38,13 +39,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.device import device_of
 from featurecache.errors import SettingsError, TrainingDataError
-from heads.data import LabelledFeatures, LearningData
+from heads.data import LearningData
 from heads.engines.fallback import first_that_fits
 from heads.engines.prepared import Prepared
 from heads.engines.training import FittedHead, RungReport, StackedTrainer
 from heads.runs import ChooseTimeline, no_timeline
-from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, session_counts
-from heads.search.convex_trials import InnerFolds, solve_trial
+from heads.scoring.metrics import macro_f1
+from heads.search.convex_trials import solve_trial
 from heads.search.results import write_results
 from heads.search.study import (
     AGAIN,
@@ -53,21 +54,19 @@ from heads.search.study import (
     COMBINATION,
     COUNTS,
     DIVERGED,
+    EPOCHS,
     FINISHED,
     SOLVER,
     OpenStudy,
     interrupted_trial,
     open_study,
 )
-from heads.search.summary import (
-    trial_settings,
-    trial_value,
-)
+from heads.search.summary import best_trial, trial_settings, trial_value
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings, SearchSpace
 
 OnProgress = Callable[[int, int, float | None], None]
-"""Called as `on_progress(finished trials, asked trials, best score so far)`."""
+"""Called as `on_progress(finished trials, asked trials, best score so far)`; out of fold once there is such a score."""
 
 STACKED_TRIALS = 16
 _FEWER = 4  # where memory is not enough, a quarter of the heads train at once
@@ -92,7 +91,7 @@ def search_heads(
     """Searches, fits the best settings once more, and writes the run; resumes what an earlier call left.
 
     Args:
-        data: Training clips, and validation clips, which score trials and set thresholds.
+        data: Training and validation clips.
         search_space: The ranges.
         trials: Finished (completed or pruned) trials that the study shall have, earlier calls' included. With the
             convex solver alone there are at most as many as it has combinations.
@@ -135,7 +134,7 @@ def search_heads(
     pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
 
     def search_on(device: str, slots: int) -> dict[str, Any]:
-        prepared = Prepared(data, seed=seed, device=device)
+        prepared = Prepared(data, seed=seed, device=device, fold_count=search_space.folds)
         with open_study(folder, began_with, pruner) as opened:
             _Search(opened, prepared, choices, trials=trials, slots=slots, on_progress=on_progress).run()
             return write_results(opened.study, prepared, choices, folder, permutations, refit_seeds, choose_timeline)
@@ -161,7 +160,6 @@ class _Stack:
     """Trials that read the same inputs: those in training, by the trainer's number, and those that wait for a slot."""
 
     trainer: StackedTrainer
-    validation: LabelledFeatures
     training: dict[int, optuna.Trial] = field(default_factory=dict)
     waiting: deque[_Asked] = field(default_factory=deque)
     started: int = 0
@@ -190,7 +188,6 @@ class _Search:
         self._on_progress = on_progress
         space = choices.space
         self._points = choices.grid()
-        self._folds = InnerFolds(prepared.data.train, count=space.folds, seed=prepared.seed)
         self._combinations = choices.combinations
         steps_too = "adamw" in space.solver
         self._convex = len(self._combinations) if not steps_too else min(len(self._combinations), trials // 2)
@@ -275,12 +272,12 @@ class _Search:
                 score=lambda scores: macro_f1(validation.Y, scores),
                 rungs=self._rungs,
             )
-            self._stacks[inputs] = _Stack(trainer, validation)
+            self._stacks[inputs] = _Stack(trainer)
         self._stacks[inputs].waiting.append(asked)
 
     def _solve(self, asked: _Asked) -> None:
         try:
-            solved = solve_trial(self._prepared, asked.combination, self._points, self._folds)
+            solved = solve_trial(self._prepared, asked.combination, self._points)
         except TrainingDataError as error:  # no point converged; the study records the reason
             self._end(asked.trial, None, {"reason": str(error)})
             return
@@ -313,22 +310,17 @@ class _Search:
             return [report.number for report in reports if self._is_pruned(stack.training[report.number], report)]
 
         for fitted in stack.trainer.train_epoch(next_settings, at_rung):
-            self._end_steps(stack.training.pop(fitted.number), fitted, stack.validation)
+            self._end_steps(stack.training.pop(fitted.number), fitted)
 
     def _is_pruned(self, trial: optuna.Trial, report: RungReport) -> bool:
         trial.report(report.value, report.epoch)
         return trial.should_prune()
 
-    def _end_steps(self, trial: optuna.Trial, fitted: FittedHead, validation: LabelledFeatures) -> None:
-        notes: dict[str, Any] = {}
-        if fitted.outcome == "finished" and fitted.scores is not None:
-            predicted = fitted.scores[None] >= DEFAULT_THRESHOLD
-            notes[COUNTS] = session_counts(validation.Y, predicted, validation.sessions).tolist()
-            self._end(trial, fitted.value, notes, step=fitted.epochs)
+    def _end_steps(self, trial: optuna.Trial, fitted: FittedHead) -> None:
+        if fitted.outcome == "finished":
+            self._end(trial, fitted.value, {EPOCHS: fitted.epochs}, step=fitted.epochs)
         else:
-            if fitted.outcome == "diverged":
-                notes[DIVERGED] = fitted.epochs
-            self._end(trial, None, notes)
+            self._end(trial, None, {DIVERGED: fitted.epochs} if fitted.outcome == "diverged" else {})
 
     def _end(self, trial: optuna.Trial, value: float | None, notes: dict[str, Any], step: int | None = None) -> None:
         """Tells how a trial ended: completed with a value, pruned without one."""
@@ -342,8 +334,9 @@ class _Search:
             self._opened.sync()
         if self._on_progress is not None:
             finished = self._study.get_trials(deepcopy=False, states=FINISHED)
-            values = [trial_value(one) for one in finished if one.state == TrialState.COMPLETE]
-            self._on_progress(len(finished), self._trials, max(values, default=None))
+            solved = [one for one in finished if one.user_attrs.get(SOLVER) == "convex"]
+            best = best_trial(solved) or best_trial(finished)
+            self._on_progress(len(finished), self._trials, None if best is None else trial_value(best))
 
 
 def _name(combination: dict[str, Any]) -> str:

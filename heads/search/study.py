@@ -41,9 +41,11 @@ SOLVER, COMBINATION, CHOSEN = "solver", "combination", "chosen"
 """Notes of a trial: who fits it; which combination a convex one is; the settings chosen inside it."""
 AGAIN = "again"
 """The number of the interrupted trial that this one begins again."""
-COUNTS, CHOICE, DIVERGED = "session_counts", "choice", "diverged_in_epoch"
-"""Confusion counts of its candidates per validation session, (candidates, S, 3, C); which of them each label's head is,
-(C,), where there are several; the epoch where it diverged."""
+COUNTS, CHOICE = "session_counts", "choice"
+"""Of a convex trial: out-of-fold confusion counts of its grid's points per session, (G, M, 3, C); which point each
+label's head is, (C,)."""
+EPOCHS, DIVERGED = "epochs_kept", "diverged_in_epoch"
+"""Of a trial trained by AdamW: the epochs behind its head; the epoch where it diverged."""
 
 
 class _Journal(JournalFileBackend):

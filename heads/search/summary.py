@@ -1,25 +1,19 @@
-"""What a finished search tells: its table of trials, the importance of settings, and the best trial's selection bias.
+"""What a finished search tells: its table of trials, the importance of settings, and all of it in words.
 
-What this is not: the search, or a figure (`report/searching.py`).
+What this is not: the search, its choice (`choosing.py`), or a figure (`report/searching.py`).
 """
 
 import csv
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from heads.engines.convex import GridPoint
-from heads.scoring.statistics import Candidates, paired_comparison, selection_optimism
-from heads.search.grid_choice import choose_points
-from heads.search.study import CHOICE, CHOSEN, COUNTS, DIVERGED, SOLVER
+from heads.search.study import CHOSEN, DIVERGED, SOLVER
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
 
@@ -73,83 +67,6 @@ def with_steps(
     return replace(settings, **{name: getattr(linear[best.number], name) for name in names}), best.number
 
 
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """The trial that a search takes.
-
-    Attributes:
-        trial: The trial.
-        optimism: Selection bias of its score among its solver's trials (`statistics.selection_optimism`).
-        highest: The trial of the highest score, where that is another.
-    """
-
-    trial: FrozenTrial
-    optimism: dict[str, Any]
-    highest: FrozenTrial | None
-
-
-def choose_trial(trials: Sequence[FrozenTrial], points: Sequence[GridPoint], *, seed: int) -> Chosen | None:
-    """The best trial of the convex solver, unless one trained by AdamW is clearly better.
-
-    The best of two hundred noisy scores is more biased than the best of a few. So such a trial must still be ahead
-    after the selection bias is subtracted from both, and the paired interval of the difference over validation
-    sessions must exclude zero. Where there are too few sessions to tell, the scores decide.
-
-    Args:
-        trials: All trials of the study.
-        points: The grid of its convex trials.
-        seed: Seed of the resampling.
-
-    Returns:
-        None if no trial completed.
-    """
-    by_solver = [
-        [trial for trial in trials if (trial.user_attrs.get(SOLVER) == "convex") == is_convex]
-        for is_convex in (True, False)
-    ]
-    found = [
-        (best, _optimism(of_solver, points, seed))
-        for of_solver in by_solver
-        if (best := best_trial(of_solver)) is not None
-    ]
-    if not found:
-        return None
-    trial, optimism = found[0]
-    if len(found) == 2:
-        by_steps, its_optimism = found[1]
-        interval = paired_comparison(_own_counts(by_steps), _own_counts(trial), seed=seed)["difference_ci95"]
-        if interval is None:
-            is_better = trial_value(by_steps) > trial_value(trial)
-        else:
-            is_better = interval[0] > 0 and its_optimism["corrected"] > optimism["corrected"]
-        if is_better:
-            trial, optimism = by_steps, its_optimism
-    highest = best_trial(trials)
-    return Chosen(trial, optimism, highest if highest is not trial else None)
-
-
-def _own_counts(trial: FrozenTrial) -> npt.NDArray[np.int64]:
-    """Confusion counts per session of a trial's own predictions, (S, 3, C), among those of its candidates."""
-    counts = np.array(trial.user_attrs[COUNTS], np.int64)
-    choice = np.array(trial.user_attrs.get(CHOICE, [0] * counts.shape[-1]))
-    return np.asarray(np.take_along_axis(counts, choice[None, None, None], axis=0)[0])
-
-
-def _optimism(trials: Sequence[FrozenTrial], points: Sequence[GridPoint], seed: int) -> dict[str, Any]:
-    return selection_optimism(
-        [_candidates(trial, points) for trial in trials if trial.state == TrialState.COMPLETE], seed=seed
-    )
-
-
-def _candidates(trial: FrozenTrial, points: Sequence[GridPoint]) -> Candidates:
-    """What validation chose among inside a trial, and how."""
-    counts = np.array(trial.user_attrs[COUNTS], np.int64)  # (G, S, 3, C)
-    if len(counts) == 1:
-        return Candidates.alone(counts[0])
-    true_positives, _, false_negatives = counts[0].sum(axis=0)
-    return Candidates(counts, partial(choose_points, positives=true_positives + false_negatives, points=points))
-
-
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float] | None:
     """Share of each setting in the difference between good and other trials trained by AdamW, by Optuna's PED-ANOVA.
 
@@ -172,20 +89,24 @@ def importances(trials: Sequence[FrozenTrial]) -> dict[str, float] | None:
 
 
 def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> str:
-    """`trials.csv`: one row per trial; `epochs_seen` is the last epoch that was scored, unused settings are empty."""
+    """`trials.csv`: one row per trial, with the value's source in `scored` and the last scored epoch in `epochs_seen`.
+
+    Settings that are not used are empty.
+    """
     names = list(HeadSettings().to_mapping())
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["number", "state", "value", "epochs_seen", "diverged_in_epoch", *names])
+    writer.writerow(["number", "state", "value", "scored", "epochs_seen", "diverged_in_epoch", *names])
     for trial in trials:
         value = "" if trial.value is None else repr(trial.value)
         state = "interrupted" if trial.state == TrialState.FAIL else trial.state.name.lower()
+        scored = "out-of-fold" if trial.user_attrs.get(SOLVER) == "convex" else "validation"
         last, diverged = trial.last_step or "", trial.user_attrs.get(DIVERGED, "")
         settings = trial_settings(trial, choices)
         used = trial.params if settings is None else used_settings(settings)
         cells = [used.get(name, "") for name in names]
         cells = [" ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in cells]
-        writer.writerow([trial.number, state, value, last, diverged, *cells])
+        writer.writerow([trial.number, state, value, scored, last, diverged, *cells])
     return table.getvalue()
 
 
@@ -209,14 +130,17 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
     counts = best["trials"]
     lines = [
         f"{counts['completed']} trials completed, {counts['pruned']} pruned; best is trial {best['trial']}: "
-        f"{_head(settings)}."
+        f"{_head(settings)}. Chosen out of fold, then refitted on all training and validation sessions."
     ]
     if settings.solver == "convex":
         exponent = settings.spectral_exponent
         along = f", weaker along directions in which features vary more (spectral exponent {exponent:.2g})"
         lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{along if exponent else ''}.")
         if best["steps_of_trial"] is not None:
-            lines.append(f"Best of those trained by AdamW is trial {best['steps_of_trial']}: {_steps(settings)}.")
+            lines.append(
+                f"Of the linear heads trained by AdamW, trial {best['steps_of_trial']} is highest on the validation "
+                f"split: {_steps(settings)}. Its steps serve lora-finetune."
+            )
     else:
         dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""
         lines.append(f"Trained by AdamW: {_steps(settings)}{dropout}.")
@@ -225,14 +149,15 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(best["importances"].items())[:5])
         lines.append(f"Importance of the settings among the trials trained by AdamW: {shares}.")
     optimism = best["optimism"]
-    if best["highest_trial"] != best["trial"]:
-        lines.append(
-            f"Trial {best['highest_trial']} scored {best['highest_value']:.3f}, more than {best['value']:.3f}, but as "
-            "the best of so many trials that the difference may be chance."
+    others = [one for one in best["finalists"] if one["trial"] != best["trial"]]
+    if others:
+        found = ", ".join(
+            f"trial {one['trial']} {one['out_of_fold']:.3f} (validation {one['validation']:.3f})" for one in others
         )
+        lines.append(f"Highest on validation of those trained by AdamW, refitted out of fold: {found}.")
     if optimism["optimism"] is not None:
         lines.append(
-            f"Selection bias of the best trial: {optimism['best']:.3f} on validation, {optimism['corrected']:.3f} "
+            f"Selection bias of the best trial: {optimism['best']:.3f} out of fold, {optimism['corrected']:.3f} "
             f"bias-corrected, to be expected in other sessions (bias {optimism['optimism']:+.3f})."
         )
     else:

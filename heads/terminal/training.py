@@ -30,16 +30,17 @@ def data_lines(data: "DataSummary") -> Iterator[Piece]:
 
 
 def trained_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
-    """A run that was written: timeline settings, scores on validation, and where its bundle is."""
+    """A run that was written: timeline settings, held-out scores, and where its bundle is."""
+    scored = run.best["scored"]
     if run.timeline is None:
         yield f"timeline settings stay at their defaults: {run.no_timeline_because}"
     else:
         yield (
-            f"timelines: segment F1 {run.timeline.validation_segment_f1:.2f} on validation with the settings chosen "
-            f"there, {run.timeline.untuned_segment_f1:.2f} with the defaults"
+            f"timelines: segment F1 {run.timeline.validation_segment_f1:.2f} by {scored} scores with the settings "
+            f"chosen by them, {run.timeline.untuned_segment_f1:.2f} with the defaults"
         )
-    yield from label_scores(run.validation_metrics, width)
-    yield f"validation macro-F1 {run.best['value']:.3f} at threshold 0.5; wrote {run.bundle}"
+    yield from label_scores(run.metrics, width)
+    yield f"{scored} macro-F1 {run.best['value']:.3f} at threshold 0.5; wrote {run.bundle}"
 
 
 def tuned_run(run: "TrainedRun", width: int) -> Iterator[Piece]:

@@ -11,7 +11,8 @@ its borders are finer than what is scored here.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.clips.clip import ClipTable, union_of
+from featurecache.clips.clip import Clip, ClipTable, union_of
 from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.errors import TrainingDataError
 from featurecache.extraction.failures import KnownFailures
@@ -27,6 +28,7 @@ from featurecache.project.settings import Project
 from heads.bundle import Bundle
 from heads.data import row_blocks
 from heads.loading import NONE_KNOWN, read_features
+from heads.runs import HeldOut
 from heads.timelines.files import Timeline, timeline_document
 from heads.timelines.scores import compare_timelines, disagreements, intersection, scores_document
 from heads.timelines.timeline import default_settings, predict_intervals
@@ -41,25 +43,26 @@ class _Recording:
     clips: ScoredRecording
 
 
-def tune_on_validation(
-    project: Project, bundle: Bundle, table: ClipTable, *, known: KnownFailures = NONE_KNOWN
-) -> TunedTimeline:
-    """Timeline settings chosen on the validation split; `save_timeline` puts them into the bundle's folder.
+def tune_on_held_out(project: Project, bundle: Bundle, table: ClipTable, held_out: HeldOut) -> TunedTimeline:
+    """Timeline settings chosen by held-out scores; `save_timeline` puts them into the bundle's folder.
 
     Args:
-        project: The project, whose annotations and cache are read.
+        project: The project, whose annotations are read.
         bundle: The bundle.
         table: The clip table.
-        known: Why clips could not be extracted; missing clips with such a reason are left out.
+        held_out: Scores of clips of the table. Labels without scores have no say.
 
     Raises:
-        TrainingDataError: If no validation recording has an annotated event.
-        MissingFeaturesError: If a clip is missing from the cache for no known reason.
+        TrainingDataError: If no recording of these clips has an annotated event.
     """
+    scored = held_out.is_scored
+    scores = dict(zip(held_out.clip_ids or (), held_out.scores[:, scored].astype(np.float32), strict=True))
+    clips = [clip for clip in table.clips if clip.clip_id in scores]
+    found = _recordings(project, clips, lambda ids: np.stack([scores[clip_id] for clip_id in ids]), held_out.name)
     return tune_timeline(
-        [one.clips for one in _recordings(project, bundle, table, "validation", known)],
-        labels=bundle.labels,
-        thresholds=bundle.thresholds,
+        [one.clips for one in found],
+        labels=list(itertools.compress(bundle.labels, scored)),
+        thresholds=bundle.thresholds[scored],
         length_us=project.settings.clips.length_us,
         stride_us=project.settings.clips.stride_us,
     )
@@ -96,7 +99,11 @@ def evaluate_timelines(
     clips = project.settings.clips
     settings = tuned.settings if tuned is not None else default_settings(clips.length_us)
     comparisons, sessions, documents = [], [], []
-    for one in _recordings(project, bundle, table, split, known):
+    cache = FeatureCache.open(project.cache)
+    labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
+    missing = known.missing(cache, [clip.clip_id for clip in labelled], bundle.spaces)
+    had = [clip for clip in labelled if clip.clip_id not in missing]
+    for one in _recordings(project, had, lambda ids: clip_scores(bundle, cache, ids), split):
         spans, scores, annotated, within = one.clips.spans_us, one.clips.scores, one.clips.annotated, one.clips.within
         predicted = predict_intervals(
             spans,
@@ -154,13 +161,12 @@ def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) ->
 
 
 def _recordings(
-    project: Project, bundle: Bundle, table: ClipTable, split: str, known: KnownFailures
+    project: Project,
+    clips: Sequence[Clip],
+    score: Callable[[Sequence[str]], npt.NDArray[np.floating]],
+    split: str,
 ) -> list[_Recording]:
-    """The annotated recordings of a split with the scores of their clips, in order of the table."""
-    cache = FeatureCache.open(project.cache)
-    labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
-    missing = known.missing(cache, [clip.clip_id for clip in labelled], bundle.spaces)
-    clips = [clip for clip in labelled if clip.clip_id not in missing]
+    """The annotated recordings of clips with their scores (N, C), in order of the table."""
     names = list(dict.fromkeys(clip.recording for clip in clips))
     annotations = find_annotations(project, names).of
     found = []
@@ -172,14 +178,14 @@ def _recordings(
         annotated = annotated_spans(annotations[name], project.settings.data, max(spans)[1])
         scored = ScoredRecording(
             np.array(spans, np.int64),
-            clip_scores(bundle, cache, [clip.clip_id for clip in own]),
+            score([clip.clip_id for clip in own]),
             annotations[name].intervals,
             intersection(union_of(annotated), union_of(spans)),
         )
         found.append(_Recording(name, own[0].content, own[0].session, scored))
     if not found:
         raise TrainingDataError(
-            f"timelines of the {split} split need an annotated recording, but none of its {len(names)} recordings has "
+            f"timelines of {split} clips need an annotated recording, but none of their {len(names)} recordings has "
             "an annotation. Set annotations under [data], or change the split in clips.csv."
         )
     return found

@@ -10,12 +10,12 @@ from featurecache.errors import AnnotationError, TrainingDataError
 from featurecache.project.settings import Project, parse_section
 from heads.bundle import Bundle
 from heads.inputs import default_inputs
-from heads.runs import train_bundle
+from heads.runs import METRICS_NAMES, HeldOut, train_bundle
 from heads.search.search import OnProgress, search_heads
 from heads.settings import HeadSettings, SearchSpace
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import DataSummary, learning_data, run_folder, scoring_data, training_device
-from heads.workflow.timelines import tune_on_validation
+from heads.workflow.data import DataSummary, learning_data, own_table, run_folder, training_device
+from heads.workflow.timelines import tune_on_held_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +25,14 @@ class TrainedRun:
     Attributes:
         folder: The run's folder.
         best: The content of `best.json`.
-        validation_metrics: The content of `validation_metrics.json`.
-        timeline: Timeline settings chosen on validation; None where there was nothing to choose by.
+        metrics: The content of `out_of_fold_metrics.json`; of a fine-tuned backbone, of `validation_metrics.json`.
+        timeline: Timeline settings chosen by the same scores; None where there was nothing to choose by.
         no_timeline_because: Why no timeline settings were chosen; empty where they were.
     """
 
     folder: Path
     best: Mapping[str, Any]
-    validation_metrics: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     timeline: TunedTimeline | None
     no_timeline_because: str
 
@@ -43,7 +43,8 @@ class TrainedRun:
 
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache train --json` and `tune --json`."""
-        return {**self.best, "bundle": self.bundle, "validation_metrics": self.validation_metrics}
+        name = METRICS_NAMES[self.best["scored"]].removesuffix(".json")
+        return {**self.best, "bundle": self.bundle, name: self.metrics}
 
 
 def train(
@@ -54,7 +55,7 @@ def train(
     allow_download: bool = False,
     on_data: Callable[[DataSummary], None] = lambda _: None,
 ) -> TrainedRun:
-    """Fits one head with the settings of [train] and writes its run.
+    """Fits one head with the settings of [train] to training and validation clips, and writes its run.
 
     Args:
         project: The project.
@@ -135,10 +136,10 @@ def tune(
 
 
 class TimelineChoice:
-    """Chooses timeline settings of a bundle that is about to be saved, on the validation split.
+    """Chooses timeline settings of a bundle that is about to be saved, by its held-out scores.
 
     Args:
-        project: The project, whose annotations and cache are read.
+        project: The project, whose annotations are read.
 
     Attributes:
         reason: Why no settings were chosen for the last bundle.
@@ -148,11 +149,10 @@ class TimelineChoice:
         self._project = project
         self.reason = "there was nothing to choose by when the bundle was made"
 
-    def __call__(self, bundle: Bundle) -> TunedTimeline | None:
-        """The settings; None where there is no annotated validation recording to choose them by."""
-        source = scoring_data(self._project, bundle)
+    def __call__(self, bundle: Bundle, held_out: HeldOut) -> TunedTimeline | None:
+        """The settings; None where there is no annotated recording to choose them by."""
         try:
-            return tune_on_validation(self._project, bundle, source.table, known=source.known)
+            return tune_on_held_out(self._project, bundle, own_table(self._project, bundle), held_out)
         except (AnnotationError, TrainingDataError) as error:
             self.reason = str(error)
             return None
@@ -160,6 +160,6 @@ class TimelineChoice:
 
 def finished_run(folder: Path, best: Mapping[str, Any], choice: TimelineChoice) -> TrainedRun:
     """A written run as a document."""
-    metrics = json.loads((folder / "validation_metrics.json").read_bytes())
+    metrics = json.loads((folder / METRICS_NAMES[best["scored"]]).read_bytes())
     timeline = load_timeline(folder / "bundle")
     return TrainedRun(folder, best, metrics, timeline, choice.reason if timeline is None else "")

@@ -1,0 +1,103 @@
+"""A head refitted with chosen settings on all clips that are not test, and what its settings score out of fold.
+
+Notable choices: the out-of-fold scores are of heads with the same settings that never saw a clip's session, so they are
+what thresholds, calibration and timeline settings are chosen by; the head itself has then seen every session but those
+of the test split. A head with an early stop is trained on the training split first, to find out for how many epochs.
+
+What this is not: the choice of settings (`search/choosing.py`), or anything that writes files.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featurecache.errors import SettingsError
+from heads.engines.fitting import refitting, solve_head
+from heads.engines.prepared import Prepared
+from heads.engines.training import FittedHead, fit_heads
+from heads.engines.training_clips import TrainingClips
+from heads.models import Head
+from heads.scoring.cross_fitting import out_of_fold_scores
+from heads.scoring.metrics import macro_f1
+from heads.settings import HeadSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """A head that was fitted on training and validation clips together.
+
+    Attributes:
+        head: The head.
+        settings: Its settings; of one with an early stop, the epochs that it found, and no patience.
+        scores: Out-of-fold scores of the N clips, mean over the assignments to folds, shape (N, C); NaN for a label
+            that cannot be learned without some fold.
+        train_loss: Mean loss over the last epoch; None where the solver takes no steps.
+    """
+
+    head: Head
+    settings: HeadSettings
+    scores: npt.NDArray[np.float64]
+    train_loss: float | None
+
+
+def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
+    """Fits a head on all clips that are not test, and once more without each fold of them.
+
+    Args:
+        prepared: The clips; their seed is that of data order, initial weights and dropout.
+        settings: Settings of the head.
+
+    Raises:
+        SettingsError: If training diverges, does not converge, or the settings do not fit the features.
+    """
+    clips = prepared.fitting(settings.inputs)
+    if settings.solver == "convex":
+        if prepared.data.train.are_frames(settings.inputs):
+            raise SettingsError(
+                "the convex solver must have one feature vector per clip, but "
+                f'{settings.inputs} are features of frames. Choose other inputs, or kind = "attention".'
+            )
+        basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
+        head, scores = solve_head(basis, clips.Y, settings, prepared.folds)
+        return Refitted(head, settings, scores.mean(axis=0, dtype=np.float64), None)
+    if settings.patience:
+        settings = dataclasses.replace(settings, patience=0, epochs=_early_stopped(prepared, settings).epochs)
+    scores = step_scores(prepared, settings)
+    widths = prepared.data.train.part_widths(settings.inputs)
+    (fitted,) = fit_heads(
+        TrainingClips(clips.X, clips.Y, seed=prepared.seed, device=prepared.device, part_widths=widths), [settings]
+    )
+    return Refitted(_finished(fitted), settings, scores.mean(axis=0), fitted.train_loss)
+
+
+def step_scores(prepared: Prepared, settings: HeadSettings) -> npt.NDArray[np.float64]:
+    """Out-of-fold scores of settings that are trained by steps, for each of R assignments to folds, shape (R, N, C).
+
+    Raises:
+        SettingsError: If training diverges.
+    """
+    clips = prepared.fitting(settings.inputs)
+    widths = prepared.data.train.part_widths(settings.inputs)
+    fit = refitting(clips, settings, seed=prepared.seed, device=prepared.device, part_widths=widths)
+    return out_of_fold_scores(fit, clips.Y, prepared.folds, clip_ids=clips.clip_ids)
+
+
+def _early_stopped(prepared: Prepared, settings: HeadSettings) -> FittedHead:
+    """A head trained on the training split until its validation score no longer rises."""
+    validation = prepared.validation(settings.inputs)
+    (fitted,) = fit_heads(
+        prepared.clips(settings.inputs),
+        [settings],
+        X_validation=validation.X,
+        score=lambda scores: macro_f1(validation.Y, scores),
+    )
+    _finished(fitted)
+    return fitted
+
+
+def _finished(fitted: FittedHead) -> Head:
+    if fitted.head is None:
+        raise fitted.diverged_error()
+    return fitted.head
