@@ -265,7 +265,7 @@ def tune(
 ) -> int:
     """Search head settings with Optuna's TPE; resumes a search.
 
-    Trials are scored on the validation split.
+    The head is chosen by out-of-fold scores over all sessions that are not test, and refitted on them.
     """
     screen = Screen(as_json)
     run = _tune(

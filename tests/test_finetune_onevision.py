@@ -18,7 +18,7 @@ from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from heads.bundle import load_bundle
 from tests.projects import make_project, make_table
-from tests.test_finetune import SMALL, begin, network, randomize, relative, stored, tuned
+from tests.test_finetune import SMALL, begin, network, randomize, relative, starting_scores, stored, tuned
 from tests.tiny_families import LAYERS, make_llava_onevision
 from tests.tiny_models import pixels_of
 
@@ -94,9 +94,8 @@ def test_run_begins_with_the_tuned_heads_scores_and_ends_with_a_bundle_that_scor
     run_plan(project, plan_extraction(project))
     bundle = tuned(project, "final/mean")
     run = begin(project, bundle, project.runs / "lora", dataclasses.replace(SMALL, frozen=frozen, select="loss"))
-    validation, head, cache = run.loop.validation, load_bundle(bundle), FeatureCache.open(project.cache)
-    X = cache.load(validation.clip_ids, "final", "mean", head.fingerprint)
-    assert np.abs(run.loop.scores(validation) - head.scores(X, fingerprint=head.fingerprint)).max() < 1e-5
+    validation = run.loop.validation
+    assert np.abs(run.loop.scores(validation) - starting_scores(project, bundle, validation.clip_ids)).max() < 1e-5
     run.train()
     run.finish()
     fitted = load_bundle(project.runs / "lora" / "bundle")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import SettingsError
-from heads.folds import session_folds
+from heads.folds import repeated_folds, session_folds
 
 
 @st.composite
@@ -101,3 +101,18 @@ def test_session_folds_are_refused_when_a_fold_would_have_no_session(count: int 
     names = np.array([f"S{number}" for number in range(sessions)])
     with pytest.raises(SettingsError, match=f"asked of {sessions} sessions"):
         session_folds(np.ones((sessions, 1), np.int8), names, count=count)
+
+
+def test_repeated_folds_are_different_and_as_learnable_as_the_most_even_ones() -> None:
+    sessions = np.repeat([f"S{number}" for number in range(8)], 4)
+    Y = np.stack([np.arange(32) % 2, np.isin(sessions, ["S0", "S1"]) & (np.arange(32) % 4 == 0)], axis=1).astype(
+        np.int8
+    )
+    of = repeated_folds(Y, sessions, count=5, repeats=12)
+    assert np.array_equal(of[0], session_folds(Y, sessions, count=5))
+    assert len(np.unique(of, axis=0)) > 6
+    for fold_of in of:
+        assert set(fold_of) == set(range(5))
+        assert unlearnable(Y, fold_of) == 0
+        assert all(len(set(fold_of[sessions == name])) == 1 for name in sessions)
+    assert len(repeated_folds(Y, sessions, count=9, repeats=3)) == 1, "each session is a fold of its own"
