@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli import app
-from featurecache import FeatureCache
+from featurecache import FeatureCache, make_clips
 from featurecache.annotations import Interval, predicted_intervals, read_csv, read_eaf, resolve_times, write_eaf
-from featurecache.clips.clip import clip_id, clip_windows, union_of
+from featurecache.clips.clip import clip_id, clip_targets, clip_windows, union_of
 from featurecache.errors import FingerprintMismatchError, TimelineError
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
@@ -269,6 +269,37 @@ def test_predict_adds_to_the_annotators_document_and_leaves_the_original(project
         assert one.start_us >= 400_000
 
 
+@pytest.mark.parametrize("way", ["tiers are renamed", "tiers are mapped", "nothing is done"])
+def test_a_corrected_prediction_becomes_the_annotation_that_it_shows_and_an_uncorrected_one_none(
+    project: Project, tmp_path: Path, way: str
+) -> None:
+    shutil.copytree(project.root, tmp_path / "project", ignore=shutil.ignore_patterns("clips.csv"))
+    settings = tmp_path / "project" / "featurecache.toml"
+    ((timeline, files),) = predict(project, project.videos / "S0.mp4", out=tmp_path / "out").written
+    assert timeline.predicted
+    eaf = tmp_path / "project" / "annotations" / "S0.eaf"
+    eaf.parent.mkdir()
+    saved = files.eaf.read_text(encoding="utf-8")
+    eaf.write_text(saved.replace(" (predicted)", "") if way == "tiers are renamed" else saved, encoding="utf-8")
+    write_video(tmp_path / "project" / "videos" / "S3.mp4", count=20, fps=5)
+    for name in ("S1", "S2", "S3"):
+        own = [Interval(0, SECOND, label) for label in LABELS]
+        write_eaf(eaf.with_name(f"{name}.eaf"), own, media_name=f"{name}.mp4", tiers=LABELS)
+    mapping = "".join(f'mapping."{label} (predicted)" = {{ "*" = "{label}" }}\n' for label in LABELS)
+    text = settings.read_text().replace("labels.csv", "annotations")
+    settings.write_text(text.replace("[clips]", mapping + "[clips]") if way == "tiers are mapped" else text)
+    made = make_clips(open_project(tmp_path / "project"))
+    assert any("S0.eaf has no tier but predictions" in note for note in made.audit.warnings) == (
+        way == "nothing is done"
+    )
+    shown = predicted_intervals(read_eaf(files.eaf), time_origin_ms=0)
+    with (tmp_path / "project" / "clips.csv").open(newline="") as table:
+        found = [tuple(row[label] for label in LABELS) for row in csv.DictReader(table) if row["recording"] == "S0.mp4"]
+    expected = clip_targets(clip_windows(4 * SECOND, SECOND, SECOND), shown, LABELS)
+    assert any(map(any, expected))
+    assert found == ([("", "")] * 4 if way == "nothing is done" else [tuple(map(str, row)) for row in expected])
+
+
 def test_predict_takes_intervals_from_a_table_when_annotations_are_one(project: Project, tmp_path: Path) -> None:
     ((timeline, files),) = predict(project, project.videos / "S0.mp4", out=tmp_path / "out").written
     assert timeline.annotated == tuple(sorted(read_csv(project.annotations).intervals["S0.mp4"]))
@@ -397,7 +428,7 @@ def test_predict_command_ends_with_three_and_lists_when_a_recording_fails(projec
     plain = CliRunner().invoke(app, [*command[:2], *options, "--stride", "1"])
     assert plain.exit_code == 0, plain.output
     assert " S0.predicted.eaf " in plain.stdout
-    assert f"wrote them to {tmp_path / 'out'}\n" in plain.stdout
+    assert f"wrote them to {tmp_path / 'out'}. " in plain.stdout
 
 
 def test_predict_command_says_what_is_wrong_in_timeline_settings(project: Project, tmp_path: Path) -> None:

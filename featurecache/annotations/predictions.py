@@ -2,18 +2,17 @@
 
 An annotation's value is what a reviewer should see on its bar, such as "0.87". Where a tier of that name exists
 already, the new one is `ventilation (predicted 2)`, and so on: no tier that was there is touched. Readers of
-annotations skip files named `*.predicted.eaf`, so a prediction never becomes a label by accident.
+annotations skip files named `*.predicted.eaf`, and tiers called so that the settings do not name, so a prediction never
+becomes a label by accident.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 from featurecache.annotations.document import EafDocument
 from featurecache.annotations.eaf_writer import add_tier
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.labels import intervals
-
-_PREDICTED = re.compile(r"(?P<label>.+) \(predicted(?: (?P<number>[0-9]{1,6}))?\)", re.DOTALL)
+from featurecache.annotations.rules import PREDICTED_TIER
 
 
 def add_predictions(
@@ -51,7 +50,7 @@ def predicted_intervals(document: EafDocument, *, time_origin_ms: int) -> list[I
     """
     latest: dict[str, tuple[int, str]] = {}
     for tier in document.tiers:
-        if match := _PREDICTED.fullmatch(tier):
+        if match := PREDICTED_TIER.fullmatch(tier):
             latest[match["label"]] = max(latest.get(match["label"], (0, "")), (int(match["number"] or 1), tier))
     return sorted(
         Interval(one.start_us, one.end_us, label)

@@ -3,6 +3,7 @@
 Names are compared in one form (`plain_name`), so that what nobody can see tells no two labels apart.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,8 @@ from featurecache.spelling import plain_name
 LabelsFrom = Literal["tiers", "values"]
 ANY_OTHER = "*"
 """The value of a mapping that stands for every value it does not name."""
+PREDICTED_TIER = re.compile(r"(?P<label>.+) \(predicted(?: (?P<number>[0-9]{1,6}))?\)", re.DOTALL)
+"""What a tier of predictions is called: no annotation until a person renames it, or the settings name it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class LabelRule:
     def reads(self, tier: str) -> bool:
         """Whether a tier is read at all."""
         name = self.name(tier)
-        return not self.tiers or name in self.tiers or name in self.mapping or name == self.span
+        if name in self.mapping or name == self.span:
+            return True
+        return name in self.tiers if self.tiers else PREDICTED_TIER.fullmatch(name) is None
 
     def label(self, tier: str, value: str) -> str:
         """The label of an annotation; "" where it has none: absence, another tier, or no value."""
@@ -42,6 +47,6 @@ class LabelRule:
         if name in self.mapping:
             own = self.mapping[name]
             return self.name(own.get(plain_name(value), own.get(ANY_OTHER, "")))
-        if self.tiers and name not in self.tiers:
+        if not self.reads(tier):
             return ""
         return name if self.labels_from == "tiers" else self.name(value)

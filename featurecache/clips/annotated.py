@@ -230,7 +230,9 @@ def _doubts(name: str, data: DataSettings, *, has_tiers: bool, is_annotated: boo
     unlabelled = data.empty_files == "unlabelled"
     then = "its recording counts as unlabelled" if unlabelled else "no activity counts as seen in its recording"
     if not has_tiers:
-        return [f"{name} has none of the tiers {', '.join(data.tiers)}, so {then}. Correct it, or move it away."]
+        wanted = ", ".join(dict.fromkeys((*data.tiers, *data.mapping)))
+        lacks = f"has none of the tiers {wanted}" if wanted else "has no tier but predictions"
+        return [f"{name} {lacks}, so {then}. Correct it, or move it away."]
     if is_annotated:
         return []
     advice = ' If somebody watched it and nothing happened, set empty_files = "negative" under [data].' * unlabelled
