@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
@@ -370,10 +370,10 @@ def evaluate(
     """Score a bundle on the test split; every look is logged."""
     screen, project = Screen(as_json), _project(config)
     if not leave_one_session_out:
-        found = _evaluate(screen, project, bundle, against=against)
+        found = _evaluate(screen, project, bundle, against=against or ())
         _document(screen, found.to_mapping())
         return SOME_FAILED if found.failed else DONE
-    if against is not None:
+    if against:
         raise UsageError("--against compares on the test split. Give it without --leave-one-session-out.")
     from heads.terminal.scores import left_out_scores
     from heads.workflow.leaving_out import leave_one_session_out as leave_out
@@ -383,7 +383,7 @@ def evaluate(
 
 
 def _evaluate(
-    screen: Screen, project: "Project", bundle: Path | None = None, *, against: Path | None = None
+    screen: Screen, project: "Project", bundle: Path | None = None, *, against: Sequence[Path] = ()
 ) -> "TestScores":
     from featurecache.terminal.progress import extraction_progress
     from heads.terminal.scores import adapted_plan, evaluation

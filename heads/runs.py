@@ -192,7 +192,7 @@ def write_fitted(
     thresholds[scored] = tuned_thresholds(Y[:, scored], scores[:, scored], sessions)
     first = next(iter(spaces.values()))
     metrics = {
-        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split=held_out.name, seed=seed),
+        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split=held_out.name),
         **leakage,
         "calibration": calibration_document(Y, scores, cross_calibrated(Y, scores, sessions), labels=labels),
         "curves": curves(Y, scores, labels=labels),

@@ -41,7 +41,7 @@ def write_project(
     bundle = json.loads((root / "runs" / "tune" / "bundle" / "bundle.json").read_text())
     look = {
         "bundle": hashlib.sha256(canonical_json(bundle).encode()).hexdigest(),
-        "sessions_sha256": "of the test sessions",
+        "sessions": ["of the test split"],
         "split": "test",
     }
     (root / "runs" / "test_looks.jsonl").write_text(json.dumps(look) + "\n" + json.dumps(look) + "\n")

@@ -88,7 +88,8 @@ LOWER_FIRST = {
     ],
     "heads": [
         *("settings", "inputs", "methods", "data", "models", "folds", "scoring", "timelines", "engines", "loading"),
-        *("bundle", "cached_features", "runs", "estimator", "search", "finetuning", "report", "workflow", "terminal"),
+        *("bundle", "cached_features", "runs", "estimator", "search", "finetuning"),
+        *("evaluation_log", "report", "workflow", "terminal"),
     ],
 }
 """The parts of each package; each imports only from itself and from those before it."""

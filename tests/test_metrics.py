@@ -7,16 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy.stats import norm, t
-from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from heads.scoring.metrics import (
     average_precision,
     confusion_counts,
     f1_scores,
-    interval_of,
     macro_f1,
-    macro_f1_interval,
     metrics_document,
     session_counts,
 )
@@ -62,6 +59,13 @@ def test_document_equals_scikit_learn_when_scores_are_defined(data: tuple[np.nda
             assert ours["precision"] == pytest.approx(precision_score(y, predicted))
         else:
             assert ours["precision"] is None
+        if y.all():
+            assert ours["auroc"] is ours["specificity"] is None
+        else:
+            assert ours["auroc"] == pytest.approx(roc_auc_score(y, scores[:, at]))
+            assert ours["specificity"] == pytest.approx(recall_score(1 - y, ~predicted))
+            if not predicted.all():
+                assert ours["npv"] == pytest.approx(precision_score(1 - y, ~predicted))
     if defined:
         assert document["macro_f1"] == pytest.approx(np.mean(defined))
         assert macro_f1(Y, scores, thresholds) == pytest.approx(np.mean(defined))
@@ -79,28 +83,6 @@ def test_f1_scores_work_on_stacks_of_counts() -> None:
 def test_average_precision_is_the_prevalence_when_all_scores_are_equal() -> None:
     y = np.array([1, 0, 0, 1, 0])
     assert average_precision(y, np.full(5, 0.3)) == pytest.approx(0.4)
-
-
-def test_macro_f1_interval_equals_a_plain_bootstrap_over_sessions_but_for_its_width() -> None:
-    Y, scores, sessions = random_predictions(8)
-    predicted = scores >= 0.5
-    low, high = macro_f1_interval(Y, predicted, sessions, seed=0)
-    random = np.random.default_rng(1)
-    values = []
-    for _ in range(800):
-        rows = np.concatenate([np.flatnonzero(sessions == s) for s in random.choice(np.unique(sessions), 8)])
-        values.append(f1_score(Y[rows], predicted[rows], average="macro"))
-    tail = norm.cdf(-t.ppf(0.975, 7) * (8 / 7) ** 0.5)
-    assert [low, high] == pytest.approx(np.quantile(values, [tail, 1 - tail]), abs=0.015)
-    assert low < macro_f1(Y, scores) < high
-    assert (low, high) == macro_f1_interval(Y, predicted, sessions, seed=0)
-
-
-@pytest.mark.parametrize("sessions", [5, 6, 12, 200])
-def test_interval_of_is_a_t_interval_when_values_are_normal(sessions: int) -> None:
-    values = np.append(norm.ppf((np.arange(200_000) + 0.5) / 200_000), np.nan)
-    wide = t.ppf(0.975, sessions - 1) * (sessions / (sessions - 1)) ** 0.5
-    assert interval_of(values, sessions) == pytest.approx((-wide, wide), rel=0.01)
 
 
 @given(targets_and_scores(), st.integers(1, 5))
@@ -135,25 +117,25 @@ def test_document_compares_each_clip_with_its_own_thresholds_when_it_has_some() 
     assert document["per_class"]["suction"]["threshold"] == pytest.approx(own[:, 1].mean())
 
 
-def test_macro_f1_interval_is_wider_when_clips_of_a_session_are_alike() -> None:
-    Y, scores, sessions = random_predictions(8, clips_each=5)
-    low, high = macro_f1_interval(Y, scores >= 0.5, sessions, seed=0)
-    copies = [np.repeat(array, 10, axis=0) for array in (Y, scores >= 0.5, sessions)]
-    assert macro_f1_interval(*copies, seed=0) == pytest.approx((low, high))
-
-
-def test_macro_f1_interval_leaves_a_label_out_of_resamples_without_a_positive_of_it() -> None:
-    Y, _, sessions = random_predictions(6)
-    Y[:, 1] = sessions == "s3"
-    interval = macro_f1_interval(Y, Y.astype(bool), sessions, seed=0)
-    assert interval == (1.0, 1.0)
+def test_document_has_scores_of_each_session_and_counts_those_with_the_label() -> None:
+    Y, scores, sessions = random_predictions(6)
+    Y[sessions != "s2", 1] = 0
+    document = metrics_document(Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="test")
+    assert [one["session"] for one in document["per_session"]] == sorted(set(sessions))
+    here = sessions == "s2"
+    own = document["per_session"][2]
+    assert own["n_clips"] == 40
+    assert own["f1"]["suction"] == pytest.approx(f1_score(Y[here, 1], scores[here, 1] >= 0.5))
+    assert own["macro_f1"] == pytest.approx(macro_f1(Y[here], scores[here]))
+    assert document["per_session"][0]["f1"]["suction"] is None
+    assert [document["per_class"][label]["sessions"] for label in LABELS] == [6, 1, 6]
 
 
 def test_document_has_no_interval_but_a_reason_when_sessions_are_few() -> None:
     Y, scores, sessions = random_predictions(4)
     document = metrics_document(Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="test")
     assert document["macro_f1_ci95"] is None
-    assert "at least 5 sessions to resample, but test has 4" in document["macro_f1_ci95_reason"]
+    assert "at least 5 sessions, but test has 4" in document["macro_f1_ci95_reason"]
     assert "evaluate --leave-one-session-out" in document["macro_f1_ci95_reason"]
 
 
@@ -162,11 +144,12 @@ def test_document_is_the_contract_when_written_as_json() -> None:
     Y[:, 2] = 0
     document = metrics_document(Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="validation")
     document = json.loads(json.dumps(document, allow_nan=False))
-    keys = ["macro_f1", "macro_f1_ci95", "per_class", "undefined", "n_clips", "n_sessions", "split"]
+    keys = ["macro_f1", "macro_f1_ci95", "per_class", "undefined", "n_clips", "n_sessions", "split", "per_session"]
     assert list(document) == keys
     assert document["undefined"] == ["stimulation"]
     assert (document["n_clips"], document["n_sessions"], document["split"]) == (240, 6, "validation")
-    per_class = ["f1", "precision", "recall", "average_precision", "threshold", "support"]
-    assert [list(document["per_class"][label]) for label in LABELS] == [per_class] * 3
+    per_class = {"f1", "f1_ci95", "precision", "recall", "average_precision", "auroc", "specificity", "npv"}
+    per_class |= {"threshold", "support", "sessions"}
+    assert [set(document["per_class"][label]) for label in LABELS] == [per_class] * 3
     low, high = document["macro_f1_ci95"]
     assert 0 < low < document["macro_f1"] < high < 1

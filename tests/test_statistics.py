@@ -1,11 +1,9 @@
 """Statistics over sessions: right error rates on simulated data, and exact where brute force can tell."""
 
-import itertools
-
 import numpy as np
 import pytest
 
-from heads.scoring.metrics import f1_scores, macro_f1_interval, macro_over_labels, session_counts
+from heads.scoring.metrics import f1_scores, macro_over_labels, session_counts
 from heads.scoring.statistics import Candidates, paired_comparison, seed_fold_spread, selection_optimism
 
 
@@ -39,7 +37,7 @@ def pair(random: np.random.Generator, *, sessions: int, better: float = 0.0) -> 
 @pytest.mark.parametrize("sessions", [8, 16])
 def test_paired_comparison_finds_a_difference_in_one_of_twenty_when_there_is_none(sessions: int) -> None:
     random = np.random.default_rng(sessions)
-    found = [paired_comparison(*pair(random, sessions=sessions), resamples=10)["p_value"] for _ in range(200)]
+    found = [paired_comparison(*pair(random, sessions=sessions))["p_value"] for _ in range(200)]
     for level in (0.05, 0.2):
         share = np.mean(np.array(found) <= level)
         assert abs(share - level) < 2.6 * (level * (1 - level) / len(found)) ** 0.5 + 0.01
@@ -50,7 +48,7 @@ def test_paired_comparison_finds_a_difference_when_there_is_one() -> None:
     low, high = result["difference_ci95"]
     assert 0 < low < result["difference"] < high
     assert result["p_value"] < 0.01
-    assert (result["smallest_p_value"], result["n_sessions"]) == (2 / 2**12, 12)
+    assert result["n_sessions"] == 12
 
 
 def test_paired_comparison_is_the_same_with_the_other_sign_when_exchanged() -> None:
@@ -58,18 +56,7 @@ def test_paired_comparison_is_the_same_with_the_other_sign_when_exchanged() -> N
     one, other = paired_comparison(ours, theirs), paired_comparison(theirs, ours)
     assert one["difference"] == pytest.approx(-other["difference"])
     assert one["difference_ci95"] == pytest.approx([-x for x in reversed(other["difference_ci95"])])
-    assert one["p_value"] == other["p_value"]
-
-
-def test_paired_comparison_equals_all_exchanges_when_sessions_are_few() -> None:
-    ours, theirs = pair(np.random.default_rng(4), sessions=6, better=0.5)
-    observed = macro(ours.sum(0)) - macro(theirs.sum(0))
-    as_large = []
-    for exchange in itertools.product([False, True], repeat=6):
-        swapped = np.array(exchange)[:, None, None]
-        first, second = np.where(swapped, theirs, ours), np.where(swapped, ours, theirs)
-        as_large.append(abs(macro(first.sum(0)) - macro(second.sum(0))) >= abs(observed) - 1e-12)
-    assert paired_comparison(ours, theirs)["p_value"] == pytest.approx(np.mean(as_large))
+    assert one["p_value"] == pytest.approx(other["p_value"])
 
 
 def test_paired_comparison_has_a_high_p_value_when_predictions_are_equal() -> None:
@@ -93,25 +80,6 @@ def test_paired_comparison_is_refused_when_clips_differ() -> None:
     for other in (theirs[:5], theirs + np.array([1, 0, 0])[:, None]):
         with pytest.raises(ValueError, match="of the same clips"):
             paired_comparison(ours, other)
-
-
-# --- coverage of the interval ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("sessions", "least"), [(8, 0.80), (24, 0.89)])
-def test_macro_f1_interval_covers_the_truth_about_as_often_as_it_says(sessions: int, least: float) -> None:
-    """Of few sessions the percentile bootstrap is known to be too narrow: .86 of 8, .92 of 24 for a nominal .95."""
-    random = np.random.default_rng(sessions)
-    skills = np.full((1, 3), 1.0)
-    Y, predicted, names = simulated(random, sessions=3000, skills=skills)
-    truth = macro(session_counts(Y, predicted[0], names).sum(0))
-    covered = []
-    for _ in range(150):
-        Y, predicted, names = simulated(random, sessions=sessions, skills=skills)
-        interval = macro_f1_interval(Y, predicted[0], names, seed=0, resamples=400)
-        assert interval is not None
-        covered.append(interval[0] <= truth <= interval[1])
-    assert least <= np.mean(covered) <= 0.99
 
 
 # --- the price of choosing ------------------------------------------------------------------------

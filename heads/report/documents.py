@@ -22,6 +22,7 @@ from featurecache.extraction.failures import read_rows
 from featurecache.spec import canonical_json
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
+from heads.evaluation_log import EvaluationLog, read_evaluation_log
 from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, method_of_head
 from heads.runs import METRICS_NAMES
 from heads.search.study import JOURNAL_NAME
@@ -68,19 +69,6 @@ class Run:
     journal: Path | None
     timelines: Document
     learning: Document
-
-
-@dataclass(frozen=True)
-class EvaluationLog:
-    """The log of test-set evaluations.
-
-    Attributes:
-        total: Number of evaluations of the most recently evaluated sessions.
-        by_bundle: Digest of a bundle -> number of its evaluations.
-    """
-
-    total: int = 0
-    by_bundle: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,34 +213,16 @@ def _rank(method: str) -> int:
 
 
 def _read_evaluation_log(path: Path, problems: list[str]) -> EvaluationLog:
-    """Lines that share an id are one evaluation of several bundles. An unreadable line counts for all sessions."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return EvaluationLog()
+        found = read_evaluation_log(path)
     except OSError as error:
         problems.append(f"{path.name}: {_why(error)}")
-        return EvaluationLog()
-    sessions: list[str | None] = []
-    bundles: Counter[str] = Counter()
-    ids: set[str] = set()
-    for line in lines:
-        try:
-            look = json.loads(line)
-            of_sessions, bundle = str(look["sessions_sha256"]), str(look["bundle"])
-        except (ValueError, KeyError, TypeError):
-            sessions.append(None)
-        else:
-            bundles[bundle] += 1
-            if str(look.get("look")) not in ids:
-                sessions.append(of_sessions)
-            if "look" in look:
-                ids.add(str(look["look"]))
-    unread = sessions.count(None)
-    if unread:
-        problems.append(f"{path.name}: {unread} of its lines cannot be read, and each counts as a test-set evaluation")
-    last = next((one for one in reversed(sessions) if one is not None), None)
-    return EvaluationLog(sum(one in (last, None) for one in sessions), dict(bundles))
+        return EvaluationLog(0, {}, 0)
+    if found.unreadable:
+        problems.append(
+            f"{path.name}: {found.unreadable} of its lines cannot be read, and each counts as a test-set evaluation"
+        )
+    return found
 
 
 def _read_clips(path: Path, problems: list[str]) -> ClipTable | None:

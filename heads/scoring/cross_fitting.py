@@ -201,7 +201,6 @@ def leave_one_session_out(
     *,
     labels: Sequence[str],
     clip_ids: Sequence[str] | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Leave-one-session-out scores of given settings: refitted without each session, predictions pooled.
 
@@ -213,7 +212,6 @@ def leave_one_session_out(
         sessions: The session of each clip, shape (N,).
         labels: Names of the C labels.
         clip_ids: N clip ids; where given, training clips that overlap or touch held-out ones are left out.
-        seed: Seed of the confidence interval's resampling.
 
     Returns:
         The document of `*_metrics.json`, whose `threshold` is the mean over sessions, with a `caveat`, and
@@ -232,8 +230,6 @@ def leave_one_session_out(
         thresholds[session, scored] = tuned_thresholds(
             Y[others][:, scored], scores[others][:, scored], sessions[others]
         )
-    metrics = metrics_document(
-        Y, scores, thresholds[fold_of], sessions, labels=labels, split=LEAVE_ONE_SESSION_OUT, seed=seed
-    )
+    metrics = metrics_document(Y, scores, thresholds[fold_of], sessions, labels=labels, split=LEAVE_ONE_SESSION_OUT)
     not_learnable = [label for label, has_scores in zip(labels, scored.tolist(), strict=True) if not has_scores]
     return {**metrics, "not_learnable": not_learnable, "caveat": CHOSEN_HERE}

@@ -2,25 +2,37 @@
 
 Notable choices: a label without a positive clip has no F1, recall or average precision: it is None, listed under
 `undefined`, and left out of the macro average, never counted as 0 or 1. A label that is predicted nowhere has no
-precision (its F1 is 0). Confidence intervals resample whole sessions, because clips of one session are correlated.
+precision (its F1 is 0).
 
-What this is not: thresholds, calibration, comparisons (`statistics.py`), or a logged test-set evaluation
-(`evaluation.py`).
+What this is not: thresholds, calibration, intervals (`intervals.py`), comparisons (`statistics.py`), or a logged
+test-set evaluation (`evaluation.py`).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from heads.scoring.intervals import MIN_SESSIONS, f1_intervals, macro_f1_interval
+
 Scores = npt.NDArray[np.floating]
 Targets = npt.NDArray[np.integer]
 
 DEFAULT_THRESHOLD = 0.5
-MIN_SESSIONS = 5
-"""Fewer sessions than this give no confidence interval: there is too little to resample."""
+
+_LABEL_SCORES = (
+    "f1",
+    "f1_ci95",
+    "precision",
+    "recall",
+    "average_precision",
+    "auroc",
+    "specificity",
+    "npv",
+    "support",
+    "sessions",
+)
 
 
 def confusion_counts(Y: Targets, predicted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -59,6 +71,20 @@ def average_precision(y: Targets, scores: Scores) -> float:
     true_positives, predicted, _ = operating_points(y, scores)
     gained = np.diff(true_positives, prepend=0)
     return float((gained * true_positives / predicted).sum() / positives)
+
+
+def auroc(y: Targets, scores: Scores) -> float:
+    """Share of (positive, negative) pairs in which the positive clip has the higher score, ties half: two (N,).
+
+    NaN without a positive or a negative. Equals `sklearn.metrics.roc_auc_score`.
+    """
+    positives = int(y.sum())
+    if positives in (0, len(y)):
+        return float("nan")
+    true_positives, predicted, _ = operating_points(y, scores)
+    hits = np.concatenate([[0], true_positives])
+    alarms = np.concatenate([[0], predicted - true_positives])
+    return float(np.trapezoid(hits, alarms) / (positives * (len(y) - positives)))
 
 
 def operating_points(
@@ -100,54 +126,6 @@ def macro_over_labels(f1: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(np.where(defined, f1, 0).sum(axis=-1) / np.where(count > 0, count, np.nan))
 
 
-def resampled_sessions(count: int, *, seed: int, resamples: int) -> npt.NDArray[np.int64]:
-    """How often each of M sessions is drawn when M are drawn with replacement, shape (resamples, M)."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-
-
-def interval_of(resampled: npt.NDArray[np.float64], session_count: int) -> tuple[float, float]:
-    """The 95% interval that resampled values give: percentiles, taken wider the fewer sessions there were.
-
-    Plain percentiles of few sessions are too narrow. They are expanded as a t interval is against a normal one, and for
-    the spread that resampling M sessions misses, sqrt(M / (M - 1)). Source: Hesterberg 2015,
-    https://doi.org/10.1080/00031305.2015.1089789. Values that are NaN are left out.
-    """
-    z, freedom = 1.959964, session_count - 1
-    t = (  # Student's quantile, by the Cornish-Fisher expansion: 2.77 for 4 degrees of freedom (exact 2.776)
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
-    tail = 0.5 * math.erfc(t * math.sqrt(session_count / freedom) / math.sqrt(2))
-    low, high = np.quantile(resampled[~np.isnan(resampled)], [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def macro_f1_interval(
-    Y: Targets, predicted: npt.NDArray[np.bool_], sessions: npt.NDArray[np.str_], *, seed: int, resamples: int = 10_000
-) -> tuple[float, float] | None:
-    """95% bootstrap interval of macro-F1, resampling sessions with replacement (`interval_of`).
-
-    In a resample, the macro average is of the labels that have a positive in it.
-
-    Args:
-        Y: Targets, shape (N, C), 0 or 1.
-        predicted: Predictions, shape (N, C).
-        sessions: The session of each clip, shape (N,).
-        seed: Seed of the resampling.
-        resamples: Number of bootstrap resamples.
-
-    Returns:
-        (low, high), or None with fewer than five sessions or no positive clip of any label.
-    """
-    counts = session_counts(Y, predicted, sessions)
-    if len(counts) < MIN_SESSIONS or not Y.any():
-        return None
-    drawn = resampled_sessions(len(counts), seed=seed, resamples=resamples)
-    return interval_of(macro_over_labels(f1_scores(np.tensordot(drawn, counts, axes=1))), len(counts))
-
-
 def metrics_document(
     Y: Targets,
     scores: Scores,
@@ -156,7 +134,6 @@ def metrics_document(
     *,
     labels: Sequence[str],
     split: str,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """All scores of a split as the JSON document of `*_metrics.json`.
 
@@ -167,50 +144,93 @@ def metrics_document(
         sessions: The session of each clip, shape (N,).
         labels: Names of the C labels.
         split: The split's name.
-        seed: Seed of the bootstrap.
 
     Returns:
-        JSON-ready mapping. Undefined scores are None, and `macro_f1_ci95_reason` says why an interval is None.
+        JSON-ready mapping. Undefined scores are None, and `macro_f1_ci95_reason` says why an interval is None. Of a
+        label, `sessions` counts those that have a positive clip of it; `per_session` has macro-F1 and F1 of each.
     """
     predicted = scores >= thresholds
-    counts = confusion_counts(Y, predicted)
+    counts = session_counts(Y, predicted, sessions)  # (M, 3, C)
     is_scored = np.asarray(~np.isnan(scores).any(axis=0))
     is_defined = np.asarray(is_scored & Y.any(axis=0))
-    f1 = np.where(is_defined, f1_scores(counts), np.nan)
+    f1 = np.where(is_defined, f1_scores(counts.sum(axis=0)), np.nan)
     mean_thresholds = thresholds if thresholds.ndim == 1 else thresholds.mean(axis=0)
-    per_class = {}
+    intervals = f1_intervals(counts)
+    per_class = {
+        label: _label_scores(Y[:, at], scores[:, at], counts[..., at], intervals[at])
+        if is_defined[at]
+        else dict.fromkeys(_LABEL_SCORES) | {"support": int(Y[:, at].sum())}
+        for at, label in enumerate(labels)
+    }
     for at, label in enumerate(labels):
-        true_positives, false_positives, false_negatives = (int(count) for count in counts[:, at])
-        support = true_positives + false_negatives
-        defined = bool(is_defined[at])
-        per_class[label] = {
-            "f1": float(f1[at]) if defined else None,
-            "precision": _ratio(true_positives, true_positives + false_positives) if defined else None,
-            "recall": _ratio(true_positives, support) if defined else None,
-            "average_precision": average_precision(Y[:, at], scores[:, at]) if defined else None,
-            "threshold": float(mean_thresholds[at]) if is_scored[at] else None,
-            "support": support,
-        }
+        per_class[label]["threshold"] = float(mean_thresholds[at]) if is_scored[at] else None
     undefined = [label for label, defined in zip(labels, is_defined, strict=True) if not defined]
-    interval = macro_f1_interval(Y[:, is_scored], predicted[:, is_scored], sessions, seed=seed)
-    session_count = len(np.unique(sessions))
+    interval = macro_f1_interval(counts[..., is_scored])
+    session_count = len(counts)
     document: dict[str, Any] = {
         "macro_f1": float(macro_over_labels(f1)) if len(undefined) < len(labels) else None,
-        "macro_f1_ci95": None if interval is None else list(interval),
+        "macro_f1_ci95": None if np.isnan(interval).any() else interval.tolist(),
         "per_class": per_class,
         "undefined": undefined,
         "n_clips": len(Y),
         "n_sessions": session_count,
         "split": split,
+        "per_session": _session_scores(counts, is_scored, sessions, labels),
     }
-    if interval is None:
+    if np.isnan(interval).any():
         document["macro_f1_ci95_reason"] = (
-            f"an interval needs at least {MIN_SESSIONS} sessions to resample, but {split} has {session_count}; "
+            f"an interval needs at least {MIN_SESSIONS} sessions, but {split} has {session_count}; "
             "score every session instead: featurecache evaluate --leave-one-session-out"
             if session_count < MIN_SESSIONS
             else f"no label has a positive clip in {split}"
         )
     return document
+
+
+def _label_scores(
+    y: Targets, scores: Scores, counts: npt.NDArray[np.int64], interval: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """Scores of a label with a positive clip: targets and scores (N,), counts (M, 3), the interval of F1 (2,)."""
+    true_positives, false_positives, false_negatives = (int(count) for count in counts.sum(axis=0))
+    true_negatives = len(y) - true_positives - false_positives - false_negatives
+    support = true_positives + false_negatives
+    found = (
+        2 * true_positives / (support + true_positives + false_positives),
+        None if np.isnan(interval).any() else interval.tolist(),
+        _ratio(true_positives, true_positives + false_positives),
+        _ratio(true_positives, support),
+        average_precision(y, scores),
+        _defined(auroc(y, scores)),
+        _ratio(true_negatives, true_negatives + false_positives),
+        _ratio(true_negatives, true_negatives + false_negatives),
+        support,
+        int((counts[:, 0] + counts[:, 2] > 0).sum()),
+    )
+    return dict(zip(_LABEL_SCORES, found, strict=True))
+
+
+def _session_scores(
+    counts: npt.NDArray[np.int64],
+    is_scored: npt.NDArray[np.bool_],
+    sessions: npt.NDArray[np.str_],
+    labels: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Macro-F1 and F1 of each session, in order of their names; counts (M, 3, C)."""
+    names, clips = np.unique(sessions, return_counts=True)
+    f1 = np.where(is_scored, f1_scores(counts), np.nan)  # (M, C)
+    return [
+        {
+            "session": str(name),
+            "n_clips": int(clips[at]),
+            "macro_f1": _defined(float(macro_over_labels(f1[at]))),
+            "f1": {label: _defined(float(value)) for label, value in zip(labels, f1[at], strict=True)},
+        }
+        for at, name in enumerate(names)
+    ]
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -1,11 +1,10 @@
 """Statistics over sessions: two sets of predictions compared, the spread over seeds and folds, and selection bias.
 
-Notable choices: the session is the unit of resampling throughout, because clips of one session are correlated. All
-three work on confusion counts per session (`metrics.session_counts`), so a resample is one product. Two bundles are
-compared on the same clips: an interval by resampling sessions, and a p value by exchanging the two within sessions,
-exact where there are few. The score of the best trial has a selection bias, which is estimated by choosing on resampled
-sessions and scoring on those left out (bootstrap bias-corrected cross-validation, Tsamardinos et al. 2018,
-https://doi.org/10.1007/s10994-018-5714-4), with the counts of all resamples pooled, since F1 of few clips is biased.
+Notable choices: the session is the unit throughout, because clips of one session are correlated, and all three work on
+confusion counts per session (`metrics.session_counts`). The score of the best trial has a selection bias, which is
+estimated by choosing on resampled sessions and scoring on those left out (bootstrap bias-corrected cross-validation,
+Tsamardinos et al. 2018, https://doi.org/10.1007/s10994-018-5714-4), with the counts of all resamples pooled, since F1
+of few clips is biased.
 
 What this is not: a training of anything; `permutation.py` and `cross_fitting.py` fit.
 """
@@ -18,70 +17,42 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heads.scoring.metrics import MIN_SESSIONS, f1_scores, interval_of, macro_over_labels, resampled_sessions
+from heads.scoring.intervals import MIN_SESSIONS, macro_f1_difference
+from heads.scoring.metrics import f1_scores, macro_over_labels
 
 Counts = npt.NDArray[np.integer]
 
-_EXACT_UP_TO = 14  # sessions: 2 ** 13 different exchanges
-_EXCHANGES = 10_000
 _AT_ONCE = 100  # resamples in memory at once
 
 
-def paired_comparison(ours: Counts, theirs: Counts, *, seed: int = 0, resamples: int = 10_000) -> dict[str, Any]:
-    """Whether one set of predictions has a higher macro-F1 than another on the same clips.
-
-    The p value is two-sided: the share of all ways to exchange the two within sessions whose difference is at least
-    as large. Its smallest possible value with M sessions is 2 / 2^M.
+def paired_comparison(ours: Counts, theirs: Counts) -> dict[str, Any]:
+    """Whether one set of predictions has a higher macro-F1 than another on the same clips (`macro_f1_difference`).
 
     Args:
         ours: Confusion counts of the first predictions per session, shape (M, 3, C).
         theirs: Confusion counts of the second predictions on the same clips, shape (M, 3, C).
-        seed: Seed of the resampling and, with more than 14 sessions, of the exchanges drawn.
-        resamples: Number of bootstrap resamples of sessions, for the interval.
 
     Returns:
-        JSON-ready: `difference` (ours minus theirs), `difference_ci95`, `p_value`, `smallest_p_value`, `n_sessions`;
-        with fewer than five sessions interval and p value are None, and `reason` says so; without a positive clip the
-        difference is None too.
+        JSON-ready: `difference` (ours minus theirs), `difference_ci95`, `p_value`, `n_sessions`; with fewer than five
+        sessions interval and p value are None, and `reason` says so; without a positive clip the difference is None
+        too.
 
     Raises:
         ValueError: If the two are not of the same clips.
     """
     _check_paired(ours, theirs)
-    session_count = len(ours)
-    difference = _macro(ours.sum(axis=0)) - _macro(theirs.sum(axis=0))
+    difference, interval, p_value = macro_f1_difference(ours, theirs)
+    is_known = not np.isnan(p_value)
     document: dict[str, Any] = {
         "difference": None if np.isnan(difference) else float(difference),
-        "difference_ci95": None,
-        "p_value": None,
-        "smallest_p_value": 2.0 ** (1 - min(session_count, 1000)),
-        "n_sessions": session_count,
+        "difference_ci95": interval.tolist() if is_known else None,
+        "p_value": float(p_value) if is_known else None,
+        "n_sessions": len(ours),
     }
-    if session_count < MIN_SESSIONS or np.isnan(difference):
-        found = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
-        return document | {"reason": f"a comparison needs at least {MIN_SESSIONS} sessions with positives, but {found}"}
-    drawn = resampled_sessions(session_count, seed=seed, resamples=resamples)
-    differences = _macro(np.tensordot(drawn, ours, axes=1)) - _macro(np.tensordot(drawn, theirs, axes=1))
-    return document | {
-        "difference_ci95": list(interval_of(differences, session_count)),
-        "p_value": _exchange_p(ours, theirs, float(difference), seed),
-    }
-
-
-def _exchange_p(ours: Counts, theirs: Counts, difference: float, seed: int) -> float:
-    session_count = len(ours)
-    if session_count <= _EXACT_UP_TO:
-        # The first session stays: exchanging all gives the same difference with the other sign.
-        numbers = np.arange(2 ** (session_count - 1))
-        exchanged = (numbers[:, None] >> np.arange(session_count)) & 1  # (exchanges, M)
-    else:
-        exchanged = np.random.default_rng((seed, 1)).integers(0, 2, (_EXCHANGES, session_count))
-        exchanged[0] = 0  # as observed
-    gap = theirs - ours
-    both = ours + theirs
-    first = ours.sum(axis=0) + np.tensordot(exchanged, gap, axes=1)  # (exchanges, 3, C)
-    differences = _macro(first) - _macro(both.sum(axis=0) - first)
-    return float((np.abs(differences) >= abs(difference) - 1e-12).mean())
+    if not is_known:
+        found = f"there are {len(ours)}" if len(ours) < MIN_SESSIONS else "no label has a positive clip"
+        document["reason"] = f"a comparison needs at least {MIN_SESSIONS} sessions with positives, but {found}"
+    return document
 
 
 def seed_fold_spread(values: npt.NDArray[np.floating]) -> dict[str, Any]:
@@ -169,7 +140,8 @@ def selection_optimism(trials: Sequence[Candidates], *, seed: int = 0, resamples
         return document | {
             "reason": f"optimism needs at least {MIN_SESSIONS} sessions with positives, but {found_instead}"
         }
-    drawn = resampled_sessions(session_count, seed=seed, resamples=resamples)
+    each = np.full(session_count, 1 / session_count)
+    drawn = np.random.default_rng(seed).multinomial(session_count, each, size=resamples)  # (resamples, M)
     pooled = np.zeros(trials[0].counts.shape[2:], np.int64)  # (3, C)
     for part in np.array_split(drawn, -(-resamples // _AT_ONCE)):
         of_trials = [trial.chosen(np.tensordot(part, trial.counts, axes=(1, 1))) for trial in trials]

@@ -130,7 +130,7 @@ def choose_among(
     if len(found) < 2:
         return found[0][0] if found else None
     (by_solver, its_counts), (by_steps, their_counts) = found
-    difference = paired_comparison(their_counts, its_counts, seed=seed)["difference_ci95"]
+    difference = paired_comparison(their_counts, its_counts)["difference_ci95"]
     is_beyond_doubt = (
         difference is not None
         and difference[0] > 0

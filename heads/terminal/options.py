@@ -26,7 +26,9 @@ FinetuneTrials = Annotated[
     int | None, typer.Option(min=1, help="Choose settings by TPE: finished trials that the study shall have.")
 ]
 ScoredBundle = Annotated[Path | None, typer.Argument(help="The bundle's folder; runs/tune/bundle if left out.")]
-Against = Annotated[Path | None, typer.Option(help="Another bundle, to compare with on the same clips.")]
+Against = Annotated[
+    list[Path] | None, typer.Option(help="Another bundle, to compare with on the same clips; may be given again.")
+]
 LeaveOneSessionOut = Annotated[
     bool,
     typer.Option("--leave-one-session-out", help="Refit the settings without each session and score that one."),

@@ -80,10 +80,10 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     yield from label_scores(found.metrics, width)
     methods: dict[str, Mapping[str, Any]] = {"all-positive baseline": found.all_positive}
     for one in found.bundles:
-        methods[one.method if found.comparison is None else f"{one.method} ({one.run.name})"] = one.metrics
+        methods[f"{one.method} ({one.run.name})" if found.comparisons else one.method] = one.metrics
     yield from method_scores(methods, width)
-    if found.comparison is not None:
-        yield _comparison(found.comparison)
+    for other, comparison in zip(found.bundles[1:], found.comparisons, strict=True):
+        yield _comparison(comparison, "" if len(found.comparisons) == 1 else f" to {other.run.name}")
     written = " and ".join(str(one.run / "test_metrics.json") for one in found.bundles)
     yield f"test-set evaluation no. {found.looks} of these sessions; wrote {written}"
     yield from _caveats(found.metrics)
@@ -91,16 +91,15 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
         yield from _test_timelines(one, width)
 
 
-def _comparison(comparison: Mapping[str, Any]) -> str:
+def _comparison(comparison: Mapping[str, Any], other: str) -> str:
     difference = comparison["difference"]
-    text = f"difference of macro-F1: {'undefined' if difference is None else f'{difference:+.3f}'}"
+    text = f"difference of macro-F1{other}: {'undefined' if difference is None else f'{difference:+.3f}'}"
     if comparison["p_value"] is None:
         return f"{text}; no interval: {comparison['reason']}"
     low, high = comparison["difference_ci95"]
-    return (
-        f"{text} (95% CI {low:+.3f} to {high:+.3f}), p = {comparison['p_value']:.3g} by exchanging the two within "
-        f"{counted(comparison['n_sessions'], 'session')} (smallest possible {comparison['smallest_p_value']:.2g})"
-    )
+    holm = f", {comparison['p_holm']:.2g} adjusted for all comparisons (Holm)" if "p_holm" in comparison else ""
+    sessions = counted(comparison["n_sessions"], "session")
+    return f"{text} (95% CI {low:+.3f} to {high:+.3f}), p = {comparison['p_value']:.2g}{holm}, over {sessions}"
 
 
 def _caveats(metrics: Mapping[str, Any]) -> Iterator[Piece]:

@@ -35,7 +35,8 @@ import numpy.typing as npt
 from featurecache.annotations import Interval
 from featurecache.clips.clip import covered_us, union_of
 from featurecache.errors import TimelineError
-from heads.scoring.metrics import MIN_SESSIONS, f1_scores, interval_of, macro_over_labels, resampled_sessions
+from heads.scoring.intervals import MIN_SESSIONS, macro_f1_interval
+from heads.scoring.metrics import f1_scores, macro_over_labels
 from heads.timelines.timeline import Spans
 
 IOUS = (0.1, 0.25, 0.5)
@@ -206,15 +207,14 @@ def mean_segment_f1(comparisons: Sequence[Comparison]) -> float:
 
 
 def scores_document(
-    comparisons: Sequence[Comparison], sessions: Sequence[str], *, labels: Sequence[str], seed: int = 0
+    comparisons: Sequence[Comparison], sessions: Sequence[str], *, labels: Sequence[str]
 ) -> dict[str, Any]:
     """Scores of all recordings together; the shape stands in the module's docstring.
 
     Args:
         comparisons: One of each recording.
-        sessions: The session of each; the confidence interval resamples them.
+        sessions: The session of each, the unit of the confidence interval.
         labels: Names of the C labels.
-        seed: Seed of the resampling.
 
     Raises:
         TimelineError: If there is nothing to compare.
@@ -243,7 +243,7 @@ def scores_document(
             "onset_error_s": _errors([error for one in comparisons for error in one.onset_errors_us[at]]),
             "offset_error_s": _errors([error for one in comparisons for error in one.offset_errors_us[at]]),
         }
-    interval, reason = _intervals(counts, sessions, seed)
+    interval, reason = _intervals(counts, sessions)
     return {
         "segment_f1": _by_iou(macro_over_labels(f1)),
         "segment_f1_ci95": interval,
@@ -256,20 +256,16 @@ def scores_document(
     }
 
 
-def _intervals(
-    counts: npt.NDArray[np.int64], sessions: Sequence[str], seed: int, resamples: int = 2000
-) -> tuple[dict[str, list[float]] | None, str]:
-    """95% bootstrap intervals of macro segment F1, resampling sessions (`interval_of`); or None and the reason."""
+def _intervals(counts: npt.NDArray[np.int64], sessions: Sequence[str]) -> tuple[dict[str, list[float]] | None, str]:
+    """95% intervals of macro segment F1 over sessions (`macro_f1_interval`); or None and the reason."""
     names, of_recording = np.unique(np.array(sessions), return_inverse=True)
-    if len(names) < MIN_SESSIONS:
-        return None, f"an interval needs at least {MIN_SESSIONS} sessions to resample, but there are {len(names)}"
-    by_session = np.zeros((len(names), *counts.shape[1:]))
+    by_session = np.zeros((len(names), *counts.shape[1:]), np.int64)  # (M, IoUs, 3, C)
     np.add.at(by_session, of_recording, counts)
-    drawn = resampled_sessions(len(names), seed=seed, resamples=resamples)
-    macro = macro_over_labels(f1_scores(np.tensordot(drawn, by_session, axes=1)))  # (resamples, IoUs)
-    if np.isnan(macro).all():
-        return None, "no label has an annotated event"
-    return {_name(iou): list(interval_of(of_iou, len(names))) for iou, of_iou in zip(IOUS, macro.T, strict=True)}, ""
+    found = macro_f1_interval(np.moveaxis(by_session, 0, 1))  # (IoUs, 2)
+    if np.isnan(found).any():
+        reason = f"an interval needs at least {MIN_SESSIONS} sessions, but there are {len(names)}"
+        return None, reason if len(names) < MIN_SESSIONS else "no label has an annotated event"
+    return {_name(iou): ends for iou, ends in zip(IOUS, found.tolist(), strict=True)}, ""
 
 
 def _errors(errors_us: Sequence[int]) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from heads.loading import load_split
 from heads.runs import write_document
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import ScoringData, checked_rules, own_table, scoring_data, tuned_bundle
-from heads.workflow.evaluation import all_positive_baseline, compare_evaluations, evaluate_bundles
+from heads.workflow.evaluation import all_positive_baseline, compare_with_each, evaluate_bundles
 from heads.workflow.timelines import evaluate_timelines
 
 
@@ -58,9 +58,9 @@ class TestScores:
     """One evaluation of the test split.
 
     Attributes:
-        bundles: The bundle, and the one it is compared with, if there is one.
+        bundles: The bundle, and those it is compared with.
         all_positive: Metrics of the all-positive baseline.
-        comparison: Difference of the two with its interval; None where one was scored alone.
+        comparisons: Difference to each of the others with its interval and p value, in their order.
         looks: Number of test-set evaluations of these sessions, including this one.
         left_out: Labelled clips of the split that could not be extracted.
         failed: Clips that a fine-tuned model could not be run on now.
@@ -70,7 +70,7 @@ class TestScores:
 
     bundles: tuple[ScoredBundle, ...]
     all_positive: Mapping[str, Any]
-    comparison: Mapping[str, Any] | None
+    comparisons: tuple[Mapping[str, Any], ...]
     looks: int
     left_out: int
     failed: tuple[FailedClip, ...]
@@ -80,12 +80,19 @@ class TestScores:
         """The metrics of the bundle that was asked for."""
         return self.bundles[0].metrics
 
+    @property
+    def comparison(self) -> Mapping[str, Any] | None:
+        """The first comparison; None where the bundle was scored alone."""
+        return next(iter(self.comparisons), None)
+
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache evaluate --json`."""
         document = {**self.metrics, "always_yes": self.all_positive, "failed_clips": len(self.failed)}
-        if self.comparison is not None:
+        if self.comparisons:
             other = self.bundles[1]
             document |= {"comparison": self.comparison, "against": {**other.metrics, "timelines": other.timelines}}
+        if len(self.comparisons) > 1:
+            document["comparisons"] = list(self.comparisons)
         return {**document, "timelines": self.bundles[0].timelines}
 
 
@@ -93,7 +100,7 @@ def evaluate(
     project: Project,
     bundle: Path | None = None,
     *,
-    against: Path | None = None,
+    against: Path | Sequence[Path] = (),
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> TestScores:
@@ -104,25 +111,27 @@ def evaluate(
     Args:
         project: The project.
         bundle: The bundle's folder; None: the one of `tune`.
-        against: Another bundle, to compare with on the same clips, in one evaluation.
+        against: Another bundle or several, to compare with on the same clips, in one evaluation.
         on_plan: Called before an extraction with a fine-tuned model.
         on_progress: Called with the progress of that extraction.
 
     Raises:
         BundleError: If a bundle is damaged, of other labels than the clip table, or was made with sessions of the test
-            split; or the two cannot be compared.
+            split; or two cannot be compared.
         OutdatedTableError: If the settings of the table have changed since it was made.
         TrainingDataError: If the test split has no labelled clip with features, or none with a label on.
         TimelineError: If the section [timeline] names a label that the bundle has not.
         OSError: If a result or the log cannot be written; no score is given then.
     """
     first = bundle if bundle is not None else tuned_bundle(project)
-    folders = [first] if against is None else [first, against]
-    if against is not None and first.resolve().parent == against.resolve().parent:
-        raise BundleError(
-            "two bundles must lie in run folders of their own, where their results go, but "
-            f"{first} and {against} share one. Name a bundle of another run with --against."
-        )
+    folders = [first, *([against] if isinstance(against, Path) else against)]
+    of_run: dict[Path, Path] = {}
+    for folder in folders:
+        if (other := of_run.setdefault(folder.resolve().parent, folder)) is not folder:
+            raise BundleError(
+                "bundles must lie in run folders of their own, where their results go, but "
+                f"{other} and {folder} share one. Name a bundle of another run with --against."
+            )
     heads = [load_bundle(folder) for folder in folders]
     check_table(project, use="targets")
     tuned = [load_timeline(folder) for folder in folders]
@@ -140,16 +149,19 @@ def evaluate(
     outcomes = evaluate_bundles(candidates, split="test", log=project.runs / "test_looks.jsonl", leakage=source.leakage)
     for folder, outcome in zip(folders, outcomes, strict=True):
         write_document(folder.parent / "test_metrics.json", outcome.metrics)
-    comparison = None
-    if against is not None:
-        comparison = {"against": str(against), **compare_evaluations(*outcomes)}
-        write_document(first.parent / "test_comparison.json", comparison)
+    comparisons = [
+        {"against": str(folder), **comparison}
+        for folder, comparison in zip(folders[1:], compare_with_each(outcomes[0], outcomes[1:]), strict=True)
+    ]
+    if comparisons:
+        several = {"comparisons": comparisons} if len(comparisons) > 1 else {}
+        write_document(first.parent / "test_comparison.json", comparisons[0] | several)
     scored = []
     for folder, head, outcome, settings, exclusive in zip(folders, heads, outcomes, tuned, rules, strict=True):
         timelines, why = _timelines(project, folder, head, source, settings, exclusive)
         scored.append(ScoredBundle(folder.parent, head.method, outcome.metrics, timelines, why))
     floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test")
-    return TestScores(tuple(scored), floor, comparison, outcomes[0].looks, loaded[0].left_out, tuple(failed))
+    return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
 
 
 def _checked(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[str]]:

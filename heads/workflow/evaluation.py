@@ -1,33 +1,28 @@
 """The one place that scores a bundle on held-out sessions, and counts the test-set evaluations.
 
 A test-set evaluation is one call that returns scores: of one bundle, or of several that are compared, none of which can
-have been chosen by another's score. It writes one line per bundle to a log: when, which bundle, which sessions, which
-macro-F1; the lines of one evaluation share an id, under the key `look`. They are on disk before the scores are
-returned, so that no evaluation goes uncounted. A second evaluation is allowed, counted, and stated in the document
-under the key `looks`. Held-out data is identified by its sessions: neither other features nor corrected labels make it
-unseen again. Leave-one-session-out reads the test sessions' labels too, so it counts as a test-set evaluation.
+have been chosen by another's score. It is on disk (`evaluation_log.py`) before the scores are returned, so that none
+goes uncounted. A second evaluation is allowed, counted, and stated in the document under the key `looks`.
+Leave-one-session-out reads the test sessions' labels too, so it counts as a test-set evaluation.
 """
 
-import hashlib
-import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.clips.clip import Clip
 from featurecache.errors import BundleError, TrainingDataError
-from featurecache.files import private_folder
 from heads.bundle import Bundle
 from heads.data import LabelledFeatures, check_labelled
+from heads.evaluation_log import log_evaluation
 from heads.scoring.calibration import calibration_document
 from heads.scoring.cross_fitting import LEAVE_ONE_SESSION_OUT, FitScores, leave_one_session_out
 from heads.scoring.curves import curves
+from heads.scoring.intervals import holm
 from heads.scoring.metrics import metrics_document, session_counts
 from heads.scoring.statistics import paired_comparison
 
@@ -63,7 +58,6 @@ def evaluate_bundle(
     fingerprint: str,
     log: Path,
     leakage: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> Evaluation:
     """Scores a bundle on a split and logs the test-set evaluation.
 
@@ -74,7 +68,6 @@ def evaluate_bundle(
         fingerprint: Fingerprint of the feature spaces that the features come from, as `bundle.fingerprint`.
         log: The evaluation log, JSON lines; created if absent.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the table; goes into the document.
-        seed: Seed of the confidence interval's resampling.
 
     Returns:
         The scores, and the number of test-set evaluations of the same sessions.
@@ -83,7 +76,7 @@ def evaluate_bundle(
         As `evaluate_bundles`.
     """
     candidates = [(bundle, data, fingerprint)]
-    (evaluation,) = evaluate_bundles(candidates, split=split, log=log, leakage=leakage, seed=seed)
+    (evaluation,) = evaluate_bundles(candidates, split=split, log=log, leakage=leakage)
     return evaluation
 
 
@@ -93,7 +86,6 @@ def evaluate_bundles(
     split: str,
     log: Path,
     leakage: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> list[Evaluation]:
     """Scores bundles on the same clips of a split and logs one test-set evaluation.
 
@@ -104,7 +96,6 @@ def evaluate_bundles(
         split: The split's name.
         log: The evaluation log, JSON lines; created if absent.
         leakage: As `evaluate_bundle`.
-        seed: Seed of the confidence interval's resampling.
 
     Returns:
         The scores of each bundle; all have the same number of test-set evaluations.
@@ -129,11 +120,12 @@ def evaluate_bundles(
             _check_unseen(bundle, data, split)
     scores = [bundle.scores(data.X, fingerprint=fingerprint) for bundle, data, fingerprint in candidates]
     documents = [
-        metrics_document(data.Y, own, bundle.thresholds, data.sessions, labels=bundle.labels, split=split, seed=seed)
+        metrics_document(data.Y, own, bundle.thresholds, data.sessions, labels=bundle.labels, split=split)
         for (bundle, data, _), own in zip(candidates, scores, strict=True)
     ]
-    seen = [(bundle, metrics["macro_f1"]) for (bundle, _, _), metrics in zip(candidates, documents, strict=True)]
-    looks = log_evaluation(log, seen, split=split, sessions=candidates[0][1].sessions.tolist())
+    seen = [(bundle.digest, metrics["macro_f1"]) for (bundle, _, _), metrics in zip(candidates, documents, strict=True)]
+    scored = candidates[0][1]
+    looks = log_evaluation(log, seen, split=split, sessions=scored.sessions.tolist(), clip_ids=scored.clip_ids)
     found = []
     for (bundle, data, _), own, metrics in zip(candidates, scores, documents, strict=True):
         calibrated = None if bundle.calibration is None else bundle.calibration.apply(own)
@@ -148,13 +140,12 @@ def evaluate_bundles(
     return found
 
 
-def compare_evaluations(ours: Evaluation, theirs: Evaluation, *, seed: int = 0) -> dict[str, Any]:
+def compare_evaluations(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
     """Two bundles on the same clips: difference of macro-F1 with its interval and p value (`paired_comparison`).
 
     Args:
         ours: One bundle's evaluation.
         theirs: The other's.
-        seed: Seed of the resampling.
 
     Raises:
         BundleError: If they were not scored on the same labels and clips.
@@ -165,7 +156,24 @@ def compare_evaluations(ours: Evaluation, theirs: Evaluation, *, seed: int = 0) 
             f"{', '.join(ours.labels)} in {len(ours.sessions)} sessions and the other {', '.join(theirs.labels)} in "
             f"{len(theirs.sessions)}. Train both on one clip table."
         )
-    return paired_comparison(ours.counts, theirs.counts, seed=seed)
+    return paired_comparison(ours.counts, theirs.counts)
+
+
+def compare_with_each(ours: Evaluation, others: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """One bundle against several on the same clips: `compare_evaluations` of each.
+
+    Where there are several, `p_holm` is each p value adjusted for all of them (`holm`); comparisons without a p value
+    take no part.
+
+    Raises:
+        BundleError: If two were not scored on the same labels and clips.
+    """
+    found = [compare_evaluations(ours, other) for other in others]
+    tested = [one for one in found if one["p_value"] is not None]
+    if len(found) > 1:
+        for one, adjusted in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
+            one["p_holm"] = adjusted
+    return found
 
 
 def evaluate_without_each_session(
@@ -173,10 +181,9 @@ def evaluate_without_each_session(
     data: LabelledFeatures,
     bundle: Bundle,
     *,
-    test_sessions: Sequence[str],
+    test_clips: Sequence[Clip],
     log: Path,
     leakage: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Leave-one-session-out: refits a bundle's settings without each session and scores that session.
 
@@ -186,10 +193,9 @@ def evaluate_without_each_session(
         fit_scores: Fits a head with the bundle's settings and scores clips.
         data: All labelled clips of all splits; by their ids, training clips that touch held-out ones are left out.
         bundle: The bundle whose settings are refitted.
-        test_sessions: The session of each test clip, for the log.
+        test_clips: The test split's labelled clips, for the log.
         log: The evaluation log.
         leakage: As `evaluate_bundle`.
-        seed: Seed of the confidence interval's resampling.
 
     Returns:
         The document of `leave_one_session_out`, with `looks`.
@@ -200,10 +206,14 @@ def evaluate_without_each_session(
         OSError: If the log cannot be written; no scores are given then.
     """
     check_labelled(data, bundle.labels, "labelled")
-    metrics = leave_one_session_out(
-        fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=data.clip_ids, seed=seed
+    metrics = leave_one_session_out(fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=data.clip_ids)
+    looks = log_evaluation(
+        log,
+        [(bundle.digest, metrics["macro_f1"])],
+        split=LEAVE_ONE_SESSION_OUT,
+        sessions=[clip.session for clip in test_clips],
+        clip_ids=[clip.clip_id for clip in test_clips],
     )
-    looks = log_evaluation(log, [(bundle, metrics["macro_f1"])], split=LEAVE_ONE_SESSION_OUT, sessions=test_sessions)
     return {**metrics, **(leakage or {}), **_count_fields(looks)}
 
 
@@ -211,51 +221,6 @@ def all_positive_baseline(data: LabelledFeatures, labels: Sequence[str], split: 
     """Metrics of the all-positive baseline: every label in every clip. It reads no feature and is not logged."""
     scores = np.ones(data.Y.shape)
     return metrics_document(data.Y, scores, np.full(len(labels), 0.5), data.sessions, labels=labels, split=split)
-
-
-def log_evaluation(
-    log: Path, seen: Sequence[tuple[Bundle, float | None]], *, split: str, sessions: Sequence[str]
-) -> int:
-    """Appends a test-set evaluation to the log and syncs it to disk.
-
-    Args:
-        log: The evaluation log, JSON lines; created if absent.
-        seen: Each evaluated bundle and its macro-F1.
-        split: The split's name, or `leave-one-session-out`.
-        sessions: The session of each evaluated clip.
-
-    Returns:
-        Number of test-set evaluations of these sessions, including this one.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    sessions_sha256 = hashlib.sha256("\0".join(sorted(set(sessions))).encode()).hexdigest()
-    look = {"look": secrets.token_hex(8), "at": datetime.now(UTC).isoformat(timespec="seconds"), "split": split}
-    lines = [
-        json.dumps({**look, "sessions_sha256": sessions_sha256, "bundle": bundle.digest, "macro_f1": macro_f1})
-        for bundle, macro_f1 in seen
-    ]
-    private_folder(log.parent)
-    _append_lines(log, lines)
-    return count_evaluations(log, sessions_sha256)
-
-
-def count_evaluations(log: Path, sessions_sha256: str) -> int:
-    """Number of logged test-set evaluations of these sessions.
-
-    Lines that share an id are one evaluation; a line without an id is an evaluation of its own. An unreadable line
-    counts for every set of sessions.
-    """
-    looks: set[str | int] = set()
-    for number, line in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines()):
-        try:
-            look = json.loads(line)
-            if look["sessions_sha256"] == sessions_sha256:
-                looks.add(str(look["look"]) if "look" in look else number)
-        except (ValueError, KeyError, TypeError):
-            looks.add(number)
-    return len(looks)
 
 
 def _check_comparable(candidates: Sequence[tuple[Bundle, LabelledFeatures, str]]) -> None:
@@ -290,12 +255,3 @@ def _check_unseen(bundle: Bundle, data: LabelledFeatures, split: str) -> None:
 
 def _count_fields(looks: int) -> dict[str, Any]:
     return {"looks": looks, **({"looks_warning": REPEATED_EVALUATION} if looks > 1 else {})}
-
-
-def _append_lines(path: Path, lines: Sequence[str]) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "r+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        file.write(b"\n" * is_torn + "".join(f"{line}\n" for line in lines).encode())
-        os.fsync(descriptor)

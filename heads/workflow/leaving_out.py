@@ -65,7 +65,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         refitting(data, head.settings, device=training_device(project), part_widths=widths),
         data,
         head,
-        test_sessions=[clip.session for clip in source.table.clips if clip.split == "test" and clip.labelled],
+        test_clips=[clip for clip in source.table.clips if clip.split == "test" and clip.labelled],
         log=project.runs / "test_looks.jsonl",
         leakage=source.leakage,
     )

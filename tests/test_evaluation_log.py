@@ -1,0 +1,59 @@
+"""The log of test-set evaluations: no change of names, sessions or features makes a test split unseen again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heads.evaluation_log import log_evaluation, read_evaluation_log
+
+SESSIONS = {"S1": "a" * 16, "S2": "b" * 16, "S3": "c" * 16}
+
+
+def evaluated(log: Path, sessions: dict[str, str], *, length_us: int = 3_000_000, known: bool = True) -> int:
+    """An evaluation of sessions, each with a recording of this content."""
+    clip_ids = [f"{content}-0-{length_us}" for content in sessions.values()]
+    seen = [("bundle", 0.5)]
+    return log_evaluation(log, seen, split="test", sessions=list(sessions), clip_ids=tuple(clip_ids) if known else None)
+
+
+@pytest.mark.parametrize(
+    ("again", "count"),
+    [
+        (SESSIONS, 2),
+        ({"S1": "a" * 16, "S2": "b" * 16}, 2),  # one dropped
+        ({**SESSIONS, "S4": "d" * 16}, 2),
+        ({f"patient {name}": content for name, content in SESSIONS.items()}, 2),  # renamed
+        ({"S1": "e" * 16}, 2),  # encoded again
+        ({"S4": "d" * 16, "S5": "e" * 16}, 1),  # others altogether
+    ],
+)
+def test_dropping_adding_or_renaming_a_session_does_not_reset_the_count(
+    tmp_path: Path, again: dict[str, str], count: int
+) -> None:
+    log = tmp_path / "looks.jsonl"
+    evaluated(log, SESSIONS)
+    assert evaluated(log, again, length_us=2_000_000) == count
+
+
+def test_features_without_clip_ids_are_counted_by_their_sessions(tmp_path: Path) -> None:
+    log = tmp_path / "looks.jsonl"
+    evaluated(log, SESSIONS, known=False)
+    assert evaluated(log, SESSIONS) == 2
+
+
+def test_log_names_no_session_and_no_recording(tmp_path: Path) -> None:
+    evaluated(tmp_path / "looks.jsonl", {"jane doe": "a" * 16})
+    text = (tmp_path / "looks.jsonl").read_text()
+    assert "jane" not in text
+    assert "a" * 16 not in text
+
+
+def test_a_line_of_an_older_version_or_a_torn_one_counts_for_every_test_split(tmp_path: Path) -> None:
+    log = tmp_path / "looks.jsonl"
+    older = {"bundle": "x", "sessions_sha256": "s", "look": "1"}
+    lines = [older, older, {**older, "look": "2"}, {"bundle": "y", "sessions_sha256": "t"}]
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '"no evaluation"\n{"torn')
+    found = read_evaluation_log(log)
+    assert (found.total, found.by_bundle, found.unreadable) == (5, {"x": 3, "y": 1}, 2)
+    assert evaluated(log, SESSIONS) == 6
