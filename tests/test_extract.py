@@ -309,6 +309,8 @@ def test_second_extraction_opens_no_video_and_no_weights_when_all_is_there(proje
     done = run_plan(project, plan)
     assert (plan.todo, plan.present, done.progress.total) == (0, 24, 0)
     assert not [path for path in opened if path.endswith((".mp4", ".safetensors"))]
+    assert plan.table is not None
+    assert "rows" not in vars(plan.table), "a record for each clip was made: millions of them fill the memory"
 
 
 def test_features_are_found_again_when_a_recording_is_renamed(project: Project) -> None:

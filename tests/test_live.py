@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from featurecache.errors import CacheFormatError, FingerprintMismatchError
-from featurecache.store import CacheWriter, FeatureCache, forget, live
+from featurecache.store import CacheWriter, FeatureCache, Row, forget, live
 from featurecache.store import writer as writer_module
+from featurecache.store.clip_columns import Wanted
 from featurecache.store.index import EMPTY, SpaceIndex, index_of, merged
 from featurecache.store.live import LiveCache
 from featurecache.store.segment import read_segment
@@ -41,46 +42,54 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(contents)
 
 
+def lacking(view: LiveCache, rows: list[Row], **inputs: object) -> list[Row]:
+    wanted = Wanted.of(
+        [row.video_sha256 for row in rows], np.arange(len(rows)), [(row.start_us, row.end_us) for row in rows]
+    )
+    return [row for row, is_lacking in zip(rows, view.lacks(wanted, space(**inputs)), strict=True) if is_lacking]
+
+
 def test_a_live_view_finds_what_others_write_and_reads_each_segment_once(tmp_path: Path) -> None:
     rows = make_rows(300)
     view = LiveCache(tmp_path / "cache")
-    assert view.missing(clips(rows), space()) == clips(rows)
+    assert lacking(view, rows) == rows
     for number in range(100):
         write(tmp_path / "cache", rows[3 * number : 3 * number + 3])
         calls = FaultyOs(-1, fails_with(errno.EIO))
         with file_system(calls):
-            assert view.missing(clips(rows), space()) == clips(rows[3 * number + 3 :])
+            assert lacking(view, rows) == rows[3 * number + 3 :]
         if number:
             newest = segments(tmp_path / "cache")[-1].name
             assert calls.opened
             assert all(newest in path for path in calls.opened), "only what is new is read"
-    assert view.missing(clips(rows[:5]), space(frames=9)) == clips(rows[:5])
+    assert lacking(view, rows[:5], frames=9) == rows[:5]
 
 
 def test_a_live_view_drops_what_was_removed_and_what_is_damaged(tmp_path: Path) -> None:
     root, rows = tmp_path / "cache", [*make_rows(6), *make_rows(6, "b")]
     write(root, rows, max_rows=6)
     view = LiveCache(root)
-    assert view.missing(clips(rows), space()) == []
+    assert lacking(view, rows) == []
     forget(root, digest("b"))
-    assert view.missing(clips(rows), space()) == clips(rows[6:])
-    write(root, make_rows(4, "c"))
+    assert lacking(view, rows) == rows[6:]
+    others = make_rows(4, "c")
+    write(root, others)
     flip(segments(root)[-1] / "span_us" / "c.0.0", 0)
-    assert view.missing(clips(make_rows(4, "c")), space()) == clips(make_rows(4, "c"))
+    assert lacking(view, others) == others
     shutil.rmtree(root)
-    assert view.missing(clips(rows), space()) == clips(rows)
+    assert lacking(view, rows) == rows
 
 
 def test_a_live_view_refuses_what_a_reader_refuses(tmp_path: Path) -> None:
     write(tmp_path / "cache", make_rows(3))
     (tmp_path / "cache" / "zarr.json").unlink()
     with pytest.raises(CacheFormatError):
-        LiveCache(tmp_path / "cache").missing(clips(make_rows(3)), space())
+        lacking(LiveCache(tmp_path / "cache"), make_rows(3))
     write(tmp_path / "other", make_rows(3))
     [folder] = (tmp_path / "other" / "spaces").glob("final-*")
     (folder / "zarr.json").write_bytes((folder / "zarr.json").read_bytes().replace(b"abc", b"abd"))
     with pytest.raises(FingerprintMismatchError):
-        LiveCache(tmp_path / "other").missing(clips(make_rows(3)), space())
+        lacking(LiveCache(tmp_path / "other"), make_rows(3))
 
 
 def test_indexes_merged_in_any_order_are_the_index_of_all_segments(tmp_path: Path) -> None:

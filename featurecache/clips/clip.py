@@ -7,10 +7,11 @@ nobody annotated. Pure functions: files, splits and the table on disk are elsewh
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Generic, Literal, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +59,115 @@ class Clip:
         return self.clip_id.partition("-")[0]
 
 
+Value = TypeVar("Value", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Coded(Generic[Value]):
+    """A column with few distinct values: clip n has `values[codes[n]]`, codes of shape (N,)."""
+
+    codes: NDArray[np.int32]
+    values: tuple[Value, ...]
+
+    @classmethod
+    def of(cls, cells: Iterable[Value]) -> Self:
+        """The column of these values, each coded in the order of its first clip."""
+        known: dict[Value, int] = {}
+        codes = np.array([known.setdefault(cell, len(known)) for cell in cells], np.int32)
+        return cls(codes, tuple(known))
+
+
+@dataclass(frozen=True, eq=False)
+class ClipColumns(Sequence[Clip]):
+    """Clips as columns: tens of bytes for each, whole tables compared at once; read row by row they are `Clip`s.
+
+    Attributes:
+        content: First 16 hex digits of the recording's sha256.
+        recording: Name of the recording.
+        session: Its session.
+        split: Its split.
+        span_us: Start and end, shape (N, 2), int64.
+        targets: One of 1, 0 or None for each label.
+    """
+
+    content: Coded[str]
+    recording: Coded[str]
+    session: Coded[str]
+    split: Coded[str]
+    span_us: NDArray[np.int64]
+    targets: Coded[tuple[int | None, ...]]
+
+    @classmethod
+    def of(cls, clips: Iterable[Clip]) -> "ClipColumns":
+        """The columns of clips; columns stay as they are."""
+        if isinstance(clips, ClipColumns):
+            return clips
+        rows = tuple(clips)
+        return cls(
+            Coded.of(clip.content for clip in rows),
+            Coded.of(clip.recording for clip in rows),
+            Coded.of(clip.session for clip in rows),
+            Coded.of(clip.split for clip in rows),
+            np.array([(clip.start_us, clip.end_us) for clip in rows], np.int64).reshape(-1, 2),
+            Coded.of(clip.targets for clip in rows),
+        )
+
+    @cached_property
+    def rows(self) -> tuple[Clip, ...]:
+        """Every clip as a record; made when the first one is asked for."""
+        coded = (self.content, self.recording, self.session, self.split, self.targets)
+        cells = ([column.values[code] for code in column.codes.tolist()] for column in coded)
+        return tuple(
+            Clip(clip_id(content, start, end), recording, session, split, start, end, targets)
+            for content, recording, session, split, targets, (start, end) in zip(
+                *cells, self.span_us.tolist(), strict=True
+            )
+        )
+
+    def clip_ids(self, positions: NDArray[np.int64]) -> list[str]:
+        """The ids of clips at these positions, shape (n,)."""
+        contents = [self.content.values[code] for code in self.content.codes[positions].tolist()]
+        spans = self.span_us[positions].tolist()
+        return [clip_id(content, start, end) for content, (start, end) in zip(contents, spans, strict=True)]
+
+    def among(self, names: Collection[str]) -> frozenset[str]:
+        """Those ids that are of clips of the table."""
+        contents = {name.partition("-")[0] for name in names}
+        of_these = np.array([content in contents for content in self.content.values], bool)
+        return frozenset(self.clip_ids(np.flatnonzero(of_these[self.content.codes]))).intersection(names)
+
+    def __len__(self) -> int:
+        return len(self.span_us)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.rows == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of lists
+
+
 @dataclass(frozen=True)
 class ClipTable:
     """All clips of a project, in order of recording and time, with the labels their targets follow."""
 
     labels: tuple[str, ...]
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
+
+    @property
+    def columns(self) -> ClipColumns:
+        """The clips as columns."""
+        return ClipColumns.of(self.clips)
 
 
 def clip_id(sha256: str, start_us: int, end_us: int) -> str:

@@ -10,27 +10,27 @@ by which its feature is found, holds them.
 """
 
 import csv
-import difflib
 import hashlib
 import io
-import re
-import sys
-from collections.abc import Sequence
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
-from featurecache.clips.clip import COLUMNS, Clip, ClipTable, check_labels
+import numpy as np
+
+from featurecache.clips.clip import COLUMNS, ClipColumns, ClipTable, check_labels
+from featurecache.clips.csv_rows import RowFault, RowReader
 from featurecache.clips.leakage import find_leak
 from featurecache.clips.record import TableRecord, read_record
-from featurecache.clips.splits import SPLITS
-from featurecache.csv_fields import UNWRITABLE, format_seconds, guard_cell, parse_seconds, unguard_cell
+from featurecache.csv_fields import UNWRITABLE, format_seconds, guard_cell, unguard_cell
 from featurecache.errors import ClipTableError, EditedTableError
 from featurecache.files import write_private
 
-_CLIP_ID = re.compile(r"[0-9a-f]{16}-([0-9]{1,18})-([0-9]{1,18})")
-_TARGETS = {"0": 0, "1": 1, "": None, "0.0": 0, "1.0": 1, "0,0": 0, "1,0": 1}
 _MAX_BYTES = 1_000_000_000
+_MOST_HEADER = 100
 
 
 def format_table(table: ClipTable) -> bytes:
@@ -127,70 +127,92 @@ def read_table(path: Path, *, allow_clip_level: bool = False) -> ClipTable:
     Raises:
         ClipTableError: Naming line and column, if it is not a sound clip table.
     """
-    text = _text(path)
-    header, _, _ = text.partition("\n")
-    delimiter = next(
-        (mark for mark in ";\t" if header.lstrip('"').startswith((f"clip_id{mark}", f'clip_id"{mark}'))), ","
-    )
-    # StringIO would hold four bytes for each character.
-    lines_of_text = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8", newline="")
-    rows = csv.reader(lines_of_text, delimiter=delimiter, strict=True)
-    lines: list[int] = []
-    clips: list[Clip] = []
-    try:
-        labels = _labels(path.name, next(rows, []))
-        for row in rows:
-            if any(row):
-                clips.append(_clip(path.name, rows.line_num, row, labels, decimal_comma=delimiter != ","))
-                lines.append(rows.line_num)
-    except csv.Error as error:
+    lines = array("L")
+    with _opened(path) as file:
+        delimiter = _delimiter(file)
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            labels = _labels(path.name, next(rows, []))
+            cells = RowReader(labels, decimal_comma=delimiter != ",")
+            for row in rows:
+                if any(row):
+                    cells.add(row)
+                    lines.append(rows.line_num)
+        except csv.Error as error:
+            raise ClipTableError(
+                f"{path.name}, line {rows.line_num}: it must be CSV, but: {error}. Repair the line."
+            ) from error
+        except RowFault as fault:
+            raise ClipTableError(f"{path.name}, line {rows.line_num}{fault}") from None
+    clips = cells.columns()
+    double = _double(clips)
+    if double is not None:
+        earlier, position = double
         raise ClipTableError(
-            f"{path.name}, line {rows.line_num}: it must be CSV, but: {error}. Repair the line."
-        ) from error
-    seen: dict[str, int] = {}
-    for clip, line in zip(clips, lines, strict=True):
-        if seen.setdefault(clip.clip_id, line) != line:
-            raise _fault(
-                path.name,
-                line,
-                "clip_id",
-                f"must stand once, but it is also on line {seen[clip.clip_id]}",
-                clip.clip_id,
-                "Delete one of them.",
-            )
+            f"{path.name}, line {lines[position]}, column clip_id: {clips[position].clip_id!r} must stand once, but it "
+            f"is also on line {lines[earlier]}. Delete one of them."
+        )
     leak = find_leak(clips, allow_clip_level=allow_clip_level)
     if leak is not None:
         raise ClipTableError(
             f"{path.name}, line {lines[leak.position]}, column {leak.column}: splits must never share a session "
             f"or a recording, but {leak.reason} (see line {lines[leak.earlier]}). {leak.remedy}"
         )
-    return ClipTable(labels, tuple(clips))
+    return ClipTable(labels, clips)
 
 
-def _text(path: Path) -> str:
+def _double(clips: ClipColumns) -> tuple[int, int] | None:
+    """Positions of the first clip that stands there twice, the earlier one first; None where none does."""
+    order = np.lexsort((clips.span_us[:, 1], clips.span_us[:, 0], clips.content.codes))  # stable
+    same = (np.diff(clips.content.codes[order]) == 0) & (np.diff(clips.span_us[order], axis=0) == 0).all(1)
+    if not same.any():
+        return None
+    first = min(np.flatnonzero(same).tolist(), key=lambda at: int(order[at + 1]))
+    return int(order[first]), int(order[first + 1])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The table's text, read as it is needed.
+
+    Raises:
+        ClipTableError: If it is not there, not readable, too large, or not UTF-8.
+    """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+                raise ClipTableError(
+                    f"{path.name} must not exceed {_MAX_BYTES // 10**6} MB, but it does. Check what it is."
+                )
+            yield file
     except FileNotFoundError as error:
         raise ClipTableError(
             f"there must be a clip table, but {path} does not exist. Make it: featurecache clips."
         ) from error
     except OSError as error:
         raise ClipTableError(f"{path} must be readable, but it is not ({error.strerror}). Check its rights.") from error
-    if len(data) > _MAX_BYTES:
-        raise ClipTableError(f"{path.name} must not exceed {_MAX_BYTES // 10**6} MB, but it does. Check what it is.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+    except UnicodeDecodeError:
+        line, byte = _undecodable(path.read_bytes())
         raise ClipTableError(
-            f"{path.name}, line {line}: it must be UTF-8, but byte 0x{data[error.start]:02x} is not. "
+            f"{path.name}, line {line}: it must be UTF-8, but byte 0x{byte:02x} is not. "
             'Save it as "CSV UTF-8" in the spreadsheet.'
-        ) from error
+        ) from None
 
 
-def _fault(name: str, line: int, column: str, rule: str, found: str, remedy: str) -> ClipTableError:
-    return ClipTableError(f"{name}, line {line}, column {column}: {found!r} {rule}. {remedy}")
+def _undecodable(data: bytes) -> tuple[int, int]:
+    """Line and value of the first byte that is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1, data[error.start]
+    return 1, 0
+
+
+def _delimiter(file: io.TextIOWrapper) -> str:
+    """What separates the cells, by the header; the file stands at its beginning again."""
+    header = file.readline(_MOST_HEADER).lstrip('"')
+    file.seek(0)
+    return next((mark for mark in ";\t" if header.startswith((f"clip_id{mark}", f'clip_id"{mark}'))), ",")
 
 
 def _labels(name: str, header: Sequence[str]) -> tuple[str, ...]:
@@ -211,85 +233,3 @@ def _labels(name: str, header: Sequence[str]) -> tuple[str, ...]:
         except ClipTableError as error:
             raise ClipTableError(f"{name}, line 1, column {number} ({label!r}): {error}") from error
     return tuple(labels)
-
-
-def _clip(name: str, line: int, row: Sequence[str], labels: Sequence[str], *, decimal_comma: bool) -> Clip:
-    width = len(COLUMNS) + len(labels)
-    if len(row) < width or any(row[width:]):
-        raise ClipTableError(
-            f"{name}, line {line}: it must have {width} fields as the header has, but it has {len(row)}. "
-            "Restore the missing ones, or remove what follows the last."
-        )
-    clip, recording, session, split, start, end = (cell.strip() for cell in row[: len(COLUMNS)])
-    recording = unguard_cell(row[1])
-    match = _CLIP_ID.fullmatch(clip)
-    if match is None:
-        raise _fault(
-            name,
-            line,
-            "clip_id",
-            "must be 16 hex digits, start and end in microseconds, as in 0123456789abcdef-0-3000000",
-            clip,
-            "Restore it.",
-        )
-    if not recording:
-        raise _fault(name, line, "recording", "must name a recording", recording, "Restore it.")
-    if not session:
-        raise _fault(
-            name, line, "session", "must name a session", session, "Name it; to leave the clip out, empty its split."
-        )
-    for column, text in (("recording", recording), ("session", session)):
-        if UNWRITABLE.search(text):
-            raise _fault(name, line, column, "must hold no control character", text, "Restore it.")
-    if split and split not in SPLITS:
-        near = difflib.get_close_matches(split.lower(), SPLITS, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else "Correct it."
-        raise _fault(
-            name, line, "split", "must be train, validation, test, or empty to leave the clip out", split, remedy
-        )
-    times = [_time(name, line, column, cell, decimal_comma) for column, cell in (("start_s", start), ("end_s", end))]
-    for column, time_us, id_us in zip(("start_s", "end_s"), times, map(int, match.groups()), strict=True):
-        if time_us != id_us:
-            rule = f"must be {format_seconds(id_us)} as the clip_id {clip} says"
-            remedy = "Restore it; length_s and stride_s under [clips] make clips of other times."
-            raise _fault(name, line, column, rule, format_seconds(time_us), remedy)
-    if times[0] >= times[1]:
-        raise _fault(name, line, "end_s", f"must lie after start_s ({start})", end, "Restore the line.")
-    targets = tuple(
-        _target(name, line, label, cell) for label, cell in zip(labels, row[len(COLUMNS) : width], strict=True)
-    )
-    if None in targets and any(target is not None for target in targets):
-        raise ClipTableError(
-            f"{name}, line {line}, column {labels[targets.index(None)]}: a clip must have all targets or none, but "
-            "this one is empty and others are not. Fill it with 0 or 1, or empty all to leave the clip unlabelled."
-        )
-    # Millions of clips share few names and targets: one object for each of these.
-    recording, session, split = map(sys.intern, (recording, unguard_cell(session), split))
-    return Clip(clip, recording, session, split, times[0], times[1], _shared_targets(targets))
-
-
-@lru_cache(maxsize=1024)
-def _shared_targets(targets: tuple[int | None, ...]) -> tuple[int | None, ...]:
-    """One tuple for all that are equal."""
-    return targets
-
-
-def _time(name: str, line: int, column: str, cell: str, decimal_comma: bool) -> int:
-    try:
-        return parse_seconds(cell.replace(",", ".") if decimal_comma else cell)
-    except ValueError as error:
-        raise _fault(name, line, column, "must be seconds with at most 6 decimals", cell, "Restore it.") from error
-
-
-def _target(name: str, line: int, label: str, cell: str) -> int | None:
-    try:
-        return _TARGETS[cell.strip()]
-    except KeyError:
-        raise _fault(
-            name,
-            line,
-            label,
-            "must be 0, 1, or empty (every column after end_s is a label)",
-            cell,
-            "Correct it, or remove the column.",
-        ) from None

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.clips.clip import Clip, union_of
+from featurecache.clips.clip import Clip, ClipColumns, union_of
 
 FORCED = "splits cut sessions: clips of one session train and score, so these scores are optimistically biased"
 """What every result of a forced clip-level split says."""
@@ -63,6 +63,8 @@ def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak 
         clips: The clips of a table.
         allow_clip_level: Whether splits may cut sessions.
     """
+    if isinstance(clips, ClipColumns) and _nothing_crosses(clips, sessions_too=not allow_clip_level):
+        return None
     contents: dict[str, int] = {}
     recordings: dict[str, int] = {}
     for position, clip in enumerate(clips):
@@ -75,6 +77,27 @@ def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak 
             found = f"recordings {clips[earlier].recording!r} and {clip.recording!r} have the same content"
             return Leak(position, earlier, "recording", found)
     return None if allow_clip_level else _mingled_sessions(clips) or _cut_session(clips)
+
+
+def _nothing_crosses(clips: ClipColumns, *, sessions_too: bool) -> bool:
+    """Whether whole columns show what the walk from clip to clip would find: nothing. Where not, it finds which."""
+    recording, content, session = clips.recording.codes, clips.content.codes, clips.session.codes
+    names = len(np.unique(recording))
+    if not names == len(np.unique(content)) == _pairs(recording, content):
+        return False
+    if not sessions_too:
+        return True
+    order = np.lexsort((clips.span_us[:, 0], recording))  # stable: of clips that start together, the table's order
+    changes = (np.diff(recording[order]) != 0) | (np.diff(session[order]) != 0)
+    stretches = int(changes.sum()) + (len(order) > 0)
+    taking_part = np.array([split != "" for split in clips.split.values], bool)[clips.split.codes]
+    session, split = session[taking_part], clips.split.codes[taking_part]
+    return stretches == _pairs(recording, clips.session.codes) and len(np.unique(session)) == _pairs(session, split)
+
+
+def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
+    """How many different pairs of codes there are."""
+    return len(np.unique(first.astype(np.int64) << 32 | second))
 
 
 def _mingled_sessions(clips: Sequence[Clip]) -> Leak | None:

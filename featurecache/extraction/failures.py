@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featurecache.clips.clip import ClipColumns
 from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
 from featurecache.errors import CacheNotFoundError, ClipTableError
 from featurecache.extraction.pipeline import FailedClip
@@ -83,7 +84,7 @@ def known_failures(project: Project) -> KnownFailures:
 
 
 def record_failures(
-    project: Project, spaces: Mapping[str, FeatureSpace], failures: Iterable[FailedClip], *, table: Collection[str]
+    project: Project, spaces: Mapping[str, FeatureSpace], failures: Iterable[FailedClip], *, table: ClipColumns
 ) -> None:
     """Brings the file up to date after a run: what it could not extract, less what the cache has by now.
 
@@ -93,7 +94,7 @@ def record_failures(
         project: The project.
         spaces: The feature spaces that the run filled, by name.
         failures: Clips that it could not extract.
-        table: Ids of all clips of the clip table.
+        table: All clips of the clip table.
     """
     private_folder(project.state)
     with Claims(project.state) as turn:
@@ -106,10 +107,11 @@ def record_failures(
             rows |= {(failure.clip_id, one): ExplainedClip(failure, one) for one in of_run}
         stored = _stored(project, {*of_run, *(fingerprint for _, fingerprint in rows)} if rows else set())
         in_all = frozenset.intersection(*(stored.get(one, frozenset()) for one in of_run))
+        in_table = table.among({clip_id for clip_id, _ in rows})
         kept = [
             row
             for (clip_id, fingerprint), row in rows.items()
-            if clip_id in table and clip_id not in (stored.get(fingerprint, frozenset()) if fingerprint else in_all)
+            if clip_id in in_table and clip_id not in (stored.get(fingerprint, frozenset()) if fingerprint else in_all)
         ]
         write_private(project.failures, _as_csv(kept))
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from featurecache.backbones.adapter_files import Adapter
-from featurecache.clips.clip import Clip, clip_id
+from featurecache.clips.clip import ClipColumns, clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError, ClipTableError
 from featurecache.extraction.failures import stored_clips
@@ -24,6 +25,7 @@ from featurecache.extraction.spot_check import Canary
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, Kept, parse_kept, row_shape
 from featurecache.store import FeatureCache
+from featurecache.store.clip_columns import Wanted
 from featurecache.store.live import live_cache
 from featurecache.store.withdrawn import Withdrawn, read_withdrawn
 from featurecache.video.recordings import Recording, find_recordings
@@ -35,10 +37,6 @@ _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _MOST_ASPECT = 20  # scaled by its short edge, a longer strip would fill the memory
 _CANARIES = 2
 _ROW_OVERHEAD_BYTES = 76  # key, digest, span, checksum and the chunk index
-
-
-_Clip = tuple[str, int, int]
-"""sha256 of the recording, start_us, end_us."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Plan:
             known only by the recording's average rate until it is decoded: frame n is taken to stand at n / rate.
         canaries: Stored clips to compute again before anything is written.
         adapter: What the backbone is run with; None for the model as it is.
-        table: Ids of all clips of the clip table; None where the plan is of other clips.
+        table: All clips of the clip table; None where the plan is of other clips.
     """
 
     inputs: "Inputs"
@@ -72,7 +70,7 @@ class Plan:
     shared_frames: float
     canaries: tuple[Canary, ...]
     adapter: Adapter | None = None
-    table: frozenset[str] | None = None
+    table: ClipColumns | None = None
 
     @property
     def space(self) -> FeatureSpace:
@@ -113,25 +111,39 @@ def plan_extraction(
         ClipTableError: If there is no sound clip table, or no clip in it.
         CacheFormatError: If the cache is of a newer format or no cache.
     """
-    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    if not table.clips:
+    clips = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level).columns
+    if not len(clips):
         raise ClipTableError(
             f"{project.clips.name} must have a row for each clip, but it has none below its header. "
             "Make it again: featurecache clips --force."
         )
     inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, allow_download=allow_download)
-    sources = recordings_of(project)
-    clips = [clip for clip in table.clips if clip_ids is None or clip.clip_id in clip_ids]
-    unusable_clips: list[FailedClip] = []
-    planned: dict[_Clip, Recording] = {}
-    for clip in clips:
-        recording, reason = sources(clip)
-        if recording is None:
-            unusable_clips.append(FailedClip(clip.clip_id, clip.recording, clip.start_us, clip.end_us, reason))
-        else:
-            planned[recording.sha256, clip.start_us, clip.end_us] = recording
-    ids = frozenset(clip.clip_id for clip in table.clips)
-    return _plan(project, inputs, spaces, planned, unusable_clips, adapter=adapter, limit=limit, table=ids)
+    source = sources_of(project)
+    _, first = np.unique(clips.recording.codes, return_index=True)  # a recording has one content
+    contents = [clips.content.values[code] for code in clips.content.codes[first].tolist()]
+    sources = [source(*named) for named in zip(clips.recording.values, contents, strict=True)]
+    is_fit = np.array([found is not None for found, _ in sources])
+    is_asked = _are(clips, clip_ids)
+    unfit = np.flatnonzero(is_asked & ~is_fit[clips.recording.codes])
+    unusable = [
+        FailedClip(name, clips.recording.values[at], start_us, end_us, sources[at][1])
+        for name, at, (start_us, end_us) in zip(
+            clips.clip_ids(unfit), clips.recording.codes[unfit].tolist(), clips.span_us[unfit].tolist(), strict=True
+        )
+    ]
+    asked = np.flatnonzero(is_asked & is_fit[clips.recording.codes])
+    recordings = [found for found, _ in sources if found is not None]
+    place = np.cumsum(is_fit) - 1  # of each fit recording among these
+    wanted = Wanted.of(
+        [recording.sha256 for recording in recordings], place[clips.recording.codes[asked]], clips.span_us[asked]
+    )
+    return _plan(project, inputs, spaces, recordings, wanted, unusable, adapter=adapter, limit=limit, table=clips)
+
+
+def _are(clips: ClipColumns, clip_ids: Collection[str] | None) -> npt.NDArray[np.bool_]:
+    """Which clips have one of these ids, shape (N,); all where None is given."""
+    everything = np.arange(len(clips))
+    return everything >= 0 if clip_ids is None else np.array([name in clip_ids for name in clips.clip_ids(everything)])
 
 
 def plan_recordings(
@@ -158,40 +170,46 @@ def plan_recordings(
     inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, allow_download=allow_download)
     withdrawn = read_withdrawn(project.cache)
     unusable: list[FailedClip] = []
-    planned: dict[_Clip, Recording] = {}
+    fit: list[tuple[Recording, Sequence[Span]]] = []
     for recording, spans in wanted:
         reason = why_unfit(recording, recording.sha256, withdrawn)
-        for start_us, end_us in spans:
-            if reason:
-                name = clip_id(recording.sha256, start_us, end_us)
-                unusable.append(FailedClip(name, recording.name, start_us, end_us, reason))
-            else:
-                planned[recording.sha256, start_us, end_us] = recording
-    return _plan(project, inputs, spaces, planned, unusable, adapter=adapter)
+        if reason:
+            unusable += [FailedClip(clip_id(recording.sha256, *span), recording.name, *span, reason) for span in spans]
+        else:
+            fit.append((recording, spans))
+    recordings = [recording for recording, _ in fit]
+    clips = Wanted.of(
+        [recording.sha256 for recording in recordings],
+        np.repeat(np.arange(len(fit)), [len(spans) for _, spans in fit]),
+        [span for _, spans in fit for span in spans],
+    )
+    return _plan(project, inputs, spaces, recordings, clips, unusable, adapter=adapter)
 
 
 def _plan(
     project: Project,
     inputs: "Inputs",
     spaces: Mapping[str, FeatureSpace],
-    planned: Mapping[_Clip, Recording],
+    recordings: Sequence[Recording],
+    wanted: Wanted,
     unusable: Sequence[FailedClip],
     *,
     adapter: Adapter | None,
     limit: int | None = None,
-    table: frozenset[str] | None = None,
+    table: ClipColumns | None = None,
 ) -> Plan:
     """The plan of clips whose recordings are usable, and of others, which fail unless the cache has them."""
     failures = _without_stored(project, unusable, spaces)
     kept = {name: parse_kept(name, inputs.taps) for name in spaces}
-    lacking = missing_features(project, list(planned), spaces)
-    by_recording: dict[str, dict[Span, tuple[str, ...]]] = defaultdict(dict)
-    usable: dict[str, Recording] = {}
-    for clip in list(lacking)[:limit]:
-        sha256, *span = clip
-        usable[sha256] = planned[clip]
-        by_recording[sha256][span[0], span[1]] = lacking[clip]
-    work = tuple(Work(usable[sha256], todo) for sha256, todo in by_recording.items())
+    live = live_cache(project.cache)
+    lacks = {name: live.lacks(wanted, space) for name, space in spaces.items()}  # (N,) each
+    todo = np.flatnonzero(np.any(list(lacks.values()), axis=0))
+    by_recording: dict[int, dict[Span, tuple[str, ...]]] = defaultdict(dict)
+    for clip in todo[:limit].tolist():
+        start_us, end_us = wanted.span_us[clip].tolist()
+        missing = tuple(name for name in spaces if lacks[name][clip])
+        by_recording[int(wanted.recording[clip])][start_us, end_us] = missing
+    work = tuple(Work(recordings[number], missing) for number, missing in by_recording.items())
     row_bytes = {
         name: math.prod(row_shape(one, inputs.taps)) * _ITEM_BYTES[spaces[name].stored_dtype]
         + _ROW_OVERHEAD_BYTES
@@ -199,17 +217,18 @@ def _plan(
         for name, one in kept.items()
     }
     rows = Counter(name for item in work for names in item.lacking.values() for name in names)
+    clips = len(wanted.span_us)
     return Plan(
         inputs,
         kept,
         spaces,
         work,
-        planned=len(planned) + len(unusable),
-        present=len(planned) - len(lacking) + len(unusable) - len(failures),
+        planned=clips + len(unusable),
+        present=clips - len(todo) + len(unusable) - len(failures),
         failures=tuple(failures),
         bytes_of={name: one * rows[name] for name, one in row_bytes.items()},
         shared_frames=_shared_frames(work, inputs.frames),
-        canaries=_canaries(planned, lacking, list(spaces)),
+        canaries=_canaries(recordings, wanted, lacks) if work else (),
         adapter=adapter,
         table=table,
     )
@@ -229,16 +248,6 @@ def _without_stored(
     return [clip for clip in clips if clip.clip_id not in stored]
 
 
-def missing_features(
-    project: Project, clips: list[_Clip], spaces: Mapping[str, FeatureSpace]
-) -> dict[_Clip, tuple[str, ...]]:
-    """The missing features of each clip, in the order given; complete clips are left out."""
-    live = live_cache(project.cache)
-    missing = {name: set(live.missing(clips, space)) for name, space in spaces.items()}
-    lacking = set[_Clip]().union(*missing.values())
-    return {clip: tuple(name for name in spaces if clip in missing[name]) for clip in clips if clip in lacking}
-
-
 def _shared_frames(work: Sequence[Work], frames: int) -> float:
     """See `Plan.shared_frames`. Where a rate is unknown, only samples of the very same time count as one frame."""
     sampled = distinct = 0
@@ -254,30 +263,41 @@ def _shared_frames(work: Sequence[Work], frames: int) -> float:
 
 
 def _canaries(
-    planned: Mapping[_Clip, Recording], lacking: Mapping[_Clip, tuple[str, ...]], names: Sequence[str]
+    recordings: Sequence[Recording], wanted: Wanted, lacks: Mapping[str, npt.NDArray[np.bool_]]
 ) -> tuple[Canary, ...]:
     """The first stored clip of each of two recordings: early ones are decoded soonest, and the choice is always one."""
-    first: dict[str, Canary] = {}
-    for (sha256, start_us, end_us), recording in sorted(planned.items(), key=lambda item: item[0]):
-        stored = tuple(name for name in names if name not in lacking.get((sha256, start_us, end_us), ()))
-        if stored and len(stored) > len(first[sha256].names if sha256 in first else ()):
-            first[sha256] = Canary(recording, (start_us, end_us), stored)
-    return tuple(first[sha256] for sha256 in sorted(first)[:_CANARIES])
+    stored = len(lacks) - np.sum(list(lacks.values()), axis=0)  # features that the cache has of each clip, (N,)
+    by_digest = np.argsort(np.argsort([recording.sha256 for recording in recordings]))
+    place = by_digest[wanted.recording]
+    order = np.lexsort((wanted.span_us[:, 1], wanted.span_us[:, 0], -stored, place))
+    order = order[stored[order] > 0]
+    _, first = np.unique(place[order], return_index=True)
+    return tuple(
+        Canary(
+            recordings[wanted.recording[clip]],
+            (int(wanted.span_us[clip, 0]), int(wanted.span_us[clip, 1])),
+            tuple(name for name in lacks if not lacks[name][clip]),
+        )
+        for clip in order[first[:_CANARIES]].tolist()
+    )
 
 
-def recordings_of(project: Project) -> Callable[[Clip], tuple[Recording | None, str]]:
-    """What finds a clip's recording by its content, whatever the file is called today; or says why it cannot serve."""
+def sources_of(project: Project) -> Callable[[str, str], tuple[Recording | None, str]]:
+    """What finds a recording of the table, given its name and content; or says why it cannot serve.
+
+    It is found by its content, whatever the file is called today.
+    """
     recordings, unusable = find_recordings(project.videos, project.digest_memo)
     by_content = {recording.sha256[:16]: recording for recording in recordings}
     by_name = {recording.name: recording for recording in recordings}
     reasons = {item.name: item.reason for item in unusable}
     withdrawn = read_withdrawn(project.cache)
 
-    def find(clip: Clip) -> tuple[Recording | None, str]:
-        recording = by_content.get(clip.content)
-        if recording is None and clip.recording in reasons and not withdrawn.covers(clip.content):
-            return None, reasons[clip.recording]
-        reason = why_unfit(recording or by_name.get(clip.recording), clip.content, withdrawn)
+    def find(name: str, content: str) -> tuple[Recording | None, str]:
+        recording = by_content.get(content)
+        if recording is None and name in reasons and not withdrawn.covers(content):
+            return None, reasons[name]
+        reason = why_unfit(recording or by_name.get(name), content, withdrawn)
         return (None if reason else recording), reason
 
     return find

@@ -15,12 +15,14 @@ from featurecache.device import device_of
 from featurecache.errors import FingerprintMismatchError
 from featurecache.extraction.failures import record_failures
 from featurecache.extraction.pipeline import Extraction, Progress, Span, Work, extract
-from featurecache.extraction.plan import Plan, missing_features
+from featurecache.extraction.plan import Plan
 from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.spot_check import check_canaries
 from featurecache.project.settings import Project
 from featurecache.spec import differences
 from featurecache.store import CacheWriter, FeatureCache
+from featurecache.store.clip_columns import Wanted
+from featurecache.store.live import live_cache
 
 _SEGMENT_MIB, _TOKENS_SEGMENT_MIB = 64, 256
 
@@ -92,8 +94,12 @@ def _require_unchanged(project: Project, plan: Plan) -> None:
 
 def still_lacking(project: Project, plan: Plan) -> frozenset[str]:
     """Ids of the plan's clips to compute that the cache lacks by now."""
-    todo = [(item.recording.sha256, *span) for item in plan.work for span in item.spans]
-    return frozenset(clip_id(*clip) for clip in missing_features(project, todo, plan.spaces))
+    spans = [span for item in plan.work for span in item.spans]
+    of = np.repeat(np.arange(len(plan.work)), [len(item.spans) for item in plan.work])
+    wanted = Wanted.of([item.recording.sha256 for item in plan.work], of, spans)
+    live = live_cache(project.cache)
+    left = np.flatnonzero(np.any([live.lacks(wanted, space) for space in plan.spaces.values()], axis=0)).tolist()
+    return frozenset(clip_id(plan.work[of[clip]].recording.sha256, *spans[clip]) for clip in left)
 
 
 def claim_work(
@@ -122,11 +128,11 @@ def claim_work(
             return None
     if not claimed:
         return None
-    spaces = {name: plan.spaces[name] for name in claimed}
-    found = missing_features(project, [(sha256, *span) for span in item.spans], spaces)
+    live, clips = live_cache(project.cache), Wanted.of([sha256], 0, item.spans)
+    lacks = {name: live.lacks(clips, plan.spaces[name]) for name in claimed}
     still: dict[Span, tuple[str, ...]] = {}
-    for span, names in item.lacking.items():
-        left = tuple(name for name in names if name in found.get((sha256, *span), ()))
+    for clip, (span, names) in enumerate(item.lacking.items()):
+        left = tuple(name for name in names if name in lacks and lacks[name][clip])
         if left:
             still[span] = left
     return Work(item.recording, still)

@@ -41,6 +41,39 @@ class Clips:
         return hashes
 
 
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Clips of whole recordings to look up.
+
+    Attributes:
+        digests: sha256 of each of R recordings, shape (R, 32), uint8.
+        recording: Which of them each clip is of, shape (N,).
+        span_us: Start and end, shape (N, 2), int64.
+    """
+
+    digests: npt.NDArray[np.uint8]
+    recording: npt.NDArray[np.int64]
+    span_us: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sha256: Sequence[str], recording: npt.ArrayLike, span_us: npt.ArrayLike) -> "Wanted":
+        """As the attributes, digests as 64 hex digits each.
+
+        Raises:
+            ClipTableError: If a digest is none; it is named.
+        """
+        spans = np.asarray(span_us, np.int64).reshape(-1, 2)
+        return cls(_digest_rows(sha256), np.broadcast_to(np.asarray(recording, np.int64), len(spans)), spans)
+
+    def parts(self) -> Iterator[tuple[slice, npt.NDArray[np.uint8], Clips]]:
+        """Some clips at a time: which, their digests (n, 32), and the clips as columns."""
+        prefixes = digest_prefixes(self.digests)
+        for first in range(0, len(self.span_us), PART_CLIPS):
+            part = slice(first, first + PART_CLIPS)
+            of = self.recording[part]
+            yield part, self.digests[of], Clips(prefixes[of], self.span_us[part])
+
+
 def digest_prefixes(video_sha256: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """The first eight bytes of digests (N, 32) as numbers, (N,)."""
     return np.ascontiguousarray(video_sha256[:, :8]).view(">u8").ravel().astype(np.uint64)
@@ -78,12 +111,16 @@ def digest_columns(clips: Sequence[Clip]) -> tuple[npt.NDArray[np.uint8], Clips]
     Raises:
         ClipTableError: If a digest is none; it is named.
     """
-    wrong = next((digest for digest, _, _ in clips if not format.SHA256.fullmatch(digest)), None)
-    if wrong is not None:
-        raise ClipTableError(f"a recording's sha256 must be 64 hex digits, but is {wrong!r}. Pass the whole digest.")
-    digests = np.frombuffer(bytes.fromhex("".join(digest for digest, _, _ in clips)), np.uint8).reshape(-1, 32)
+    digests = _digest_rows([digest for digest, _, _ in clips])
     spans = np.array([(start, end) for _, start, end in clips], np.int64).reshape(-1, 2)
     return digests, Clips(digest_prefixes(digests), spans)
+
+
+def _digest_rows(sha256: Sequence[str]) -> npt.NDArray[np.uint8]:
+    wrong = next((digest for digest in sha256 if not format.SHA256.fullmatch(digest)), None)
+    if wrong is not None:
+        raise ClipTableError(f"a recording's sha256 must be 64 hex digits, but is {wrong!r}. Pass the whole digest.")
+    return np.frombuffer(bytes.fromhex("".join(sha256)), np.uint8).reshape(-1, 32)
 
 
 def in_parts(items: Iterable[_Item]) -> Iterator[list[_Item]]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from featurecache.errors import CacheFormatError, CacheReadError, DamagedSegmentError
 from featurecache.store import checkpoint, files, format
-from featurecache.store.clip_columns import Clip, Clips, digest_columns, digest_prefixes, in_parts
+from featurecache.store.clip_columns import Clip, Clips, Wanted, digest_columns, digest_prefixes, in_parts
 from featurecache.store.segment import Identity, Segment, read_segment
 from featurecache.store.withdrawn import read_withdrawn
 
@@ -323,6 +323,15 @@ def absent(indexes: Sequence[SpaceIndex], clips: Iterable[Clip]) -> list[Clip]:
             held |= index.holds(digests, columns)
         lacking |= dict.fromkeys(part[place] for place in np.flatnonzero(~held).tolist())
     return list(lacking)
+
+
+def lacking(indexes: Sequence[SpaceIndex], wanted: Wanted) -> npt.NDArray[np.bool_]:
+    """Which clips none of the indexes holds, shape (N,)."""
+    held = np.zeros(len(wanted.span_us), bool)
+    for part, digests, clips in wanted.parts():
+        for index in indexes:
+            held[part] |= index.holds(digests, clips)
+    return ~held
 
 
 def _require_same_digests(ours: npt.NDArray[np.uint8], theirs: npt.NDArray[np.uint8]) -> None:

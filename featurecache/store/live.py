@@ -9,15 +9,17 @@ it is effort, never a value.
 
 import threading
 import time
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from featurecache.errors import CacheFormatError, DamagedSegmentError
 from featurecache.spec import FeatureSpace
 from featurecache.store import files, format, layout
-from featurecache.store.clip_columns import Clip
-from featurecache.store.index import EMPTY, SpaceIndex, absent, index_of, merged, read_index
+from featurecache.store.clip_columns import Wanted
+from featurecache.store.index import EMPTY, SpaceIndex, index_of, lacking, merged, read_index
 from featurecache.store.segment import read_segment
 
 _RELIST_S = 1.0
@@ -36,11 +38,10 @@ class LiveCache:
         self._spaces: dict[str, _LiveSpace] = {}
         self._lock = threading.Lock()
 
-    def missing(self, clips: Iterable[Clip], space: FeatureSpace) -> list[Clip]:
-        """Which clips a feature space lacks by now, each once, in the order given.
+    def lacks(self, wanted: Wanted, space: FeatureSpace) -> npt.NDArray[np.bool_]:
+        """Which clips a feature space lacks by now, shape (N,).
 
         Raises:
-            ClipTableError: If a digest is malformed.
             FingerprintMismatchError: If the space's inputs are not those it was stored with.
             CacheFormatError: If its record cannot be trusted, or it is of a newer format version.
             CacheReadError: If the disk refuses to give something.
@@ -51,7 +52,7 @@ class LiveCache:
                 self._spaces[space.fingerprint] = _LiveSpace(self._root, folder, space.fingerprint)
             live = self._spaces[space.fingerprint]
             live.refresh()
-            return absent(live.indexes, clips)
+            return lacking(live.indexes, wanted)
 
 
 @lru_cache(maxsize=1)

@@ -40,7 +40,7 @@ from featurecache.device import check_dtype
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
 from featurecache.extraction.pipeline import Progress, Span
 from featurecache.extraction.pixels import PixelStore
-from featurecache.extraction.plan import recordings_of
+from featurecache.extraction.plan import sources_of
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
@@ -221,11 +221,11 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
-    sources = recordings_of(project)
+    source = sources_of(project)
     found: dict[str, tuple[Recording, Span]] = {}
     left_out: dict[str, str] = {}
     for clip in (clip for clip in table.clips if clip.clip_id in ids):
-        recording, reason = sources(clip)
+        recording, reason = source(clip.recording, clip.content)
         if recording is None:
             left_out[clip.clip_id] = reason
         else:
