@@ -5,7 +5,10 @@ import hashlib
 import os
 import resource
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+
+_BLOCK = 1 << 20
 
 
 def private_folder(path: Path) -> Path:
@@ -50,7 +53,12 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1 if hard == resource.RLIM_INFINITY else min(1, hard), hard))
 
 
-def sha256_of_file(path: Path) -> str:
-    """sha256 of a file's content, 64 hex digits, read in bounded memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of_file(path: Path, on_read: Callable[[int], None] = lambda _: None) -> str:
+    """sha256 of a file's content, 64 hex digits, read in bounded memory; `on_read` is called with the bytes so far."""
+    digest, block, done = hashlib.sha256(), bytearray(_BLOCK), 0
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(block):
+            digest.update(memoryview(block)[:length])
+            done += length
+            on_read(done)
+    return digest.hexdigest()

@@ -40,8 +40,12 @@ def write_video(
     audio_ms: tuple[int, int] | None = None,
     fps: int = 25,
     metadata: dict[str, str] | None = None,
+    ticks_per_s: int | None = None,
 ) -> Path:
-    """Write pictures 0..count-1 at the given times; `audio_ms` adds silence from one time to another."""
+    """Write pictures 0..count-1 at the given times; `audio_ms` adds silence from one time to another.
+
+    With `ticks_per_s=fps` an AVI has no empty chunk between its pictures, as cameras write it.
+    """
     if times_ms is None:
         times_ms = [number * 1000 // fps for number in range(count)]
     with av.open(str(path), "w", format=container_format, container_options=container_options or {}) as container:
@@ -52,7 +56,7 @@ def write_video(
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
         stream.codec_context.thread_count = 1  # rate control on several threads depends on their timing
-        stream.codec_context.time_base = Fraction(1, 1000 if codec != "mpeg2video" else fps)
+        stream.codec_context.time_base = Fraction(1, ticks_per_s or (1000 if codec != "mpeg2video" else fps))
         if rotation is not None:
             stream.set_display_rotation(*rotation)
         if audio_ms is not None:

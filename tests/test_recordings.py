@@ -58,7 +58,7 @@ def opened_by_probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are probed from now on; the probing itself is real."""
     seen: list[str] = []
     real = recordings.probe
-    monkeypatch.setattr(recordings, "probe", lambda path: (seen.append(path.name), real(path))[1])
+    monkeypatch.setattr(recordings, "probe", lambda path, **options: (seen.append(path.name), real(path, **options))[1])
     return seen
 
 
@@ -246,8 +246,8 @@ def test_find_recordings_refuses_a_file_that_changes_while_it_is_read(
 ) -> None:
     real = recordings.probe
 
-    def probe_while_it_grows(path: Path) -> object:
-        info = real(path)
+    def probe_while_it_grows(path: Path, **options: object) -> object:
+        info = real(path, **options)
         if path.name == "b.mp4":
             time.sleep(0.02)
             with path.open("ab") as file:

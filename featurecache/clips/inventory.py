@@ -28,7 +28,7 @@ class Survey:
         unusable: Recordings, annotation files, annotations and rows that are left out.
         intervals: Recording -> its intervals of every label, in media time. Absent: not annotated.
         sessions: Recording -> session.
-        notes: What may be wrong with annotations that were read, and how they are read, a sentence each.
+        notes: What may be wrong with recordings and annotations that were read, and how they are read, a sentence each.
         points: Recording -> annotations of no duration, as intervals that end where they begin.
         accounts: Recording -> what each of its annotators says; several where it is doubly annotated.
     """
@@ -58,12 +58,13 @@ def survey(project: Project) -> Survey:
     if refused:
         raise AnnotationError(next(iter(refused.values())))
     sessions, joined = name_sessions(names, data, reading.sessions)
+    notes = [f"{recording.name}: {warning}" for recording in recordings for warning in recording.info.warnings]
     return Survey(
         recordings,
         (*unusable, *reading.left_out),
         {name: list(one.intervals) for name, one in sorted(found.items())},
         sessions,
-        (*reading.notes, *joined),
+        (*notes, *reading.notes, *joined),
         {name: one.points for name, one in found.items()},
         dict(reading.accounts),
     )

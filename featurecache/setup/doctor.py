@@ -39,6 +39,11 @@ def examine(project: Project) -> Iterator[Check]:
     for item in unusable:
         fix = "Repair or remove the file; the run goes on without it."
         yield Check("recording", False, f"{item.name}: {item.reason}", fix)
+    for recording in recordings:
+        for warning in recording.info.warnings:
+            yield Check(
+                "recording", False, f"{recording.name}: {warning}", "Clips that lie in what is missing will fail."
+            )
     if recordings:
         yield _decoding(recordings[0], settings.features.frames)
         if inputs is not None and inputs.frame_resize.resize == "crop":
@@ -51,17 +56,22 @@ def _network() -> Check:
 
 
 def _decoding(recording: Recording, frames: int) -> Check:
-    """Decodes the first three seconds of a recording."""
+    """Decodes three seconds of a recording; where those at its start cannot be, some in its middle."""
     info = recording.info
-    span = (0, min(3_000_000, info.duration_us))
-    began = time.perf_counter()
-    (clip,) = read_clips(recording.path, [span], frames, time_limit_s=_DECODING_LIMIT_S)
-    spent_s = time.perf_counter() - began
+    length_us = min(3_000_000, info.duration_us)
     what = f"{recording.name} ({info.codec}, {info.width_px} x {info.height_px})"
-    if isinstance(clip, ClipFailure):
-        fix = "Play it to see whether it is whole; convert it: ffmpeg -i RECORDING -c:v libx264 -crf 16 NEW.mp4"
-        return Check("decoding", False, f"{what}: {clip.reason}", fix)
-    return Check("decoding", True, f"{frames} frames from the first {span[1] / 1e6:.1f} s of {what} in {spent_s:.2f} s")
+    reasons = []
+    for start_us in (0, (info.duration_us - length_us) // 2):
+        began = time.perf_counter()
+        span = (start_us, start_us + length_us)
+        (clip,) = read_clips(recording.path, [span], frames, time_limit_s=_DECODING_LIMIT_S)
+        if not isinstance(clip, ClipFailure):
+            spent_s = time.perf_counter() - began
+            where = f"{length_us / 1e6:.1f} s from {start_us / 1e6:.1f} s on"
+            return Check("decoding", True, f"{frames} frames of {what}, {where}, in {spent_s:.2f} s")
+        reasons.append(clip.reason)
+    fix = "Play it to see whether it is whole; convert it: ffmpeg -i RECORDING -c:v libx264 -crf 16 NEW.mp4"
+    return Check("decoding", False, f"{what}: {reasons[0]}", fix)
 
 
 def _crop(recordings: Sequence[Recording]) -> Iterator[Check]:

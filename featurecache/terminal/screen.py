@@ -1,6 +1,10 @@
-"""Where a command's words go. Whoever opens a `Screen` prints: `cli.py`, and nothing of the library."""
+"""Where a command's words go. Whoever opens a `Screen` prints: `cli.py`, and nothing of the library.
+
+What the library says of a long wait comes by its log, so that no call needs to be told where to.
+"""
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -54,6 +58,11 @@ class Screen:
         )
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH
+        _Waits.of = self
+        log = logging.getLogger("featurecache")
+        if _WAITS not in log.handlers:
+            log.addHandler(_WAITS)
+            log.setLevel(logging.INFO)
 
     @property
     def width(self) -> int:
@@ -81,3 +90,16 @@ class Screen:
                 self.table(piece)
             else:
                 self.say(piece)
+
+
+class _Waits(logging.Handler):
+    """Shows what the library logs of its waits on the screen opened last."""
+
+    of: Screen | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.of is not None:
+            self.of.say(record.getMessage())
+
+
+_WAITS = _Waits(logging.INFO)

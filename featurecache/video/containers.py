@@ -1,15 +1,15 @@
 """Opening a local recording safely: its video stream, its clock, and where it ends. Nothing is decoded here.
 
 - Only regular local files of known video containers are opened (`CONTAINERS`): FFmpeg may use no protocol
-  but `file`, so a playlist, a concat script or a URL that calls itself .mp4 is refused before it can ask
-  for anything else. External references inside MOV files stay unread, which is FFmpeg's default.
+  but `file`, and `subfile` for the part of a file in front of zeros, so a playlist, a concat script or a URL that
+  calls itself .mp4 is refused before it can ask for anything else. External references inside MOV files stay unread,
+  which is FFmpeg's default.
 - The stream is the one FFmpeg calls best (default flag, then bit rate and frames seen), never a cover
   picture or a thumbnail track.
 - One decoding thread: FFmpeg then reports an error for the packet that caused it, and the recordings of a
   project keep the other cores busy.
 """
 
-import math
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +25,8 @@ from av.video.stream import VideoStream
 
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
 from featurecache.files import forbid_core_dumps
+from featurecache.video.layout import Layout, layout_of
+from featurecache.video.reports import listen, reported
 
 MAX_PIXELS = 8192 * 4320
 """Largest picture that is decoded unless asked otherwise: 8K cinema, 106 MB as RGB."""
@@ -46,12 +48,16 @@ class OpenVideo:
     Attributes:
         container: The file.
         stream: Its video stream.
+        layout: What the container's top level says of the file.
+        is_damaged: The demuxer reported errors in what it read ahead when it opened the file, nobody knows where.
         zero_us: The container's start time, which is zero on the recording's clock.
         time_base: Length of one tick of the stream, in seconds.
     """
 
     container: InputContainer
     stream: VideoStream
+    layout: Layout
+    is_damaged: bool
     zero_us: int
     time_base: Fraction
 
@@ -79,6 +85,8 @@ class OpenVideo:
 
     def is_cut_off(self, end: int) -> bool:
         """Whether more was meant to follow after the last packet, which ends at `end` ticks."""
+        if self.layout.missing:
+            return True
         if self.container.format.name == "mpegts":
             return all(self.container.size % length for length in (188, 192, 204))
         return self.declared_end_us is not None and self.declared_end_us - _CUT_OFF_US > self.to_us(end)
@@ -91,32 +99,43 @@ class OpenVideo:
 
 
 @contextmanager
-def open_video(path: Path, *, max_pixels: int) -> Iterator[OpenVideo]:
+def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_S) -> Iterator[OpenVideo]:
     """Open a local recording and find its video stream; nothing is decoded yet.
 
     From here on a crash of this process writes no memory to disk: it may hold frames.
+
+    Args:
+        path: The file.
+        max_pixels: Larger pictures are refused.
+        timeout_s: Bound on opening the container, and on each read of it.
 
     Raises:
         UnreadableVideoError: If it is no regular file, no video, or its pictures are too large.
         UnsafeFileError: If it is of a kind that may refer to other files or hosts.
     """
     forbid_core_dumps()
+    listen()
     try:
         status = path.stat()
+        layout = layout_of(path) if stat.S_ISREG(status.st_mode) else None
     except OSError as error:
         raise UnreadableVideoError(f"a recording must be a readable file, but {error}.") from error
-    if not stat.S_ISREG(status.st_mode):
+    if layout is None:
         raise UnreadableVideoError(f"a recording must be a regular file, but '{path}' is a folder, pipe or device.")
     if status.st_size == 0:
         raise UnreadableVideoError(f"a recording must hold a video, but '{path}' is empty. Copy it again.")
+    url, protocols = f"file:{path.absolute()}", "file"
+    if layout.read_to < layout.size:
+        url, protocols = f"subfile,,start,0,end,{layout.read_to},,:{url}", "file,subfile"
     try:
-        container = av.open(
-            f"file:{path.absolute()}",
-            options={"max_pixels": str(max_pixels + _PADDING_PIXELS)},
-            container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
-            metadata_errors="replace",
-            timeout=_READ_TIMEOUT_S,
-        )
+        with reported() as reports:
+            container = av.open(
+                url,
+                options={"max_pixels": str(max_pixels + _PADDING_PIXELS)},
+                container_options={"protocol_whitelist": protocols, "format_whitelist": CONTAINERS},
+                metadata_errors="replace",
+                timeout=timeout_s,
+            )
     except av.error.ArgumentError as error:
         raise UnsafeFileError(
             f"a recording must be a video file of a known container, but '{path}' is of another kind "
@@ -138,7 +157,9 @@ def open_video(path: Path, *, max_pixels: int) -> Iterator[OpenVideo]:
         stream.codec_context.options = {"max_pixels": str(max_pixels + _PADDING_PIXELS)}
         if container.format.name == "avi":
             container.flags &= ~_GENERATE_PTS  # they would be guessed as if no picture were reordered
-        yield OpenVideo(container, stream, container.start_time or 0, stream.time_base or Fraction(1, _MICROSECONDS))
+        time_base = stream.time_base or Fraction(1, _MICROSECONDS)
+        is_damaged = container.format.name.startswith("matroska") and reports.come_from(container.format.name)
+        yield OpenVideo(container, stream, layout, is_damaged, container.start_time or 0, time_base)
 
 
 def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -149,36 +170,3 @@ def _choose_stream(container: InputContainer, path: Path) -> VideoStream:
         raise UnreadableVideoError(f"a recording must hold a video stream that can be decoded, but '{path}' has none.")
     best = container.streams.best("video")
     return best if isinstance(best, VideoStream) and best in usable else usable[0]
-
-
-def last_packet_ends_us(video: OpenVideo) -> tuple[int | None, int]:
-    """Where the video stream's packets end, and where any stream's do, on the recording's clock.
-
-    Reads from the last key packet, or from the start where that finds no picture. Ends the use of `video`.
-    """
-    for target in (2**62, 0):
-        try:
-            video.container.seek(target)
-        except av.error.FFmpegError:
-            if target == 0:
-                break
-            continue
-        video_end, any_end = None, 0
-        try:
-            for packet in video.container.demux():
-                time = packet.pts if packet.pts is not None else packet.dts
-                if not packet.size or time is None or packet.time_base is None:
-                    continue
-                length = packet.duration or 0
-                if packet.stream_index == video.stream.index:
-                    length = length or video.frame_interval
-                ticks_us = (time + length) * packet.time_base * _MICROSECONDS
-                end = math.floor(ticks_us + Fraction(1, 2)) - video.zero_us
-                any_end = max(any_end, end)
-                if packet.stream_index == video.stream.index:
-                    video_end = end if video_end is None else max(video_end, end)
-        except av.error.FFmpegError:
-            pass  # what was read until here is what there is
-        if video_end is not None:
-            return video_end, any_end
-    return None, 0

@@ -19,7 +19,7 @@ RGB in `pictures.py`.
 import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import av.error
 from av.packet import Packet
@@ -29,9 +29,11 @@ from av.video.stream import VideoStream
 from featurecache.video.containers import OpenVideo
 from featurecache.video.look_ahead import LONGEST_REORDERING, LookAhead
 from featurecache.video.nal_units import PacketReader
+from featurecache.video.packets import read_packets
+from featurecache.video.reports import reported
 
+_UNUSUAL = 1.5  # times the distance between the pictures before
 _ONE_PICTURE_PER_PACKET = frozenset({"hevc", "vp9", "av1"})
-_READ_ERRORS = 16  # in a row, after which the rest of the file is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Step:
         damaged_from: Pictures of earlier steps with this number or a higher one must be distrusted after all.
         resolved: All pictures with a lower number have been shown or reported lost: no later step can tell of
             damage that a picture with at most this number rests on.
+        late_from: Time of the earliest picture that the decoder handed out too late since the step before, when one
+            behind it had been shown: samples from there on got the wrong one. None if none was.
         left_out: The picture is there, but it was not decoded.
     """
 
@@ -57,6 +61,7 @@ class Step:
     lost_from: int | None
     damaged_from: int | None
     resolved: int
+    late_from: int | None = None
     left_out: bool = False
 
     @property
@@ -91,22 +96,36 @@ class _Damage:
     last: int = -1
     clean_from: int = -1
     unreported: int | None = None
+    leading: tuple[int, int] | None = None  # number and time of a key picture that damaged ones lead
 
-    def note(self, order: int) -> None:
-        self.unreported = order if self.unreported is None else min(self.unreported, order)
-        if order >= self.clean_from:
-            self.first = order if self.first is None else min(self.first, order)
-            self.last = max(self.last, order)
+    def note(self, first: int, last: int) -> None:
+        """Distrust pictures from number `first` on, until a key picture behind `last`."""
+        self.unreported = first if self.unreported is None else min(self.unreported, first)
+        if first >= self.clean_from:
+            self.first = first if self.first is None else min(self.first, first)
+            self.last = max(self.last, last)
 
     def allows(self, frame: VideoFrame, ticket: _Ticket) -> bool:
         """Whether a picture, taken in display order, rests on whole data only."""
+        if self.leading is not None and ticket.order > self.leading[0] and (ticket.time or 0) < self.leading[1]:
+            return False
         if self.first is None or ticket.order < self.first:
             return True
-        # A key *packet* may start a gradual refresh: only an intra picture restores trust.
-        if ticket.order > self.last and ticket.is_key and frame.key_frame and frame.pict_type == PictureType.I:
+        if self.ends_with(frame, ticket):
             self.first, self.clean_from = None, ticket.order
             return True
         return False
+
+    def ends_with(self, frame: VideoFrame, ticket: _Ticket) -> bool:
+        """Whether a picture, and what is shown after it, rests on nothing of the damage noted."""
+        # A key *packet* may start a gradual refresh: only an intra picture restores trust.
+        is_intra = ticket.is_key and frame.key_frame and frame.pict_type == PictureType.I
+        return self.first is not None and ticket.order > self.last and is_intra
+
+    def note_leading(self, order: int, key: int, key_time: int) -> None:
+        """Distrust the pictures that follow key picture `key` and are shown before it."""
+        self.unreported = order if self.unreported is None else min(self.unreported, order)
+        self.leading = key, key_time
 
     def report(self) -> int | None:
         order, self.unreported = self.unreported, None
@@ -124,6 +143,11 @@ class _Decoder:
     unresolved: deque[_Ticket] = field(default_factory=deque)  # by order
     last_pts: int | None = None
     lost_from: int | None = None
+    late_from: int | None = None
+    key: _Ticket | None = None
+    usual_gap: int | None = None
+    gap: tuple[int, int] | None = None  # time of the picture before the last unusual gap, and `fed` by then
+    hole: int | None = None  # number of the packet in front of which something is missing
     packets: int = 0
     fed: int = 0
     packets_end: int = 0
@@ -134,18 +158,17 @@ class _Decoder:
     def __post_init__(self) -> None:
         self.timed_by_decoding = self.video.container.format.name == "avi"
         context = self.video.stream.codec_context
-        self.strict = context.codec.canonical_name in _ONE_PICTURE_PER_PACKET
+        reader = PacketReader(context.codec.canonical_name, context.extradata)
+        self.strict = context.codec.canonical_name in _ONE_PICTURE_PER_PACKET or reader.only_frames
         self.look_ahead: LookAhead | None = None
-        if self.sample_ticks is not None and not self.timed_by_decoding:
-            reader = PacketReader(context.codec.canonical_name, context.extradata)
-            if reader.disposable_exist:
-                self.look_ahead = LookAhead(self.video, reader, self.sample_ticks)
+        if self.sample_ticks is not None and not self.timed_by_decoding and reader.disposable_exist:
+            self.look_ahead = LookAhead(self.video, reader, self.sample_ticks)
 
     def steps(self) -> Iterator[Step | None]:
         """Steps in display order; None where a packet brought no picture, so that the caller may stop."""
         for packet, needed in self._marked():
             if packet is None:
-                self._lose(None, self.packets)
+                self._lose_after(self.packets)
                 continue
             ticket = _Ticket(
                 packet.dts if self.timed_by_decoding else packet.pts, self.packets, packet.is_keyframe, self.fed
@@ -155,6 +178,8 @@ class _Decoder:
             if ticket.time is not None and not packet.is_discard:
                 self.packets_end = max(self.packets_end, ticket.time + (packet.duration or 0))
                 heapq.heappush(self.pending, (ticket.time, ticket.order, ticket))
+            if ticket.is_key and ticket.time is not None:
+                self.key = ticket
             if needed:
                 self.fed += 1
                 packet.opaque = ticket
@@ -172,16 +197,16 @@ class _Decoder:
             rest = self.video.stream.decode(None)
         except av.error.FFmpegError:
             rest = []
-            self._lose(None, self.packets)
+            self._lose_after(self.packets)
         yield from self._show(rest)
         yield from self._drop_pending(None, None)
-        yield Step(None, 0, self.packets, False, self.lost_from, self.damage.report(), self.packets)
+        yield replace(self._step(None, 0, self.packets, False), resolved=self.packets)
 
     def _marked(self) -> "Iterator[tuple[Packet[VideoStream] | None, bool]]":
         """The packets, and whether each is to be decoded."""
         if self.look_ahead is None:
-            return ((packet, True) for packet in self._read())
-        return self.look_ahead.mark(self._read())
+            return ((packet, True) for packet in read_packets(self.video))
+        return self.look_ahead.mark(read_packets(self.video))
 
     def _something_unforeseen(self) -> None:
         """Ask for all pictures, unless none that could still be in the decoder was left out."""
@@ -190,45 +215,49 @@ class _Decoder:
         if self.look_ahead is not None:
             self.look_ahead.all_needed = True
 
+    def _distrust_coded(self, ticket: _Ticket) -> None:
+        """Distrust a picture whose decoding brought a report, and those that may refer to it."""
+        key = self.key
+        if key is None or key.time is None or ticket.time is None or ticket.time >= key.time:
+            self._distrust(ticket.order)
+            return
+        # It leads a key picture: what is shown from that one on refers to none of those that lead it.
+        self._something_unforeseen()
+        self.damage.note_leading(ticket.order, key.order, key.time)
+
     def _distrust(self, order: int) -> None:
         self._something_unforeseen()
-        self.damage.note(order)
+        self._recall_gap()
+        self.damage.note(order, order)
 
     def _decode(self, packet: "Packet[VideoStream]", ticket: _Ticket) -> list[VideoFrame]:
+        frames: list[VideoFrame] = []
         try:
             if not packet.is_corrupt:
-                return self.video.stream.decode(packet)
+                with reported() as reports:
+                    frames = self.video.stream.decode(packet)
+                if reports:
+                    self._distrust_coded(ticket)
+                return frames
         except av.error.FFmpegError:
             pass  # accounted for below
         ticket.failed = True
         self._distrust(ticket.order)
-        if ticket.time is None or self.timed_by_decoding:
-            self._lose(None, ticket.order)
-        return []
+        if ticket.time is None or self.timed_by_decoding or packet.is_corrupt:
+            self._lose_after(ticket.order)
+        return frames
 
-    def _read(self) -> "Iterator[Packet[VideoStream] | None]":
-        """The stream's packets that hold data; None where the container could not be read."""
-        errors = 0
-        while errors < _READ_ERRORS:
-            try:
-                for packet in self.video.container.demux(self.video.stream):
-                    if packet.size:  # none: a repeated picture (AVI), or PyAV's mark of the end
-                        errors = 0
-                        yield packet
-                return
-            except av.error.ExitError:
-                yield None
-                return
-            except av.error.FFmpegError:
-                errors += 1
-                yield None
-
-    def _lose(self, time: int | None, order: int) -> None:
-        """Note a lost picture; without a time it may have stood anywhere after the last one."""
+    def _lose(self, time: int, order: int) -> None:
+        """Note a picture that is lost, or shown too late."""
         self._distrust(order)
-        if time is None:
-            time = self.last_pts if self.last_pts is not None else -(2**63)
         self.lost_from = time if self.lost_from is None else min(self.lost_from, time)
+
+    def _lose_after(self, order: int) -> None:
+        """Note that pictures are lost in front of packet `order`, nobody knows how many and when they stood."""
+        self._something_unforeseen()
+        self._recall_gap()
+        self.damage.note(order, order - 1)
+        self.hole = order
 
     def _resolve(self) -> int:
         """Below which number every picture has been shown or lost; one too old to be shown counts as such."""
@@ -245,7 +274,7 @@ class _Decoder:
             ticket.shown = True
             pts = self._time_of(frame, ticket)
             if pts is None:
-                self._lose(None, ticket.order)
+                self._lose_after(ticket.order)
                 continue
             if self.last_pts is None or pts >= self.last_pts:
                 yield from self._drop_pending(pts, ticket)
@@ -255,16 +284,60 @@ class _Decoder:
             trusted = self.damage.allows(frame, ticket) and not frame.is_corrupt
             if self.last_pts is not None and pts < self.last_pts:
                 self._something_unforeseen()
+                self.late_from = pts if self.late_from is None else min(self.late_from, pts)
                 continue
             if self.cut_off and self.last_pts is not None and self.last_end < pts:
                 self._lose(self.last_end, self.packets)  # pictures decoded later, shown earlier, and not in the file
-            yield Step(frame, pts, ticket.order, trusted, self.lost_from, self.damage.report(), self._resolve())
-            self.last_pts, self.lost_from = pts, None
+            self._note_gap(pts)
+            yield self._step(frame, pts, ticket.order, trusted)
+            if self.hole is not None and ticket.order >= self.hole and trusted:
+                self.hole = None
             self.last_end = pts + (frame.duration or self.video.frame_interval)
+
+    def _note_gap(self, pts: int) -> None:
+        """Note an unusual distance between two pictures: beside damage it is taken for lost ones."""
+        if self.last_pts is None:
+            return
+        if self.usual_gap is not None and pts - self.last_pts > _UNUSUAL * self.usual_gap:
+            self.gap = self.last_pts, self.fed
+            if self.damage.first is not None:
+                self.lost_from = self.last_pts if self.lost_from is None else min(self.lost_from, self.last_pts)
+        else:
+            self.usual_gap = pts - self.last_pts
+
+    def _recall_gap(self) -> None:
+        """Damage has turned up: what was shown last in front of an unusual gap may have stood for lost pictures."""
+        if self.gap is not None and self.fed - self.gap[1] < LONGEST_REORDERING:
+            self.late_from = self.gap[0] if self.late_from is None else min(self.late_from, self.gap[0])
+
+    def _step(self, frame: VideoFrame | None, pts: int, order: int, trusted: bool, *, left_out: bool = False) -> Step:
+        """The next step, with whatever went wrong since the last one."""
+        if self.hole is not None:  # what is missing may have stood anywhere after the last picture
+            self.lost_from = self.last_pts if self.last_pts is not None else -(2**63)
+        step = Step(
+            frame,
+            pts,
+            order,
+            trusted,
+            self.lost_from,
+            self.damage.report(),
+            self._resolve(),
+            late_from=self.late_from,
+            left_out=left_out,
+        )
+        self.last_pts, self.lost_from, self.late_from = pts, None, None
+        return step
 
     def _time_of(self, frame: VideoFrame, shown: _Ticket) -> int | None:
         if not self.timed_by_decoding:
             return frame.pts if frame.pts is not None else frame.dts
+        if self.damage.ends_with(frame, shown):
+            # The decoder may have dropped pictures without a word: all decoded before this one are shown before it.
+            ahead = sum(ticket.shown and ticket.order > shown.order for ticket in self.unresolved)
+            number = shown.order + ahead
+            own = next((ticket.time for ticket in self.unresolved if ticket.order == number), None)
+            while own is not None and self.pending and self.pending[0][0] < own:
+                heapq.heappop(self.pending)
         while self.pending:
             time, order, ticket = heapq.heappop(self.pending)
             if not ticket.failed and order >= shown.order - LONGEST_REORDERING:
@@ -283,14 +356,12 @@ class _Decoder:
             time, order, ticket = heapq.heappop(self.pending)
             ticket.resolved = True
             if ticket.left_out:
-                yield Step(
-                    None, time, order, True, self.lost_from, self.damage.report(), self._resolve(), left_out=True
-                )
-                self.last_pts, self.lost_from, self.last_end = time, None, time + self.video.frame_interval
+                yield self._step(None, time, order, True, left_out=True)
+                self.last_end = time + self.video.frame_interval
                 continue
             if ticket.shown:
                 continue
-            if not (ticket.failed or self.strict):
+            if not (ticket.failed or self.strict or self.damage.first is not None):
                 self._something_unforeseen()
                 continue
             if self.last_pts is not None and time <= self.last_pts:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,12 @@ class DigestMemo:
         self._files = _load(path)
         self._changed = False
 
-    def sha256(self, path: Path) -> str:
+    def sha256(self, path: Path, on_read: Callable[[int], None] = lambda _: None) -> str:
         """sha256 of a file's content, 64 hex digits, read only where the memo does not know it.
+
+        Args:
+            path: The file.
+            on_read: Called with the bytes read so far, while it is read.
 
         Raises:
             OSError: If the file cannot be read, or changes while it is.
@@ -47,7 +51,8 @@ class DigestMemo:
             last_change_ns = max(before.st_mtime_ns, before.st_ctime_ns)
             if entry["noted_ns"] - last_change_ns > _RACY_NS:
                 return str(entry["sha256"])
-        entry = {"state": _state(before), "noted_ns": time.time_ns(), "sha256": sha256_of_file(path), "facts": {}}
+        sha256 = sha256_of_file(path, on_read)
+        entry = {"state": _state(before), "noted_ns": time.time_ns(), "sha256": sha256, "facts": {}}
         _refuse_change(path, entry)
         self._files[_key(path)] = entry
         self._changed = True

@@ -76,6 +76,11 @@ class PacketReader:
         for unit in units:
             self._remember(unit)
 
+    @property
+    def only_frames(self) -> bool:
+        """Whether the container's header says of an H.264 stream that each of its packets holds a whole frame."""
+        return self.codec == "h264" and self.parameters_seen and self.disposable_exist
+
     def is_disposable(self, packet: bytes) -> bool:
         """Whether no other picture can refer to the packet's; to be asked of every packet, in decoding order."""
         self.is_restart = self.is_plain = False

@@ -8,8 +8,10 @@ are listed with the reason, and the rest goes on.
 """
 
 import dataclasses
+import logging
 import os
 import stat
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -19,7 +21,10 @@ from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import FeatureCacheError, NoRecordingsError, UnreadableVideoError, UnsafeFileError
 from featurecache.spelling import visible
 from featurecache.video.digests import DigestMemo
-from featurecache.video.probing import VideoInfo, probe
+from featurecache.video.probing import PROBE_VERSION, VideoInfo, probe
+
+_FIRST_WORD_S, _WORD_EVERY_S = 2.0, 5.0
+_log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -86,10 +91,13 @@ def find_recordings(
         )
     recordings: list[Recording] = []
     first_with: dict[str, str] = {}
+    wait = Wait()
     try:
-        for name, path in videos:
+        for number, (name, path) in enumerate(videos, 1):
+            wait.recording = f"recording {number} of {len(videos)}"
             try:
-                sha256, info = _examine(name, path, root, memo)
+                _refuse(name, path, root)
+                sha256, info = examine(path, memo, wait)
             except FeatureCacheError as error:
                 unusable.append(UnusableRecording.because(visible(name), error))
             except OSError as error:
@@ -144,32 +152,60 @@ def _walk(root: Path) -> tuple[list[Path], list[UnusableRecording]]:
     return files, refused
 
 
-def _examine(name: str, path: Path, root: Path, memo: DigestMemo) -> tuple[str, VideoInfo]:
+class Wait:
+    """Says in the log how far the reading of recordings has come, from two seconds on.
+
+    Attributes:
+        recording: Which one is read, in words.
+    """
+
+    def __init__(self) -> None:
+        self.recording = "recording"
+        self._due = time.monotonic() + _FIRST_WORD_S
+
+    def tell(self, what: str, done_bytes: int, size_bytes: int) -> None:
+        """Log what is done and how far, if it is time for a line."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _WORD_EVERY_S
+            _log.info("%s: %s, %.1f of %.1f GB", self.recording, what, done_bytes / 1e9, size_bytes / 1e9)
+
+
+def examine(path: Path, memo: DigestMemo, wait: Wait) -> tuple[str, VideoInfo]:
     """Digest and streams of one file, from the memo where it is trusted.
+
+    Args:
+        path: The file.
+        memo: What is remembered of it.
+        wait: Told how far this has come.
 
     Raises:
         FeatureCacheError: If the file is unusable; the message is the reason.
-        OSError: If it cannot be read.
+        OSError: If it cannot be read, or changes meanwhile.
     """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeFileError("not a plain file")
+    size = status.st_size
+    if size == 0:
+        raise UnreadableVideoError("the file is empty")
+    sha256 = memo.sha256(path, lambda done: wait.tell("reading its content", done, size))
+    known = memo.recall(path, _probed_by())
+    if known is not None:
+        return sha256, VideoInfo(**{**known, "warnings": tuple(known["warnings"])})
+    info = probe(path, on_progress=lambda done: wait.tell("reading its packets", done, size))
+    memo.remember(path, _probed_by(), dataclasses.asdict(info))
+    return sha256, info
+
+
+def _refuse(name: str, path: Path, root: Path) -> None:
+    """Raise where a file is none of the folder's, or has a name that no table can hold."""
     if UNWRITABLE.search(name):
         raise UnreadableVideoError("the name holds a control character or is not UTF-8; rename it")
     if not Path(os.path.realpath(path, strict=True)).is_relative_to(root):
         raise UnsafeFileError("a link that leaves the folder of videos; copy the file, or set videos to its folder")
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise UnsafeFileError("not a plain file")
-    if status.st_size == 0:
-        raise UnreadableVideoError("the file is empty")
-    sha256 = memo.sha256(path)
-    known = memo.recall(path, _probed_by())
-    if known is not None:
-        return sha256, VideoInfo(**known)
-    info = probe(path)
-    memo.remember(path, _probed_by(), dataclasses.asdict(info))
-    return sha256, info
 
 
 @lru_cache(maxsize=1)
 def _probed_by() -> str:
     """What probes here; looking up a version takes longer than all else that a remembered recording needs."""
-    return f"probe of featurecache {version('featurecache')}, av {version('av')}"
+    return f"probe {PROBE_VERSION} of featurecache {version('featurecache')}, av {version('av')}"

@@ -7,6 +7,7 @@ the last picture with a presentation time <= t_k, compared in exact arithmetic i
 What is not in the file is a failure, never a repeated frame:
 
 - before the first picture that picture stands in, for at most 0.1 s or one frame interval;
+- a picture stands for at most a minute where the container does not say that it stands longer;
 - the last picture stands for its own duration, and one frame interval more unless the header promises
   further pictures (a file that was cut off);
 - a sample inside a damaged stretch, or on a picture that may refer to one, fails its clip; the others go on.
@@ -35,6 +36,7 @@ TIME_LIMIT_S = 4 * 3600.0
 """Own work on one recording after which the rest of it fails: ten hours of HD take about one."""
 
 _FIRST_PICTURE_GRACE_US = 100_000
+_LONGEST_STAND_S = 60  # where the container does not say how long a picture stands
 _NEVER = 2**62
 
 Fit = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
@@ -123,6 +125,7 @@ class _Clip:
     pictures: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     timestamps_us: list[int] = field(default_factory=list)
     last_order: int = -1
+    last_ticks: int = -1
     reason: str | None = None
 
     def result(self) -> ClipFrames | ClipFailure:
@@ -236,6 +239,10 @@ class _Sampler:
             for index in self.in_flight:
                 if self.clips[index].last_order >= step.damaged_from:
                     self.clips[index].reason = "a frame of the clip refers to a damaged part of the recording."
+        if step.late_from is not None:
+            for index in self.in_flight:
+                if self.clips[index].last_ticks >= step.late_from:
+                    self.clips[index].reason = "a frame of the clip was handed out too late by the decoder."
         if self.shown is None:
             self._let_stand_in(step)
         picture: npt.NDArray[np.uint8] | None = None
@@ -256,6 +263,7 @@ class _Sampler:
                     clip.pictures.append(picture)
                     clip.timestamps_us.append(self.video.to_us(self.shown.pts))
                     clip.last_order = max(clip.last_order, self.shown.order)
+                    clip.last_ticks = ticks
             if reason is not None:
                 clip.reason = reason
                 self.in_flight.discard(index)
@@ -314,11 +322,22 @@ class _Sampler:
             raise NeededAfterAll
         if not self.shown.trusted or (step.damaged_from is not None and self.shown.order >= step.damaged_from):
             return f"the frame at {at} refers to a damaged part of the recording."
+        stood_s = (ticks - self.shown.pts) * self.video.time_base
+        if stood_s > _LONGEST_STAND_S and self.shown.frame is not None and not self._lasts_until(ticks):
+            return f"the recording has no frame for {float(stood_s):.0f} s before the sample at {at}."
         if step.is_end:
             end = self._end_ticks()
             if ticks >= end:
                 return f"the video ends at {self.video.to_us(end) / 1e6:.3f} s, before the sample at {at}."
         return None
+
+    def _lasts_until(self, ticks: int) -> bool:
+        """Whether the container says that the picture shown stands so long, as an index of every picture does."""
+        return (
+            self.shown is not None
+            and self.shown.frame is not None
+            and ticks < self.shown.pts + (self.shown.frame.duration or 0)
+        )
 
     def _end_ticks(self) -> int:
         """Until when the last picture stands."""

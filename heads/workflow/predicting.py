@@ -43,8 +43,7 @@ from featurecache.extraction.run import run_plan
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo
-from featurecache.video.probing import probe
-from featurecache.video.recordings import Recording, UnusableRecording
+from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
 from heads.bundle import Bundle, load_bundle
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.timeline import default_settings, exclusive_groups, predict_intervals
@@ -275,7 +274,7 @@ def _recordings(
     project: Project, paths: Sequence[Path], length_us: int
 ) -> tuple[list[Recording], list[UnusableRecording]]:
     """The recordings that can be scored, and the others with their reasons."""
-    memo = DigestMemo(project.digest_memo)
+    memo, wait = DigestMemo(project.digest_memo), Wait()
     usable: list[Recording] = []
     failed: list[UnusableRecording] = []
     stems: dict[str, str] = {}
@@ -283,7 +282,7 @@ def _recordings(
     for path in {path.absolute(): path for path in paths}.values():
         name = _name(project, path)
         try:
-            recording = _examined(name, path, memo)
+            recording = _examined(name, path, memo, wait)
             earlier = contents.get(recording.sha256) or stems.get(_stem(name))
             if earlier is not None:
                 reason = f"{earlier} has the same content, or would have files of the same name; predict one at a time"
@@ -310,7 +309,7 @@ def _name(project: Project, path: Path) -> str:
     return path.name or str(inside)
 
 
-def _examined(name: str, path: Path, memo: DigestMemo) -> Recording:
+def _examined(name: str, path: Path, memo: DigestMemo, wait: Wait) -> Recording:
     if UNWRITABLE.search(name):
         raise UnreadableVideoError("the name holds a control character or is not UTF-8; rename it")
     if path.is_dir():
@@ -318,7 +317,7 @@ def _examined(name: str, path: Path, memo: DigestMemo) -> Recording:
     if not path.is_file():
         nothing = "it is a link that leads to no file" if path.is_symlink() else "there is no such file"
         raise UnreadableVideoError("it is not a plain file" if path.exists() else nothing)
-    return Recording(name, path, memo.sha256(path), probe(path))
+    return Recording(name, path, *examine(path, memo, wait))
 
 
 def _reason(error: Exception) -> str:
