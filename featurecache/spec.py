@@ -28,6 +28,23 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON document with the sha256 of itself under `sha256`, so that no value in it changes unnoticed."""
+    return {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
+
+
+def unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+        ValueError: If it is not as it was written.
+    """
+    plain = {name: value for name, value in document.items() if name != "sha256"}
+    if sealed(plain) != document:
+        raise ValueError("it does not have the sha256 that it states for itself")
+    return plain
+
+
 @dataclass(frozen=True)
 class FeatureSpace:
     """A feature space by its inputs.

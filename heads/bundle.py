@@ -5,8 +5,8 @@ transformers'; the digests of their files are in the document and in the feature
 
 Notable choices: `bundle.json` carries the sha256 of the head and the complete feature space of every kept feature it
 reads, so a bundle knows whether features are its own; where it reads several side by side, their fingerprints are
-joined by `+` as their names are. The folder is written beside its place and renamed, so it is whole or absent;
-nothing is pickled; loading checks every field and names what is wrong.
+joined by `+` as their names are. `bundle.json` ends in a digest of itself. The folder is written beside its place and
+renamed, so it is whole or absent; nothing is pickled; loading checks every field and names what is wrong.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ from featurecache.clips.leakage import Spans, sessions_in
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
-from featurecache.spec import FeatureSpace, canonical_json, differences
+from featurecache.spec import FeatureSpace, canonical_json, differences, sealed, unsealed
 from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head
 from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 from heads.timelines.tuning import TunedTimeline, save_timeline
 
-FORMAT = 3
-"""Version of the bundle's layout; 2 had no spectral exponent, 1 a single feature space and no calibration."""
+FORMAT = 4
+"""Version of the layout; 3 had no digest of the document, 2 no spectral exponent, 1 a single feature space."""
 
 HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME, BACKBONE_NAME = "head.safetensors", "bundle.json", "adapter", "backbone"
 
@@ -250,7 +250,7 @@ def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = 
         private_folder(beside)
         head_bytes = bundle._head_bytes()
         write_private(beside / HEAD_NAME, head_bytes)
-        text = json.dumps(bundle._document(head_bytes), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(sealed(bundle._document(head_bytes)), indent=2, allow_nan=False) + "\n"
         write_private(beside / DOCUMENT_NAME, text.encode())
         if timeline is not None:
             save_timeline(timeline, beside)
@@ -298,6 +298,7 @@ def load_bundle(path: Path | str) -> Bundle:
                 f"{path} must be of bundle format {FORMAT}, but it is {document['format']!r}. "
                 "Use the version that wrote it, or train again."
             )
+        document = unsealed(document)
         if document["head_sha256"] != hashlib.sha256(head_bytes).hexdigest():
             raise _damaged(path, f"{HEAD_NAME} does not have the sha256 that {DOCUMENT_NAME} names")
         return _parse(document, head_bytes, path)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featurecache.errors import BundleError, FingerprintMismatchError, TrainingDataError
-from featurecache.spec import FeatureSpace
+from featurecache.spec import FeatureSpace, sealed
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.data import LabelledFeatures
 from heads.models import AttentionHead, Front, LinearHead, MLPHead
@@ -126,8 +126,8 @@ def test_bundle_takes_features_of_frames_for_kinds_that_read_them() -> None:
 def set_key(name: str, value: Any) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         document = json.loads((path / "bundle.json").read_text())
-        document[name] = value
-        (path / "bundle.json").write_text(json.dumps(document))
+        del document["sha256"]
+        (path / "bundle.json").write_text(json.dumps(sealed(document | {name: value})))
 
     return damage
 
@@ -144,8 +144,19 @@ def set_inputs(name: str, **changes: str) -> Callable[[Path], None]:
 def drop_key(name: str) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         document = json.loads((path / "bundle.json").read_text())
-        del document[name]
-        (path / "bundle.json").write_text(json.dumps(document))
+        del document[name], document["sha256"]
+        (path / "bundle.json").write_text(json.dumps(sealed(document)))
+
+    return damage
+
+
+def put(old: str, new: str) -> Callable[[Path], None]:
+    """Other bytes in the document, whose digest stays."""
+
+    def damage(path: Path) -> None:
+        text = (path / "bundle.json").read_text()
+        assert old in text
+        (path / "bundle.json").write_text(text.replace(old, new, 1))
 
     return damage
 
@@ -172,8 +183,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "not JSON": (lambda path: (path / "bundle.json").write_text("{"), "JSONDecodeError"),
     "not UTF-8": (lambda path: (path / "bundle.json").write_bytes(b"\xff\xfe{}"), "damaged"),
     "a list": (lambda path: (path / "bundle.json").write_text("[]"), "TypeError"),
-    "other format": (set_key("format", 2), "bundle format 3, but it is 2. Use the version that wrote it"),
+    "other format": (set_key("format", 2), "bundle format 4, but it is 2. Use the version that wrote it"),
     "flipped bit": (flip_bit, "does not have the sha256"),
+    "other threshold": (put("0.", "0.1"), "the sha256 that it states"),
+    "other label": (put(f'"{LABELS[0]}"', f'"{LABELS[0][:-1]}q"'), "the sha256 that it states"),
+    "no digest": (put('"sha256"', '"sha257"'), "the sha256 that it states"),
     "other space": (set_inputs("final/mean", model="x"), "not those of its feature_inputs"),
     "other tap": (set_inputs("final/mean", tap="layer_3"), "not those of its feature_inputs"),
     "other inputs": (set_key("settings", {**HeadSettings(inputs="a/b").to_mapping()}), "its head reads a/b"),

@@ -107,16 +107,16 @@ def test_damage_to_any_file_of_a_cache_is_named_and_repaired(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bundle.json", "head.safetensors"])
-def test_a_damaged_bundle_is_refused_by_name_or_loads(tmp_path: Path, name: str) -> None:
+def test_a_damaged_bundle_is_refused_by_name_or_loads_as_it_was(tmp_path: Path, name: str) -> None:
     save_bundle(make_bundle(), tmp_path / "bundle")
     whole = (tmp_path / "bundle" / name).read_bytes()
     for copy in damaged_copies(whole, 200):
         (tmp_path / "bundle" / name).write_bytes(copy)
         try:
-            load_bundle(tmp_path / "bundle")
+            loaded = load_bundle(tmp_path / "bundle")
         except BundleError:
             continue
-        assert name == "bundle.json" or copy == whole
+        assert loaded.digest == make_bundle().digest
 
 
 @pytest.mark.slow

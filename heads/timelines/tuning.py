@@ -8,8 +8,8 @@ for each stride, what it picks scored .622, .642, .625 on the unseen ones at str
 begins with what alters the scores least. The score of the chosen settings is the best of many on the data that chose
 them, and so optimistically biased; the test recordings are not an argument here.
 
-`timeline.json` holds `format` and the fields of `TunedTimeline`; loading checks each. Without the file,
-`default_settings` serve.
+`timeline.json` holds `format`, the fields of `TunedTimeline` and a digest of all; loading checks each. Without the
+file, `default_settings` serve.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from featurecache.annotations import Interval
 from featurecache.clips.clip import union_of
 from featurecache.errors import BundleError, TrainingDataError
 from featurecache.files import write_private
+from featurecache.spec import sealed, unsealed
 from heads.timelines.scores import compare_timelines, events, mean_segment_f1
 from heads.timelines.timeline import (
     Smoothing,
@@ -39,7 +40,8 @@ from heads.timelines.timeline import (
     smoothed_runs,
 )
 
-FORMAT = 1
+FORMAT = 2
+"""Version of `timeline.json`; 1 had no digest of itself."""
 NAME = "timeline.json"
 
 _SMOOTHINGS: tuple[tuple[Smoothing, float], ...] = (
@@ -168,7 +170,7 @@ def save_timeline(tuned: TunedTimeline, bundle: Path) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    document = {"format": FORMAT, **dataclasses.asdict(tuned)}
+    document = sealed({"format": FORMAT, **dataclasses.asdict(tuned)})
     write_private(bundle / NAME, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -181,8 +183,10 @@ def load_timeline(bundle: Path) -> TunedTimeline | None:
     path = bundle / NAME
     try:
         data = path.read_bytes()
-        if (found := json.loads(data)["format"]) != FORMAT:
+        document = json.loads(data)
+        if (found := document["format"]) != FORMAT:
             raise _damaged(path, f"its format is {found!r}, not {FORMAT}")
+        unsealed(document)
         return TypeAdapter(TunedTimeline).validate_json(data, strict=True)
     except FileNotFoundError:
         return None
