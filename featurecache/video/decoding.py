@@ -23,10 +23,11 @@ from dataclasses import dataclass, field, replace
 
 import av.error
 from av.packet import Packet
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from featurecache.video.containers import OpenVideo
+from featurecache.video.damage import Damage, Ticket
 from featurecache.video.look_ahead import LONGEST_REORDERING, LookAhead
 from featurecache.video.nal_units import PacketReader
 from featurecache.video.packets import read_packets
@@ -74,77 +75,20 @@ class NeededAfterAll(Exception):  # noqa: N818 - a request, handled inside the p
     """A picture that was left out may matter: read the recording again and decode all of them."""
 
 
-@dataclass(eq=False, slots=True)
-class _Ticket:
-    """Travels with a packet through the decoder and comes out with its picture."""
-
-    time: int | None
-    order: int
-    is_key: bool
-    fed: int = 0  # packets that the decoder had been given before
-    failed: bool = False
-    shown: bool = False
-    left_out: bool = False
-    resolved: bool = False
-
-
-@dataclass
-class _Damage:
-    """Which pictures may rest on lost data, by decoding order."""
-
-    first: int | None = None
-    last: int = -1
-    clean_from: int = -1
-    unreported: int | None = None
-    leading: tuple[int, int] | None = None  # number and time of a key picture that damaged ones lead
-
-    def note(self, first: int, last: int) -> None:
-        """Distrust pictures from number `first` on, until a key picture behind `last`."""
-        self.unreported = first if self.unreported is None else min(self.unreported, first)
-        if first >= self.clean_from:
-            self.first = first if self.first is None else min(self.first, first)
-            self.last = max(self.last, last)
-
-    def allows(self, frame: VideoFrame, ticket: _Ticket) -> bool:
-        """Whether a picture, taken in display order, rests on whole data only."""
-        if self.leading is not None and ticket.order > self.leading[0] and (ticket.time or 0) < self.leading[1]:
-            return False
-        if self.first is None or ticket.order < self.first:
-            return True
-        if self.ends_with(frame, ticket):
-            self.first, self.clean_from = None, ticket.order
-            return True
-        return False
-
-    def ends_with(self, frame: VideoFrame, ticket: _Ticket) -> bool:
-        """Whether a picture, and what is shown after it, rests on nothing of the damage noted."""
-        # A key *packet* may start a gradual refresh: only an intra picture restores trust.
-        is_intra = ticket.is_key and frame.key_frame and frame.pict_type == PictureType.I
-        return self.first is not None and ticket.order > self.last and is_intra
-
-    def note_leading(self, order: int, key: int, key_time: int) -> None:
-        """Distrust the pictures that follow key picture `key` and are shown before it."""
-        self.unreported = order if self.unreported is None else min(self.unreported, order)
-        self.leading = key, key_time
-
-    def report(self) -> int | None:
-        order, self.unreported = self.unreported, None
-        return order
-
-
 @dataclass
 class _Decoder:
     """Decodes one stream packet by packet and accounts for each packet's picture."""
 
     video: OpenVideo
     sample_ticks: Sequence[int] | None
-    damage: _Damage = field(default_factory=_Damage)
-    pending: list[tuple[int, int, _Ticket]] = field(default_factory=list)  # heap by time
-    unresolved: deque[_Ticket] = field(default_factory=deque)  # by order
+    damage: Damage = field(default_factory=Damage)
+    pending: list[tuple[int, int, Ticket]] = field(default_factory=list)  # heap by time
+    unresolved: deque[Ticket] = field(default_factory=deque)  # by order
     last_pts: int | None = None
     lost_from: int | None = None
     late_from: int | None = None
-    key: _Ticket | None = None
+    key: Ticket | None = None
+    habits: frozenset[str] = frozenset()  # what FFmpeg reports of every frame of this stream
     usual_gap: int | None = None
     gap: tuple[int, int] | None = None  # time of the picture before the last unusual gap, and `fed` by then
     hole: int | None = None  # number of the packet in front of which something is missing
@@ -170,7 +114,7 @@ class _Decoder:
             if packet is None:
                 self._lose_after(self.packets)
                 continue
-            ticket = _Ticket(
+            ticket = Ticket(
                 packet.dts if self.timed_by_decoding else packet.pts, self.packets, packet.is_keyframe, self.fed
             )
             self.packets += 1
@@ -215,7 +159,7 @@ class _Decoder:
         if self.look_ahead is not None:
             self.look_ahead.all_needed = True
 
-    def _distrust_coded(self, ticket: _Ticket) -> None:
+    def _distrust_coded(self, ticket: Ticket) -> None:
         """Distrust a picture whose decoding brought a report, and those that may refer to it."""
         key = self.key
         if key is None or key.time is None or ticket.time is None or ticket.time >= key.time:
@@ -230,13 +174,15 @@ class _Decoder:
         self._recall_gap()
         self.damage.note(order, order)
 
-    def _decode(self, packet: "Packet[VideoStream]", ticket: _Ticket) -> list[VideoFrame]:
+    def _decode(self, packet: "Packet[VideoStream]", ticket: Ticket) -> list[VideoFrame]:
         frames: list[VideoFrame] = []
         try:
             if not packet.is_corrupt:
                 with reported() as reports:
                     frames = self.video.stream.decode(packet)
-                if reports:
+                if ticket.order == 0:
+                    self.habits = reports.habits()
+                if reports.concern(self.habits):
                     self._distrust_coded(ticket)
                 return frames
         except av.error.FFmpegError:
@@ -269,8 +215,8 @@ class _Decoder:
     def _show(self, frames: list[VideoFrame]) -> Iterator[Step]:
         for frame in frames:
             ticket = frame.opaque
-            if not isinstance(ticket, _Ticket):  # a decoder that loses track: assume the worst order
-                ticket = _Ticket(None, self.packets, False)
+            if not isinstance(ticket, Ticket):  # a decoder that loses track: assume the worst order
+                ticket = Ticket(None, self.packets, False)
             ticket.shown = True
             pts = self._time_of(frame, ticket)
             if pts is None:
@@ -328,7 +274,7 @@ class _Decoder:
         self.last_pts, self.lost_from, self.late_from = pts, None, None
         return step
 
-    def _time_of(self, frame: VideoFrame, shown: _Ticket) -> int | None:
+    def _time_of(self, frame: VideoFrame, shown: Ticket) -> int | None:
         if not self.timed_by_decoding:
             return frame.pts if frame.pts is not None else frame.dts
         if self.damage.ends_with(frame, shown):
@@ -344,7 +290,7 @@ class _Decoder:
                 return time
         return None
 
-    def _drop_pending(self, pts: int | None, shown: _Ticket | None) -> Iterator[Step]:
+    def _drop_pending(self, pts: int | None, shown: Ticket | None) -> Iterator[Step]:
         """Packets whose picture should have come before `pts` (None: before the end) and didn't.
 
         Yields:

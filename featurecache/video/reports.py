@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import av.logging
 
-_SAYS_NOTHING_OF_FRAMES = ("SEI", "unregistered user data")
+_SAYS_NOTHING_OF_FRAMES = ("SEI", "VPS", "SPS", "VUI", "APP field", "unregistered", "caption")
+_HABITS = ("overread",)  # MJPEG of webcams whose every frame ends some bits early
 
 
 class Reports:
@@ -24,7 +25,17 @@ class Reports:
         self.lines = lines
 
     def __bool__(self) -> bool:
-        return any(not any(word in text for word in _SAYS_NOTHING_OF_FRAMES) for _, _, text in self.lines)
+        """Whether anything was reported that may concern a frame; metadata and parameter sets show by what follows."""
+        return self.concern(frozenset())
+
+    def concern(self, habits: frozenset[str]) -> bool:
+        """Whether anything else was reported than the habits of a stream and what does not concern its frames."""
+        passed_over = (*_SAYS_NOTHING_OF_FRAMES, *habits)
+        return any(not any(word in text for word in passed_over) for _, _, text in self.lines)
+
+    def habits(self) -> frozenset[str]:
+        """What was reported that is a habit of a stream where its first frame has it."""
+        return frozenset(word for word in _HABITS for _, _, text in self.lines if text.startswith(word))
 
     def come_from(self, name: str) -> bool:
         """Whether any was reported by a part of FFmpeg, a demuxer or decoder."""
