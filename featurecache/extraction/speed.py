@@ -31,6 +31,7 @@ _MEASURED_SHARE = 0.95  # of the operations; the rest is taken to be as fast
 _PROBE, _PROBE_S = 128, 0.02
 _LEAST_ROWS, _LEAST_COLUMNS, _LEAST_TOKENS = 128, 16, 64
 _MOST_CLIPS = 64
+_MOST_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ class DecodingSpeed:
 
     Attributes:
         video_per_s: Seconds of video a second, sampled frames converted; None where no clip could be had.
-        frames: Frames of one clip, shape (T, H, W, 3), uint8; None likewise.
+        frames: Some frames of one clip, each (H, W, 3), uint8; None likewise.
         problem: Why no clip could be had; empty where one was.
     """
 
     video_per_s: float | None
-    frames: npt.NDArray[np.uint8] | None
+    frames: tuple[npt.NDArray[np.uint8], ...] | None
     problem: str = ""
 
 
@@ -107,14 +108,14 @@ def time_decoding(recording: Recording, spans: Sequence[Span], frames: int) -> D
     stride_us = int(np.median(np.diff(starts))) if len(starts) > 1 else length_us
     end_us = max(length_us, recording.info.duration_us)
     first = [(start, start + length_us) for start in range(0, end_us - length_us + 1, max(1, stride_us))][:_MOST_CLIPS]
-    had: npt.NDArray[np.uint8] | None = None
+    had: tuple[npt.NDArray[np.uint8], ...] | None = None
     problem, passed_us, began = "", 0, time.perf_counter()
     for clip in read_clips(recording.path, first, frames):
         if isinstance(clip, ClipFailure):
             problem = problem or clip.reason
         else:
             passed_us = max(passed_us, clip.end_us)
-            had = clip.frames if had is None else had
+            had = clip.pictures[:_MOST_FRAMES] if had is None else had
         if time.perf_counter() - began > _DECODING_S:
             break
     if had is None:
@@ -122,8 +123,8 @@ def time_decoding(recording: Recording, spans: Sequence[Span], frames: int) -> D
     return DecodingSpeed(passed_us / 1e6 / (time.perf_counter() - began), had)
 
 
-def time_resizing(resize: FrameResize, frames: npt.NDArray[np.uint8]) -> float:
-    """Seconds that a decoder takes to resize one of these frames (T, H, W, 3)."""
+def time_resizing(resize: FrameResize, frames: Sequence[npt.NDArray[np.uint8]]) -> float:
+    """Seconds that a decoder takes to resize one of these frames, each (H, W, 3)."""
     resize.picture(frames[0])  # the first time also prepares
     began = time.perf_counter()
     for frame in frames:

@@ -58,6 +58,14 @@ class DigestMemo:
         self._changed = True
         return str(entry["sha256"])
 
+    def refuse_change(self, path: Path) -> None:
+        """Check that a file is what it was when its digest was asked for.
+
+        Raises:
+            OSError: If it has changed since then.
+        """
+        _refuse_change(path, self._files[_key(path)])
+
     def recall(self, path: Path, source: str) -> dict[str, Any] | None:
         """The facts that `source` learned from the file whose digest was just asked for, or None."""
         facts = self._files[_key(path)]["facts"].get(source)

@@ -108,6 +108,12 @@ def find_recordings(
                     recordings.append(Recording(name, path, sha256, info))
                 else:
                     unusable.append(UnusableRecording(name, f"same content as {twin}"))
+        for recording in recordings.copy():  # one that is still being written may have rested while it was read
+            try:
+                memo.refuse_change(recording.path)
+            except OSError as error:
+                recordings.remove(recording)
+                unusable.append(UnusableRecording(recording.name, error.strerror or str(error)))
     finally:
         memo.save()
     return tuple(recordings), tuple(sorted(unusable, key=lambda item: item.name))
