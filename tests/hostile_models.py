@@ -5,6 +5,7 @@ what was raised. A folder that takes longer than 30 s, or a process that wants 2
 """
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.hostile_configs import HOSTILE_CONFIGS, text_config
@@ -184,6 +186,21 @@ def _shard_at(place: str) -> Callable[[Path], None]:
     return make
 
 
+def _one_weight(change: Callable[[dict[str, torch.Tensor], str], object]) -> Callable[[Path], None]:
+    """Changes the weights at a layer of the language model."""
+
+    def make(folder: Path) -> None:
+        weights = load_file(folder / _WEIGHTS)
+        change(weights, next(name for name in sorted(weights) if "layers.1.mlp.up_proj" in name))
+        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+
+    return make
+
+
+def _two_names(weights: dict[str, torch.Tensor], name: str) -> None:
+    weights[name.replace("language_model.model.", "model.language_model.")] = torch.zeros_like(weights[name])
+
+
 def _weights_in_capitals(folder: Path) -> None:
     (folder / _WEIGHTS).rename(folder / "model.SAFETENSORS")
 
@@ -281,6 +298,19 @@ HOSTILE: dict[str, Case] = {
         "is damaged or cut off",
     ),
     "shard outside": (_shard_at("../outside/w.safetensors"), "UnsafeFileError", _INDEX, "../outside/w.safetensors"),
+    "two names": (_one_weight(_two_names), "UnsafeFileError", "model", "as language_model.model.layers.1.mlp.up_proj"),
+    "not a number": (
+        _one_weight(lambda weights, name: weights[name][3].fill_(math.nan)),
+        "ModelNotFoundError",
+        "model",
+        "layers.1.mlp.up_proj.weight of",
+    ),
+    "endless number": (
+        _one_weight(lambda weights, name: weights[name][-1].fill_(-math.inf)),
+        "ModelNotFoundError",
+        "model",
+        "holds NaN or infinity in torch.float32",
+    ),
     "shard in capitals": (_shard_at("w.SAFETENSORS"), "ModelNotFoundError", _INDEX, "Rename the file"),
     "weights in capitals": (
         _weights_in_capitals,

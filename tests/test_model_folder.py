@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,23 @@ import pytest
 import torch
 from huggingface_hub import get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
+from safetensors.torch import load_file, save_file
 
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.files import quiet_loading
-from featurecache.errors import UnsupportedModelError
+from featurecache.errors import ModelNotFoundError, UnsafeFileError, UnsupportedModelError
 from featurecache.files import sha256_of_file
 from tests.hostile_models import HOSTILE, edit, make_hostile, split_weights
-from tests.tiny_families import make_dinov2, make_videomae
+from tests.tiny_families import (
+    make_clip,
+    make_dinov2,
+    make_llava_onevision,
+    make_siglip,
+    make_timesformer,
+    make_videomae,
+    make_vjepa2_pretrained,
+)
+from tests.tiny_models import make_llava_next_video
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,6 +144,46 @@ def test_videomae_whose_table_of_positions_takes_minutes_is_refused(tmp_path: Pa
     edit(folder / "preprocessor_config.json", lambda made: made.update(size=2048, crop_size=2048))
     with pytest.raises(UnsupportedModelError, match="positions must be at most"):
         open_inputs(folder, prompt="", frames=1024, resize="model")
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "other"),
+    [
+        (make_llava_next_video, "vision_tower.vision_model.encoder", "vision_tower.encoder"),
+        (make_llava_onevision, "language_model.model.layers", "model.language_model.model.layers"),
+        (make_clip, "vision_model.encoder", "encoder"),
+        (make_siglip, "vision_model.encoder", "encoder"),
+        (make_dinov2, "dinov2.encoder", "encoder"),
+        (make_timesformer, "timesformer.encoder", "encoder"),
+        (make_videomae, "videomae.encoder", "encoder"),
+        (make_vjepa2_pretrained, "encoder", "vjepa2.encoder"),
+    ],
+)
+def test_weight_that_is_there_under_the_names_of_two_revisions_is_refused(
+    make: Callable[[Path], Path], name: str, other: str, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    first = next(one for one in sorted(weights) if one.startswith(f"{name}."))
+    second = other + first.removeprefix(name)
+    save_file({**weights, second: torch.zeros_like(weights[first])}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsafeFileError) as caught:
+        states(folder)
+    assert first in str(caught.value)
+    assert second in str(caught.value)
+
+
+def test_weight_beyond_the_range_of_float16_is_named_with_the_dtypes_that_hold_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["language_model.model.norm.weight"][0] = 1e6
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    inputs = open_inputs(folder, prompt="<video>", frames=2, resize="model")
+    open_backbone(inputs, dtype="bfloat16", device="cpu")
+    with pytest.raises(ModelNotFoundError, match=r'features\.dtype = "bfloat16" or "float32"'):
+        open_backbone(inputs, dtype="float16", device="cpu")
 
 
 def test_nothing_is_fetched_while_a_model_opens(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from transformers import LlavaNextVideoForConditionalGeneration, LlavaOnevisionF
 from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter_files import CONFIG_NAME, WEIGHTS_NAME, open_adapter
 from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.loaded_weights import refuse_non_finite
 from featurecache.backbones.model_folder import PROCESSOR_FILES
 from featurecache.errors import ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, write_private
@@ -161,6 +162,7 @@ def _with_adapter(decoder: Any, folder: Path) -> PeftModel:
     with _peft(), torch.random.fork_rng(devices=[]):
         model = get_peft_model(decoder, LoraConfig(**open_adapter(folder).settings, bias="none", inference_mode=True))
     stored = load_file(folder / WEIGHTS_NAME)
+    refuse_non_finite(folder, stored.items())
     expected = _adapter_weights(model)
     differ = sorted(
         name

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.utils import logging as transformers_logging
 
+from featurecache.backbones.loaded_weights import refuse_non_finite, refuse_other_shapes, refuse_second_names
 from featurecache.backbones.model_folder import PROCESSOR_FILES
 from featurecache.backbones.weight_files import WeightFiles, find_weight_files
 from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsError, UnsupportedModelError
@@ -91,9 +92,9 @@ def load_frozen(
         not_used: Parts of the model, by attribute, that the features do not need: they are dropped.
 
     Raises:
-        ModelNotFoundError: If files are missing or damaged, or the checkpoint lacks a weight.
+        ModelNotFoundError: If files are missing or damaged, or the checkpoint lacks a weight or holds NaN.
         SettingsError: If the device is not here or has no room for the model.
-        UnsafeFileError: If the weights are not those of this folder alone.
+        UnsafeFileError: If the weights are not those of this folder alone, or one is there under two names.
         UnsupportedModelError: If config.json describes a far larger model than the weights are of.
     """
     weights = find_weight_files(folder)
@@ -113,7 +114,8 @@ def load_frozen(
                 ignore_mismatched_sizes=True,  # the loader's own error names neither weight nor shapes
             )
             missing_keys = found["missing_keys"]
-            _refuse_other_shapes(folder, sorted(found["mismatched_keys"]))
+            refuse_other_shapes(folder, sorted(found["mismatched_keys"]))
+            refuse_second_names(folder, model, weights.shapes)
     missing = sorted(key for key in missing_keys if key.split(".")[0] not in not_used)
     if missing:
         raise ModelNotFoundError(
@@ -124,29 +126,20 @@ def load_frozen(
         if hasattr(model, part):
             setattr(model, part, None)
     try:
-        return model.eval().requires_grad_(False).to(device)
+        model = model.eval().requires_grad_(False).to(device)
     except RuntimeError as error:
         raise SettingsError(
             f"extract.device must be here and have room for the model, but {device!r} gave: {first_line(error)} "
             "Free its memory, choose another device, e.g. cpu, or a smaller model."
         ) from error
+    refuse_non_finite(folder, model.named_parameters())
+    return model
 
 
 def _tensors(weights: WeightFiles, opened: ExitStack) -> dict[str, Any]:
     """Every tensor of the files as a slice that is read when it is asked for, while the files stay open."""
     files = [opened.enter_context(safe_open(path, framework="pt")) for path in weights.paths.values()]
     return {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118  # no mapping
-
-
-def _refuse_other_shapes(folder: Path, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Refuses weights (name, shape in the files, shape in the model) of other shapes than config.json describes."""
-    if mismatched:
-        name, held, asked = mismatched[0]
-        raise ModelNotFoundError(
-            f"config.json must describe the weights next to it, but in {folder} {len(mismatched)} weights have other "
-            f"shapes, e.g. {name}: {list(held)} in the file, {list(asked)} by config.json. "
-            "Take both from one revision of the model's repository."
-        )
 
 
 @contextmanager
