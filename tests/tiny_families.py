@@ -1,6 +1,6 @@
 """Small models of every family but LLaVA-NeXT-Video: real classes, random weights, laid out as published."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,25 @@ def make_vjepa2_pretrained(folder: Path, *, seed: int = 0) -> Path:
     return _save(VJEPA2Model(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
 
 
-def make_llava_onevision(folder: Path, *, seed: int = 0, image_px: int = 40, **changes: Any) -> Path:
+def make_llava_onevision(
+    folder: Path, *, seed: int = 0, image_px: int = 40, more_words: Sequence[str] = (), **changes: Any
+) -> Path:
     """A LLaVA-OneVision: SigLIP of 5 x 5 patches, pooled to 3 x 3 tokens a frame, and a Qwen2 of grouped heads."""
-    words = ["<unk>", "<pad>", "<image>", "<video>", "user:", "describe", "the", "hand", "moves", "what", "?", "."]
+    words = [
+        "<unk>",
+        "<pad>",
+        "<image>",
+        "<video>",
+        "user:",
+        "describe",
+        "the",
+        "hand",
+        "moves",
+        "what",
+        "?",
+        ".",
+        *more_words,
+    ]
     backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(

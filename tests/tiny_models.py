@@ -1,6 +1,7 @@
 """Small real models with random weights, made on the spot through the real classes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,10 @@ def make_llava_next_video(
     layers: int = 2,
     key_heads: int = 4,
     vision_feature_layer: int | list[int] = -2,
+    words: Sequence[str] = WORDS,
 ) -> Path:
     """Writes a random LLaVA-NeXT-Video (4 tokens a frame), laid out as main of the 7B model, into `folder`."""
-    vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<pad>", "<image>", "<video>", *WORDS])}
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<pad>", "<image>", "<video>", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

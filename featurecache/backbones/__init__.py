@@ -84,8 +84,7 @@ def open_backbone(inputs: "Inputs", *, dtype: Literal["float32", "bfloat16", "fl
     check_dtype(dtype, device)
     if dtype == "float32":
         use_full_float32()
-    backbone: Backbone = _family(inputs.folder).open_backbone(inputs, dtype=dtype, device=device)
-    return backbone
+    return _opened(inputs, dtype, device)
 
 
 def lay_out(inputs: "Inputs") -> "Backbone":
@@ -95,7 +94,18 @@ def lay_out(inputs: "Inputs") -> "Backbone":
         ModelNotFoundError: If the weights are missing.
         UnsupportedModelError: If config.json describes a far larger model than the weights are of.
     """
-    backbone: Backbone = _family(inputs.folder).open_backbone(inputs, dtype="float32", device="meta")
+    return _opened(inputs, "float32", "meta")
+
+
+def _opened(inputs: "Inputs", dtype: str, device: str) -> "Backbone":
+    """The family's backbone; with its output layer where the model is asked something."""
+    from featurecache.backbones.asking import AskedBackbone, AskedInputs
+
+    family = _family(inputs.folder)
+    if isinstance(inputs, AskedInputs):
+        inner = family.open_backbone(inputs.inner, dtype=dtype, device=device)
+        return AskedBackbone(inputs, inner, family=family.FAMILY)
+    backbone: Backbone = family.open_backbone(inputs, dtype=dtype, device=device)
     return backbone
 
 

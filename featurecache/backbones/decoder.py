@@ -2,8 +2,9 @@
 
 `hidden_states` gives what `output_hidden_states=True` would give, one state at a time: nothing is computed before
 it is asked for, so the layers above the deepest one asked for never run, and no list of states is kept. Sequences
-of a batch have one length, so there is no attention mask and attention takes its causal fast path; there is no
-key-value cache and there are no logits. Gradients flow, if there are parameters that want them.
+of a batch have one length, so there is no attention mask and attention takes its causal fast path, unless the caller
+gives a key-value cache and a mask of its own (`continuation.py`); there are no logits. Gradients flow, if there are
+parameters that want them.
 
 Without gradients on a CPU the widest arrays of a layer, those inside its MLP, are computed for some tokens at a time,
 and no copy of the states is kept beside them: the same numbers in the same time, and a third of the memory less.
@@ -11,6 +12,7 @@ and no copy of the states is kept beside them: the same numbers in the same time
 Not here: what stands in front of the video, generating text.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,21 +34,38 @@ _LAYERS = {"full_attention", _SLIDING}
 _TOKENS_AT_ONCE = 512  # of each clip, in an MLP on a CPU: fewer take longer, more take more memory
 
 
-def hidden_states(decoder: Any, states: Tensor, first: int = 0) -> Iterator[Tensor]:
+def hidden_states(
+    decoder: Any,
+    states: Tensor,
+    first: int = 0,
+    *,
+    cache: Any = None,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Iterator[Tensor]:
     """`hidden_states[first]`, `[first + 1]`, ... of a language model of N layers; the N-th is after the final norm.
 
     Args:
         decoder: The inner language model, without its logits.
         states: `hidden_states[first]` (of `first` = 0: the embeddings), shape (B, S, D).
         first: Layers that are behind these states, 0 <= first < N.
+        cache: Keys and values of earlier tokens, by transformers' `update`, which gets those of these tokens.
+        positions: Place of each token in its sequence, shape (S,); None: 0, 1, ...
+        mask: True where a token sees another, shape (1, 1, S, earlier + S); None: those before it and itself.
 
     Yields:
         Shape (B, S, D), the first of them the argument itself.
     """
-    positions = torch.arange(states.shape[1], device=states.device)[None]  # (1, S)
-    rotary = decoder.rotary_emb(states, position_ids=positions)
+    places = torch.arange(states.shape[1], device=states.device) if positions is None else positions
+    rotary = decoder.rotary_emb(states, position_ids=places[None])
     yield states
-    shared = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary, "use_cache": False}
+    shared = {
+        "attention_mask": mask,
+        "position_ids": places[None],
+        "position_embeddings": rotary,
+        "use_cache": False,
+        **({} if cache is None else {_cache_argument(decoder): cache}),
+    }
     by_parts = states.device.type == "cpu" and not torch.is_grad_enabled()
     for depth, layer in enumerate(decoder.layers[first:], start=first + 1):
         if by_parts:
@@ -56,6 +75,12 @@ def hidden_states(decoder: Any, states: Tensor, first: int = 0) -> Iterator[Tens
         else:
             states = layer(states, **shared)
         yield decoder.norm(states) if depth == len(decoder.layers) else states
+
+
+def _cache_argument(decoder: Any) -> str:
+    """What attention calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
+    names = inspect.signature(decoder.layers[0].self_attn.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 @torch.no_grad()

@@ -210,6 +210,10 @@ class LlavaNextVideoBackbone:
         video: Tensor = self.model.multi_modal_projector(encoded.flatten(1, 2))
         return video
 
+    def after_video(self) -> Tensor:
+        """What the model itself puts behind a video before more text: nothing, shape (0, D)."""
+        return self.prefix_states(0)[:0]
+
     def prefix_states(self, layer: int) -> Tensor:
         """`hidden_states[layer]` of the words before the video, which no video changes, shape (S_prefix, D)."""
         return prefix_states(self.model, self.inputs.prefix_ids, layer)

@@ -166,6 +166,11 @@ class LlavaOnevisionBackbone:
         """The video tokens that the language model gets: (B, T, patches, D_vision) -> (B, S, D), tap `layer_0`."""
         return torch.stack([self._project(frames) for frames in encoded]).flatten(1, 2)
 
+    def after_video(self) -> Tensor:
+        """What the model itself puts behind a video before more text: a newline token, shape (1, D)."""
+        newline: Tensor = self.model.image_newline
+        return newline[None]
+
     def prefix_states(self, layer: int) -> Tensor:
         """`hidden_states[layer]` of the words before the video, which no video changes, shape (S_prefix, D)."""
         return prefix_states(self.model, self.inputs.prefix_ids, layer)

@@ -1,11 +1,12 @@
-"""The words of a prompt that stand before the video, as token ids.
+"""The words of a prompt before and after the video, as token ids.
 
 The tokenizer alone makes them: how many video tokens follow is the model's own geometry, and no chat template is read.
-
-Not here: words behind the video. Attention is causal, so they cannot change a video token and are not run.
+Features need the words before the video alone: attention is causal, so those after it cannot change a video token. They
+are what a zero-shot method asks (`wording.py`).
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,20 +42,68 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: in
         NoVideoTokensError: If the model or the tokenizer does not know the video token.
         UnsafeFileError: If the tokenizer takes more time or memory, or makes more tokens, than any tokenizer.
     """
+    require_one_video(prompt, "features.prompt")
+    require_video_token(folder, video_token_id, vocab_size)
+    tokenizer = open_tokenizer(folder, prompt.split(VIDEO_PLACEHOLDER), video_token_id, family=family)
+    with quiet_loading(folder, family):
+        before, _ = split_ids(
+            tokenizer,
+            prompt,
+            video_token_id=video_token_id,
+            vocab_size=vocab_size,
+            folder=folder,
+            name="features.prompt",
+        )
+    return torch.tensor(before, dtype=torch.int64)
+
+
+def require_one_video(prompt: str, name: str) -> None:
+    """Refuses a prompt without the video, or with several.
+
+    Raises:
+        SettingsError: Naming the prompt.
+    """
     if prompt.count(VIDEO_PLACEHOLDER) != 1:
         raise SettingsError(
-            f"features.prompt must hold {VIDEO_PLACEHOLDER} exactly once, "
+            f"{name} must hold {VIDEO_PLACEHOLDER} exactly once, "
             f"but it holds it {prompt.count(VIDEO_PLACEHOLDER)} times. Write the words first, then {VIDEO_PLACEHOLDER}."
         )
+
+
+def require_video_token(folder: Path, video_token_id: int, vocab_size: int) -> None:
+    """Refuses a model whose video token has no embedding.
+
+    Raises:
+        NoVideoTokensError: If it is no token of the model.
+    """
     if not isinstance(video_token_id, int) or not 0 <= video_token_id < vocab_size:
         raise NoVideoTokensError(
             f"the video token must be one that the model has an embedding of, from 0 to {vocab_size - 1}, but "
             f"{folder / 'config.json'} says {video_token_id!r:.60}. Take config.json from the model's own repository."
         )
-    tokenizer = open_tokenizer(folder, prompt.split(VIDEO_PLACEHOLDER), video_token_id, family=family)
-    with quiet_loading(folder, family):
-        token = tokenizer.convert_ids_to_tokens(video_token_id)
-        ids = tokenizer(prompt.replace(VIDEO_PLACEHOLDER, str(token)))["input_ids"]
+
+
+def split_ids(
+    tokenizer: Any, prompt: str, *, video_token_id: int, vocab_size: int, folder: Path, name: str
+) -> tuple[list[int], list[int]]:
+    """Token ids before and after the video of a prompt that holds it once.
+
+    Args:
+        tokenizer: The model's.
+        prompt: Words around `<video>`.
+        video_token_id: As `prefix_ids`.
+        vocab_size: As `prefix_ids`.
+        folder: The model's files, for the message.
+        name: The prompt's, for the message.
+
+    Raises:
+        ModelNotFoundError: If the tokenizer is that of another model.
+        SettingsError: If the prompt begins with a token the tokenizer adds itself.
+        NoVideoTokensError: If the tokenizer does not know the video token.
+        UnsafeFileError: If the tokenizer makes more tokens than any.
+    """
+    token = tokenizer.convert_ids_to_tokens(video_token_id)
+    ids: list[int] = tokenizer(prompt.replace(VIDEO_PLACEHOLDER, str(token)))["input_ids"]
     if len(ids) > _MOST_TOKENS * len(prompt.encode()):
         raise UnsafeFileError(
             f"a tokenizer must make at most {_MOST_TOKENS} tokens of a byte, but the one in {folder} makes {len(ids)} "
@@ -68,13 +117,15 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: in
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise SettingsError(
-            f"features.prompt must not begin with {tokenizer.bos_token!r}, "
+            f"{name} must not begin with {tokenizer.bos_token!r}, "
             "but it does, and the tokenizer adds its own. Remove it."
         )
-    before = ids[: ids.index(video_token_id)]
-    if max(before, default=0) >= vocab_size:
+    at = ids.index(video_token_id)
+    before, after = ids[:at], ids[at + 1 :]
+    highest = max([*before, *after], default=0)
+    if highest >= vocab_size:
         raise ModelNotFoundError(
-            f"the tokenizer must be the model's own, but the one in {folder} makes token {max(before)} of the prompt, "
+            f"the tokenizer must be the model's own, but the one in {folder} makes token {highest} of the prompt, "
             f"and config.json says vocab_size = {vocab_size}. {OWN_FILES}"
         )
-    return torch.tensor(before, dtype=torch.int64)
+    return before, after

@@ -31,6 +31,7 @@ from featurecache.store.withdrawn import Withdrawn, read_withdrawn
 from featurecache.video.recordings import Recording, find_recordings
 
 if TYPE_CHECKING:
+    from featurecache.backbones.asking import Asked
     from featurecache.backbones.family import Inputs
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -56,6 +57,7 @@ class Plan:
             known only by the recording's average rate until it is decoded: frame n is taken to stand at n / rate.
         canaries: Stored clips to compute again before anything is written.
         adapter: What the backbone is run with; None for the model as it is.
+        asked: What it is asked; None for features of the model's states.
         table: All clips of the clip table; None where the plan is of other clips.
     """
 
@@ -70,6 +72,7 @@ class Plan:
     shared_frames: float
     canaries: tuple[Canary, ...]
     adapter: Adapter | None = None
+    asked: "Asked | None" = None
     table: ClipColumns | None = None
 
     @property
@@ -95,6 +98,7 @@ def plan_extraction(
     keep: Sequence[str] | None = None,
     clip_ids: Collection[str] | None = None,
     adapter: Adapter | None = None,
+    asked: "Asked | None" = None,
     allow_download: bool = False,
 ) -> Plan:
     """Compares the clip table with the cache.
@@ -105,6 +109,7 @@ def plan_extraction(
         keep: As `project_spaces`.
         clip_ids: Plan these clips of the table only.
         adapter: As `project_spaces`.
+        asked: As `project_spaces`.
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
@@ -117,27 +122,27 @@ def plan_extraction(
             f"{project.clips.name} must have a row for each clip, but it has none below its header. "
             "Make it again: featurecache clips --force."
         )
-    inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, allow_download=allow_download)
+    inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
     source = sources_of(project)
     _, first = np.unique(clips.recording.codes, return_index=True)  # a recording has one content
     contents = [clips.content.values[code] for code in clips.content.codes[first].tolist()]
     sources = [source(*named) for named in zip(clips.recording.values, contents, strict=True)]
     is_fit = np.array([found is not None for found, _ in sources])
-    is_asked = _are(clips, clip_ids)
-    unfit = np.flatnonzero(is_asked & ~is_fit[clips.recording.codes])
+    is_chosen = _are(clips, clip_ids)
+    unfit = np.flatnonzero(is_chosen & ~is_fit[clips.recording.codes])
     unusable = [
         FailedClip(name, clips.recording.values[at], start_us, end_us, sources[at][1])
         for name, at, (start_us, end_us) in zip(
             clips.clip_ids(unfit), clips.recording.codes[unfit].tolist(), clips.span_us[unfit].tolist(), strict=True
         )
     ]
-    asked = np.flatnonzero(is_asked & is_fit[clips.recording.codes])
+    chosen = np.flatnonzero(is_chosen & is_fit[clips.recording.codes])
     recordings = [found for found, _ in sources if found is not None]
     place = np.cumsum(is_fit) - 1  # of each fit recording among these
     wanted = Wanted.of(
-        [recording.sha256 for recording in recordings], place[clips.recording.codes[asked]], clips.span_us[asked]
+        [recording.sha256 for recording in recordings], place[clips.recording.codes[chosen]], clips.span_us[chosen]
     )
-    return _plan(project, inputs, spaces, recordings, wanted, unusable, adapter=adapter, limit=limit, table=clips)
+    return _plan(project, inputs, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips)
 
 
 def _are(clips: ClipColumns, clip_ids: Collection[str] | None) -> npt.NDArray[np.bool_]:
@@ -152,6 +157,7 @@ def plan_recordings(
     *,
     keep: Sequence[str],
     adapter: Adapter | None = None,
+    asked: "Asked | None" = None,
     allow_download: bool = False,
 ) -> Plan:
     """Compares clips of recordings, wherever these lie, with the cache; the clip table is not read.
@@ -161,13 +167,14 @@ def plan_recordings(
         wanted: Recordings of different content, each with its clips.
         keep: Names of the features (`tap/pooling`).
         adapter: As `project_spaces`.
+        asked: As `project_spaces`.
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
         SettingsError: If the model has no such tap or pooling.
         CacheFormatError: If the cache is of a newer format or no cache.
     """
-    inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, allow_download=allow_download)
+    inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
     withdrawn = read_withdrawn(project.cache)
     unusable: list[FailedClip] = []
     fit: list[tuple[Recording, Sequence[Span]]] = []
@@ -183,7 +190,7 @@ def plan_recordings(
         np.repeat(np.arange(len(fit)), [len(spans) for _, spans in fit]),
         [span for _, spans in fit for span in spans],
     )
-    return _plan(project, inputs, spaces, recordings, clips, unusable, adapter=adapter)
+    return _plan(project, inputs, spaces, recordings, clips, unusable, adapter=adapter, asked=asked)
 
 
 def _plan(
@@ -195,6 +202,7 @@ def _plan(
     unusable: Sequence[FailedClip],
     *,
     adapter: Adapter | None,
+    asked: "Asked | None",
     limit: int | None = None,
     table: ClipColumns | None = None,
 ) -> Plan:
@@ -216,6 +224,8 @@ def _plan(
         + 8 * inputs.frames
         for name, one in kept.items()
     }
+    # A word that the model chose can flip between two that are as probable: only numbers come out again.
+    comparable = {name: lacking for name, lacking in lacks.items() if not kept[name].tap.endswith("_said")}
     rows = Counter(name for item in work for names in item.lacking.values() for name in names)
     clips = len(wanted.span_us)
     return Plan(
@@ -228,8 +238,9 @@ def _plan(
         failures=tuple(failures),
         bytes_of={name: one * rows[name] for name, one in row_bytes.items()},
         shared_frames=_shared_frames(work, inputs.frames),
-        canaries=_canaries(recordings, wanted, lacks) if work else (),
+        canaries=_canaries(recordings, wanted, comparable) if work and comparable else (),
         adapter=adapter,
+        asked=asked,
         table=table,
     )
 

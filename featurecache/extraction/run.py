@@ -82,7 +82,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
 def _require_unchanged(project: Project, plan: Plan) -> None:
     """Refuses a model whose files, as they were just loaded, are others than those that the plan has digested."""
     adapter = None if plan.adapter is None else open_adapter(plan.adapter.folder)
-    _, now = project_spaces(project, keep=list(plan.spaces), adapter=adapter)
+    _, now = project_spaces(project, keep=list(plan.spaces), adapter=adapter, asked=plan.asked)
     changed = [name for name, space in plan.spaces.items() if now[name].fingerprint != space.fingerprint]
     if changed:
         differ = ", ".join(differences(now[changed[0]], plan.spaces[changed[0]]))

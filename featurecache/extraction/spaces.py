@@ -10,6 +10,7 @@ from featurecache.spec import FeatureSpace, feature_space, parse_kept
 from featurecache.video.digests import DigestMemo
 
 if TYPE_CHECKING:
+    from featurecache.backbones.asking import Asked
     from featurecache.backbones.family import Inputs
 
 
@@ -18,6 +19,7 @@ def project_spaces(
     *,
     keep: Sequence[str] | None = None,
     adapter: Adapter | None = None,
+    asked: "Asked | None" = None,
     allow_download: bool = False,
 ) -> "tuple[Inputs, dict[str, FeatureSpace]]":
     """The feature spaces that the project's settings ask for by name (`tap/pooling`), and the inputs behind them.
@@ -26,6 +28,7 @@ def project_spaces(
         project: The project.
         keep: Names of the features, where they are others than the settings'.
         adapter: What the backbone is run with; taps that it changes are feature spaces of their own.
+        asked: What the backbone is asked; its answers are the features then, in float32.
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
@@ -35,11 +38,16 @@ def project_spaces(
     """
     features = project.settings.features
     folder = find_model(features.model, allow_download=allow_download)
-    inputs = open_inputs(folder, prompt=features.prompt, frames=features.frames, resize=features.resize)
+    prompt, stored_dtype = (features.prompt, features.stored_dtype) if asked is None else ("<video>", "float32")
+    inputs = open_inputs(folder, prompt=prompt, frames=features.frames, resize=features.resize)
+    if asked is not None:
+        from featurecache.backbones.asking import AskedInputs
+
+        inputs = AskedInputs(inputs, asked)
     digests = DigestMemo(project.digest_memo)
     spaces = {
         str(kept): feature_space(
-            inputs, kept, dtype=features.dtype, stored_dtype=features.stored_dtype, sha256_of=digests.sha256
+            inputs, kept, dtype=features.dtype, stored_dtype=stored_dtype, sha256_of=digests.sha256
         )
         for kept in (parse_kept(text, inputs.taps) for text in keep or features.keep)
     }

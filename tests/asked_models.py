@@ -1,0 +1,80 @@
+"""Small random models that can be asked: their vocabulary has yes, no and labels, and answers can end."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.asking import Asked, AskedBackbone, AskedInputs
+from featurecache.backbones.wording import Wording
+from tests import tiny_families, tiny_models
+from tests.published_layouts import change_config
+
+FRAMES = 4
+ANSWERS = ["yes", "Yes", "no", "none", ",", "ventilation", "suction", "tube", "stimulation", "is", "there", "</s>"]
+
+
+def make_llava_next_video(folder: Path) -> Path:
+    return tiny_models.make_llava_next_video(folder, words=[*tiny_models.WORDS, *ANSWERS[:-1]])
+
+
+def make_llava_onevision(folder: Path) -> Path:
+    tiny_families.make_llava_onevision(folder, more_words=ANSWERS)
+    return change_config(folder, {"text_config": {"eos_token_id": 12 + len(ANSWERS) - 1}})
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "llava_next_video": make_llava_next_video,
+    "llava_onevision": make_llava_onevision,
+}
+
+
+def open_asked(folder: Path, ask: Callable[[Wording], Asked]) -> AskedBackbone:
+    """The model with what it is asked, in float32 on the CPU."""
+    inner = open_inputs(folder, prompt="<video>", frames=FRAMES, resize="model")
+    backbone = open_backbone(AskedInputs(inner, ask(Wording(inner))), dtype="float32", device="cpu")
+    assert isinstance(backbone, AskedBackbone)
+    return backbone
+
+
+def pixels_of_clips(backbone: AskedBackbone, clips: int) -> Tensor:
+    """Random pixels, (B, T, 3, px, px)."""
+    px = backbone.inputs.image_px
+    return torch.randn(clips, FRAMES, 3, px, px, generator=torch.Generator().manual_seed(1))
+
+
+def answers(backbone: AskedBackbone, pixels: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
+    """The answers about clips (B, T, 3, px, px), by tap: (B, width)."""
+    encoded = backbone.encode_frames(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+    return {tap: states.tokens[:, 0, 0] for tap, states in backbone.states(encoded, taps)}
+
+
+class Plain:
+    """The whole model of transformers, one text about one clip at a time."""
+
+    def __init__(self, folder: Path, backbone: AskedBackbone) -> None:
+        config = backbone.inputs.config
+        self.model: Any = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        final = backbone.inputs.inner.taps["final"]
+        newline = config.model_type == "llava_onevision"
+        self._video = [config.video_token_id] * (FRAMES * final.tokens_per_step + newline)
+
+    def inputs(self, clip: Tensor, prompt: str, more: Sequence[int] = ()) -> dict[str, Tensor]:
+        """A prompt and the tokens behind it about a clip (T, 3, px, px), as the model takes them."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        at = ids.index(self._video[0])
+        whole = torch.tensor([[*ids[:at], *self._video, *ids[at + 1 :], *more]])
+        return {"input_ids": whole, "attention_mask": torch.ones_like(whole), "pixel_values_videos": clip[None]}
+
+    @torch.no_grad()
+    def logits(self, clip: Tensor, prompt: str, more: Sequence[int] = ()) -> Tensor:
+        """Logits behind the prompt and behind each of the tokens after it: (1 + len(more), V)."""
+        found: Tensor = self.model(**self.inputs(clip, prompt, more), use_cache=False).logits
+        return found[0, -1 - len(more) :]
