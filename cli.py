@@ -7,39 +7,27 @@ Heavy imports stand inside the commands, so `--help` is instant.
 """
 
 import dataclasses
-import functools
-import json
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from featurecache.errors import FeatureCacheError, UsageError
-from featurecache.spelling import visible
+from featurecache.errors import UsageError
 from featurecache.terminal import options
-from featurecache.terminal.screen import Screen, warn_in_one_line
-from featurecache.terminal.text import Piece, system_error
+from featurecache.terminal.command import DONE, FAILED, SOME_FAILED, added, finish, print_document, print_version
+from featurecache.terminal.screen import Screen
 from heads.terminal import options as learning
 
 if TYPE_CHECKING:
     from featurecache.project.settings import Project
     from featurecache.workflow.clips import MadeClips
     from featurecache.workflow.extraction import ExtractionReport
+    from heads.workflow.comparing import Comparison
     from heads.workflow.evaluating import TestScores
     from heads.workflow.training import TrainedRun
+    from heads.workflow.zeroshot import ZeroShotReport
 
-DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
-_ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    # Idle threads of the model sleep and leave their cores to the decoders: 5 times faster on a busy machine.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 P = ParamSpec("P")
 app = typer.Typer(
     name="featurecache",
@@ -55,70 +43,8 @@ app.add_typer(model_app, name="model", epilog="Example: featurecache model conve
 
 
 def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[Callable[P, int]], Callable[P, None]]:
-    """Adds a command that returns an exit code; named errors become one line on stderr.
-
-    Args:
-        name: As typed.
-        example: A use of it, shown below its help.
-        group: Whose command it is.
-    """
-
-    def decorate(function: Callable[P, int]) -> Callable[P, None]:
-        @functools.wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> None:
-            os.environ |= _ENVIRONMENT
-            if not kwargs.get("allow_download"):
-                os.environ["HF_HUB_OFFLINE"] = "1"
-            signal.signal(signal.SIGTERM, _interrupt)
-            try:
-                with warn_in_one_line():
-                    code = function(*args, **kwargs)
-            except UsageError as error:
-                raise typer.BadParameter(visible(str(error))) from error
-            except FeatureCacheError as error:
-                _fail(error, str(error), as_json=bool(kwargs.get("as_json")))
-            except OSError as error:
-                _fail(error, system_error(error), as_json=bool(kwargs.get("as_json")))
-            except KeyboardInterrupt:
-                print("interrupted: what was saved stays, and running again resumes from there.", file=sys.stderr)
-                raise typer.Exit(INTERRUPTED) from None
-            raise typer.Exit(code)
-
-        return group.command(name, epilog=f"Example: {example}")(run)
-
-    return decorate
-
-
-def _fail(error: Exception, message: str, *, as_json: bool) -> NoReturn:
-    if as_json and os.environ.get("RANK", "0") == "0":
-        print(json.dumps({"error": {"kind": type(error).__name__, "message": message}}))
-    print(f"error: {visible(message)}", file=sys.stderr)
-    raise typer.Exit(FAILED)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _done(screen: Screen, found: Any, pieces: Iterable[Piece], *, code: int = DONE) -> int:
-    """Shows what a call returned, and prints it as a document."""
-    screen.show(pieces)
-    _document(screen, found.to_mapping() if hasattr(found, "to_mapping") else dataclasses.asdict(found))
-    return code
-
-
-def _document(screen: Screen, document: Mapping[str, Any]) -> None:
-    """The command's result, on stdout; with `--json` alone."""
-    if screen.as_json:
-        print(json.dumps(document, indent=1, default=str))
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from featurecache import __version__
-
-        print(f"featurecache {__version__}")
-        raise typer.Exit(DONE)
+    """Adds a command to a group, as `featurecache.terminal.command.added`."""
+    return added(group, name, example=example)
 
 
 def _project(config: Path) -> "Project":
@@ -130,7 +56,7 @@ def _project(config: Path) -> "Project":
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Run a video vision-language model once over private recordings, then train activity heads in seconds."""
@@ -152,7 +78,7 @@ def init(
     from featurecache.terminal.clips import proposal
 
     found = propose(directory, videos=videos, annotations=annotations, model=model)
-    return _done(Screen(as_json), found, proposal(found))
+    return finish(Screen(as_json), found, proposal(found))
 
 
 @command("clips", example="featurecache clips --force")
@@ -168,7 +94,7 @@ def clips(
     """
     screen = Screen(as_json)
     made = _clips(screen, _project(config), force=force, redeal=redeal)
-    _document(screen, made.to_mapping())
+    print_document(screen, made.to_mapping())
     return SOME_FAILED if made.unusable else DONE
 
 
@@ -202,7 +128,7 @@ def extract(
         ray=ray,
         allow_download=allow_download,
     )
-    _document(screen, report.to_mapping())
+    print_document(screen, report.to_mapping())
     return SOME_FAILED if report.failed else DONE
 
 
@@ -249,7 +175,7 @@ def train(
         allow_download=allow_download,
         on_data=lambda data: screen.show(data_lines(data)),
     )
-    return _done(screen, run, trained_run(run, screen.width))
+    return finish(screen, run, trained_run(run, screen.width))
 
 
 @command("tune", example="featurecache tune --trials 200")
@@ -278,7 +204,7 @@ def tune(
         features=features,
         allow_download=allow_download,
     )
-    _document(screen, run.to_mapping())
+    print_document(screen, run.to_mapping())
     return DONE
 
 
@@ -325,7 +251,7 @@ def lora_finetune(
             callbacks=callbacks,
         )
     pieces = lora_report(report, project, screen.width)
-    return _done(screen, report, pieces, code=SOME_FAILED if report.failed else DONE)
+    return finish(screen, report, pieces, code=SOME_FAILED if report.failed else DONE)
 
 
 @command("finetune", example="featurecache finetune --trials 20")
@@ -356,7 +282,7 @@ def finetune(
         callbacks=watching_timesformer(screen.say, screen.show),
     )
     pieces = timesformer_report(report, project, screen.width)
-    return _done(screen, report, pieces, code=SOME_FAILED if report.failed_clips else DONE)
+    return finish(screen, report, pieces, code=SOME_FAILED if report.failed_clips else DONE)
 
 
 @command("evaluate", example="featurecache evaluate runs/tune/bundle --against runs/train/bundle")
@@ -371,7 +297,7 @@ def evaluate(
     screen, project = Screen(as_json), _project(config)
     if not leave_one_session_out:
         found = _evaluate(screen, project, bundle, against=against or ())
-        _document(screen, found.to_mapping())
+        print_document(screen, found.to_mapping())
         return SOME_FAILED if found.failed else DONE
     if against:
         raise UsageError("--against compares on the test split. Give it without --leave-one-session-out.")
@@ -379,7 +305,7 @@ def evaluate(
     from heads.workflow.leaving_out import leave_one_session_out as leave_out
 
     each = leave_out(project, bundle)
-    return _done(screen, each, left_out_scores(each, screen.width))
+    return finish(screen, each, left_out_scores(each, screen.width))
 
 
 def _evaluate(
@@ -401,6 +327,75 @@ def _evaluate(
     return found
 
 
+@command("zeroshot", example="featurecache zeroshot zs-b --dry-run")
+def zeroshot(
+    method: learning.ZeroShotMethod,
+    labels: learning.AskedLabels = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask about at most this many clips more.")] = None,
+    samples: learning.Samples = 0,
+    seed: learning.Seed = 0,
+    dry_run: options.DryRun = False,
+    allow_download: options.AllowDownload = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
+) -> int:
+    """Ask the model about every clip, without training.
+
+    zs-b: a yes/no question for each label. zsc-co: one list of labels. Resumes; answers are cached like features.
+    """
+    screen = Screen(as_json)
+    report = _zeroshot(
+        screen,
+        _project(config),
+        method,
+        labels=learning.names_in(labels),
+        limit=limit,
+        dry_run=dry_run,
+        samples=samples,
+        seed=seed,
+        allow_download=allow_download,
+    )
+    print_document(screen, report.to_mapping())
+    return SOME_FAILED if report.failed else DONE
+
+
+def _zeroshot(screen: Screen, project: "Project", method: str, **options: Any) -> "ZeroShotReport":
+    from featurecache.terminal.progress import extraction_progress
+    from heads.terminal.zeroshot import asking_lines, zeroshot_report
+    from heads.workflow.zeroshot import zero_shot
+
+    with extraction_progress(screen.console, screen.say) as show:
+        report = zero_shot(
+            project, method, on_plan=lambda plan: screen.show(asking_lines(plan)), on_progress=show, **options
+        )
+    screen.show(zeroshot_report(report, screen.width))
+    return report
+
+
+@command("compare", example="featurecache compare")
+def compare(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
+    """Score all runs on the test split, in one logged evaluation.
+
+    The paper's six methods and other runs; a missing one is named with its command.
+    """
+    screen = Screen(as_json)
+    found = _compare(screen, _project(config))
+    print_document(screen, found.to_mapping())
+    return SOME_FAILED if found.failed or found.left_out else DONE
+
+
+def _compare(screen: Screen, project: "Project") -> "Comparison":
+    from featurecache.terminal.progress import extraction_progress
+    from heads.terminal.comparing import comparison
+    from heads.terminal.scores import adapted_plan
+    from heads.workflow.comparing import compare
+
+    with extraction_progress(screen.console, screen.say) as show:
+        found = compare(project, on_plan=lambda plan: screen.show(adapted_plan(plan)), on_progress=show)
+    screen.show(comparison(found, screen.width))
+    return found
+
+
 @command("report", example="featurecache report --out report.html")
 def report(
     with_frames: learning.WithFrames = False,
@@ -416,7 +411,7 @@ def report(
     screen = Screen(as_json)
     written = report(_project(config), with_frames=with_frames, predictions=predictions, out=out)
     code = SOME_FAILED if written.problems else DONE
-    return _done(screen, written, report_pieces(written, screen.width), code=code)
+    return finish(screen, written, report_pieces(written, screen.width), code=code)
 
 
 # --- timelines --------------------------------------------------------------------------------------
@@ -451,7 +446,7 @@ def predict(
             allow_download=allow_download,
             on_progress=show,
         )
-    return _done(screen, found, predictions(found), code=SOME_FAILED if found.is_partial else DONE)
+    return finish(screen, found, predictions(found), code=SOME_FAILED if found.is_partial else DONE)
 
 
 @command("agreement", example="featurecache agreement a.eaf b.eaf")
@@ -474,7 +469,7 @@ def agreement(
         raise UsageError("two files must be named, or none for the project's, but one is. Name the other.")
     found = annotators_agreement(config, None if first is None or second is None else (first, second))
     screen.show(agreement_pieces(found, screen.width))
-    _document(screen, found)
+    print_document(screen, found)
     return SOME_FAILED if found["left_out"] else DONE
 
 
@@ -497,7 +492,7 @@ def model_convert(
 
     path = find_model(folder, setting="FOLDER")
     done = convert_weights(path)
-    return _done(Screen(as_json), done, conversion(done, path))
+    return finish(Screen(as_json), done, conversion(done, path))
 
 
 @command("info", example="featurecache cache info", group=cache_app)
@@ -509,7 +504,7 @@ def cache_info(config: options.Config = Path(), as_json: options.AsJson = False)
     screen = Screen(as_json)
     cache = FeatureCache.open(_project(config).cache)
     screen.show(contents(cache))
-    _document(
+    print_document(
         screen, {name: [dataclasses.asdict(one) for one in getattr(cache, name)] for name in ("spaces", "damage")}
     )
     return FAILED if cache.damage else DONE
@@ -526,7 +521,7 @@ def cache_why(
     from featurecache.terminal.cache import explanation
 
     found = explain(_project(config), clip)
-    return _done(Screen(as_json), found, explanation(found))
+    return finish(Screen(as_json), found, explanation(found))
 
 
 @command("verify", example="featurecache cache verify --deep", group=cache_app)
@@ -541,7 +536,7 @@ def cache_verify(
     from featurecache.workflow.care import verify_project
 
     report = verify_project(_project(config), deep=deep, part=part)
-    return _done(Screen(as_json), report, check(report), code=DONE if report.is_sound else FAILED)
+    return finish(Screen(as_json), report, check(report), code=DONE if report.is_sound else FAILED)
 
 
 @command("repair", example="featurecache cache repair", group=cache_app)
@@ -554,7 +549,7 @@ def cache_repair(config: options.Config = Path(), as_json: options.AsJson = Fals
     from featurecache.terminal.cache import repaired
 
     report = repair(_project(config).cache)
-    return _done(Screen(as_json), report, repaired(report))
+    return finish(Screen(as_json), report, repaired(report))
 
 
 @command("gc", example="featurecache cache gc --apply", group=cache_app)
@@ -575,7 +570,7 @@ def cache_gc(
     screen = Screen(as_json)
     found = gc(_project(config).cache, apply=apply, spaces=space or (), quarantine=quarantine)
     screen.show(garbage(found, applied=apply))
-    _document(screen, {"applied": apply, "garbage": [dataclasses.asdict(item) for item in found]})
+    print_document(screen, {"applied": apply, "garbage": [dataclasses.asdict(item) for item in found]})
     return FAILED if any(item.stays for item in found) else DONE
 
 
@@ -586,7 +581,7 @@ def cache_compact(config: options.Config = Path(), as_json: options.AsJson = Fal
     from featurecache.terminal.cache import compaction
 
     report = compact(_project(config).cache)
-    return _done(Screen(as_json), report, compaction(report))
+    return finish(Screen(as_json), report, compaction(report))
 
 
 @command("forget", example="featurecache cache forget S01.mp4", group=cache_app)
@@ -606,7 +601,7 @@ def cache_forget(
     from featurecache.workflow.withdrawal import withdraw
 
     report = withdraw(_project(config), recording, everything=everything)
-    return _done(Screen(as_json), report, forgotten(report), code=FAILED if report.unsearched else DONE)
+    return finish(Screen(as_json), report, forgotten(report), code=FAILED if report.unsearched else DONE)
 
 
 @command("export", example="featurecache cache export all.h5", group=cache_app)
@@ -623,7 +618,7 @@ def cache_export(
     from featurecache.terminal.cache import exported
 
     report = export_features(_project(config).cache, file, tap=tap, pooling=pooling, space=space)
-    return _done(Screen(as_json), report, exported(report))
+    return finish(Screen(as_json), report, exported(report))
 
 
 @command("import", example="featurecache cache import clip.npz --name clip", group=cache_app)
@@ -644,7 +639,7 @@ def cache_import(
     project = _project(config)
     report = import_features(project.cache, file, name=name, recordings=contents(project) if name else None)
     code = SOME_FAILED if report.withdrawn else DONE
-    return _done(Screen(as_json), report, imported(report, name=name), code=code)
+    return finish(Screen(as_json), report, imported(report, name=name), code=code)
 
 
 @command("doctor", example="featurecache doctor")
@@ -658,7 +653,7 @@ def doctor(config: options.Config = Path(), as_json: options.AsJson = False) -> 
     for check in examine(_project(config)):
         checks.append(check)
         screen.show(checked(check))
-    _document(screen, {"checks": [dataclasses.asdict(check) for check in checks]})
+    print_document(screen, {"checks": [dataclasses.asdict(check) for check in checks]})
     return DONE if all(check.ok for check in checks) else FAILED
 
 
@@ -675,17 +670,20 @@ def demo(
     drawing, there = "drawing recordings and their annotations ...", f"{directory} holds a demo already; resuming it"
     project = make_demo(directory, on_drawing=lambda is_new: screen.say(drawing if is_new else there))
     steps: dict[str, Any] = {}
-    chain: dict[str, Callable[[], MadeClips | ExtractionReport | TrainedRun | TestScores]] = {
+    chain: dict[str, Callable[[], Any]] = {
         "clips": lambda: _clips(screen, project),
         "extract": lambda: _extract(screen, project),
         "tune": lambda: _tune(screen, project, trials=trials),
         "evaluate": lambda: _evaluate(screen, project),
+        "zeroshot zs-b": lambda: _zeroshot(screen, project, "zs-b"),
+        "zeroshot zsc-co": lambda: _zeroshot(screen, project, "zsc-co"),
+        "compare": lambda: _compare(screen, project),
     }
     for name, step in chain.items():
         screen.say()
         screen.say(f"featurecache {name}")
         steps[name] = step().to_mapping()
-    _document(screen, steps)
+    print_document(screen, steps)
     return SOME_FAILED if steps["clips"]["unusable"] or steps["extract"]["failed"] else DONE
 
 

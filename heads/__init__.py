@@ -14,6 +14,7 @@ _HOMES = {
     "LinearHeadClassifier": "heads.estimator",
     "MLPHeadClassifier": "heads.estimator",
     "SearchSpace": "heads.settings",
+    "compare": "heads.workflow.comparing",
     "evaluate": "heads.workflow.evaluating",
     "evaluate_bundle": "heads.workflow.evaluation",
     "finetune_lora": "heads.workflow.finetuning_lora",
@@ -28,6 +29,7 @@ _HOMES = {
     "train": "heads.workflow.training",
     "train_bundle": "heads.runs",
     "tune": "heads.workflow.training",
+    "zero_shot": "heads.workflow.zeroshot",
 }
 
 __all__ = sorted(_HOMES)

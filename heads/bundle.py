@@ -14,7 +14,7 @@ import json
 import platform
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,12 +28,13 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from featurecache.backbones.adapter_files import open_adapter
+from featurecache.backbones.asking import Asked, asked_of
 from featurecache.clips.leakage import Spans, sessions_in
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences, sealed, unsealed
-from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head
+from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head, method_of_question
 from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
@@ -74,6 +75,12 @@ class Bundle:
     fitted_on: Spans = field(default_factory=dict)
 
     @property
+    def asked(self) -> Asked | None:
+        """What the model is asked, whose answers it reads; None where it reads the model's states."""
+        fields = self.spaces[0].inputs.get("asked")
+        return None if fields is None else asked_of(fields)
+
+    @property
     def is_fine_tuned(self) -> bool:
         """Whether training changed what the head reads."""
         return self.adapter is not None or self.backbone is not None
@@ -83,6 +90,8 @@ class Bundle:
         """What it is by the paper's names: FT-LC, FT-C-LoRA, TimeSformer, ..."""
         if self.backbone is not None:
             return TIMESFORMER
+        if self.asked is not None:
+            return method_of_question(self.asked.kind)
         return FT_C_LORA if self.adapter is not None else method_of_head(self.settings.kind)
 
     def project_of(self, project: Project) -> Project:
@@ -205,12 +214,7 @@ class Bundle:
             "labels": list(self.labels),
             "thresholds": self.thresholds.tolist(),
             "settings": self.settings.to_mapping(),
-            "calibration": None
-            if self.calibration is None
-            else {
-                "temperatures": self.calibration.temperatures.tolist(),
-                "offsets": self.calibration.offsets.tolist(),
-            },
+            "calibration": None if self.calibration is None else self.calibration.to_mapping(),
             "inputs": {
                 name: {"fingerprint": space.fingerprint, "feature_inputs": dict(space.inputs)}
                 for name, space in self.kept.items()
@@ -255,15 +259,9 @@ def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = 
         if timeline is not None:
             save_timeline(timeline, beside)
         if bundle.adapter is not None:
-            private_folder(beside / ADAPTER_NAME)
-            for name in open_adapter(bundle.adapter).sha256:
-                copied = Path(shutil.copyfile(bundle.adapter / name, beside / ADAPTER_NAME / name))
-                copied.chmod(0o600)
+            _copy(bundle.adapter, open_adapter(bundle.adapter).sha256, beside / ADAPTER_NAME)
         if bundle.backbone is not None:
-            private_folder(beside / BACKBONE_NAME)
-            for name in _digests(bundle.backbone):
-                copied = Path(shutil.copyfile(bundle.backbone / name, beside / BACKBONE_NAME / name))
-                copied.chmod(0o600)
+            _copy(bundle.backbone, _digests(bundle.backbone), beside / BACKBONE_NAME)
         if path.exists():
             replaced = path.with_name(f"{beside.name}.replaced")
             path.rename(replaced)
@@ -273,6 +271,12 @@ def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = 
             beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _copy(folder: Path, names: Iterable[str], to: Path) -> None:
+    private_folder(to)
+    for name in names:
+        Path(shutil.copyfile(folder / name, to / name)).chmod(0o600)
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -341,9 +345,6 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise _damaged(path, f"{HEAD_NAME} holds numbers that are not finite float32")
     calibration = _calibration(document["calibration"], len(labels), path)
-    versions = dict(document["versions"])
-    adapter = _adapter(document["adapter"], path)
-    backbone = _backbone(document.get("backbone"), path)
     seen = document.get("fitted_on", {})
     return Bundle(
         head.eval(),
@@ -351,10 +352,10 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         thresholds,
         settings,
         tuple(spaces.values()),
-        versions,
+        dict(document["versions"]),
         calibration,
-        adapter,
-        backbone,
+        _adapter(document["adapter"], path),
+        _backbone(document.get("backbone"), path),
         fitted_on={content: [(int(start), int(end)) for start, end in spans] for content, spans in seen.items()},
     )
 

@@ -6,8 +6,9 @@ What this is not: the names of head kinds in settings (`settings.py`), or of the
 from heads.settings import HeadKind
 
 FT_C_LORA, TIMESFORMER = "FT-C-LoRA", "TimeSformer"
+ZSC_CO, ZS_B, ZSC_J = "ZSC-CO", "ZS-B", "ZSC-J"
 
-PAPER_ORDER = (TIMESFORMER, "FT-LC", "FT-MLP", "FT-Attention", "FT-Temporal", FT_C_LORA)
+PAPER_ORDER = (TIMESFORMER, ZSC_CO, ZS_B, ZSC_J, "FT-LC", "FT-MLP", "FT-Attention", "FT-Temporal", FT_C_LORA)
 """Rows of the paper's Table 1 from top to bottom; other heads on frozen features stand beside its FT-LC."""
 
 _OF_KIND: dict[HeadKind, str] = {
@@ -16,6 +17,13 @@ _OF_KIND: dict[HeadKind, str] = {
     "attention": "FT-Attention",
     "temporal": "FT-Temporal",
 }
+
+_OF_QUESTION = {"zs-b": ZS_B, "zsc-co": ZSC_CO}
+
+
+def method_of_question(kind: str) -> str:
+    """The zero-shot method that asks questions of a kind (`featurecache.backbones.asking`)."""
+    return _OF_QUESTION[kind]
 
 
 def method_of_head(kind: HeadKind) -> str:

@@ -8,7 +8,7 @@ nobody annotated. Pure functions: files, splits and the table on disk are elsewh
 import difflib
 import re
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Generic, Literal, Self, TypeVar, overload
@@ -168,6 +168,12 @@ class ClipTable:
     def columns(self) -> ClipColumns:
         """The clips as columns."""
         return ClipColumns.of(self.clips)
+
+    def of_labels(self, labels: Sequence[str]) -> "ClipTable":
+        """The same clips with the targets of some labels alone, in the order given."""
+        places = [self.labels.index(label) for label in labels]
+        clips = (replace(clip, targets=tuple(clip.targets[at] for at in places)) for clip in self.clips)
+        return ClipTable(tuple(labels), tuple(clips))
 
 
 def clip_id(sha256: str, start_us: int, end_us: int) -> str:

@@ -142,7 +142,9 @@ def plan_extraction(
     wanted = Wanted.of(
         [recording.sha256 for recording in recordings], place[clips.recording.codes[chosen]], clips.span_us[chosen]
     )
-    return _plan(project, inputs, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips)
+    return _plan(
+        project, inputs, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips
+    )
 
 
 def _are(clips: ClipColumns, clip_ids: Collection[str] | None) -> npt.NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 Settings are frozen dataclasses kept apart by what they change: `[features]` alters values and is part
 of the fingerprint; `[extract]` alters only speed. Sections that learning owns (`[train]`,
-`[search]`, `[timeline]`, `[lora]`, `[finetune]`) are kept as plain tables here and read with
+`[search]`, `[timeline]`, `[lora]`, `[finetune]`, `[zeroshot]`) are kept as plain tables here and read with
 `parse_section` by whoever owns their dataclass.
 """
 
@@ -186,6 +186,7 @@ class Settings:
     timeline: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
+    zeroshot: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,11 @@ class Project:
     def runs(self) -> Path:
         """The folder of results."""
         return self.root / "runs"
+
+    @property
+    def prompts(self) -> Path:
+        """What zero-shot methods ask, a folder for each method."""
+        return self.root / "prompts"
 
     @property
     def predictions(self) -> Path:

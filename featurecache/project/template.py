@@ -30,11 +30,12 @@ def write_settings(
     dtype: str,
     keep: Sequence[str] = ("final/mean",),
     lora: Mapping[str, int | float | bool] | None = None,
+    implies: Mapping[str, Sequence[str]] | None = None,
     reason: str,
 ) -> Path:
     """Writes a commented `featurecache.toml`; never over one that is there.
 
-    `lora` holds settings of `[lora]` that are not the defaults.
+    `lora` holds settings of `[lora]` that are not the defaults; `implies` goes under `[zeroshot]`.
 
     Raises:
         ProjectExistsError: If there is one already.
@@ -67,6 +68,8 @@ def write_settings(
         or '# columns.start = "Begin Time - ss.msec"   # of another program\'s table; columns.unit = "ms"'
     )
     lora_lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in (lora or {}).items())
+    implied = ", ".join(f"{quoted(label)} = {toml_list(others)}" for label, others in (implies or {}).items())
+    zeroshot_lines = f"implies = {{ {implied} }}\n" if implied else ""
     text = f"""\
 # Settings of this project. Paths are relative to this file. Every setting not named here has its default.
 
@@ -186,6 +189,10 @@ decoders = 2
 # gradient_checkpointing = false
 # memory_gb = 8.0                 # for decoded pixels; what does not fit is decoded again in each epoch
 # search.learning_rate = [1e-5, 3e-4]                # what --trials chooses from
+
+[zeroshot]                        # how `featurecache zeroshot` asks; the questions are files below prompts/
+{zeroshot_lines}# implies = {{ "ventilation" = ["baby visible"] }}   # labels that are on whenever another is
+# new_tokens = 48                 # of a free answer, at most
 
 [timeline]                        # how `featurecache predict` makes intervals of clip scores
 # stride_s = 1.5                  # from one scored clip to the next; left out: half a clip

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featurecache.backbones import DEMO_MODEL
+from featurecache.demo.captions import LIST_REQUESTS, QUESTIONS
 from featurecache.demo.dataset import make_dataset
-from featurecache.demo.script import LABELS
-from featurecache.files import private_folder
+from featurecache.demo.script import LABEL_OF, LABELS
+from featurecache.files import private_folder, write_private
 from featurecache.project.settings import SETTINGS_NAME, Project, open_project
 from featurecache.project.template import write_settings
 
@@ -59,6 +60,24 @@ def make_demo(
             dtype="float32",
             keep=("final/mean", "final/motion", "layer_2/mean"),
             lora=_LORA,
+            implies=dict.fromkeys(LABELS[1:], ("baby_visible",)),
             reason="each activity has a tier of its own",
         )
+        _write_prompts(directory)
     return open_project(directory)
+
+
+def _write_prompts(directory: Path) -> None:
+    """What zero-shot methods ask, in wordings that the embedded backbone was trained on."""
+    asked = {behaviours[0]: own for behaviours, own in QUESTIONS if len(behaviours) == 1}
+    wordings = {label: asked[behaviour] for behaviour, label in LABEL_OF.items()}
+    texts = {f"zs-b/{label}.txt": "\n---\n".join(map(_asked, own)) + "\n" for label, own in wordings.items()}
+    texts["zsc-co/prompt.txt"] = _asked(LIST_REQUESTS[1]) + "\n"
+    for name, text in texts.items():
+        path = directory / "prompts" / name
+        private_folder(path.parent)
+        write_private(path, text.encode())
+
+
+def _asked(question: str) -> str:
+    return f"USER: <video>\n{question} ASSISTANT:"

@@ -119,10 +119,12 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
 
 
 def _is_made_again(project: Project, path: Path) -> bool:
-    """Whether a command makes a file anew from what is left: reports, timelines and predictions."""
+    """Whether a command makes a file anew from what is left: reports, timelines, predictions and answers."""
     if path.is_relative_to(project.predictions):
         return True
-    return path.is_relative_to(project.runs) and (path.suffix == ".html" or "timelines" in path.name)
+    return path.is_relative_to(project.runs) and (
+        path.suffix == ".html" or "timelines" in path.name or path.name == "answers.csv"
+    )
 
 
 def _what_to_do(project: Project, traces: Traces, path: Path) -> str:

@@ -1,14 +1,17 @@
-"""A split's features as a fine-tuned backbone makes them: what thresholds are set and clips scored on."""
+"""A split's features as a bundle reads them: of a fine-tuned backbone, or answers of one that is asked."""
 
 from collections.abc import Sequence
 
 from featurecache.backbones.adapter_files import Adapter
+from featurecache.backbones.asking import Asked
 from featurecache.clips.csv_file import read_table
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.project.settings import Project
 
 
-def plan_split(project: Project, keep: Sequence[str], split: str, *, adapter: Adapter | None = None) -> Plan:
+def plan_split(
+    project: Project, keep: Sequence[str], split: str, *, adapter: Adapter | None = None, asked: Asked | None = None
+) -> Plan:
     """What the cache lacks of a split's features.
 
     Args:
@@ -16,10 +19,11 @@ def plan_split(project: Project, keep: Sequence[str], split: str, *, adapter: Ad
         keep: Names of the features (`tap/pooling`).
         split: All clips of it, labelled or not: timelines need them.
         adapter: What the backbone is run with; None for none.
+        asked: What it is asked; None for features of its states.
 
     Raises:
         ClipTableError: If there is no sound clip table.
     """
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     wanted = {clip.clip_id for clip in table.clips if clip.split == split}
-    return plan_extraction(project, keep=keep, clip_ids=wanted, adapter=adapter)
+    return plan_extraction(project, keep=keep, clip_ids=wanted, adapter=adapter, asked=asked)

@@ -23,7 +23,7 @@ from featurecache.spec import canonical_json
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
 from heads.evaluation_log import EvaluationLog, read_evaluation_log
-from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, method_of_head
+from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, method_of_head
 from heads.runs import METRICS_NAMES
 from heads.search.study import JOURNAL_NAME
 from heads.settings import HeadKind
@@ -35,6 +35,8 @@ TIMELINES_NAME = "test_timelines.json"
 _METHOD_OF_FOLDER = {
     "lora": FT_C_LORA,
     "timesformer": TIMESFORMER,
+    "zeroshot-zs-b": ZS_B,
+    "zeroshot-zsc-co": ZSC_CO,
 }
 
 

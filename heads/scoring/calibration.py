@@ -41,6 +41,10 @@ class Calibration:
     temperatures: PerLabel
     offsets: PerLabel
 
+    def to_mapping(self) -> dict[str, list[float]]:
+        """Both by name, ready for JSON."""
+        return {"temperatures": self.temperatures.tolist(), "offsets": self.offsets.tolist()}
+
     def apply(self, scores: Scores) -> npt.NDArray[np.float64]:
         """Calibrated probabilities: (N, C) -> (N, C)."""
         return _logistic(_log_odds(scores) / self.temperatures + self.offsets)

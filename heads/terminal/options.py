@@ -43,3 +43,13 @@ Stride = Annotated[
     float | None,
     typer.Option("--stride", min=0.01, max=3600, help="Seconds between clips; half a clip if left out."),
 ]
+ZeroShotMethod = Annotated[str, typer.Argument(help="zs-b: yes or no for each label; zsc-co: a list of labels.")]
+AskedLabels = Annotated[str | None, typer.Option("--labels", help="Ask about these labels alone: a,b,c.")]
+Samples = Annotated[
+    int, typer.Option(min=0, max=64, help="Of zsc-co: also draw so many answers of each clip, to see their spread.")
+]
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """Names with commas between them; None for none given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

@@ -68,9 +68,10 @@ def method_scores(methods: Mapping[str, Mapping[str, Any]], width: int) -> Itera
 
 
 def adapted_plan(plan: "Plan") -> Iterator[Piece]:
-    """What a fine-tuned model is to be run on before its bundle can be scored."""
+    """What a bundle's own model or questions are to be run on before it can be scored."""
     if plan.todo:
-        yield f"extracting {counted(plan.todo, 'clip')} with the fine-tuned model ..."
+        how = "with the fine-tuned model" if plan.asked is None else "with the bundle's questions"
+        yield f"extracting {counted(plan.todo, 'clip')} {how} ..."
 
 
 def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:

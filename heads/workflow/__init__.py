@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "compare": "heads.workflow.comparing",
     "evaluate": "heads.workflow.evaluating",
     "finetune_lora": "heads.workflow.finetuning_lora",
     "finetune_timesformer": "heads.workflow.finetuning_timesformer",
@@ -16,6 +17,7 @@ _HOMES = {
     "report": "heads.workflow.reporting",
     "train": "heads.workflow.training",
     "tune": "heads.workflow.training",
+    "zero_shot": "heads.workflow.zeroshot",
 }
 
 __all__ = sorted(_HOMES)

@@ -145,12 +145,14 @@ def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
 
 
 def own_table(project: Project, bundle: Bundle) -> ClipTable:
-    """The clip table, refused where its labels are not the bundle's.
+    """The clip table, refused where its labels are not the bundle's; of a zero-shot bundle, those it was asked about.
 
     Raises:
         BundleError: Naming both.
     """
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    if bundle.asked is not None and set(bundle.labels) <= set(table.labels):
+        table = table.of_labels(bundle.labels)
     if table.labels != bundle.labels:
         raise BundleError(
             f"a bundle must be scored on its own labels, but it has {', '.join(bundle.labels)} and clips.csv has "
@@ -162,6 +164,20 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
 def timeline_rules(project: Project) -> TimelineRules:
     """The section [timeline]."""
     return parse_section(project.settings.timeline, TimelineRules, "timeline")
+
+
+def exclusive_labels(project: Project, bundle: Bundle) -> tuple[tuple[str, ...], ...]:
+    """Groups of a bundle's labels of which one at most is on at a time; a zero-shot bundle may lack some of a rule's.
+
+    Raises:
+        TimelineError: If a rule names a label that there is not.
+    """
+    groups = timeline_rules(project).exclusive
+    if bundle.asked is not None:
+        groups = tuple(tuple(label for label in group if label in bundle.labels) for group in groups)
+        groups = tuple(group for group in groups if len(group) > 1)
+    exclusive_groups(groups, bundle.labels)
+    return groups
 
 
 def checked_rules(project: Project, labels: Sequence[str]) -> TimelineRules:

@@ -24,7 +24,7 @@ from heads.finetuning.extraction import plan_split
 from heads.loading import load_split
 from heads.runs import write_document
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import ScoringData, checked_rules, own_table, scoring_data, tuned_bundle
+from heads.workflow.data import ScoringData, exclusive_labels, own_table, scoring_data, tuned_bundle
 from heads.workflow.evaluation import all_positive_baseline, compare_with_each, evaluate_bundles
 from heads.workflow.timelines import evaluate_timelines
 
@@ -135,18 +135,23 @@ def evaluate(
     heads = [load_bundle(folder) for folder in folders]
     check_table(project, use="targets")
     tuned = [load_timeline(folder) for folder in folders]
-    rules = [_checked(project, folder, head) for folder, head in zip(folders, heads, strict=True)]
+    rules = [check_scorable(project, folder, head) for folder, head in zip(folders, heads, strict=True)]
     failed = [
         clip
         for head in heads
         for clip in extract_adapted(project, head, "test", on_plan=on_plan, on_progress=on_progress)
     ]
-    source = scoring_data(project, heads[0])
-    loaded = [load_split(source.table, "test", source.cache, head.kept, known=source.known) for head in heads]
+    sources = [scoring_data(project, head) for head in heads]
+    loaded = [
+        load_split(source.table, "test", source.cache, head.kept, known=source.known)
+        for head, source in zip(heads, sources, strict=True)
+    ]
     candidates = [
         (head, own.data.of(head.settings.inputs), head.fingerprint) for head, own in zip(heads, loaded, strict=True)
     ]
-    outcomes = evaluate_bundles(candidates, split="test", log=project.runs / "test_looks.jsonl", leakage=source.leakage)
+    outcomes = evaluate_bundles(
+        candidates, split="test", log=project.runs / "test_looks.jsonl", leakage=sources[0].leakage
+    )
     for folder, outcome in zip(folders, outcomes, strict=True):
         write_document(folder.parent / "test_metrics.json", outcome.metrics)
     comparisons = [
@@ -157,15 +162,27 @@ def evaluate(
         several = {"comparisons": comparisons} if len(comparisons) > 1 else {}
         write_document(first.parent / "test_comparison.json", comparisons[0] | several)
     scored = []
-    for folder, head, outcome, settings, exclusive in zip(folders, heads, outcomes, tuned, rules, strict=True):
+    each = zip(folders, heads, sources, outcomes, tuned, rules, strict=True)
+    for folder, head, source, outcome, settings, exclusive in each:
         timelines, why = _timelines(project, folder, head, source, settings, exclusive)
         scored.append(ScoredBundle(folder.parent, head.method, outcome.metrics, timelines, why))
     floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test")
     return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
 
 
-def _checked(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[str]]:
-    """The rules of a bundle's timelines; refuses before any work what must not be scored."""
+def check_scorable(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[str]]:
+    """The rules of a bundle's timelines; refuses before any work what must not be scored.
+
+    Args:
+        project: The project.
+        folder: The bundle's folder, next to which scores will be written.
+        head: The bundle.
+
+    Raises:
+        BundleError: If it is of other labels than the table, or was made with sessions of the test split.
+        TimelineError: If the section [timeline] names a label that the bundle has not.
+        OSError: If the folder cannot be written to.
+    """
     if not os.access(folder.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
     table = own_table(project, head)
@@ -174,7 +191,7 @@ def _checked(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[
         # All clips of these sessions count: what trained the bundle may be unlabelled by now.
         clips = [clip for clip in table.clips if clip.session in scored]
         head.check_unseen([clip.clip_id for clip in clips], [clip.session for clip in clips], "test")
-    return checked_rules(project, head.labels).exclusive
+    return exclusive_labels(project, head)
 
 
 def extract_adapted(
@@ -185,7 +202,7 @@ def extract_adapted(
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[FailedClip, ...]:
-    """Extracts the missing features of a split with a bundle's adapter or model, if it has one.
+    """Extracts the missing features of a split with a bundle's adapter, model or questions, if it has any.
 
     Args:
         project: The project.
@@ -200,10 +217,10 @@ def extract_adapted(
     Raises:
         FingerprintMismatchError: If the project's settings make other features than the bundle reads.
     """
-    if not head.is_fine_tuned:
+    if not head.is_fine_tuned and head.asked is None:
         return ()
     project, adapter = head.project_of(project), None if head.adapter is None else open_adapter(head.adapter)
-    plan = plan_split(project, list(head.kept), split, adapter=adapter)
+    plan = plan_split(project, list(head.kept), split, adapter=adapter, asked=head.asked)
     head.check_spaces(plan.spaces)
     on_plan(plan)
     return run_plan(project, plan, on_progress=on_progress).failures

@@ -143,20 +143,25 @@ def evaluate_bundles(
 def compare_evaluations(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
     """Two bundles on the same clips: difference of macro-F1 with its interval and p value (`paired_comparison`).
 
+    Where one scores fewer labels than the other, both are taken on those that they share (`labels`).
+
     Args:
         ours: One bundle's evaluation.
         theirs: The other's.
 
     Raises:
-        BundleError: If they were not scored on the same labels and clips.
+        BundleError: If they share no label, or were not scored on the same clips.
     """
-    if (ours.labels, ours.sessions) != (theirs.labels, theirs.sessions):
+    shared = [label for label in ours.labels if label in theirs.labels]
+    if not shared or ours.sessions != theirs.sessions:
         raise BundleError(
             "bundles must be compared on the same labels and sessions, but one has "
             f"{', '.join(ours.labels)} in {len(ours.sessions)} sessions and the other {', '.join(theirs.labels)} in "
             f"{len(theirs.sessions)}. Train both on one clip table."
         )
-    return paired_comparison(ours.counts, theirs.counts)
+    counts = [one.counts[..., [one.labels.index(label) for label in shared]] for one in (ours, theirs)]
+    only = {} if ours.labels == theirs.labels else {"labels": shared}
+    return {**paired_comparison(*counts), **only}
 
 
 def compare_with_each(ours: Evaluation, others: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -231,10 +236,15 @@ def _check_comparable(candidates: Sequence[tuple[Bundle, LabelledFeatures, str]]
             f"different bundles must be compared, but two of the {len(digests)} are the same one "
             f"({digests[0][:16]}). Name another with --against."
         )
-    first, data, _ = candidates[0]
-    for bundle, theirs, _ in candidates[1:]:
-        is_same = np.array_equal(data.Y, theirs.Y) and np.array_equal(data.sessions, theirs.sessions)
-        if bundle.labels != first.labels or not is_same:
+    first, data, _ = max(candidates, key=lambda one: len(one[0].labels))
+    for bundle, theirs, _ in candidates:
+        shared = [first.labels.index(label) for label in bundle.labels if label in first.labels]
+        is_same = (
+            len(shared) == len(bundle.labels)
+            and np.array_equal(data.Y[:, shared], theirs.Y)
+            and np.array_equal(data.sessions, theirs.sessions)
+        )
+        if not is_same:
             raise BundleError(
                 "bundles must be compared on the same labels and clips, but one has "
                 f"{', '.join(first.labels)} on {len(data.Y)} clips and the other {', '.join(bundle.labels)} on "

@@ -46,9 +46,9 @@ from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
 from heads.bundle import Bundle, load_bundle
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
-from heads.timelines.timeline import default_settings, exclusive_groups, predict_intervals
+from heads.timelines.timeline import default_settings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import timeline_rules, tuned_bundle
+from heads.workflow.data import exclusive_labels, timeline_rules, tuned_bundle
 from heads.workflow.timelines import clip_scores
 
 _MOST_STRIDE_S = 3600.0
@@ -136,7 +136,7 @@ def predict(
     out = out if out is not None else project.predictions
     rules = timeline_rules(project)
     head, tuned = load_bundle(folder), load_timeline(folder)
-    exclusive_groups(rules.exclusive, head.labels)
+    exclusive = exclusive_labels(project, head)
     stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
     private_folder(out)
     if not out.is_dir():
@@ -153,6 +153,7 @@ def predict(
         [(recording, wanted[recording.sha256]) for recording in usable],
         keep=list(head.kept),
         adapter=None if head.adapter is None else open_adapter(head.adapter),
+        asked=head.asked,
         allow_download=allow_download,
     )
     head.check_spaces(plan.spaces)
@@ -169,7 +170,7 @@ def predict(
                 scores,
                 labels=head.labels,
                 thresholds=head.thresholds,
-                exclusive=rules.exclusive,
+                exclusive=exclusive,
                 calibrated=None if head.calibration is None else head.calibration.apply(scores),
                 **dataclasses.asdict(settings),
             )
@@ -191,7 +192,7 @@ def predict(
                 else annotated_spans(found, project.settings.data, recording.info.duration_us),
                 settings=settings,
                 tuned=tuned is not None,
-                exclusive=rules.exclusive,
+                exclusive=exclusive,
                 calibrated=head.calibration is not None,
                 bundle=head.digest,
                 failed=unscored,

@@ -1,0 +1,48 @@
+"""All methods as `compare` shows them: the paper's Table 1 with intervals, and what stands beside it."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from featurecache.terminal.extraction import failures
+from featurecache.terminal.text import Piece, Warn, plain_table, rough_time, score
+from heads.terminal.scores import method_scores
+
+if TYPE_CHECKING:
+    from heads.workflow.comparing import Comparison, Row
+
+
+def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
+    """What `compare` found."""
+    yield from failures(found.failed)
+    for run, reason in found.left_out.items():
+        yield Warn(f"{run} is left out: {reason}")
+    methods: dict[str, Mapping[str, Any]] = {"all-positive baseline": found.all_positive}
+    methods |= {f"{row.method} ({row.run})": row.metrics for row in found.rows}
+    yield from method_scores(methods, width)
+    headings = ["method", "to the highest", "p (Holm)", "another session's video", "time a clip", "free answers"]
+    yield plain_table("Beside the scores", headings, [_beside(row) for row in found.rows])
+    for method, command in found.missing.items():
+        yield f"{method}: missing; {f'make it: {command}' if command else 'this version does not have it'}"
+    yield (
+        "another session's video: macro-F1 when each clip is given the scores of another session's clip; time a clip: "
+        "the model's matrix products for one clip, measured here"
+    )
+    written = ", ".join(path.name for path in found.written)
+    yield f"test-set evaluation no. {found.looks} of these sessions; wrote {written} in {found.written[0].parent}"
+    for name in ("looks_warning", "split_warning"):
+        if name in found.rows[0].metrics:
+            yield Warn(f"{found.rows[0].metrics[name]}.")
+
+
+def _beside(row: "Row") -> list[str]:
+    difference, p_value = "highest", "-"
+    if row.difference is not None:
+        value, span = row.difference["difference"], row.difference["difference_ci95"]
+        difference = "undefined" if value is None else f"{value:+.3f}"
+        difference += "" if span is None else f" ({span[0]:+.3f} to {span[1]:+.3f})"
+        difference += f" on {len(row.difference['labels'])} labels" if "labels" in row.difference else ""
+        p_value = f"{row.difference['p_holm']:.3g}" if "p_holm" in row.difference else "-"
+    seconds = "unknown" if row.seconds_per_clip is None else rough_time(row.seconds_per_clip)
+    counts = [f"{row.audit[name]} {name}" for name in ("unparsable", "hallucinated", "violations") if name in row.audit]
+    said = f"of {row.audit['n_clips']} clips: {', '.join(counts)}" if counts else "-"
+    return [f"{row.method} ({row.run})", difference, p_value, score(row.another_session), seconds, said]

@@ -1,0 +1,143 @@
+"""A zero-shot run as commands show it: what is asked, what the answers are like, and what a score is held against."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from featurecache.terminal.extraction import failures, forecast_pieces
+from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted, plain_table, score
+from heads.terminal.training import trained_run
+
+if TYPE_CHECKING:
+    from featurecache.extraction.plan import Plan
+    from heads.workflow.zeroshot import ZeroShotReport
+
+
+def asking_lines(plan: "Plan") -> Iterator[Piece]:
+    """How much there is to ask, said before it begins."""
+    yield f"{counted(plan.planned, 'clip')}: {plan.present} answered already, {plan.todo} to ask about"
+
+
+def zeroshot_report(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
+    """What asking did, or its forecast; the plan was shown before."""
+    if report.prompts_written:
+        folder = report.prompts_written[0].parent
+        yield f"wrote {counted(len(report.prompts_written), 'file')} of prompts to {folder}: edit them, and run again"
+    if report.forecast is not None:
+        yield from forecast_pieces(report.forecast, report.plan, width)
+        yield "counted as if every free answer took all its tokens; nothing was asked"
+    if report.outcome is not None:
+        done = report.outcome.progress
+        if done.extracted:
+            yield (
+                f"asked about {counted(done.extracted, 'clip')} in {done.elapsed_s:.1f} s "
+                f"({done.model_s / done.extracted:.2g} s of the model a clip)"
+            )
+        if done.elsewhere:
+            yield f"claimed by another process, in progress: {counted(done.elsewhere, 'clip')}"
+        yield from failures(report.outcome.failures)
+    if report.audit is not None:
+        yield from _audit(report.audit)
+    if report.answers is not None:
+        yield f"wrote {report.answers}: what the model said of each clip"
+    if report.bundle is None:
+        if report.outcome is not None:
+            yield "no scores yet: some clips are still to be asked about; run it again"
+        return
+    yield from _run(report, width)
+
+
+def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
+    clips = audit["n_clips"]
+    if "questions" in audit:
+        rows = [
+            [
+                f"{one['label']} {'not ' if one['is_negated'] else ''}{one['wording'] + 1}",
+                *(str(one[name]) for name in ("yes", "no", "unparsable")),
+                f"{one['mean_mass']:.2f}",
+            ]
+            for one in audit["questions"]
+        ]
+        headings = ["question", "free yes", "free no", "unparsable", "mass on yes/no"]
+        yield plain_table(f"What the model says freely of {counted(clips, 'clip')}", headings, rows)
+        for one in audit["questions"]:
+            said = [name for name in ("yes", "no", "unparsable") if one[name] == clips]
+            if said and not one["is_negated"] and clips > 1:
+                yield Warn(
+                    f"{one['label']}, wording {one['wording'] + 1}: the free answer is {said[0]} for every clip, "
+                    "whatever the video shows."
+                )
+        for label, share in audit["negation"].items():
+            yield f"{label}: question and negation fit together in {share:.0%} of the clips (yes to one of them)"
+        return
+    if audit["labels_not_in_prompt"]:
+        yield Warn(
+            f"the prompt does not name {', '.join(audit['labels_not_in_prompt'])}: only a model that was trained on it "
+            "can know these labels. Write {labels} where they shall stand."
+        )
+    names = ("valid", "unparsable", "not_ended", "hallucinated", "duplicates", "violations")
+    counts = ", ".join(f"{audit[name]} {name.replace('_', ' ')}" for name in names)
+    yield f"free answers of {counted(clips, 'clip')}: {counts}"
+    if audit["hallucinated_labels"]:
+        listed = list(audit["hallucinated_labels"].items())[:MOST_LISTED]
+        yield "said, but no label: " + ", ".join(f"{name!r} ({times})" for name, times in listed)
+    if audit["broken_rules"]:
+        yield "rules broken: " + ", ".join(f"{rule} ({times})" for rule, times in audit["broken_rules"].items())
+    yield (
+        f"allowed lists ({audit['allowed_lists']}) have {audit['mean_mass_on_allowed']:.2f} of the probability; "
+        f"constrained, {len(audit['constrained_answers'])} different ones are said"
+    )
+    if audit["valid"] < clips / 2:
+        yield Warn(
+            f"{clips - audit['valid']} of {clips} free answers are no allowed list: what is said under the constraint "
+            "hides that. Change the prompt."
+        )
+    if "samples" in audit:
+        valid = [one["valid"] for one in audit["samples"]]
+        yield f"of {counted(len(valid), 'drawn free answer')} a clip, {min(valid)} to {max(valid)} clips' are valid"
+
+
+def _run(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
+    if report.run is None or report.controls is None:
+        yield Warn(
+            "no clip of train or validation is labelled: thresholds are 0.5, no wording was chosen, and how good the "
+            "answers are is unknown. Annotate some sessions before a timeline of them is used."
+        )
+        yield f"wrote {report.bundle}"
+        return
+    yield from controls_pieces(report.controls)
+    yield from trained_run(report.run, width)
+
+
+def controls_pieces(controls: Mapping[str, Any]) -> Iterator[Piece]:
+    """What tells seeing from guessing, on the same clips."""
+    rows = [["the answers", score(controls["answers"])]]
+    swapped = controls["another_session"]
+    if swapped is not None:
+        spread = f"{swapped['lowest']:.2f} to {swapped['highest']:.2f}"
+        rows.append([f"answers about another session's video ({spread})", score(swapped["mean"])])
+    if controls["black_video"] is not None:
+        rows.append(["the answer about a black video", score(controls["black_video"])])
+    rows.append(["all-positive baseline", score(controls["always_yes"])])
+    yield plain_table("Seeing or guessing: macro-F1 on training and validation sessions", ["", "macro-F1"], rows)
+    yield from _candidates(controls)
+    for label, one in controls["onsets"].items():
+        if one["onsets"]:
+            yield (
+                f"{label}: at {counted(one['onsets'], 'annotated onset')} the score changes by "
+                f"{one['mean_change']:+.2f} and rises in {one['share_rising']:.0%}"
+            )
+    for label in controls["constant"]:
+        yield Warn(f"{label} is predicted alike in every clip: nothing of it is seen.")
+
+
+def _candidates(controls: Mapping[str, Any]) -> Iterator[Piece]:
+    """F1 of each wording or reading, the chosen ones marked."""
+    names = list(controls["candidates"])
+    rows = []
+    for label, chosen in controls["chosen"].items():
+        f1 = {name: controls["candidates"][name]["per_class"][label] for name in names}
+        rows.append(
+            [label, *("-" if f1[name] is None else f"{f1[name]:.2f}{' *' * (name == chosen)}" for name in names)]
+        )
+    if len(names) > 1:
+        yield plain_table("F1 at thresholds of its own; * is taken", ["label", *names], rows)

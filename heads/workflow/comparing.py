@@ -1,0 +1,310 @@
+"""All methods on the same test sessions in one logged test-set evaluation: what `featurecache compare` calls.
+
+Every run with a bundle takes part; a row of the paper's Table 1 without a run is listed with the command that makes it.
+Beside each score stands what the same scores reach on clips of other sessions (`another_session`): a method that does
+not look at the video loses nothing there. Differences are to the highest macro-F1, paired by session, with p values
+adjusted by Holm's method; the highest of several is itself optimistically biased.
+
+    runs/compare.csv, compare.tex, compare.json      the table
+    runs/<run>/test_metrics.json                     each run's scores, as `evaluate` writes them
+"""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache.backbones.adapter_files import open_adapter
+from featurecache.backbones.cost import clip_cost
+from featurecache.clips.drift import check_table
+from featurecache.csv_fields import guard_cell
+from featurecache.device import device_of
+from featurecache.errors import BundleError, FeatureCacheError
+from featurecache.extraction.pipeline import FailedClip, Progress
+from featurecache.extraction.plan import Plan
+from featurecache.extraction.spaces import project_spaces
+from featurecache.extraction.speed import time_parts
+from featurecache.files import private_folder, write_private
+from featurecache.project.settings import Project
+from featurecache.spec import parse_kept
+from heads.bundle import DOCUMENT_NAME, Bundle, load_bundle
+from heads.data import LabelledFeatures
+from heads.loading import load_split
+from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J
+from heads.report.documents import read_json
+from heads.runs import write_document
+from heads.scoring.intervals import holm
+from heads.scoring.metrics import macro_f1
+from heads.workflow.data import ScoringData, scoring_data
+from heads.workflow.evaluating import check_scorable, extract_adapted
+from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_evaluations, evaluate_bundles
+from heads.zeroshot.controls import other_sessions_clips
+
+COMMANDS: Mapping[str, str] = {
+    TIMESFORMER: "featurecache finetune",
+    ZSC_CO: "featurecache zeroshot zsc-co",
+    ZS_B: "featurecache zeroshot zs-b",
+    ZSC_J: "",
+    "FT-LC": "featurecache tune",
+    FT_C_LORA: "featurecache lora-finetune",
+}
+"""Rows of the paper's Table 1 and what makes them; nothing makes ZSC-J in this version."""
+
+_SWAPS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One run in the table.
+
+    Attributes:
+        run: The run's folder.
+        method: What its bundle is, by the paper's names.
+        metrics: The content of `test_metrics.json`.
+        difference: Its macro-F1 minus the highest one's, with interval and p value; None for the highest itself.
+        another_session: Macro-F1 of the same scores on clips of other sessions.
+        seconds_per_clip: The model's matrix products of a clip, measured on this machine; None where unknown.
+        audit: Of a zero-shot method, what its free answers are like, over all clips.
+    """
+
+    run: str
+    method: str
+    metrics: Mapping[str, Any]
+    difference: Mapping[str, Any] | None
+    another_session: float | None
+    seconds_per_clip: float | None
+    audit: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The table.
+
+    Attributes:
+        labels: Names of the labels.
+        rows: In the order of the paper's Table 1.
+        missing: Methods of that table without a run, and the command that makes one; "" where there is none.
+        all_positive: Metrics of the all-positive baseline.
+        left_out: Runs that could not take part, and why.
+        failed: Clips that a bundle's own model or questions could not be run on.
+        looks: Number of test-set evaluations of these sessions, including this one.
+        written: The files.
+    """
+
+    labels: tuple[str, ...]
+    rows: tuple[Row, ...]
+    missing: Mapping[str, str]
+    all_positive: Mapping[str, Any]
+    left_out: Mapping[str, str]
+    failed: tuple[FailedClip, ...]
+    looks: int
+    written: tuple[Path, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache compare --json`, and of `compare.json`."""
+        return {
+            "labels": list(self.labels),
+            "rows": [asdict(row) for row in self.rows],
+            "missing": dict(self.missing),
+            "always_yes": self.all_positive,
+            "left_out": dict(self.left_out),
+            "failed_clips": len(self.failed),
+            "looks": self.looks,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    run: Path
+    bundle: Bundle
+    source: ScoringData
+
+    def loaded(self, others: Sequence["_Candidate"] = ()) -> LabelledFeatures:
+        """The test clips that this and the other bundles can all read."""
+        needed = [space for other in others for space in other.bundle.spaces]
+        source = self.source
+        split = load_split(source.table, "test", source.cache, self.bundle.kept, known=source.known, needed=needed)
+        return split.data.of(self.bundle.settings.inputs)
+
+
+def compare(
+    project: Project,
+    *,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Comparison:
+    """Scores every run's bundle on the test split in one evaluation, logs it, and writes the table.
+
+    Args:
+        project: The project.
+        on_plan: Called before an extraction with a bundle's own model or questions.
+        on_progress: Called with the progress of such an extraction.
+
+    Raises:
+        BundleError: If no run has a bundle that can be scored.
+        TrainingDataError: If the test split has no labelled clip with features, or none with a label on.
+        OSError: If a result or the log cannot be written; no score is given then.
+    """
+    check_table(project, use="targets")
+    candidates, left_out, failed = _candidates(project, on_plan, on_progress)
+    if not candidates:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "there is no run"
+        raise BundleError(f"some run must have a bundle that can be scored, but {why}. Make one: featurecache tune.")
+    data = [one.loaded(candidates) for one in candidates]
+    outcomes = evaluate_bundles(
+        [(one.bundle, own, one.bundle.fingerprint) for one, own in zip(candidates, data, strict=True)],
+        split="test",
+        log=project.runs / "test_looks.jsonl",
+        leakage=candidates[0].source.leakage,
+    )
+    for one, outcome in zip(candidates, outcomes, strict=True):
+        write_document(one.run / "test_metrics.json", outcome.metrics)
+    rows = [
+        Row(
+            one.run.name,
+            one.bundle.method,
+            outcome.metrics,
+            difference,
+            _another_session(one.bundle, own),
+            _seconds_per_clip(project, one.bundle),
+            read_json(one.run / "best.json", []).get("audit") or {},
+        )
+        for one, own, outcome, difference in zip(candidates, data, outcomes, _differences(outcomes), strict=True)
+    ]
+    widest = max(range(len(candidates)), key=lambda at: len(candidates[at].bundle.labels))
+    labels = candidates[widest].bundle.labels
+    found = Comparison(
+        labels,
+        tuple(sorted(rows, key=lambda row: (_rank(row.method), row.run))),
+        {name: command for name, command in COMMANDS.items() if name not in {row.method for row in rows}},
+        all_positive_baseline(data[widest], labels, "test"),
+        left_out,
+        failed,
+        outcomes[0].looks,
+        tuple(private_folder(project.runs) / f"compare.{kind}" for kind in ("csv", "tex", "json")),
+    )
+    write_private(found.written[0], _as_csv(found).encode())
+    write_private(found.written[1], _as_latex(found).encode())
+    write_document(found.written[2], found.to_mapping())
+    return found
+
+
+def _rank(method: str) -> int:
+    return PAPER_ORDER.index(method) if method in PAPER_ORDER else len(PAPER_ORDER)
+
+
+def _candidates(
+    project: Project, on_plan: Callable[[Plan], None], on_progress: Callable[[Progress], None]
+) -> tuple[list[_Candidate], dict[str, str], tuple[FailedClip, ...]]:
+    """Runs whose bundles can be scored on the test split, the others with the reasons, and clips that failed."""
+    found: list[_Candidate] = []
+    left_out: dict[str, str] = {}
+    failed: list[FailedClip] = []
+    digests: dict[str, str] = {}
+    folders = sorted(project.runs.iterdir()) if project.runs.is_dir() else []
+    for folder in folders:
+        if not (folder / "bundle" / DOCUMENT_NAME).exists():
+            continue
+        try:
+            bundle = load_bundle(folder / "bundle")
+            earlier = digests.setdefault(bundle.digest, folder.name)
+            if earlier != folder.name:
+                left_out[folder.name] = f"it holds the same bundle as {earlier}"
+                continue
+            check_scorable(project, folder / "bundle", bundle)
+            failed += extract_adapted(project, bundle, "test", on_plan=on_plan, on_progress=on_progress)
+            candidate = _Candidate(folder, bundle, scoring_data(project, bundle))
+            candidate.loaded()
+        except FeatureCacheError as error:
+            left_out[folder.name] = str(error)
+            continue
+        found.append(candidate)
+    return found, left_out, tuple(failed)
+
+
+def _differences(outcomes: Sequence[Evaluation]) -> list[dict[str, Any] | None]:
+    """Each row against the highest macro-F1 on the labels that both have; p values adjusted for their number."""
+    most = max(len(outcome.labels) for outcome in outcomes)
+    whole = [at for at, outcome in enumerate(outcomes) if len(outcome.labels) == most]
+    best = max(whole, key=lambda at: outcomes[at].metrics["macro_f1"])
+    found = [
+        None if at == best else compare_evaluations(outcome, outcomes[best]) for at, outcome in enumerate(outcomes)
+    ]
+    tested = [one for one in found if one is not None and one["p_value"] is not None]
+    for one, adjusted in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
+        one["p_holm"] = adjusted
+    return found
+
+
+def _another_session(bundle: Bundle, data: LabelledFeatures) -> float | None:
+    """Mean macro-F1 when each clip is given the scores of a clip of another session; None with one session."""
+    scores = bundle.scores(data.X, fingerprint=bundle.fingerprint)
+    swaps = other_sessions_clips(data.sessions, seed=0, times=_SWAPS)
+    return float(np.mean([macro_f1(data.Y, scores[rows], bundle.thresholds) for rows in swaps])) if swaps else None
+
+
+def _seconds_per_clip(project: Project, bundle: Bundle) -> float | None:
+    """See `Row.seconds_per_clip`; a head's own time is negligible beside it."""
+    own = bundle.project_of(project)
+    adapter = None if bundle.adapter is None else open_adapter(bundle.adapter)
+    try:
+        inputs, _ = project_spaces(own, keep=list(bundle.kept), adapter=adapter, asked=bundle.asked)
+        taps = sorted({parse_kept(name, inputs.taps).tap for name in bundle.kept})
+        cost = clip_cost(inputs, taps)
+        parts = time_parts(
+            cost.parts,
+            dtype=own.settings.features.dtype,
+            device=device_of(own.settings.extract.device),
+            batch_size=1,
+        )
+    except FeatureCacheError:
+        return None  # imported features, or a model that is not here any more
+    return sum(part.seconds for part in parts)
+
+
+_COLUMNS = ("macro_f1", "ci95_low", "ci95_high", "difference_to_best", "difference_ci95_low", "difference_ci95_high")
+_MORE = ("p_holm", "another_session", "seconds_per_clip", "unparsable", "hallucinated", "violations", "answers")
+
+
+def _as_csv(found: Comparison) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "run", *map(guard_cell, found.labels), *_COLUMNS, *_MORE, "made_by"])
+    for row in found.rows:
+        metrics, difference = row.metrics, row.difference or {}
+        f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
+        low, high = metrics["macro_f1_ci95"] or (None, None)
+        difference_low, difference_high = difference.get("difference_ci95") or (None, None)
+        numbers = [*f1, metrics["macro_f1"], low, high, difference.get("difference"), difference_low, difference_high]
+        numbers += [difference.get("p_holm"), row.another_session, row.seconds_per_clip]
+        counts = [row.audit.get(name, "") for name in ("unparsable", "hallucinated", "violations", "n_clips")]
+        cells = ["" if one is None else f"{one:.6g}" for one in numbers]
+        writer.writerow([row.method, guard_cell(row.run), *cells, *counts, ""])
+    blank = [""] * (len(found.labels) + len(_COLUMNS) + len(_MORE))
+    for method, command in found.missing.items():
+        writer.writerow([method, "missing", *blank, command])
+    return text.getvalue()
+
+
+def _as_latex(found: Comparison) -> str:
+    """A tabular as the paper's Table 1, with the interval; a missing row has dashes."""
+    head = " & ".join(["Method", *map(_tex, found.labels), "macro-F1", "95\\% CI"])
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(found.labels) + 1)}l}}", "\\hline", f"{head} \\\\", "\\hline"]
+    for row in found.rows:
+        f1 = [row.metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
+        interval = row.metrics["macro_f1_ci95"]
+        cells = ["--" if one is None else f"{one:.2f}" for one in (*f1, row.metrics["macro_f1"])]
+        span = "--" if interval is None else f"{interval[0]:.2f}--{interval[1]:.2f}"
+        lines.append(" & ".join([_tex(f"{row.method} ({row.run})"), *cells, span]) + " \\\\")
+    for method in found.missing:
+        lines.append(" & ".join([_tex(method), *["--"] * (len(found.labels) + 2)]) + " \\\\ % missing")
+    return "\n".join([*lines, "\\hline", "\\end{tabular}", ""])
+
+
+def _tex(text: str) -> str:
+    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    return "".join(special.get(one, f"\\{one}" if one in "&%$#_{}" else one) for one in text)

@@ -1,0 +1,317 @@
+"""A zero-shot method asked about every clip, and its run: what `featurecache zeroshot` calls.
+
+The answers are features of the cache: found again by what was asked and the clip's content, resumed after a kill,
+purged with a recording. The run is a bundle like others, so `evaluate`, `predict` and timelines take it as it is.
+
+    prompts/             the files of prompts as they were asked
+    answers.csv          what the model said of each clip, for people; no recording's name
+    black_video.json     the answers about a black video
+    bundle/, out_of_fold_metrics.json, best.json    as `tune` writes them
+
+Nothing of the test split is scored here.
+"""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from featurecache import FeatureCache
+from featurecache.backbones import find_model, model_type_of, open_backbone, open_inputs
+from featurecache.backbones.asking import ANSWERING, AskedInputs, check_can_answer
+from featurecache.backbones.wording import Wording
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.csv_file import read_table
+from featurecache.clips.drift import check_table
+from featurecache.clips.leakage import leakage_record
+from featurecache.csv_fields import guard_cell
+from featurecache.device import device_of
+from featurecache.errors import CacheNotFoundError, UsageError
+from featurecache.extraction.failures import known_failures
+from featurecache.extraction.forecast import Forecast, forecast_plan
+from featurecache.extraction.pipeline import Extraction, Progress
+from featurecache.extraction.plan import Plan, plan_extraction
+from featurecache.extraction.run import run_plan
+from featurecache.files import private_folder, write_private
+from featurecache.project.settings import Project, parse_section
+from featurecache.spelling import visible
+from heads.data import KeptSplit
+from heads.loading import load_split, read_features
+from heads.runs import write_document
+from heads.workflow.data import checked_rules, run_folder
+from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
+from heads.zeroshot.lists import Rules, check_rules
+from heads.zeroshot.methods import METHODS, Numbers, ZeroShot, prepare_lists, prepare_yes_no
+from heads.zeroshot.prompts import write_defaults
+from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
+from heads.zeroshot.settings import ZeroshotSettings
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotReport:
+    """What asking found and did.
+
+    Attributes:
+        method: `zs-b` or `zsc-co`.
+        labels: The labels that were asked about.
+        prompts_written: Files of prompts that were made, to be edited.
+        plan: What there was to ask.
+        outcome: What was asked; None for a dry run.
+        forecast: What it will take; None unless this was a dry run with something to do.
+        answers: `answers.csv`; None where nothing was answered yet.
+        audit: What the free answers are like.
+        controls: What the scores on training and validation sessions are to be held against; None without labels.
+        bundle: The written bundle; None where clips are still to be asked about.
+        run: The run with its out-of-fold scores; None without a labelled clip.
+    """
+
+    method: str
+    labels: tuple[str, ...]
+    prompts_written: tuple[Path, ...]
+    plan: Plan
+    outcome: Extraction | None
+    forecast: Forecast | None
+    answers: Path | None = None
+    audit: Mapping[str, Any] | None = None
+    controls: Mapping[str, Any] | None = None
+    bundle: Path | None = None
+    run: TrainedRun | None = None
+
+    @property
+    def failed(self) -> int:
+        """Clips that could not be asked about."""
+        return len(self.plan.failures if self.outcome is None else self.outcome.failures)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document of `featurecache zeroshot --json`."""
+        document: dict[str, Any] = {
+            "method": self.method,
+            "labels": list(self.labels),
+            "prompts_written": [str(path) for path in self.prompts_written],
+            "planned": self.plan.planned,
+            "present": self.plan.present,
+            "todo": self.plan.todo,
+            "failed": [asdict(one) for one in (self.outcome or self.plan).failures],
+            "forecast": None if self.forecast is None else asdict(self.forecast),
+            "answers": self.answers,
+            "audit": self.audit,
+            "controls": self.controls,
+            "bundle": self.bundle,
+        }
+        if self.outcome is not None:
+            document |= {"asked": self.outcome.progress.extracted, "elapsed_s": self.outcome.progress.elapsed_s}
+        return document | ({} if self.run is None else {"run": self.run.to_mapping()})
+
+
+def zero_shot(
+    project: Project,
+    method: str,
+    *,
+    labels: Sequence[str] | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    samples: int = 0,
+    seed: int = 0,
+    allow_download: bool = False,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> ZeroShotReport:
+    """Asks the project's model about all clips that it was not asked about yet, and writes the run.
+
+    Args:
+        project: The project; its clip table must exist.
+        method: `zs-b` (a yes/no question for each label) or `zsc-co` (a list of labels).
+        labels: Ask about these labels alone; None: about all.
+        limit: Ask about at most this many clips more.
+        dry_run: Check the prompts, forecast time, memory and disk, and ask nothing.
+        samples: Of `zsc-co`: so many lists and free answers are drawn besides, to see their spread.
+        seed: Of these draws.
+        allow_download: Whether the model may be fetched from the hub.
+        on_plan: Called before the model is loaded.
+        on_progress: Called after each batch and each failure.
+
+    Raises:
+        UsageError: If there is no such method, a label is not one of the clip table's, or the method takes no samples.
+        SettingsError: If a prompt, a label or a rule cannot be asked.
+        UnsupportedModelError: If the model cannot be asked in words.
+        FeatureCacheError: As `featurecache.extraction.plan.plan_extraction` and `run_plan`.
+    """
+    if method not in METHODS:
+        raise UsageError(f"the method must be one of {', '.join(METHODS)}, but it is {method!r}. Choose one of them.")
+    if samples and method == "zs-b":
+        raise UsageError("--samples draws lists, but zs-b asks for yes or no. Leave it out, or use zsc-co.")
+    check_table(project, use="targets")
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    rules = _rules(project, table)
+    table = _of_labels(table, labels)
+    written, asking = _prepared(
+        project, method, table, rules, samples=samples, seed=seed, allow_download=allow_download
+    )
+    plan = plan_extraction(project, limit=limit, keep=_names(asking), asked=asking.asked, allow_download=allow_download)
+    on_plan(plan)
+    report = (method, table.labels, tuple(written), plan)
+    if dry_run:
+        return ZeroShotReport(*report, None, forecast_plan(project, plan) if plan.todo else None)
+    outcome = run_plan(project, plan, on_progress=on_progress)
+    asked_about, numbers = _answers(project, plan, table)
+    if not asked_about:
+        return ZeroShotReport(*report, outcome, None)
+    folder = private_folder(run_folder(project, f"zeroshot-{method}"))
+    _copy_prompts(project.prompts / method, folder / "prompts")
+    answers = _write_answers(folder / "answers.csv", asking, table, asked_about, numbers)
+    audit = asking.audit(numbers)
+    still = plan.planned - len(asked_about) - len(outcome.failures)
+    if still > 0:
+        return ZeroShotReport(*report, outcome, None, answers, audit)
+    data = _labelled(project, plan, table)
+    if data is None:
+        write_unsure_run(asking, folder=folder, spaces=plan.spaces, audit=audit)
+        return ZeroShotReport(*report, outcome, None, answers, audit, None, folder / "bundle")
+    timeline = TimelineChoice(project)
+    best = write_zero_shot_run(
+        asking,
+        data,
+        folder=folder,
+        spaces=plan.spaces,
+        black=_black_answers(project, plan, folder / "black_video.json"),
+        audit=audit,
+        leakage=leakage_record(table.clips),
+        choose_timeline=timeline,
+    )
+    run = finished_run(folder, best, timeline)
+    return ZeroShotReport(*report, outcome, None, answers, audit, best["controls"], run.bundle, run)
+
+
+def _rules(project: Project, table: ClipTable) -> Rules:
+    settings = parse_section(project.settings.zeroshot, ZeroshotSettings, "zeroshot")
+    rules = Rules(checked_rules(project, table.labels).exclusive, settings.implies)
+    check_rules(rules, table.labels)
+    return rules
+
+
+def _of_labels(table: ClipTable, labels: Sequence[str] | None) -> ClipTable:
+    """The table with the labels that are asked about, in its own order."""
+    unknown = [label for label in labels or () if label not in table.labels]
+    if unknown or not (table.labels if labels is None else labels):
+        found = f"{unknown[0]!r} is none" if unknown else "there is none"
+        raise UsageError(
+            f"labels to ask about must be columns of clips.csv ({', '.join(table.labels) or 'it has none'}), but "
+            f"{found}. Name them as they stand there; data.labels makes columns, also without annotations."
+        )
+    return table if labels is None else table.of_labels([label for label in table.labels if label in labels])
+
+
+def _prepared(
+    project: Project,
+    method: str,
+    table: ClipTable,
+    rules: Rules,
+    *,
+    samples: int,
+    seed: int,
+    allow_download: bool,
+) -> tuple[list[Path], ZeroShot]:
+    """Prompts that were written, and the method with its checked prompts."""
+    features = project.settings.features
+    model = find_model(features.model, allow_download=allow_download)
+    model_type = model_type_of(model)
+    check_can_answer(model_type)
+    wording = Wording(open_inputs(model, prompt="<video>", frames=features.frames, resize=features.resize))
+    written = write_defaults(project.prompts, method, table.labels, ANSWERING[model_type])
+    recordings = sorted({clip.recording for clip in table.clips})
+    if method == "zs-b":
+        return written, prepare_yes_no(wording, project.prompts, table.labels, recordings)
+    new_tokens = parse_section(project.settings.zeroshot, ZeroshotSettings, "zeroshot").new_tokens
+    return written, prepare_lists(
+        wording,
+        project.prompts,
+        table.labels,
+        recordings,
+        rules,
+        new_tokens=new_tokens,
+        samples=samples,
+        seed=seed,
+    )
+
+
+def _names(asking: ZeroShot) -> list[str]:
+    """The taps of a method as selected features."""
+    return [f"{tap}/mean" for tap in asking.asked.widths]
+
+
+def _answers(project: Project, plan: Plan, table: ClipTable) -> tuple[list[str], Numbers]:
+    """Ids of the table's clips that were answered, in its order, and the answers by tap."""
+    try:
+        cache = FeatureCache.open(project.cache)
+    except CacheNotFoundError:
+        return [], {}
+    stored = [set(cache.clip_ids(space=space.fingerprint)) for space in plan.spaces.values()]
+    ids = [clip.clip_id for clip in table.clips if all(clip.clip_id in one for one in stored)]
+    if not ids:
+        return [], {}
+    return ids, {plan.kept[name].tap: read_features(cache, ids, space) for name, space in plan.spaces.items()}
+
+
+def _copy_prompts(source: Path, target: Path) -> None:
+    """The files of prompts as they are now; others of an earlier run go."""
+    shutil.rmtree(target, ignore_errors=True)
+    private_folder(target)
+    for path in sorted(source.glob("*.txt")):
+        write_private(target / path.name, path.read_bytes())
+
+
+def _write_answers(path: Path, asking: ZeroShot, table: ClipTable, clip_ids: Sequence[str], numbers: Numbers) -> Path:
+    split_of = {clip.clip_id: clip.split for clip in table.clips}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["clip_id", "split", *asking.columns])
+    for clip_id, rows in zip(clip_ids, asking.rows(numbers), strict=True):
+        for row in rows:
+            writer.writerow([clip_id, split_of[clip_id], *(guard_cell(visible(cell)) for cell in row)])
+    write_private(path, text.getvalue().encode())
+    return path
+
+
+def _black_answers(project: Project, plan: Plan, path: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """The answers about a black video by tap, (1, width); asked once for all runs with these feature spaces."""
+    fingerprints = [space.fingerprint for space in plan.spaces.values()]
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    if known.get("fingerprints") != fingerprints:
+        features, inputs = project.settings.features, plan.inputs
+        assert isinstance(inputs, AskedInputs)  # noqa: S101  # the plan was made with questions
+        backbone = open_backbone(inputs, dtype=features.dtype, device=device_of(project.settings.extract.device))
+        pixels = torch.zeros(inputs.frames, inputs.image_px, inputs.image_px, 3, dtype=torch.uint8)
+        encoded = backbone.encode_frames(backbone.normalize(pixels), list(inputs.taps))[None]
+        answers = {tap: one.tokens[0, 0, 0].tolist() for tap, one in backbone.states(encoded, list(inputs.taps))}
+        known = {"fingerprints": fingerprints, "answers": answers}
+        write_document(path, known)
+    return {tap: np.array([row], np.float32) for tap, row in known["answers"].items()}
+
+
+def _labelled(project: Project, plan: Plan, table: ClipTable) -> KeptSplit | None:
+    """The labelled clips of training and validation sessions with the answers about them; None without any."""
+    cache, known = FeatureCache.open(project.cache), known_failures(project)
+    splits = [
+        load_split(table, split, cache, plan.spaces, known=known).data
+        for split in ("train", "validation")
+        if any(clip.split == split and clip.labelled for clip in table.clips)
+    ]
+    if not splits:
+        return None
+    return KeptSplit(
+        {name: np.concatenate([one.features[name] for one in splits]) for name in plan.spaces},
+        np.concatenate([one.Y for one in splits]),
+        np.concatenate([one.sessions for one in splits]),
+        tuple(clip_id for one in splits for clip_id in one.clip_ids or ()),
+    )

@@ -1,0 +1,178 @@
+"""Prompts as files that people write: `prompts/zs-b/<label>.txt`, `prompts/zsc-co/prompt.txt`.
+
+A file holds one wording or several, a line `---` between them; a wording after a line `--- not` asks for the opposite
+and is a control, never scored. `{label}` is the label as people say it; a list's prompt has `{labels}` and `{rules}`.
+Where a method has no folder of prompts, ones that follow the model's chat template are written, to be edited.
+
+Checked before a model is loaded: every label has its file, placeholders are known, the video stands once, and no
+prompt names a recording.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from featurecache.errors import SettingsError
+from featurecache.files import private_folder, write_private
+from heads.zeroshot.lists import Rules, spoken
+
+LIST_NAME = "prompt.txt"
+_SEPARATOR = re.compile(r"^---[ \t]*(not)?[ \t]*$\n?", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_LARGEST_BYTES = 1 << 20
+
+YES_NO_WORDINGS = (
+    "Is {label} taking place in this video? Answer with yes or no.",
+    "Can you see {label} in this video? Answer with yes or no.",
+)
+NEGATED_WORDING = "Is {label} absent from this video? Answer with yes or no."
+LIST_WORDING = (
+    "Which of these activities take place in this video: {labels}? {rules} Answer with a list of their names in this "
+    "order, with commas between them, and with nothing else. If none of them takes place, answer: none"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one label.
+
+    Attributes:
+        label: The label.
+        wording: Its place among the label's wordings, from 0; of a negation its place among those.
+        is_negated: Whether yes means that the label is off.
+        prompt: The words, around `<video>`.
+    """
+
+    label: str
+    wording: int
+    is_negated: bool
+    prompt: str
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{'the negation' if self.is_negated else 'wording'} {self.wording + 1} of {self.label}"
+
+
+def write_defaults(folder: Path, method: str, labels: Sequence[str], chat: tuple[str, str]) -> list[Path]:
+    """Writes a method's prompts where it has no folder of them.
+
+    Args:
+        folder: The folder of prompts.
+        method: `zs-b` or `zsc-co`.
+        labels: The labels that are asked about.
+        chat: What the model's chat template puts before and after a question, `<video>` included.
+
+    Returns:
+        The files that were written; none where the folder was there.
+    """
+    own = folder / method
+    if own.exists():
+        return []
+    before, after = chat
+    asked = [f"{before}{wording}{after}" for wording in YES_NO_WORDINGS]
+    questions = "\n---\n".join(asked) + f"\n--- not\n{before}{NEGATED_WORDING}{after}\n"
+    texts = {LIST_NAME: f"{before}{LIST_WORDING}{after}\n"}
+    if method == "zs-b":
+        texts = {file_name(label): questions for label in labels}
+    private_folder(own)
+    for name, text in texts.items():
+        write_private(own / name, text.encode())
+    return [own / name for name in texts]
+
+
+def file_name(label: str) -> str:
+    """The name of a label's file of prompts."""
+    return label.replace("%", "%25").replace("/", "%2F") + ".txt"
+
+
+def read_questions(folder: Path, labels: Sequence[str], recordings: Iterable[str]) -> list[Question]:
+    """The yes/no questions of all labels, in order of the labels.
+
+    Args:
+        folder: The folder of prompts.
+        labels: The labels that are asked about.
+        recordings: Names of recordings, none of which may stand in a prompt.
+
+    Raises:
+        SettingsError: If a label has no file or no wording, a placeholder is unknown, or a prompt names a recording.
+    """
+    found = []
+    names = sorted(recordings)
+    for label in labels:
+        path = folder / "zs-b" / file_name(label)
+        text = _read(path, f"every label must have its question, but {label} has none: there is no {path}")
+        for is_negated, wordings in _wordings(text).items():
+            if not wordings and not is_negated:
+                raise SettingsError(f"{path} must hold a question, but it is empty. Write one, around <video>.")
+            for number, wording in enumerate(wordings):
+                prompt = _filled(wording, {"label": spoken(label)}, path)
+                _refuse_names(prompt, names, path)
+                found.append(Question(label, number, is_negated, prompt))
+    return found
+
+
+def read_list_prompt(folder: Path, labels: Sequence[str], rules: Rules, recordings: Iterable[str]) -> str:
+    """The prompt whose answer is a list of labels.
+
+    Args:
+        folder: The folder of prompts.
+        labels: The labels that are asked about.
+        rules: What they say about each other.
+        recordings: Names of recordings, none of which may stand in a prompt.
+
+    Raises:
+        SettingsError: If there is none or several, a placeholder is unknown, or it names a recording.
+    """
+    path = folder / "zsc-co" / LIST_NAME
+    wordings = _wordings(_read(path, f"zsc-co must have its prompt, but there is no {path}"))
+    if len(wordings[False]) != 1 or wordings[True]:
+        raise SettingsError(f"{path} must hold one prompt, but it holds {sum(map(len, wordings.values()))}. Keep one.")
+    values = {"labels": ", ".join(map(spoken, labels)), "rules": rules.in_words()}
+    prompt = _filled(wordings[False][0], values, path)
+    _refuse_names(prompt, sorted(recordings), path)
+    return re.sub(r"  +", " ", prompt)
+
+
+def _read(path: Path, missing: str) -> str:
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise SettingsError(f"a prompt must be a short text, but {path} is larger than 1 MB. Write it anew.")
+        return path.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError as error:
+        raise SettingsError(f"{missing}. Write it, or remove the folder to have all prompts written anew.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} must be UTF-8, but it is not ({error.reason}). Save it as UTF-8.") from error
+
+
+def _wordings(text: str) -> dict[bool, list[str]]:
+    """The wordings of a file, and those of the opposite; a newline at the end of one is not part of it."""
+    found: dict[bool, list[str]] = {False: [], True: []}
+    first, *rest = _SEPARATOR.split(text)
+    for mark, wording in [(None, first), *zip(rest[::2], rest[1::2], strict=True)]:
+        if wording.strip():
+            found[mark is not None].append(wording.removesuffix("\n"))
+    return found
+
+
+def _filled(text: str, values: Mapping[str, str], path: Path) -> str:
+    for name in _PLACEHOLDER.findall(text):
+        if name not in values:
+            known = ", ".join(f"{{{one}}}" for one in values)
+            raise SettingsError(
+                f"placeholders in {path} must be of {known}, but it has {{{name}}}. Correct it, or write it in words."
+            )
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], text)
+
+
+def _refuse_names(prompt: str, recordings: Sequence[str], path: Path) -> None:
+    for recording in recordings:
+        name = PurePosixPath(recording)
+        numbered = [name.stem] if any(one.isdigit() for one in name.stem) else []  # others may be plain words
+        for spelling in (recording, name.name, *numbered):
+            if re.search(rf"(?<!\w){re.escape(spelling)}(?!\w)", prompt):
+                raise SettingsError(
+                    f"a prompt must not name a recording, since prompts are copied into runs, but {path} names "
+                    f"{spelling!r}. Describe what is asked without it."
+                )

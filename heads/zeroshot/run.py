@@ -1,0 +1,124 @@
+"""The run of a zero-shot method: wording or reading chosen, thresholds set, controls computed, a bundle written.
+
+Choices are made on training and validation sessions, each clip's by sessions other than its own (`choosing.py`), and
+thresholds, calibration and timeline settings are set on these out-of-fold scores, as those of any head are. Without a
+labelled clip the first candidate serves, thresholds are 0.5, and nothing says how sure a timeline is.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache.clips.leakage import spans_of
+from featurecache.files import private_folder
+from featurecache.spec import FeatureSpace
+from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
+from heads.data import KeptSplit
+from heads.methods import method_of_question
+from heads.models import head_scores
+from heads.runs import ChooseTimeline, HeldOut, write_document, write_fitted
+from heads.scoring.metrics import DEFAULT_THRESHOLD
+from heads.settings import HeadSettings
+from heads.zeroshot.choosing import Choice, choose
+from heads.zeroshot.controls import controls_document
+from heads.zeroshot.methods import Numbers, ZeroShot
+
+
+def write_zero_shot_run(
+    asking: ZeroShot,
+    data: KeptSplit,
+    *,
+    folder: Path,
+    spaces: Mapping[str, FeatureSpace],
+    black: Numbers,
+    audit: Mapping[str, Any],
+    leakage: Mapping[str, Any],
+    choose_timeline: ChooseTimeline,
+) -> dict[str, Any]:
+    """Writes the bundle, the out-of-fold scores and, last, `best.json`.
+
+    Args:
+        asking: The method with its prompts.
+        data: The labelled clips of training and validation sessions, with the answers by the name of what is cached
+            (`tap/mean`).
+        folder: The run's folder.
+        spaces: The feature space of each tap, by the same names.
+        black: The answers about a black video by tap, (1, width).
+        audit: What the free answers are like.
+        leakage: What `featurecache.clips.leakage.leakage_record` says of the table.
+        choose_timeline: Gives the bundle's timeline settings before it is saved.
+
+    Returns:
+        The content of `best.json`, with `audit` and `controls`.
+    """
+    numbers = {name.partition("/")[0]: one for name, one in data.features.items()}
+    candidates = asking.candidates(numbers)
+    choice = choose(data.Y, np.stack(list(candidates.values())), data.sessions, jointly=asking.chooses_jointly)
+    tap, head = asking.head(choice.of_label)
+    best = write_fitted(
+        head,
+        HeldOut("out-of-fold", choice.out_of_fold, data.Y, data.sessions, data.clip_ids),
+        HeadSettings(inputs=f"{tap}/mean", normalization="none"),
+        labels=asking.labels,
+        spaces={f"{tap}/mean": spaces[f"{tap}/mean"]},
+        seed=0,
+        folder=folder,
+        leakage=leakage,
+        fitted_on=spans_of(data.clip_ids or ()),
+        of_run={
+            "method": method_of_question(asking.asked.kind),
+            "prompts": asking.prompts(),
+            "audit": dict(audit),
+        },
+        choose_timeline=choose_timeline,
+    )
+    controls = controls_document(
+        data.Y,
+        head_scores(head, numbers[tap]),
+        load_bundle(folder / "bundle").thresholds,
+        data.sessions,
+        data.clip_ids or (),
+        labels=asking.labels,
+        black=head_scores(head, black[tap])[0],
+    )
+    best |= {"controls": controls | _choices(choice, list(candidates), asking.labels)}
+    write_document(folder / "best.json", best)
+    return best
+
+
+def write_unsure_run(
+    asking: ZeroShot, *, folder: Path, spaces: Mapping[str, FeatureSpace], audit: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes the bundle of a project without a labelled clip; arguments and result as `write_zero_shot_run`."""
+    tap, head = asking.head(np.zeros(len(asking.labels), np.int64))
+    name = f"{tap}/mean"
+    thresholds = np.full(len(asking.labels), DEFAULT_THRESHOLD)
+    settings = HeadSettings(inputs=name, normalization="none")
+    private_folder(folder)
+    save_bundle(Bundle(head, asking.labels, thresholds, settings, (spaces[name],), tool_versions()), folder / "bundle")
+    best = {
+        "method": method_of_question(asking.asked.kind),
+        "settings": settings.to_mapping(),
+        "inputs": name,
+        "fingerprints": {name: spaces[name].fingerprint},
+        "versions": tool_versions(),
+        "labels": list(asking.labels),
+        "prompts": asking.prompts(),
+        "audit": dict(audit),
+        "controls": None,
+    }
+    write_document(folder / "best.json", best)
+    return best
+
+
+def _choices(choice: Choice, names: list[str], labels: tuple[str, ...]) -> dict[str, Any]:
+    """Which candidate each label takes, and F1 of each candidate by label and macro-averaged, JSON-ready."""
+    found = {}
+    for name, f1 in zip(names, choice.f1, strict=True):
+        own = {label: None if np.isnan(one) else float(one) for label, one in zip(labels, f1, strict=True)}
+        scored = [one for one in own.values() if one is not None]
+        found[name] = {"per_class": own, "macro_f1": float(np.mean(scored)) if scored else None}
+    chosen = {label: names[at] for label, at in zip(labels, choice.of_label.tolist(), strict=True)}
+    return {"chosen": chosen, "candidates": found}
