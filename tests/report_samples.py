@@ -119,7 +119,7 @@ def write_learning(folder: Path, epochs: int, kept: int) -> None:
     write_json(folder / "learning.json", {"method": "FT-C-LoRA", "kept_epoch": kept, "epochs": rows})
 
 
-def write_study(journal: Path, trials: int) -> None:
+def write_study(journal: Path, trials: int, *, numeric_choice: bool = False) -> None:
     """A study in Optuna's journal file, as a search leaves it."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -134,6 +134,8 @@ def write_study(journal: Path, trials: int) -> None:
         rate = trial.suggest_float("learning_rate", 1e-5, 0.1, log=True)
         trial.suggest_float("dropout", 0.0, 0.5)
         trial.suggest_categorical("kind", ["linear", "mlp"])
+        if numeric_choice:  # by which Optuna sorts the lines of its parallel coordinates
+            trial.suggest_categorical("hidden_width", [64, 16, 32])
         study.tell(trial, 0.4 + 10 * rate / 3 + 0.05 * draw.random())
 
 
@@ -169,6 +171,7 @@ def report_on(root: Path, out: Path | None = None, *, with_frames: bool = False,
     """The report of such a project."""
     return write_report(
         root / "runs" / "report.html" if out is None else out,
+        project="a study of ten sessions",
         runs=root / "runs",
         clips=root / "clips.csv",
         cache=root / "features.zarr",

@@ -1,5 +1,6 @@
 """The report from documents on disk: what it says, what it must not hold, and that anything may be missing."""
 
+import csv
 import io
 import json
 import re
@@ -9,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
+from featurecache.clips.csv_file import format_table
 from featurecache.errors import StudyError
 from featurecache.spelling import visible
-from heads.report.figures import cooccurrence_figure, plain, threshold_figure
+from heads.report.documents import Run
+from heads.report.figures import cooccurrence_figure, plain, reliability_figure, threshold_figure
 from heads.report.frames import thumbnails
 from heads.report.names import ShownNames
 from heads.report.searching import search_figures
@@ -93,7 +100,7 @@ def test_report_says_what_was_found_and_how_sure_it_is(written: Path) -> None:
     low, high = metrics["macro_f1_ci95"]
     assert f"{metrics['macro_f1']:.2f}" in page.text
     assert f"95% CI {low:.2f} to {high:.2f}" in page.text
-    assert f"The all-positive baseline reaches {floor_of(metrics):.2f}" in page.text
+    assert f"The all-positive baseline, every label in every clip, reaches {floor_of(metrics):.2f}" in page.text
     assert "The test split was evaluated 2 times" in page.text
     assert "ventilation 0.5, stimulation 0.5, suction 0.5" in page.text
     assert page.text.count("How to read this.") >= 12
@@ -103,7 +110,7 @@ def test_report_has_every_figure_when_every_document_is_there(written: Path) -> 
     figures = _Page(written / "runs" / "report.html").blocks["figures"]
     panels = {f"{kind}-{at}" for kind in ("pr", "reliability", "threshold") for at in range(len(LABELS))}
     search = {f"search-tune-{kind}" for kind in ("history", "importances", "parallel")}
-    assert set(figures) == panels | search | {"macro", "cooccurrence"}
+    assert set(figures) == panels | search | {"macro", "cooccurrence", "sessions"}
 
 
 def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path: Path) -> None:
@@ -500,8 +507,6 @@ def test_differences_are_the_compared_time_of_exactly_one_side(annotated: Any, p
 
 
 def test_all_positive_baseline_equals_the_score_of_predicting_every_label() -> None:
-    import numpy as np
-
     Y = (np.random.default_rng(0).random((50, 3)) < 0.3).astype(int)
     Y[:, 2] = 0
     metrics = metrics_of(Y, np.ones(Y.shape), LABELS, "test")
@@ -569,3 +574,134 @@ def test_the_report_shows_how_well_annotators_agree_and_survives_a_broken_file(p
     broken = report_on(project)
     assert any("agreement.json" in problem for problem in broken.problems)
     assert "Agreement of annotators" not in broken.path.read_text(encoding="utf-8")
+
+
+# --- activities -------------------------------------------------------------------------------------
+
+
+def test_report_begins_with_what_each_activity_took_annotated_beside_predicted(project: Path) -> None:
+    shutil.rmtree(project / "predictions")
+    for at in range(4):
+        recording = f"T{at}/a.mp4"
+        predicted = {"ventilation": [[5_000_000, (15 + at) * 1_000_000, 0.9]], "suction": []}
+        annotated = {"ventilation": [[4_000_000, 10_000_000], [20_000_000, 24_000_000]], "suction": []}
+        write_prediction(project, recording, predicted, annotated, duration_us=60_000_000)
+    table = project / "clips.csv"
+    rows = make_table(("ventilation", "suction"), [f"T{at}/a.mp4" for at in range(4)], 20, ("test",))
+    table.write_bytes(format_table(rows))
+    report = report_on(project)
+    page = _Page(report.path)
+    ids = [attributes.get("id") for tag, attributes in page.elements if tag == "section"]
+    assert ids[:3] == ["summary", "activities", "methods"]
+    shown = page.text[page.text.index("Seconds and bouts") : page.text.index("Each recording")]
+    assert "ventilation 40 s 46 s +1.5 s -0.6 to +3.6 -1 to +4 s 8 4" in shown
+    assert "a study of ten sessions" in page.text
+    assert "4 sessions, 4 recordings, 4 minutes of video; 80 of 80 clips are annotated" in page.text
+    assert report.activities is not None
+    with report.activities.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    (one,) = [
+        line
+        for line in lines
+        if (line["session"], line["label"], line["level"]) == ("session 3", "ventilation", "recording")
+    ]
+    assert (one["annotated_s"], one["predicted_s"], one["difference_s"]) == ("10", "13", "3")
+    assert (one["annotated_bouts"], one["predicted_bouts"]) == ("2", "1")
+    assert (one["annotated_first_start_s"], one["predicted_first_start_s"]) == ("4", "5")
+    assert (one["annotated_median_between_starts_s"], one["predicted_median_between_starts_s"]) == ("16", "")
+    assert len(lines) == 16
+
+
+def test_activity_table_has_no_formula_and_no_folder(tmp_path: Path) -> None:
+    root = write_project(tmp_path / "p", labels=("=1+1", "b"), recordings=("ward 7/jane doe/=a.mp4", "S2/b.mp4"))
+    report = report_on(root)
+    assert report.activities is not None
+    text = report.activities.read_text()
+    assert "ward 7" not in text
+    assert "jane" not in text
+    assert {line.split(",")[4] for line in text.splitlines()[1:]} == {"'=1+1", "b"}
+    assert report.activities.stat().st_mode & 0o777 == 0o600
+
+
+def test_report_shows_the_annotators_agreement_as_the_ceiling(project: Path) -> None:
+    assert "kappa of annotators" not in _Page(report_on(project).path).text
+    write_json(project / "runs" / "agreement.json", timeline_scores(LABELS))
+    assert "kappa of annotators" in _Page(report_on(project).path).text
+
+
+# --- what was wrong or unreadable -------------------------------------------------------------------
+
+
+def test_best_trials_of_the_parallel_coordinates_are_those_of_the_highest_scores(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    write_study(journal, 40, numeric_choice=True)
+    lines = search_figures(journal)["parallel"]["data"]
+    study = optuna.load_study(study_name="tune", storage=JournalStorage(JournalFileBackend(str(journal))))
+    of_best = sorted((trial.value for trial in study.trials), reverse=True)[:4]
+    coloured = [float(line["customdata"][0][1]) for line in lines if line["line"]["color"] == "@c1"]
+    assert sorted(coloured, reverse=True) == pytest.approx(of_best, rel=0.01)  # shown to three digits
+    assert lines[-1]["y"][0] == 1.0  # the best is drawn last, on top
+
+
+def test_no_method_below_the_all_positive_baseline_is_set_in_bold(project: Path) -> None:
+    for run in ("tune", "train"):
+        metrics = json.loads((project / "runs" / run / "test_metrics.json").read_text())
+        for scores in metrics["per_class"].values():
+            scores["f1"] = 0.0
+        _edit(project / "runs" / run / "test_metrics.json", per_class=metrics["per_class"], macro_f1=0.0)
+    page = report_on(project).path.read_text(encoding="utf-8")
+    assert 'class="best"' not in page
+    assert "the score is not above it. Nothing shows that the head learned." in _Page(report_on(project).path).text
+
+
+def test_few_clips_are_no_calibration_curve() -> None:
+    Y = np.tile([[1], [0]], (80, 1))
+    scores = np.linspace(0, 1, 160)[:, None]
+    for clips, mode in ((160, "markers"), (1600, "lines+markers")):
+        metrics = metrics_of(np.repeat(Y, clips // 160, 0), np.repeat(scores, clips // 160, 0), ["a"], "test")
+        run = Run("tune", "FT-LC", {}, {}, metrics, {}, {}, {}, 0, None, {}, {})
+        figure = reliability_figure([run], "a", "test")
+        assert figure is not None
+        (trace,) = figure["data"]
+        assert trace["mode"] == mode
+        assert min(trace["error_y"]["array"]) >= 0
+        assert max(trace["error_y"]["arrayminus"]) > 0
+
+
+def test_epochs_are_counted_in_whole_numbers(project: Path) -> None:
+    for epochs, step in ((2, 1), (30, 4)):
+        write_learning(project / "runs" / "lora", epochs=epochs, kept=1)
+        axis = _Page(report_on(project).path).blocks["figures"]["learning-lora-loss"]["layout"]["xaxis"]
+        assert (axis["tick0"], axis["dtick"]) == (0, step)
+
+
+def test_report_says_that_a_training_which_kept_its_start_changed_nothing(project: Path) -> None:
+    write_learning(project / "runs" / "lora", epochs=3, kept=0)
+    assert "Training changed nothing" in _Page(report_on(project).path).text
+    write_learning(project / "runs" / "lora", epochs=3, kept=2)
+    assert "Training changed nothing" not in _Page(report_on(project).path).text
+
+
+def test_no_recording_has_more_annotated_time_than_it_is_long(project: Path) -> None:
+    spans = {"ventilation": [[0, 9_000_000]], "suction": [[0, 12_000_000]]}
+    predicted = {label: [[0, 9_000_000, 0.5]] for label in spans}
+    write_prediction(project, "short.mp4", predicted, spans, duration_us=9_000_000)
+    page = report_on(project).path.read_text(encoding="utf-8")
+    row = page[page.index("short.mp4</bdi></button>") :].split("</tr>")[0]
+    assert re.findall(r'data-value="([\d.]+)"', row)[:3] == ["9.0", "9.0", "9.0"]
+
+
+def test_report_shows_every_comparison_with_its_adjusted_p_value(project: Path) -> None:
+    one = {
+        "against": "/x/train/bundle",
+        "difference": 0.1,
+        "difference_ci95": [0.02, 0.2],
+        "p_value": 0.03,
+        "p_holm": 0.06,
+    }
+    both = [one, {**one, "against": "/x/lora/bundle", "difference": -0.2}]
+    write_json(project / "runs" / "tune" / "test_comparison.json", {**one, "comparisons": both})
+    text = _Page(report_on(project).path).text
+    assert "against train on the same clips: difference of macro-F1 +0.100" in text
+    assert "against lora on the same clips: difference of macro-F1 -0.200" in text
+    assert text.count("0.06 adjusted for all comparisons (Holm)") == 2

@@ -117,7 +117,7 @@ def test_policy_stops_a_connection_that_somebody_tries(opened: Any) -> None:
 
 def test_every_figure_is_drawn(opened: Any) -> None:
     figures = opened.find_elements(By.CSS_SELECTOR, ".plot[data-figure]")
-    assert len(figures) == 14
+    assert len(figures) == 15
     script = (
         "return arguments[0].querySelectorAll('.scatterlayer .trace, .barlayer .trace, .heatmaplayer image').length"
     )
@@ -250,13 +250,13 @@ def test_everything_is_reached_by_the_tab_key_in_order(opened: Any) -> None:
     opened.refresh()  # the focus begins before the page again
     WebDriverWait(opened, 60).until(lambda driver: driver.execute_script(READY))
     reached = []
-    for _ in range(70):
+    for _ in range(110):
         ActionChains(opened).send_keys(Keys.TAB).perform()
         reached.append(
             opened.execute_script("return document.activeElement.id || document.activeElement.textContent.trim()")
         )
     assert reached[0] == "Skip to the summary"
-    assert reached[1:3] == ["Summary", "Methods"]
+    assert reached[1:3] == ["Summary", "Activities"]
     order = [
         reached.index(one)
         for one in ("macro-F1", "timeline-recording", "Zoom in", "timeline-viewer", "timeline-position")
@@ -287,6 +287,28 @@ def test_page_is_no_wider_than_its_window(browser: Any, page: Path, width: int) 
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("label_count", [3, 10])
+def test_no_table_hides_its_score_column(browser: Any, tmp_path: Path, label_count: int) -> None:
+    labels = [f"positive pressure ventilation {at}" for at in range(label_count)]
+    recordings = [f"S{at}/a.mp4" for at in range(8)]
+    root = write_project(tmp_path / "p", labels=labels, recordings=recordings, split_of=("train", "test"))
+    for run in ("lora", "timesformer"):
+        shutil.copytree(root / "runs" / "train", root / "runs" / run)
+    browser.get(report_on(root).path.as_uri())
+    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(READY))
+    script = """
+        const scores = /^(macro-F1|F1|F1@|seconds|mean difference|limits of)/;
+        const heads = [...document.querySelectorAll('.wide thead th')].filter((head) =>
+            head.offsetWidth && (head.classList.contains('score-column') || scores.test(head.textContent.trim())));
+        const isHidden = (head) =>
+            head.getBoundingClientRect().right > head.closest('.wide').getBoundingClientRect().right + 1;
+        return [heads.length, heads.filter(isHidden).map((head) => head.textContent)];
+    """
+    seen, hidden = browser.execute_script(script)
+    assert seen >= 10
+    assert hidden == []
 
 
 def test_print_has_the_figures_on_white_even_in_the_dark(opened: Any) -> None:

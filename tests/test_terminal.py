@@ -15,7 +15,8 @@ import cli
 from featurecache.spelling import visible
 from featurecache.terminal.screen import Screen
 from featurecache.terminal.text import Warn, counted, plain_table
-from heads.terminal.scores import label_scores, method_scores
+from heads.terminal.finetuning import unchanged
+from heads.terminal.scores import against_baseline, label_scores, method_scores
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -36,6 +37,32 @@ def test_tables_stay_readable_on_a_narrow_terminal_without_colour(width: int) ->
     assert max(map(len, shown.splitlines())) <= width
     for word in (*labels, "all-positive baseline", "FT-LC", "macro-F1", "0.40 to 0.60"):
         assert word in shown, word  # whole, on one line
+
+
+@pytest.mark.parametrize(
+    ("difference", "interval", "said"),
+    [
+        (-0.02, [-0.1, 0.06], "is not above the all-positive baseline"),
+        (0.0, None, "is not above the all-positive baseline"),
+        (0.05, [-0.01, 0.11], "may be no better"),
+        (0.05, [0.01, 0.09], ""),
+        (0.05, None, ""),
+        (None, None, ""),
+    ],
+)
+def test_evaluate_says_in_words_that_a_score_is_not_above_the_baseline(
+    difference: float | None, interval: list[float] | None, said: str
+) -> None:
+    paired = {"difference": difference, "difference_ci95": interval}
+    lines = [str(line) for line in against_baseline("FT-LC", {"against_all_positive": paired})]
+    assert bool(lines) == bool(said)
+    assert said in "".join(lines)
+
+
+def test_lora_finetune_says_that_adapters_which_kept_their_start_changed_nothing() -> None:
+    (line,) = unchanged(0)
+    assert "the adapters changed nothing" in str(line)
+    assert not [*unchanged(1), *unchanged(None)]
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips")])

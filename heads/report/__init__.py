@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.files import private_folder, write_private
+from heads.report.activities import activities_csv, activity_rows
 from heads.report.documents import TIMELINES_NAME, Run, has_scores, number, read_documents
 from heads.report.figures import row_names
 from heads.report.frames import thumbnails
 from heads.report.learning import learning_problem
+from heads.report.names import ShownNames
 from heads.report.page import render_page
 from heads.report.searching import draw_searches
 from heads.report.summary import best_run, summarize
-from heads.report.timelines import differences, read_timelines
+from heads.report.timelines import differences, in_order, read_timelines
 from heads.runs import METRICS_NAMES
 
 
@@ -34,6 +36,7 @@ class Report:
 
     Attributes:
         path: The file.
+        activities: The table of seconds, bouts and first starts; None where no recording has a timeline.
         size_bytes: Size of the page.
         methods: Name of a method -> its metrics on the test split, in the order of the paper's Table 1.
         recordings: Recordings with a timeline.
@@ -43,6 +46,7 @@ class Report:
     """
 
     path: Path
+    activities: Path | None
     size_bytes: int
     methods: Mapping[str, Mapping[str, Any]]
     recordings: int
@@ -54,6 +58,7 @@ class Report:
 def write_report(
     out: Path,
     *,
+    project: str,
     runs: Path,
     clips: Path,
     cache: Path,
@@ -66,7 +71,8 @@ def write_report(
     """Writes the report; anything it reads may be missing.
 
     Args:
-        out: The HTML file.
+        out: The HTML file; the table of activities goes beside it, as `<name>.activities.csv`.
+        project: The project's name.
         runs: The folder of runs.
         clips: The clip table.
         cache: The feature cache.
@@ -87,20 +93,30 @@ def write_report(
     tested = [run for run in documents.runs if has_scores(run.test)]
     not_shown = [f"{run.name}/{why}" for run in documents.runs for why in _not_shown(run)]
     documents = documents.with_problems([*unread, *damaged, *not_shown, *not_pictured])
+    ordered = in_order(timelines)
+    names = ShownNames([one.recording for one in ordered] + [recording for recording, _ in documents.failures])
+    rows = activity_rows(ordered)
     page = render_page(
         documents,
         searches,
-        timelines,
+        ordered,
         found,
         pictures,
+        rows,
         summarize(documents, timelines, found),
+        names,
+        project=project,
         features=features,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     private_folder(out.parent)
     write_private(out, page)
+    table = out.with_name(f"{out.stem}.activities.csv") if rows else None
+    if table is not None:
+        write_private(table, activities_csv(rows, names))
     return Report(
         path=out,
+        activities=table,
         size_bytes=len(page),
         methods=dict(zip(row_names(tested), (run.test for run in tested), strict=True)),
         recordings=len(timelines),

@@ -20,6 +20,8 @@ Figure = dict[str, Any]
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _PANEL_PX = 230
+LEAST_CLIPS = 20
+"""Shares of fewer clips are drawn as points without a line, which would show their noise as a course."""
 
 
 def plain(text: str) -> str:
@@ -136,10 +138,56 @@ def reliability_figure(runs: Sequence[Run], label: str, split: str) -> Figure | 
         largest = max((count or 0 for count in clips), default=0) or 1
         trace = curve(score, share, name, color, dash, "score %{x:.2f}: on in %{y:.0%} of %{customdata} clips")
         sizes = [4 + 6 * math.sqrt((count or 0) / largest) for count in clips]
-        data.append(trace | {"mode": "lines+markers", "customdata": clips, "marker": {"color": color, "size": sizes}})
+        is_curve = min((count or 0 for count in clips), default=0) >= LEAST_CLIPS
+        bars = [_share_interval(one, count) for one, count in zip(share, clips, strict=True)]
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - (one or 0) for (_, high), one in zip(bars, share, strict=True)],
+            "arrayminus": [(one or 0) - low for (low, _), one in zip(bars, share, strict=True)],
+            "color": color,
+            "thickness": 1,
+            "width": 0,
+        }
+        trace |= {"mode": "lines+markers" if is_curve else "markers", "customdata": clips, "error_y": error}
+        data.append(trace | {"marker": {"color": color, "size": sizes}})
     if not data:
         return None
     return {"data": data, "layout": _panel("score", "share that is on") | {"shapes": [rule(0, 1, 0, 1, dash="dot")]}}
+
+
+def _share_interval(share: float | None, count: float | None) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of so many clips."""
+    if share is None or not count:
+        return share or 0.0, share or 0.0
+    z2 = 1.96**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * share * (1 - share) / count + z2**2 / (4 * count**2)) / (1 + z2 / count)
+    return min(share, centre - half), max(share, centre + half)
+
+
+def session_figure(points: Sequence[tuple[str, float]], macro: float | None) -> Figure:
+    """Macro-F1 of each session, and the one of all clips together as a line."""
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [value for _, value in points],
+        "y": [plain(name) for name, _ in points],
+        "marker": {"color": "@c0", "size": 9},
+        "hovertemplate": "%{y}: macro-F1 %{x:.2f}<extra></extra>",
+    }
+    layout: Figure = {
+        "height": 70 + 20 * len(points),
+        "margin": {"l": 10, "r": 16, "t": 22, "b": 40},
+        "xaxis": {"range": [-0.02, 1.02], "title": {"text": "macro-F1 of a session"}, "tickformat": ".1f"},
+        "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
+        "showlegend": False,
+    }
+    if macro is not None:
+        layout["shapes"] = [rule(macro, macro, 0, 1, yref="paper", dash="dot")]
+        note = {"x": macro, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+        layout["annotations"] = [note | {"text": "all clips together", "font": {"color": "@muted", "size": 11}}]
+    return {"data": [trace], "layout": layout}
 
 
 def threshold_figure(run: Run, label: str) -> Figure | None:

@@ -73,7 +73,12 @@ def _over_epochs(data: list[dict[str, Any]], title: str, kept: float) -> Figure:
     layout: Figure = {
         "height": 260,
         "margin": {"l": 56, "r": 12, "t": 22, "b": 40},
-        "xaxis": {"title": {"text": "epoch"}, "tickformat": "d", "range": [-0.02 * last, 1.02 * last]},
+        "xaxis": {
+            "title": {"text": "epoch"},
+            "tick0": 0,
+            "dtick": max(1, -(-last // 8)),
+            "range": [-0.02 * last, 1.02 * last],
+        },
         "yaxis": {"title": {"text": title}},
         "shapes": [rule(kept, kept, 0, 1, yref="paper", dash="solid")],
         "annotations": [note | {"font": {"color": "@muted", "size": 11}}],

@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from featurecache.spelling import visible
+from heads.report.activities import Row, activities_content
 from heads.report.documents import Documents
 from heads.report.figures import Figure
 from heads.report.frames import Thumbnail
@@ -27,12 +28,13 @@ from heads.report.names import ShownNames
 from heads.report.provenance_view import provenance_content, search_content
 from heads.report.scores_view import labels_content, methods_content
 from heads.report.searching import DrawnSearch
-from heads.report.summary import Summary, best_run
+from heads.report.summary import Summary, best_run, extent
 from heads.report.timelines import Difference, Timeline
 from heads.report.timelines_view import clock, drawn_timelines, timeline_scores_content, timelines_content
 
 _SECTIONS = (
     ("summary", "Summary"),
+    ("activities", "Activities"),
     ("methods", "Methods"),
     ("labels", "Labels"),
     ("search", "Search"),
@@ -48,8 +50,11 @@ def render_page(
     timelines: Sequence[Timeline],
     found: Sequence[Difference],
     thumbnails: Sequence[Thumbnail],
+    rows: Sequence[Row],
     summary: Summary,
+    names: ShownNames,
     *,
+    project: str,
     features: Mapping[str, Any],
     made_at: str,
 ) -> bytes:
@@ -58,31 +63,35 @@ def render_page(
     Args:
         documents: The documents that the project has on disk.
         searches: The searches, drawn.
-        timelines: Recordings with predictions.
+        timelines: Recordings with predictions, in the page's order.
         found: Their differences, the longest first.
         thumbnails: Frames of the first of them; empty unless asked for.
+        rows: What each activity took in them.
         summary: The summary at the top of the page.
+        names: What recordings are called.
+        project: The project's name.
         features: Settings of `[features]`.
         made_at: When, in words.
     """
     figures: dict[str, Figure] = {}
-    ordered = sorted(timelines, key=lambda one: (one.annotated is None, _split_rank(one.split), one.recording))
-    names = ShownNames([one.recording for one in ordered] + [recording for recording, _ in documents.failures])
     parts = files("heads.report") / "parts"
     report_js, css = ((parts / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     plotly_js = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     content = {
+        **activities_content(rows, best_run(documents.runs), documents.agreement, names, figures),
         **methods_content(documents, figures),
         **labels_content(documents, figures),
         **search_content(searches, figures),
         **learning_content(documents, figures),
         **timeline_scores_content(best_run(documents.runs), documents.agreement),
-        **timelines_content(ordered, found, thumbnails, names),
+        **timelines_content(timelines, found, thumbnails, names),
         **provenance_content(documents, names, features),
         # Their lines isolate names, with characters that `_seen` would show; names in them were made visible before.
         "summary": replace(
             summary, findings=tuple(map(escape, summary.findings)), cautions=tuple(map(escape, summary.cautions))
         ),
+        "project": project,
+        "extent": extent(documents.table),
         "looks": documents.looks.total,
         "sections": _SECTIONS,
         "made_at": made_at,
@@ -92,7 +101,7 @@ def render_page(
         "plotly_js": Markup(plotly_js),  # noqa: S704
         "report_js": Markup(report_js),  # noqa: S704
         "figures_json": _json_block(figures),
-        "timelines_json": _json_block(drawn_timelines(ordered, found, names)),
+        "timelines_json": _json_block(drawn_timelines(timelines, found, names)),
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False, finalize=_seen)
     environment.filters["clock"] = clock
@@ -121,9 +130,3 @@ def _json_block(value: object) -> Markup:
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return Markup(text)  # noqa: S704 - escaped here
-
-
-def _split_rank(split: str) -> int:
-    """Unseen recordings first."""
-    order = ("test", "validation", "", "train")
-    return order.index(split) if split in order else len(order)

@@ -9,6 +9,7 @@ from featurecache.clips.splits import SPLITS
 from heads.report import figures as draw
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.figures import Figure, keep, numbers, per_class
+from heads.report.names import last_part
 from heads.report.summary import all_positive_f1, floor_of
 
 
@@ -37,11 +38,18 @@ def methods_content(documents: Documents, figures: dict[str, Figure]) -> dict[st
         rows[-1] |= {"validation": number(run.validation.get("macro_f1")), "looks": run.looks}
         if run.each_session:
             rows.append(_run_row(run, run.each_session, labels) | {"run": f"{run.name}, each session left out once"})
-    _mark_best([row["f1"][at] for row in rows if not row["floor"]] for at in range(len(labels)))
-    _mark_best([[row["macro"] for row in rows if not row["floor"]]])
-    comparisons = [found for run in documents.runs if (found := _comparison(run)) is not None]
+    scored = [row for row in rows if not row["floor"]]
+    for at, label in enumerate(labels):
+        _mark_best([row["f1"][at] for row in scored], floor.get(label))
+    _mark_best([row["macro"] for row in scored], floor_of(tested[0].test) if tested else None)
+    comparisons = [found for run in documents.runs for found in _comparisons(run)]
     figure = draw.macro_figure(documents.runs, floor_of(tested[0].test) if tested else None)
-    return {"labels": labels, "methods": rows, "comparisons": comparisons, "macro_id": keep(figures, "macro", figure)}
+    return {
+        "labels": labels,
+        "methods": rows,
+        "comparisons": comparisons,
+        "macro_id": keep(figures, "macro", figure),
+    }
 
 
 def _run_row(run: Run, metrics: Document, labels: Sequence[str]) -> dict[str, Any]:
@@ -53,18 +61,25 @@ def _run_row(run: Run, metrics: Document, labels: Sequence[str]) -> dict[str, An
     }
 
 
-def _comparison(run: Run) -> dict[str, Any] | None:
-    """A paired comparison in numbers; None where the run has none. The other bundle is named by its run."""
-    difference, interval = number(run.comparison.get("difference")), numbers(run.comparison.get("difference_ci95"))
-    if difference is None:
-        return None
-    return {
-        "run": run.name,
-        "against": PurePosixPath(str(run.comparison.get("against", ""))).parent.name,
-        "difference": difference,
-        "interval": interval if len(interval) == 2 and None not in interval else None,
-        "p_value": number(run.comparison.get("p_value")),
-    }
+def _comparisons(run: Run) -> list[dict[str, Any]]:
+    """A run's paired comparisons in numbers; the other bundle is named by its run."""
+    several = run.comparison.get("comparisons")
+    found = []
+    for one in several if isinstance(several, list) else [run.comparison]:
+        if not isinstance(one, Mapping) or (difference := number(one.get("difference"))) is None:
+            continue
+        interval = numbers(one.get("difference_ci95"))
+        found.append(
+            {
+                "run": run.name,
+                "against": PurePosixPath(str(one.get("against", ""))).parent.name,
+                "difference": difference,
+                "interval": interval if len(interval) == 2 and None not in interval else None,
+                "p_value": number(one.get("p_value")),
+                "p_holm": number(one.get("p_holm")),
+            }
+        )
+    return found
 
 
 def _method_row(name: str, f1: Sequence[float | None], macro: float | None) -> dict[str, Any]:
@@ -80,11 +95,11 @@ def _method_row(name: str, f1: Sequence[float | None], macro: float | None) -> d
     return row | {"interval": None, "validation": None, "looks": None}
 
 
-def _mark_best(columns: Any) -> None:
-    for column in columns:
-        known = [cell["value"] for cell in column if cell["value"] is not None]
-        for cell in column:
-            cell["best"] = len(known) > 1 and cell["value"] == max(known)
+def _mark_best(cells: Sequence[dict[str, Any]], floor: float | None) -> None:
+    """Marks the highest of several scores, where it is above the all-positive baseline."""
+    known = [cell["value"] for cell in cells if cell["value"] is not None]
+    for cell in cells:
+        cell["best"] = len(known) > 1 and cell["value"] == max(known) and max(known) > (floor or 0)
 
 
 def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str, Any]:
@@ -106,6 +121,8 @@ def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str
         if shown is not None
         else None,
         "label_rows": [_label_row(_of_split(shown, split), label) for label in labels] if shown is not None else [],
+        **_sessions(_of_split(shown, split) if shown is not None else {}, labels, figures),
+        "least_clips": draw.LEAST_CLIPS,
         "curve_split": split,
         "legend": [
             {"name": name, "color": color.removeprefix("@"), "dash": dash}
@@ -130,9 +147,34 @@ def _label_row(metrics: Document, label: str) -> dict[str, Any]:
     scores = per_class(metrics, label)
     calibration = metrics.get("calibration")
     before = calibration.get("before") if isinstance(calibration, Mapping) else None
-    fields = ("f1", "precision", "recall", "average_precision", "threshold", "support")
+    fields = ("f1", "precision", "recall", "specificity", "npv", "auroc", "average_precision", "threshold")
     ece = number(per_class(before, label).get("ece")) if isinstance(before, Mapping) else None
-    return {"label": label, "ece": ece, **{name: number(scores.get(name)) for name in fields}}
+    interval = numbers(scores.get("f1_ci95"))
+    return {
+        "label": label,
+        "ece": ece,
+        "interval": interval if len(interval) == 2 and None not in interval else None,
+        **{name: number(scores.get(name)) for name in (*fields, "support", "sessions")},
+    }
+
+
+def _sessions(metrics: Document, labels: Sequence[str], figures: dict[str, Figure]) -> dict[str, Any]:
+    """The scores of each session, the lowest first, and their picture."""
+    listed = metrics.get("per_session")
+    rows = [
+        {
+            "session": last_part(str(one.get("session", ""))),
+            "macro": number(one.get("macro_f1")),
+            "clips": number(one.get("n_clips")),
+            "f1": [number(own.get(label)) for label in labels],
+        }
+        for one in (listed if isinstance(listed, list) else ())
+        if isinstance(one, Mapping) and isinstance(own := one.get("f1"), Mapping)
+    ]
+    rows.sort(key=lambda row: (row["macro"] is None, row["macro"]))
+    points = [(str(row["session"]), value) for row in rows if (value := number(row["macro"])) is not None]
+    figure = draw.session_figure(points, number(metrics.get("macro_f1"))) if len(points) > 1 else None
+    return {"session_rows": rows, "session_id": keep(figures, "sessions", figure)}
 
 
 def _splits(table: ClipTable | None) -> list[dict[str, Any]]:

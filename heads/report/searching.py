@@ -25,7 +25,7 @@ from heads.search.study import brief
 
 Figure = dict[str, Any]
 
-SCORE = "validation macro-F1"
+SCORE = "macro-F1 of held-out sessions"
 DRAWN_TRIALS = 200
 """Lines of the parallel coordinates: the best ones, where a study has more."""
 
@@ -137,11 +137,14 @@ def _parallel(study: optuna.Study) -> Figure:
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = sorted(completed, key=lambda trial: (sign * (trial.value or 0), trial.number))[:DRAWN_TRIALS]
     drawn = optuna.create_study(direction=study.direction)
-    drawn.add_trials(best[::-1])  # the best on top
+    drawn.add_trials(best)
     names = dict.fromkeys(name for trial in best for name in trial.params)
     varied = [name for name in names if len({str(trial.params.get(name)) for trial in best}) > 1]
     figure = _plain(optuna.visualization.plot_parallel_coordinate(drawn, params=varied, target_name=SCORE))
-    lines = [trace for trace in figure["data"] if trace.get("mode") == "lines"]
+    # Optuna sorts its lines by categorical settings. Each passes through its own score on the first axis.
+    lines = sorted(
+        (trace for trace in figure["data"] if trace.get("mode") == "lines"), key=lambda one: -sign * one["y"][0]
+    )
     first = len(lines) - max(1, len(lines) // 10)
     for at, trace in enumerate(lines):
         is_best = at >= first

@@ -4,14 +4,15 @@ Notable choices: a sentence is written only where its numbers exist; a caution i
 good. The floor is the all-positive baseline, which needs no model. Nothing is computed here beyond such shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import split_level
 from featurecache.spelling import visible
 from heads.report.documents import Document, Documents, Run, number
-from heads.report.figures import interval_of, per_class, prevalence_of, row_names
+from heads.report.figures import interval_of, numbers, per_class, prevalence_of, row_names
 from heads.report.names import isolated
 from heads.report.timelines import Difference, Timeline, total_us
 
@@ -73,6 +74,23 @@ def floor_of(metrics: Document) -> float | None:
     return sum(scores.values()) / len(scores) if scores else None
 
 
+def extent(table: ClipTable | None) -> str:
+    """Sessions, recordings and hours of a clip table, in words; empty without one."""
+    if table is None or not table.clips:
+        return ""
+    lengths: dict[str, int] = {}
+    for clip in table.clips:
+        lengths[clip.content] = max(lengths.get(clip.content, 0), clip.end_us)
+    labelled = sum(clip.labelled for clip in table.clips)
+    sessions = len({clip.session for clip in table.clips})
+    hours = sum(lengths.values()) / 3.6e9
+    length = f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.0f} minutes"
+    return (
+        f"{sessions} sessions, {len(lengths)} recordings, {length} of video; {labelled} of {len(table.clips)} clips "
+        "are annotated"
+    )
+
+
 def _headline(run: Run, metrics: Document, among: Sequence[Run]) -> dict[str, Any]:
     return {
         "name": dict(zip(among, row_names(among), strict=True))[run],
@@ -88,12 +106,24 @@ def _on_test(best: Run) -> list[str]:
     floor, interval = floor_of(best.test), interval_of(best.test)
     if floor is None:
         return []
-    start = f"The all-positive baseline reaches {floor:.2f}"
-    if interval is None:
+    start = f"The all-positive baseline, every label in every clip, reaches {floor:.2f}"
+    if (number(best.test["macro_f1"]) or 0) <= floor:
+        return [f"{start}: the score is not above it. Nothing shows that the head learned."]
+    ends, is_above = _above_floor(best.test, floor, interval)
+    if is_above is None:
         return [f"{start}."]
-    if interval[0] > floor:
-        return [f"{start}: the whole confidence interval lies above it."]
-    return [f"{start}, which is inside or above the confidence interval: this is no evidence of skill."]
+    if is_above:
+        return [f"{start}: the score is above it beyond doubt{ends}."]
+    return [f"{start}: the score is above it, but not beyond doubt{ends}. With so few sessions it may be no better."]
+
+
+def _above_floor(metrics: Document, floor: float, interval: tuple[float, float] | None) -> tuple[str, bool | None]:
+    """The interval of the paired difference, in words, and whether it excludes 0; by the score's own where it lacks."""
+    paired = metrics.get("against_all_positive")
+    ends = numbers(paired.get("difference_ci95")) if isinstance(paired, Mapping) else []
+    if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+        return f" (95% CI of the difference {ends[0]:+.2f} to {ends[1]:+.2f})", ends[0] > 0
+    return "", None if interval is None else interval[0] > floor
 
 
 def _of_labels(metrics: Document) -> list[str]:
@@ -102,11 +132,24 @@ def _of_labels(metrics: Document) -> list[str]:
     ranked = sorted((f1, label) for label in labels if (f1 := number(per_class(metrics, label).get("f1"))) is not None)
     if len(ranked) < 2:
         return []
-    (low, worst), (high, best) = ranked[0], ranked[-1]
-    return [
-        f"Best on {isolated(best)} (F1 {high:.2f}, {_positives(metrics, best)}), "
-        f"weakest on {isolated(worst)} (F1 {low:.2f}, {_positives(metrics, worst)})."
+    lines = [
+        "Macro-F1 is the mean over activities of F1, which is 1 where each clip with the activity is reported and no "
+        "other, and 0 where none is."
     ]
+    for place, (f1, label) in (("Best", ranked[-1]), ("Weakest", ranked[0])):
+        lines.append(
+            f"{place} on {isolated(label)} (F1 {f1:.2f}, {_positives(metrics, label)}){_in_words(metrics, label)}."
+        )
+    return lines
+
+
+def _in_words(metrics: Document, label: str) -> str:
+    """What precision and recall of a label mean, for somebody who does not know F1."""
+    precision, recall = (number(per_class(metrics, label).get(name)) for name in ("precision", "recall"))
+    if recall is None:
+        return ""
+    reported = "" if precision is None else f" of 100 clips reported with it, {100 * precision:.0f} have it;"
+    return f":{reported} of 100 clips that have it, {100 * recall:.0f} are reported"
 
 
 def _of_timelines(timelines: Sequence[Timeline], found: Sequence[Difference]) -> list[str]:
@@ -119,7 +162,8 @@ def _of_timelines(timelines: Sequence[Timeline], found: Sequence[Difference]) ->
     missed, extra = (sum(one.duration_us for one in found if one.kind == kind) for kind in ("missed", "extra"))
     return [
         f"On the timelines of {len(compared)} annotated recordings of the test split, the model misses "
-        f"{_minutes(missed)} of {_minutes(annotated)} of annotated activity and adds {_minutes(extra)}."
+        f"{_minutes(missed)} of {_minutes(annotated)} of annotated activity and adds {_minutes(extra)} (activities at "
+        "the same time each count)."
     ]
 
 

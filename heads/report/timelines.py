@@ -94,6 +94,12 @@ def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tu
     return list(timelines.values()), problems
 
 
+def in_order(timelines: Sequence[Timeline]) -> list[Timeline]:
+    """As the page lists them: annotated ones first, unseen splits before the others, then by name."""
+    ranks = {"test": 0, "validation": 1, "": 2, "train": 3}
+    return sorted(timelines, key=lambda one: (one.annotated is None, ranks.get(one.split, 4), one.recording))
+
+
 def _timeline(document: Document, known: Mapping[str, Clip]) -> Timeline:
     about = document["recording"]
     clip, duration_us = known.get(about["content"]), int(about["duration_us"])

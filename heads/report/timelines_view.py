@@ -2,15 +2,17 @@
 
 import base64
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from featurecache.clips.clip import union_of
 from featurecache.spelling import visible
 from heads.report.documents import Document, Run, number
 from heads.report.figures import per_class
 from heads.report.frames import Thumbnail
 from heads.report.names import ShownNames, last_part
 from heads.report.timelines import Difference, Spans, Timeline, not_compared, total_us
+from heads.timelines.scores import intersection
 
 LISTED = 200
 """Differences that the page lists: the longest."""
@@ -118,9 +120,18 @@ def by_recording(found: Sequence[Difference]) -> defaultdict[str, list[Differenc
 
 
 def _recording_row(timeline: Timeline, found: Sequence[Difference], names: ShownNames) -> dict[str, Any]:
-    missed, extra = (sum(one.duration_us for one in found if one.kind == kind) for kind in ("missed", "extra"))
-    predicted = sum(map(total_us, timeline.predicted.values()))
-    annotated = None if timeline.annotated is None else sum(map(total_us, timeline.annotated.values()))
+    """Times in which at least one label is on, so that none is longer than the recording."""
+
+    def of_any(spans: Iterable[tuple[int, int]]) -> int:
+        return total_us(intersection(union_of(list(spans)), [(0, timeline.duration_us)]))
+
+    missed, extra = (
+        of_any((one.start_us, one.end_us) for one in found if one.kind == kind) for kind in ("missed", "extra")
+    )
+    predicted = of_any(span for own in timeline.predicted.values() for span in own)
+    annotated = None
+    if timeline.annotated is not None:
+        annotated = of_any(span for own in timeline.annotated.values() for span in own)
     both = (missed, extra) if annotated is not None else (None, None)
     times = (timeline.duration_us, annotated, predicted, *both)
     return {

@@ -9,7 +9,7 @@ Notable choices:
   narrow, and each of its resamples without a positive of a rare label averages over other labels, which is another
   estimand. Here the labels stay the same throughout: those with a positive clip in all sessions together.
 - The interval of a macro-F1 is made on the logit scale, where it misses about as often on either side, of counts with
-  .6 true positives, false positives and false negatives more in every label (two pseudo-sessions, as Agresti and Coull
+  .75 true positives, false positives and false negatives more in every label (two pseudo-sessions, as Agresti and Coull
   add successes and failures to a proportion). So a perfect score of few clips has an interval with a width, and
   a label that one session alone has stays defined without it. The interval always holds the score itself.
 - The p value of a difference and its interval are of one t statistic: p < .05 exactly where the interval excludes 0.
@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 MIN_SESSIONS = 5
 """Fewer sessions than this give no confidence interval: there is too little to tell their spread from."""
 
-_PSEUDO_COUNT = 0.6
+_PSEUDO_COUNT = 0.75
 """Less covers too little of a rare label, more is too wide where sessions hardly differ (`interval_coverage.py`)."""
 
 

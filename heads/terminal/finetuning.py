@@ -121,6 +121,7 @@ def lora_report(report: "LoraRunReport", project: "Project", width: int) -> Iter
         return
     before, after = report.macro_f1
     yield (f"validation macro-F1 at 0.5: {before:.3f} with the tuned head, {after:.3f} after epoch {report.kept_epoch}")
+    yield from unchanged(report.kept_epoch)
     if report.merged is not None:
         yield f"wrote {report.merged}, a model for features.model"
     yield from trained_run(report.run, width)
@@ -131,6 +132,15 @@ def lora_report(report: "LoraRunReport", project: "Project", width: int) -> Iter
         f"{plan.tokens}, when no run needs them any more: featurecache cache gc --space {tokens} "
         f"--apply{_named(project)}"
     )
+
+
+def unchanged(kept_epoch: int | None) -> Iterator[Piece]:
+    """Says where a training of adapters kept the weights that it started from."""
+    if kept_epoch == 0:
+        yield Warn(
+            "the adapters changed nothing: no epoch scored above the tuned head on the model as it was (epoch 0), so "
+            "the bundle's adapters add zero. A lower lora.learning_rate may help."
+        )
 
 
 def timesformer_plan(plan: "TimesformerPlan") -> Iterator[Piece]:

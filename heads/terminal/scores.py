@@ -83,6 +83,8 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     for one in found.bundles:
         methods[f"{one.method} ({one.run.name})" if found.comparisons else one.method] = one.metrics
     yield from method_scores(methods, width)
+    for name, metrics in list(methods.items())[1:]:
+        yield from against_baseline(name, metrics)
     for other, comparison in zip(found.bundles[1:], found.comparisons, strict=True):
         yield _comparison(comparison, "" if len(found.comparisons) == 1 else f" to {other.run.name}")
     written = " and ".join(str(one.run / "test_metrics.json") for one in found.bundles)
@@ -90,6 +92,23 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     yield from _caveats(found.metrics)
     for one in found.bundles:
         yield from _test_timelines(one, width)
+
+
+def against_baseline(name: str, metrics: Mapping[str, Any]) -> Iterator[Piece]:
+    """Says where a score is not above what needs no model; nothing where it is beyond doubt."""
+    difference, interval = (metrics["against_all_positive"][key] for key in ("difference", "difference_ci95"))
+    if difference is None:
+        return
+    if difference <= 0:
+        yield Warn(
+            f"{name} is not above the all-positive baseline ({difference:+.3f} macro-F1): it says no more about these "
+            "sessions than every label in every clip would."
+        )
+    elif interval is not None and interval[0] <= 0:
+        yield Warn(
+            f"{name} is {difference:+.3f} macro-F1 above the all-positive baseline, but the 95% CI ({interval[0]:+.3f} "
+            f"to {interval[1]:+.3f}) holds 0: with so few sessions it may be no better."
+        )
 
 
 def _comparison(comparison: Mapping[str, Any], other: str) -> str:
@@ -179,4 +198,6 @@ def report_pieces(written: "Report", width: int) -> Iterator[Piece]:
         yield Warn(
             f"the page holds {counted(written.frames, 'frame')} of the recordings. Store it where they may be stored."
         )
+    if written.activities is not None:
+        yield f"wrote {written.activities}: seconds, bouts and first starts of each activity"
     yield f"wrote {written.path} ({written.size_bytes / 1e6:.1f} MB); open it in a browser"

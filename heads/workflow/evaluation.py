@@ -129,13 +129,15 @@ def evaluate_bundles(
     found = []
     for (bundle, data, _), own, metrics in zip(candidates, scores, documents, strict=True):
         calibrated = None if bundle.calibration is None else bundle.calibration.apply(own)
+        counts = session_counts(data.Y, own >= bundle.thresholds, data.sessions)
+        all_positive = session_counts(data.Y, np.ones(data.Y.shape, bool), data.sessions)
         metrics |= {
+            "against_all_positive": paired_comparison(counts, all_positive),
             **(leakage or {}),
             **_count_fields(looks),
             "calibration": calibration_document(data.Y, own, calibrated, labels=bundle.labels),
             "curves": curves(data.Y, own, labels=bundle.labels),
         }
-        counts = session_counts(data.Y, own >= bundle.thresholds, data.sessions)
         found.append(Evaluation(metrics, looks, tuple(np.unique(data.sessions).tolist()), bundle.labels, counts))
     return found
 

@@ -32,6 +32,7 @@ def report(
     check_table(project, use="nothing")
     return write_report(
         out if out is not None else project.runs / "report.html",
+        project=project.root.resolve().name,
         runs=project.runs,
         clips=project.clips,
         cache=project.cache,
