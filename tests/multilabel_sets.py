@@ -10,13 +10,13 @@ import pytest
 FOLDER = Path(__file__).parents[1].parent / "shared/data/multilabel"
 
 
-def read_set(name: str, part: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def read_set(name: str, part: str, folder: Path = FOLDER) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Features (N, D) float32, targets (N, C) int8 and label names of `name`'s train or test part."""
-    if not FOLDER.is_dir():
-        pytest.skip(f"no real multi-label sets: {FOLDER} is absent")
-    labels = [str(node.get("name")) for node in ET.parse(FOLDER / f"{name}.xml").getroot()]
+    if not folder.is_dir():
+        pytest.skip(f"no real multi-label sets: {folder} is absent")
+    labels = [str(node.get("name")) for node in ET.parse(folder / f"{name}.xml").getroot()]
     attributes, rows = [], []
-    with gzip.open(FOLDER / f"{name}-{part}.arff.gz", "rt") as file:
+    with gzip.open(folder / f"{name}-{part}.arff.gz", "rt") as file:
         for line in map(str.strip, file):
             if line.lower().startswith("@attribute"):
                 attributes.append(line.split()[1].strip("'\""))

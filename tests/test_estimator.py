@@ -1,5 +1,6 @@
 """The scikit-learn face: its own checks, Pipelines, grids, tensors, caches, and the same head as everywhere."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.multioutput import MultiOutputClassifier
@@ -166,3 +168,31 @@ def test_cached_features_let_a_grid_search_choose_the_inputs(cached: tuple[Path,
         search = GridSearchCV(model, grid, cv=3, scoring="f1_macro").fit(clip_ids, Y)
         assert search.best_score_ > 0.6
         assert search.predict(clip_ids[:4]).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "scale", "noise", "C"),
+    [
+        pytest.param(300, 20, 30, 1.0, 1000, id="wide scale"),
+        pytest.param(300, 20, 1000, 1.0, 1000, id="wider scale"),
+        pytest.param(1000, 50, 100, 0.5, 1000, id="nearly separable"),
+        pytest.param(500, 100, 30, 1.0, 1000, id="separable"),
+        pytest.param(200, 400, 30, 1.0, 1000, id="more features than rows"),
+    ],
+)
+def test_a_weak_penalty_reaches_scikit_learns_optimum_whatever_the_features_scale(
+    rows: int, width: int, scale: float, noise: float, C: float
+) -> None:
+    random = np.random.default_rng(rows)
+    X = (scale * random.standard_normal((rows, width))).astype(np.float32).astype(np.float64)
+    y = (X @ random.standard_normal(width) / scale + noise * random.standard_normal(rows) > 0).astype(int)
+
+    def objective(model: Any) -> float:
+        z = X @ model.coef_[0] + model.intercept_[0]
+        return float((np.logaddexp(0, z) - y * z).mean() + (model.coef_**2).sum() / (2 * C * rows))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where classes are separable, it ends in L-BFGS
+        reference = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=10_000).fit(X, y)
+    ours = LinearHeadClassifier(C=C, standardize=False).fit(X, y)
+    assert objective(ours) < objective(reference) * (1 + 2e-6)

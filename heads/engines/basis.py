@@ -17,7 +17,7 @@ What this is not: a way to fit anything (`convex.py`).
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,6 +30,8 @@ from heads.engines.axes import AXES_AT_ONCE, leading_axes
 from heads.engines.training_clips import Features, as_tensor, on_device
 from heads.models import Front
 
+_LEAST_REST = 1e-6
+"""Of all variance; what remains beyond the axes with less is rounding."""
 _LEAST_OF_MEAN = 1e-2
 """Of the mean variance; a direction with less counts as having that much, or no penalty would be finite."""
 
@@ -48,7 +50,9 @@ def scale_directions(rows: Tensor, axes: Tensor | None, along: Tensor, rest: Ten
     """
     if axes is None:
         return rows * along
-    return torch.addmm(rows * rest, (rows @ axes) * (along - rest), axes.T)
+    parts = rows @ axes
+    beyond = torch.addmm(rows, parts, axes.T, alpha=-1)  # before the factors, which may be far apart
+    return torch.addmm(beyond * rest, parts * along, axes.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +126,17 @@ class Basis:
         )
         spread = sum(float(centred[rows].square().sum(dtype=torch.float64)) for rows in row_blocks(len(centred)))
         rest = centred.shape[1] - len(variances)
-        rest_variance = max(0.0, spread / len(centred) - float(variances.sum())) / rest if rest else 0.0
+        total_variance, of_axes = spread / len(centred), float(variances.sum(dtype=torch.float64))
+        is_spread = rest > 0 and total_variance - of_axes > _LEAST_REST * total_variance
+        rest_variance = (total_variance - of_axes) / rest if is_spread else 0.0
         return cls(
             front, center, centred, axes, variances, rest_variance, projected[0] if projected else centred @ axes
         )
+
+    def in_double(self) -> "Basis":
+        """The same in double precision."""
+        parts = {name: getattr(self, name).double() for name in ("center", "X", "axes", "variances", "projected")}
+        return replace(self, **parts)
 
     def relative_variances(self) -> tuple[Tensor, Tensor]:
         """Variances along the axes (M,) and beyond them (), over the mean of all directions."""

@@ -159,6 +159,7 @@ def solve_grid(
     spectral_exponent: float = 0.0,
     fold_of: npt.NDArray[np.integer] | None = None,
     beside: Mask | None = None,
+    wanted: Mask | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 200,
 ) -> ConvexGrid:
@@ -172,7 +173,9 @@ def solve_grid(
         spectral_exponent: How penalties follow the variances; see the top of this file.
         fold_of: Fold of each clip, from `session_folds`, shape (N,), or (R, N) of R assignments to as many folds.
         beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N) or (R, F, N).
-        tolerance: A column has converged when its objective can fall by this share at most, as predicted.
+        wanted: The points and labels to solve, shape (G, C); all by default. The others are NaN and not converged.
+        tolerance: A problem has converged when its objective can fall by this share at most, as predicted; below 1e-5
+            by Newton's method, otherwise by the quasi-Newton model.
         max_iterations: Most Newton iterations of each problem.
 
     Returns:
@@ -199,7 +202,7 @@ def solve_grid(
     learnable[:] &= learnable.all(axis=0)
     learnable[0] = True
     part, label, point = (index.ravel() for index in np.indices((len(in_part), Y.shape[1], len(points))))
-    asked = learnable[part, label]
+    asked = learnable[part, label] & (True if wanted is None else wanted[point, label])
     part, label, point = part[asked], label[asked], point[asked]
 
     X = basis.projected[:, :components] if components else basis.X
@@ -264,6 +267,8 @@ def _preconditioner(basis: Basis, components: int, spectral_exponent: float) -> 
     def precondition(gradient: Tensor, curvature: Tensor, l2: Tensor) -> Tensor:
         h = curvature.clamp(min=torch.finfo(curvature.dtype).tiny)[:, None]
         of_axes, flat = h * variances + l2[:, None] * held, h * rest + l2[:, None] * held_beyond
+        if not rest and variances.numel():  # nothing lies beyond the axes but rounding, which no factor may blow up
+            flat = of_axes.amax(dim=1, keepdim=True)
         of_weights = scale_directions(gradient[:, 1:], axes, 1 / of_axes[:, : components or None], 1 / flat)
         return torch.cat([gradient[:, :1] / h, of_weights], dim=1)
 
@@ -311,7 +316,7 @@ def _grid(
         decrement=of_all(found.decrement),
         gradient_norm=of_all(found.gradient_norm),
         iterations=of_all(found.iterations).astype(np.int64),
-        converged=converged[0],
+        converged=converged[0] & asked.reshape(shape)[0].T,
         out_of_fold=out_of_fold,
         folds_converged=converged[1:],
     )

@@ -18,8 +18,10 @@ Notable choices:
   falls, with at most a fifth of the slope at its beginning: by convexity that proves the objective went down, which
   single precision could not show by comparing two values.
 - A column has converged when the decrease that the quasi-Newton model still predicts is at most `tolerance` times the
-  objective. Measured, columns were then within three times that of their optimum. A relative gradient norm says less:
-  at l2 = 1e-4, one of 1e-3 left the objective at 1.6 times its optimum.
+  objective. Measured, columns were then within three times that of their optimum, but nearly separable ones, whose
+  curvature rests on a few clips, within up to 90 times. So where less than 1e-5 is asked for, the decrease must be that
+  of a Newton step, whose system is solved by preconditioned conjugate gradients; if it is more, the step is taken. A
+  relative gradient norm says less: at l2 = 1e-4, one of 1e-3 left the objective at 1.6 times its optimum.
 - Columns that precision or patience end before that are marked, with their gradient; nothing is hidden.
 
 Source of L-BFGS: Liu and Nocedal, 1989. What this is not: the place that knows labels, grids and folds (`convex.py`).
@@ -39,6 +41,11 @@ COLUMNS_AT_ONCE = 256
 PAIRS = 8
 """Steps that L-BFGS remembers."""
 
+NEWTON_BELOW = 1e-5
+"""Tolerance below which Newton steps say what has converged."""
+
+_CG_STEPS = 50
+_CG_RESIDUAL = 0.1  # of the gradient, both in the preconditioner's norm
 _FLATTEST = 0.2  # of the slope at the beginning, where the line search may end
 _LINE_STEPS = 20
 _COLUMNS_IN_CACHE = 8
@@ -164,6 +171,9 @@ def minimise_columns(
         direction, slope = _direction(batch, precondition)
         ending = (batch.iterations >= max_iterations) | (batch.failures > 1)
         converged = _has_converged(batch, -slope / 2, tolerance, ending)
+        if tolerance < NEWTON_BELOW and converged.any():
+            _newton(batch, X, converged.nonzero()[:, 0], precondition, penalise, direction, slope)
+            converged &= _has_converged(batch, -slope / 2, tolerance, ending)
         leaving = converged | ending
         if leaving.any():
             ids = batch.ids[leaving]
@@ -262,6 +272,40 @@ def _direction(batch: _Batch, precondition: Precondition) -> tuple[Tensor, Tenso
         q[rises] = precondition(-batch.gradient[rises], batch.curvature[rises], batch.l2[rises])
         slope = torch.linalg.vecdot(batch.gradient, q)
     return q, slope
+
+
+def _newton(
+    batch: _Batch,
+    X: Tensor,
+    rows: Tensor,
+    precondition: Precondition,
+    penalise: Scaling,
+    direction: Tensor,
+    slope: Tensor,
+) -> None:
+    """Puts the Newton step of some columns in the place of their direction and slope, by conjugate gradients."""
+    l2, curvature, gradient = batch.l2[rows], batch.curvature[rows], batch.gradient[rows]
+    scores = torch.sigmoid(batch.logits[rows])
+    weights = scores * (1 - scores) * batch.gain[rows]
+    d, residual = torch.zeros_like(gradient), -gradient
+    towards = precondition(residual, curvature, l2)
+    aim = towards.clone()
+    size = first = torch.linalg.vecdot(residual, towards)
+    for _ in range(_CG_STEPS):
+        curved = weights * torch.addmm(aim[:, :1], aim[:, 1:], X.T)  # (k, N)
+        of_aim = _gradient(X, curved, penalise(aim[:, 1:]), l2)  # the Hessian times it
+        along = torch.linalg.vecdot(aim, of_aim)
+        length = torch.where((along > 0) & (size > _CG_RESIDUAL**2 * first), size / along, 0)[:, None]
+        if not length.any():
+            break
+        d.addcmul_(length, aim)
+        residual.addcmul_(length, of_aim, value=-1)
+        towards = precondition(residual, curvature, l2)
+        before, size = size, torch.linalg.vecdot(residual, towards)
+        aim = torch.addcmul(towards, (size / before)[:, None], aim)
+    of_d = torch.linalg.vecdot(gradient, d)
+    falls = of_d < 0
+    direction[rows[falls]], slope[rows[falls]] = d[falls], of_d[falls]
 
 
 def _step(batch: _Batch, X: Tensor, penalise: Scaling, direction: Tensor, slope: Tensor) -> None:
