@@ -4,6 +4,8 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -513,6 +515,23 @@ def test_a_cache_of_version_1_stays_readable_for_ever(tmp_path: Path) -> None:
 # --- everything mixed -----------------------------------------------------------------------------
 
 
+def operate(name: str, root: Path, recording: str) -> None:
+    """One operation on a cache in which nothing is damaged."""
+    if name == "gc":
+        gc(root, apply=True, grace_s=0)
+    elif name == "compact":
+        compact(root)
+    elif name == "forget":
+        assert forget(root, digest(recording)).lost == ()
+    elif name == "repair":
+        assert repair(root).set_aside == ()
+    else:
+        assert verify(root, deep=True).damage == ()
+
+
+OPERATIONS = st.sampled_from(["gc", "compact", "forget", "repair", "verify"])
+
+
 class Store(RuleBasedStateMachine):
     """Append, resume, damage, repair, forget, compact and gc in any order, against a dict of rows."""
 
@@ -579,6 +598,9 @@ class Store(RuleBasedStateMachine):
     @rule(recording=st.sampled_from("abcd"))
     def forget_one(self, recording: str) -> None:
         forget(self.root, digest(recording))
+        self.expect_gone(recording)
+
+    def expect_gone(self, recording: str) -> None:
         self.withdrawn.add(recording)
         self.model = {name: row for name, row in self.model.items() if not name.startswith(digest(recording)[:16])}
         assert not any(
@@ -592,6 +614,24 @@ class Store(RuleBasedStateMachine):
     @rule(grace_s=st.sampled_from([0.0, 3600.0]))
     def collect(self, grace_s: float) -> None:
         gc(self.root, apply=True, grace_s=grace_s)
+
+    @rule(first=OPERATIONS, second=OPERATIONS, recording=st.sampled_from("abcd"), at=st.integers(0, 250))
+    def two_at_once(self, first: str, second: str, recording: str, at: int) -> None:
+        """The second begins in the middle of the first and goes as far as it can, as another process would."""
+        with ThreadPoolExecutor(1) as other:
+            started: list[Future[None]] = []
+
+            def starts_second(real: Callable[..., object], name: str, args: tuple[object, ...]) -> object:
+                started.append(other.submit(operate, second, self.root, recording))
+                wait(started, 0.05)
+                return real(*args)
+
+            with file_system(FaultyOs(at, starts_second)):
+                operate(first, self.root, recording)
+                for done in started or [other.submit(operate, second, self.root, recording)]:
+                    done.result()
+        if "forget" in (first, second):
+            self.expect_gone(recording)
 
     @invariant()
     def the_cache_serves_the_model(self) -> None:

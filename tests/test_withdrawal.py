@@ -20,6 +20,7 @@ from featurecache.store import FeatureCache, Row
 from featurecache.store.withdrawn import read_withdrawn
 from featurecache.video.recordings import find_recordings
 from featurecache.workflow.care import verify_project
+from featurecache.workflow.clips import make_clips
 from featurecache.workflow.withdrawal import withdraw
 from tests.cache_samples import feature, segments, write
 from tests.projects import make_project, make_table
@@ -226,6 +227,21 @@ def test_a_withdrawn_recording_is_not_extracted_again(project: Project) -> None:
     reasons = {one.name: why_unfit(one, one.sha256, withdrawn) for one in recordings}
     assert "withdrawn" in reasons["S1.mp4"]
     assert reasons["S0.mp4"] == reasons["S2.mp4"] == ""
+
+
+def test_a_withdrawn_recording_whose_file_stays_is_left_out_of_a_new_clip_table_and_named(project: Project) -> None:
+    for source, number in (("S0.mp4", 3), ("S2.mp4", 4)):  # three sessions must be left
+        whole = (project.videos / source).read_bytes().replace(b"take 0", b"take 3").replace(b"take 2", b"take 4")
+        (project.videos / f"S{number}.mp4").write_bytes(whole)
+        labels = project.root / "labels.csv"
+        lines = labels.read_text().splitlines(keepends=True)
+        labels.write_text(
+            "".join([*lines, *(line.replace(source, f"S{number}.mp4") for line in lines if source in line)])
+        )
+    withdraw(project, "S1.mp4", everything=True)
+    made = make_clips(project, force=True)
+    assert [(one.name, "withdrawn" in one.reason) for one in made.unusable] == [("S1.mp4", True)]
+    assert {clip.recording for clip in read_table(project.clips).clips} == {f"S{number}.mp4" for number in (0, 2, 3, 4)}
 
 
 def test_withdrawal_names_a_recording_that_is_unknown(project: Project) -> None:

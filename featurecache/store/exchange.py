@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from featurecache.errors import CacheFormatError, CacheNotFoundError, NonFiniteFeatureError
 from featurecache.spec import canonical_json
-from featurecache.store import CacheWriter, FeatureCache, Row, bfloat16, format, layout
+from featurecache.store import CacheWriter, FeatureCache, Row, Space, bfloat16, format, layout
 from featurecache.store.checksums import row_checksums
 from featurecache.store.commit import writing
 from featurecache.store.export_file import require_suffix, write_export
@@ -40,6 +40,7 @@ from featurecache.store.turns import turn
 from featurecache.store.withdrawn import read_withdrawn, refusal
 
 _BATCH_ROWS = 1024
+_CLIP_ID_BYTES = 16 + 2 * (1 + 18)
 
 
 @dataclass(frozen=True)
@@ -109,17 +110,8 @@ def export_features(
             f"an export must be of float16 or float32 features, but {chosen.tap}/{chosen.pooling} is in bfloat16. "
             "Read it with FeatureCache.load instead."
         )
-    clips, clip_ids = cache.clips(space=chosen.fingerprint), cache.clip_ids(space=chosen.fingerprint)
-    row_crc32c = np.empty(chosen.rows, np.uint32)
-    columns = {
-        "clip_id": np.array(clip_ids, "S"),
-        "video_sha256": np.array([digest for digest, _, _ in clips], "S64"),
-        "start_us": np.array([start for _, start, _ in clips], np.int64),
-        "end_us": np.array([end for _, _, end in clips], np.int64),
-        "timestamps_us": cache.timestamps_us(clip_ids, space=chosen.fingerprint),
-        "key": row_keys(chosen.fingerprint, clips),
-        "row_crc32c": row_crc32c,
-    }
+    columns = _columns(cache, chosen)
+    row_crc32c = columns["row_crc32c"]
     notes = {
         "format": EXPORT_FORMAT,
         "version": EXPORT_VERSION,
@@ -138,6 +130,30 @@ def export_features(
     dtype = np.dtype(chosen.stored_dtype)
     write_export(target, (chosen.rows, *chosen.row_shape), dtype, batches(), columns, notes)
     return ExportReport(str(target), chosen.fingerprint, chosen.rows)
+
+
+def _columns(cache: FeatureCache, space: Space) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an export beside its features, filled some clips at a time; `row_crc32c` is still to be filled."""
+    rows, at = space.rows, 0
+    columns: dict[str, npt.NDArray[Any]] = {
+        "clip_id": np.empty(rows, f"S{_CLIP_ID_BYTES}"),
+        "video_sha256": np.empty(rows, "S64"),
+        "start_us": np.empty(rows, np.int64),
+        "end_us": np.empty(rows, np.int64),
+        "timestamps_us": np.empty((rows, cache.timestamps_us([], space=space.fingerprint).shape[1]), np.int64),
+        "key": np.empty((rows, 16), np.uint8),
+        "row_crc32c": np.empty(rows, np.uint32),
+    }
+    for clips in cache.clip_parts(space=space.fingerprint):
+        part, names = slice(at, at + len(clips)), [format.clip_name(*clip) for clip in clips]
+        columns["clip_id"][part] = names
+        for place, name in enumerate(("video_sha256", "start_us", "end_us")):
+            columns[name][part] = [clip[place] for clip in clips]
+        columns["timestamps_us"][part] = cache.timestamps_us(names, space=space.fingerprint)
+        columns["key"][part] = row_keys(space.fingerprint, clips)
+        at += len(clips)
+    longest = int(np.char.str_len(columns["clip_id"]).max(initial=1))
+    return columns | {"clip_id": columns["clip_id"].astype(f"S{longest}")}
 
 
 def import_features(

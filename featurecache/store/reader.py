@@ -186,28 +186,28 @@ class FeatureCache:
 
     def clip_ids(self, tap: str | None = None, pooling: str | None = None, space: str | None = None) -> list[str]:
         """Every clip of a feature space, in the order rows lie on disk."""
-        index = self._views[self._choose(tap, pooling, space)].index
-        order = index.in_stored_order()
-        parts = (order[first : first + PART_CLIPS] for first in range(0, len(order), PART_CLIPS))
-        return list(chain.from_iterable(map(index.clip_names, parts)))
+        return [format.clip_name(*clip) for part in self.clip_parts(tap, pooling, space) for clip in part]
 
     def clips(
         self, tap: str | None = None, pooling: str | None = None, space: str | None = None
     ) -> list[tuple[str, int, int]]:
         """Every clip as (sha256 of the recording's content, start_us, end_us), in the order rows lie on disk."""
+        return list(chain.from_iterable(self.clip_parts(tap, pooling, space)))
+
+    def clip_parts(
+        self, tap: str | None = None, pooling: str | None = None, space: str | None = None
+    ) -> Iterator[list[Clip]]:
+        """The clips of `clips` in lists of bounded length, one at a time."""
         index = self._views[self._choose(tap, pooling, space)].index
         order = index.in_stored_order()
-        found: list[Clip] = []
         names: dict[bytes, str] = {}  # one text for each recording, not for each of its clips
         for first in range(0, len(order), PART_CLIPS):
             part = order[first : first + PART_CLIPS]
             digests = index.video_sha256[part].view("V32").ravel().tolist()
-            spans = index.span_us[part].tolist()
-            found += [
+            yield [
                 (names.get(digest) or names.setdefault(digest, digest.hex()), start, end)
-                for digest, (start, end) in zip(digests, spans, strict=True)
+                for digest, (start, end) in zip(digests, index.span_us[part].tolist(), strict=True)
             ]
-        return found
 
     def describe(self, tap: str | None = None, pooling: str | None = None, space: str | None = None) -> Space:
         """The one feature space that matches; arguments and errors as for `load`."""

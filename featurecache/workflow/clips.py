@@ -1,7 +1,7 @@
 """Recordings and annotations to `clips.csv`, with an audit of the labels: what `featurecache clips` calls."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from featurecache.clips.unannotated import (
     unannotated_time,
 )
 from featurecache.project.settings import Project
+from featurecache.store.withdrawn import read_withdrawn
 from featurecache.video.recordings import UnusableRecording
 
 _NAMED = 5
@@ -88,7 +89,7 @@ def make_clips(
     if earlier.written and not force:
         refuse_edited(project.clips, earlier.written)
     before = kept_splits(project.clips, earlier)
-    found = survey(project)
+    found = _without_withdrawn(project, survey(project))
     on_left_out(found.unusable)
     table, short = make_table(project, found, kept=NO_SPLITS if redeal else before)
     on_left_out(short)
@@ -103,6 +104,19 @@ def make_clips(
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
     rules = (*rules, *_placed_in_words(before, found, table, redeal=redeal))
     return MadeClips(project.clips, findings, rules, tuple(unannotated), tuple(lost), (*found.unusable, *short))
+
+
+def _without_withdrawn(project: Project, found: Survey) -> Survey:
+    """A survey without recordings that were withdrawn but whose files are still there; these are named."""
+    withdrawn = read_withdrawn(project.cache)
+    gone = {one.name for one in found.recordings if withdrawn.covers(one.sha256)}
+    reason = "withdrawn (featurecache cache forget), and still in the folder of videos: remove the file"
+    return replace(
+        found,
+        recordings=tuple(one for one in found.recordings if one.name not in gone),
+        unusable=(*found.unusable, *(UnusableRecording(name, reason) for name in sorted(gone))),
+        intervals={name: one for name, one in found.intervals.items() if name not in gone},
+    )
 
 
 def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable, *, redeal: bool) -> list[str]:
