@@ -251,7 +251,8 @@ def measure_preprocessing(path: Path, turns: int) -> dict[str, float]:
 def measure_memory(source: Path, folder: Path, seconds: int, repeats: int) -> dict[str, float]:
     """Peak memory of reading a long recording, and what it exceeds that of a short one by."""
     code = (
-        "import sys; from pathlib import Path; from featurecache.video.sampling import probe, read_clips\n"
+        "import sys; from pathlib import Path; from featurecache.video.probing import probe\n"
+        "from featurecache.video.sampling import read_clips\n"
         f"path = Path(sys.argv[1]); n = probe(path).duration_us // {CLIP_US}\n"
         f"spans = [(i * {CLIP_US}, (i + 1) * {CLIP_US}) for i in range(n)]\n"
         f"for clip in read_clips(path, spans, {FRAMES}): clip.timestamps_us\n"

@@ -1,19 +1,19 @@
 """A recording's file as a whole: joined parts, cut ends, zeros behind, and what people are told of them."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import av
 import pytest
+from typer.testing import CliRunner
 
+import cli
 from featurecache.clips.inventory import survey
 from featurecache.errors import UnreadableVideoError
 from featurecache.project.settings import open_project
 from featurecache.setup.doctor import examine
 from featurecache.video.probing import probe
-from featurecache.video.recordings import find_recordings
 from featurecache.video.sampling import ClipFailure, ClipFrames, read_clips
 from tests.make_videos import number_in, write_video
 from tests.projects import make_project
@@ -170,17 +170,17 @@ def test_gigabytes_of_zeros_behind_a_recording_are_not_searched(tmp_path, name):
     assert "zeros." in warnings
 
 
-def test_a_long_look_at_recordings_says_how_far_it_has_come(tmp_path, monkeypatch, caplog):
+def test_a_long_look_at_recordings_says_how_far_it_has_come(tmp_path, monkeypatch):
     monkeypatch.setattr("featurecache.video.recordings._FIRST_WORD_S", 0.0)
     monkeypatch.setattr("featurecache.video.recordings._WORD_EVERY_S", 0.0)
-    write_video(tmp_path / "one.ts")
-    shutil.copy(tmp_path / "one.ts", tmp_path / "two.ts")
-    with caplog.at_level("INFO", logger="featurecache"):
-        find_recordings(tmp_path)
-    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
-        "recording 1 of 2: reading its content",
-        "recording 2 of 2: reading its content",
-    ]
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in (1, 2):
+        write_video(videos / f"{number}.ts", count=10 * number)
+    done = CliRunner().invoke(cli.app, ["init", str(tmp_path / "new"), "--videos", str(videos), "--model", "demo"])
+    assert done.exit_code == 0, done.output
+    for number in (1, 2):
+        assert f"recording {number} of 2: reading its content, 0.0 of 0.0 GB\n" in done.stderr
 
 
 MEMORY = """

@@ -74,6 +74,7 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
     hours = sum(recording.info.duration_us for recording in recordings) / 3.6e9
     notes = [f"{len(recordings)} recordings, {hours:.2f} h"]
     notes += [f"left out: {item.name}: {item.reason}" for item in unusable]
+    notes += [f"{recording.name}: {warning}" for recording in recordings for warning in recording.info.warnings]
     if annotations is None and any(path.suffix.lower() == ".eaf" for path in videos.rglob("*")):
         annotations = videos
     proposed = LabelProposal("tiers", (), (), "no annotations: every clip is unlabelled")

@@ -17,7 +17,7 @@ import typer
 
 from featurecache.errors import FeatureCacheError, UsageError
 from featurecache.spelling import visible
-from featurecache.terminal.screen import Screen, warn_in_one_line
+from featurecache.terminal.screen import Screen, waits_on_stderr, warn_in_one_line
 from featurecache.terminal.text import Piece, system_error
 
 DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
@@ -47,7 +47,7 @@ def added(group: typer.Typer, name: str, *, example: str) -> Callable[[Callable[
                 os.environ["HF_HUB_OFFLINE"] = "1"
             signal.signal(signal.SIGTERM, _interrupt)
             try:
-                with warn_in_one_line():
+                with warn_in_one_line(), waits_on_stderr():
                     code = function(*args, **kwargs)
             except UsageError as error:
                 raise typer.BadParameter(visible(str(error))) from error

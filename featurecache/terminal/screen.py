@@ -43,6 +43,25 @@ def warn_in_one_line() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def waits_on_stderr() -> Iterator[None]:
+    """Shows what the library logs of its long waits, a line each."""
+    log, handler = logging.getLogger("featurecache"), _Lines(logging.INFO)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{visible(record.getMessage())}\n")
+
+
 class Screen:
     """Where a command's words go: to stdout for people, or to stderr beside a JSON document.
 
@@ -58,11 +77,6 @@ class Screen:
         )
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH
-        _Waits.of = self
-        log = logging.getLogger("featurecache")
-        if _WAITS not in log.handlers:
-            log.addHandler(_WAITS)
-            log.setLevel(logging.INFO)
 
     @property
     def width(self) -> int:
@@ -90,16 +104,3 @@ class Screen:
                 self.table(piece)
             else:
                 self.say(piece)
-
-
-class _Waits(logging.Handler):
-    """Shows what the library logs of its waits on the screen opened last."""
-
-    of: Screen | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.of is not None:
-            self.of.say(record.getMessage())
-
-
-_WAITS = _Waits(logging.INFO)
