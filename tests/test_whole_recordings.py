@@ -33,6 +33,7 @@ PARTS = {
     "part.avi": {"codec": "mpeg4", "ticks_per_s": 25},
     "part.flv": {},
     "part.wmv": {"codec": "wmv2"},
+    "part.ivf": {"codec": "libvpx", "options": {"g": "25"}, "ticks_per_s": 25},
 }
 
 

@@ -6,14 +6,20 @@ reader of packets would search the zeros for minutes.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
+_EBML = 0x1A45DFA3
 _FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof", b"sidx"})
-_BEGINNINGS = (b"ftyp", b"FLV\x01", b"RIFF", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"DKIF")
+_BEGINNING = re.compile(
+    rb"\0\0\0[\x10-\x40]ftyp|FLV\x01[\0-\x05]\0\0\0\x09|RIFF....AVI |\x1a\x45\xdf\xa3.{0,60}(?:matroska|webm)"
+    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11|DKIF\0\0\x20\0",
+    re.DOTALL,
+)
+_SLOPPY_BYTES = 8  # that some writers promise too much
 _BLOCK, _NEAR = 1 << 20, 1 << 16
 _ZEROS_KEPT = 153_408  # whole packets of a transport stream, of 188, 192 or 204 bytes
 
@@ -55,10 +61,10 @@ def layout_of(path: Path) -> Layout:
             if length is None:
                 end = 0
                 break
-            end, missing = min(at + length, size), max(0, at + length - size)
+            end, missing = min(at + length, size), at + length - size
         data_to = max(end, _behind_last_data(file, size))
         read_to = size - max(0, (size - data_to) // _ZEROS_KEPT - 1) * _ZEROS_KEPT
-        return Layout(size, end or None, missing, joined_at, data_to, read_to)
+        return Layout(size, end or None, missing if missing > _SLOPPY_BYTES else 0, joined_at, data_to, read_to)
 
 
 def begins_again(path: Path, at: int) -> bool:
@@ -69,8 +75,7 @@ def begins_again(path: Path, at: int) -> bool:
     """
     with path.open("rb") as file:
         file.seek(at)
-        data = file.read(_NEAR)
-        return any(beginning in data for beginning in _BEGINNINGS)
+        return _BEGINNING.search(file.read(_NEAR)) is not None
 
 
 def _parts(file: BinaryIO) -> Iterator[tuple[int, bool, int | None]]:

@@ -22,6 +22,7 @@ _CUT_OFF_US = 1_000_000
 _LIMIT_S, _SLOWEST_BYTES_PER_S = 60.0, 10e6
 _LONGEST_READ_S = 20.0
 _UNREAD_SHARE, _UNREAD_WARNED_SHARE = 0.1, 0.25
+_UNREAD_FRAMES = 3  # of mean size: a stream may be stuffed behind its last one
 _FEWEST_FRAMES_SHARE = 0.8
 _ONE_CLOCK = frozenset({"mpeg", "mpegts"})  # streams whose clock cannot leap by itself: there a leap is a joint too
 
@@ -133,7 +134,8 @@ def _refuse_joints(path: Path, video: OpenVideo, found: Scan) -> None:
     # A transport stream may go on in streams of other numbers, whose packets nobody is given.
     is_stream = video.container.format.name in _ONE_CLOCK and found.audio_end_us - (found.end_us or 0) < _CUT_OFF_US
     unread = video.layout.data_to - found.read_to
-    if (is_stream and unread > _UNREAD_SHARE * video.layout.data_to) or begins_again(path, found.read_to):
+    expected = max(_UNREAD_SHARE * video.layout.data_to, _UNREAD_FRAMES * found.read_to / found.packets)
+    if (is_stream and unread > expected) or begins_again(path, found.read_to):
         raise _joined(path, f"another one begins behind byte {found.read_to}", video)
 
 
@@ -176,5 +178,5 @@ def _warnings(video: OpenVideo, found: Scan, duration_us: int) -> Iterator[str]:
     ):
         yield (
             f"it holds {found.packets} frames in {duration_us / 1e6:.1f} s, and says that there are {float(rate):.2f} "
-            "a second: frames are missing, or it has a variable rate."
+            "a second: frames are missing."
         )

@@ -100,8 +100,9 @@ def _note(video: OpenVideo, packet: "Packet[Stream]", found: Scan, clock: Clock)
     time_us, is_video = packet.pts if packet.pts is not None else packet.dts, packet.stream_index == video.stream.index
     if is_video:
         found.packets += 1
-        found.read_to = max(found.read_to, (packet.pos or 0) + packet.size)
         broken = clock.follow(packet.dts) if packet.dts is not None else None
+        if clock.fits(packet.dts):
+            found.read_to = max(found.read_to, (packet.pos or 0) + packet.size)
         if broken is not None:
             found.breaks.append((video.to_us(broken[0]), video.to_us(broken[1])))
     if time_us is None or packet.time_base is None:
