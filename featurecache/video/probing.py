@@ -178,5 +178,5 @@ def _warnings(video: OpenVideo, found: Scan, duration_us: int) -> Iterator[str]:
     ):
         yield (
             f"it holds {found.packets} frames in {duration_us / 1e6:.1f} s, and says that there are {float(rate):.2f} "
-            "a second: frames are missing."
+            "a second: frames are missing, or its rate varies."
         )
