@@ -34,6 +34,7 @@ from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotF
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences, sealed, unsealed
+from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head, method_of_question
 from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
@@ -61,6 +62,7 @@ class Bundle:
         adapter: The folder of the adapter that the backbone is run with; None for the backbone as it is.
         backbone: The folder of a model of its own; None where the project's serves.
         fitted_on: Stretches of the recordings that trained, chose or tuned it, where these are known.
+        clips: What a clip was when it was fitted; None where that is not known.
     """
 
     head: Head
@@ -73,6 +75,7 @@ class Bundle:
     adapter: Path | None = None
     backbone: Path | None = None
     fitted_on: Spans = field(default_factory=dict)
+    clips: ClipRule | None = None
 
     @property
     def asked(self) -> Asked | None:
@@ -224,6 +227,7 @@ class Bundle:
             "head_sha256": hashlib.sha256(head_bytes).hexdigest(),
             "adapter": None if self.adapter is None else dict(open_adapter(self.adapter).sha256),
             **({} if self.backbone is None else {"backbone": _digests(self.backbone)}),
+            **({} if self.clips is None else {"clips": self.clips.to_mapping()}),
             "fitted_on": {content: [list(span) for span in spans] for content, spans in self.fitted_on.items()},
             "versions": dict(self.versions),
         }
@@ -357,6 +361,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         _adapter(document["adapter"], path),
         _backbone(document.get("backbone"), path),
         fitted_on={content: [(int(start), int(end)) for start, end in spans] for content, spans in seen.items()},
+        clips=None if document.get("clips") is None else ClipRule.from_mapping(document["clips"]),
     )
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.spec import FeatureSpace
+from heads.clip_rule import ClipRule
 
 ROWS_AT_ONCE = 1024
 """Rows converted to float32 in one go, so that memory stays bounded by (1024, D)."""
@@ -105,6 +106,7 @@ class LearningData:
         labels: Names of the C labels.
         spaces: Feature space of each kept feature, by name.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
+        clips: What a clip is; None where that is not known.
     """
 
     train: KeptSplit
@@ -112,6 +114,7 @@ class LearningData:
     labels: tuple[str, ...]
     spaces: Mapping[str, FeatureSpace]
     leakage: Mapping[str, Any] = field(default_factory=dict)
+    clips: ClipRule | None = None
 
     @cached_property
     def fitting(self) -> KeptSplit:

@@ -23,6 +23,7 @@ from featurecache.clips.leakage import Spans, spans_of
 from featurecache.files import private_folder, write_private
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
+from heads.clip_rule import ClipRule
 from heads.data import LearningData
 from heads.engines.fallback import on_device_or_cpu
 from heads.engines.prepared import Prepared
@@ -140,6 +141,7 @@ def write_run(
         seed=prepared.seed,
         folder=folder,
         leakage=data.leakage,
+        clips=data.clips,
         fitted_on=spans_of(clips.clip_ids or ()),
         of_run={
             "epochs_kept": None if fitted.train_loss is None else fitted.settings.epochs,
@@ -161,6 +163,7 @@ def write_fitted(
     seed: int,
     folder: Path,
     leakage: Mapping[str, Any],
+    clips: ClipRule | None,
     fitted_on: Spans,
     of_run: Mapping[str, Any],
     adapter: Path | None = None,
@@ -178,6 +181,7 @@ def write_fitted(
         seed: Seed of the run.
         folder: The run's folder.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
+        clips: What a clip is; goes into the bundle.
         fitted_on: Stretches of the recordings that trained, chose or tuned the head.
         of_run: What else is known of the run; goes into `best.json`, over the same names.
         adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
@@ -224,6 +228,7 @@ def write_fitted(
         adapter,
         backbone,
         fitted_on,
+        clips,
     )
     save_bundle(bundle, folder / "bundle", timeline=choose_timeline(bundle, held_out))
     write_document(folder / METRICS_NAMES[held_out.name], metrics)

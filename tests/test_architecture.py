@@ -88,8 +88,8 @@ LOWER_FIRST = {
         *("backbones", "store", "extraction", "workers", "setup", "demo", "workflow", "terminal", "__main__"),
     ],
     "heads": [
-        *("settings", "inputs", "methods", "data", "models", "folds", "scoring", "timelines", "engines", "loading"),
-        *("bundle", "cached_features", "runs", "estimator", "search", "finetuning", "zeroshot"),
+        *("settings", "inputs", "methods", "clip_rule", "data", "models", "folds", "scoring", "timelines", "engines"),
+        *("loading", "bundle", "cached_features", "runs", "estimator", "search", "finetuning", "zeroshot"),
         *("evaluation_log", "report", "workflow", "terminal"),
     ],
 }

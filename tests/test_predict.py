@@ -264,7 +264,9 @@ def test_predict_adds_to_the_annotators_document_and_leaves_the_original(project
         "stimulation (predicted)",
     ]
     assert [one for one in resolve_times(document) if one.tier == "ventilation"] == resolve_times(read_eaf(eaf))
-    assert document.media == read_eaf(eaf).media
+    assert [media.time_origin_ms for media in document.media] == [400]
+    assert document.media[0].media_url == f"file://{(project.videos / 'S0.mp4').as_posix()}"
+    assert (files.eaf.parent / str(document.media[0].relative_media_url)).samefile(project.videos / "S0.mp4")
     for one in predicted_intervals(document, time_origin_ms=400):
         assert one.start_us >= 400_000
 

@@ -13,12 +13,14 @@ from featurecache.errors import (
     BundleError,
     ClipTableError,
     MissingFeaturesError,
+    OutdatedTableError,
     SettingsError,
     TimelineError,
     UsageError,
 )
 from featurecache.project.settings import Project
 from heads import evaluate, evaluate_bundle, finetune_lora, leave_one_session_out, load_bundle, predict, train, tune
+from heads.clip_rule import ClipRule
 from heads.loading import load_split
 from heads.timelines.tuning import load_timeline
 from heads.workflow import report
@@ -103,6 +105,33 @@ def test_a_bundle_is_refused_on_the_rest_of_a_session_of_which_another_stretch_t
     project.clips.write_text("\n".join(lines) + "\n")
     with pytest.raises(BundleError, match=rf"not seen, but 1 of the test split \({first.session}\)"):
         evaluate(project)
+
+
+def test_a_bundle_keeps_its_own_clips_and_is_refused_on_others(project: Project, tmp_path: Path) -> None:
+    path = next(project.videos.rglob("*.mp4"))
+    own = project.settings.clips
+    assert load_bundle(project.runs / "tune/bundle").clips == ClipRule(own.length_us, own.stride_us, own.min_overlap_us)
+
+    def changed(**clips: object) -> Project:
+        settings = dataclasses.replace(project.settings, clips=dataclasses.replace(own, **clips))
+        return dataclasses.replace(project, settings=settings)
+
+    longer = changed(length_s=2 * own.length_s)
+    ((timeline, _),) = predict(longer, [path], out=tmp_path / "out").written
+    assert timeline.length_us == own.length_us
+    assert timeline.stride_us == own.length_us // 2
+    for other in (longer, changed(stride_s=2 * own.stride_s), changed(min_overlap="any")):
+        with pytest.raises(OutdatedTableError, match=r"was .* and is"):
+            evaluate(other)
+    project.table_record.unlink()  # a table that somebody else made, as far as anybody can tell
+    with pytest.raises(OutdatedTableError, match=r"length_s is .* and clip .* lasts"):
+        train(longer)
+    make_clips(longer, force=True)
+    line = rf"Set length_s = {float(own.length_s):g} under \[clips\]"
+    for act in (evaluate, leave_one_session_out, lambda one: finetune_lora(one, dry_run=True)):
+        with pytest.raises(BundleError, match=f"length was .* and is .*{line}"):
+            act(longer)
+    assert looks(project) == 0
 
 
 def test_evaluate_takes_no_look_at_other_labels_or_by_rules_of_unknown_ones(project: Project) -> None:

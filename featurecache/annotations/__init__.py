@@ -8,6 +8,7 @@ from featurecache.annotations.eaf import eaf_bytes, read_eaf, save_eaf
 from featurecache.annotations.eaf_writer import add_tier, new_document, write_eaf
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.labels import Marks, intervals, marks
+from featurecache.annotations.linking import link_media
 from featurecache.annotations.media import MediaMatch, matching_recordings
 from featurecache.annotations.predictions import add_predictions, predicted_intervals
 from featurecache.annotations.proposing import LabelProposal, propose_labels
@@ -30,6 +31,7 @@ __all__ = [
     "add_tier",
     "eaf_bytes",
     "intervals",
+    "link_media",
     "marks",
     "matching_recordings",
     "new_document",

@@ -78,7 +78,7 @@ def matching_recordings(
         if match is None:
             continue
         recording, by = match
-        rank = 0 if by in ("path", "name") else 2 if _is_audio(media) else 1
+        rank = 0 if by in ("path", "name") else 2 if is_audio(media) else 1
         if recording not in found or rank < found[recording][0]:
             found[recording] = (rank, by, {media.time_origin_ms})
         elif rank == found[recording][0]:
@@ -86,7 +86,7 @@ def matching_recordings(
     if not found and contradiction is not None:
         raise contradiction
     if not found and (own := _by_own_name(document, path, recordings)) is not None:
-        pictures = [media for media in document.media if not _is_audio(media)] or document.media
+        pictures = [media for media in document.media if not is_audio(media)] or document.media
         found[own] = (0, "document", {media.time_origin_ms for media in pictures} or {0})
     for recording, (_, _, origins) in found.items():
         if len(origins) > 1:
@@ -263,7 +263,16 @@ def _stem(name: str) -> str:
     return _SUFFIX.sub("", name)
 
 
-def _is_audio(media: MediaDescriptor) -> bool:
+def same_name(recording: str, url: str, *, by_stem: bool) -> bool:
+    """Whether a path or URL names a file as a recording is called, in either case; by stem: with any suffix."""
+    return any(
+        bool(parts) and _same(composed(recording), parts[-1], by_stem)
+        for parts in (_components(url), _components(unquote(url)))
+    )
+
+
+def is_audio(media: MediaDescriptor) -> bool:
+    """Whether a descriptor is of a sound file."""
     return media.mime_type.startswith("audio/") or _AUDIO_SUFFIX.search(media.media_url.strip()) is not None
 
 

@@ -266,7 +266,8 @@ class FeatureCache:
             raise AmbiguousSpaceError(
                 f"one feature space must match {asked}, but {len(matching)} do: "
                 f"{', '.join(view.space.fingerprint[:16] for view in matching)} (they differ in "
-                f"{', '.join(differing)}). Pass space= with the fingerprint of the one you mean."
+                f"{', '.join(differing)}). Name the one you mean: --space {matching[0].space.fingerprint[:16]}, or in "
+                "Python space= with its fingerprint."
             )
         return matching[0].space.fingerprint
 

@@ -53,6 +53,7 @@ from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
+from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.engines.fitting import basis_of, fit_head, solve_head
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
@@ -379,6 +380,7 @@ def _splits(
             f"the head must be of the labels of clips.csv, but it has {', '.join(bundle.labels)} and clips.csv has "
             f"{', '.join(table.labels)}. Tune again: featurecache tune."
         )
+    ClipRule.of(project).check_fitted(bundle.clips)
     cache = FeatureCache.open(project.cache)
     return {
         name: load_split(table, name, cache, spaces, known=known, needed=needed).data

@@ -24,6 +24,7 @@ from featurecache.extraction.failures import known_failures
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
+from heads.clip_rule import ClipRule
 from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.training_state import Cost, Training
@@ -201,6 +202,7 @@ class Run:
             seed=self.seed,
             folder=self.folder,
             leakage=leakage_record(table.clips),
+            clips=ClipRule.of(project),
             fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], beside=began_on),
             of_run={
                 "method": method,

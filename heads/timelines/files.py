@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.annotations import EafDocument, Interval, add_predictions, eaf_bytes, new_document
+from featurecache.annotations import EafDocument, Interval, add_predictions, eaf_bytes, link_media, new_document
 from featurecache.clips.clip import union_of
 from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.errors import OutputExistsError
@@ -162,15 +162,22 @@ def timeline_document(timeline: Timeline) -> dict[str, Any]:
 
 
 def write_timeline(
-    timeline: Timeline, stem: Path, *, media: Path, document: EafDocument | None = None, time_origin_ms: int = 0
+    timeline: Timeline,
+    stem: Path,
+    *,
+    media: Path,
+    document: EafDocument | None = None,
+    source: Path | None = None,
+    time_origin_ms: int = 0,
 ) -> WrittenTimeline:
     """Writes a timeline's three files.
 
     Args:
         timeline: What to write.
         stem: The files' path without `.predicted.*`; missing folders are made.
-        media: The recording, for a new `.eaf` to link to.
+        media: The recording that was read.
         document: The annotator's document, which gets the predicted tiers; None for a new one.
+        source: The file that `document` was read from; its link to the recording then leads to `media`.
         time_origin_ms: Time origin of the recording's media descriptor in `document`.
 
     Raises:
@@ -184,6 +191,8 @@ def write_timeline(
         link = Path(os.path.relpath(media.absolute(), stem.parent.absolute())).as_posix()
         mime_type = mimetypes.guess_type(media.name)[0] or "video/*"
         document = new_document(paths["eaf"].name, media_name=link, mime_type=mime_type)
+    elif source is not None:
+        link_media(document, media, stem.parent, time_origin_ms=time_origin_ms, source=source)
     shown: dict[str, list[Interval]] = {label: [] for label in timeline.labels}
     for one in timeline.predicted:
         shown[one.label].append(Interval(one.start_us, one.end_us, f"{one.confidence:.2f}"))

@@ -21,6 +21,7 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, Seconds, parse_section
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
+from heads.clip_rule import ClipRule
 from heads.data import KeptSplit, LearningData
 from heads.loading import load_split
 from heads.timelines.timeline import exclusive_groups
@@ -114,6 +115,8 @@ def learning_data(
             "one. Choose others, or add it to features.keep and run: featurecache extract."
         )
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    rule = ClipRule.of(project)
+    rule.check_table(table)
     checked_rules(project, table.labels)
     cache = FeatureCache.open(project.cache)
     if imported is None:
@@ -124,7 +127,7 @@ def learning_data(
     loaded = {split: load_split(table, split, cache, spaces, known=known) for split in ("train", "validation")}
     splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
     leakage = leakage_record(table.clips)
-    data = LearningData(splits["train"], splits["validation"], table.labels, spaces, leakage=leakage)
+    data = LearningData(splits["train"], splits["validation"], table.labels, spaces, leakage=leakage, clips=rule)
     summaries = {
         name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)
         for name, one in loaded.items()
@@ -145,10 +148,11 @@ def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
 
 
 def own_table(project: Project, bundle: Bundle) -> ClipTable:
-    """The clip table, refused where its labels are not the bundle's; of a zero-shot bundle, those it was asked about.
+    """The clip table, refused where labels or clips are not the bundle's; of a zero-shot bundle, labels it was asked about.
 
     Raises:
         BundleError: Naming both.
+        OutdatedTableError: If its clips are of another length than the settings say.
     """
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     if bundle.asked is not None and set(bundle.labels) <= set(table.labels):
@@ -158,6 +162,9 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
             f"a bundle must be scored on its own labels, but it has {', '.join(bundle.labels)} and clips.csv has "
             f"{', '.join(table.labels)}. Train again: featurecache tune."
         )
+    rule = ClipRule.of(project)
+    rule.check_table(table)
+    rule.check_fitted(bundle.clips)
     return table
 
 

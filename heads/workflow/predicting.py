@@ -1,9 +1,9 @@
 """Recordings and a bundle to timelines: extract missing features, score the clips, write files for review.
 
 Recordings may lie anywhere; features go into the project's cache, found by content as always. Clips have the length
-that the settings say and overlap by default (half a clip from one to the next), so that a border is known to about a
-quarter of a clip. The last clip ends where the recording ends, so that no tail goes unscored. Only the features that
-the bundle reads are extracted.
+that the bundle was fitted on and overlap by default (half a clip from one to the next), so that a border is known to
+about a quarter of a clip. The last clip ends where the recording ends, so that no tail goes unscored. Only the
+features that the bundle reads are extracted.
 
 One bad recording never stops the others: it is listed with its reason. A recording with missing clips is predicted
 where the others are, and lists them. Scores are computed in blocks of clips, so that memory does not grow with a
@@ -45,6 +45,7 @@ from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
 from heads.bundle import Bundle, load_bundle
+from heads.clip_rule import ClipRule
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.timeline import default_settings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, load_timeline
@@ -113,8 +114,8 @@ def predict(
     """Predicts the timelines of recordings and writes them for review; replaces nothing that a person wrote.
 
     Args:
-        project: Its settings say how features are made, how long a clip is, where annotations are, and by [timeline]
-            which labels exclude each other.
+        project: Its settings say how features are made, where annotations are, by [timeline] which labels exclude each
+            other, and how long a clip is where an old bundle does not.
         recordings: The recordings' files, anywhere on this machine; one that is named twice is predicted once.
         bundle: The bundle's folder; None: the one of `tune`.
         out: The folder for the files, made if missing; None: the project's. Recordings inside the project's folder of
@@ -131,11 +132,11 @@ def predict(
         AnnotationError: If the settings' annotations are missing.
         OSError: If `out` cannot be made, or is no folder.
     """
-    length_us = project.settings.clips.length_us
     folder = bundle if bundle is not None else tuned_bundle(project)
     out = out if out is not None else project.predictions
     rules = timeline_rules(project)
     head, tuned = load_bundle(folder), load_timeline(folder)
+    length_us = (head.clips or ClipRule.of(project)).length_us
     exclusive = exclusive_labels(project, head)
     stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
     private_folder(out)
@@ -263,6 +264,7 @@ def _write(timeline: Timeline, recording: Recording, annotations: Annotations, o
         out / _stem(recording.name),
         media=recording.path,
         document=None if eaf is None else read_eaf(eaf),
+        source=eaf,
         time_origin_ms=0 if found is None else found.time_origin_ms,
     )
 

@@ -26,6 +26,7 @@ from featurecache.errors import TrainingDataError
 from featurecache.extraction.failures import KnownFailures
 from featurecache.project.settings import Project
 from heads.bundle import Bundle
+from heads.clip_rule import ClipRule
 from heads.data import row_blocks
 from heads.loading import NONE_KNOWN, read_features
 from heads.runs import HeldOut
@@ -55,6 +56,7 @@ def tune_on_held_out(project: Project, bundle: Bundle, table: ClipTable, held_ou
     Raises:
         TrainingDataError: If no recording of these clips has an annotated event.
     """
+    rule = bundle.clips or ClipRule.of(project)
     scored = held_out.is_scored
     scores = dict(zip(held_out.clip_ids or (), held_out.scores[:, scored].astype(np.float32), strict=True))
     clips = [clip for clip in table.clips if clip.clip_id in scores]
@@ -63,8 +65,8 @@ def tune_on_held_out(project: Project, bundle: Bundle, table: ClipTable, held_ou
         [one.clips for one in found],
         labels=list(itertools.compress(bundle.labels, scored)),
         thresholds=bundle.thresholds[scored],
-        length_us=project.settings.clips.length_us,
-        stride_us=project.settings.clips.stride_us,
+        length_us=rule.length_us,
+        stride_us=rule.stride_us,
     )
 
 
@@ -96,7 +98,7 @@ def evaluate_timelines(
         TrainingDataError: If the split has no annotated recording.
         MissingFeaturesError: If a clip is missing from the cache for no known reason.
     """
-    clips = project.settings.clips
+    clips = bundle.clips or ClipRule.of(project)
     settings = tuned.settings if tuned is not None else default_settings(clips.length_us)
     comparisons, sessions, documents = [], [], []
     cache = FeatureCache.open(project.cache)

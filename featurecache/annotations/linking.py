@@ -1,0 +1,68 @@
+"""Links from a document to media files, so that ELAN opens a prediction with the recording that was read.
+
+ELAN looks at the absolute path first, then at the one relative to the document. It writes paths as they are, without
+percent-encoding, and so does this.
+"""
+
+import mimetypes
+import os
+import posixpath
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from featurecache.annotations.document import EafDocument
+from featurecache.annotations.media import is_audio, same_name
+from featurecache.csv_fields import UNWRITABLE
+
+
+def link_media(document: EafDocument, recording: Path, folder: Path, *, time_origin_ms: int, source: Path) -> None:
+    """Lets a document's media descriptor name the recording that was read; one is added where none is of it.
+
+    Args:
+        document: Changed in place. Links to other media stay; relative ones are seen from `folder` then.
+        recording: The file that was read.
+        folder: Where the document will lie.
+        time_origin_ms: The time origin that the annotations of the recording have in the document.
+        source: The file that the document was read from.
+    """
+    header = document.root.find("HEADER")
+    if header is None:  # the reader refuses such a document
+        return
+    elements = header.findall("MEDIA_DESCRIPTOR")
+    for element in elements:
+        _rebase(element, source.parent, folder)
+    own = _descriptor_of(document, elements, recording.name, time_origin_ms)
+    if own is None:
+        own = Element("MEDIA_DESCRIPTOR", {"MIME_TYPE": "video/*"})
+        header.insert(0, own)
+    if time_origin_ms:
+        own.set("TIME_ORIGIN", str(time_origin_ms))
+    if mime_type := mimetypes.guess_type(recording.name)[0]:
+        own.set("MIME_TYPE", mime_type)
+    relative, absolute = _relative(recording, folder), recording.absolute().as_posix()
+    relative = recording.name if UNWRITABLE.search(relative) else relative
+    own.set("RELATIVE_MEDIA_URL", relative)
+    own.set("MEDIA_URL", relative if UNWRITABLE.search(absolute) else f"file://{absolute}")
+
+
+def _descriptor_of(document: EafDocument, elements: list[Element], name: str, time_origin_ms: int) -> Element | None:
+    """The descriptor of the recording: by its file name, then without suffix, then any picture of that origin."""
+    known = list(zip(elements, document.media, strict=True)) if elements else []
+    pictures = [(element, media) for element, media in known if not is_audio(media)]
+    for by_stem in (False, True):
+        for element, media in pictures:
+            urls = filter(None, (media.media_url, media.relative_media_url))
+            if any(same_name(name, url, by_stem=by_stem) for url in urls):
+                return element
+    return next((element for element, media in pictures if media.time_origin_ms == time_origin_ms), None)
+
+
+def _rebase(element: Element, source: Path, folder: Path) -> None:
+    url = element.get("RELATIVE_MEDIA_URL")
+    if url and "\\" not in url and "://" not in url and not posixpath.isabs(url):
+        element.set("RELATIVE_MEDIA_URL", _relative(source / url, folder))
+
+
+def _relative(path: Path, folder: Path) -> str:
+    link = Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+    return link if link.startswith("../") else f"./{link}"
