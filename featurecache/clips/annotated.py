@@ -66,12 +66,14 @@ class AnnotationReading:
         sessions: Recording -> session, where a table names it.
         left_out: Files, annotations and rows that are not used.
         notes: What may be wrong with what is used, a sentence each.
+        elsewhere: Label that files of absent recordings use -> such a file's name.
     """
 
     accounts: dict[str, list[Account]] = field(default_factory=dict)
     sessions: dict[str, str] = field(default_factory=dict)
     left_out: list[UnusableRecording] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
 
 def rule_of(data: DataSettings) -> LabelRule:
@@ -210,6 +212,8 @@ def _read_document(
                 f"it annotates none of the recordings; none is called {_some(looked_for)}.{nearest(looked_for, known)}",
             )
         )
+        found = marks(document, rule, time_origin_ms=0)
+        reading.elsewhere.update({one.label: path.name for one in (*found.intervals, *found.points)})
         return
     faults = untimed(document)
     reading.left_out.extend(UnusableRecording(path.name, fault) for fault in faults)
@@ -282,6 +286,8 @@ def _read_table(
                     path.name, f"its rows of {name!r} annotate none of the recordings.{nearest([name], known)}"
                 )
             )
+            labels = (rule.label(row.label, row.value) for row in table.rows if row.recording == name)
+            reading.elsewhere.update({label: path.name for label in labels if label})
         for recording, by in found:
             matched.setdefault(recording, {})[name] = by
     for recording, by_names in matched.items():

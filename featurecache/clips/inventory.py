@@ -31,6 +31,7 @@ class Survey:
         notes: What may be wrong with recordings and annotations that were read, and how they are read, a sentence each.
         points: Recording -> annotations of no duration, as intervals that end where they begin.
         accounts: Recording -> what each of its annotators says; several where it is doubly annotated.
+        elsewhere: Label that files of absent recordings use -> such a file's name.
     """
 
     recordings: tuple[Recording, ...]
@@ -40,6 +41,7 @@ class Survey:
     notes: tuple[str, ...] = ()
     points: Mapping[str, Sequence[Interval]] = field(default_factory=dict)
     accounts: Mapping[str, Sequence[Account]] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 def survey(project: Project) -> Survey:
@@ -67,6 +69,7 @@ def survey(project: Project) -> Survey:
         (*notes, *reading.notes, *joined),
         {name: one.points for name, one in found.items()},
         dict(reading.accounts),
+        reading.elsewhere,
     )
 
 
@@ -100,4 +103,5 @@ def make_table(
         until_last=settings.data.unannotated_time == "until_last_annotation",
         min_overlap_us=settings.clips.min_overlap_us,
         points=found.points,
+        elsewhere=found.elsewhere,
     )

@@ -38,12 +38,16 @@ class TableRecord:
         settings: Each setting that decides what a table says -> its value; empty where that is not known.
         files: The files that the table was made from.
         splits: First 16 digits of a recording's sha256 -> its split, and a digest of its session's name.
+        compared: Such digits of the recordings whose looks were compared with each other.
+        copies: Pairs of them that show the same pictures.
     """
 
     written: tuple[str, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Files = dataclasses.field(default_factory=dict)
     splits: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    compared: tuple[str, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
 
     def save(self, path: Path) -> None:
         """Writes the record, 0600.
@@ -60,7 +64,9 @@ class TableRecord:
             kind: {name: state for name, state in own.items() if not is_named(name)} for kind, own in self.files.items()
         }
         splits = {content: found for content, found in self.splits.items() if not digits.startswith(content)}
-        return dataclasses.replace(self, files=files, splits=splits)
+        compared = tuple(content for content in self.compared if not digits.startswith(content))
+        copies = tuple(pair for pair in self.copies if not any(digits.startswith(content) for content in pair))
+        return dataclasses.replace(self, files=files, splits=splits, compared=compared, copies=copies)
 
 
 def read_record(path: Path) -> TableRecord:
@@ -69,7 +75,9 @@ def read_record(path: Path) -> TableRecord:
         document = json.loads(path.read_bytes())
         splits = {str(content): (str(split), str(key)) for content, (split, key) in document["splits"].items()}
         files = {str(kind): dict(own) for kind, own in document["files"].items()}
-        return TableRecord(_texts(document["written"]), dict(document["settings"]), files, splits)
+        copies = tuple((str(one), str(other)) for one, other in document["copies"])
+        compared = _texts(document["compared"])
+        return TableRecord(_texts(document["written"]), dict(document["settings"]), files, splits, compared, copies)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return TableRecord(_texts(json.loads(path.read_bytes())["written"]))
     return TableRecord()
@@ -86,10 +94,11 @@ def record_of(project: Project, table: ClipTable, files: Files, earlier: TableRe
         project: The project.
         table: The table.
         files: `files_of` the project, found before anything was read.
-        earlier: The record whose splits stay known, for recordings that are away.
+        earlier: The record whose splits stay known, for recordings that are away, and so do comparisons.
     """
     found = {clip.content: (clip.split, session_key(clip.session)) for clip in table.clips if clip.split}
-    return TableRecord((), settings_of(project), files, {**earlier.splits, **found})
+    splits = {**earlier.splits, **found}
+    return dataclasses.replace(earlier, written=(), settings=settings_of(project), files=files, splits=splits)
 
 
 def session_key(session: str) -> str:

@@ -6,7 +6,7 @@ session's split where that session has one. Nothing is read or written here.
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from featurecache.annotations import Interval
 from featurecache.clips.clip import Clip, ClipTable, check_labels, clip_id, clip_targets, clip_windows
@@ -30,6 +30,7 @@ def build_table(
     until_last: bool = False,
     min_overlap_us: int | None = None,
     points: Mapping[str, Sequence[Interval]] | None = None,
+    elsewhere: Collection[str] = (),
 ) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
     """Cuts recordings into clips, sets their targets, and splits their sessions.
 
@@ -49,6 +50,7 @@ def build_table(
         until_last: Whether clips that end behind a recording's last annotation are unlabelled.
         min_overlap_us: Time of a clip that a label must cover to be on; None: half of it.
         points: Recording -> its annotations of no duration: they are annotation, but cover nothing.
+        elsewhere: Labels of annotations whose recordings are absent: columns of them have no positive clip.
 
     Returns:
         The table in order of recording and time, and the recordings that are shorter than a clip.
@@ -63,7 +65,7 @@ def build_table(
             "clips need a usable recording, but there is none. See the reasons listed for each file."
         )
     points = points or {}
-    _check_labels_exist(labels, annotated_span, intervals, points)
+    _check_labels_exist(labels, annotated_span, intervals, points, elsewhere)
     windows = {
         recording.name: clip_windows(recording.info.duration_us, length_us, stride_us)
         for recording in sorted(recordings, key=lambda recording: recording.name)
@@ -113,6 +115,7 @@ def _check_labels_exist(
     annotated_span: str | None,
     intervals: Mapping[str, Sequence[Interval]],
     points: Mapping[str, Sequence[Interval]],
+    elsewhere: Collection[str],
 ) -> None:
     check_labels(labels)
     found_points = Counter(point.label for own in points.values() for point in own)
@@ -128,7 +131,7 @@ def _check_labels_exist(
                 'no duration. Set min_overlap = "any" under [clips] to mark the clips that hold one, or leave the '
                 "label out of labels."
             )
-        if label not in found:
+        if label not in found and label not in elsewhere:
             role = "the annotated span" if label == annotated_span else "each label"
             near = difflib.get_close_matches(label, found, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"They hold: {_listed(found)}."

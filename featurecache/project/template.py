@@ -25,6 +25,7 @@ def write_settings(
     annotated_span: str | None = None,
     session_from: str,
     session_pattern: str | None = None,
+    same_session: Sequence[Sequence[str]] = (),
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
     model: str,
     dtype: str,
@@ -54,6 +55,11 @@ def write_settings(
         "# session_pattern = '^(S[0-9]+)'   # its group is the session"
         if session_pattern is None
         else f"session_pattern = {quoted(session_pattern)}"
+    )
+    same_line = (
+        f"same_session = [{', '.join(map(toml_list, same_session))}]"
+        if same_session
+        else '# same_session = [["S01_front.mp4", "S01_top.mp4"]]   # recordings that are one session all the same'
     )
     mapping_lines = "".join(f"{mapping_line(tier, own)}\n" for tier, own in (mapping or {}).items()) or (
         '# mapping."Hand" = { "left" = "Hand left", "none" = "" }   # value -> label; "": absent, "*": any other\n'
@@ -89,6 +95,7 @@ labels = {toml_list(labels)}                # the columns of clips.csv, in this 
 {columns_lines}
 session_from = {quoted(session_from)}        # "file", "folder", "pattern", "column" (of the CSV); never cut by a split
 {pattern_line}
+{same_line}
 
 [clips]
 length_s = 3

@@ -6,14 +6,22 @@ says where to change it.
 
 import dataclasses
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.annotations import AnnotationTable, LabelProposal, LabelRule, propose_labels
+from featurecache.annotations import (
+    AnnotationTable,
+    EafDocument,
+    LabelProposal,
+    LabelRule,
+    matching_recordings,
+    propose_labels,
+    resolve_times,
+)
 from featurecache.annotations.columns import columns_line, recognise
+from featurecache.annotations.media import match_name
 from featurecache.annotations.proposing import propose_from_values, span_like
 from featurecache.annotations.questions import values_by_tier
 from featurecache.annotations.table import header_of
@@ -27,10 +35,9 @@ from featurecache.project.settings import SETTINGS_NAME, open_project
 from featurecache.project.template import write_settings
 from featurecache.setup.doctor import crop_loss
 from featurecache.setup.model_checks import check_device, check_model
+from featurecache.setup.sessions import propose_sessions
 from featurecache.spelling import look_alikes, typos
 from featurecache.video.recordings import find_recordings
-
-_PREFIX = r"^([^_\-/]+)[_\-]"
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,11 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         if unread and not documents and not tables:
             raise AnnotationError(f"{unread[0].name}: {unread[0].reason}")
         if documents or not tables:
-            proposed = propose_labels(documents.values())
+            here, absent = _of_recordings(documents, names)
+            proposed = propose_labels(here)
+            notes += absent
         else:
-            proposed = _propose_from_tables(tables.values(), columns)
+            proposed = _propose_from_tables([_rows_of(names, table) for table in tables.values()], columns)
         proposed = _one_spelling(proposed, notes)
         sessions = {name: session for table in tables.values() for name, session in table.sessions.items()}
     labels, reason = proposed.labels, proposed.reason
@@ -101,8 +110,13 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         notes.append(
             f"annotated_span: {proposed.span!r} seems to mark what was annotated; outside clips are unlabelled"
         )
-    session_from, session_pattern, why = _propose_sessions(names, sessions)
-    notes.append(f"sessions: {why}")
+    spans = {
+        one.name: (one.info.recorded_at_us, one.info.recorded_at_us + one.info.duration_us)
+        for one in recordings
+        if one.info.recorded_at_us is not None
+    }
+    grouping = propose_sessions(names, sessions, spans)
+    notes.append(f"sessions: {grouping.reason}")
     lost = max(crop_loss(recording.info.width_px, recording.info.height_px) for recording in recordings)
     if lost > 0.01:
         notes.append(
@@ -122,8 +136,9 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         mapping=proposed.mapping,
         columns=columns,
         annotated_span=proposed.span,
-        session_from=session_from,
-        session_pattern=session_pattern,
+        session_from=grouping.session_from,
+        session_pattern=grouping.pattern,
+        same_session=grouping.same_session,
         model=model if model == DEMO_MODEL or not Path(model).is_dir() else str(Path(model).resolve()),
         dtype="float32" if model == DEMO_MODEL else "float16" if emulated else "bfloat16",
         reason=reason,
@@ -153,6 +168,45 @@ def _propose_columns(annotations: Path, notes: list[str]) -> ColumnSettings:
     return found
 
 
+def _of_recordings(documents: Mapping[Path, EafDocument], names: Sequence[str]) -> tuple[list[EafDocument], list[str]]:
+    """The documents of recordings that are there, and notes on the others; all of them where none is of any.
+
+    A label that stands in a file of an absent recording alone would be a column without a positive clip.
+    """
+    here: list[tuple[Path, EafDocument]] = []
+    absent: list[tuple[Path, EafDocument]] = []
+    for path, document in documents.items():
+        try:
+            is_here = bool(matching_recordings(document, path, names))
+        except AnnotationError:
+            is_here = True  # of two recordings, or in another folder: a question of its own
+        (here if is_here else absent).append((path, document))
+    if not here:
+        return list(documents.values()), []
+    labels = {one.tier for _, document in here for one in resolve_times(document)}
+    notes = []
+    for path, document in absent:
+        only = sorted({one.tier for one in resolve_times(document)} - labels)
+        notes.append(
+            f"{path.name} is of no recording here and is not proposed from"
+            + (f"; tiers that it alone uses: {', '.join(only)}" if only else "")
+        )
+    return [document for _, document in here], notes
+
+
+def _rows_of(names: Sequence[str], table: AnnotationTable) -> AnnotationTable:
+    """A table's rows of recordings that are there; all of them where none is of any."""
+
+    def is_here(name: str) -> bool:
+        try:
+            return match_name(name, names, where="") is not None
+        except AnnotationError:
+            return True
+
+    known = {name for name in table.recordings if is_here(name)}
+    return dataclasses.replace(table, rows=[row for row in table.rows if row.recording in known]) if known else table
+
+
 def _propose_from_tables(tables: Iterable[AnnotationTable], columns: ColumnSettings) -> LabelProposal:
     uses = Counter((row.label, row.value) for table in tables for row in table.rows)
     values = values_by_tier(uses, LabelRule())
@@ -172,23 +226,6 @@ def _one_spelling(proposed: LabelProposal, notes: list[str]) -> LabelProposal:
             dropped |= set(group[:-1])
             notes.append(f"{' and '.join(map(repr, group))} look alike; clips asks whether they are one label")
     return dataclasses.replace(proposed, labels=tuple(label for label in proposed.labels if label not in dropped))
-
-
-def _propose_sessions(names: Sequence[str], column: Mapping[str, str]) -> tuple[str, str | None, str]:
-    """session_from, session_pattern, and the reason in words."""
-    if set(names) <= column.keys():
-        return "column", None, f"{len({column[name] for name in names})} from the CSV's session column"
-    folders = {name.partition("/")[0] for name in names if "/" in name}
-    if all("/" in name for name in names) and len(folders) >= 2:
-        return "folder", None, f"{len(folders)}, one per folder"
-    groups = {match[1] for name in names if (match := re.search(_PREFIX, name))}
-    if all(re.search(_PREFIX, name) for name in names) and 3 <= len(groups) < len(names):
-        return (
-            "pattern",
-            _PREFIX,
-            f"{len(groups)}, by the names' first part (e.g. {min(groups)}); check that it is right",
-        )
-    return "file", None, "one per recording; if one patient has several, group them (folder, pattern or column)"
 
 
 def _relative(path: Path, directory: Path) -> str:

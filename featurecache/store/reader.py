@@ -266,8 +266,7 @@ class FeatureCache:
             raise AmbiguousSpaceError(
                 f"one feature space must match {asked}, but {len(matching)} do: "
                 f"{', '.join(view.space.fingerprint[:16] for view in matching)} (they differ in "
-                f"{', '.join(differing)}). Name the one you mean: --space {matching[0].space.fingerprint[:16]}, or in "
-                "Python space= with its fingerprint."
+                f"{', '.join(differing)}). Name the one you mean: --space FINGERPRINT (in Python space=)."
             )
         return matching[0].space.fingerprint
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from av.video.frame import VideoFrame
@@ -14,11 +15,12 @@ from featurecache.video.frames import orientation_of
 from featurecache.video.layout import begins_again
 from featurecache.video.scanning import Scan, scan
 
-PROBE_VERSION = 2
+PROBE_VERSION = 3
 """Raised when `probe` says something else of the same file: what an earlier one said is then asked for again."""
 
 _MAX_DURATION_US = 7 * 24 * 3600 * 1_000_000
 _CUT_OFF_US = 1_000_000
+_UNSET_CLOCKS_UNTIL = 1990
 _LIMIT_S, _SLOWEST_BYTES_PER_S = 60.0, 10e6
 _LONGEST_READ_S = 20.0
 _UNREAD_SHARE, _UNREAD_WARNED_SHARE = 0.1, 0.25
@@ -41,6 +43,7 @@ class VideoInfo:
         pixel_format: FFmpeg's name of the stored pixels.
         average_fps: Pictures per second over the file, None where unknown.
         warnings: What a person should know of the file, each with what to do.
+        recorded_at_us: When recording began by the camera's clock, in microseconds since 1970; None where not told.
     """
 
     duration_us: int
@@ -51,6 +54,7 @@ class VideoInfo:
     pixel_format: str
     average_fps: float | None
     warnings: tuple[str, ...] = ()
+    recorded_at_us: int | None = None
 
 
 def probe(
@@ -101,7 +105,21 @@ def probe(
             pixel_format=frame.format.name,
             average_fps=float(rate) if rate else None,
             warnings=tuple(_warnings(video, found, duration_us)),
+            recorded_at_us=_recorded_at_us(video),
         )
+
+
+def _recorded_at_us(video: OpenVideo) -> int | None:
+    """What the tag `creation_time` says; clocks that were never set (1904, 1970, 1980) say nothing."""
+    for tags in (video.container.metadata, video.stream.metadata):
+        try:
+            moment = datetime.fromisoformat(tags.get("creation_time", ""))
+        except ValueError:
+            continue
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if moment.year > _UNSET_CLOCKS_UNTIL:
+            return round(moment.timestamp() * 1_000_000)
+    return None
 
 
 def _first_picture(video: OpenVideo, deadline: float) -> VideoFrame | None:

@@ -1,17 +1,24 @@
 """Recordings and annotations to `clips.csv`, with an audit of the labels: what `featurecache clips` calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featurecache.clips.audit import audit
 from featurecache.clips.clip import ClipTable
+from featurecache.clips.copies import find_copies
 from featurecache.clips.csv_file import refuse_edited, write_table
 from featurecache.clips.inventory import Survey, make_table, survey
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import LabelAudit
-from featurecache.clips.record import TableRecord, files_of, read_record, record_of
+from featurecache.clips.record import files_of, read_record, record_of
+from featurecache.clips.session_notes import (
+    across_splits,
+    few_in_words,
+    recordings_of_sessions,
+    sessions_in_words,
+)
 from featurecache.clips.unannotated import (
     LostAnnotations,
     UnannotatedTime,
@@ -39,6 +46,7 @@ class MadeClips:
         unannotated: Time without an annotation, per recording.
         lost: Annotations that mark no clip, per label.
         unusable: Recordings and annotation files that are left out, with the reasons.
+        session_recordings: Session -> its recordings.
     """
 
     path: Path
@@ -47,6 +55,7 @@ class MadeClips:
     unannotated: tuple[UnannotatedTime, ...]
     lost: tuple[LostAnnotations, ...]
     unusable: tuple[UnusableRecording, ...]
+    session_recordings: Mapping[str, Sequence[str]]
 
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache clips --json`."""
@@ -54,6 +63,7 @@ class MadeClips:
             "clips_csv": self.path,
             **asdict(self.audit),
             "rules": list(self.rules),
+            "session_recordings": dict(self.session_recordings),
             "unannotated_time": [asdict(item) for item in self.unannotated],
             "lost_annotations": [asdict(item) for item in self.lost],
             "unusable": [asdict(item) for item in self.unusable],
@@ -93,17 +103,35 @@ def make_clips(
     on_left_out(found.unusable)
     table, short = make_table(project, found, kept=NO_SPLITS if redeal else before)
     on_left_out(short)
-    record = record_of(project, table, files, TableRecord() if redeal else earlier)
+    compared, copies = find_copies(found.recordings, earlier.compared, earlier.copies)
+    earlier = replace(earlier, compared=tuple(compared), copies=tuple(copies))
+    record = record_of(project, table, files, replace(earlier, splits={}) if redeal else earlier)
     write_table(table, project.clips, state_path=project.table_record, force=force, record=record)
     findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)
     unannotated = unannotated_time(table, found.recordings, found.intervals, project.settings.data.annotated_span)
     lost = lost_annotations(table, found.intervals, found.points)
-    findings.warnings[:0] = [*found.notes, *lost_in_words(lost)]
+    absent = [
+        f"{label}: only {name} has it, and that annotates no recording which is here, so no clip is positive. Put the "
+        "recording back, or take the label out of labels."
+        for label, name in found.elsewhere.items()
+        if label in {one.label for one in findings.labels if not one.positives and not one.intervals}
+    ]
+    findings.warnings[:0] = [*found.notes, *absent, *lost_in_words(lost)]
     if moved := before.moved(table):
         findings.warnings.append(_moved_warning(moved))
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
-    rules = (*rules, *_placed_in_words(before, found, table, redeal=redeal))
-    return MadeClips(project.clips, findings, rules, tuple(unannotated), tuple(lost), (*found.unusable, *short))
+    findings.warnings.extend([*across_splits(table, found.recordings, copies), *few_in_words(findings.splits)])
+    sessions = {one.name: found.sessions[one.name] for one in found.recordings}
+    rules = (*rules, sessions_in_words(sessions), *_placed_in_words(before, found, table, redeal=redeal))
+    return MadeClips(
+        project.clips,
+        findings,
+        rules,
+        tuple(unannotated),
+        tuple(lost),
+        (*found.unusable, *short),
+        recordings_of_sessions(sessions),
+    )
 
 
 def _without_withdrawn(project: Project, found: Survey) -> Survey:

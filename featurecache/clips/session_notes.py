@@ -1,0 +1,103 @@
+"""What a person should see of a table's sessions: what they are made of, what may belong together, how few they are."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from featurecache.clips.clip import ClipTable
+from featurecache.clips.label_counts import GroupCounts
+from featurecache.clips.relatives import named_alike, recorded_together
+from featurecache.project.toml_text import toml_list
+from featurecache.video.recordings import Recording
+
+FEW_SESSIONS = 5
+"""With fewer sessions in a split than these its score has no interval, and one session can decide it."""
+
+_SHOWN = 5
+
+
+def recordings_of_sessions(sessions: Mapping[str, str]) -> dict[str, list[str]]:
+    """Session -> its recordings, both in order of name."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for recording, session in sorted(sessions.items()):
+        found[session].append(recording)
+    return dict(sorted(found.items()))
+
+
+def sessions_in_words(sessions: Mapping[str, str]) -> str:
+    """A sentence: which recordings form one session."""
+    several = {session: own for session, own in recordings_of_sessions(sessions).items() if len(own) > 1}
+    if not several:
+        return "each recording is a session of its own (session_from, same_session under [data])."
+    named = "; ".join(
+        f"{session}: {', '.join(own[:_SHOWN])}{', ...' if len(own) > _SHOWN else ''}"
+        for session, own in list(several.items())[:_SHOWN]
+    )
+    more = "; ..." if len(several) > _SHOWN else ""
+    return f"{len(several)} of {len(set(sessions.values()))} sessions have several recordings ({named}{more})."
+
+
+def few_in_words(splits: Sequence[GroupCounts]) -> list[str]:
+    """What to do where a split that scores has few sessions; nothing where all have enough."""
+    held_out = [split for split in splits if split.name in ("validation", "test") and split.labelled]
+    if not held_out or all(split.sessions >= FEW_SESSIONS for split in held_out):
+        return []
+    found = " and ".join(f"{split.name} has {split.sessions} with {split.labelled} clips" for split in held_out)
+    return [
+        f"few sessions: {found}, and below {FEW_SESSIONS} a score has no interval. Score every session by a head that "
+        "was fitted without it: featurecache evaluate --leave-one-session-out, after featurecache tune."
+    ]
+
+
+def across_splits(
+    table: ClipTable, recordings: Sequence[Recording], copies: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """Sentences on recordings of different splits that may be of one session, by their pictures, names or clock times.
+
+    Args:
+        table: The table.
+        recordings: The usable recordings.
+        copies: Pairs of recordings, by content, that show the same pictures.
+    """
+    split_of = {clip.recording: clip.split for clip in table.clips if clip.split}
+    session_of = {clip.recording: clip.session for clip in table.clips}
+    spans = {
+        one.name: (one.info.recorded_at_us, one.info.recorded_at_us + one.info.duration_us)
+        for one in recordings
+        if one.info.recorded_at_us is not None
+    }
+    signs = (
+        ("show the same pictures, as copies do,", _joined(copies, {one.sha256[:16]: one.name for one in recordings})),
+        ("are named alike", named_alike(list(split_of))),
+        ("were recorded at the same time by their clocks", recorded_together(spans)),
+    )
+    lines: list[str] = []
+    for sign, groups in signs:
+        own = []
+        for group in groups:
+            placed = [name for name in group if name in split_of]
+            if len({split_of[name] for name in placed}) > 1 and len({session_of[name] for name in placed}) > 1:
+                own.append(apart_in_words(placed, split_of, sign))
+        lines += own[:_SHOWN]
+        lines += [f"{len(own) - _SHOWN} more groups of recordings {sign} and lie in different splits."] * (
+            len(own) > _SHOWN
+        )
+    return lines
+
+
+def _joined(pairs: Sequence[tuple[str, str]], names: Mapping[str, str]) -> list[list[str]]:
+    """Groups of names that pairs of contents connect."""
+    groups: dict[str, list[str]] = {}
+    for one, other in pairs:
+        if one in names and other in names:
+            joined = list(dict.fromkeys([*groups.get(one, [one]), *groups.get(other, [other])]))
+            groups.update(dict.fromkeys(joined, joined))
+    return [sorted(names[content] for content in group) for group in {id(own): own for own in groups.values()}.values()]
+
+
+def apart_in_words(names: Sequence[str], split_of: Mapping[str, str], sign: str) -> str:
+    """A sentence on recordings that may belong together and lie in several splits, with the line that joins them."""
+    shown = ", ".join(f"{name} ({split_of[name]})" for name in names[:_SHOWN])
+    return (
+        f"{shown}{', ...' if len(names) > _SHOWN else ''} {sign} and lie in different splits. If they are of one "
+        f"session or patient, set same_session = [{toml_list(names)}] under [data]."
+    )
