@@ -348,8 +348,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
     head.load_state_dict(tensors, assign=True)
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise _damaged(path, f"{HEAD_NAME} holds numbers that are not finite float32")
-    calibration = _calibration(document["calibration"], len(labels), path)
-    seen = document.get("fitted_on", {})
+    seen, calibration = document.get("fitted_on", {}), document["calibration"]
     return Bundle(
         head.eval(),
         labels,
@@ -357,7 +356,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         settings,
         tuple(spaces.values()),
         dict(document["versions"]),
-        calibration,
+        None if calibration is None else Calibration.from_mapping(calibration, len(labels)),
         _adapter(document["adapter"], path),
         _backbone(document.get("backbone"), path),
         fitted_on={content: [(int(start), int(end)) for start, end in spans] for content, spans in seen.items()},
@@ -388,16 +387,6 @@ def _backbone(record: Mapping[str, Any] | None, path: Path) -> Path | None:
 def _digests(folder: Path) -> dict[str, str]:
     """sha256 of each file of a folder, by name."""
     return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def _calibration(record: Mapping[str, Any] | None, label_count: int, path: Path) -> Calibration | None:
-    if record is None:
-        return None
-    found = Calibration(np.array(record["temperatures"], np.float64), np.array(record["offsets"], np.float64))
-    both = np.stack([found.temperatures, found.offsets])
-    if both.shape != (2, label_count) or not np.isfinite(both).all() or not (found.temperatures > 0).all():
-        raise _damaged(path, f"the calibration is {record!r}, not a temperature above 0 and an offset for each label")
-    return found
 
 
 def _damaged(path: Path, found: str) -> BundleError:

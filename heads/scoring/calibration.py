@@ -9,7 +9,7 @@ prior, so few clips change little. Order is preserved, so thresholds on scores a
 What this is not: a part of deciding. Predictions compare scores as trained with their thresholds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,19 @@ class Calibration:
 
     temperatures: PerLabel
     offsets: PerLabel
+
+    @classmethod
+    def from_mapping(cls, record: Mapping[str, Any], label_count: int) -> "Calibration":
+        """What `to_mapping` gave.
+
+        Raises:
+            ValueError: If it is not for this many labels.
+        """
+        found = cls(np.array(record["temperatures"], np.float64), np.array(record["offsets"], np.float64))
+        both = np.stack([found.temperatures, found.offsets])
+        if both.shape != (2, label_count) or not np.isfinite(both).all() or not (found.temperatures > 0).all():
+            raise ValueError(f"the calibration is {record!r}, not a temperature above 0 and an offset for each label")
+        return found
 
     def to_mapping(self) -> dict[str, list[float]]:
         """Both by name, ready for JSON."""

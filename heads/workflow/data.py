@@ -148,7 +148,7 @@ def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
 
 
 def own_table(project: Project, bundle: Bundle) -> ClipTable:
-    """The clip table, refused where labels or clips are not the bundle's; of a zero-shot bundle, labels it was asked about.
+    """The clip table, refused where labels or clips are not the bundle's; of a zero-shot bundle, its own labels.
 
     Raises:
         BundleError: Naming both.

@@ -43,6 +43,7 @@ from featurecache.extraction.run import run_plan
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project, parse_section
 from featurecache.spelling import visible
+from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.loading import load_split, read_features
 from heads.runs import write_document
@@ -149,6 +150,7 @@ def zero_shot(
     if samples and method == "zs-b":
         raise UsageError("--samples draws lists, but zs-b asks for yes or no. Leave it out, or use zsc-co.")
     check_table(project, use="targets")
+    check_table(project, use="targets")
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     rules = _rules(project, table)
     table = _of_labels(table, labels)
@@ -173,7 +175,7 @@ def zero_shot(
         return ZeroShotReport(*report, outcome, None, answers, audit)
     data = _labelled(project, plan, table)
     if data is None:
-        write_unsure_run(asking, folder=folder, spaces=plan.spaces, audit=audit)
+        write_unsure_run(asking, folder=folder, spaces=plan.spaces, audit=audit, clips=ClipRule.of(project))
         return ZeroShotReport(*report, outcome, None, answers, audit, None, folder / "bundle")
     timeline = TimelineChoice(project)
     best = write_zero_shot_run(
@@ -184,6 +186,7 @@ def zero_shot(
         black=_black_answers(project, plan, folder / "black_video.json"),
         audit=audit,
         leakage=leakage_record(table.clips),
+        clips=ClipRule.of(project),
         choose_timeline=timeline,
     )
     run = finished_run(folder, best, timeline)

@@ -15,6 +15,7 @@ from featurecache.clips.leakage import spans_of
 from featurecache.files import private_folder
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
+from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.methods import method_of_question
 from heads.models import head_scores
@@ -35,6 +36,7 @@ def write_zero_shot_run(
     black: Numbers,
     audit: Mapping[str, Any],
     leakage: Mapping[str, Any],
+    clips: ClipRule,
     choose_timeline: ChooseTimeline,
 ) -> dict[str, Any]:
     """Writes the bundle, the out-of-fold scores and, last, `best.json`.
@@ -48,6 +50,7 @@ def write_zero_shot_run(
         black: The answers about a black video by tap, (1, width).
         audit: What the free answers are like.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the table.
+        clips: What a clip is.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
@@ -66,6 +69,7 @@ def write_zero_shot_run(
         seed=0,
         folder=folder,
         leakage=leakage,
+        clips=clips,
         fitted_on=spans_of(data.clip_ids or ()),
         of_run={
             "method": method_of_question(asking.asked.kind),
@@ -89,7 +93,7 @@ def write_zero_shot_run(
 
 
 def write_unsure_run(
-    asking: ZeroShot, *, folder: Path, spaces: Mapping[str, FeatureSpace], audit: Mapping[str, Any]
+    asking: ZeroShot, *, folder: Path, spaces: Mapping[str, FeatureSpace], audit: Mapping[str, Any], clips: ClipRule
 ) -> dict[str, Any]:
     """Writes the bundle of a project without a labelled clip; arguments and result as `write_zero_shot_run`."""
     tap, head = asking.head(np.zeros(len(asking.labels), np.int64))
@@ -97,7 +101,8 @@ def write_unsure_run(
     thresholds = np.full(len(asking.labels), DEFAULT_THRESHOLD)
     settings = HeadSettings(inputs=name, normalization="none")
     private_folder(folder)
-    save_bundle(Bundle(head, asking.labels, thresholds, settings, (spaces[name],), tool_versions()), folder / "bundle")
+    bundle = Bundle(head, asking.labels, thresholds, settings, (spaces[name],), tool_versions(), clips=clips)
+    save_bundle(bundle, folder / "bundle")
     best = {
         "method": method_of_question(asking.asked.kind),
         "settings": settings.to_mapping(),
