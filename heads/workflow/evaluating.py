@@ -127,11 +127,13 @@ def evaluate(
     folders = [first, *([against] if isinstance(against, Path) else against)]
     of_run: dict[Path, Path] = {}
     for folder in folders:
-        if (other := of_run.setdefault(folder.resolve().parent, folder)) is not folder:
+        run = folder.resolve().parent
+        if run in of_run:
             raise BundleError(
                 "bundles must lie in run folders of their own, where their results go, but "
-                f"{other} and {folder} share one. Name a bundle of another run with --against."
+                f"{of_run[run]} and {folder} share one. Name a bundle of another run with --against."
             )
+        of_run[run] = folder
     heads = [load_bundle(folder) for folder in folders]
     check_table(project, use="targets")
     tuned = [load_timeline(folder) for folder in folders]
