@@ -10,10 +10,12 @@ What this is not: the outer split into train, validation and test (`featurecache
 
 import hashlib
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.clips.local_search import Change, descend
 from featurecache.errors import SettingsError
 
 Folds = npt.NDArray[np.int64]
@@ -102,45 +104,20 @@ def _dealt(names: npt.NDArray[np.str_], folds: int, salt: str) -> Folds:
     return assigned
 
 
-def _descended(counts: npt.NDArray[np.int64], start: Folds, folds: int) -> tuple[float, Folds]:
-    """Moves one session or swaps two as long as that helps; the cost reached, and the assignment (S,)."""
+def _descended(counts: Folds, start: Folds, folds: int) -> tuple[float, Folds]:
+    """Moves one session or swaps two as long as that helps; the cost reached, and the assignment (M,)."""
     assigned, session_count = start.copy(), len(start)
-    label_count = counts.shape[1] // 2
-    moves = [(s, s, goal) for s in range(session_count) for goal in range(folds)]
+    moves = [(s, -1, goal) for s in range(session_count) for goal in range(folds)]
     swaps = itertools.combinations(range(session_count), 2) if session_count <= _SWAPS_UP_TO else ()
-    one, other, goal = np.array([*moves, *((a, b, -1) for a, b in swaps)], np.int64).T
-    sums = np.zeros((folds, counts.shape[1]), np.int64)
-    np.add.at(sums, assigned, counts)
-    cost = float(_cost(sums[None], label_count)[0])
-    while True:
-        target = np.where(goal >= 0, goal, assigned[other])
-        amount = counts[one] - np.where((goal >= 0)[:, None], 0, counts[other])  # (M, 2C + 1), to the target
-        useful = np.flatnonzero(target != assigned[one])
-        costs = np.concatenate(
-            [
-                _cost(_changed(sums, amount[part], assigned[one[part]], target[part]), label_count)
-                for part in np.array_split(useful, -(-len(useful) // 1024))
-            ]
-        )
-        at = useful[int(costs.argmin())]
-        if costs.min() >= cost:
-            return cost, assigned
-        sums = _changed(sums, amount[[at]], assigned[one[[at]]], target[[at]])[0]
-        cost = float(costs.min())
-        if goal[at] < 0:
-            assigned[other[at]] = assigned[one[at]]
-        assigned[one[at]] = target[at]
+    one, other, to = np.array([*moves, *((a, b, -1) for a, b in swaps)], np.int64).T
 
+    def changes(assigned: Folds) -> Iterator[Change]:
+        goal = np.where(to >= 0, to, assigned[other])
+        useful = np.flatnonzero(goal != assigned[one])
+        yield one[useful], other[useful], goal[useful]
 
-def _changed(
-    sums: npt.NDArray[np.int64], amount: npt.NDArray[np.int64], origin: Folds, target: Folds
-) -> npt.NDArray[np.int64]:
-    """Sums (F, 2C + 1) after each of M transfers: (M, F, 2C + 1)."""
-    changed = np.repeat(sums[None], len(amount), axis=0)
-    every = np.arange(len(amount))
-    changed[every, origin] -= amount
-    changed[every, target] += amount
-    return changed
+    label_count = counts.shape[1] // 2
+    return descend(counts, assigned, folds, lambda sums: _cost(sums, label_count), changes), assigned
 
 
 def _cost(sums: npt.NDArray[np.int64], label_count: int) -> npt.NDArray[np.float64]:

@@ -11,11 +11,13 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.clips.local_search import Change, Integers, descend
 from featurecache.errors import SplitError
 
 SPLITS = ("train", "validation", "test")
@@ -165,45 +167,18 @@ def _search_descending(
         ends = np.round(np.cumsum(fractions) * len(order)).astype(int)
         for split, part in enumerate(np.split(np.array(order), ends[:-1])):
             assigned[part] = split
-        cost = _descend(counts, fractions, assigned, free, random.Random(f"{seed}/{restart}"))  # noqa: S311
+        draw = random.Random(f"{seed}/{restart}")  # noqa: S311
+        changes = partial(_tried, free=free, draw=draw)
+        cost = descend(counts, assigned, len(SPLITS), lambda sums: _cost(sums, fractions), changes)
         if cost < best_cost:
             best, best_cost = assigned, cost
     return best
 
 
-def _descend(
-    counts: NDArray[np.int64],
-    fractions: NDArray[np.float64],
-    assigned: NDArray[np.int64],
-    free: NDArray[np.int64],
-    draw: random.Random,
-) -> float:
-    """Improves `assigned` in place until no move and none of the drawn swaps helps; returns its cost."""
-    sums = np.stack([counts[assigned == split].sum(axis=0) for split in range(3)])  # (3, C + 1)
-    cost = float(_cost(sums, fractions))
-    moved = np.repeat(free, 2)  # each free session to either of the two other splits
-    while True:
-        goals = (assigned[moved] + np.tile([1, 2], len(free))) % 3
-        change = _transfer(counts[moved], assigned[moved], goals)
-        costs = _cost(sums + change, fractions)
-        at = int(costs.argmin())
-        if costs[at] < cost:
-            assigned[moved[at]] = goals[at]
-        else:
-            drawn = free[np.array([int(draw.random() * len(free)) for _ in range(2 * _SWAPS)])].reshape(2, -1)
-            one, other = drawn[:, assigned[drawn[0]] != assigned[drawn[1]]]
-            if not len(one):
-                return cost
-            change = _transfer(counts[one] - counts[other], assigned[one], assigned[other])
-            costs = _cost(sums + change, fractions)
-            at = int(costs.argmin())
-            if costs[at] >= cost:
-                return cost
-            assigned[[one[at], other[at]]] = assigned[[other[at], one[at]]]
-        sums, cost = sums + change[at], float(costs[at])
-
-
-def _transfer(amount: NDArray[np.int64], origin: NDArray[np.int64], goal: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What taking (K, C + 1) amounts from one split to another changes: shape (K, 3, C + 1)."""
-    sign = (goal[:, None] == np.arange(3)).astype(np.int64) - (origin[:, None] == np.arange(3))  # (K, 3)
-    return np.asarray(sign[:, :, None] * amount[:, None, :])
+def _tried(assigned: Integers, free: Integers, draw: random.Random) -> Iterator[Change]:
+    """Each free session to either of the two other splits; if none of that helps, some swaps that are drawn."""
+    moved = np.repeat(free, 2)
+    yield moved, np.full_like(moved, -1), (assigned[moved] + np.tile([1, 2], len(free))) % 3
+    drawn = free[np.array([int(draw.random() * len(free)) for _ in range(2 * _SWAPS)])].reshape(2, -1)
+    one, other = drawn[:, assigned[drawn[0]] != assigned[drawn[1]]]
+    yield one, other, assigned[other]
