@@ -1,7 +1,8 @@
 """A small network and clips for the fine-tuning loop, light to import in other processes."""
 
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.training_state import Group, positive_weight
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class SmallNetwork(nn.Module):
@@ -40,6 +44,26 @@ class SmallClips:
 
     def expect(self, numbers: Sequence[int]) -> None:
         self.expected = list(numbers)
+
+
+def short_of_memory(network: nn.Module, most: int, *, training: bool, monkeypatch: "pytest.MonkeyPatch") -> list[bool]:
+    """Has a network ask for more memory than there is where it trains on, or scores, more than `most` clips at once.
+
+    Returns:
+        For each time that a device's cache is emptied, whether the tensors of the failed attempt were gone by then.
+    """
+    failed: list[weakref.ref[Tensor]] = []
+    gone: list[bool] = []
+
+    def ask(module: nn.Module, rows: tuple[Mapping[str, Tensor]]) -> None:
+        if module.training == training and len(next(iter(rows[0].values()))) > most:
+            of_this_attempt = torch.zeros(1)
+            failed.append(weakref.ref(of_this_attempt))
+            torch.empty(10**15)
+
+    network.register_forward_pre_hook(ask)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(all(one() is None for one in failed)))
+    return gone
 
 
 GROUPS = (Group("language_model.", 1e-3, 0.0), Group("head.", 1e-2, 0.1))

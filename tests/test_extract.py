@@ -35,7 +35,7 @@ from featurecache.store.claims import Claims
 from featurecache.video.sampling import read_clips
 from tests.make_videos import write_video
 from tests.projects import failed_clip_ids, make_project, make_table
-from tests.tiny_models import IMAGE_PX, plain_processor
+from tests.tiny_models import IMAGE_PX, change_weights, plain_processor
 
 PROMPT = "user: describe the hand . <video>"
 
@@ -372,15 +372,12 @@ def test_extraction_starts_anew_when_the_weights_change(project: Project, tiny_m
 def test_nothing_is_stored_when_the_weights_change_between_plan_and_run(
     project: Project, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     settings = project.root / "featurecache.toml"
     settings.write_text(settings.read_text().replace(str(tiny_model), str(model)))
     changed = open_project(project.root)
     plan = plan_extraction(changed)
-    weights = load_file(model / "model.safetensors")
-    save_file({name: weight * 1.5 for name, weight in weights.items()}, model / "model.safetensors")
+    change_weights(model)
     with pytest.raises(FingerprintMismatchError, match=r"backbone\.weights\.model\.safetensors changed in between"):
         run_plan(changed, plan)
     assert not changed.cache.exists()

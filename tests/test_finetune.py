@@ -49,8 +49,8 @@ from heads.models import Front, LinearHead, head_scores
 from heads.runs import train_bundle
 from heads.settings import HeadSettings
 from tests.projects import make_project, make_table
-from tests.small_finetuning import GROUPS, SmallClips, SmallNetwork, loop, parameters
-from tests.tiny_models import IMAGE_PX, make_llava_next_video, pixels_of, plain_processor
+from tests.small_finetuning import GROUPS, SmallClips, SmallNetwork, loop, parameters, short_of_memory
+from tests.tiny_models import IMAGE_PX, change_weights, make_llava_next_video, pixels_of, plain_processor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 
@@ -526,6 +526,33 @@ def finished(project: Project) -> LoraRun:
     run.train()
     run.finish()
     return run
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_lora_takes_the_same_steps_with_smaller_batches_when_memory_is_not_enough(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    settings = dataclasses.replace(SMALL, dropout=0.0, epochs=1, micro_batch=4)
+    whole, short = (begin(project, tuned(project), tmp_path / name, settings).loop for name in ("whole", "short"))
+    gone = short_of_memory(short.network, 1, training=training, monkeypatch=monkeypatch)
+    whole.run()
+    short.run()
+    assert (whole.micro_batch, short.micro_batch) == (4, 1)
+    assert gone == [True, True]
+    assert all(torch.allclose(one, parameters(whole)[name], atol=1e-5) for name, one in parameters(short).items())
+
+
+def test_lora_is_refused_when_the_model_changes_between_plan_and_run(
+    project: Project, deep_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(deep_model, tmp_path / "model"))
+    features = dataclasses.replace(project.settings.features, model=str(model))
+    changing = Project(project.root, dataclasses.replace(project.settings, features=features))
+    plan = plan_lora(changing, SMALL, tuned(project))
+    run_plan(changing, plan.extraction)
+    change_weights(model)
+    with pytest.raises(FingerprintMismatchError, match=r"weights\.model\.safetensors changed in between"):
+        LoraRun(changing, plan, seed=1, device="cpu", folder=tmp_path)
 
 
 def test_bundle_knows_what_made_it_and_the_head_it_began_with(project: Project, tmp_path: Path) -> None:

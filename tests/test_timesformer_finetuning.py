@@ -26,6 +26,7 @@ from featurecache.clips.csv_file import read_table
 from featurecache.errors import (
     BundleError,
     CheckpointError,
+    FingerprintMismatchError,
     ModelNotFoundError,
     SettingsError,
     StudyError,
@@ -50,7 +51,9 @@ from heads.models import Front, LinearHead
 from heads.report import documents
 from heads.search.study import JOURNAL_NAME, STUDY_NAME
 from tests.projects import make_project, make_table
+from tests.small_finetuning import parameters, short_of_memory
 from tests.tiny_families import FRAMES, IMAGE_PX, WIDTH, make_clip, make_timesformer
+from tests.tiny_models import change_weights
 
 RANGES = TrialRanges(learning_rate=(1e-4, 1e-3), batch_size=(4, 8))
 SMALL = FinetuneSettings(
@@ -233,6 +236,29 @@ def test_training_begins_at_the_prior_of_each_label(project: Project, model: Pat
     assert np.allclose(run.loop.scores(run.loop.validation), share, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_timesformer_takes_the_same_steps_with_smaller_batches_when_memory_is_not_enough(
+    project: Project, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    whole, short = (begin(project, model, tmp_path / name, epochs=1, micro_batch=4).loop for name in ("whole", "short"))
+    gone = short_of_memory(short.network, 1, training=training, monkeypatch=monkeypatch)
+    whole.run()
+    short.run()
+    assert (whole.micro_batch, short.micro_batch) == (4, 1)
+    assert gone == [True, True]
+    assert all(torch.allclose(one, parameters(whole)[name], atol=1e-4) for name, one in parameters(short).items())
+
+
+def test_timesformer_is_refused_when_the_model_changes_between_plan_and_run(
+    project: Project, model: Path, tmp_path: Path
+) -> None:
+    changing = Path(shutil.copytree(model, tmp_path / "model"))
+    plan = plan_timesformer(project, dataclasses.replace(SMALL, model=str(changing)))
+    change_weights(changing)
+    with pytest.raises(FingerprintMismatchError, match=r"weights\.model\.safetensors changed in between"):
+        TimesformerRun(plan, seed=1, device="cpu", folder=tmp_path)
+
+
 def test_bundle_scores_as_training_did(project: Project, finished: TimesformerRun) -> None:
     folder = finished.folder
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -251,7 +277,7 @@ def test_bundle_scores_as_training_did(project: Project, finished: TimesformerRu
     assert np.abs(scores - finished.loop.scores(finished.loop.validation)).max() < 1e-5  # float32 all the way
     best = json.loads((folder / "best.json").read_text())
     assert (best["method"], best["inputs"]) == ("TimeSformer", "final/cls")
-    assert space.fingerprint != finished.plan.model
+    assert space.fingerprint != finished.plan.space.fingerprint
 
 
 def test_a_run_goes_on_bit_for_bit_when_it_was_interrupted(

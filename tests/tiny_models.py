@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -89,6 +90,12 @@ def make_llava_next_video(
     tokenizer.save_pretrained(folder)
     name_tower_weights_as_published(folder)
     return lay_out(folder, llava_next_video(IMAGE_PX), LLAVA_NEXT_VIDEO_CONFIG)
+
+
+def change_weights(folder: Path) -> None:
+    """Other numbers in a model's file of weights."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: one * 1.5 for name, one in weights.items()}, folder / "model.safetensors", {"format": "pt"})
 
 
 def plain_processor(folder: Path) -> LlavaNextVideoProcessor:

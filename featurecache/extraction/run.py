@@ -8,18 +8,14 @@ from importlib.metadata import version
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.backbones import open_backbone
-from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id
 from featurecache.device import device_of
-from featurecache.errors import FingerprintMismatchError
 from featurecache.extraction.failures import record_failures
+from featurecache.extraction.opening import open_planned
 from featurecache.extraction.pipeline import Extraction, Progress, Span, Work, extract
 from featurecache.extraction.plan import Plan
-from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.spot_check import check_canaries
 from featurecache.project.settings import Project
-from featurecache.spec import differences
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.store.clip_columns import Wanted
 from featurecache.store.live import live_cache
@@ -43,12 +39,9 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
     if plan.work:
         settings, dtype = project.settings.extract, project.settings.features.dtype
         device = device_of(settings.device)
-        backbone = open_backbone(plan.inputs, dtype=dtype, device=device)
-        if plan.adapter is not None:
-            from featurecache.backbones.adapter import attach_adapter
-
-            attach_adapter(backbone, plan.adapter.folder)
-        _require_unchanged(project, plan)
+        backbone = open_planned(
+            project, plan.inputs, plan.spaces, dtype=dtype, device=device, adapter=plan.adapter, asked=plan.asked
+        )
         checked = check_canaries(
             plan.canaries, backbone, project.cache, kept=plan.kept, spaces=plan.spaces, compute_dtype=dtype
         )
@@ -77,19 +70,6 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
     if plan.table is not None:
         record_failures(project, plan.spaces, failures, table=plan.table)
     return replace(done, failures=failures)
-
-
-def _require_unchanged(project: Project, plan: Plan) -> None:
-    """Refuses a model whose files, as they were just loaded, are others than those that the plan has digested."""
-    adapter = None if plan.adapter is None else open_adapter(plan.adapter.folder)
-    _, now = project_spaces(project, keep=list(plan.spaces), adapter=adapter, asked=plan.asked)
-    changed = [name for name, space in plan.spaces.items() if now[name].fingerprint != space.fingerprint]
-    if changed:
-        differ = ", ".join(differences(now[changed[0]], plan.spaces[changed[0]]))
-        raise FingerprintMismatchError(
-            f"the model's files must stay as they are from the plan to the run, but {differ} changed in between. "
-            "Run it again when nothing writes to the model's folder."
-        )
 
 
 def still_lacking(project: Project, plan: Plan) -> frozenset[str]:

@@ -306,8 +306,7 @@ class FineTuning:
                 "train fewer layers, or use a device with more memory."
             )
         self.micro_batch //= 2
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing in a process that has used no GPU
 
     # --- an epoch's end ---------------------------------------------------------------------------
 

@@ -39,13 +39,14 @@ import torch
 from pydantic import AfterValidator, Field
 
 from featurecache import FeatureCache
-from featurecache.backbones import model_type_of, open_backbone
+from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter import merge_adapter
 from featurecache.backbones.adapter_files import FAMILIES, depth_of
 from featurecache.backbones.four_bit import require_four_bit
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
 from featurecache.extraction.failures import KnownFailures, known_failures
+from featurecache.extraction.opening import open_planned
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.spaces import project_spaces
@@ -218,6 +219,7 @@ class LoraRun(Run):
         ranks: This process among its peers.
 
     Raises:
+        FingerprintMismatchError: If the model's files changed since the plan was made.
         MissingFeaturesError: If the cache lacks tokens, or features that the head reads.
         SettingsError: If the device is not here, or a target names no linear layer.
     """
@@ -235,7 +237,7 @@ class LoraRun(Run):
         head, group = _refitted_head(project, plan, seed=seed, device=device, ranks=ranks or Ranks())
         clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
         self._network = AdaptedNetwork(
-            open_backbone(plan.extraction.inputs, dtype=features.dtype, device=device),
+            open_planned(project, plan.extraction.inputs, spaces, dtype=features.dtype, device=device),
             head.to(device),
             inputs=list(plan.bundle.kept),
             tokens=plan.tokens,

@@ -33,17 +33,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from pydantic import AfterValidator, Field
 
-from featurecache.backbones import find_model, open_backbone, read_config
+from featurecache.backbones import find_model, read_config
 from featurecache.backbones.timesformer import unfreeze, write_model
 from featurecache.clips.csv_file import read_table
 from featurecache.device import check_dtype
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
+from featurecache.extraction.opening import open_planned
 from featurecache.extraction.pipeline import Progress, Span
 from featurecache.extraction.pixels import PixelStore
 from featurecache.extraction.plan import sources_of
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
+from featurecache.spec import FeatureSpace
 from featurecache.video.recordings import Recording
 from heads.data import KeptSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of
@@ -127,7 +129,7 @@ class TimesformerPlan:
         settings: Settings of the run.
         project: The user's project with TimeSformer as its backbone.
         inputs: TimeSformer without its weights.
-        model: Fingerprint of the features of the model that training begins with.
+        space: Feature space of the model that training begins with.
         labels: Names of the C labels.
         splits: Training and validation clips, by the split's name.
         store: The clips' frames.
@@ -137,7 +139,7 @@ class TimesformerPlan:
     settings: FinetuneSettings
     project: Project
     inputs: "Inputs"
-    model: str
+    space: FeatureSpace
     labels: tuple[str, ...]
     splits: Mapping[str, KeptSplit]
     store: PixelStore
@@ -239,7 +241,7 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
         decoders=project.settings.extract.decoders,
         most_bytes=settings.memory_gb * 1e9,
     )
-    return TimesformerPlan(settings, own, inputs, spaces[INPUTS].fingerprint, table.labels, splits, store, left_out)
+    return TimesformerPlan(settings, own, inputs, spaces[INPUTS], table.labels, splits, store, left_out)
 
 
 class TimesformerRun(Run):
@@ -253,6 +255,7 @@ class TimesformerRun(Run):
         ranks: This process among its peers.
 
     Raises:
+        FingerprintMismatchError: If the model's files changed since the plan was made.
         ModelNotFoundError: If the weights are damaged, or some are missing.
         SettingsError: If the device is not here or does not compute in `features.dtype`, or the model has fewer layers
             than are to be trained.
@@ -265,7 +268,7 @@ class TimesformerRun(Run):
         self.plan = plan
         check_dtype(plan.project.settings.features.dtype, device)  # of the products; steps are taken in float32
         clips = {name: PixelClips(split, plan.store) for name, split in plan.splits.items()}
-        encoder: Any = open_backbone(plan.inputs, dtype="float32", device=device)
+        encoder: Any = open_planned(plan.project, plan.inputs, {INPUTS: plan.space}, dtype="float32", device=device)
         unfreeze(encoder, last_layers=settings.last_layers, gradient_checkpointing=settings.gradient_checkpointing)
         head = LinearHead(Front(plan.inputs.taps["final"].width), len(plan.labels))
         with torch.no_grad():
@@ -291,7 +294,7 @@ class TimesformerRun(Run):
                 name: value for name, value in settings.to_mapping().items() if name not in (*_SPEED, "model")
             },
             "seed": seed,
-            "model": plan.model,
+            "model": plan.space.fingerprint,
             "clips": digest_of(clips),
         }
         super().__init__(loop, settings, began_with=began_with, seed=seed, folder=folder)
