@@ -1,31 +1,18 @@
-"""A search of 200 trials: by the loop that everybody writes, by scikit-learn, and by both engines here.
+"""What `featurecache tune` costs as a user types it, against the loop that everybody writes; and its engines alone.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law]
-        [--draw N] [--draws N]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law] [--draw N]
 
 Synthetic features (15,912 x 4096 float16, 60 sessions: 42 train, 9 validate, 9 unseen; rank 256 plus noise, or
-variances that fall off as a power law), 4 labels. The objective is validation macro-F1 at 0.5. CPU time, one thread.
+variances that fall off as a power law), 4 labels. CPU time, one thread.
 
 (a) The own loop: DataLoader, nn.Linear, Adam, a SQLite study told the score of each epoch. An epoch, its scoring and
-    the storage are measured on a few trials and multiplied by the epochs of (c)'s study: those that it trained (equal
-    pruning), and all that its trials asked for (no pruning, as such a loop is mostly run). Its best score is that of
-    (c)'s study of AdamW, whose best trial the loop trains again; `loop_best` is the better of the two heads.
-(b) scikit-learn: one-vs-rest LogisticRegression on standardised features, a few values of C with and without balanced
-    classes; time per fit times 200.
-(c) `search_heads`, all included (checks, digest, storage, the final fit, documents): AdamW with TPE, 16 trials side by
-    side, over the loop's settings; the convex solver on all features (a plain penalty, and one that follows their
-    variances), chosen by validation, which is the loop's objective; the same chosen by five session folds, as by
-    default; with the plain penalty alone; and on 128, 256 and 512 principal components, plain penalty.
-
-A best validation score says how well a head does and how kindly it was chosen. So each best head's score on unseen
-sessions stands beside it, both at 0.5 and at thresholds tuned on validation as bundles do. `apart` compares heads with
-the loop's best: the paired 95% interval of the difference over validation and over unseen sessions, and how much of
-the loop's lead stays on validation alone (`lead_lost`: its validation minus unseen score, less that of the head here;
-what makes one part harder than the other is in both). One draw of the data is luck, of a hundredth or two: the targets
-for scores are those of `--draws`, which compares means over several.
-
-Floors, measured in the same run: the products of a stack of 16 heads and nothing else; those of each step of the
-convex solver, at that step's number of columns; reading the features once.
+    the storage are measured on a few trials and multiplied by the epochs that the trials of (b) asked for (no pruning,
+    as such a loop is mostly run), and by those that they trained (equal pruning).
+(b) `featurecache tune --trials 200` with its defaults, in a process of its own on a project whose cache has the
+    features: imports, reading, search, refit, timeline settings and writing included. Where its time goes is counted
+    inside.
+(c) The engines alone: a study of AdamW over the products of its stacks, and the convex solver over the products of its
+    steps.
 """
 
 import argparse
@@ -33,53 +20,50 @@ import csv
 import json
 import logging
 import os
+import pkgutil
 import platform
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import optuna
 import torch
-from sklearn.linear_model import LogisticRegression
 from targets import Target, judged
 from torch.utils.data import DataLoader, TensorDataset
 
+from featurecache.annotations import Interval, write_csv
+from featurecache.clips.clip import Clip, ClipTable
+from featurecache.clips.csv_file import write_table
 from featurecache.spec import FeatureSpace
-from heads import HeadSettings, SearchSpace, load_bundle, search_heads
-from heads.data import KeptSplit, LabelledFeatures, LearningData
+from featurecache.store.exchange import import_features
+from heads import HeadSettings, SearchSpace, load_bundle
+from heads.data import KeptSplit, LearningData
 from heads.engines.basis import Basis
 from heads.engines.convex import grid_points, solve_grid
-from heads.engines.training import StackedTrainer
 from heads.engines.training_clips import TrainingClips, View
-from heads.scoring.metrics import macro_f1, session_counts
-from heads.scoring.statistics import paired_comparison
-from heads.scoring.thresholds import tuned_thresholds
-from heads.search import results as results_module
-from heads.search import search as search_module
+from heads.scoring.metrics import macro_f1
 from heads.search.search import STACKED_TRIALS
 
+ROOT = Path(__file__).parents[1]
 LABELS = ("a", "b", "c", "d")
 KEPT = "final/mean"
 SPACE = FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float16"})
 TRIALS = 200
-WIDTHS = (128, 256, 512)
-TURNS = 3
-"""Of the AdamW study and its floor, one after the other; their medians count."""
-OPTUNA_AND_EVALUATION: tuple[tuple[Any, str], ...] = (
-    (search_module._Search, "_ask"),
-    (search_module._Search, "_is_pruned"),
-    (search_module._Search, "_end_steps"),
-    (results_module, "importances"),
-    (StackedTrainer, "_reports"),
+PARTS = (
+    ("reading the features", "heads.workflow.training", "learning_data"),
+    ("principal axes", "heads.engines.prepared", "basis_of"),
+    ("convex trials", "heads.search.search", "solve_trial"),
+    ("AdamW trials", "heads.search.search._Search", "_train_epoch"),
+    ("refit and its folds", "heads.runs", "refit"),
+    ("timeline settings", "heads.workflow.training", "tune_on_held_out"),
 )
+"""Of the command: what is counted, and where it is called."""
 REPORTS = 30
 """Epochs that a trial of the loop reports, where its storage is measured."""
 
@@ -114,45 +98,6 @@ def make_data(N: int, D: int, *, power_law: bool, draw: int, sessions: int = 60)
 
     data = LearningData(part(of_clip < 42), part((of_clip >= 42) & (of_clip < 51)), LABELS, {KEPT: SPACE})
     return data, part(of_clip >= 51)
-
-
-# --- what a head is worth ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Worth:
-    """A head's probabilities, and what they score on validation and on unseen sessions."""
-
-    validation: LabelledFeatures
-    unseen: LabelledFeatures
-    validation_scores: np.ndarray
-    unseen_scores: np.ndarray
-
-    def figures(self) -> dict[str, float]:
-        """Macro-F1 at 0.5 and at thresholds tuned on validation."""
-        V, U = self.validation, self.unseen
-        thresholds = tuned_thresholds(V.Y, self.validation_scores, V.sessions)
-        value, on_unseen = macro_f1(V.Y, self.validation_scores), macro_f1(U.Y, self.unseen_scores)
-        return {
-            "value": value,
-            "unseen": on_unseen,
-            "validation_minus_unseen": value - on_unseen,
-            "tuned_value": macro_f1(V.Y, self.validation_scores, thresholds),
-            "tuned_unseen": macro_f1(U.Y, self.unseen_scores, thresholds),
-        }
-
-    def apart(self, other: "Worth") -> dict[str, float]:
-        """This head minus another, with the ends of the paired intervals over sessions."""
-        ours, theirs = self.figures(), other.figures()
-        found = {name: ours[name] - theirs[name] for name in ours if name != "validation_minus_unseen"}
-        found["lead_lost"] = theirs["validation_minus_unseen"] - ours["validation_minus_unseen"]
-        for name, clips, mine, its in (
-            ("value", self.validation, self.validation_scores, other.validation_scores),
-            ("unseen", self.unseen, self.unseen_scores, other.unseen_scores),
-        ):
-            counts = [session_counts(clips.Y, scores >= 0.5, clips.sessions) for scores in (mine, its)]
-            found[f"{name}_low"], found[f"{name}_high"] = paired_comparison(*counts)["difference_ci95"]
-        return found
 
 
 # --- (a) the own loop -----------------------------------------------------------------------------
@@ -200,10 +145,8 @@ class OwnLoop:
         return macro_f1(self.Y, torch.sigmoid(head(self.X)).numpy())
 
 
-def measure_loop(
-    data: LearningData, unseen: KeptSplit, epochs: int, best: dict[str, Any]
-) -> tuple[dict[str, float], OwnLoop, Worth]:
-    """CPU seconds of an epoch of batch 256 with its scoring, and of a trial's storage; the best trial trained there."""
+def measure_loop(data: LearningData, epochs: int) -> dict[str, float]:
+    """CPU seconds of an epoch of batch 256 with its scoring, and of a trial's storage."""
     loop = OwnLoop(data)
     for_time = HeadSettings(batch_size=256, dropout=0.2)
     loop.run(for_time, lambda *_: None, 1)
@@ -222,108 +165,92 @@ def measure_loop(
             return 0.5
 
         storage_s = cpu_s(lambda: study.optimize(objective, n_trials=4)) / 4
-    settings = HeadSettings.from_mapping(best["settings"])
-    head = loop.run(settings, lambda *_: None, settings.epochs)
-    with torch.no_grad():
-        scores = [torch.sigmoid(head(X)).numpy() for X in (loop.X, loop.ready(unseen.features[KEPT]))]
-    worth = Worth(data.validation.of(KEPT), unseen.of(KEPT), *scores)
-    return {"epoch_s": epoch_s, "storage_s_per_trial": storage_s}, loop, worth
+    return {"epoch_s": epoch_s, "storage_s_per_trial": storage_s}
 
 
-# --- (b) scikit-learn -----------------------------------------------------------------------------
+# --- (b) the command ------------------------------------------------------------------------------
 
 
-def measure_scikit_learn(loop: OwnLoop, unseen: KeptSplit, quick: bool) -> dict[str, float]:
-    """Seconds per fit of all labels, and the best scores."""
-    X, Y = loop.train.tensors[0].numpy(), loop.train.tensors[1].numpy().astype(int)
-    X_unseen = loop.ready(unseen.features[KEPT]).numpy()
-    seconds, found = [], []
-    for C in (1e-3, 1e-2) if quick else (1e-4, 1e-3, 1e-2):
-        for weight in (None, "balanced"):
-            heads = [LogisticRegression(C=C, class_weight=weight, max_iter=200) for _ in LABELS]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                seconds.append(cpu_s(lambda heads=heads: [head.fit(X, Y[:, c]) for c, head in enumerate(heads)]))
-
-            def score(X: np.ndarray, Y: np.ndarray, heads: list[LogisticRegression] = heads) -> float:
-                return macro_f1(Y, np.stack([head.predict_proba(X)[:, 1] for head in heads], axis=1))
-
-            found.append((score(loop.X.numpy(), loop.Y), score(X_unseen, unseen.Y)))
-    value, on_unseen = max(found)
-    return {"s_per_trial": float(np.median(seconds)), "fits": len(seconds), "value": value, "unseen": on_unseen}
-
-
-# --- (c) here -------------------------------------------------------------------------------------
-
-
-def search(data: LearningData, unseen: KeptSplit, space: SearchSpace, trials: int, folder: Path) -> dict[str, Any]:
-    """A study's CPU seconds, best scores, and its trials."""
-    best: dict[str, Any] = {}
-    with counting_cpu_s(*OPTUNA_AND_EVALUATION) as beside:
-        seconds = cpu_s(
-            lambda: best.update(search_heads(data, search_space=space, trials=trials, seed=0, folder=folder))
-        )
-    bundle = load_bundle(folder / "bundle")
-    with (folder / "trials.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    parts = data.validation.of(KEPT), unseen.of(KEPT)
-    worth = Worth(*parts, *(bundle.scores(part.X, fingerprint=SPACE.fingerprint) for part in parts))
-    return {
-        "cpu_s": seconds,
-        "beside_training": beside[0] / seconds,
-        **worth.figures(),
-        "corrected_value": best["optimism"]["corrected"],
-        "worth": worth,
-        "best": best,
-        "rows": rows,
-    }
+def make_project(root: Path, data: LearningData, unseen: KeptSplit) -> None:
+    """A project whose cache has the features, imported under the name `made`."""
+    (root / "videos").mkdir(parents=True)
+    clips, intervals, contents = [], {}, {}
+    for split, part in (("train", data.train), ("validation", data.validation), ("test", unseen)):
+        for session in dict.fromkeys(part.sessions.tolist()):
+            content = f"{len(intervals):016x}"
+            contents[content] = content * 4
+            own = part.Y[part.sessions == session]
+            spans = [(3_000_000 * at, 3_000_000 * (at + 1)) for at in range(len(own))]
+            intervals[f"{session}.mp4"] = sorted(
+                Interval(*span, label)
+                for at, label in enumerate(LABELS)
+                for span, on in zip(spans, own[:, at], strict=True)
+                if on
+            )
+            clips += [
+                Clip(f"{content}-{start}-{end}", f"{session}.mp4", session, split, start, end, tuple(map(int, target)))
+                for (start, end), target in zip(spans, own, strict=True)
+            ]
+    write_csv(root / "labels.csv", intervals)
+    write_table(ClipTable(LABELS, tuple(clips)), root / "clips.csv", state_path=root / ".featurecache/clips.json")
+    parts = [part.features[KEPT] for part in (data.train, data.validation, unseen)]
+    ids = np.array([clip.clip_id for clip in clips], "S")
+    np.savez(root / "made.npz", features=np.concatenate(parts), clip_id=ids)
+    (root / "featurecache.toml").write_text(
+        '[data]\nvideos = "videos"\nannotations = "labels.csv"\n'
+        f'labels = {json.dumps(LABELS)}\n[features]\nmodel = "none"\n'
+    )
+    import_features(root / "features.zarr", root / "made.npz", name="made", recordings=contents)
 
 
-@contextmanager
-def counting_cpu_s(*methods: tuple[Any, str]) -> Iterator[list[float]]:
-    """Adds up the CPU seconds inside some methods, none of which calls another of them."""
-    spent = [0.0]
+def command(root: Path, *words: str) -> dict[str, float]:
+    """CPU seconds of a command in a process of its own: all of it, and its parts by name."""
+    code = "import sys; sys.path.insert(0, 'benchmarks'); from bench_search import counted_command; counted_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--config", str(root)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"featurecache {' '.join(words)} must end with 0, but ended so: {done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stderr.splitlines()[-1])
+    return found
 
-    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+
+def counted_command() -> None:
+    """What that process runs: the command, and on stderr what it and its parts took."""
+    spent = {name: 0.0 for name, _, _ in PARTS}
+
+    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
             start = time.process_time()
             try:
-                return method(*arguments, **named)
+                return work(*arguments, **named)
             finally:
-                spent[0] += time.process_time() - start
+                spent[name] += time.process_time() - start
 
         return run
 
-    with ExitStack() as stack:
-        for owner, name in methods:
-            stack.enter_context(patch.object(owner, name, counted(getattr(owner, name))))
-        yield spent
+    import cli
+
+    for name, owner, attribute in PARTS:
+        place = pkgutil.resolve_name(owner)
+        setattr(place, attribute, counted(name, getattr(place, attribute)))
+    loaded = time.process_time()
+    try:
+        cli.main()
+    except SystemExit as ended:
+        spent["convex trials"] -= spent["principal axes"]  # which the first of them finds
+        whole = time.process_time()
+        rest = whole - loaded - sum(spent.values())
+        print(json.dumps({"whole": whole, "imports": loaded, **spent, "the rest": rest}), file=sys.stderr)
+        raise SystemExit(ended.code) from None
 
 
-def over_draws(
-    makers: list[Callable[[], tuple[LearningData, KeptSplit]]], spaces: dict[str, SearchSpace], trials: int
-) -> dict[str, dict[str, float]]:
-    """How far best scores lie apart, over draws: mean, its standard error, and draws that are not below."""
-    found: dict[str, list[list[float]]] = {}  # (draws, 2): value, unseen
-    for make in makers:
-        data, unseen = make()
-        with tempfile.TemporaryDirectory() as folder:
-            studies = {name: search(data, unseen, of, trials, Path(folder) / name) for name, of in spaces.items()}
-        studies["scikit_learn"] = measure_scikit_learn(OwnLoop(data), unseen, quick=False)
-        for name, study in studies.items():
-            found.setdefault(name, []).append([study["value"], study["unseen"]])
-    apart = {}
-    for other in ("adamw", "scikit_learn"):
-        for name in [name for name in spaces if name != other]:
-            differences = np.array(found[name]) - np.array(found[other])
-            for score, of in zip(("validation", "unseen"), differences.T, strict=True):
-                apart[f"{name} minus {other}, {score}"] = {
-                    "mean": round(float(of.mean()), 4),
-                    "standard_error": round(float(of.std(ddof=1) / np.sqrt(len(of))), 4),
-                    "not_below": int((of >= 0).sum()),
-                    "draws": len(of),
-                }
-    return apart
+# --- (c) the engines ------------------------------------------------------------------------------
 
 
 def stack_floor_s(N: int, D: int) -> float:
@@ -398,86 +325,45 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4,000 x 1,024 and 24 trials, under 50 s")
     parser.add_argument("--power-law", action="store_true", help="variances that fall off as a power law")
     parser.add_argument("--draw", type=int, default=0, help="other data of the same kind")
-    parser.add_argument("--draws", type=int, help="nothing but the best scores, over so many draws; 3 min each")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    N, D, trials, widths = (4000, 1024, 24, (64, 128, 256)) if options.quick else (15_912, 4096, TRIALS, WIDTHS)
-    steps = SearchSpace(solver=("adamw",))
-    convex = SearchSpace(solver=("convex",), folds=0)
-    plain = replace(convex, spectral_exponent=(0.0,))
-    spaces = {
-        "adamw": steps,
-        "convex": convex,
-        "convex, five folds": replace(convex, folds=5),
-        "convex, plain penalty": plain,
-        "convex, principal components": replace(plain, components=widths),
-    }
-    if options.draws:
-        makers = [partial(make_data, N, D, power_law=options.power_law, draw=draw) for draw in range(options.draws)]
-        figures = over_draws(makers, spaces, trials)
-        rows = [
-            (f"{name} minus {other}, {score}, mean over draws", figures[f"{name} minus {other}, {score}"]["mean"])
-            for name in ("convex", "convex, principal components")
-            for other in ("adamw", "scikit_learn")
-            for score in ("validation", "unseen")
-        ]
-        targets: list[Target] = [(what, value, 0, -0.05, "higher") for what, value in rows]
-        print(document("search, best scores", figures, targets, quick=options.quick))
-        return
+    N, D, trials = (4000, 1024, 24) if options.quick else (15_912, 4096, TRIALS)
     data, unseen = make_data(N, D, power_law=options.power_law, draw=options.draw)
-    train_X = data.train.features[KEPT]
-    read_s = cpu_s(lambda: train_X.copy())
     with tempfile.TemporaryDirectory() as folder:
-        ours = {name: search(data, unseen, space, trials, Path(folder) / name) for name, space in spaces.items()}
-    rows = ours["adamw"].pop("rows")
+        root = Path(folder)
+        make_project(root, data, unseen)
+        tune = command(root, "tune", "--trials", str(trials), "--features", "made")
+        with (root / "runs/tune-made/trials.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["solver"] == "adamw"]
+        bundle = load_bundle(root / "runs/tune-made/bundle")
+    clips = unseen.of(KEPT)
+    scores = bundle.scores(clips.X, fingerprint=bundle.fingerprint)
     epochs = sum(int(row["epochs_seen"] or row["diverged_in_epoch"]) for row in rows)
     asked = sum(int(row["epochs"]) for row in rows)
-    turns = [(ours["adamw"]["cpu_s"], stack_floor_s(len(train_X), D), ours["adamw"]["beside_training"])]
-    for _ in range(0 if options.quick else TURNS - 1):
-        with tempfile.TemporaryDirectory() as folder:
-            again = search(data, unseen, steps, trials, Path(folder))
-        turns.append((again["cpu_s"], stack_floor_s(len(train_X), D), again["beside_training"]))
-    ours["adamw"]["cpu_s"], floor_s, beside_training = (float(np.median(of)) for of in zip(*turns, strict=True))
-    solver = measure_solver(data)
-    loop_figures, loop, retrained = measure_loop(data, unseen, 2 if options.quick else 3, ours["adamw"]["best"])
-    loop_best = max(retrained, ours["adamw"]["worth"], key=lambda worth: worth.figures()["value"])
-    sklearn = measure_scikit_learn(loop, unseen, options.quick)
-    loop_pruned_s = epochs * loop_figures["epoch_s"] + trials * loop_figures["storage_s_per_trial"]
-    loop_s = asked * loop_figures["epoch_s"] + trials * loop_figures["storage_s_per_trial"]
-    scale = TRIALS / trials  # the convex studies do not grow with trials, the loops do
-    figures: dict[str, Any] = {
-        "floors": {
-            "trial_epoch_s": floor_s,
-            "gflops": 4 * len(train_X) * D * len(LABELS) / floor_s / 1e9,
-            "read_gb_per_s": 2 * train_X.nbytes / read_s / 1e9,
-        },
-        "loop_best": loop_best.figures(),
-        "own_loop": {**loop_figures, "study_s": loop_s * scale, "study_pruned_s": loop_pruned_s * scale},
-        "scikit_learn": {**sklearn, "study_s": sklearn["s_per_trial"] * TRIALS},
-        "adamw": {
-            **_scores(ours["adamw"]),
-            "trials": trials,
+    loop = measure_loop(data, 2 if options.quick else 3)
+    storage_s = trials * loop["storage_s_per_trial"]
+    loop_s, pruned_s = asked * loop["epoch_s"] + storage_s, epochs * loop["epoch_s"] + storage_s
+    solver, floor_s = measure_solver(data), stack_floor_s(len(data.train.Y), D)
+    figures = {
+        "tune, CPU seconds": tune,
+        "tune": {
             "trial_epochs": epochs,
             "trial_epochs_asked": asked,
-            "s_per_trial": ours["adamw"]["cpu_s"] / trials,
+            "unseen": macro_f1(clips.Y, scores, bundle.thresholds),
+            "unseen_at_half": macro_f1(clips.Y, scores),
         },
+        "own_loop": {**loop, "study_s": loop_s, "study_pruned_s": pruned_s},
         "solver, all features": solver,
-        **{name: _scores(ours[name]) for name in spaces if name != "adamw"},
-        **{f"{name}, apart from loop_best": ours[name]["worth"].apart(loop_best) for name in spaces if name != "adamw"},
     }
-    over_loop = [
-        (f"own loop without pruning over {name} study", loop_s * scale / ours[name]["cpu_s"], bound, bound / 2)
-        for name, bound in (("convex", 60), ("convex, principal components", 150))
-    ]
-    targets = [
-        ("own loop over AdamW study, equal pruning", loop_pruned_s / ours["adamw"]["cpu_s"], 20, 10, "higher"),
-        ("AdamW study over its products", ours["adamw"]["cpu_s"] / (epochs * floor_s), 1.8, 8, "lower"),
-        ("Optuna and evaluation, share of the AdamW study", beside_training, 0.25, 0.6, "lower"),
-        *((*target, "higher") for target in over_loop),
+    targets: list[Target] = [
+        ("own loop without pruning over the command", loop_s / tune["whole"], 60, 1, "higher"),
+        ("the command, CPU seconds", tune["whole"], 35, 60, "lower"),
+        ("own loop over AdamW trials, equal pruning", pruned_s / tune["AdamW trials"], 20, 5, "higher"),
+        ("AdamW trials over their products", tune["AdamW trials"] / (epochs * floor_s), 1.8, 12, "lower"),
         ("convex solver over the products of its steps", solver["solve_over_floor"], 1.3, 5, "lower"),
-        ("share of columns that converged", solver["converged"], 1.0, 0.9, "higher"),
+        ("share of problems that converged", solver["converged"], 1.0, 0.9, "higher"),
     ]
     print(document("search", figures, targets, quick=options.quick))
 
@@ -499,10 +385,6 @@ def document(name: str, figures: dict[str, dict[str, Any]], targets: list[Target
             "targets": judged([(what, round(float(value), 4), *rest) for what, value, *rest in targets], quick=quick),
         }
     )
-
-
-def _scores(study: dict[str, Any]) -> dict[str, Any]:
-    return {name: study[name] for name in ("cpu_s", "corrected_value", *study["worth"].figures())}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ VECTORS = ("mean", "motion", "cls")
 
 
 def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> tuple[str, ...]:
-    """What a search chooses from: each vector alone, each tap's mean beside its motion, and all means together.
+    """What a search chooses from: each vector, each tap's mean and motion, all means, and all vectors side by side.
 
     Where a kind reads frames, the kept frames of each tap come with them.
 
@@ -26,9 +26,11 @@ def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> t
         chosen += ["+".join(pair) for pair in motions if pair[1] in vectors]
         if len(means) > 1:
             chosen.append("+".join(means))
+        if len(vectors) > 2:
+            chosen.append("+".join(vectors))
     if set(kinds) & {"attention", "temporal"}:
         chosen += [name for name in kept if _pooling(name) == "frames"]
-    return tuple(chosen) or tuple(kept[:1])
+    return tuple(dict.fromkeys(chosen)) or tuple(kept[:1])
 
 
 def _tap(name: str) -> str:

@@ -19,7 +19,15 @@ from tests.test_search import LABELS, SPACE, side_by_side
         (
             ["final/mean", "vision/mean", "vision/motion"],
             ["linear"],
-            ("final/mean", "vision/mean", "vision/motion", "vision/mean+vision/motion", "final/mean+vision/mean"),
+            (
+                *("final/mean", "vision/mean", "vision/motion", "vision/mean+vision/motion", "final/mean+vision/mean"),
+                "final/mean+vision/mean+vision/motion",
+            ),
+        ),
+        (
+            ["a/mean", "b/mean", "c/mean"],
+            ["linear"],
+            ("a/mean", "b/mean", "c/mean", "a/mean+b/mean+c/mean"),
         ),
         (["final/mean", "final/frames", "layer_0/tokens"], ["linear"], ("final/mean",)),
         (["final/mean", "final/frames"], ["attention"], ("final/frames",)),
@@ -80,7 +88,7 @@ def test_prepared_keeps_a_few_and_makes_the_others_again() -> None:
     prepared = Prepared(side_by_side(), seed=0, device="cpu")
     names = ["layer_2/mean", "final/mean", "layer_2/mean+final/mean"]
     first = {name: prepared.basis(name, "standardize", 0) for name in names}
-    assert (len(prepared._splits), len(prepared._bases)) == (KEPT_INPUTS, KEPT_BASES)
+    assert (len(prepared._fitting), len(prepared._bases)) == (KEPT_INPUTS, KEPT_BASES)
     assert prepared.basis(names[-1], "standardize", 0) is first[names[-1]]
     again = prepared.basis(names[0], "standardize", 0)
     assert again is not first[names[0]]

@@ -22,6 +22,7 @@ from heads.data import KeptSplit, LabelledFeatures, LearningData
 from heads.engines.convex import grid_points
 from heads.engines.fitting import fit_head
 from heads.engines.stack import HeadStack
+from heads.inputs import default_inputs
 from heads.models import head_scores
 from heads.runs import train_bundle
 from heads.scoring.metrics import average_precision, macro_f1
@@ -416,7 +417,7 @@ def solved(found: np.ndarray) -> optuna.trial.FrozenTrial:
     notes = {
         "solver": "convex",
         "session_counts": counts.tolist(),
-        "choice": choice.tolist(),
+        "own_counts": np.stack([taken, np.zeros_like(taken), 10 - taken], axis=1).tolist(),
         "chosen": HeadSettings(solver="convex").to_mapping(),
     }
     f1 = 2 * taken.sum(axis=0) / (taken.sum(axis=0) + 10 * len(taken))
@@ -880,3 +881,44 @@ def test_search_heads_is_at_scikit_learns_level_on_real_sets(tmp_path: Path, nam
     X_test, Y_test, _ = read_set(name, "test")
     scores = bundle.scores(X_test, fingerprint=SPACE.fingerprint)
     assert macro_f1(Y_test, scores, bundle.thresholds) > scikit_learn - 0.02
+
+
+def test_a_grid_searched_coarse_to_fine_ends_near_the_whole_grids_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = [make_clips(width=160, noise=2.0, clips_each=60, seed=seed) for seed in range(2)]
+    found = {}
+    for name, width in (("whole", 1024), ("coarse to fine", 100)):
+        monkeypatch.setattr("heads.search.convex_trials.SEARCHED_WHOLE", width)
+        monkeypatch.setattr("heads.engines.prepared.AXES_AT_ONCE", 40)
+        monkeypatch.setattr("heads.engines.fitting.AXES_AT_ONCE", 40)
+        best = search(tmp_path / name, trials=2, data=learning(*wide), search_space=CONVEX)
+        found[name] = best["value"]
+        assert load_bundle(tmp_path / name / "bundle").head.front.output_width == 160, "the head reads all features"
+        (first, second) = sorted(float(row["value"]) for row in table(tmp_path / name))
+        assert best["value"] == pytest.approx(second, abs=0.01), "its score is that of all features too"
+        assert first <= second
+    assert found["coarse to fine"] == pytest.approx(found["whole"], abs=0.03)
+
+
+def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path) -> None:
+    """A vector of noise as wide as the features is offered alone and side by side; the folds see through it."""
+    losses = []
+    for draw in range(3):
+        splits = [make_clips(noise=2.0, sessions=6, clips_each=100, seed=10 * draw + at) for at in range(2)]
+        unseen, random = make_clips(noise=2.0, clips_each=1000, seed=10 * draw + 9), np.random.default_rng(draw)
+        noise = [random.standard_normal(one.X.shape).astype(np.float32) for one in (*splits, unseen)]
+        data = LearningData(
+            *(kept(one, **{"other/mean": added}) for one, added in zip(splits, noise, strict=False)),
+            LABELS,
+            {"final/mean": SPACE, "other/mean": FeatureSpace({**SPACE.inputs, "tap": "other"})},
+        )
+        scores = []
+        for names in (["final/mean"], ["final/mean", "other/mean"]):
+            folder, space = tmp_path / f"{draw} {len(names)}", dataclasses.replace(CONVEX, inputs=default_inputs(names))
+            search(folder, trials=8, data=data, search_space=space)
+            bundle = load_bundle(folder / "bundle")
+            X = np.concatenate([{"final/mean": unseen.X, "other/mean": noise[2]}[name] for name in bundle.kept], axis=1)
+            scores.append(macro_f1(unseen.Y, bundle.scores(X, fingerprint=bundle.fingerprint), bundle.thresholds))
+        losses.append(scores[0] - scores[1])
+    assert np.mean(losses) < 0.003

@@ -145,7 +145,7 @@ decoders = 2
 # patience = 0                    # epochs without a better validation score that end training; 0: never
 
 [search]                          # what `featurecache tune` chooses from: [lowest, highest], or all choices
-# inputs = ["final/mean"]         # left out: each selected vector, each mean with its motion, and all means together
+# inputs = ["final/mean"]         # left out: each selected vector, means with their motions, all means, all vectors
 # kind = ["linear"]
 # hidden_width = [16, 256]        # of "mlp" and "temporal"
 # normalization = ["standardize"]

@@ -160,6 +160,7 @@ def solve_grid(
     fold_of: npt.NDArray[np.integer] | None = None,
     beside: Mask | None = None,
     wanted: Mask | None = None,
+    folds_alone: bool = False,
     tolerance: float = 1e-4,
     max_iterations: int = 200,
 ) -> ConvexGrid:
@@ -174,6 +175,7 @@ def solve_grid(
         fold_of: Fold of each clip, from `session_folds`, shape (N,), or (R, N) of R assignments to as many folds.
         beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N) or (R, F, N).
         wanted: The points and labels to solve, shape (G, C); all by default. The others are NaN and not converged.
+        folds_alone: Leave out the heads of all clips, which are then NaN and not converged.
         tolerance: A problem has converged when its objective can fall by this share at most, as predicted; below 1e-5
             by Newton's method, otherwise by the quasi-Newton model.
         max_iterations: Most Newton iterations of each problem.
@@ -202,7 +204,7 @@ def solve_grid(
     learnable[:] &= learnable.all(axis=0)
     learnable[0] = True
     part, label, point = (index.ravel() for index in np.indices((len(in_part), Y.shape[1], len(points))))
-    asked = learnable[part, label] & (True if wanted is None else wanted[point, label])
+    asked = learnable[part, label] & (True if wanted is None else wanted[point, label]) & (part >= folds_alone)
     part, label, point = part[asked], label[asked], point[asked]
 
     X = basis.projected[:, :components] if components else basis.X

@@ -139,7 +139,7 @@ def out_of_fold_counts(
     Returns:
         Shape (..., M, 3, C).
     """
-    is_scored = ~np.isnan(scores).any(axis=tuple(range(scores.ndim - 1)))
+    is_scored = ~np.isnan(scores).any(axis=(0, -2))[..., None, None, :]
     counts = sum(session_counts(Y, of >= DEFAULT_THRESHOLD, sessions) for of in scores)
     return np.asarray(np.where(is_scored, counts, 0))
 

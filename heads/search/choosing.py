@@ -5,8 +5,8 @@ Notable choices:
 - A trial of the convex solver has such a score already. A trial trained by AdamW is scored on the validation split,
   once for each of hundreds of trials, so its score is the best of many on few sessions. The few of the highest are
   fitted again without each fold, on the same folds, and then compared.
-- Where the convex solver has trials, linear heads trained by AdamW do not compete: they approach the same optimum, and
-  their steps serve `lora-finetune`. Other kinds must be better beyond doubt: ahead after the selection bias is
+- Where the convex solver has trials, linear heads trained by AdamW do not compete: they approach the same optimum.
+  Other kinds must be better beyond doubt: ahead after the selection bias is
   subtracted from both, with a paired interval of the difference over sessions that excludes zero. With fewer than five
   sessions nothing is beyond doubt.
 
@@ -34,7 +34,7 @@ from heads.scoring.cross_fitting import out_of_fold_counts
 from heads.scoring.metrics import f1_scores, macro_over_labels
 from heads.scoring.statistics import Candidates, paired_comparison, selection_optimism
 from heads.search.grid_choice import choose_points
-from heads.search.study import CHOICE, CHOSEN, COUNTS, EPOCHS, SOLVER
+from heads.search.study import CHOSEN, COUNTS, EPOCHS, OWN, SOLVER
 from heads.search.summary import best_trial, trial_settings, trial_value
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
@@ -122,7 +122,7 @@ def choose_among(
     if (best := best_trial(solved)) is not None:
         optimism = selection_optimism([_candidates(one, points, positives) for one in solved], seed=seed)
         settings = HeadSettings.from_mapping(best.user_attrs[CHOSEN])
-        found.append((Chosen(best, settings, optimism, tuple(finalists)), _own_counts(best)))
+        found.append((Chosen(best, settings, optimism, tuple(finalists)), np.array(best.user_attrs[OWN], np.int64)))
     if finalists:
         leader = max(finalists, key=lambda one: one.value)
         optimism = selection_optimism([Candidates.alone(one.counts) for one in finalists], seed=seed)
@@ -158,12 +158,6 @@ def _finalists(
         if len(found) == FINALISTS:
             break
     return tuple(found)
-
-
-def _own_counts(trial: FrozenTrial) -> npt.NDArray[np.int64]:
-    """Confusion counts per session of a convex trial's chosen points, (M, 3, C)."""
-    counts, choice = (np.array(trial.user_attrs[name], np.int64) for name in (COUNTS, CHOICE))
-    return np.asarray(np.take_along_axis(counts, choice[None, None, None], axis=0)[0])
 
 
 def _candidates(trial: FrozenTrial, points: Sequence[GridPoint], positives: npt.NDArray[np.integer]) -> Candidates:

@@ -49,13 +49,13 @@ from heads.search.convex_trials import solve_trial
 from heads.search.results import write_results
 from heads.search.study import (
     AGAIN,
-    CHOICE,
     CHOSEN,
     COMBINATION,
     COUNTS,
     DIVERGED,
     EPOCHS,
     FINISHED,
+    OWN,
     SOLVER,
     OpenStudy,
     interrupted_trial,
@@ -287,7 +287,7 @@ class _Search:
             {
                 CHOSEN: solved.settings.to_mapping(),
                 COUNTS: solved.counts.tolist(),
-                CHOICE: solved.choice.tolist(),
+                OWN: solved.own.tolist(),
                 "converged": solved.converged,
             },
         )

@@ -41,9 +41,9 @@ SOLVER, COMBINATION, CHOSEN = "solver", "combination", "chosen"
 """Notes of a trial: who fits it; which combination a convex one is; the settings chosen inside it."""
 AGAIN = "again"
 """The number of the interrupted trial that this one begins again."""
-COUNTS, CHOICE = "session_counts", "choice"
-"""Of a convex trial: out-of-fold confusion counts of its grid's points per session, (G, M, 3, C); which point each
-label's head is, (C,)."""
+COUNTS, OWN = "session_counts", "own_counts"
+"""Of a convex trial: out-of-fold confusion counts of its grid's points per session, (G, M, 3, C), and of the head that
+was chosen, (M, 3, C)."""
 EPOCHS, DIVERGED = "epochs_kept", "diverged_in_epoch"
 """Of a trial trained by AdamW: the epochs behind its head; the epoch where it diverged."""
 

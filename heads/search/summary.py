@@ -139,7 +139,7 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         if best["steps_of_trial"] is not None:
             lines.append(
                 f"Of the linear heads trained by AdamW, trial {best['steps_of_trial']} is highest on the validation "
-                f"split: {_steps(settings)}. Its steps serve lora-finetune."
+                f"split: {_steps(settings)}. They do not compete: the convex solver finds the optimum they approach."
             )
     else:
         dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""
