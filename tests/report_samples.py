@@ -97,12 +97,23 @@ def metrics_of(Y: Any, scores: Any, labels: Sequence[str], split: str) -> dict[s
     """The document of a split, by the product's own functions."""
     from heads.scoring.calibration import calibration_document
     from heads.scoring.curves import curves
+    from heads.scoring.decision import decision_curves, prevalence_shift
     from heads.scoring.metrics import metrics_document
 
     sessions = np.array([f"session {at % 6}" for at in range(len(Y))])
     document = metrics_document(Y, scores, np.full(len(labels), 0.4), sessions, labels=labels, split=split)
     calibration = calibration_document(Y, scores, None, labels=labels)
-    return document | {"curves": curves(Y, scores, labels=labels), "calibration": calibration}
+    return document | {
+        "curves": curves(Y, scores, labels=labels),
+        "calibration": calibration,
+        "decision_curves": decision_curves(Y, scores, labels=labels),
+        "prevalence_shift": prevalence_shift(Y, scores >= 0.4, np.full(len(labels), 0.4), labels=labels),
+        "overlap_sensitivity": [
+            {"share": share, "macro_f1": 0.5, "macro_f1_ci95": [0.4, 0.6], "support": dict.fromkeys(labels, 9)}
+            for share in (0.0, 0.5)
+        ],
+        "exclusive_violations": [{"labels": list(labels[:2]), "clips": 3, "of": 168}],
+    }
 
 
 def write_learning(folder: Path, epochs: int, kept: int) -> None:

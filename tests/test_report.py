@@ -108,7 +108,7 @@ def test_report_says_what_was_found_and_how_sure_it_is(written: Path) -> None:
 
 def test_report_has_every_figure_when_every_document_is_there(written: Path) -> None:
     figures = _Page(written / "runs" / "report.html").blocks["figures"]
-    panels = {f"{kind}-{at}" for kind in ("pr", "reliability", "threshold") for at in range(len(LABELS))}
+    panels = {f"{kind}-{at}" for kind in ("pr", "reliability", "threshold", "decision") for at in range(len(LABELS))}
     search = {f"search-tune-{kind}" for kind in ("history", "importances", "parallel")}
     assert set(figures) == panels | search | {"macro", "cooccurrence", "sessions"}
 
@@ -705,3 +705,16 @@ def test_report_shows_every_comparison_with_its_adjusted_p_value(project: Path) 
     assert "against train on the same clips: difference of macro-F1 +0.100" in text
     assert "against lora on the same clips: difference of macro-F1 -0.200" in text
     assert text.count("0.06 adjusted for all comparisons (Holm)") == 2
+
+
+def test_report_shows_how_far_the_score_depends_on_rule_prevalence_and_cost(project: Path) -> None:
+    text = _Page(project / "runs" / "report.html").text
+    assert "any time of it 0.50 0.40 to 0.60 27" in text
+    assert "are predicted together in 3 of 168 clips" in text
+    for title in ("If another share of a clip", "Where a label is rarer", "Is it worth acting on?"):
+        shown = text[text.index(title) :]
+        assert "How to read this." in shown[:3000], title
+    for name in ("overlap_sensitivity", "prevalence_shift", "decision_curves", "exclusive_violations"):
+        for damage in (3, [3], {"a": 3}, [{}]):
+            _edit(project / "runs" / "tune" / "test_metrics.json", **{name: damage})
+            report_on(project)

@@ -117,7 +117,7 @@ def test_policy_stops_a_connection_that_somebody_tries(opened: Any) -> None:
 
 def test_every_figure_is_drawn(opened: Any) -> None:
     figures = opened.find_elements(By.CSS_SELECTOR, ".plot[data-figure]")
-    assert len(figures) == 15
+    assert len(figures) == 18
     script = (
         "return arguments[0].querySelectorAll('.scatterlayer .trace, .barlayer .trace, .heatmaplayer image').length"
     )

@@ -8,6 +8,7 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.splits import SPLITS
 from heads.report import figures as draw
 from heads.report.documents import Document, Documents, Run, number
+from heads.report.elsewhere import elsewhere_content
 from heads.report.figures import Figure, keep, numbers, per_class
 from heads.report.names import last_part
 from heads.report.summary import all_positive_f1, floor_of
@@ -108,6 +109,7 @@ def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str
     tested = [run for run in runs if number(run.test.get("macro_f1")) is not None]
     split = "test" if tested else "validation"
     shown = max(tested or runs, key=lambda run: number(_of_split(run, split).get("macro_f1")) or -1, default=None)
+    of_shown = _of_split(shown, split) if shown is not None else {}
     tuned = shown if shown is not None and shown.validation else next((run for run in runs if run.validation), None)
     table = documents.table
     table_labels, clips = (table.labels, table.clips) if table is not None else ((), ())
@@ -121,7 +123,8 @@ def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str
         if shown is not None
         else None,
         "label_rows": [_label_row(_of_split(shown, split), label) for label in labels] if shown is not None else [],
-        **_sessions(_of_split(shown, split) if shown is not None else {}, labels, figures),
+        **_sessions(of_shown, labels, figures),
+        **elsewhere_content(of_shown, figures),
         "least_clips": draw.LEAST_CLIPS,
         "curve_split": split,
         "legend": [

@@ -23,6 +23,7 @@ from heads.bundle import Bundle, load_bundle
 from heads.finetuning.extraction import plan_split
 from heads.loading import load_split
 from heads.runs import write_document
+from heads.timelines.clip_rules import exclusive_violations, overlap_sensitivity
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import ScoringData, exclusive_labels, own_table, scoring_data, tuned_bundle
 from heads.workflow.evaluation import all_positive_baseline, compare_with_each, evaluate_bundles
@@ -166,8 +167,15 @@ def evaluate(
     scored = []
     each = zip(folders, heads, sources, outcomes, tuned, rules, strict=True)
     for folder, head, source, outcome, settings, exclusive in each:
-        timelines, why = _timelines(project, folder, head, source, settings, exclusive)
-        scored.append(ScoredBundle(folder.parent, head.method, outcome.metrics, timelines, why))
+        found, why = _timelines(project, folder, head, source, settings, exclusive)
+        metrics = dict(outcome.metrics)
+        if found is not None:
+            metrics["overlap_sensitivity"] = overlap_sensitivity(found["recordings"], head.labels)
+            metrics["exclusive_violations"] = exclusive_violations(found["recordings"], head.labels, exclusive)
+            write_document(folder.parent / "test_metrics.json", metrics)
+        scored.append(
+            ScoredBundle(folder.parent, head.method, metrics, None if found is None else found["scores"], why)
+        )
     floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test")
     return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
 
@@ -236,7 +244,7 @@ def _timelines(
     tuned: TunedTimeline | None,
     exclusive: Sequence[Sequence[str]],
 ) -> tuple[Mapping[str, Any] | None, str]:
-    """Scores of the test recordings' timelines, a part of the evaluation that was logged; or why there are none."""
+    """The test recordings' timelines with their scores, a part of the evaluation that was logged; or why none."""
     try:
         found = evaluate_timelines(
             project, head, source.table, "test", tuned=tuned, exclusive=exclusive, known=source.known
@@ -244,4 +252,4 @@ def _timelines(
     except (AnnotationError, TrainingDataError) as error:
         return None, str(error)
     write_document(folder.parent / "test_timelines.json", found)
-    return dict(found["scores"]), ""
+    return found, ""

@@ -22,6 +22,7 @@ from heads.evaluation_log import log_evaluation
 from heads.scoring.calibration import calibration_document
 from heads.scoring.cross_fitting import LEAVE_ONE_SESSION_OUT, FitScores, leave_one_session_out
 from heads.scoring.curves import curves
+from heads.scoring.decision import decision_curves, prevalence_shift
 from heads.scoring.intervals import holm
 from heads.scoring.metrics import metrics_document, session_counts
 from heads.scoring.statistics import paired_comparison
@@ -137,6 +138,7 @@ def evaluate_bundles(
             **_count_fields(looks),
             "calibration": calibration_document(data.Y, own, calibrated, labels=bundle.labels),
             "curves": curves(data.Y, own, labels=bundle.labels),
+            **_worth_elsewhere(bundle, data, own, own if calibrated is None else calibrated),
         }
         found.append(Evaluation(metrics, looks, tuple(np.unique(data.sessions).tolist()), bundle.labels, counts))
     return found
@@ -263,6 +265,19 @@ def _check_unseen(bundle: Bundle, data: LabelledFeatures, split: str) -> None:
             "nobody can tell whether they trained it. Load them with heads.loading.load_split, or set clip_ids."
         )
     bundle.check_unseen(data.clip_ids, data.sessions.tolist(), split)
+
+
+def _worth_elsewhere(
+    bundle: Bundle,
+    data: LabelledFeatures,
+    scores: npt.NDArray[np.floating],
+    probabilities: npt.NDArray[np.floating],
+) -> dict[str, Any]:
+    """Scores at other prevalences, and decision curves."""
+    thresholds = bundle.thresholds if bundle.calibration is None else bundle.calibration.apply(bundle.thresholds)
+    shift = prevalence_shift(data.Y, scores >= bundle.thresholds, thresholds, labels=bundle.labels)
+    curves_of = decision_curves(data.Y, probabilities, labels=bundle.labels)
+    return {"prevalence_shift": shift, "decision_curves": curves_of}
 
 
 def _count_fields(looks: int) -> dict[str, Any]:
