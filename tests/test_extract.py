@@ -204,8 +204,8 @@ class PretendedDevice(TorchDispatchMode):
 
 def test_every_device_gets_the_pixels_that_a_cpu_gets(project: Project) -> None:
     plan = plan_extraction(project)
-    backbone = open_backbone(plan.inputs, dtype="float32", device="cpu")
-    fit = plan.inputs.frame_resize.picture
+    backbone = open_backbone(plan.model.open(), dtype="float32", device="cpu")
+    fit = backbone.inputs.frame_resize.picture
     expected = {
         frame.tobytes()
         for item in plan.work

@@ -32,7 +32,7 @@ def foresee(plan: Plan, project: Project, *, decoders: int = 2) -> Forecast:
 
 def test_forecast_is_of_the_plan_and_of_the_models_arithmetic(plan: Plan, project: Project) -> None:
     found = foresee(plan, project)
-    cost = clip_cost(plan.inputs, ["final"])
+    cost = clip_cost(plan.model.open(), ["final"])
     assert found.clips == plan.todo > 0
     assert found.tflop_per_clip == pytest.approx(cost.flop / 1e12)
     assert [part.name for part in found.parts] == [part.name for part in cost.parts]
@@ -90,10 +90,10 @@ def test_forecast_is_of_the_deepest_tap_that_is_lacking(plan: Plan, project: Pro
 
 
 def test_device_memory_grows_with_the_batch_and_the_dtype(plan: Plan) -> None:
-    cost = clip_cost(plan.inputs, ["final"])
+    cost = clip_cost(plan.model.open(), ["final"])
 
     def memory(dtype: str, batch_size: int) -> tuple[int, int]:
-        found = device_memory(plan.inputs, cost, dtype=dtype, device="cpu", batch_size=batch_size)
+        found = device_memory(plan.model.open(), cost, dtype=dtype, device="cpu", batch_size=batch_size)
         return found.weights_bytes, found.batch_bytes
 
     weights, batch = memory("bfloat16", 1)
@@ -102,7 +102,8 @@ def test_device_memory_grows_with_the_batch_and_the_dtype(plan: Plan) -> None:
 
 
 def test_device_memory_does_not_fit_when_less_is_free(plan: Plan) -> None:
-    found = device_memory(plan.inputs, clip_cost(plan.inputs, ["final"]), dtype="float32", device="cpu", batch_size=1)
+    inputs = plan.model.open()
+    found = device_memory(inputs, clip_cost(inputs, ["final"]), dtype="float32", device="cpu", batch_size=1)
     needed = found.weights_bytes + found.batch_bytes
     assert dataclasses.replace(found, free_bytes=needed).fits
     assert not dataclasses.replace(found, free_bytes=needed - 1).fits

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featurecache.backbones.model_folder import check_config, check_model_folder, name_broken_file
 from featurecache.backbones.model_lookup import DEMO_MODEL, find_model
+from featurecache.backbones.placeholder import require_one_video
 from featurecache.backbones.versions import require_tested_transformers
 from featurecache.device import check_dtype, device_of, use_full_float32
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
@@ -35,6 +36,9 @@ _FAMILIES = {
 }
 """`model_type` in config.json -> the module here that has `open_inputs` and `open_backbone` for it."""
 
+_WITH_WORDS = ("llava_next_video", "llava_onevision")
+"""The families whose features depend on the prompt."""
+
 
 def open_inputs(
     folder: Path, *, prompt: str, frames: int, resize: Literal["model", "crop", "pad", "squash"]
@@ -55,6 +59,8 @@ def open_inputs(
         UntestedVersionError: If another version of transformers is installed than was tested.
     """
     require_tested_transformers()
+    if _FAMILIES[model_type_of(folder)] in _WITH_WORDS:
+        require_one_video(prompt, "features.prompt")  # before the seconds that the family's imports take
     family = _family(folder)
     from featurecache.backbones.files import quiet_loading
 

@@ -9,11 +9,12 @@ family whose model mixes frames from the first layer on has `encode_frames` give
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from featurecache.backbones.resize import FrameResize
+    from featurecache.backbones.resize import FrameResize
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class TapStates:
         cls: Class tokens, shape (B, 1, D) of a whole clip or (B, T', D) of each step; None where the model has none.
     """
 
-    tokens: Tensor
-    cls: Tensor | None = None
+    tokens: "Tensor"
+    cls: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Inputs(Protocol):
     image_px: int
     text_after_video: str
     taps: dict[str, TapShape]
-    frame_resize: FrameResize
+    frame_resize: "FrameResize"
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
         """Every input that changes the value of this tap's states, JSON-ready, for the fingerprint."""
@@ -74,15 +75,15 @@ class Backbone(Protocol):
         """All of the model but its weights."""
         ...
 
-    def normalize(self, pictures: Tensor) -> Tensor:
+    def normalize(self, pictures: "Tensor") -> "Tensor":
         """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
         ...
 
-    def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:
+    def encode_frames(self, pixels: "Tensor", taps: Sequence[str]) -> "Tensor":
         """What the model computes on each frame alone for these taps: (F, 3, image_px, image_px) -> (F, ...)."""
         ...
 
-    def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
+    def states(self, encoded: "Tensor", taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
         """Each tap's states in order of depth, one at a time: (B, T, ...) of `encode_frames` -> (tap, states).
 
         `taps` are those that `encode_frames` was given.

@@ -32,8 +32,9 @@ from featurecache.backbones.files import (
     load_frozen,
     quiet_loading,
 )
+from featurecache.backbones.placeholder import text_after_video
 from featurecache.backbones.preprocessing import Resize, frame_resize, frame_rule, require_size
-from featurecache.backbones.prompt import prefix_ids, text_after_video
+from featurecache.backbones.prompt import prefix_ids
 from featurecache.errors import UnsupportedModelError
 
 FAMILY = "LLaVA-NeXT-Video"

@@ -26,8 +26,9 @@ from featurecache.backbones.decoder import hidden_states, prefix_states, require
 from featurecache.backbones.encoder import siglip_parts, tower_states
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, SAMPLING_RULE, backbone_identity, load_frozen, quiet_loading
+from featurecache.backbones.placeholder import text_after_video
 from featurecache.backbones.preprocessing import Resize, frame_resize, frame_rule, require_size
-from featurecache.backbones.prompt import prefix_ids, text_after_video
+from featurecache.backbones.prompt import prefix_ids
 from featurecache.errors import UnsupportedModelError
 
 FAMILY = "LLaVA-OneVision"

@@ -12,18 +12,12 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.files import quiet_loading
+from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.tokenizer import OWN_FILES, open_tokenizer
 from featurecache.errors import ModelNotFoundError, NoVideoTokensError, SettingsError, UnsafeFileError
 
-VIDEO_PLACEHOLDER = "<video>"
-
 _MOST_TOKENS = 16
 """Of a byte of a prompt: tokenizers make less than one, and add one or two at the beginning."""
-
-
-def text_after_video(prompt: str) -> str:
-    """What a prompt puts behind the video; empty where nothing."""
-    return prompt.partition(VIDEO_PLACEHOLDER)[2].strip()
 
 
 def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: int, family: str) -> Tensor:
@@ -31,18 +25,17 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: in
 
     Args:
         folder: The model's files; its tokenizer is opened.
-        prompt: Words around `<video>`.
+        prompt: Words around `<video>`, which it holds once (`require_one_video`).
         video_token_id: The token that the model replaces by the video, as its config.json says.
         vocab_size: Tokens that the model has embeddings of, as its config.json says.
         family: What the files should be, e.g. "LLaVA-NeXT-Video", for the message.
 
     Raises:
         ModelNotFoundError: If the folder holds no whole tokenizer, or that of another model.
-        SettingsError: If the prompt does not hold the video once, or begins with a token the tokenizer adds itself.
+        SettingsError: If the prompt begins with a token the tokenizer adds itself.
         NoVideoTokensError: If the model or the tokenizer does not know the video token.
         UnsafeFileError: If the tokenizer takes more time or memory, or makes more tokens, than any tokenizer.
     """
-    require_one_video(prompt, "features.prompt")
     require_video_token(folder, video_token_id, vocab_size)
     tokenizer = open_tokenizer(folder, prompt.split(VIDEO_PLACEHOLDER), video_token_id, family=family)
     with quiet_loading(folder, family):
@@ -55,19 +48,6 @@ def prefix_ids(folder: Path, prompt: str, *, video_token_id: int, vocab_size: in
             name="features.prompt",
         )
     return torch.tensor(before, dtype=torch.int64)
-
-
-def require_one_video(prompt: str, name: str) -> None:
-    """Refuses a prompt without the video, or with several.
-
-    Raises:
-        SettingsError: Naming the prompt.
-    """
-    if prompt.count(VIDEO_PLACEHOLDER) != 1:
-        raise SettingsError(
-            f"{name} must hold {VIDEO_PLACEHOLDER} exactly once, "
-            f"but it holds it {prompt.count(VIDEO_PLACEHOLDER)} times. Write the words first, then {VIDEO_PLACEHOLDER}."
-        )
 
 
 def require_video_token(folder: Path, video_token_id: int, vocab_size: int) -> None:

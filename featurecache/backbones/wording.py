@@ -13,8 +13,9 @@ from featurecache.backbones.asking import ActivityList, YesNoQuestions, check_ca
 from featurecache.backbones.continuation import NOTHING_SAID
 from featurecache.backbones.family import Inputs
 from featurecache.backbones.files import quiet_loading
-from featurecache.backbones.prompt import VIDEO_PLACEHOLDER as _VIDEO
-from featurecache.backbones.prompt import require_one_video, split_ids
+from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER as _VIDEO
+from featurecache.backbones.placeholder import require_one_video
+from featurecache.backbones.prompt import split_ids
 from featurecache.backbones.tokenizer import open_tokenizer
 from featurecache.errors import SettingsError, UnsupportedModelError
 

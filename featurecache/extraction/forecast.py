@@ -133,7 +133,7 @@ def forecast(
     Raises:
         SettingsError: If the device is not here.
     """
-    inputs = plan.inputs
+    inputs = plan.model.open()
     taps = sorted({plan.kept[name].tap for item in plan.work for names in item.lacking.values() for name in names})
     cost = clip_cost(inputs, taps)
     memory = device_memory(inputs, cost, dtype=dtype, device=device, batch_size=batch_size)
@@ -204,8 +204,9 @@ def outlook(project: Project, plan: Plan) -> Outlook:
     features, extract = project.settings.features, project.settings.extract
     device = device_of(extract.device)
     taps = sorted({plan.kept[name].tap for item in plan.work for names in item.lacking.values() for name in names})
-    cost = clip_cost(plan.inputs, taps)
-    memory = device_memory(plan.inputs, cost, dtype=features.dtype, device=device, batch_size=extract.batch_size)
+    inputs = plan.model.open()
+    cost = clip_cost(inputs, taps)
+    memory = device_memory(inputs, cost, dtype=features.dtype, device=device, batch_size=extract.batch_size)
     distinct = 1 - plan.shared_frames
     flop = plan.todo * sum(part.flop * (distinct if part.per_frame else 1.0) for part in cost.parts)
     model_s = 0.0

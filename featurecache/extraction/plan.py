@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.backbones.adapter_files import Adapter
+from featurecache.backbones.description import ModelDescription
 from featurecache.clips.clip import ClipColumns, clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError, ClipTableError
@@ -32,7 +33,6 @@ from featurecache.video.recordings import Recording, find_recordings
 
 if TYPE_CHECKING:
     from featurecache.backbones.asking import Asked
-    from featurecache.backbones.family import Inputs
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _MOST_ASPECT = 20  # scaled by its short edge, a longer strip would fill the memory
@@ -45,7 +45,7 @@ class Plan:
     """What an extraction would do.
 
     Attributes:
-        inputs: The backbone without its weights.
+        model: The backbone without its weights.
         kept: The selected features (tap and pooling), by name as in the settings.
         spaces: The feature space of each selected feature, by the same names.
         work: Clips to compute, by recording.
@@ -61,7 +61,7 @@ class Plan:
         table: All clips of the clip table; None where the plan is of other clips.
     """
 
-    inputs: "Inputs"
+    model: ModelDescription
     kept: Mapping[str, Kept]
     spaces: Mapping[str, FeatureSpace]
     work: tuple[Work, ...]
@@ -122,7 +122,7 @@ def plan_extraction(
             f"{project.clips.name} must have a row for each clip, but it has none below its header. "
             "Make it again: featurecache clips --force."
         )
-    inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
+    model, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
     source = sources_of(project)
     _, first = np.unique(clips.recording.codes, return_index=True)  # a recording has one content
     contents = [clips.content.values[code] for code in clips.content.codes[first].tolist()]
@@ -143,7 +143,7 @@ def plan_extraction(
         [recording.sha256 for recording in recordings], place[clips.recording.codes[chosen]], clips.span_us[chosen]
     )
     return _plan(
-        project, inputs, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips
+        project, model, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips
     )
 
 
@@ -176,7 +176,7 @@ def plan_recordings(
         SettingsError: If the model has no such tap or pooling.
         CacheFormatError: If the cache is of a newer format or no cache.
     """
-    inputs, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
+    model, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
     withdrawn = read_withdrawn(project.cache)
     unusable: list[FailedClip] = []
     fit: list[tuple[Recording, Sequence[Span]]] = []
@@ -192,12 +192,12 @@ def plan_recordings(
         np.repeat(np.arange(len(fit)), [len(spans) for _, spans in fit]),
         [span for _, spans in fit for span in spans],
     )
-    return _plan(project, inputs, spaces, recordings, clips, unusable, adapter=adapter, asked=asked)
+    return _plan(project, model, spaces, recordings, clips, unusable, adapter=adapter, asked=asked)
 
 
 def _plan(
     project: Project,
-    inputs: "Inputs",
+    model: ModelDescription,
     spaces: Mapping[str, FeatureSpace],
     recordings: Sequence[Recording],
     wanted: Wanted,
@@ -210,7 +210,7 @@ def _plan(
 ) -> Plan:
     """The plan of clips whose recordings are usable, and of others, which fail unless the cache has them."""
     failures = _without_stored(project, unusable, spaces)
-    kept = {name: parse_kept(name, inputs.taps) for name in spaces}
+    kept = {name: parse_kept(name, model.taps) for name in spaces}
     live = live_cache(project.cache)
     lacks = {name: live.lacks(wanted, space) for name, space in spaces.items()}  # (N,) each
     todo = np.flatnonzero(np.any(list(lacks.values()), axis=0))
@@ -221,9 +221,9 @@ def _plan(
         by_recording[int(wanted.recording[clip])][start_us, end_us] = missing
     work = tuple(Work(recordings[number], missing) for number, missing in by_recording.items())
     row_bytes = {
-        name: math.prod(row_shape(one, inputs.taps)) * _ITEM_BYTES[spaces[name].stored_dtype]
+        name: math.prod(row_shape(one, model.taps)) * _ITEM_BYTES[spaces[name].stored_dtype]
         + _ROW_OVERHEAD_BYTES
-        + 8 * inputs.frames
+        + 8 * model.frames
         for name, one in kept.items()
     }
     # A word that the model chose can flip between two that are as probable: only numbers come out again.
@@ -231,7 +231,7 @@ def _plan(
     rows = Counter(name for item in work for names in item.lacking.values() for name in names)
     clips = len(wanted.span_us)
     return Plan(
-        inputs,
+        model,
         kept,
         spaces,
         work,
@@ -239,7 +239,7 @@ def _plan(
         present=clips - len(todo) + len(unusable) - len(failures),
         failures=tuple(failures),
         bytes_of={name: one * rows[name] for name, one in row_bytes.items()},
-        shared_frames=_shared_frames(work, inputs.frames),
+        shared_frames=_shared_frames(work, model.frames),
         canaries=_canaries(recordings, wanted, comparable) if work and comparable else (),
         adapter=adapter,
         asked=asked,

@@ -40,7 +40,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
         settings, dtype = project.settings.extract, project.settings.features.dtype
         device = device_of(settings.device)
         backbone = open_planned(
-            project, plan.inputs, plan.spaces, dtype=dtype, device=device, adapter=plan.adapter, asked=plan.asked
+            project, plan.model.open(), plan.spaces, dtype=dtype, device=device, adapter=plan.adapter, asked=plan.asked
         )
         checked = check_canaries(
             plan.canaries, backbone, project.cache, kept=plan.kept, spaces=plan.spaces, compute_dtype=dtype

@@ -1,17 +1,17 @@
 """The feature spaces that a project's settings ask for, from the model's files and without weights."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featurecache.backbones import find_model, open_inputs
+from featurecache.backbones import find_model
 from featurecache.backbones.adapter_files import Adapter
+from featurecache.backbones.description import DescriptionMemo, ModelDescription, open_described
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, feature_space, parse_kept
 from featurecache.video.digests import DigestMemo
 
 if TYPE_CHECKING:
     from featurecache.backbones.asking import Asked
-    from featurecache.backbones.family import Inputs
 
 
 def project_spaces(
@@ -21,8 +21,9 @@ def project_spaces(
     adapter: Adapter | None = None,
     asked: "Asked | None" = None,
     allow_download: bool = False,
-) -> "tuple[Inputs, dict[str, FeatureSpace]]":
-    """The feature spaces that the project's settings ask for by name (`tap/pooling`), and the inputs behind them.
+    anew: bool = False,
+) -> tuple[ModelDescription, dict[str, FeatureSpace]]:
+    """The model that the project's settings name, and the feature spaces they ask for by name (`tap/pooling`).
 
     Args:
         project: The project.
@@ -30,31 +31,43 @@ def project_spaces(
         adapter: What the backbone is run with; taps that it changes are feature spaces of their own.
         asked: What the backbone is asked; its answers are the features then, in float32.
         allow_download: Whether the model may be fetched from the hub.
+        anew: Look at the model's files, whatever is remembered of them.
 
     Raises:
         ModelNotFoundError: If the model is not on this machine.
         UnsupportedModelError: If it is of another architecture.
         SettingsError: If the prompt does not fit, or the model has no such tap or pooling.
     """
-    features = project.settings.features
+    features, names = project.settings.features, list(keep or project.settings.features.keep)
     folder = find_model(features.model, allow_download=allow_download)
     prompt, stored_dtype = (features.prompt, features.stored_dtype) if asked is None else ("<video>", "float32")
-    inputs = open_inputs(folder, prompt=prompt, frames=features.frames, resize=features.resize)
-    if asked is not None:
-        from featurecache.backbones.asking import AskedInputs
-
-        inputs = AskedInputs(inputs, asked)
+    settings: Any = {"prompt": prompt, "frames": features.frames, "resize": features.resize}
+    of_spaces = {"dtype": features.dtype, "stored_dtype": stored_dtype}
     digests = DigestMemo(project.digest_memo)
-    spaces = {
-        str(kept): feature_space(
-            inputs, kept, dtype=features.dtype, stored_dtype=stored_dtype, sha256_of=digests.sha256
+    memo = DescriptionMemo(
+        project.state / "models.json", folder, digests.sha256, {**settings, **of_spaces, "keep": names}
+    )
+    found = memo.recall(settings) if asked is None and not anew else None
+    if found is None:
+        inputs = open_described(folder, **settings, asked=asked)
+        model = ModelDescription(
+            folder,
+            **settings,
+            image_px=inputs.image_px,
+            text_after_video=inputs.text_after_video,
+            taps=inputs.taps,
+            asked=asked,
         )
-        for kept in (parse_kept(text, inputs.taps) for text in keep or features.keep)
-    }
+        kept = [parse_kept(text, inputs.taps) for text in names]
+        spaces = {str(one): feature_space(inputs, one, **of_spaces, sha256_of=memo.sha256_of) for one in kept}
+        if asked is None:
+            memo.remember(model, spaces)
+    else:
+        model, spaces = found
     digests.save()
     if adapter is not None:
         spaces = {name: with_adapter(space, adapter) for name, space in spaces.items()}
-    return inputs, spaces
+    return model, spaces
 
 
 def with_adapter(space: FeatureSpace, adapter: Adapter) -> FeatureSpace:

@@ -20,9 +20,9 @@ _LONG_S = 3600.0
 def plan_lines(plan: "Plan") -> Iterator[Piece]:
     """How much there is to do, said before it begins."""
     yield f"{counted(plan.planned, 'clip')}: {plan.present} in the cache, {plan.todo} to do"
-    if plan.inputs.text_after_video:
+    if plan.model.text_after_video:
         yield Warn(
-            f"the text after the video ({plan.inputs.text_after_video!r}) cannot change a feature: attention is "
+            f"the text after the video ({plan.model.text_after_video!r}) cannot change a feature: attention is "
             "causal. Move what matters in front of <video>."
         )
 
@@ -93,7 +93,7 @@ def failures(failed: "Sequence[FailedClip]") -> Iterator[Piece]:
 
 def forecast_pieces(found: "Forecast", plan: "Plan", width: int) -> Iterator[Piece]:
     """What an extraction will take: operations and time by part, memory and disk."""
-    title = f"One clip, {counted(plan.inputs.frames, 'frame')} of {plan.inputs.image_px} px"
+    title = f"One clip, {counted(plan.model.frames, 'frame')} of {plan.model.image_px} px"
     table = Table(title=title, title_justify="left", show_footer=True)
     unit, scale = ("TFLOP", 1.0) if found.tflop_per_clip >= 0.1 else ("GFLOP", 1e3)
     seconds = sum(part.seconds for part in found.parts)

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
-from featurecache.extraction.forecast import Forecast, Outlook, forecast_plan, outlook
 from featurecache.extraction.pipeline import Extraction, FailedClip, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
@@ -16,6 +15,9 @@ from featurecache.workers.devices import extract_on_devices, find_devices
 from featurecache.workers.messages import WorkerCrash
 from featurecache.workers.pool import PoolExtraction
 from featurecache.workflow.clips import MadeClips, make_clips
+
+if TYPE_CHECKING:
+    from featurecache.extraction.forecast import Forecast, Outlook
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ExtractionReport:
 
     plan: Plan
     outcome: Extraction | None
-    forecast: Forecast | None
+    forecast: "Forecast | None"
     crashes: tuple[WorkerCrash, ...]
     failed: tuple[FailedClip, ...]
 
@@ -80,7 +82,7 @@ def extract(
     on_left_out: Callable[[Sequence[UnusableRecording]], None] = lambda _: None,
     on_clips: Callable[[MadeClips], None] = lambda _: None,
     on_plan: Callable[[Plan], None] = lambda _: None,
-    on_outlook: Callable[[Outlook], None] = lambda _: None,
+    on_outlook: Callable[["Outlook"], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> ExtractionReport:
     """Computes the features that the cache lacks; makes the clip table first where there is none.
@@ -113,7 +115,7 @@ def extract(
     plan = plan_extraction(project, limit=limit, allow_download=allow_download)
     on_plan(plan)
     if dry_run:
-        return ExtractionReport(plan, None, forecast_plan(project, plan) if plan.todo else None, (), plan.failures)
+        return ExtractionReport(plan, None, _forecast(project, plan) if plan.todo else None, (), plan.failures)
     if plan.todo and chosen is not None:
         together = extract_on_devices(project.path, project, plan, devices=chosen, on_progress=on_progress)
     elif plan.todo and ray is not None:
@@ -122,6 +124,14 @@ def extract(
         together = extract_on_ray(project.path, project, plan, address=ray, on_progress=on_progress)
     else:
         if plan.todo:
+            from featurecache.extraction.forecast import outlook
+
             on_outlook(outlook(project, plan))
         together = PoolExtraction(run_plan(project, plan, on_progress=on_progress), ())
     return ExtractionReport(plan, together.extraction, None, together.crashes, together.extraction.failures)
+
+
+def _forecast(project: Project, plan: Plan) -> "Forecast":
+    from featurecache.extraction.forecast import forecast_plan  # it measures with torch, which takes a second to load
+
+    return forecast_plan(project, plan)

@@ -171,16 +171,16 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         require_four_bit()
     splits = _splits(project, head, {}, known=KnownFailures())
     check_targets(splits["train"].Y, head.labels)
-    inputs, spaces = project_spaces(project, keep=list(head.kept), allow_download=allow_download)
+    model, spaces = project_spaces(project, keep=list(head.kept), allow_download=allow_download)
     head.check_spaces(spaces)
-    family = model_type_of(inputs.folder)
+    family = model_type_of(model.folder)
     if family not in FAMILIES:
         raise UnsupportedModelError(
-            f"adapters can be trained in models of type {', '.join(FAMILIES)}, but {inputs.folder / 'config.json'} "
+            f"adapters can be trained in models of type {', '.join(FAMILIES)}, but {model.folder / 'config.json'} "
             f"says {family!r}. Use such weights, or tune heads on this model alone."
         )
-    layers = sum(tap.startswith("layer_") for tap in inputs.taps)
-    if settings.frozen not in inputs.taps or settings.frozen == "final":
+    layers = sum(tap.startswith("layer_") for tap in model.taps)
+    if settings.frozen not in model.taps or settings.frozen == "final":
         raise SettingsError(
             f"lora.frozen must be vision or layer_0 to layer_{layers - 1}, but it is {settings.frozen!r}. "
             "Name a tap below the one that the head reads."
@@ -237,7 +237,7 @@ class LoraRun(Run):
         head, group = _refitted_head(project, plan, seed=seed, device=device, ranks=ranks or Ranks())
         clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
         self._network = AdaptedNetwork(
-            open_planned(project, plan.extraction.inputs, spaces, dtype=features.dtype, device=device),
+            open_planned(project, plan.extraction.model.open(), spaces, dtype=features.dtype, device=device),
             head.to(device),
             inputs=list(plan.bundle.kept),
             tokens=plan.tokens,
@@ -330,7 +330,7 @@ class LoraRun(Run):
         """
         shutil.rmtree(out, ignore_errors=True)
         merge_adapter(
-            self.plan.extraction.inputs.folder,
+            self.plan.extraction.model.folder,
             self.folder / "bundle" / ADAPTER_NAME,
             out,
             dtype=self.project.settings.features.dtype,

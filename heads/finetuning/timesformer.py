@@ -219,7 +219,8 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
             project.settings, features=replace(features, model=str(folder), frames=frames, keep=(INPUTS,))
         ),
     )
-    inputs, spaces = project_spaces(own)
+    model, spaces = project_spaces(own)
+    inputs = model.open()
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}

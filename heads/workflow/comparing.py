@@ -252,9 +252,9 @@ def _seconds_per_clip(project: Project, bundle: Bundle) -> float | None:
     own = bundle.project_of(project)
     adapter = None if bundle.adapter is None else open_adapter(bundle.adapter)
     try:
-        inputs, _ = project_spaces(own, keep=list(bundle.kept), adapter=adapter, asked=bundle.asked)
-        taps = sorted({parse_kept(name, inputs.taps).tap for name in bundle.kept})
-        cost = clip_cost(inputs, taps)
+        model, _ = project_spaces(own, keep=list(bundle.kept), adapter=adapter, asked=bundle.asked)
+        taps = sorted({parse_kept(name, model.taps).tap for name in bundle.kept})
+        cost = clip_cost(model.open(), taps)
         parts = time_parts(
             cost.parts,
             dtype=own.settings.features.dtype,

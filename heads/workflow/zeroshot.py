@@ -291,7 +291,7 @@ def _black_answers(project: Project, plan: Plan, path: Path) -> dict[str, npt.ND
     except (OSError, ValueError):
         known = {}
     if known.get("fingerprints") != fingerprints:
-        features, inputs = project.settings.features, plan.inputs
+        features, inputs = project.settings.features, plan.model.open()
         assert isinstance(inputs, AskedInputs)  # noqa: S101  # the plan was made with questions
         backbone = open_backbone(inputs, dtype=features.dtype, device=device_of(project.settings.extract.device))
         pixels = torch.zeros(inputs.frames, inputs.image_px, inputs.image_px, 3, dtype=torch.uint8)
