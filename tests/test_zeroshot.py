@@ -161,15 +161,21 @@ def test_a_run_is_evaluated_compared_and_predicted_with_as_any_other(project: Pa
     shutil.copyfile(project / "videos/S0.mp4", new)
     predicted = run("predict", new, "--bundle", bundle, "--config", project, "--out", project / "out")
     assert predicted["extracted"] > 0, "clips between those of the table are asked about"
-    run("evaluate", bundle, "--leave-one-session-out", "--config", project, code=1)
+    for refused in (["evaluate", bundle, "--leave-one-session-out"], ["lora-finetune", "--bundle", bundle]):
+        assert best["method"] in run(*refused, "--config", project, code=1)["error"]["message"]
+    assert run("report", "--config", project)["problems"] == []
 
 
 def test_labels_can_be_left_out_and_the_run_scores_those_that_were_asked_about(project: Path) -> None:
+    settings = project / "featurecache.toml"
+    settings.write_text(settings.read_text() + f"[timeline]\nexclusive = [{list(LABELS)}]\n")
     found = run("zeroshot", "zsc-co", "--labels", "stimulation", "--config", project)
     assert found["asked"] == 28
     assert found["run"]["labels"] == ["stimulation"]
     scored = run("evaluate", project / "runs/zeroshot-zsc-co/bundle", "--config", project)
     assert list(scored["per_class"]) == ["stimulation"]
+    bundle = project / "runs/zeroshot-zsc-co/bundle"
+    assert run("predict", project / "videos/S1.mp4", "--bundle", bundle, "--config", project)["written"]
 
 
 def test_without_annotations_a_timeline_comes_and_says_that_nobody_knows_how_good_it_is(project: Path) -> None:

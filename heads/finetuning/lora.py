@@ -145,16 +145,17 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
-        BundleError: If the head is of other labels, or has an adapter already.
+        BundleError: If the head is of other labels, has an adapter already, or reads answers.
         FingerprintMismatchError: If it is of another base model or other settings of features.
         SettingsError: If no input of the head can be changed by adapters there, or the model computes in float16.
         TrainingDataError: If a split has no labelled clips.
         UnsupportedModelError: If the model's family cannot go on from stored tokens.
     """
     head = load_bundle(bundle)
-    if head.adapter is not None:
+    if head.adapter is not None or head.asked is not None:
+        found = "has an adapter" if head.asked is None else f"is of {head.method}, which reads answers"
         raise BundleError(
-            f"fine-tuning must start from a head on the model as it is, but {bundle} has an adapter. "
+            f"fine-tuning must start from a head on the model's states as it is, but {bundle} {found}. "
             "Give the bundle of featurecache tune."
         )
     if project.settings.features.dtype == "float16":

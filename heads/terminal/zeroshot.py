@@ -110,7 +110,10 @@ def _run(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
 
 def controls_pieces(controls: Mapping[str, Any]) -> Iterator[Piece]:
     """What tells seeing from guessing, on the same clips."""
-    rows = [["the answers", score(controls["answers"])]]
+    rows = [
+        ["the answers, at tuned thresholds", score(controls["answers"])],
+        ["the free answers, as they are", score(controls["free_answers"])],
+    ]
     swapped = controls["another_session"]
     if swapped is not None:
         spread = f"{swapped['lowest']:.2f} to {swapped['highest']:.2f}"

@@ -56,6 +56,10 @@ class ZeroShot(Protocol):
         """The tap and the head that give the chosen candidates' scores, choice (C,)."""
         ...
 
+    def free(self, numbers: Numbers, of_label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Labels that the free answers say are on, by the chosen candidates: (N, C)."""
+        ...
+
     def audit(self, numbers: Numbers) -> dict[str, Any]:
         """What the free answers are like, JSON-ready; no target is read."""
         ...
@@ -109,11 +113,18 @@ class YesNo:
     def _scored(self) -> list[Question]:
         return [question for question in self.questions if not question.is_negated]
 
+    def _columns(self, of_label: npt.NDArray[np.int64]) -> list[int]:
+        """The question that each label is scored by."""
+        places = {(one.label, one.wording): at for at, one in enumerate(self.questions) if not one.is_negated}
+        return [places[label, wording] for label, wording in zip(self.labels, of_label.tolist(), strict=True)]
+
     def head(self, of_label: npt.NDArray[np.int64]) -> tuple[str, LinearHead]:
         """One column for each label: that of its wording."""
-        places = {(one.label, one.wording): at for at, one in enumerate(self.questions) if not one.is_negated}
-        columns = [places[label, wording] for label, wording in zip(self.labels, of_label.tolist(), strict=True)]
-        return "zs-b", columns_head(columns, self.asked.widths["zs-b"])
+        return "zs-b", columns_head(self._columns(of_label), self.asked.widths["zs-b"])
+
+    def free(self, numbers: Numbers, of_label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether the most probable first token says yes; an unparsable one says nothing."""
+        return np.asarray(self._read(numbers)[:, self._columns(of_label)] == "yes")
 
     def _read(self, numbers: Numbers) -> npt.NDArray[np.str_]:
         """What each free first token says: yes, no or unparsable, (N, Q)."""
@@ -223,6 +234,10 @@ class Lists:
     def head(self, of_label: npt.NDArray[np.int64]) -> tuple[str, LinearHead]:
         """The head of the chosen reading, which is one for all labels."""
         return reading_head(READINGS[int(of_label[0])], len(self.labels), self.asked.widths)
+
+    def free(self, numbers: Numbers, of_label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:  # noqa: ARG002
+        """Labels that the greedy free answer names, whatever else it says and whichever reading was chosen."""
+        return np.array([[label in read.on for label in self.labels] for _, read in self.free_answers(numbers)])
 
     def _members(self, row: npt.NDArray[np.floating], reading: str) -> str:
         first = READINGS.index(reading) * len(self.labels)

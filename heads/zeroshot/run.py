@@ -20,7 +20,7 @@ from heads.data import KeptSplit
 from heads.methods import method_of_question
 from heads.models import head_scores
 from heads.runs import ChooseTimeline, HeldOut, write_document, write_fitted
-from heads.scoring.metrics import DEFAULT_THRESHOLD
+from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1
 from heads.settings import HeadSettings
 from heads.zeroshot.choosing import Choice, choose
 from heads.zeroshot.controls import controls_document
@@ -87,6 +87,7 @@ def write_zero_shot_run(
         labels=asking.labels,
         black=head_scores(head, black[tap])[0],
     )
+    controls["free_answers"] = macro_f1(data.Y, asking.free(numbers, choice.of_label).astype(float))
     best |= {"controls": controls | _choices(choice, list(candidates), asking.labels)}
     write_document(folder / "best.json", best)
     return best
