@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,11 +110,19 @@ def test_probabilities_of_lists_equal_those_of_an_independent_forward(folder: Pa
 
 def test_free_answers_are_those_of_greedy_generation_and_end_where_it_ends(folder: Path) -> None:
     backbone = open_asked(folder, ask_list(new_tokens=20))
-    plain, pixels = Plain(folder, backbone), pixels_of_clips(backbone, 5)
+    plain, pixels = Plain(folder, backbone), pixels_of_clips(backbone, 8)
+    endless = answers(backbone, pixels, ["zsc-co" + SAID])["zsc-co" + SAID][:, 6:].int()
+
+    def places(token: int, rows: list[list[int]]) -> set[int | None]:
+        return {row.index(token) if token in row else None for row in rows}
+
+    end = max(endless.flatten().tolist(), key=lambda token: len(places(token, endless.tolist())))
+    backbone.inputs.asked = replace(backbone.inputs.asked, ends=(end,))
     said = answers(backbone, pixels, ["zsc-co" + SAID])["zsc-co" + SAID][:, 6:].int()
+    if backbone.inputs.config.model_type == "llava_next_video":  # the other small model says the same of all clips
+        assert len(places(end, said.tolist())) > 1
     for clip, row in zip(pixels, said.tolist(), strict=True):
         asked = plain.inputs(clip, QUESTION)
-        end = backbone.inputs.asked.ends[0]
         whole = plain.model.generate(**asked, max_new_tokens=20, do_sample=False, eos_token_id=end, pad_token_id=0)
         generated = whole[0, asked["input_ids"].shape[1] :].tolist()
         assert row == generated + [-1] * (20 - len(generated))
