@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from featurecache.backbones import open_inputs
 from featurecache.backbones.asking import SAID, ActivityList, AskedBackbone, YesNoQuestions, asked_of
 from featurecache.backbones.continuation import gumbel_noise, sampled
 from featurecache.backbones.wording import Wording
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from tests.asked_models import ANSWERS, MAKERS, Plain, answers, make_llava_next_video, open_asked, pixels_of_clips
+from tests.published_layouts import change_config
 from tests.tiny_families import make_llava_onevision
 
 BOUND = 1e-5
@@ -218,6 +221,26 @@ def test_lists_that_an_answer_cannot_hold_or_end_are_refused(tmp_path: Path) -> 
     make_llava_onevision(tmp_path / "endless", more_words=ANSWERS)
     with pytest.raises(UnsupportedModelError, match=r"must be able to end.*eos_token_id"):
         open_asked(tmp_path / "endless", ask_list())
+
+
+def test_spellings_and_lists_are_found_where_a_tokenizer_marks_spaces_itself(tmp_path: Path) -> None:
+    """Metaspace, as LLaVA's Llama: a word is another token at the beginning, behind a space and in capitals."""
+    folder = make_llava_next_video(tmp_path)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>", "<video>"]
+    text = [f"{PROMPTS['long']} {one}" for one in ("yes", "Yes", "No", "no", *LISTS)] * 3 + ["yesterday no"] * 9
+    tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=300, special_tokens=special))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    change_config(folder, {"text_config": {"vocab_size": tokenizer.get_vocab_size()}})
+    inputs = open_inputs(folder, prompt="<video>", frames=4, resize="model")
+    wording = Wording(inputs)
+    asked = wording.yes_no(PROMPTS)
+    spelled = [[tokenizer.id_to_token(one).strip("▁") for one in ids] for ids in (asked.yes, asked.no)]
+    assert [{one.lower() for one in own} for own in spelled] == [{"yes"}, {"no"}]
+    assert "yesterday" not in spelled[0]
+    lists = wording.activity_list(QUESTION, LISTS, name="prompt", new_tokens=40)
+    assert [wording.text(one) for one in lists.lists] == list(LISTS)
 
 
 def test_a_model_without_words_or_without_an_output_layer_is_refused_by_name(tmp_path: Path) -> None:

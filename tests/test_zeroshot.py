@@ -179,14 +179,20 @@ def test_labels_can_be_left_out_and_the_run_scores_those_that_were_asked_about(p
 
 
 def test_without_annotations_a_timeline_comes_and_says_that_nobody_knows_how_good_it_is(project: Path) -> None:
-    text = (project / "clips.csv").read_text().splitlines()
-    blank = [line.rsplit(",", 2)[0] + ",," for line in text[1:]]
-    (project / "clips.csv").write_text("\n".join([text[0], *blank]) + "\n")
-    result = CliRunner().invoke(cli.app, ["zeroshot", "zs-b", "--config", str(project)])
+    settings = project / "featurecache.toml"
+    kept = [line for line in settings.read_text().splitlines() if not line.startswith(("annotations =", "labels ="))]
+    settings.write_text("\n".join(kept))
+    run("clips", "--force", "--config", project)
+    assert read_table(project / "clips.csv").labels == ()
+    arguments = ["zeroshot", "zs-b", "--labels", ",".join(LABELS), "--config", str(project)]
+    result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     assert "how good the answers are is unknown" in result.stderr
     bundle = project / "runs/zeroshot-zs-b/bundle"
     assert run("predict", project / "videos/S0.mp4", "--bundle", bundle, "--config", project)["written"]
+    nothing = CliRunner().invoke(cli.app, ["zeroshot", "zs-b", "--config", str(project)], env={"COLUMNS": "500"})
+    assert nothing.exit_code == 2
+    assert "without annotations, name any" in " ".join(nothing.output.split())
 
 
 def test_what_was_said_of_a_withdrawn_recording_goes_with_it(project: Path) -> None:

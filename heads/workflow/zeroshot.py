@@ -16,7 +16,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from featurecache import FeatureCache
 from featurecache.backbones import find_model, model_type_of, open_backbone, open_inputs
 from featurecache.backbones.asking import ANSWERING, AskedInputs, check_can_answer
 from featurecache.backbones.wording import Wording
-from featurecache.clips.clip import ClipTable
+from featurecache.clips.clip import ClipTable, check_labels
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
@@ -152,8 +152,8 @@ def zero_shot(
     check_table(project, use="targets")
     check_table(project, use="targets")
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    rules = _rules(project, table)
-    table = _of_labels(table, labels)
+    table, known = _of_labels(table, labels)
+    rules = _rules(project, known)
     written, asking = _prepared(
         project, method, table, rules, samples=samples, seed=seed, allow_download=allow_download
     )
@@ -193,23 +193,32 @@ def zero_shot(
     return ZeroShotReport(*report, outcome, None, answers, audit, best["controls"], run.bundle, run)
 
 
-def _rules(project: Project, table: ClipTable) -> Rules:
+def _rules(project: Project, labels: Sequence[str]) -> Rules:
     settings = parse_section(project.settings.zeroshot, ZeroshotSettings, "zeroshot")
-    rules = Rules(checked_rules(project, table.labels).exclusive, settings.implies)
-    check_rules(rules, table.labels)
+    rules = Rules(checked_rules(project, labels).exclusive, settings.implies)
+    check_rules(rules, labels)
     return rules
 
 
-def _of_labels(table: ClipTable, labels: Sequence[str] | None) -> ClipTable:
-    """The table with the labels that are asked about, in its own order."""
+def _of_labels(table: ClipTable, labels: Sequence[str] | None) -> tuple[ClipTable, tuple[str, ...]]:
+    """The table with the labels that are asked about, in its own order, and all labels there are.
+
+    A table without labels, of a project without annotations, takes those that are asked about.
+    """
+    if not table.labels and labels:
+        check_labels(labels)
+        unlabelled = (None,) * len(labels)
+        table = ClipTable(tuple(labels), tuple(replace(clip, targets=unlabelled) for clip in table.clips))
     unknown = [label for label in labels or () if label not in table.labels]
     if unknown or not (table.labels if labels is None else labels):
         found = f"{unknown[0]!r} is none" if unknown else "there is none"
         raise UsageError(
             f"labels to ask about must be columns of clips.csv ({', '.join(table.labels) or 'it has none'}), but "
-            f"{found}. Name them as they stand there; data.labels makes columns, also without annotations."
+            f"{found}. Name them as they stand there; without annotations, name any: --labels ventilation,suction."
         )
-    return table if labels is None else table.of_labels([label for label in table.labels if label in labels])
+    if labels is None:
+        return table, table.labels
+    return table.of_labels([label for label in table.labels if label in labels]), table.labels
 
 
 def _prepared(
