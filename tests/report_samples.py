@@ -12,7 +12,6 @@ import optuna
 
 from featurecache.clips.clip import Clip, ClipTable, clip_id
 from featurecache.clips.csv_file import format_table
-from featurecache.spec import canonical_json
 from heads.report import Report, write_report
 
 LABELS = ("ventilation", "stimulation", "suction")
@@ -38,9 +37,8 @@ def write_project(
     for name, kind, noise in (("train", "mlp", 0.9), ("tune", "linear", 0.5)):
         write_run(root / "runs" / name, labels, kind=kind, noise=noise, draw=draw)
     write_study(root / "runs" / "tune" / "study.journal", trials)
-    bundle = json.loads((root / "runs" / "tune" / "bundle" / "bundle.json").read_text())
     look = {
-        "bundle": hashlib.sha256(canonical_json(bundle).encode()).hexdigest(),
+        "bundle": content_of("tune"),
         "sessions": ["of the test split"],
         "split": "test",
     }
@@ -84,7 +82,8 @@ def write_run(folder: Path, labels: Sequence[str], *, kind: str, noise: float, d
     }
     write_json(folder / "best.json", best)
     write_json(
-        folder / "bundle" / "bundle.json", {"format": 1, "labels": list(labels), "thresholds": [0.4] * len(labels)}
+        folder / "bundle" / "bundle.json",
+        {"format": 4, "labels": list(labels), "thresholds": [0.4] * len(labels), "sha256": content_of(folder.name)},
     )
     for split in ("validation", "test"):
         Y = (draw.random((200, len(labels))) < 0.6 / (1 + np.arange(len(labels)))).astype(int)

@@ -125,6 +125,13 @@ def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path:
         assert set(report_on(root).methods) == {"TimeSformer", "FT-LC", method, "FT-C-LoRA"}
 
 
+def test_report_counts_how_often_each_head_was_scored(project: Path) -> None:
+    page = (project / "runs" / "report.html").read_text(encoding="utf-8")
+    table = page[page.index('id="methods-table"') :].split("</table>")[0]
+    scored = [re.findall(r'data-value="(\d*)"', row)[-1] for row in table.split("<tr")[2:]]
+    assert scored == ["", "2", "0"]  # the baseline, `tune`, `train`
+
+
 def test_report_flags_a_forced_clip_level_split(project: Path) -> None:
     assert "clip-level split" not in _Page(project / "runs" / "report.html").text
     _edit(project / "runs" / "tune" / "test_metrics.json", split_level="clip")

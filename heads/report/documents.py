@@ -4,7 +4,6 @@ A file that is there but cannot be read is named under `problems` and left out, 
 the report of the others. Numbers are validated where they are shown, not here.
 """
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -19,7 +18,6 @@ from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheFormatError, CacheNotFoundError, CacheReadError, ClipTableError
 from featurecache.errors import FingerprintMismatchError as WrongRecordError
 from featurecache.extraction.failures import read_rows
-from featurecache.spec import canonical_json
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
 from heads.evaluation_log import EvaluationLog, read_evaluation_log
@@ -183,7 +181,6 @@ def _read_run(folder: Path, looks: EvaluationLog, problems: list[str]) -> Run | 
     journal = path if (path := folder / JOURNAL_NAME).exists() else None
     if not (best or validation or test or each_session or bundle or learning or journal):
         return None
-    digest = hashlib.sha256(canonical_json(bundle).encode()).hexdigest() if bundle else ""
     return Run(
         folder.name,
         _method(folder.name, best),
@@ -193,7 +190,7 @@ def _read_run(folder: Path, looks: EvaluationLog, problems: list[str]) -> Run | 
         each_session,
         comparison,
         bundle,
-        looks.by_bundle.get(digest, 0),
+        looks.by_bundle.get(str(bundle.get("sha256")), 0),
         journal,
         timelines,
         learning,
