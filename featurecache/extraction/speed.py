@@ -108,19 +108,25 @@ def time_decoding(recording: Recording, spans: Sequence[Span], frames: int) -> D
     stride_us = int(np.median(np.diff(starts))) if len(starts) > 1 else length_us
     end_us = max(length_us, recording.info.duration_us)
     first = [(start, start + length_us) for start in range(0, end_us - length_us + 1, max(1, stride_us))][:_MOST_CLIPS]
-    had: tuple[npt.NDArray[np.uint8], ...] | None = None
+    kept: list[npt.NDArray[np.uint8]] = []
+
+    def fit(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Keep some whole frames and no more: a clip of them at 8K takes 1.7 GB."""
+        if len(kept) < _MOST_FRAMES:
+            kept.append(picture)
+        return picture[:1, :1].copy()
+
     problem, passed_us, began = "", 0, time.perf_counter()
-    for clip in read_clips(recording.path, first, frames):
+    for clip in read_clips(recording.path, first, frames, fit=fit):
         if isinstance(clip, ClipFailure):
             problem = problem or clip.reason
         else:
             passed_us = max(passed_us, clip.end_us)
-            had = clip.pictures[:_MOST_FRAMES] if had is None else had
         if time.perf_counter() - began > _DECODING_S:
             break
-    if had is None:
+    if not passed_us:
         return DecodingSpeed(None, None, problem)
-    return DecodingSpeed(passed_us / 1e6 / (time.perf_counter() - began), had)
+    return DecodingSpeed(passed_us / 1e6 / (time.perf_counter() - began), tuple(kept))
 
 
 def time_resizing(resize: FrameResize, frames: Sequence[npt.NDArray[np.uint8]]) -> float:
