@@ -40,14 +40,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from bench_decode import CLIP_US, make, measure_preprocessing
-from full_size import write_model_files
+from full_size import plain_processor, write_model_files
 from targets import Target, judged
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
-    LlavaNextVideoProcessor,
 )
 
 from featurecache.backbones import open_backbone, open_inputs
@@ -116,7 +115,7 @@ class Naive:
     """The recipe people write."""
 
     def __init__(self, folder: Path, frames: int, dtype: str, device: str) -> None:
-        self.processor = LlavaNextVideoProcessor.from_pretrained(folder)
+        self.processor = plain_processor(folder)
         kind = getattr(torch, dtype)
         self.model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, dtype=kind).eval().to(device)
         self.frames = frames

@@ -27,8 +27,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from bench_extract import PROMPT, SMALL, Size, make_model, taken
+from full_size import plain_processor
 from torch import Tensor
-from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+from transformers import LlavaNextVideoForConditionalGeneration
 
 from featurecache.backbones import open_backbone, open_inputs
 
@@ -40,7 +41,7 @@ class Plain:
     """The plain forward of one clip, and what can be taken off it."""
 
     def __init__(self, folder: Path, pictures: np.ndarray) -> None:
-        processor = LlavaNextVideoProcessor.from_pretrained(folder)
+        processor = plain_processor(folder)
         self.model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         self.batch = processor(text=[PROMPT], videos=[pictures], do_sample_frames=False, return_tensors="pt")
         self.is_video = self.batch["input_ids"][0] == processor.video_token_id

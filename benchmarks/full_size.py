@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
+    AutoTokenizer,
     LlavaNextImageProcessor,
     LlavaNextVideoConfig,
     LlavaNextVideoModel,
@@ -86,6 +87,19 @@ def write_model_files(folder: Path, *, layers: int = 32, config: LlavaNextVideoC
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def plain_processor(folder: Path) -> LlavaNextVideoProcessor:
+    """The model's own processor, each part opened by its class: transformers cannot infer them in published folders."""
+    config = LlavaNextVideoConfig.from_pretrained(folder)
+    return LlavaNextVideoProcessor(
+        video_processor=LlavaNextVideoVideoProcessor.from_pretrained(folder),
+        image_processor=LlavaNextImageProcessor.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+    )
 
 
 class UpcastLinear(nn.Module):
