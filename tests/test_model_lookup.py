@@ -54,6 +54,12 @@ def test_folder_whose_name_has_an_at_sign_is_a_folder(tmp_path: Path, monkeypatc
     assert find_model("models/name@old") == Path("models/name@old")
 
 
+def test_file_of_a_model_is_refused_with_the_folder_that_it_is_in(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelNotFoundError, match=rf"is a file\. Name the folder that it is in: {tmp_path}$"):
+        find_model(str(tmp_path / "config.json"))
+
+
 def test_download_that_the_environment_forbids_is_one_named_error() -> None:
     with pytest.raises(ModelNotFoundError, match=r"'other/model@v1' must be downloadable, but the hub answered"):
         find_model("other/model@v1", allow_download=True)

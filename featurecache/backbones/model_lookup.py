@@ -28,13 +28,18 @@ def find_model(model: str, *, allow_download: bool = False, setting: str = "feat
         setting: What names the model, for the messages.
 
     Raises:
-        ModelNotFoundError: If there is no such folder and no such snapshot.
+        ModelNotFoundError: If there is no such folder and no such snapshot, or it is a file.
     """
     if model == DEMO_MODEL:
         return Path(__file__).parent.parent / "demo" / "backbone"
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise ModelNotFoundError(
+            f"{setting} must be the folder of a model, but {model!r} is a file. Name the folder that it is in: "
+            f"{folder.parent}"
+        )
     repository = repository_of(model)
     if repository is None:
         raise ModelNotFoundError(
