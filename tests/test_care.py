@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -512,6 +513,18 @@ def test_a_cache_of_version_1_stays_readable_for_ever(tmp_path: Path) -> None:
     serves(tmp_path / "cache", make_rows(7, "old"))
 
 
+def test_gc_clears_what_a_killed_checkpoint_and_a_killed_mark_left(root: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    name = format.new_segment_id().replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    for folder in (root / "withdrawn", segments(root)[0].parents[1] / "index"):
+        folder.mkdir(exist_ok=True)
+        (folder / f".{name}.tmp").write_bytes(b"half")
+    gc(root, apply=True)
+    assert [path for path in root.rglob("*") if path.suffix == ".tmp"] == []
+    serves(root, make_rows(8))
+
+
 # --- everything mixed -----------------------------------------------------------------------------
 
 
@@ -529,7 +542,17 @@ def operate(name: str, root: Path, recording: str) -> None:
         assert verify(root, deep=True).damage == ()
 
 
-OPERATIONS = st.sampled_from(["gc", "compact", "forget", "repair", "verify"])
+PAIRS = [
+    *(("compact", "forget"), ("compact", "gc"), ("compact", "compact"), ("forget", "forget"), ("forget", "compact")),
+    *(
+        ("gc", "forget"),
+        ("gc", "compact"),
+        ("repair", "forget"),
+        ("repair", "gc"),
+        ("verify", "gc"),
+        ("verify", "forget"),
+    ),
+]
 
 
 class Store(RuleBasedStateMachine):
@@ -615,9 +638,17 @@ class Store(RuleBasedStateMachine):
     def collect(self, grace_s: float) -> None:
         gc(self.root, apply=True, grace_s=grace_s)
 
-    @rule(first=OPERATIONS, second=OPERATIONS, recording=st.sampled_from("abcd"), at=st.integers(0, 250))
-    def two_at_once(self, first: str, second: str, recording: str, at: int) -> None:
+    @rule(pair=st.sampled_from(PAIRS), share=st.floats(0, 1))
+    def two_at_once(self, pair: tuple[str, str], share: float) -> None:
         """The second begins in the middle of the first and goes as far as it can, as another process would."""
+        first, second = pair
+        recording = f"pair {len(self.withdrawn)}"
+        self.append(recording, 0, 4, 1)
+        counted = FaultyOs(-1, fails_with(0))
+        shutil.copytree(self.root, self.folder / "count")
+        with file_system(counted):
+            operate(first, self.folder / "count", recording)
+        shutil.rmtree(self.folder / "count")
         with ThreadPoolExecutor(1) as other:
             started: list[Future[None]] = []
 
@@ -626,11 +657,11 @@ class Store(RuleBasedStateMachine):
                 wait(started, 0.05)
                 return real(*args)
 
-            with file_system(FaultyOs(at, starts_second)):
+            with file_system(FaultyOs(int(share * len(counted.calls)), starts_second)):
                 operate(first, self.root, recording)
                 for done in started or [other.submit(operate, second, self.root, recording)]:
                     done.result()
-        if "forget" in (first, second):
+        if "forget" in pair:
             self.expect_gone(recording)
 
     @invariant()
