@@ -122,6 +122,7 @@ def test_withdrawal_tells_what_it_could_not_search(project: Project) -> None:
     (root / "dangling").symlink_to(root / "nowhere")
     (root / "encrypted").write_bytes(np.random.default_rng(0).bytes(5000))
     (root / "plain then packed").write_bytes(text * 9 + zlib.compress(numbers.tobytes()))
+    (root / "packed far within").write_bytes(text * 99 + zlib.compress(numbers[:60].tobytes()) + text * 99)
     (root / "prefixed.zip").write_bytes(text)
     with zipfile.ZipFile(root / "prefixed.zip", "a") as archive:
         archive.writestr("stored", text)
@@ -142,6 +143,7 @@ def test_withdrawal_tells_what_it_could_not_search(project: Project) -> None:
     (project.cache / "copy.gz").write_bytes(gzip.compress(b"x"))
     assert {path for path, _ in withdraw(project, "S1.mp4").unsearched} == {
         *("backup.tar.gz", ".git", "elsewhere", "dangling", "encrypted", "plain then packed", "prefixed.zip"),
+        "packed far within",
         *("gzip.h5", "shuffle.h5", "narrow.h5", "compressed.npz", "other.mp4", "features.zarr/copy.gz"),
     }
 

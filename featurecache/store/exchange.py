@@ -23,7 +23,7 @@ from featurecache.spec import canonical_json
 from featurecache.store import CacheWriter, FeatureCache, Row, Space, bfloat16, format, layout
 from featurecache.store.checksums import row_checksums
 from featurecache.store.commit import writing
-from featurecache.store.export_file import require_suffix, write_export
+from featurecache.store.export_file import ExportContent, require_suffix, write_export
 from featurecache.store.external import ExternalFile
 from featurecache.store.external_content import (
     EXPORT_FORMAT,
@@ -128,7 +128,7 @@ def export_features(
             yield features
 
     dtype = np.dtype(chosen.stored_dtype)
-    write_export(target, (chosen.rows, *chosen.row_shape), dtype, batches(), columns, notes)
+    write_export(target, ExportContent((chosen.rows, *chosen.row_shape), dtype, batches(), columns, notes))
     return ExportReport(str(target), chosen.fingerprint, chosen.rows)
 
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,37 @@ def require_suffix(path: Path) -> None:
         raise CacheFormatError(f"the file must end in .h5, .hdf5 or .npz, but is {path.name}. Choose one of these.")
 
 
-def write_export(
-    target: Path,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    batches: Iterator[npt.NDArray[Any]],
-    columns: Mapping[str, npt.NDArray[Any]],
-    notes: Mapping[str, str],
-) -> None:
-    """Write a file with its proof.
+@dataclass(frozen=True, eq=False)
+class ExportContent:
+    """What an export holds.
 
-    Args:
-        target: `.h5`, `.hdf5` or `.npz`; must not exist yet, not even as a link to nowhere.
+    Attributes:
         shape: Of the features, (N, ...).
         dtype: Of the features.
         batches: The features, from the first row to the last. It is exhausted before `columns` are read.
         columns: The other arrays, each of N rows.
         notes: Texts.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    batches: Iterator[npt.NDArray[Any]]
+    columns: Mapping[str, npt.NDArray[Any]]
+    notes: Mapping[str, str]
+
+    def proven_notes(self, features_sha256: str) -> dict[str, str]:
+        """The notes, and those that prove arrays and notes."""
+        digests = {name: digest_of(array) for name, array in self.columns.items()}
+        digests["features"] = ArrayDigest(self.dtype.str, self.shape, features_sha256)
+        return {**self.notes, **proof_notes(digests, self.notes)}
+
+
+def write_export(target: Path, content: ExportContent) -> None:
+    """Write a file with its proof.
+
+    Args:
+        target: `.h5`, `.hdf5` or `.npz`; must not exist yet, not even as a link to nowhere.
+        content: What it holds.
 
     Raises:
         CacheFormatError: If the suffix is none of these.
@@ -51,8 +66,7 @@ def write_export(
     """
     require_suffix(target)
     with _new_file(target) as temporary:
-        write = _write_npz if target.suffix == ".npz" else _write_hdf5
-        write(temporary, shape, dtype, batches, columns, notes)
+        (_write_npz if target.suffix == ".npz" else _write_hdf5)(temporary, content)
 
 
 @contextlib.contextmanager
@@ -77,56 +91,32 @@ def _new_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _write_hdf5(
-    path: Path,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    batches: Iterator[npt.NDArray[Any]],
-    columns: Mapping[str, npt.NDArray[Any]],
-    notes: Mapping[str, str],
-) -> None:
+def _write_hdf5(path: Path, content: ExportContent) -> None:
+    rows, digest, at = content.shape[0], hashlib.sha256(), 0
     with h5py.File(path, "w") as file:
         features = file.create_dataset(
-            "features", shape, dtype, fletcher32=bool(shape[0]), chunks=True if shape[0] else None
+            "features", content.shape, content.dtype, fletcher32=bool(rows), chunks=True if rows else None
         )
-        at, digest = 0, hashlib.sha256()
-        for batch in batches:
+        for batch in content.batches:
             features[at : at + len(batch)] = batch
             digest.update(batch.data)
             at += len(batch)
-        for column, array in columns.items():
+        for column, array in content.columns.items():
             file.create_dataset(column, data=array)
-        file.attrs.update({**notes, **_proof(shape, dtype, digest.hexdigest(), columns, notes)})
+        file.attrs.update(content.proven_notes(digest.hexdigest()))
 
 
-def _write_npz(
-    path: Path,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    batches: Iterator[npt.NDArray[Any]],
-    columns: Mapping[str, npt.NDArray[Any]],
-    notes: Mapping[str, str],
-) -> None:
+def _write_npz(path: Path, content: ExportContent) -> None:
+    digest = hashlib.sha256()
     with zipfile.ZipFile(path, "w") as archive:
-        digest = hashlib.sha256()
         with archive.open("features.npy", "w", force_zip64=True) as member:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            descr = np.lib.format.dtype_to_descr(content.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": content.shape}
             np.lib.format.write_array_header_2_0(member, header)
-            for batch in batches:
+            for batch in content.batches:
                 member.write(batch.data)
                 digest.update(batch.data)
-        proven = {**notes, **_proof(shape, dtype, digest.hexdigest(), columns, notes)}
-        for name, array in [*columns.items(), *((note, np.array(text)) for note, text in proven.items())]:
+        notes = {name: np.array(text) for name, text in content.proven_notes(digest.hexdigest()).items()}
+        for name, array in {**content.columns, **notes}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-
-
-def _proof(
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    features_sha256: str,
-    columns: Mapping[str, npt.NDArray[Any]],
-    notes: Mapping[str, str],
-) -> dict[str, str]:
-    digests = {name: digest_of(array) for name, array in columns.items()}
-    return proof_notes(digests | {"features": ArrayDigest(dtype.str, shape, features_sha256)}, notes)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from featurecache.errors import CacheFormatError, CacheReadError, UnsafeFileError
 from featurecache.store import files
@@ -23,7 +22,6 @@ from featurecache.store.external import ExternalFile
 _PIECE_BYTES = 8 << 20
 _BLOCK_BYTES = 1024
 _MOST_ENTROPY = 7.6  # bits to the byte; measured on such blocks: float64 at most 7.49, gzip, bzip2 and xz reach 7.7
-_EVERY_BLOCK, _ONE_BLOCK_OF = 64 << 10, 16
 _PACKED = (
     b"\x1f\x8b",  # gzip
     b"BZh",
@@ -118,7 +116,7 @@ def look_into(path: Path, *wanted: Wanted) -> Look:
             data = tail + piece
             if any(one.are_in(data) for one in wanted):
                 return Look(holds=True)
-            packed = packed or _looks_packed(piece, is_first=not start)
+            packed = packed or _is_disordered(piece)
             start = start or piece[: len(_HDF5)]
             tail = data[-overlap:]
     return Look(holds=False, unsearchable=_why_unsearchable(path, start, packed=packed) if start else "")
@@ -145,17 +143,10 @@ def _why_unsearchable(path: Path, start: bytes, *, packed: bool) -> str:
     return ""
 
 
-def _looks_packed(piece: bytes, *, is_first: bool) -> bool:
-    """Whether any block of those that are looked at is as disordered as no text and no numbers are."""
+def _is_disordered(piece: bytes) -> bool:
+    """Whether any block is as disordered as no text and no numbers are."""
     blocks = np.frombuffer(piece, np.uint8, len(piece) // _BLOCK_BYTES * _BLOCK_BYTES).reshape(-1, _BLOCK_BYTES)
-    thorough = _EVERY_BLOCK // _BLOCK_BYTES if is_first else 0
-    return _is_disordered(blocks[:thorough]) or _is_disordered(blocks[thorough::_ONE_BLOCK_OF])
-
-
-def _is_disordered(blocks: npt.NDArray[np.uint8]) -> bool:
-    if not len(blocks):
-        return False
     places = (np.arange(len(blocks), dtype=np.int32)[:, None] << 8) + blocks
     shares = np.bincount(places.ravel(), minlength=len(blocks) << 8).reshape(-1, 256) / _BLOCK_BYTES
     entropy = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(1)
-    return bool(entropy.max() > _MOST_ENTROPY)
+    return bool((entropy > _MOST_ENTROPY).any())
