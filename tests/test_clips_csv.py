@@ -192,6 +192,7 @@ FIRST = "412f312e6d703400-0-3000000,A/1.mp4,A,train,0,3,1,0"
     [
         ("A,train,0,3", "A,trian,0,3", r"line 2, column split: 'trian' must be train.*Did you mean 'train'"),
         ("A,train,3,6", "A,test,3,6", r"line 3, column split: .*session 'A' lies in train and in test \(see line 2\)"),
+        ("B/1.mp4,B,test", "B/1.mp4, a ,test", r"line 4, column session: .*'a' is also spelled 'A' \(see line 2\)"),
         ("B/1.mp4,B", "A/1.mp4,A", r"line 4, column recording: .*has the contents"),
         ("422f312e6d703400", "412f312e6d703400", r"line 4, column clip_id: .* it is also on line 2"),
         ("422f312e6d703400-0-3000000,B/1.mp4,B,test,0,3", "412f312e6d703400-6000000-9000000,B/1.mp4,B,test,6,9",

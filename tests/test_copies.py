@@ -44,7 +44,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_converted_copy_looks_the_same_and_another_recording_of_the_room_does_not(videos: Path) -> None:
+@pytest.mark.parametrize("decoded_throughout", [True, False])
+def test_a_converted_copy_looks_the_same_and_another_recording_of_the_room_does_not(
+    videos: Path, decoded_throughout: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not decoded_throughout:
+        monkeypatch.setattr("featurecache.video.looks._SHORT_FRAMES", 14)
     looks = {path.name: look_of(path, 8_000_000) for path in videos.iterdir()}
     assert all(look is not None for look in looks.values())
     alike = {

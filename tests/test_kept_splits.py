@@ -86,7 +86,7 @@ def test_a_session_whose_recording_was_encoded_again_keeps_its_split_by_its_name
     of_name = {clip.recording: clip.split for clip in read_table(project.clips).clips}
     for name in list(of_name):
         add(project, name, take=f"{name} again")
-    make_clips(project)
+    make_clips(edit(project, "[features]", "[splits]\nseed = 5\n[features]"))  # which would assign others
     assert {clip.recording: clip.split for clip in read_table(project.clips).clips} == of_name
 
 
@@ -123,14 +123,17 @@ def test_splits_written_into_the_table_go_with_it_unless_the_settings_fix_them_a
 
 
 def test_redeal_assigns_as_if_there_had_been_no_table_and_warns(project: Project) -> None:
-    fresh = splits(project)
-    every = [line.split(",") for line in project.clips.read_text().splitlines()]
-    swap = {"train": "test", "test": "train"}
-    rows = [[*row[:3], swap.get(row[3], row[3]), *row[4:]] for row in every]
-    project.clips.write_text("".join(",".join(row) + "\n" for row in rows))
-    made = make_clips(project, force=True, redeal=True)
-    assert splits(project) == fresh
+    before = splits(project)
+    reseeded = edit(project, "[features]", "[splits]\nseed = 5\n[features]")
+    make_clips(reseeded)
+    assert splits(project) == before
+    made = make_clips(reseeded, redeal=True)
     assert any("changed split" in line and "tune again" in line for line in made.audit.warnings)
+    anew = splits(project)
+    project.clips.unlink()
+    project.table_record.unlink()
+    make_clips(reseeded)
+    assert splits(project) == anew != before
 
 
 def test_a_session_joined_from_several_splits_goes_to_the_one_that_learns_most(project: Project) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.clips.clip import Clip, ClipColumns, union_of
+from featurecache.spelling import caseless, plain_name
 
 FORCED = "splits cut sessions: clips of one session train and score, so these scores are optimistically biased"
 """What every result of a forced clip-level split says."""
@@ -57,6 +58,8 @@ class Leak:
 def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak | None:
     """The first thing that crosses: a recording of two contents, a content of two names, a session cut by splits.
 
+    Likewise a session in two spellings, which nothing behind the table would know to be one.
+
     Clips with an empty split take part in none, so they may stand beside any.
 
     Args:
@@ -76,7 +79,26 @@ def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak 
         if clips[earlier].recording != clip.recording:
             found = f"recordings {clips[earlier].recording!r} and {clip.recording!r} have the same content"
             return Leak(position, earlier, "recording", found)
+    if (leak := _spelled_twice(clips)) is not None:
+        return leak
     return None if allow_clip_level else _mingled_sessions(clips) or _cut_session(clips)
+
+
+def _one_spelling(session: str) -> str:
+    return caseless(plain_name(session))
+
+
+def _spelled_twice(clips: Sequence[Clip]) -> Leak | None:
+    """A session in two spellings, which everything behind the table would take for two sessions."""
+    first: dict[str, int] = {}
+    keys: dict[str, str] = {}
+    for position, clip in enumerate(clips):
+        key = keys.get(clip.session) or keys.setdefault(clip.session, _one_spelling(clip.session))
+        earlier = first.setdefault(key, position)
+        if clips[earlier].session != clip.session:
+            found = f"session {clip.session!r} is also spelled {clips[earlier].session!r}"
+            return Leak(position, earlier, "session", found)
+    return None
 
 
 def _nothing_crosses(clips: ClipColumns, *, sessions_too: bool) -> bool:
@@ -84,6 +106,8 @@ def _nothing_crosses(clips: ClipColumns, *, sessions_too: bool) -> bool:
     recording, content, session = clips.recording.codes, clips.content.codes, clips.session.codes
     names = len(np.unique(recording))
     if not names == len(np.unique(content)) == _pairs(recording, content):
+        return False
+    if len(set(map(_one_spelling, clips.session.values))) < len(set(clips.session.values)):
         return False
     if not sessions_too:
         return True

@@ -5,11 +5,14 @@ pictures alone. What this is not: a search for cut or mirrored copies. Recording
 apart, and are no copies here.
 """
 
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import av.error
 import numpy as np
 import numpy.typing as npt
+from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from featurecache.errors import FeatureCacheError
@@ -20,7 +23,7 @@ Look = npt.NDArray[np.float32]
 """Small frames at equal distances over a recording, shape (T, H, W, 3)."""
 
 _FRAMES, _SIDE_PX = 8, 16
-_MOST_DECODED = 600  # frames from a key frame to the one that is wanted
+_SHORT_FRAMES = 2000  # that are decoded at a stretch: more than lie between two key frames
 _LEAST_CHANGE = 0.5  # of 255 levels, over time
 _MOST_DIFFERENCE, _LEAST_CORRELATION = 16.0, 0.8
 
@@ -35,29 +38,38 @@ def look_of(path: Path, duration_us: int) -> Look | None:
     try:
         with open_video(path, max_pixels=MAX_PIXELS) as video:
             times = [duration_us * (2 * number + 1) // (2 * _FRAMES) for number in range(_FRAMES)]
-            frames = [_small_frame(video, time_us) for time_us in times]
+            frames = [_small(frame) for frame in _frames_at(video, [video.to_ticks(time_us) for time_us in times])]
     except (FeatureCacheError, av.error.FFmpegError, OSError):
         return None
-    found = [frame for frame in frames if frame is not None]
-    return np.stack(found) if len(found) == _FRAMES else None
+    return np.stack(frames) if len(frames) == _FRAMES else None
 
 
-def _small_frame(video: OpenVideo, time_us: int) -> Look | None:
-    wanted = video.to_ticks(time_us)
-    video.container.seek(wanted, stream=video.stream, backward=True)
-    chosen = None
-    for number, frame in enumerate(video.container.decode(video.stream)):
-        if frame.pts is not None and (frame.pts <= wanted or chosen is None):
-            chosen = frame
-        if number >= _MOST_DECODED or (frame.pts is not None and frame.pts >= wanted):
-            break
-    if chosen is None:
-        return None
+def _frames_at(video: OpenVideo, ticks: Sequence[int]) -> Iterator[VideoFrame]:
+    """The last frame that is not after each of these ascending times; a short recording is decoded once, throughout."""
+    rate = video.stream.average_rate
+    is_short = rate is not None and (ticks[-1] - ticks[0]) * video.time_base * rate <= _SHORT_FRAMES
+    source: Iterator[VideoFrame] = video.container.decode(video.stream)
+    chosen, ahead = None, None
+    for wanted in ticks:
+        if not is_short:
+            video.container.seek(wanted, stream=video.stream, backward=True)
+            source = islice(video.container.decode(video.stream), _SHORT_FRAMES)
+            chosen = ahead = None
+        while ahead is None or (ahead.pts or 0) <= wanted:
+            chosen = ahead or chosen
+            ahead = next(source, None)
+            if ahead is None:
+                break
+        if frame := chosen or ahead:
+            yield frame
+
+
+def _small(frame: VideoFrame) -> Look:
     small = VideoReformatter().reformat(
-        chosen, width=_SIDE_PX, height=_SIDE_PX, format="rgb24", interpolation=Interpolation.AREA
+        frame, width=_SIDE_PX, height=_SIDE_PX, format="rgb24", interpolation=Interpolation.AREA
     )
     picture = np.asarray(small.to_ndarray(), np.uint8)
-    return orientation_of(chosen).apply(picture).astype(np.float32)
+    return orientation_of(frame).apply(picture).astype(np.float32)
 
 
 def are_copies(one: Look, other: Look) -> bool:
