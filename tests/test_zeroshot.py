@@ -144,6 +144,7 @@ def test_a_run_is_evaluated_compared_and_predicted_with_as_any_other(project: Pa
     found = run("evaluate", bundle, "--config", project)
     assert found["looks"] == 1
     best = json.loads((bundle.parent / "best.json").read_bytes())
+    assert len(best["controls"]["drawn_lists"]) == (2 if method == "zsc-co" else 0)
     assert best["method"] == {"zs-b": "ZS-B", "zsc-co": "ZSC-CO"}[method]
     if method == "zs-b":
         scores = {}

@@ -66,6 +66,11 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
                     f"{one['label']}, wording {one['wording'] + 1}: the free answer is {said[0]} for every clip, "
                     "whatever the video shows."
                 )
+            if one["below_least_mass"] and not one["is_negated"]:
+                yield Warn(
+                    f"{one['label']}, wording {one['wording'] + 1}: in {counted(one['below_least_mass'], 'clip')} yes "
+                    "and no together are less probable than other words: their scores say little. Change the question."
+                )
         for label, share in audit["negation"].items():
             yield f"{label}: question and negation fit together in {share:.0%} of the clips (yes to one of them)"
         return
@@ -114,6 +119,9 @@ def controls_pieces(controls: Mapping[str, Any]) -> Iterator[Piece]:
         ["the answers, at tuned thresholds", score(controls["answers"])],
         ["the free answers, as they are", score(controls["free_answers"])],
     ]
+    if drawn := controls["drawn_lists"]:
+        spread = f"{min(drawn):.2f} to {max(drawn):.2f}"
+        rows.append([f"{counted(len(drawn), 'drawn list')} a clip ({spread})", score(sum(drawn) / len(drawn))])
     swapped = controls["another_session"]
     if swapped is not None:
         spread = f"{swapped['lowest']:.2f} to {swapped['highest']:.2f}"

@@ -60,6 +60,10 @@ class ZeroShot(Protocol):
         """Labels that the free answers say are on, by the chosen candidates: (N, C)."""
         ...
 
+    def drawn(self, numbers: Numbers) -> list[npt.NDArray[np.bool_]]:
+        """Labels that each sample of drawn answers says are on, each (N, C); none where nothing was drawn."""
+        ...
+
     def audit(self, numbers: Numbers) -> dict[str, Any]:
         """What the free answers are like, JSON-ready; no target is read."""
         ...
@@ -131,6 +135,10 @@ class YesNo:
         said = np.asarray(numbers["zs-b" + SAID], np.int64)
         is_yes, is_no = np.isin(said, self.asked.yes), np.isin(said, self.asked.no)
         return np.where(is_yes, "yes", np.where(is_no, "no", "unparsable"))
+
+    def drawn(self, numbers: Numbers) -> list[npt.NDArray[np.bool_]]:  # noqa: ARG002
+        """Nothing is drawn: the probability of yes is known."""
+        return []
 
     def audit(self, numbers: Numbers) -> dict[str, Any]:
         """By question: free answers, the mass on yes and no, and whether the answer is the same for every clip."""
@@ -273,7 +281,7 @@ class Lists:
             ]
         return document
 
-    def drawn_predictions(self, numbers: Numbers) -> list[npt.NDArray[np.bool_]]:
+    def drawn(self, numbers: Numbers) -> list[npt.NDArray[np.bool_]]:
         """Labels of each sample's drawn list, which is an allowed one: each (N, C)."""
         members = np.array(self.asked.members, bool)  # (L, C)
         first = 2 * len(self.labels)

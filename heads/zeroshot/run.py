@@ -88,6 +88,7 @@ def write_zero_shot_run(
         black=head_scores(head, black[tap])[0],
     )
     controls["free_answers"] = macro_f1(data.Y, asking.free(numbers, choice.of_label).astype(float))
+    controls["drawn_lists"] = [macro_f1(data.Y, drawn.astype(float)) for drawn in asking.drawn(numbers)]
     best |= {"controls": controls | _choices(choice, list(candidates), asking.labels)}
     write_document(folder / "best.json", best)
     return best
