@@ -35,8 +35,6 @@ def link_media(document: EafDocument, recording: Path, folder: Path, *, time_ori
     if own is None:
         own = Element("MEDIA_DESCRIPTOR", {"MIME_TYPE": "video/*"})
         header.insert(0, own)
-    if time_origin_ms:
-        own.set("TIME_ORIGIN", str(time_origin_ms))
     if mime_type := mimetypes.guess_type(recording.name)[0]:
         own.set("MIME_TYPE", mime_type)
     relative, absolute = _relative(recording, folder), recording.absolute().as_posix()
