@@ -81,11 +81,12 @@ class _LiveSpace:
         if changed_ns == self._changed_ns and now_s - self._listed_s < _RELIST_S:
             return
         try:
-            listed = set(files.list_names(self._folder / "segments"))
+            listed = files.names_in(self._folder / "segments")
         except (FileNotFoundError, NotADirectoryError):
             listed = set()
-        if self._known and self._known <= listed:
-            for name in sorted(filter(format.SEGMENT_ID.fullmatch, listed - self._known)):
+        new = listed - self._known
+        if self._known and len(listed) - len(new) == len(self._known):  # nothing known is gone
+            for name in sorted(filter(format.SEGMENT_ID.fullmatch, new)):
                 self._add(self._read(name))
         else:
             self.indexes = self._read_all()
