@@ -20,8 +20,8 @@ Notable choices:
 - A column has converged when the decrease that the quasi-Newton model still predicts is at most `tolerance` times the
   objective. Measured, columns were then within three times that of their optimum, but nearly separable ones, whose
   curvature rests on a few clips, within up to 90 times. So where less than 1e-5 is asked for, the decrease must be that
-  of a Newton step, whose system is solved by preconditioned conjugate gradients; if it is more, the step is taken. A
-  relative gradient norm says less: at l2 = 1e-4, one of 1e-3 left the objective at 1.6 times its optimum.
+  of a Newton step, solved by preconditioned conjugate gradients; if it is more, the step is taken. A relative gradient
+  norm says less: at l2 = 1e-4, one of 1e-3 left the objective at 1.6 times its optimum.
 - Columns that precision or patience end before that are marked, with their gradient; nothing is hidden.
 
 Source of L-BFGS: Liu and Nocedal, 1989. What this is not: the place that knows labels, grids and folds (`convex.py`).
@@ -44,8 +44,7 @@ PAIRS = 8
 NEWTON_BELOW = 1e-5
 """Tolerance below which Newton steps say what has converged."""
 
-_CG_STEPS = 50
-_CG_RESIDUAL = 0.1  # of the gradient, both in the preconditioner's norm
+_CG_STEPS, _CG_RESIDUAL = 50, 0.1  # at most; of the gradient, both in the preconditioner's norm
 _FLATTEST = 0.2  # of the slope at the beginning, where the line search may end
 _LINE_STEPS = 20
 _COLUMNS_IN_CACHE = 8

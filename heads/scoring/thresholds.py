@@ -1,4 +1,4 @@
-"""Thresholds from validation scores: exact for F1, with restraint, for any number of heads at once.
+"""Thresholds from held-out scores: exact for F1, with restraint, for any number of heads at once.
 
 Notable choices: a score and its target fit into one 32-bit integer (the bits of a float32 in [0, 1] leave the
 highest one free), so one plain sort orders both, several times faster than an indirect sort, and nothing is rounded.
@@ -65,8 +65,8 @@ def tuned_thresholds(Y: Targets, scores: Scores, sessions: npt.NDArray[np.str_])
     +.003, and untouched exact thresholds lost up to .022 on scene.
 
     Args:
-        Y: Validation targets, shape (N, C), 0 or 1.
-        scores: Validation probabilities of K heads, shape (K, N, C), or of one, (N, C).
+        Y: Targets, shape (N, C), 0 or 1.
+        scores: Held-out probabilities of K heads, shape (K, N, C), or of one, (N, C).
         sessions: The session of each clip, shape (N,).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Timeline settings chosen on validation recordings, and the `timeline.json` that keeps them with a bundle.
+"""Timeline settings chosen by held-out scores of recordings, and the `timeline.json` that keeps them with a bundle.
 
 An exhaustive grid in units of the clip length, scored by segment F1 (mean over IoU 0.1, 0.25, 0.5 and the labels).
 One set of settings serves all labels: validation has few events of a rare label, and settings of its own would be
@@ -99,12 +99,12 @@ def tune_timeline(
     length_us: int,
     stride_us: int,
 ) -> TunedTimeline:
-    """Searches the settings of highest segment F1 on validation recordings.
+    """Searches the settings of highest segment F1 on recordings with held-out scores.
 
     Rules of labels that exclude each other are no setting, and not applied here.
 
     Args:
-        recordings: Validation recordings with an annotation.
+        recordings: Recordings with an annotation and held-out scores.
         labels: Names of the C labels.
         thresholds: The bundle's, shape (C,).
         length_us: Length of a clip; the grid's unit.
@@ -115,8 +115,8 @@ def tune_timeline(
     """
     if not any(events(one.annotated, label, union_of(one.within)) for one in recordings for label in labels):
         raise TrainingDataError(
-            f"timeline settings need an annotated event of some label in validation, but {len(recordings)} recordings "
-            "have none. Move a session with annotated activity into validation."
+            f"timeline settings need an annotated event of a label, but the {len(recordings)} recordings with held-out "
+            "scores have none. Annotate activity in a session that is not test."
         )
     scored: dict[TimelineSettings, float] = {}
     for (smoothing, window), hysteresis in product(_SMOOTHINGS, _HYSTERESES):
