@@ -123,7 +123,10 @@ def _is_made_again(project: Project, path: Path) -> bool:
     if path.is_relative_to(project.predictions):
         return True
     return path.is_relative_to(project.runs) and (
-        path.suffix == ".html" or "timelines" in path.name or path.name == "answers.csv"
+        path.suffix == ".html"
+        or path.name.endswith(".activities.csv")
+        or "timelines" in path.name
+        or path.name == "answers.csv"
     )
 
 
