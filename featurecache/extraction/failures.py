@@ -117,6 +117,8 @@ def record_failures(
 
 
 def _stored(project: Project, fingerprints: Collection[str]) -> dict[str, frozenset[str]]:
+    if not fingerprints:
+        return {}
     try:
         cache = FeatureCache.open(project.cache)
     except CacheNotFoundError:
