@@ -464,7 +464,7 @@ def test_non_finite_features_fail_their_clip_with_a_reason(project: Project, tmp
     model = shutil.copytree(Path(project.settings.features.model), tmp_path / "broken")
     weights = load_file(model / "model.safetensors")
     name = next(key for key in weights if key.endswith("model.norm.weight"))
-    weights[name][3] = float("inf")
+    weights[name][3] = torch.finfo(torch.float32).max  # finite, its products are not
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     settings = project.root / "featurecache.toml"
     settings.write_text(settings.read_text().replace(project.settings.features.model, str(model)))
