@@ -274,8 +274,8 @@ def measure_solver(data: LearningData) -> dict[str, float]:
     points = grid_points(l2=np.geomspace(1e-3, 10, 8).tolist(), positive_weight_exponent=np.linspace(0, 1, 6).tolist())
     solve_s = floor_s = 0.0
     grids: list[ConvexGrid] = []
-    for exponent in SearchSpace().spectral_exponent:
-        solve = partial(solve_grid, basis, Y, points, spectral_exponent=exponent)
+    for exponent in SearchSpace().variance_exponent:
+        solve = partial(solve_grid, basis, Y, points, variance_exponent=exponent)
         solve_s += cpu_s(lambda solve=solve: grids.append(solve()))
         steps = grids[-1].iterations
         floor_s += products_s(basis.X, [int((steps >= step).sum()) for step in range(1, int(steps.max()) + 1)])

@@ -42,7 +42,7 @@ from heads.settings import HeadSettings
 from heads.timelines.tuning import TunedTimeline, save_timeline
 
 FORMAT = 4
-"""Version of the layout; 3 had no digest of the document, 2 no spectral exponent, 1 a single feature space."""
+"""Version of the layout; 3 had no digest of the document, 2 no variance exponent, 1 a single feature space."""
 
 HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME, BACKBONE_NAME = "head.safetensors", "bundle.json", "adapter", "backbone"
 

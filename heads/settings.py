@@ -72,7 +72,7 @@ Components = Annotated[int, Field(ge=0, le=65536)]
 LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 WeightDecay = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
-SpectralExponent = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+VarianceExponent = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Exponents = Annotated[Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)], WrapValidator(_in_plain_words)]
@@ -98,8 +98,8 @@ class HeadSettings:
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
         solver: `adamw` or `convex`; see the top of this file.
         l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label, where
-            `spectral_exponent` is 0.
-        spectral_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
+            `variance_exponent` is 0.
+        variance_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
             its variance) to this power: 0 treats all alike, 1 holds weights down where features hardly vary.
         learning_rate: Step size of AdamW, constant over the epochs.
         weight_decay: Decoupled decay of weights (never of biases), as in AdamW.
@@ -120,7 +120,7 @@ class HeadSettings:
     components: Components = 0
     solver: Solver = "adamw"
     l2: Penalty = 1e-2
-    spectral_exponent: SpectralExponent = 0.0
+    variance_exponent: VarianceExponent = 0.0
     learning_rate: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-2
     positive_weight_exponent: Exponents = 0.5
@@ -197,7 +197,7 @@ class SearchSpace:
     A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where it has a range,
     `positive_weight_scale`. It takes the best of them by `folds` folds of the sessions that are not
     test, where labels may differ in their exponents. Each of `inputs`, `normalization`,
-    `components` and `spectral_exponent` makes trials of its own; of `components`, inputs are tried with those that are
+    `components` and `variance_exponent` makes trials of its own; of `components`, inputs are tried with those that are
     fewer than they can have, with all their features where none is.
     """
 
@@ -210,7 +210,7 @@ class SearchSpace:
     components: Annotated[tuple[Components, ...], Field(min_length=1), AfterValidator(_different)] = (0,)
     solver: Annotated[tuple[Solver, ...], Field(min_length=1), AfterValidator(_different)] = ("convex", "adamw")
     l2: Annotated[tuple[Penalty, Penalty], AfterValidator(ordered)] = (1e-3, 10.0)
-    spectral_exponent: Annotated[tuple[SpectralExponent, ...], Field(min_length=1), AfterValidator(_different)] = (
+    variance_exponent: Annotated[tuple[VarianceExponent, ...], Field(min_length=1), AfterValidator(_different)] = (
         0.0,
         1.0,
     )

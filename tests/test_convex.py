@@ -157,7 +157,7 @@ def test_solve_grid_equals_scikit_learn_on_stretched_features_when_penalties_fol
     X, Y = PROBLEMS[name]
     basis = make_basis(X, Y, normalization="none", components=known)
     points = [GridPoint(1e-1, 0.5), GridPoint(1e-3, 1.0, 2.0)]
-    grid = solve_exactly(basis, Y, points, components=components, spectral_exponent=exponent)
+    grid = solve_exactly(basis, Y, points, components=components, variance_exponent=exponent)
     S = scales(features(basis), exponent, basis.axes.shape[1])
     if components:
         axes = basis.axes[:, :components].numpy()
@@ -181,7 +181,7 @@ def test_a_penalty_that_follows_variances_finds_what_leading_directions_tell() -
     best = {
         exponent: max(
             macro_f1(Y[150:], scores)
-            for scores in solve_grid(basis, Y[:150], points, spectral_exponent=exponent).scores(X[150:])
+            for scores in solve_grid(basis, Y[:150], points, variance_exponent=exponent).scores(X[150:])
         )
         for exponent in (0.0, 1.0)
     }
@@ -281,8 +281,8 @@ def test_single_precision_finds_the_optimum_when_one_direction_has_most_of_the_v
     Y = (z[:, :8] @ random.standard_normal((8, 2)) + random.standard_normal((300, 2)) > 1).astype(np.int8)
     single, double = (make_basis(X.astype(np.float32), Y, precision=p) for p in ("float32", "float64"))
     points = grid_points(l2=np.geomspace(1e-3, 10, 8).tolist(), positive_weight_exponent=[0.5])
-    ours = solve_grid(single, Y, points, spectral_exponent=exponent)
-    exact = solve_grid(double, Y, points, spectral_exponent=exponent, tolerance=1e-9, max_iterations=1000)
+    ours = solve_grid(single, Y, points, variance_exponent=exponent)
+    exact = solve_grid(double, Y, points, variance_exponent=exponent, tolerance=1e-9, max_iterations=1000)
     assert ours.converged.all()
     assert (ours.decrement >= 0).all()
     np.testing.assert_allclose(ours.objective, exact.objective, rtol=3e-3)

@@ -590,9 +590,9 @@ def test_loop_penalises_weights_along_the_directions_that_a_group_names() -> Non
     assert after.head.weight[:, ~held].abs().max() > 0.5 * before.weight[:, ~held].abs().max()
 
 
-@pytest.mark.parametrize(("spectral_exponent", "components"), [(0.0, 0), (1.0, 0), (1.0, 3), (0.5, 0)])
+@pytest.mark.parametrize(("variance_exponent", "components"), [(0.0, 0), (1.0, 0), (1.0, 3), (0.5, 0)])
 def test_a_solved_head_begins_at_the_optimum_of_what_fine_tuning_minimises(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spectral_exponent: float, components: int
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variance_exponent: float, components: int
 ) -> None:
     """The gradients of loss and penalty cancel; else training would first undo the search.
 
@@ -600,7 +600,7 @@ def test_a_solved_head_begins_at_the_optimum_of_what_fine_tuning_minimises(
     with a curvature of up to 10 what is left of their sum is at most sqrt(2 * 10 * 1e-10) = 5e-5.
     """
     monkeypatch.setattr(fitting, "TOLERANCE", 1e-10)
-    chosen = {"spectral_exponent": spectral_exponent, "components": components, "l2": 1.0}
+    chosen = {"variance_exponent": variance_exponent, "components": components, "l2": 1.0}
     run = begin(project, tuned(project, name="solved", **chosen), tmp_path)
     loop, network = run.loop, run._network.eval()
     rows = loop.train.read(range(len(loop.train.Y)))

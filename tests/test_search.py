@@ -168,7 +168,7 @@ def test_search_heads_solves_each_combination_once_with_the_convex_solver(tmp_pa
     space = dataclasses.replace(CONVEX, normalization=("standardize", "l2"), components=(0, 8))
     best = search(tmp_path / "tune", trials=40, search_space=space)
     rows = table(tmp_path / "tune")
-    combinations = {(row["normalization"], row["components"], row["spectral_exponent"]) for row in rows}
+    combinations = {(row["normalization"], row["components"], row["variance_exponent"]) for row in rows}
     assert combinations == set(itertools.product(("standardize", "l2"), ("0", "8"), ("0.0", "1.0")))
     assert len(rows) == best["trials"]["completed"] == 8
     assert best["settings"]["solver"] == "convex"
@@ -178,7 +178,7 @@ def test_search_heads_solves_each_combination_once_with_the_convex_solver(tmp_pa
 
 
 def test_search_heads_takes_some_combinations_each_once_when_there_are_more_than_trials(tmp_path: Path) -> None:
-    space = dataclasses.replace(CONVEX, components=tuple(range(1, 24)), spectral_exponent=(0.0,))
+    space = dataclasses.replace(CONVEX, components=tuple(range(1, 24)), variance_exponent=(0.0,))
     best = search(tmp_path / "tune", trials=6, search_space=space)
     assert best["trials"]["completed"] == 6
     assert len({row["components"] for row in table(tmp_path / "tune")}) == 6
@@ -691,7 +691,7 @@ COMBINATIONS = dataclasses.replace(
     solver=("convex", "adamw"),
     normalization=("standardize", "l2"),
     components=(0, 8),
-    spectral_exponent=(1.0,),
+    variance_exponent=(1.0,),
 )
 
 

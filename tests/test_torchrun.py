@@ -51,7 +51,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(project.root / "labels.csv", {f"S{number}.mp4": on for number in range(6)}, replace=True)
     make_table(project)
     run_plan(project, plan_extraction(project))
-    tuned(project, "final/mean", l2=1.0, spectral_exponent=1.0)  # held back, so that adapters find something to do
+    tuned(project, "final/mean", l2=1.0, variance_exponent=1.0)  # held back, so that adapters find something to do
     return project.root
 
 

@@ -132,7 +132,7 @@ decoders = 2
 # components = 0                  # principal components; 0 keeps all features
 # solver = "adamw"                # "convex": the optimum of a linear head without dropout, for the penalty l2
 # l2 = 0.01
-# spectral_exponent = 0.0         # 1: that penalty is weaker along directions in which features vary more, and stronger
+# variance_exponent = 0.0         # 1: that penalty is weaker along directions in which features vary more, and stronger
 #                                 # along the others
 # learning_rate = 0.001
 # weight_decay = 0.01
@@ -150,7 +150,7 @@ decoders = 2
 # hidden_width = [16, 256]        # of "mlp" and "temporal"
 # normalization = ["standardize"]
 # components = [0]                # those that are fewer than the features
-# spectral_exponent = [0.0, 1.0]
+# variance_exponent = [0.0, 1.0]
 # solver = ["convex", "adamw"]    # convex first, a grid for each choice above, then trials by AdamW
 # l2 = [1e-3, 10.0]
 # folds = 5                       # of the sessions that are not test, by which settings are chosen

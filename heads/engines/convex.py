@@ -6,7 +6,7 @@ For each label on its own, a head minimises
 
 with p = scale * (negatives / positives)^exponent (Guerriero et al., equation 2), t the target, x
 the normalised feature, and the bias b free. P scales each principal direction of the features by
-(mean variance / its variance)^spectral_exponent. At 0 it is the identity, and with N clips that is l2 times the
+(mean variance / its variance)^variance_exponent. At 0 it is the identity, and with N clips that is l2 times the
 objective of scikit-learn's `LogisticRegression(C=1 / (N * l2))` with p as the sample weight of positives; above 0,
 directions in which features hardly vary are held down more, which is a soft choice of principal components.
 
@@ -156,7 +156,7 @@ def solve_grid(
     points: Sequence[GridPoint],
     *,
     components: int = 0,
-    spectral_exponent: float = 0.0,
+    variance_exponent: float = 0.0,
     fold_of: npt.NDArray[np.integer] | None = None,
     beside: Mask | None = None,
     wanted: Mask | None = None,
@@ -171,7 +171,7 @@ def solve_grid(
         Y: Their targets, shape (N, C), 0 or 1, rows as the basis was given them.
         points: The G points.
         components: P, principal components that heads read; 0 for all features.
-        spectral_exponent: How penalties follow the variances; see the top of this file.
+        variance_exponent: How penalties follow the variances; see the top of this file.
         fold_of: Fold of each clip, from `session_folds`, shape (N,), or (R, N) of R assignments to as many folds.
         beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N) or (R, F, N).
         wanted: The points and labels to solve, shape (G, C); all by default. The others are NaN and not converged.
@@ -234,8 +234,8 @@ def solve_grid(
         start_bias=torch.from_numpy(start_bias).to(X),
         alike=alike.to(X.device),
         loss_weights=loss_weights,
-        precondition=_preconditioner(basis, components, spectral_exponent),
-        penalise=basis.scaling(-spectral_exponent, components),
+        precondition=_preconditioner(basis, components, variance_exponent),
+        penalise=basis.scaling(-variance_exponent, components),
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
@@ -260,10 +260,10 @@ def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: in
         )
 
 
-def _preconditioner(basis: Basis, components: int, spectral_exponent: float) -> Precondition:
+def _preconditioner(basis: Basis, components: int, variance_exponent: float) -> Precondition:
     """The inverse of (curvature * covariance + l2 * P), with both known along the axes and flat beyond them."""
     variances, rest = basis.variances, basis.rest_variance
-    held, held_beyond = (of**-spectral_exponent for of in basis.relative_variances())
+    held, held_beyond = (of**-variance_exponent for of in basis.relative_variances())
     axes = None if components else basis.axes
 
     def precondition(gradient: Tensor, curvature: Tensor, l2: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def solve_head(
             Y,
             points,
             components=components,
-            spectral_exponent=settings.spectral_exponent,
+            variance_exponent=settings.variance_exponent,
             fold_of=None if folds is None else folds.of,
             beside=None if folds is None else folds.beside,
             wanted=choice == np.arange(len(points))[:, None],

@@ -353,7 +353,7 @@ def _refitted_head(project: Project, plan: LoraPlan, *, seed: int, device: str, 
             clips.X, clips.Y, tuned.normalization, components=tuned.components, part_widths=widths, device=device
         )
         head, _ = solve_head(basis, clips.Y, tuned)
-        scaling = basis.scaling(-tuned.spectral_exponent, tuned.components)
+        scaling = basis.scaling(-tuned.variance_exponent, tuned.components)
         # The loss is a mean over labels, where the solver has one each.
         group = Group(HEAD, rate, 0.0, l2=tuned.l2 / len(plan.bundle.labels), penalise=scaling)
     else:

@@ -54,7 +54,7 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
 
     Args:
         prepared: The clips and their folds.
-        combination: `inputs`, `normalization`, `components` and `spectral_exponent`.
+        combination: `inputs`, `normalization`, `components` and `variance_exponent`.
         points: The grid.
 
     Raises:
@@ -71,7 +71,7 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
             clips.Y,
             points,
             components=components,
-            spectral_exponent=combination["spectral_exponent"],
+            variance_exponent=combination["variance_exponent"],
             fold_of=folds.of,
             beside=folds.beside,
             wanted=wanted,

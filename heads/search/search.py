@@ -6,7 +6,7 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   thresholds gained .041 on validation but .008 on unseen sessions. The positive weights that are searched move scores
   across 0.5 anyway. The test split is not an argument here.
 - Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation,
-  components and spectral exponent, which tries a whole grid at once (`convex_trials.py`). Its score is out of fold, by
+  components and variance exponent, which tries a whole grid at once (`convex_trials.py`). Its score is out of fold, by
   folds of all sessions that are not test. Where there are more combinations than half of the trials (all of them, with
   that solver alone), some of them are taken, each once, in an order drawn by the seed.
 - All other trials train by AdamW on the training split, as the paper has them, and their score is that of the
@@ -340,4 +340,4 @@ class _Search:
 
 
 def _name(combination: dict[str, Any]) -> str:
-    return "{inputs} {normalization} {components} {spectral_exponent:g}".format(**combination)
+    return "{inputs} {normalization} {components} {variance_exponent:g}".format(**combination)

@@ -116,7 +116,7 @@ def used_settings(settings: HeadSettings) -> dict[str, Any]:
     if settings.solver == "convex":
         unused |= {"learning_rate", "weight_decay", "dropout", "batch_size", "epochs", "patience"}
     else:
-        unused |= {"l2", "spectral_exponent"}
+        unused |= {"l2", "variance_exponent"}
     return {name: value for name, value in settings.to_mapping().items() if name not in unused}
 
 
@@ -133,8 +133,8 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         f"{_head(settings)}. Chosen out of fold, then refitted on all training and validation sessions."
     ]
     if settings.solver == "convex":
-        exponent = settings.spectral_exponent
-        along = f", weaker along directions in which features vary more (spectral exponent {exponent:.2g})"
+        exponent = settings.variance_exponent
+        along = f", weaker along directions in which features vary more (variance exponent {exponent:.2g})"
         lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{along if exponent else ''}.")
         if best["steps_of_trial"] is not None:
             lines.append(

@@ -3,7 +3,7 @@
 Notable choices: a setting that the search space fixes is not asked for, so importances and the sampler see only what
 varies. Trials of the two solvers ask for the same names where they mean the same, so the sampler learns from the
 quick converged ones which features are good. What lies outside a convex trial's grid (inputs, normalisation,
-components, spectral exponent) is a list of combinations; each is worth solving once. Inputs of frames have a name of
+components, variance exponent) is a list of combinations; each is worth solving once. Inputs of frames have a name of
 their own, because a choice must offer the same in every trial.
 
 What this is not: a search, or training.
@@ -74,11 +74,11 @@ class Choices:
                 "inputs": inputs,
                 "normalization": normalization,
                 "components": components,
-                "spectral_exponent": spectral_exponent,
+                "variance_exponent": variance_exponent,
             }
             for inputs, normalization in itertools.product(self.vectors, self.space.normalization)
             for components in _fewer_than(self.rank_of[inputs], self.space.components)
-            for spectral_exponent in self.space.spectral_exponent
+            for variance_exponent in self.space.variance_exponent
         ]
 
     @property
@@ -101,7 +101,7 @@ class Choices:
             "inputs": _choice(trial, "inputs", self.vectors),
             "normalization": _choice(trial, "normalization", self.space.normalization),
             "components": _choice(trial, "components", self.components),
-            "spectral_exponent": _choice(trial, "spectral_exponent", self.space.spectral_exponent),
+            "variance_exponent": _choice(trial, "variance_exponent", self.space.variance_exponent),
         }
 
     def ask(self, trial: Trial) -> HeadSettings:
