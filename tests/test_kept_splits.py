@@ -1,6 +1,7 @@
 """Splits that stay, by content, and tables that tell when settings or folders are not what they were made from."""
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -184,7 +185,7 @@ def test_training_refuses_a_table_of_other_targets_and_extraction_tells(
 def test_files_that_came_went_changed_or_were_renamed_are_told_and_do_not_stop(project: Project) -> None:
     add(project, "S90.mp4")
     (project.videos / "S1.mp4").unlink()
-    add(project, "S2.mp4", take="edited")
+    add(project, "S2.mp4", take="edited, which made it longer")
     (project.videos / "S3.mp4").rename(project.videos / "A3.mp4")
     labels = project.root / "labels.csv"
     labels.write_text(labels.read_text() + "S2.mp4,0,1,ventilation\n")
@@ -195,6 +196,19 @@ def test_files_that_came_went_changed_or_were_renamed_are_told_and_do_not_stop(p
         assert part in told
     assert "annotations: 1 changed (labels.csv)" in told
     assert told.endswith("To take that in: featurecache clips.")
+
+
+def test_a_copied_project_is_not_told_as_changed_and_an_edit_that_keeps_the_size_is(project: Project) -> None:
+    labels = project.root / "labels.csv"
+    for path in (labels, *project.videos.iterdir()):
+        os.utime(path, ns=(1, 1))  # as `cp -r` gives files other times
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_table(project, use="targets")
+    text = labels.read_text()
+    labels.write_text(text.replace("S1.mp4", "S2.mp4", 1))
+    with pytest.warns(OutdatedTableWarning, match=r"then annotations: 1 changed \(labels\.csv\)\."):
+        check_table(project, use="targets")
 
 
 def test_other_fractions_or_seeds_are_told_with_the_way_to_use_them(project: Project) -> None:

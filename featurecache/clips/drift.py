@@ -2,16 +2,23 @@
 
 Settings that decide what the command is about to use are refused: it would do something else than asked. Files that
 came, went or changed are told, and so are settings that only the next table shows: annotators save all day, and an
-edited table may be meant to stay. Files are compared by size and time of last change; none is opened.
+edited table may be meant to stay.
+
+Files are compared by size and time of last change, so that none is opened where nothing happened. A copied project has
+other times: there an annotation file counts as changed by its digest, and a video of the same size does not, for
+extraction finds changed recordings by their content.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from featurecache.clips.record import files_of, read_record, settings_of
+from featurecache.clips.record import annotation_digest, files_of, read_record, settings_of
 from featurecache.errors import OutdatedTableError, OutdatedTableWarning
 from featurecache.project.settings import SETTINGS_NAME, Project
+
+_State = Sequence[int | str]
 
 Use = Literal["windows", "targets", "nothing"]
 """What of the table a command relies on: when clips are, also what is on in them, or it only shows them."""
@@ -47,7 +54,9 @@ def check_table(project: Project, *, use: Use) -> None:
             f"Make it again: featurecache clips; or put that back in {SETTINGS_NAME}."
         )
     files = files_of(project)
-    told += [text for kind, own in files.items() if (text := _file_changes(kind, record.files.get(kind, {}), own))]
+    for kind, own in files.items():
+        place = project.annotations if kind == "annotations" else None
+        told += filter(None, [_file_changes(kind, record.files.get(kind, {}), own, place)])
     if told:
         warnings.warn(
             f"{project.clips.name} is used as it was made, but since then {'; '.join(told)}. "
@@ -72,11 +81,14 @@ def _in_words(names: Sequence[str], then: Mapping[str, Any], now: Mapping[str, A
     return found
 
 
-def _file_changes(kind: str, then: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> str:
-    """What became of files, in words; a new one with size and time of one that is gone was renamed."""
-    gone = {name: tuple(then[name]) for name in then.keys() - now.keys()}
+def _file_changes(kind: str, then: Mapping[str, _State], now: Mapping[str, _State], place: Path | None) -> str:
+    """What became of files, in words; a new one with size and time of one that is gone was renamed.
+
+    `place` is where annotations are; None for videos.
+    """
+    gone = {name: tuple(then[name][:2]) for name in then.keys() - now.keys()}
     new = {name: tuple(now[name]) for name in sorted(now.keys() - then.keys())}
-    changed = sorted(name for name in then.keys() & now.keys() if tuple(then[name]) != tuple(now[name]))
+    changed = sorted(name for name in then.keys() & now.keys() if _is_changed(name, then[name], now[name], place))
     renamed, came = [], []
     for name, state in new.items():
         former = next((old for old in sorted(gone) if gone[old] == state), None)
@@ -91,3 +103,11 @@ def _file_changes(kind: str, then: Mapping[str, Sequence[int]], now: Mapping[str
         if names
     ]
     return f"{kind}: {', '.join(parts)}" if parts else ""
+
+
+def _is_changed(name: str, then: _State, now: _State, place: Path | None) -> bool:
+    if tuple(then[:2]) == tuple(now):
+        return False
+    if then[:1] != now[:1]:
+        return True
+    return place is not None and list(then[2:]) != [annotation_digest(place, name)]

@@ -1,8 +1,8 @@
 """What a clip table was made from: a small JSON file that is written with the table. `drift` compares it with today.
 
 It holds the digests of what was written (so that a person's edits are noticed), the settings that decide what a table
-says, the size and time of last change of every video and annotation file, and the split of every recording by its
-content.
+says, the size and time of last change of every video and annotation file, a digest of every annotation file, and the
+split of every recording by its content.
 """
 
 import contextlib
@@ -18,13 +18,14 @@ from typing import Any
 from featurecache.clips.annotated import annotation_paths
 from featurecache.clips.clip import ClipTable
 from featurecache.errors import AnnotationError
-from featurecache.files import private_folder, write_private
+from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
 from featurecache.spelling import caseless
 from featurecache.video.recordings import video_paths
 
-Files = Mapping[str, Mapping[str, Sequence[int]]]
-"""Kind, "videos" or "annotations" -> path relative to the kind's folder -> size in bytes and mtime in ns."""
+Files = Mapping[str, Mapping[str, Sequence[int | str]]]
+"""Kind, "videos" or "annotations" -> path relative to the kind's folder -> size in bytes, mtime in ns, and in a record
+of annotation files sha256 (64 hex digits)."""
 
 _PLACES = frozenset({"data.videos", "data.annotations", "splits.allow_clip_level"})
 
@@ -93,7 +94,7 @@ def record_of(project: Project, table: ClipTable, files: Files, earlier: TableRe
     Args:
         project: The project.
         table: The table.
-        files: `files_of` the project, found before anything was read.
+        files: `files_of` the project with digests, found before anything was read.
         earlier: The record whose splits stay known, for recordings that are away, and so do comparisons.
     """
     found = {clip.content: (clip.split, session_key(clip.session)) for clip in table.clips if clip.split}
@@ -122,22 +123,40 @@ def _plain(value: object) -> float | str:
     return float(value) if isinstance(value, Decimal) else str(value)
 
 
-def files_of(project: Project) -> Files:
-    """The videos and annotation files that are there, with size and time of last change; none is opened."""
+def files_of(project: Project, *, digests: bool = False) -> Files:
+    """The videos and annotation files that are there, with size and time of last change.
+
+    Args:
+        project: The project.
+        digests: Whether annotation files are read for their digests too; otherwise none is opened.
+    """
+    annotations: dict[str, list[int | str]] = {}
+    if project.annotations is not None:
+        annotations = _annotation_states(project.annotations)
+        if digests:
+            for name, state in annotations.items():
+                state.extend(filter(None, [annotation_digest(project.annotations, name)]))
     return {
         "videos": _states(project.videos, list(video_paths(project.videos).values())),
-        "annotations": {} if project.annotations is None else _annotation_states(project.annotations),
+        "annotations": annotations,
     }
 
 
-def _annotation_states(place: Path) -> dict[str, list[int]]:
+def annotation_digest(place: Path, name: str) -> str:
+    """sha256 of an annotation file by its path as `files_of` names it; empty where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return sha256_of_file((place if place.is_dir() else place.parent) / name)
+    return ""
+
+
+def _annotation_states(place: Path) -> dict[str, list[int | str]]:
     with contextlib.suppress(AnnotationError):
         return _states(place, annotation_paths(place)) if place.is_dir() else _states(place.parent, [place])
     return {}
 
 
-def _states(root: Path, paths: Sequence[Path]) -> dict[str, list[int]]:
-    found = {}
+def _states(root: Path, paths: Sequence[Path]) -> dict[str, list[int | str]]:
+    found: dict[str, list[int | str]] = {}
     for path in paths:
         with contextlib.suppress(OSError, UnicodeError):
             status = path.stat()

@@ -94,7 +94,7 @@ def make_clips(
         NoRecordingsError: If there is no usable recording.
         SplitError: If the sessions cannot be split as asked.
     """
-    files = files_of(project)  # before anything is read, so that what changes meanwhile is noticed later
+    files = files_of(project, digests=True)  # before anything is read, so that what changes meanwhile is noticed later
     earlier = read_record(project.table_record)
     if earlier.written and not force:
         refuse_edited(project.clips, earlier.written)
