@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from featurecache.project.settings import Project, open_project
 from featurecache.setup.doctor import Check, examine
+from featurecache.workflow.clips import make_clips
 from tests.make_videos import packet_places
 from tests.projects import make_project, make_table
 from tests.tiny_families import make_siglip
@@ -187,6 +188,28 @@ def test_examine_holds_the_disk_against_the_plan(project: Project) -> None:
     found = checks_of(project)["plan"]
     assert not found.ok
     assert found.fix
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "found", "fix"),
+    [
+        ("featurecache.toml", "length_s = 1", "length_s = 2", "clips.length_s was 1.0 and is 2.0", "Make it again: "),
+        ("featurecache.toml", "'ventilation', ", "", "data.labels was", "Make it again: "),
+        ("labels.csv", "S0.mp4", "S1.mp4", "annotations: 1 changed (labels.csv)", "To take that in: "),
+    ],
+)
+def test_examine_says_what_changed_since_the_table_was_made(
+    project: Project, file: str, old: str, new: str, found: str, fix: str
+) -> None:
+    make_clips(project)
+    assert checks_of(project)["clip table"].ok
+    path = project.root / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    check = checks_of(open_project(project.root))["clip table"]
+    assert not check.ok
+    assert found in check.found
+    assert check.fix.startswith(f"{fix}featurecache clips")
 
 
 def test_examine_says_what_words_behind_the_video_do(project: Project) -> None:

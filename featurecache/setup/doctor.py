@@ -7,12 +7,14 @@ memo of digests is written.
 
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import FeatureCacheError
+from featurecache.clips.drift import check_table
+from featurecache.errors import FeatureCacheError, OutdatedTableError, OutdatedTableWarning
 from featurecache.project.settings import Project
 from featurecache.setup.checks import GIB, Check, failed, size
 from featurecache.setup.model_checks import check_device, check_model
@@ -51,6 +53,8 @@ def examine(project: Project) -> Iterator[Check]:
         yield _decoding(recordings[0], settings.features.frames)
         if inputs is not None and inputs.frame_resize.resize == "crop":
             yield from _crop(recordings)
+    if project.clips.exists():
+        yield from _table(project)
     yield _disk(project, is_planned=inputs is not None and bool(recordings))
 
 
@@ -92,6 +96,21 @@ def _crop(recordings: Sequence[Recording]) -> Iterator[Check]:
 def crop_loss(width_px: int, height_px: int) -> float:
     """Share of a frame that is lost when the shorter edge is fitted and the centre square is cropped."""
     return 1 - min(width_px, height_px) / max(width_px, height_px)
+
+
+def _table(project: Project) -> Iterator[Check]:
+    """Settings and files against what the clip table was made from, as strictly as training asks."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", OutdatedTableWarning)
+        try:
+            check_table(project, use="targets")
+        except FeatureCacheError as error:
+            yield failed("clip table", error)
+            return
+    if not told:
+        yield Check("clip table", True, f"no setting or file is known to have changed since {project.clips.name}")
+    for one in told:
+        yield failed("clip table", OutdatedTableError(str(one.message)))
 
 
 def _disk(project: Project, *, is_planned: bool) -> Check:
