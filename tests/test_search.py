@@ -741,14 +741,17 @@ def test_search_heads_is_refused_when_the_study_began_with_something_else(tmp_pa
     relabelled = make_clips(noise=2.0)
     relabelled.Y[0, 0] ^= 1
     other = FeatureSpace({**SPACE.inputs, "model": "other"})
-    for name, changes in {
-        "data": {"data": noisy(train=kept(relabelled))},
-        "data ": {"data": noisy(labels=("a", "b", "c"))},
-        "seed .then 0, now 3": {"seed": 3},
-        "search_space": {"search_space": dataclasses.replace(QUICK, dropout=(0.0, 0.1))},
-        "fingerprints": {"data": noisy(spaces={"final/mean": other})},
+    clips = "the clips, their labels, targets or features"
+    (tmp_path / "tune-1").mkdir()
+    new = f"tart a new search, after: mv {tmp_path}/tune {tmp_path}/tune-2$"
+    for found, changes in {
+        f"{clips}. S": {"data": noisy(train=kept(relabelled))},
+        f"{clips}. S ": {"data": noisy(labels=("a", "b", "c"))},
+        "seed .then 0, now 3.. Put them back, or s": {"seed": 3},
+        "search_space.*. Put them back, or s": {"search_space": dataclasses.replace(QUICK, dropout=(0.0, 0.1))},
+        "how the features are computed. S": {"data": noisy(spaces={"final/mean": other})},
     }.items():
-        with pytest.raises(StudyError, match=f"these differ: {name}"):
+        with pytest.raises(StudyError, match=f"tune began: {found.strip()}{new}"):
             search(tmp_path / "tune", trials=16, **changes)
     assert len(ended(tmp_path / "tune")) == 8
 

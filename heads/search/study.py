@@ -16,9 +16,11 @@ What this is not: a study that several processes work on.
 import fcntl
 import json
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,13 @@ AGAIN = "again"
 COUNTS, OWN = "session_counts", "own_counts"
 """Of a convex trial: out-of-fold confusion counts of its grid's points per session, (G, M, 3, C), and of the head that
 was chosen, (M, 3, C)."""
+_DIGESTS = {
+    "data": "the clips, their labels, targets or features",
+    "clips": "the clips or their targets",
+    "fingerprints": "how the features are computed",
+    "model": "the model, or how it reads clips",
+}
+"""What a study began with and keeps as a digest only, in words: nobody can put it back by hand."""
 EPOCHS, DIVERGED = "epochs_kept", "diverged_in_epoch"
 """Of a trial trained by AdamW: the epochs behind its head; the epoch where it diverged."""
 
@@ -206,10 +215,16 @@ def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder:
     elif stored != began_with:
         then, now = flatten(stored), flatten(began_with)
         names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-        found = ", ".join(f"{name} (then {_short(then.get(name))}, now {_short(now.get(name))})" for name in names)
+        found = [_DIGESTS.get(name.partition(".")[0]) for name in names]
+        words = dict.fromkeys(
+            digest or f"{name} (then {_short(then.get(name))}, now {_short(now.get(name))})"
+            for name, digest in zip(names, found, strict=True)
+        )
+        back = "Start" if any(found) else "Put them back, or start"
+        free = next(path for at in count(1) if not (path := folder.with_name(f"{folder.name}-{at}")).exists())
         raise StudyError(
-            f"a study can be resumed only with what it started with, but in {folder} these differ: {found}. "
-            "Put them back, or move that folder away to start a new one."
+            f"a search goes on only with what it began with, but these have changed since {folder} began: "
+            f"{'; '.join(words)}. {back} a new search, after: {shlex.join(['mv', str(folder), str(free)])}"
         )
 
 
