@@ -22,9 +22,11 @@ from featurecache.errors import FingerprintMismatchError, TimelineError
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
+from heads.clip_rule import ClipRule
 from heads.models import Front, LinearHead
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
+from heads.terminal.predictions import predictions
 from heads.timelines.timeline import TimelineSettings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, save_timeline
 from heads.workflow import predicting
@@ -380,6 +382,23 @@ def test_predict_refuses_an_out_that_is_a_file(project: Project, tmp_path: Path)
     (tmp_path / "out").write_text("a file")
     with pytest.raises(NotADirectoryError):
         predict(project, project.videos / "S0.mp4", out=tmp_path / "out")
+
+
+def test_predict_says_that_clips_are_as_long_as_the_bundles_where_the_settings_say_otherwise(
+    project: Project, tmp_path: Path
+) -> None:
+    own = load_bundle(project.runs / "tune" / "bundle")
+    for length_us, note in (
+        (SECOND, ""),
+        (3 * SECOND, "clips of 3 s as the bundle was fitted with, not 1 s of the settings"),
+    ):
+        folder = tmp_path / str(length_us)
+        save_bundle(dataclasses.replace(own, clips=ClipRule(length_us, length_us, length_us // 2)), folder)
+        found = predict(project, project.videos / "S0.mp4", bundle=folder, out=folder / "out")
+        ((timeline, _),) = found.written
+        assert timeline.length_us == length_us
+        assert found.to_mapping()["note"] == note
+        assert (note in predictions(found)) == bool(note)
 
 
 def test_predict_is_empty_handed_when_no_recording_is_usable(project: Project, tmp_path: Path) -> None:

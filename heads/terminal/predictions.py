@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def predictions(found: "Predictions") -> Iterator[Piece]:
     """The timelines that were written, and the recordings without one."""
     yield from left_out(found.left_out)
+    if found.note:
+        yield found.note
     if found.written and found.tuned is None:
         yield Warn("the bundle has no tuned timeline settings, so the defaults serve. Tune them: featurecache tune.")
     table = Table(title="Predicted timelines", title_justify="left")

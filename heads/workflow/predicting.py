@@ -66,6 +66,7 @@ class Predictions:
         left_out: Annotation files that could not be read; the recordings they are of count as not annotated.
         extraction: The extraction of the missing features.
         tuned: The bundle's tuned timeline settings; None where the defaults served.
+        note: That clips have another length than the settings say; empty where they have not.
     """
 
     out: Path
@@ -74,6 +75,7 @@ class Predictions:
     left_out: tuple[UnusableRecording, ...]
     extraction: Extraction
     tuned: TunedTimeline | None
+    note: str = ""
 
     @property
     def is_partial(self) -> bool:
@@ -86,6 +88,7 @@ class Predictions:
             "out": self.out,
             "extracted": self.extraction.progress.extracted,
             "tuned": self.tuned is not None,
+            "note": self.note,
             "written": [
                 {
                     "recording": timeline.recording,
@@ -137,6 +140,12 @@ def predict(
     rules = timeline_rules(project)
     head, tuned = load_bundle(folder), load_timeline(folder)
     length_us = (head.clips or ClipRule.of(project)).length_us
+    stated_us = project.settings.clips.length_us
+    note = ""
+    if length_us != stated_us:
+        note = (
+            f"clips of {length_us / 1e6:g} s as the bundle was fitted with, not {stated_us / 1e6:g} s of the settings"
+        )
     exclusive = exclusive_labels(project, head)
     stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
     private_folder(out)
@@ -144,7 +153,7 @@ def predict(
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
     usable, failed = _recordings(project, recordings, length_us)
     if not usable:
-        return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), tuned)
+        return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), tuned, note)
     wanted = {
         recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
     }
@@ -201,7 +210,7 @@ def predict(
             written.append((timeline, _write(timeline, recording, annotations, out)))
         except (FeatureCacheError, OSError) as error:
             failed.append(UnusableRecording(recording.name, _reason(error)))
-    return Predictions(out, tuple(written), tuple(failed), annotations.left_out, extraction, tuned)
+    return Predictions(out, tuple(written), tuple(failed), annotations.left_out, extraction, tuned, note)
 
 
 def _stride_us(stride_s: float | Decimal | None, length_us: int) -> int:
