@@ -145,5 +145,26 @@ def test_a_label_of_an_absent_recording_is_not_proposed_and_does_not_stop_clips(
     assert any("S3.eaf is of no recording here" in note and "rare" in note for note in found.notes)
     found.path.write_text(found.path.read_text().replace('["a", "b"]', '["a", "b", "rare"]'))  # tiers and labels
     made = make_clips(open_project(found.path))
-    assert any(line.startswith("rare: only S3.eaf has it") for line in made.audit.warnings)
+    assert any(line.startswith("rare: used only in") and "(S3.eaf)" in line for line in made.audit.warnings)
     assert read_table(tmp_path / "new/clips.csv").labels == ("a", "b", "rare")
+
+
+@pytest.mark.parametrize("kind", ["eaf", "csv"])
+def test_init_and_clips_say_once_that_no_annotation_is_of_a_recording_here(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "notes").mkdir()
+    own = [Interval(0, 1_000_000, label) for label in ("a", "b", "c")]
+    for number in range(4):
+        write_video(tmp_path / f"videos/T{number}.mp4", count=20, fps=5, metadata={"comment": f"take {number}"})
+        if kind == "eaf":
+            write_eaf(tmp_path / f"notes/S{number}.eaf", own, media_name=f"S{number}.mp4", tiers=["a", "b", "c"])
+        else:
+            write_csv(tmp_path / f"notes/S{number}.csv", {f"S{number}.mp4": own})
+    found = propose(tmp_path / "new", videos=tmp_path / "videos", annotations=tmp_path / "notes", model="demo")
+    (told,) = found.warnings
+    assert told.startswith("0 of 4 annotation files name a recording here: they name S0.mp4, ")
+    assert "the recordings are T0.mp4, T1.mp4" in told
+    made = make_clips(open_project(found.path))
+    of_labels = [line for line in made.audit.warnings if "no clip is positive" in line]
+    assert [line.startswith("a, b, c: ") for line in of_labels] == [True, True]
+    assert "not here" in of_labels[0]

@@ -194,9 +194,11 @@ def _silent_tails(
 
 def _warnings(audit: LabelAudit) -> list[str]:
     lines = []
+    if never := [label.label for label in audit.labels if not label.positives]:
+        so = "it cannot" if len(never) == 1 else "they cannot"
+        lines.append(f"{', '.join(never)}: no clip is positive, so {so} be learned or scored.")
     for label in audit.labels:
         if not label.positives:
-            lines.append(f"{label.label}: no clip is positive, so it cannot be learned or scored.")
             continue
         if label.no_positive_in:
             lines.append(

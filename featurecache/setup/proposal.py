@@ -21,7 +21,7 @@ from featurecache.annotations import (
     resolve_times,
 )
 from featurecache.annotations.columns import columns_line, recognise
-from featurecache.annotations.media import match_name
+from featurecache.annotations.media import match_name, names_looked_for
 from featurecache.annotations.proposing import propose_from_values, span_like
 from featurecache.annotations.questions import values_by_tier
 from featurecache.annotations.table import header_of
@@ -87,6 +87,7 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
     proposed = LabelProposal("tiers", (), (), "no annotations: every clip is unlabelled")
     columns = ColumnSettings()
     sessions: Mapping[str, str] = {}
+    warnings: list[str] = []
     if annotations is not None:
         columns = _propose_columns(annotations, notes)
         documents, tables, unread = read_files(annotations, columns)
@@ -96,10 +97,17 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
             raise AnnotationError(f"{unread[0].name}: {unread[0].reason}")
         if documents or not tables:
             here, absent = _of_recordings(documents, names)
-            proposed = propose_labels(here)
+            proposed = propose_labels(here or documents.values())
             notes += absent
+            if documents and not here:
+                looked_for = [name for path, document in documents.items() for name in names_looked_for(document, path)]
+                warnings.append(_none_is_here(len(documents), looked_for, names))
         else:
-            proposed = _propose_from_tables([_rows_of(names, table) for table in tables.values()], columns)
+            of_here = [rows for table in tables.values() if (rows := _rows_of(names, table)) is not None]
+            proposed = _propose_from_tables(of_here or tables.values(), columns)
+            if not of_here:
+                looked_for = [name for table in tables.values() for name in table.recordings]
+                warnings.append(_none_is_here(len(tables), looked_for, names))
         proposed = _one_spelling(proposed, notes)
         sessions = {name: session for table in tables.values() for name, session in table.sessions.items()}
     labels, reason = proposed.labels, proposed.reason
@@ -143,7 +151,6 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         dtype="float32" if model == DEMO_MODEL else "float16" if emulated else "bfloat16",
         reason=reason,
     )
-    warnings: list[str] = []
     if model != DEMO_MODEL:
         settings = open_project(path).settings
         device = check_device(settings.extract.device, settings.features.dtype)
@@ -169,7 +176,7 @@ def _propose_columns(annotations: Path, notes: list[str]) -> ColumnSettings:
 
 
 def _of_recordings(documents: Mapping[Path, EafDocument], names: Sequence[str]) -> tuple[list[EafDocument], list[str]]:
-    """The documents of recordings that are there, and notes on the others; all of them where none is of any.
+    """The documents of recordings that are there, and notes on the others; no notes where none is of any.
 
     A label that stands in a file of an absent recording alone would be a column without a positive clip.
     """
@@ -182,7 +189,7 @@ def _of_recordings(documents: Mapping[Path, EafDocument], names: Sequence[str]) 
             is_here = True  # of two recordings, or in another folder: a question of its own
         (here if is_here else absent).append((path, document))
     if not here:
-        return list(documents.values()), []
+        return [], []
     labels = {one.tier for _, document in here for one in resolve_times(document)}
     notes = []
     for path, document in absent:
@@ -194,8 +201,21 @@ def _of_recordings(documents: Mapping[Path, EafDocument], names: Sequence[str]) 
     return [document for _, document in here], notes
 
 
-def _rows_of(names: Sequence[str], table: AnnotationTable) -> AnnotationTable:
-    """A table's rows of recordings that are there; all of them where none is of any."""
+def _none_is_here(count: int, looked_for: Sequence[str], names: Sequence[str]) -> str:
+    """The warning where labels can only be proposed from annotations of other recordings."""
+    wanted, there = ([*dict.fromkeys(found)] for found in (looked_for, names))
+    called, are = (
+        ", ".join(found[:5]) + (f" and {len(found) - 5} more" * (len(found) > 5)) for found in (wanted, there)
+    )
+    return (
+        f"0 of {count} annotation files name a recording here: they name {called}, but the recordings are "
+        f"{are}. Every clip will be unlabelled; give recordings the names that the annotations have, or name the "
+        "folder that holds them under data.videos"
+    )
+
+
+def _rows_of(names: Sequence[str], table: AnnotationTable) -> AnnotationTable | None:
+    """A table's rows of recordings that are there; None where none is of any."""
 
     def is_here(name: str) -> bool:
         try:
@@ -204,7 +224,7 @@ def _rows_of(names: Sequence[str], table: AnnotationTable) -> AnnotationTable:
             return True
 
     known = {name for name in table.recordings if is_here(name)}
-    return dataclasses.replace(table, rows=[row for row in table.rows if row.recording in known]) if known else table
+    return dataclasses.replace(table, rows=[row for row in table.rows if row.recording in known]) if known else None
 
 
 def _propose_from_tables(tables: Iterable[AnnotationTable], columns: ColumnSettings) -> LabelProposal:

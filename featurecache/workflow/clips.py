@@ -110,13 +110,9 @@ def make_clips(
     findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)
     unannotated = unannotated_time(table, found.recordings, found.intervals, project.settings.data.annotated_span)
     lost = lost_annotations(table, found.intervals, found.points)
-    absent = [
-        f"{label}: only {name} has it, and that annotates no recording which is here, so no clip is positive. Put the "
-        "recording back, or take the label out of labels."
-        for label, name in found.elsewhere.items()
-        if label in {one.label for one in findings.labels if not one.positives and not one.intervals}
-    ]
-    findings.warnings[:0] = [*found.notes, *absent, *lost_in_words(lost)]
+    unseen = {one.label for one in findings.labels if not one.positives and not one.intervals}
+    absent = {label: name for label, name in found.elsewhere.items() if label in unseen}
+    findings.warnings[:0] = [*found.notes, *_absent_in_words(absent), *lost_in_words(lost)]
     if moved := before.moved(table):
         findings.warnings.append(_moved_warning(moved))
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
@@ -156,6 +152,18 @@ def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable, *, red
     named = ", ".join(f"{session} ({split})" for session, split in list(new.items())[:_NAMED])
     placed = f"; new: {named}{', ...' if len(new) > _NAMED else ''}" if new else ""
     return [f"{len(kept)} sessions keep their splits{placed} (to assign all anew: featurecache clips --redeal)."]
+
+
+def _absent_in_words(absent: Mapping[str, str]) -> list[str]:
+    """One warning for all labels that only files of absent recordings have (label -> such a file's name)."""
+    if not absent:
+        return []
+    files = [*dict.fromkeys(absent.values())]
+    return [
+        f"{', '.join(absent)}: used only in annotations of recordings that are not here ({', '.join(files[:_NAMED])}"
+        f"{', ...' if len(files) > _NAMED else ''}), so no clip is positive. Put the recordings back, or take "
+        f"{'the label' if len(absent) == 1 else 'these'} out of labels."
+    ]
 
 
 def _moved_warning(moved: Sequence[str]) -> str:
