@@ -98,6 +98,8 @@ def test_leave_one_session_out_leaves_undefined_what_cannot_be_learned_without_a
     assert document["not_learnable"] == list(LABELS[1:])
     assert document["undefined"] == list(LABELS[1:])
     assert document["per_class"][LABELS[1]]["support"] == Y[:, 1].sum()
+    assert "annotate at least 1 more session:" in document["macro_f1_ci95_reason"]
+    assert "featurecache evaluate" not in document["macro_f1_ci95_reason"]
     assert document["macro_f1"] == document["per_class"][LABELS[0]]["f1"]
     assert document["macro_f1_ci95"] is None
 

@@ -133,10 +133,17 @@ def test_document_has_scores_of_each_session_and_counts_those_with_the_label() -
 
 def test_document_has_no_interval_but_a_reason_when_sessions_are_few() -> None:
     Y, scores, sessions = random_predictions(4)
-    document = metrics_document(Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="test")
-    assert document["macro_f1_ci95"] is None
-    assert "at least 5 sessions, but test has 4" in document["macro_f1_ci95_reason"]
-    assert "evaluate --leave-one-session-out" in document["macro_f1_ci95_reason"]
+    reasons = {}
+    for annotated in (None, 4, 5):
+        document = metrics_document(
+            Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="test", annotated=annotated
+        )
+        assert document["macro_f1_ci95"] is None
+        reasons[annotated] = document["macro_f1_ci95_reason"]
+    assert "at least 5 sessions, but test has 4; score every session" in reasons[5]
+    assert "evaluate --leave-one-session-out" in reasons[5]
+    assert reasons[4].endswith("annotate at least 1 more session: until then each session's own score is what there is")
+    assert reasons[None].endswith("test has 4")
 
 
 def test_document_is_the_contract_when_written_as_json() -> None:

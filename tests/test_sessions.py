@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from featurecache.annotations import Interval, write_csv, write_eaf
+from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.relatives import BY_VIEW, named_alike, recorded_together
+from featurecache.clips.session_notes import few_in_words
 from featurecache.clips.sessions import name_sessions
 from featurecache.errors import SettingsError
 from featurecache.project.settings import DataSettings, Project, open_project
@@ -127,8 +129,21 @@ def test_clips_shows_sessions_warns_of_names_across_splits_and_joins_them_when_a
     made = make_clips(open_project(tmp_path), redeal=True)
     assert any("3 of 3 sessions have several recordings (s11: P1_cam1.mp4, P1_cam2.mp4;" in rule for rule in made.rules)
     assert not any("named alike" in line for line in made.audit.warnings)
-    assert any("few sessions: validation has 1 with 8 clips and test has 1" in line for line in made.audit.warnings)
-    assert any("evaluate --leave-one-session-out" in line for line in made.audit.warnings)
+    (few,) = [line for line in made.audit.warnings if "few sessions: test has 1 with 8 clips" in line]
+    assert few.endswith("annotate at least 2 more sessions: until then each session's own score is what there is.")
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "words"), [(4, 6, ""), (1, 5, ""), (4, 4, "--leave-one-session-out"), (5, 0, "")]
+)
+def test_only_few_test_sessions_are_warned_of(validation: int, test: int, words: str) -> None:
+    splits = ["train"] * 5 + ["validation"] * validation + ["test"] * test
+    clips = [
+        Clip(f"{at:016x}-0-1", f"{at}.mp4", f"s{at}", split, 0, 1_000_000, (1,)) for at, split in enumerate(splits)
+    ]
+    found = few_in_words(ClipTable(("a",), clips))
+    assert bool(found) == bool(words)
+    assert all(words in line for line in found)
 
 
 def test_a_label_of_an_absent_recording_is_not_proposed_and_does_not_stop_clips(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from featurecache.clips.clip import ClipTable
-from featurecache.clips.label_counts import GroupCounts
 from featurecache.clips.relatives import named_alike, recorded_together
 from featurecache.project.toml_text import toml_list
 from featurecache.video.recordings import Recording
 
 FEW_SESSIONS = 5
-"""With fewer sessions in a split than these its score has no interval, and one session can decide it."""
+"""With fewer test sessions than these a score has no interval, and one session can decide it."""
 
 _SHOWN = 5
 
@@ -36,16 +35,35 @@ def sessions_in_words(sessions: Mapping[str, str]) -> str:
     return f"{len(several)} of {len(set(sessions.values()))} sessions have several recordings ({named}{more})."
 
 
-def few_in_words(splits: Sequence[GroupCounts]) -> list[str]:
-    """What to do where a split that scores has few sessions; nothing where all have enough."""
-    held_out = [split for split in splits if split.name in ("validation", "test") and split.labelled]
-    if not held_out or all(split.sessions >= FEW_SESSIONS for split in held_out):
+def few_in_words(table: ClipTable) -> list[str]:
+    """What to do where the test split has few annotated sessions; nothing where it has enough, or none."""
+    tested = [clip.session for clip in table.clips if clip.split == "test" and clip.labelled]
+    found = len(set(tested))
+    if not 0 < found < FEW_SESSIONS:
         return []
-    found = " and ".join(f"{split.name} has {split.sessions} with {split.labelled} clips" for split in held_out)
     return [
-        f"few sessions: {found}, and below {FEW_SESSIONS} a score has no interval. Score every session by a head that "
-        "was fitted without it: featurecache evaluate --leave-one-session-out, after featurecache tune."
+        f"few sessions: test has {found} with {len(tested)} clips, and below {FEW_SESSIONS} a score has no interval; "
+        f"{instead_of_interval(annotated_sessions(table))}."
     ]
+
+
+def annotated_sessions(table: ClipTable) -> int:
+    """How many sessions of a table have a labelled clip in a split, and so take part in leave-one-session-out."""
+    return len({clip.session for clip in table.clips if clip.split and clip.labelled})
+
+
+def instead_of_interval(annotated: int) -> str:
+    """What to do where the sessions that were scored are too few for an interval, by the number of annotated ones."""
+    if annotated >= FEW_SESSIONS:
+        return (
+            "score every session by a head that was fitted without it: featurecache evaluate --leave-one-session-out, "
+            "after featurecache tune"
+        )
+    missing = FEW_SESSIONS - annotated
+    return (
+        f"annotate at least {missing} more session{'s' * (missing > 1)}: until then each session's own score is what "
+        "there is"
+    )
 
 
 def across_splits(

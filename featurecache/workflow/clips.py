@@ -116,7 +116,7 @@ def make_clips(
     if moved := before.moved(table):
         findings.warnings.append(_moved_warning(moved))
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
-    findings.warnings.extend([*across_splits(table, found.recordings, copies), *few_in_words(findings.splits)])
+    findings.warnings.extend([*across_splits(table, found.recordings, copies), *few_in_words(table)])
     sessions = {one.name: found.sessions[one.name] for one in found.recordings}
     rules = (*rules, sessions_in_words(sessions), *_placed_in_words(before, found, table, redeal=redeal))
     return MadeClips(

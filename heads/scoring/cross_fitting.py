@@ -230,6 +230,14 @@ def leave_one_session_out(
         thresholds[session, scored] = tuned_thresholds(
             Y[others][:, scored], scores[others][:, scored], sessions[others]
         )
-    metrics = metrics_document(Y, scores, thresholds[fold_of], sessions, labels=labels, split=LEAVE_ONE_SESSION_OUT)
+    metrics = metrics_document(
+        Y,
+        scores,
+        thresholds[fold_of],
+        sessions,
+        labels=labels,
+        split=LEAVE_ONE_SESSION_OUT,
+        annotated=int(fold_of.max()) + 1,
+    )
     not_learnable = [label for label, has_scores in zip(labels, scored.tolist(), strict=True) if not has_scores]
     return {**metrics, "not_learnable": not_learnable, "caveat": CHOSEN_HERE}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.clips.session_notes import instead_of_interval
 from heads.scoring.intervals import MIN_SESSIONS, f1_intervals, macro_f1_interval
 
 Scores = npt.NDArray[np.floating]
@@ -134,6 +135,7 @@ def metrics_document(
     *,
     labels: Sequence[str],
     split: str,
+    annotated: int | None = None,
 ) -> dict[str, Any]:
     """All scores of a split as the JSON document of `*_metrics.json`.
 
@@ -144,6 +146,7 @@ def metrics_document(
         sessions: The session of each clip, shape (N,).
         labels: Names of the C labels.
         split: The split's name.
+        annotated: Annotated sessions of all splits; None: unknown, and a reason says nothing of what to do.
 
     Returns:
         JSON-ready mapping. Undefined scores are None, and `macro_f1_ci95_reason` says why an interval is None. Of a
@@ -179,8 +182,8 @@ def metrics_document(
     }
     if np.isnan(interval).any():
         document["macro_f1_ci95_reason"] = (
-            f"an interval needs at least {MIN_SESSIONS} sessions, but {split} has {session_count}; "
-            "score every session instead: featurecache evaluate --leave-one-session-out"
+            f"an interval needs at least {MIN_SESSIONS} sessions, but {split} has {session_count}"
+            + ("" if annotated is None else f"; {instead_of_interval(annotated)}")
             if session_count < MIN_SESSIONS
             else f"no label has a positive clip in {split}"
         )

@@ -21,6 +21,7 @@ import numpy as np
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.backbones.cost import clip_cost
 from featurecache.clips.drift import check_table
+from featurecache.clips.session_notes import annotated_sessions
 from featurecache.csv_fields import guard_cell
 from featurecache.device import device_of
 from featurecache.errors import BundleError, FeatureCacheError
@@ -155,11 +156,13 @@ def compare(
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "there is no run"
         raise BundleError(f"some run must have a bundle that can be scored, but {why}. Make one: featurecache tune.")
     data = [one.loaded(candidates) for one in candidates]
+    annotated = annotated_sessions(candidates[0].source.table)
     outcomes = evaluate_bundles(
         [(one.bundle, own, one.bundle.fingerprint) for one, own in zip(candidates, data, strict=True)],
         split="test",
         log=project.runs / "test_looks.jsonl",
         leakage=candidates[0].source.leakage,
+        annotated=annotated,
     )
     for one, outcome in zip(candidates, outcomes, strict=True):
         write_document(one.run / "test_metrics.json", outcome.metrics)
@@ -181,7 +184,7 @@ def compare(
         labels,
         tuple(sorted(rows, key=lambda row: (_rank(row.method), row.run))),
         {name: command for name, command in COMMANDS.items() if name not in {row.method for row in rows}},
-        all_positive_baseline(data[widest], labels, "test"),
+        all_positive_baseline(data[widest], labels, "test", annotated),
         left_out,
         failed,
         outcomes[0].looks,

@@ -14,6 +14,7 @@ from typing import Any
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import split_level
+from featurecache.clips.session_notes import annotated_sessions
 from featurecache.errors import AnnotationError, BundleError, TrainingDataError
 from featurecache.extraction.pipeline import FailedClip, Progress
 from featurecache.extraction.plan import Plan
@@ -152,8 +153,13 @@ def evaluate(
     candidates = [
         (head, own.data.of(head.settings.inputs), head.fingerprint) for head, own in zip(heads, loaded, strict=True)
     ]
+    annotated = annotated_sessions(sources[0].table)
     outcomes = evaluate_bundles(
-        candidates, split="test", log=project.runs / "test_looks.jsonl", leakage=sources[0].leakage
+        candidates,
+        split="test",
+        log=project.runs / "test_looks.jsonl",
+        leakage=sources[0].leakage,
+        annotated=annotated,
     )
     for folder, outcome in zip(folders, outcomes, strict=True):
         write_document(folder.parent / "test_metrics.json", outcome.metrics)
@@ -176,7 +182,7 @@ def evaluate(
         scored.append(
             ScoredBundle(folder.parent, head.method, metrics, None if found is None else found["scores"], why)
         )
-    floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test")
+    floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test", annotated)
     return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
 
 

@@ -87,6 +87,7 @@ def evaluate_bundles(
     split: str,
     log: Path,
     leakage: Mapping[str, Any] | None = None,
+    annotated: int | None = None,
 ) -> list[Evaluation]:
     """Scores bundles on the same clips of a split and logs one test-set evaluation.
 
@@ -97,6 +98,7 @@ def evaluate_bundles(
         split: The split's name.
         log: The evaluation log, JSON lines; created if absent.
         leakage: As `evaluate_bundle`.
+        annotated: As `metrics_document`.
 
     Returns:
         The scores of each bundle; all have the same number of test-set evaluations.
@@ -121,7 +123,9 @@ def evaluate_bundles(
             _check_unseen(bundle, data, split)
     scores = [bundle.scores(data.X, fingerprint=fingerprint) for bundle, data, fingerprint in candidates]
     documents = [
-        metrics_document(data.Y, own, bundle.thresholds, data.sessions, labels=bundle.labels, split=split)
+        metrics_document(
+            data.Y, own, bundle.thresholds, data.sessions, labels=bundle.labels, split=split, annotated=annotated
+        )
         for (bundle, data, _), own in zip(candidates, scores, strict=True)
     ]
     seen = [(bundle.digest, metrics["macro_f1"]) for (bundle, _, _), metrics in zip(candidates, documents, strict=True)]
@@ -226,10 +230,12 @@ def evaluate_without_each_session(
     return {**metrics, **(leakage or {}), **_count_fields(looks)}
 
 
-def all_positive_baseline(data: LabelledFeatures, labels: Sequence[str], split: str) -> dict[str, Any]:
+def all_positive_baseline(
+    data: LabelledFeatures, labels: Sequence[str], split: str, annotated: int | None = None
+) -> dict[str, Any]:
     """Metrics of the all-positive baseline: every label in every clip. It reads no feature and is not logged."""
-    scores = np.ones(data.Y.shape)
-    return metrics_document(data.Y, scores, np.full(len(labels), 0.5), data.sessions, labels=labels, split=split)
+    scores, thresholds = np.ones(data.Y.shape), np.full(len(labels), 0.5)
+    return metrics_document(data.Y, scores, thresholds, data.sessions, labels=labels, split=split, annotated=annotated)
 
 
 def _check_comparable(candidates: Sequence[tuple[Bundle, LabelledFeatures, str]]) -> None:
