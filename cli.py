@@ -365,9 +365,8 @@ def _zeroshot(screen: Screen, project: "Project", method: str, **options: Any) -
     from heads.workflow.zeroshot import zero_shot
 
     with extraction_progress(screen.console, screen.say) as show:
-        report = zero_shot(
-            project, method, on_plan=lambda plan: screen.show(asking_lines(plan)), on_progress=show, **options
-        )
+        options |= {"on_unread": screen.warn, "on_plan": lambda plan: screen.show(asking_lines(plan))}
+        report = zero_shot(project, method, on_progress=show, **options)
     screen.show(zeroshot_report(report, screen.width))
     return report
 
@@ -604,7 +603,7 @@ def cache_forget(
     return finish(Screen(as_json), report, forgotten(report), code=FAILED if report.unsearched else DONE)
 
 
-@command("export", example="featurecache cache export all.h5", group=cache_app)
+@command("export", example="featurecache cache export features.h5", group=cache_app)
 def cache_export(
     file: Annotated[Path, typer.Argument(help="A new .h5, .hdf5 or .npz file.")],
     tap: options.ExportedTap = None,

@@ -718,18 +718,18 @@ def test_heads_train_on_features_made_by_others(project: Path, tmp_path: Path) -
 
 
 def test_export_comes_back_as_it_was(project: Path, tmp_path: Path) -> None:
-    assert _run("cache", "export", tmp_path / "all.h5", "--config", project).exit_code == 0
+    assert _run("cache", "export", tmp_path / "features.h5", "--config", project).exit_code == 0
     shutil.rmtree(project / "features.zarr")
-    assert _run("cache", "import", tmp_path / "all.h5", "--config", project).exit_code == 0
+    assert _run("cache", "import", tmp_path / "features.h5", "--config", project).exit_code == 0
     assert json.loads(_run("extract", "--config", project, "--json").stdout)["todo"] == 0
 
 
 def test_import_lists_withdrawn_recordings_that_it_left_out_and_ends_with_3(project: Path, tmp_path: Path) -> None:
-    assert _run("cache", "export", tmp_path / "all.h5", "--config", project).exit_code == 0
+    assert _run("cache", "export", tmp_path / "features.h5", "--config", project).exit_code == 0
     assert _run("cache", "forget", "S3.mp4", "--config", project).exit_code in (0, 1)
-    done = _run("cache", "import", tmp_path / "all.h5", "--config", project)
+    done = _run("cache", "import", tmp_path / "features.h5", "--config", project)
     assert (done.exit_code, "left out 4 features of 1 withdrawn recording:" in done.stderr) == (3, True), done.output
-    document = json.loads(_run("cache", "import", tmp_path / "all.h5", "--config", project, "--json").stdout)
+    document = json.loads(_run("cache", "import", tmp_path / "features.h5", "--config", project, "--json").stdout)
     [(content, rows)] = document["withdrawn"]
     assert rows == 4
     assert content in done.output

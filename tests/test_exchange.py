@@ -30,6 +30,7 @@ from featurecache.store import CacheWriter, FeatureCache, compact, forget
 from featurecache.store.exchange import export_features, import_features
 from featurecache.store.external import ExternalFile
 from featurecache.store.proof import digest_of, proof_notes
+from featurecache.terminal.cache import exported
 from tests.cache_samples import (
     PROVENANCE,
     FaultyOs,
@@ -92,6 +93,17 @@ def test_export_then_import_loses_nothing(root: Path, tmp_path: Path, suffix: st
     again = import_features(tmp_path / "other", target)
     assert (again.rows, again.present) == (0, 9)
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_export_says_which_feature_spaces_are_not_in_the_file(root: Path, tmp_path: Path) -> None:
+    assert export_features(root, tmp_path / "one.h5").not_in_file == ()
+    other = space(tap="layer_3")
+    write(root, make_rows(6), of=other)
+    done = export_features(root, tmp_path / "features.h5", tap="final")
+    assert (done.fingerprint, done.not_in_file) == (space().fingerprint, (other.fingerprint,))
+    said = "\n".join(str(piece) for piece in exported(done))
+    assert "not in the file: 1 other feature space; " in said
+    assert f"--space {other.fingerprint[:16]}" in said
 
 
 def test_export_opens_with_plain_h5py(root: Path, tmp_path: Path) -> None:

@@ -45,11 +45,19 @@ _CLIP_ID_BYTES = 16 + 2 * (1 + 18)
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: the file, the feature space's fingerprint, and rows of features."""
+    """What was written.
+
+    Attributes:
+        path: The file.
+        fingerprint: Of the feature space that it holds.
+        rows: Rows of features.
+        not_in_file: Fingerprints of the cache's other feature spaces that have rows.
+    """
 
     path: str
     fingerprint: str
     rows: int
+    not_in_file: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,8 @@ def export_features(
 
     dtype = np.dtype(chosen.stored_dtype)
     write_export(target, ExportContent((chosen.rows, *chosen.row_shape), dtype, batches(), columns, notes))
-    return ExportReport(str(target), chosen.fingerprint, chosen.rows)
+    others = [one.fingerprint for one in cache.spaces if one.rows and one.fingerprint != chosen.fingerprint]
+    return ExportReport(str(target), chosen.fingerprint, chosen.rows, tuple(others))
 
 
 def _columns(cache: FeatureCache, space: Space) -> dict[str, npt.NDArray[Any]]:

@@ -106,8 +106,13 @@ def forgotten(report: "Withdrawal") -> Iterator[Piece]:
 
 
 def exported(report: "ExportReport") -> Iterator[Piece]:
-    """Where which features were written."""
+    """Where which features were written, and which are not in the file."""
     yield f"wrote {counted(report.rows, 'feature')} of {report.fingerprint[:16]} to {report.path}"
+    if report.not_in_file:
+        yield f"not in the file: {counted(len(report.not_in_file), 'other feature space')}; export each to a file:"
+        yield from (f"  --space {fingerprint[:16]}" for fingerprint in report.not_in_file[:MOST_LISTED])
+        if len(report.not_in_file) > MOST_LISTED:
+            yield f"  and {len(report.not_in_file) - MOST_LISTED} more (all of them with --json)"
 
 
 def imported(report: "ImportReport", *, name: str | None) -> Iterator[Piece]:
