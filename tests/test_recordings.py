@@ -18,6 +18,7 @@ from featurecache.errors import NoRecordingsError
 from featurecache.video import digests, recordings
 from featurecache.video.recordings import Recording, UnusableRecording, find_recordings
 
+TWIN = "delete one of them (they are one recording, of one session), or copy the right file here"
 SHARED = Path(__file__).parents[1].parent / "shared/data/video"
 
 
@@ -106,8 +107,8 @@ def test_find_recordings_lists_what_is_unusable_and_goes_on(videos: Path) -> Non
     assert reasons.pop("noise.mp4")
     assert reasons == {
         "empty.mp4": "the file is empty",
-        "c.mp4": "same content as b.mp4",
-        "inside.mp4": "same content as b.mp4",
+        "c.mp4": f"same content as b.mp4; {TWIN}",
+        "inside.mp4": f"same content as b.mp4; {TWIN}",
         "pipe.mp4": "not a plain file",
         "dangling.mp4": "No such file or directory",
         "loop.mp4": "Too many levels of symbolic links",
@@ -123,7 +124,7 @@ def test_find_recordings_uses_the_first_name_when_contents_are_equal(videos: Pat
     (videos / "a.mp4").write_bytes((videos / "b.mp4").read_bytes())
     found, unusable = find_recordings(videos)
     assert names(found) == ["a.mp4", "a/-x 1.MP4"]
-    assert unusable == (UnusableRecording("b.mp4", "same content as a.mp4"),)
+    assert unusable == (UnusableRecording("b.mp4", f"same content as a.mp4; {TWIN}"),)
 
 
 @contextmanager

@@ -494,6 +494,8 @@ def test_truncated_file_keeps_the_clips_before_the_cut(made, tmp_path, name):
         source = copy_stream(source, 0, tmp_path / "index_first.mp4", movflags="faststart")
         (tmp_path / "no_index.mp4").write_bytes((made / name).read_bytes()[:-200])
         assert {type(item) for item in read_all(tmp_path / "no_index.mp4", spans)} == {ClipFailure}
+        with pytest.raises(UnreadableVideoError, match=r"no whole index \(moov\): it was cut off.* Copy it again\.$"):
+            probe(tmp_path / "no_index.mp4")
     whole = source.read_bytes()
     places = packet_places(source)
     for number in (20, 50, 85):

@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
 from featurecache.files import forbid_core_dumps
-from featurecache.video.layout import Layout, layout_of
+from featurecache.video.layout import Layout, lacks_index, layout_of
 from featurecache.video.reports import listen, reported
 
 MAX_PIXELS = 8192 * 4320
@@ -140,6 +140,15 @@ def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_
         raise UnsafeFileError(
             f"a recording must be a video file of a known container, but '{path}' is of another kind "
             "(a playlist or an image?) or its header is invalid. Convert it to MP4."
+        ) from error
+    except av.error.InvalidDataError as error:
+        found = f"cannot be opened ({error.strerror})"
+        if lacks_index(path):
+            found = "has no whole index (moov): it was cut off, or its recording was never finished"
+        elif layout.missing:
+            found = f"was cut off: it is {layout.missing} bytes shorter than its container says"
+        raise UnreadableVideoError(
+            f"a recording must be a readable video, but '{path}' {found}. Copy it again."
         ) from error
     except av.error.FFmpegError as error:
         raise UnreadableVideoError(

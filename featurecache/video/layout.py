@@ -67,6 +67,23 @@ def layout_of(path: Path) -> Layout:
         return Layout(size, end or None, missing if missing > _SLOPPY_BYTES else 0, joined_at, data_to, read_to)
 
 
+def lacks_index(path: Path) -> bool:
+    """Whether an MP4 or QuickTime file has no whole `moov` box, without which nothing of it can be read.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(8)[4:] not in _FIRST_BOXES:
+            return False
+        for at, _, length in _boxes(file):
+            file.seek(at + 4)
+            if file.read(4) == b"moov" and length is not None and at + length <= size:
+                return False
+        return True
+
+
 def begins_again(path: Path, at: int) -> bool:
     """Whether a container begins shortly behind a byte.
 

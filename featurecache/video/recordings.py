@@ -30,6 +30,7 @@ VIDEO_SUFFIXES = frozenset(
     {".3g2", ".3gp", ".asf", ".avi", ".dv", ".flv", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
     | {".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
+_TWIN_ADVICE = "delete one of them (they are one recording, of one session), or copy the right file here"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def find_recordings(
                 if twin == name:
                     recordings.append(Recording(name, path, sha256, info))
                 else:
-                    unusable.append(UnusableRecording(name, f"same content as {twin}"))
+                    unusable.append(UnusableRecording(name, f"same content as {twin}; {_TWIN_ADVICE}"))
         for recording in recordings.copy():  # one that is still being written may have rested while it was read
             try:
                 memo.refuse_change(recording.path)
