@@ -96,7 +96,9 @@ def test_a_second_run_asks_nothing_and_a_changed_question_is_asked_anew(project:
 
 def test_a_dry_run_forecasts_and_asks_nothing(project: Path) -> None:
     shutil.rmtree(project / "features.zarr")
+    (project / "prompts/zsc-co/other.txt").write_text("<video> ?")
     found = run("zeroshot", "zsc-co", "--config", project, "--dry-run")
+    assert found["prompts_unread"] == ["prompts/zsc-co/other.txt is not read: zsc-co reads prompt.txt alone"]
     assert found["forecast"]["clips"] == found["todo"] == 28
     assert found["forecast"]["tflop_per_clip"] > 0
     assert not (project / "features.zarr").exists()

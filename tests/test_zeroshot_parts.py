@@ -10,7 +10,7 @@ from featurecache.errors import FeatureCacheError, SettingsError
 from heads.zeroshot.choosing import choose
 from heads.zeroshot.controls import controls_document, other_sessions_clips
 from heads.zeroshot.lists import MOST_LISTS, Rules, allowed_lists, check_rules, read_list
-from heads.zeroshot.prompts import read_list_prompt, read_questions, write_defaults
+from heads.zeroshot.prompts import read_list_prompt, read_questions, unread_files, write_defaults
 
 LABELS = ("baby_visible", "ventilation", "suction")
 RULES = Rules((("ventilation", "suction"),), {"ventilation": ("baby_visible",), "suction": ("baby_visible",)})
@@ -113,6 +113,19 @@ WRONG_PROMPTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_prompts_that_cannot_be_asked_are_named(make: Callable[[Path], Path], said: str, tmp_path: Path) -> None:
     with pytest.raises(FeatureCacheError, match=said):
         read_questions(make(tmp_path), ["ventilation"], ["x/S01_a.mp4", "video.mp4"])
+
+
+def test_a_file_of_prompts_whose_name_is_no_label_is_named_with_the_nearest(tmp_path: Path) -> None:
+    folder = _write(tmp_path, suction="<video> ?", suctoin="<video> ?", ventilation="<video> ?")
+    (folder / "zs-b" / "suction.txt~").write_text("an editor's backup")
+    said = unread_files(folder, "zs-b", ["suction", "ventilation"])
+    assert said == ["prompts/zs-b/suctoin.txt is not read: it is no label; nearest: suction"]
+    write_defaults(tmp_path, "zsc-co", LABELS, ("<video> ", ""))
+    assert not unread_files(tmp_path, "zsc-co", LABELS)
+    (tmp_path / "zsc-co" / "suction.txt").write_text("<video> ?")
+    assert unread_files(tmp_path, "zsc-co", LABELS) == [
+        "prompts/zsc-co/suction.txt is not read: zsc-co reads prompt.txt alone"
+    ]
 
 
 def test_default_prompts_name_labels_and_rules_and_are_never_written_over(tmp_path: Path) -> None:

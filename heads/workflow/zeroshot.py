@@ -51,7 +51,7 @@ from heads.workflow.data import checked_rules, run_folder
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 from heads.zeroshot.lists import Rules, check_rules
 from heads.zeroshot.methods import METHODS, Numbers, ZeroShot, prepare_lists, prepare_yes_no
-from heads.zeroshot.prompts import write_defaults
+from heads.zeroshot.prompts import unread_files, write_defaults
 from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
 from heads.zeroshot.settings import ZeroshotSettings
 
@@ -64,6 +64,7 @@ class ZeroShotReport:
         method: `zs-b` or `zsc-co`.
         labels: The labels that were asked about.
         prompts_written: Files of prompts that were made, to be edited.
+        prompts_unread: What is wrong with each file beside them that is not read.
         plan: What there was to ask.
         outcome: What was asked; None for a dry run.
         forecast: What it will take; None unless this was a dry run with something to do.
@@ -77,6 +78,7 @@ class ZeroShotReport:
     method: str
     labels: tuple[str, ...]
     prompts_written: tuple[Path, ...]
+    prompts_unread: tuple[str, ...]
     plan: Plan
     outcome: Extraction | None
     forecast: Forecast | None
@@ -97,6 +99,7 @@ class ZeroShotReport:
             "method": self.method,
             "labels": list(self.labels),
             "prompts_written": [str(path) for path in self.prompts_written],
+            "prompts_unread": list(self.prompts_unread),
             "planned": self.plan.planned,
             "present": self.plan.present,
             "todo": self.plan.todo,
@@ -122,6 +125,7 @@ def zero_shot(
     samples: int = 0,
     seed: int = 0,
     allow_download: bool = False,
+    on_unread: Callable[[str], None] = lambda _: None,
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> ZeroShotReport:
@@ -136,6 +140,7 @@ def zero_shot(
         samples: Of `zsc-co`: so many lists and free answers are drawn besides, to see their spread.
         seed: Of these draws.
         allow_download: Whether the model may be fetched from the hub.
+        on_unread: Called before the model is loaded, for each file of prompts that is not read, with what is wrong.
         on_plan: Called before the model is loaded.
         on_progress: Called after each batch and each failure.
 
@@ -157,9 +162,12 @@ def zero_shot(
     written, asking = _prepared(
         project, method, table, rules, samples=samples, seed=seed, allow_download=allow_download
     )
+    unread = tuple(unread_files(project.prompts, method, known))
+    for said in unread:
+        on_unread(said)
     plan = plan_extraction(project, limit=limit, keep=_names(asking), asked=asking.asked, allow_download=allow_download)
     on_plan(plan)
-    report = (method, table.labels, tuple(written), plan)
+    report = (method, table.labels, tuple(written), unread, plan)
     if dry_run:
         return ZeroShotReport(*report, None, forecast_plan(project, plan) if plan.todo else None)
     outcome = run_plan(project, plan, on_progress=on_progress)

@@ -8,6 +8,7 @@ Checked before a model is loaded: every label has its file, placeholders are kno
 prompt names a recording.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from featurecache.errors import SettingsError
 from featurecache.files import private_folder, write_private
+from featurecache.spelling import caseless, composed, visible
 from heads.zeroshot.lists import Rules, spoken
 
 LIST_NAME = "prompt.txt"
@@ -133,6 +135,31 @@ def read_list_prompt(folder: Path, labels: Sequence[str], rules: Rules, recordin
     prompt = _filled(wordings[False][0], values, path)
     _refuse_names(prompt, sorted(recordings), path)
     return re.sub(r"  +", " ", prompt)
+
+
+def unread_files(folder: Path, method: str, labels: Sequence[str]) -> list[str]:
+    """What is wrong with each file in a method's folder that is not read as a prompt, in words.
+
+    Hidden files and editors' backups (`suction.txt~`) are passed over.
+
+    Args:
+        folder: The folder of prompts.
+        method: `zs-b` or `zsc-co`.
+        labels: All labels there are, those that are not asked about included.
+    """
+    read = {composed(file_name(label)) for label in labels} if method == "zs-b" else {LIST_NAME}
+    by_spelling = {caseless(label): label for label in labels}
+    found = []
+    for path in sorted((folder / method).iterdir()):
+        if composed(path.name) in read or path.name.startswith(".") or path.name.endswith("~") or not path.is_file():
+            continue
+        name = f"prompts/{method}/{visible(path.name)}"
+        if method != "zs-b":
+            found.append(f"{name} is not read: {method} reads {LIST_NAME} alone")
+            continue
+        near = difflib.get_close_matches(caseless(path.stem), by_spelling, n=1)
+        found.append(f"{name} is not read: it is no label" + (f"; nearest: {by_spelling[near[0]]}" if near else ""))
+    return found
 
 
 def _read(path: Path, missing: str) -> str:
