@@ -33,6 +33,21 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
 
 
+def json_object(data: bytes | str) -> dict[str, Any]:
+    """A document that must be a JSON object.
+
+    Raises:
+        ValueError: If it is none; says so in words that need no knowledge of JSON's parser.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is damaged (not JSON)") from error
+    if not isinstance(document, dict):
+        raise ValueError("it is damaged (no JSON object)")
+    return document
+
+
 def unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
     """What `sealed` was given.
 

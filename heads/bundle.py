@@ -33,7 +33,7 @@ from featurecache.clips.leakage import Spans, sessions_in
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
-from featurecache.spec import FeatureSpace, canonical_json, differences, sealed, unsealed
+from featurecache.spec import FeatureSpace, canonical_json, differences, json_object, sealed, unsealed
 from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head, method_of_question
 from heads.models import Front, Head, build_head, head_scores
@@ -300,13 +300,16 @@ def load_bundle(path: Path | str) -> Bundle:
             f"{error.strerror}. {fix}"
         ) from error
     try:
-        document = json.loads(text)
-        if document["format"] != FORMAT:
+        document = json_object(text)
+        if (found := document.get("format", FORMAT)) != FORMAT:
             raise BundleError(
-                f"{path} must be of bundle format {FORMAT}, but it is {document['format']!r}. "
+                f"{path} must be of bundle format {FORMAT}, but it is {found!r}. "
                 "Use the version that wrote it, or train again."
             )
         document = unsealed(document)
+    except ValueError as error:
+        raise error if isinstance(error, BundleError) else _damaged(path, f"{DOCUMENT_NAME}: {error}") from error
+    try:
         if document["head_sha256"] != hashlib.sha256(head_bytes).hexdigest():
             raise _damaged(path, f"{HEAD_NAME} does not have the sha256 that {DOCUMENT_NAME} names")
         return _parse(document, head_bytes, path)

@@ -180,10 +180,14 @@ def flip_bit(path: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no document": (lambda path: (path / "bundle.json").unlink(), "No such file"),
     "no head": (lambda path: (path / "head.safetensors").unlink(), "No such file"),
-    "not JSON": (lambda path: (path / "bundle.json").write_text("{"), "JSONDecodeError"),
+    "not JSON": (
+        lambda path: (path / "bundle.json").write_text("{"),
+        r"bundle\.json: it is damaged \(not JSON\)\. Train",
+    ),
     "not UTF-8": (lambda path: (path / "bundle.json").write_bytes(b"\xff\xfe{}"), "damaged"),
-    "a list": (lambda path: (path / "bundle.json").write_text("[]"), "TypeError"),
+    "a list": (lambda path: (path / "bundle.json").write_text("[]"), "no JSON object"),
     "other format": (set_key("format", 2), "bundle format 4, but it is 2. Use the version that wrote it"),
+    "no format": (put('"format"', '"fosmat"'), "the sha256 that it states"),
     "flipped bit": (flip_bit, "does not have the sha256"),
     "other threshold": (put("0.", "0.1"), "the sha256 that it states"),
     "other label": (put(f'"{LABELS[0]}"', f'"{LABELS[0][:-1]}q"'), "the sha256 that it states"),

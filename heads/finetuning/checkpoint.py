@@ -17,6 +17,7 @@ from torch import Tensor
 
 from featurecache.errors import CheckpointError
 from featurecache.files import private_folder, write_private
+from featurecache.spec import json_object
 
 FORMAT = 1
 
@@ -60,15 +61,14 @@ def load_checkpoint(path: Path, began_with: Mapping[str, Any]) -> Checkpoint | N
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            document = json.loads(file.metadata()["document"])
+            document = json_object(file.metadata()["document"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         found = document["began_with"]
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
-            f"a checkpoint must be whole, but reading {path} gave {type(error).__name__}: {error}. "
-            "Start over: the same command with --fresh."
+            f"a checkpoint must be whole, but reading {path} gave: {error}. Start over: the same command with --fresh."
         ) from error
     unlike = [name for name in sorted({*found, *began_with}) if found.get(name) != began_with.get(name)]
     if unlike:

@@ -4,7 +4,6 @@ A file that is there but cannot be read is named under `problems` and left out, 
 the report of the others. Numbers are validated where they are shown, not here.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheFormatError, CacheNotFoundError, CacheReadError, ClipTableError
 from featurecache.errors import FingerprintMismatchError as WrongRecordError
 from featurecache.extraction.failures import read_rows
+from featurecache.spec import json_object
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
 from heads.evaluation_log import EvaluationLog, read_evaluation_log
@@ -130,16 +130,14 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
 def read_json(path: Path, problems: list[str]) -> Document:
     """A JSON object; empty where there is no such file, or none that says anything, which goes into `problems`."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json_object(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         problems.append(f"{path.parent.name}/{path.name}: {_why(error)}")
         return {}
-    if not isinstance(document, dict) or not document:
-        holds = "an empty" if document == {} else "no"
-        problems.append(f"{path.parent.name}/{path.name}: it holds {holds} JSON object")
-        return {}
+    if not document:
+        problems.append(f"{path.parent.name}/{path.name}: it holds an empty JSON object")
     return document
 
 

@@ -27,7 +27,7 @@ from featurecache.annotations import Interval
 from featurecache.clips.clip import union_of
 from featurecache.errors import BundleError, TrainingDataError
 from featurecache.files import write_private
-from featurecache.spec import sealed, unsealed
+from featurecache.spec import json_object, sealed, unsealed
 from heads.timelines.scores import compare_timelines, events, mean_segment_f1
 from heads.timelines.timeline import (
     Smoothing,
@@ -183,8 +183,8 @@ def load_timeline(bundle: Path) -> TunedTimeline | None:
     path = bundle / NAME
     try:
         data = path.read_bytes()
-        document = json.loads(data)
-        if (found := document["format"]) != FORMAT:
+        document = json_object(data)
+        if (found := document.get("format", FORMAT)) != FORMAT:
             raise _damaged(path, f"its format is {found!r}, not {FORMAT}")
         unsealed(document)
         return TypeAdapter(TunedTimeline).validate_json(data, strict=True)
