@@ -352,7 +352,7 @@ def test_states_equal_the_plain_forward_when_timesformer_attends_jointly(tmp_pat
         ("clip", {"size": {"shortest_edge": 32, "longest_edge": 64}}, "size"),
         ("siglip", {"size": {"height": 32, "width": 64}}, "size"),
         ("siglip", {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}}, "make 16 px"),
-        ("siglip", {"size": "32 pixels"}, "sizes, numbers"),
+        ("siglip", {"size": "32 pixels"}, "whole numbers by their side"),
         ("clip", {"image_processor_type": "Qwen2VLImageProcessor"}, "names 'Qwen2VLImageProcessor'"),
         ("vjepa2", {"video_processor_type": "Qwen3VLVideoProcessor"}, "names 'Qwen3VLVideoProcessor'"),
         ("videomae", {"crop_size": {"height": 24, "width": 24}}, "must make frames of 32 px .* make 24 px"),

@@ -23,6 +23,8 @@ from tests.tiny_models import make_llava_next_video, pixels_of, plain_processor
 PROMPT = "user: describe the hand . <video>"
 WORDS_AFTER = "user: describe the hand . <video> what happens here ? assistant:"
 FRAMES = 4
+OVERFLOWING = torch.finfo(torch.float32).max
+"""A weight that is finite, but whose products are not."""
 
 
 def _inputs(folder: Path, prompt: str = PROMPT, **changes) -> LlavaNextVideoInputs:
@@ -125,8 +127,8 @@ def test_no_layer_above_the_deepest_tap_and_no_unused_layer_of_the_tower_is_run(
     weights = load_file(poisoned / "model.safetensors")
     never_run = r"encoder\.layers\.2\.|post_layernorm|language_model.*(layers\.[234]\.|\.norm\.weight)|lm_head"
     for name in [name for name in weights if re.search(never_run, name)]:
-        weights[name] = torch.full_like(weights[name], float("nan"))
-    assert sum(bool(weight.isnan().all()) for weight in weights.values()) == 16 + 2 + 3 * 9 + 2
+        weights[name] = torch.full_like(weights[name], OVERFLOWING)
+    assert sum(bool((weight == OVERFLOWING).all()) for weight in weights.values()) == 16 + 2 + 3 * 9 + 2
     save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
     backbone = _open(poisoned)
     assert torch.equal(_states(backbone, [_clip()], ("layer_2",))["layer_2"], expected)
@@ -138,7 +140,7 @@ def test_no_layer_above_the_deepest_tap_and_no_unused_layer_of_the_tower_is_run(
     assert ran == []
     _states(backbone, [_clip()], ("layer_2", "layer_0"))
     assert ran == [0, 1]
-    assert _states(backbone, [_clip()], ("layer_3",))["layer_3"].isnan().all(), "the poison works"
+    assert not _states(backbone, [_clip()], ("layer_3",))["layer_3"].isfinite().any(), "the poison works"
     assert len(backbone.model.vision_tower.encoder.layers) == 2, "an unused layer takes no memory"
 
 
