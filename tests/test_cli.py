@@ -204,7 +204,12 @@ WRONG = {
     "damaged segment": (_damage_a_segment, "tune", 1, r"segment .* must be as it was written"),
     "no positive clip": (_all_zero, "tune", 1, r"never are: ventilation"),
     "nothing to validate on": (_one_session, "tune", 1, r"validation split must have labelled clips"),
-    "another study": (_settings("[features]", "[search]\ndropout = [0.1, 0.2]\n[features]"), "tune", 1, r"stud"),
+    "another study": (
+        _settings("[features]", "[search]\ndropout = [0.1, 0.2]\n[features]"),
+        "tune",
+        1,
+        r"mv .*runs.tune-1",
+    ),
     "search range upside down": (
         _settings("[features]", "[search]\nepochs = [9, 3]\n[features]"),
         "tune",
