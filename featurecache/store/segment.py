@@ -155,8 +155,8 @@ def encode_segment(
 
 
 def as_byte_rows(features: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Rows as bytes, shape (N, row bytes), without a copy; the rows must be contiguous."""
-    return features.reshape(len(features), -1).view(np.uint8)
+    """Rows as bytes, shape (N, row bytes), without a copy, also where there is no row; the rows must be contiguous."""
+    return features.reshape(len(features), math.prod(features.shape[1:])).view(np.uint8)
 
 
 def read_segment(folder: Path, fingerprint: str, *, sizes: bool = True) -> tuple[Segment, Identity]:
