@@ -102,7 +102,7 @@ class LearningData:
 
     Attributes:
         train: The training split.
-        validation: The validation split: the early stop of what is trained by steps.
+        validation: The validation split: it stops early what is trained by AdamW.
         labels: Names of the C labels.
         spaces: Feature space of each kept feature, by name.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.

@@ -446,7 +446,7 @@ def test_steps_are_taken_only_if_better_than_the_convex_solver_beyond_doubt() ->
     few = [Finalist(one.trial, one.settings, one.counts[:4]) for one in [*lucky, better]]
     assert choose_among([solved(np.full((1, 4, 1), 7))], few, ONE_POINT, np.array([40]), seed=0).settings.solver == (
         "convex"
-    ), "of four sessions nothing is beyond doubt"
+    ), "of four sessions no difference is significant"
     assert choose_among([], lucky, ONE_POINT, np.array([60]), seed=0).settings.kind == "mlp"
     assert choose_among([], [], ONE_POINT, np.array([60]), seed=0) is None
 

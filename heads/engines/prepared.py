@@ -2,7 +2,7 @@
 
 Notable choices: each costs one to three copies of the features, so only the last few are kept; asking again for one
 that was dropped makes it anew, with the same numbers. The convex engine's bases are of all clips that are not test: it
-chooses by folds of them. What is trained by steps trains on the training split and stops by the validation split.
+chooses by folds of them. What is trained by AdamW trains on the training split and stops by the validation split.
 
 What this is not: a reader of files, or a place that fits.
 """

@@ -73,7 +73,7 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
 
 
 def step_scores(prepared: Prepared, settings: HeadSettings) -> npt.NDArray[np.float64]:
-    """Out-of-fold scores of settings that are trained by steps, for each of R assignments to folds, shape (R, N, C).
+    """Out-of-fold scores of settings that are trained by AdamW, for each of R assignments to folds, shape (R, N, C).
 
     Raises:
         SettingsError: If training diverges.

@@ -113,8 +113,8 @@ def _on_test(best: Run) -> list[str]:
     if is_above is None:
         return [f"{start}."]
     if is_above:
-        return [f"{start}: the score is above it beyond doubt{ends}."]
-    return [f"{start}: the score is above it, but not beyond doubt{ends}. With so few sessions it may be no better."]
+        return [f"{start}: the score is significantly above it{ends}."]
+    return [f"{start}: the score is above it, but not significantly{ends}. With so few sessions it may be no better."]
 
 
 def _above_floor(metrics: Document, floor: float, interval: tuple[float, float] | None) -> tuple[str, bool | None]:

@@ -6,9 +6,9 @@ Notable choices:
   once for each of hundreds of trials, so its score is the best of many on few sessions. The few of the highest are
   fitted again without each fold, on the same folds, and then compared.
 - Where the convex solver has trials, linear heads trained by AdamW do not compete: they approach the same optimum.
-  Other kinds must be better beyond doubt: ahead after the selection bias is
+  Other kinds must be significantly better: ahead after the selection bias is
   subtracted from both, with a paired interval of the difference over sessions that excludes zero. With fewer than five
-  sessions nothing is beyond doubt.
+  sessions no difference is significant.
 
 Measured before, where the best of 198 AdamW trials on two or three validation sessions was taken: 8 draws of 6 + 2
 sessions of public sets, all below the convex optimum on unseen sessions, by .027 on average.

@@ -95,7 +95,7 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
 
 
 def against_baseline(name: str, metrics: Mapping[str, Any]) -> Iterator[Piece]:
-    """Says where a score is not above what needs no model; nothing where it is beyond doubt."""
+    """Says where a score is not above the all-positive baseline; nothing where it is so significantly."""
     difference, interval = (metrics["against_all_positive"][key] for key in ("difference", "difference_ci95"))
     if difference is None:
         return
