@@ -1,6 +1,6 @@
 """How fast the cache writes and reads, beside the floor (a raw file) and beside HDF5.
 
-    python benchmarks/bench_store.py [--quick | --full] [--folder DIR]
+    python -m benchmarks.bench_store [--quick | --full] [--folder DIR]
 
 Rows are 4096 wide float16, as the 7B backbone gives. Reading is `FeatureCache.load` of every clip, in stored
 and in shuffled order, against `readinto` of the same bytes from one plain file into new memory. All of it is
@@ -26,9 +26,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from store_scale import measure_claims, measure_opening, measure_planning
-from targets import Target, judged
 
+from benchmarks.store_scale import measure_claims, measure_opening, measure_planning
+from benchmarks.targets import Target, judged
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, FeatureCache, Row
 

@@ -126,3 +126,40 @@ def test_clips_of_one_recording_share_its_digest_in_memory(tmp_path: Path) -> No
     found = FeatureCache.open(tmp_path / "cache").clips()
     assert found == clips([*make_rows(50), *make_rows(50, "b")])
     assert len({id(sha256) for sha256, _, _ in found}) == 2
+
+
+@pytest.mark.parametrize("others_write", [False, True])
+def test_a_run_does_not_list_its_own_segments_and_sees_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_write: bool
+) -> None:
+    """Listing takes as long as there are segments: a run that listed its own would slow down as it grows."""
+    monkeypatch.setattr(live, "_RELIST_S", 1e9)
+    view, listed = live.live_cache(tmp_path / "cache"), []
+    with CacheWriter(tmp_path / "cache", space(), {}, max_rows=2) as writer:
+        for number in range(20):
+            mine, theirs = make_rows(2, "a", 2 * number), make_rows(2, "b", 2 * number)
+            assert lacking(view, mine) == mine
+            if others_write:
+                write(tmp_path / f"other {number}", theirs)
+            for row in mine:
+                writer.add(row)
+            for folder in segments(tmp_path / f"other {number}"):  # as another process's, which tells nobody here
+                folder.rename(segments(tmp_path / "cache")[0].parent / folder.name)
+            calls = FaultyOs(-1, fails_with(errno.EIO))
+            with file_system(calls):
+                assert lacking(view, [*mine, *theirs]) == ([] if others_write else theirs)
+            listed.append("listdir" in calls.calls)
+    assert listed == [others_write] * 20
+
+
+def test_a_live_view_that_looked_while_a_feature_space_was_being_made_sees_what_comes(tmp_path: Path) -> None:
+    rows, view = make_rows(6), LiveCache(tmp_path / "cache")
+    write(tmp_path / "cache", rows[:1])
+    folder = segments(tmp_path / "cache")[0].parents[1]
+    shutil.rmtree(folder / "segments" / segments(tmp_path / "cache")[0].name)
+    record = (folder / "zarr.json").read_bytes()
+    (folder / "zarr.json").unlink()
+    assert lacking(view, rows) == rows
+    (folder / "zarr.json").write_bytes(record)
+    write(tmp_path / "cache", rows)
+    assert lacking(view, rows) == []

@@ -2,20 +2,22 @@
 
 A `FeatureCache` is a snapshot; asking for a new one before every recording reads every segment again. Here each
 feature space keeps a few indexes, each many times larger than the next, so that the cost of a new row grows with the
-logarithm of the rows. A folder is listed again when its time of modification changed, and once a second anyway, since
-some file systems keep coarse times: a segment of the very same tick may be seen that much later, and what depends on
-it is effort, never a value.
+logarithm of the rows. A folder is listed again when its time of modification or its number of links changed. Most file
+systems count a folder's folders by its links; where this one does not, the folder is listed once a second anyway, since
+times may be coarse. What this process commits itself is told here: a run that listed its own segments would slow down
+as they become many. A segment that is seen late costs effort, never a value.
 """
 
+import contextlib
 import threading
 import time
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import CacheFormatError, DamagedSegmentError
+from featurecache.errors import CacheFormatError, CacheReadError, DamagedSegmentError
 from featurecache.spec import FeatureSpace
 from featurecache.store import files, format, layout
 from featurecache.store.clip_columns import Wanted
@@ -23,6 +25,11 @@ from featurecache.store.index import EMPTY, SpaceIndex, index_of, lacking, merge
 from featurecache.store.segment import read_segment
 
 _RELIST_S = 1.0
+_LINKS_OF_AN_EMPTY_FOLDER = 2
+_Mark = tuple[int, int]
+"""What changes with a folder: its time of modification in ns, and its number of links."""
+
+_ABSENT: _Mark = (-1, 0)
 _GROWTH = 16  # an index is looked up in many times for each time it is merged: few large ones
 
 
@@ -34,7 +41,7 @@ class LiveCache:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._spaces: dict[str, _LiveSpace] = {}
         self._lock = threading.Lock()
 
@@ -48,17 +55,40 @@ class LiveCache:
         """
         with self._lock:
             if space.fingerprint not in self._spaces:
-                folder = self._root / "spaces" / format.space_folder_name(space)
-                self._spaces[space.fingerprint] = _LiveSpace(self._root, folder, space.fingerprint)
+                folder = self.root / "spaces" / format.space_folder_name(space)
+                self._spaces[space.fingerprint] = _LiveSpace(self.root, folder, space.fingerprint)
             live = self._spaces[space.fingerprint]
             live.refresh()
             return lacking(live.indexes, wanted)
 
+    @contextlib.contextmanager
+    def committing(self, fingerprint: str, segment_id: str) -> Iterator[None]:
+        """Around the commit of a segment: it is taken in without listing, where nothing else changed meanwhile."""
+        live = self._spaces.get(fingerprint)
+        if live is None:
+            yield
+            return
+        before = live.mark()
+        yield
+        with self._lock:
+            live.take_in(segment_id, before)
 
-@lru_cache(maxsize=1)
+
+_latest: LiveCache | None = None
+
+
 def live_cache(root: Path) -> LiveCache:
     """This process's view of a cache; the one that was asked for last is kept."""
-    return LiveCache(root)
+    global _latest
+    if _latest is None or _latest.root != root:
+        _latest = LiveCache(root)
+    return _latest
+
+
+def committing(root: Path, fingerprint: str, segment_id: str) -> contextlib.AbstractContextManager[None]:
+    """As `LiveCache.committing` of the view that this process keeps; nothing where it keeps none of this cache."""
+    follows = _latest is not None and _latest.root == root
+    return _latest.committing(fingerprint, segment_id) if _latest and follows else contextlib.nullcontext()
 
 
 class _LiveSpace:
@@ -68,29 +98,50 @@ class _LiveSpace:
         self._root, self._folder, self._fingerprint = root, folder, fingerprint
         self.indexes: list[SpaceIndex] = []
         self._known: set[str] = set()
-        self._changed_ns = -1
+        self._unread: list[str] = []
+        self._mark: _Mark = _ABSENT
+        self._counts_folders = False
         self._listed_s = float("-inf")
+
+    def mark(self) -> _Mark:
+        """That of the segments' folder as it is now; of one that cannot be asked, listing tells why."""
+        try:
+            status = files.file_status(self._folder / "segments")
+        except (FileNotFoundError, NotADirectoryError, CacheReadError):
+            return _ABSENT
+        return status.st_mtime_ns, status.st_nlink
+
+    def take_in(self, name: str, before: _Mark) -> None:
+        """Remember a segment of this process's own, where it is all that changed since a mark that was up to date."""
+        after = self.mark()
+        if before == self._mark and name not in self._known and after[1] == before[1] + self._counts_folders:
+            self._known.add(name)
+            self._unread.append(name)
+            self._mark = after
 
     def refresh(self) -> None:
         """Take in what is new, or all again where something known is gone."""
-        now_s = time.monotonic()
-        try:
-            changed_ns = files.file_status(self._folder / "segments").st_mtime_ns
-        except (FileNotFoundError, NotADirectoryError):
-            changed_ns = -1
-        if changed_ns == self._changed_ns and now_s - self._listed_s < _RELIST_S:
-            return
+        now_s, mark = time.monotonic(), self.mark()
+        is_due = not self._counts_folders and now_s - self._listed_s >= _RELIST_S
+        if mark != self._mark or is_due or not self.indexes:
+            self._list()
+            self._counts_folders = mark[1] == _LINKS_OF_AN_EMPTY_FOLDER + len(self._known - {format.RECORD})
+            self._mark, self._listed_s = mark, now_s
+        while self._unread:
+            self._add(self._read(self._unread[-1]))
+            self._unread.pop()
+
+    def _list(self) -> None:
         try:
             listed = files.names_in(self._folder / "segments")
         except (FileNotFoundError, NotADirectoryError):
             listed = set()
         new = listed - self._known
-        if self._known and len(listed) - len(new) == len(self._known):  # nothing known is gone
-            for name in sorted(filter(format.SEGMENT_ID.fullmatch, new)):
-                self._add(self._read(name))
+        if self.indexes and len(listed) - len(new) == len(self._known):  # nothing known is gone
+            self._unread += filter(format.SEGMENT_ID.fullmatch, new)
         else:
-            self.indexes = self._read_all()
-        self._known, self._changed_ns, self._listed_s = listed, changed_ns, now_s
+            self.indexes, self._unread = self._read_all(), []
+        self._known = listed
 
     def _read_all(self) -> list[SpaceIndex]:
         try:

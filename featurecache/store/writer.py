@@ -37,6 +37,7 @@ from featurecache.store.claims import Claims
 from featurecache.store.commit import commit_segment, writing
 from featurecache.store.index import read_index, segment_names, segments_after_checkpoint, write_checkpoint
 from featurecache.store.layout import as_json, discard, make_cache, make_space, remove_empty_space
+from featurecache.store.live import committing
 from featurecache.store.record import STORED_DTYPES, read_record
 from featurecache.store.rewrite import purge
 from featurecache.store.segment import Rows, encode_segment
@@ -180,7 +181,8 @@ class CacheWriter:
             contents = encode_segment(self._fingerprint, rows, self._provenance)
             self._in_doubt = (segment_id, len(self._rows))
             try:
-                commit_segment(self._folder, segment_id, contents)
+                with committing(self._root, self._fingerprint, segment_id):
+                    commit_segment(self._folder, segment_id, contents)
             except FileNotFoundError:  # a withdrawal takes what is staged of the recording
                 self._read_marks()
                 if not any(self._withdrawn.covers(row.video_sha256) for row in self._rows):
