@@ -130,6 +130,7 @@ def parse_kept(text: str, taps: "Mapping[str, TapShape]") -> Kept:
 
 _WHY_NOT = {
     "cls": ", and there is no class token",
+    "last": ", which takes causal attention below the tap, and there is none: no token there has seen all others",
     "motion": ", which takes two time steps, and there is one",
 }
 """Of poolings that a tap may lack, after the name."""
@@ -187,9 +188,9 @@ def feature_space(
 
 
 def _poolings(shape: "TapShape") -> list[str]:
-    """What a tap can be pooled to; motion needs two time steps, cls a class token."""
+    """What a tap can be pooled to; motion needs two time steps, cls a class token, last causal attention."""
     ways = ["mean", "frames", "tokens"]
-    return ways + ["motion"] * (shape.steps > 1) + ["cls"] * shape.has_cls
+    return ways + ["motion"] * (shape.steps > 1) + ["cls"] * shape.has_cls + ["last"] * shape.is_causal
 
 
 def _listed(taps: list[str]) -> str:

@@ -5,7 +5,7 @@ What this is not: a reader of features, or a check that a model has them.
 
 from collections.abc import Sequence
 
-VECTORS = ("mean", "motion", "cls")
+VECTORS = ("mean", "motion", "cls", "last")
 """Poolings that give one vector a clip."""
 
 

@@ -80,7 +80,7 @@ def test_cached_features_equal_the_plain_forward(project: Project, tiny_model: P
         assert np.abs(X[row] - plain.numpy()).max() <= 1e-5
 
 
-EVERY_KIND = ("vision/mean", "layer_0/tokens", "layer_1/motion", "final/frames", "final/mean")
+EVERY_KIND = ("vision/mean", "layer_0/tokens", "layer_1/motion", "final/frames", "final/mean", "final/last")
 
 
 def _keep(project: Project, *names: str) -> Project:
@@ -117,6 +117,7 @@ def test_one_pass_fills_every_kept_feature_with_what_the_plain_forward_gives(
         "layer_1/motion": (32,),
         "final/frames": (4, 32),
         "final/mean": (32,),
+        "final/last": (32,),
     }
     states = _plain_states(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)
     frames = [at.unflatten(0, (4, 4)).mean(1) for at in states]
@@ -124,6 +125,7 @@ def test_one_pass_fills_every_kept_feature_with_what_the_plain_forward_gives(
     assert np.abs(found["layer_1/motion"] - frames[1].diff(dim=0).abs().mean(0).numpy()).max() <= 1e-5
     assert np.abs(found["final/frames"] - frames[2].numpy()).max() <= 1e-5
     assert np.abs(found["final/mean"] - frames[2].mean(0).numpy()).max() <= 1e-5
+    assert np.abs(found["final/last"] - states[2][-1].numpy()).max() <= 1e-5
 
 
 def test_only_what_a_clip_lacks_is_computed_when_a_kept_feature_is_added(project: Project) -> None:

@@ -30,6 +30,7 @@ from tests.test_search import LABELS, SPACE, side_by_side
             ("a/mean", "b/mean", "c/mean", "a/mean+b/mean+c/mean"),
         ),
         (["final/mean", "final/frames", "layer_0/tokens"], ["linear"], ("final/mean",)),
+        (["final/mean", "final/last"], ["linear"], ("final/mean", "final/last")),
         (["final/mean", "final/frames"], ["attention"], ("final/frames",)),
         (["final/mean", "final/frames"], ["mlp", "temporal"], ("final/mean", "final/frames")),
         (["final/frames"], ["linear"], ("final/frames",)),  # does not fit, which the search then says

@@ -14,6 +14,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionP
 
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.family import Backbone, TapShape, TapStates
+from featurecache.backbones.pooling import pool
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
 from tests.tiny_families import FRAMES, LAYERS, WIDTH, make_llava_onevision
@@ -65,13 +66,14 @@ def _plain(folder: Path, pixels: Tensor, prompt: str) -> dict[str, Tensor]:
 def test_every_tap_equals_the_plain_forward(folder: Path, prompt: str, taps: list[str]) -> None:
     backbone, pixels = _open(folder, prompt), _pixels()
     assert backbone.inputs.taps["vision"] == TapShape(FRAMES, 25, WIDTH)
-    assert backbone.inputs.taps["final"] == TapShape(FRAMES, 9, 32)
+    assert backbone.inputs.taps["final"] == TapShape(FRAMES, 9, 32, is_causal=True)
     ours, plain = _states(backbone, pixels, taps), _plain(folder, pixels, prompt)
     assert list(ours) == taps
     for tap, states in ours.items():
         assert plain[tap].std() > 0.05
         assert states.tokens.shape == plain[tap].shape
         assert (states.tokens - plain[tap]).abs().max() <= 1e-5, tap
+        assert (pool(states, "last") - plain[tap].flatten(1, 2)[:, -1]).abs().max() <= 1e-5, tap
 
 
 def test_vision_is_the_towers_layer_that_config_json_names(tmp_path: Path) -> None:

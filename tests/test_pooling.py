@@ -29,6 +29,7 @@ def test_poolings_agree_with_each_other_and_with_their_definitions(shape: tuple[
     torch.testing.assert_close(pool(states, "mean"), frames.mean(dim=1))
     torch.testing.assert_close(pool(states, "mean"), tokens.mean(dim=1))
     torch.testing.assert_close(pool(states, "cls"), states.cls.mean(dim=1))
+    assert torch.equal(pool(states, "last"), tokens[:, -1])
     assert torch.equal(tokens[:, p * (t - 1) : p * (t - 1) + 1], states.tokens[:, t - 1, :1])
     if t > 1:
         steps = [(frames[:, k + 1] - frames[:, k]).abs() for k in range(t - 1)]

@@ -13,7 +13,7 @@ from featurecache.spec import Kept, feature_space, parse_kept, row_shape, stored
 TAPS = {
     "vision": TapShape(4, 9, 16),
     **{f"layer_{depth}": TapShape(4, 9, 32) for depth in range(6)},
-    "final": TapShape(4, 9, 32, has_cls=True),
+    "final": TapShape(4, 9, 32, has_cls=True, is_causal=True),
     "one": TapShape(1, 9, 32),
 }
 
@@ -26,6 +26,7 @@ TAPS = {
         ("vision/frames", (4, 16)),
         ("layer_0/tokens", (36, 32)),
         ("final/cls", (32,)),
+        ("final/last", (32,)),
     ],
 )
 def test_parse_kept_gives_tap_and_pooling_when_the_model_has_them(text: str, shape: tuple[int, ...]) -> None:
@@ -40,10 +41,11 @@ def test_parse_kept_gives_tap_and_pooling_when_the_model_has_them(text: str, sha
         ("layer_9/mean", r"which are vision, layer_0 to layer_5, final, one, but it names 'layer_9'\. Did you mean"),
         ("layer_9/cls", r"Did you mean 'layer_5/mean'\?"),
         ("finale/mean", r"Did you mean 'final/mean'\?"),
-        ("final", r"a pooling of final, which are mean, .*, motion, cls, but it names ''\. .* 'final/mean'\?"),
+        ("final", r"a pooling of final, which are mean, .*, motion, cls, last, but it names ''\. .* 'final/mean'\?"),
         ("final/means", r"but it names 'means'\. Did you mean 'final/mean'\?"),
         ("final/notion", r"but it names 'notion'\. Did you mean 'final/motion'\?"),
         ("vision/cls", r"tokens, motion, but it names 'cls', and there is no class token\. .* 'vision/mean'\?"),
+        ("vision/last", r"but it names 'last', which takes causal attention below the tap, .* 'vision/mean'\?"),
         ("one/motion", r"tokens, but it names 'motion', which takes two time steps, and .* one\. .* 'one/mean'\?"),
         ("", r"Write it as tap/pooling, e\.g\. final/mean\."),
     ],

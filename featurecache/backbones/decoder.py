@@ -14,11 +14,13 @@ Not here: what stands in front of the video, generating text.
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from featurecache.backbones.family import TapShape
 from featurecache.errors import UnsupportedModelError
 
 DECODERS = ("llama", "mistral", "qwen2")
@@ -100,6 +102,17 @@ def prefix_states(model: Any, prefix_ids: Tensor, layer: int) -> Tensor:
         return words.flatten(0, 1)  # (0, D) at every layer
     depths = enumerate(hidden_states(model.language_model, words))
     return next(states[0] for depth, states in depths if depth == layer)
+
+
+def language_taps(layers: int, shape: TapShape) -> dict[str, TapShape]:
+    """The taps of a language model by name, in order of depth.
+
+    Args:
+        layers: Number of its layers.
+        shape: Shape of the video tokens' states; from `layer_1` on they come from causal attention.
+    """
+    deeper = [*(f"layer_{depth}" for depth in range(1, layers)), "final"]
+    return {"layer_0": shape, **dict.fromkeys(deeper, replace(shape, is_causal=True))}
 
 
 def require_decoder(config: Any) -> None:

@@ -33,12 +33,22 @@ class TapStates:
 
 @dataclass(frozen=True)
 class TapShape:
-    """Shape of a tap's states for one clip: T' time steps, P tokens a step, width D, class tokens or none."""
+    """Shape of a tap's states for one clip: T' time steps of P tokens of width D.
+
+    Attributes:
+        steps: T'.
+        tokens_per_step: P.
+        width: D.
+        has_cls: Whether there are class tokens.
+        is_causal: Whether each token was computed from itself and those before it, so that the last one alone has
+            seen the whole clip.
+    """
 
     steps: int
     tokens_per_step: int
     width: int
     has_cls: bool = False
+    is_causal: bool = False
 
 
 class Inputs(Protocol):

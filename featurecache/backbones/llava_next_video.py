@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoVideoProcessor
 
-from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder, require_window
+from featurecache.backbones.decoder import hidden_states, language_taps, prefix_states, require_decoder, require_window
 from featurecache.backbones.encoder import tower_states
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import (
@@ -248,8 +248,7 @@ def _require_pooling(config: LlavaNextVideoConfig, folder: Path) -> None:
 def _taps(config: LlavaNextVideoConfig, frames: int, width: int) -> dict[str, TapShape]:
     vision, language = config.vision_config, config.text_config
     side = vision.image_size // vision.patch_size // config.spatial_pool_stride
-    deeper = [*(f"layer_{depth}" for depth in range(language.num_hidden_layers)), "final"]
     return {
         "vision": TapShape(frames, side**2, width),
-        **{tap: TapShape(frames, side**2, language.hidden_size) for tap in deeper},
+        **language_taps(language.num_hidden_layers, TapShape(frames, side**2, language.hidden_size)),
     }

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisionVideoProcessor
 
-from featurecache.backbones.decoder import hidden_states, prefix_states, require_decoder, require_window
+from featurecache.backbones.decoder import hidden_states, language_taps, prefix_states, require_decoder, require_window
 from featurecache.backbones.encoder import siglip_parts, tower_states
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, SAMPLING_RULE, backbone_identity, load_frozen, quiet_loading
@@ -85,10 +85,9 @@ class LlavaOnevisionInputs:
         side = vision.image_size // vision.patch_size
         pooled = math.ceil(side / 2) ** 2
         require_window(language, len(self.prefix_ids) + frames * pooled)
-        deeper = [*(f"layer_{depth}" for depth in range(language.num_hidden_layers)), "final"]
         self.taps = {
             "vision": TapShape(frames, side**2, vision.hidden_size),
-            **dict.fromkeys(deeper, TapShape(frames, pooled, language.hidden_size)),
+            **language_taps(language.num_hidden_layers, TapShape(frames, pooled, language.hidden_size)),
         }
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:

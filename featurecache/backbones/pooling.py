@@ -20,7 +20,7 @@ def pool(states: "TapStates", pooling: str) -> Tensor:
 
     Args:
         states: The tap's states: tokens (B, T', P, D), class tokens where the model has them.
-        pooling: `mean`, `motion`, `frames`, `tokens` or `cls`.
+        pooling: `mean`, `motion`, `frames`, `tokens`, `cls` or `last`.
 
     Returns:
         Float32, shape (B, D), or (B, T', D) for `frames`; for `tokens` (B, S, D) in the model's dtype.
@@ -42,11 +42,13 @@ def pool(states: "TapStates", pooling: str) -> Tensor:
         return mean_of_frames(states.tokens)
     if pooling == "tokens":
         return states.tokens.flatten(1, 2)
+    if pooling == "last":
+        return states.tokens[:, -1, -1].to(torch.float32, copy=True)  # a view would hold all tokens in memory
     if pooling == "cls":
         if states.cls is None:
             raise NoVideoTokensError("pooling cls needs a class token, but this tap has none. Keep its mean instead.")
         return states.cls.mean(dim=1, dtype=torch.float32)
-    raise ValueError(f"pooling must be mean, motion, frames, tokens or cls, but it is {pooling!r}.")
+    raise ValueError(f"pooling must be mean, motion, frames, tokens, cls or last, but it is {pooling!r}.")
 
 
 def mean_of_tokens(tokens: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ frames = 16
 resize = "model"                  # as its processor does: the VLM's crops. "crop" cuts wide frames; "pad", "squash" not
 dtype = {quoted(dtype)}
 keep = {toml_list(keep)}          # tap/pooling, any number of them from one pass; tokens take much disk
-# taps: vision, layer_0 .. the last layer, final; poolings: mean, motion, frames, tokens, cls (where there is one)
+# taps: vision, layer_0 .. the last layer, final; poolings: mean, motion, frames, tokens, last, cls (docs/backbones.md)
 stored_dtype = "float16"          # tokens are stored in bfloat16 unless this is "float32"
 
 [extract]                         # changes speed, never values
