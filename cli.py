@@ -669,13 +669,14 @@ def demo(
     drawing, there = "drawing recordings and their annotations ...", f"{directory} holds a demo already; resuming it"
     project = make_demo(directory, on_drawing=lambda is_new: screen.say(drawing if is_new else there))
     steps: dict[str, Any] = {}
+    asked = [project.runs / f"zeroshot-{method}/bundle" for method in ("zs-b", "zsc-co")]
     chain: dict[str, Callable[[], Any]] = {
         "clips": lambda: _clips(screen, project),
         "extract": lambda: _extract(screen, project),
         "tune": lambda: _tune(screen, project, trials=trials),
-        "evaluate": lambda: _evaluate(screen, project),
         "zeroshot zs-b": lambda: _zeroshot(screen, project, "zs-b"),
         "zeroshot zsc-co": lambda: _zeroshot(screen, project, "zsc-co"),
+        "evaluate": lambda: _evaluate(screen, project, against=asked),
         "compare": lambda: _compare(screen, project),
     }
     for name, step in chain.items():

@@ -5,6 +5,9 @@ counts for every later one that scores a recording or a session of it again. So 
 test session nor other features, labels or clip lengths make a test split unseen again. Recordings and sessions stand in
 the log as 16 digits of a sha256 (of a recording, of its content's digest), never by name.
 
+The same bundle scored again on the same clips with the same targets shows nothing new, whichever command does it: such
+an evaluation is logged and not counted again.
+
 A line without that, by an older version or damaged, counts for every test split.
 """
 
@@ -12,11 +15,15 @@ import hashlib
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from featurecache.files import private_folder
 
@@ -27,7 +34,7 @@ class EvaluationLog:
 
     Attributes:
         total: Test-set evaluations of what the last one scored, that one included.
-        by_bundle: Digest of a bundle -> number of its evaluations.
+        by_bundle: Digest of a bundle -> number of its evaluations on different clips or targets.
         unreadable: Lines that cannot be read, each of which counts as an evaluation.
     """
 
@@ -36,9 +43,32 @@ class EvaluationLog:
     unreadable: int
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One bundle in an evaluation.
+
+    Attributes:
+        bundle: Its digest.
+        macro_f1: Its score.
+        content: What it was scored on (`content_of`); empty where that is unknown.
+    """
+
+    bundle: str
+    macro_f1: float | None
+    content: str = ""
+
+
+def content_of(clip_ids: Sequence[str] | None, Y: npt.NDArray[np.integer], labels: Sequence[str]) -> str:
+    """Digest of N clips with their targets (N, C), in any order; empty where the clips are unknown."""
+    if clip_ids is None:
+        return ""
+    rows = sorted([clip_id, *row] for clip_id, row in zip(clip_ids, np.asarray(Y, int).tolist(), strict=True))
+    return hashlib.sha256(json.dumps([list(labels), rows]).encode()).hexdigest()[:16]
+
+
 def log_evaluation(
     log: Path,
-    seen: Sequence[tuple[str, float | None]],
+    seen: Sequence[Scored],
     *,
     split: str,
     sessions: Sequence[str],
@@ -48,7 +78,7 @@ def log_evaluation(
 
     Args:
         log: The log; created if absent.
-        seen: The digest of each evaluated bundle, and its macro-F1.
+        seen: The bundles.
         split: The split's name, or `leave-one-session-out`.
         sessions: The session of each evaluated clip.
         clip_ids: The id of each evaluated clip; None where unknown, so that sessions' names alone tell.
@@ -66,7 +96,7 @@ def log_evaluation(
         "sessions": _digests(sessions),
         "recordings": _digests([one.rsplit("-", 2)[0] for one in clip_ids or ()]),
     }
-    lines = [json.dumps({**evaluation, "bundle": bundle, "macro_f1": macro_f1}) for bundle, macro_f1 in seen]
+    lines = [json.dumps({**evaluation, **asdict(one)}) for one in seen]
     private_folder(log.parent)
     _append_lines(log, lines)
     return read_evaluation_log(log).total
@@ -83,20 +113,27 @@ def read_evaluation_log(log: Path) -> EvaluationLog:
     except FileNotFoundError:
         lines = []
     evaluations: dict[str | int, frozenset[str] | None] = {}  # None: of whatever was scored
-    by_bundle: dict[str, int] = {}
+    pairs: dict[str | int, set[tuple[str, str]]] = {}  # bundle and content of each evaluation
     unreadable = 0
     for number, line in enumerate(lines):
         try:
             one = json.loads(line)
-            bundle = str(one["bundle"])
-        except (ValueError, KeyError, TypeError):
+            name = str(one["look"]) if "look" in one else number
+            pair = str(one["bundle"]), str(one.get("content") or f"unknown, line {number}")
+        except (ValueError, KeyError, TypeError, AttributeError):
             evaluations[number] = None
             unreadable += 1
             continue
-        by_bundle[bundle] = by_bundle.get(bundle, 0) + 1
-        evaluations[str(one["look"]) if "look" in one else number] = _scored(one)
+        evaluations[name] = _scored(one)
+        pairs.setdefault(name, set()).add(pair)
     last = next((scored for scored in reversed(evaluations.values()) if scored is not None), None)
-    total = sum(scored is None or last is None or not scored.isdisjoint(last) for scored in evaluations.values())
+    total, known = 0, set[tuple[str, str]]()
+    for name, scored in evaluations.items():
+        if scored is None or last is None or not scored.isdisjoint(last):
+            own = pairs.get(name, set())
+            total += not own or not own <= known
+            known |= own
+    by_bundle = Counter(bundle for bundle, _ in set[tuple[str, str]]().union(*pairs.values()))
     return EvaluationLog(total, by_bundle, unreadable)
 
 

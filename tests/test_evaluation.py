@@ -41,7 +41,7 @@ def followed(bundle: Bundle) -> LabelledFeatures:
 
 
 def test_evaluate_bundle_says_in_the_document_which_look_it_was(tmp_path: Path) -> None:
-    first, second = (evaluated(make_bundle(), held_out(), tmp_path / "looks.jsonl") for _ in range(2))
+    first, second = (evaluated(make_bundle(seed=seed), held_out(), tmp_path / "looks.jsonl") for seed in range(2))
     assert (first.metrics["looks"], second.metrics["looks"]) == (1, 2)
     assert "looks_warning" not in first.metrics
     assert "optimistically biased" in second.metrics["looks_warning"]
@@ -107,7 +107,7 @@ def test_evaluate_bundles_is_one_look_with_a_line_for_each_bundle(tmp_path: Path
     assert [line["bundle"] for line in lines] == [bundle.digest for bundle in bundles]
     assert [line["macro_f1"] for line in lines] == [one.metrics["macro_f1"] for one in both]
     alone = evaluated(bundles[1], data, log)
-    assert alone.looks == 2
+    assert alone.looks == 1
     seen = {"looks", "looks_warning"}
     assert {**alone.metrics, **dict.fromkeys(seen)} == {**both[1].metrics, **dict.fromkeys(seen)}
 

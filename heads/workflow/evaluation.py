@@ -2,8 +2,9 @@
 
 A test-set evaluation is one call that returns scores: of one bundle, or of several that are compared, none of which can
 have been chosen by another's score. It is on disk (`evaluation_log.py`) before the scores are returned, so that none
-goes uncounted. A second evaluation is allowed, counted, and stated in the document under the key `looks`.
-Leave-one-session-out reads the test sessions' labels too, so it counts as a test-set evaluation.
+goes uncounted. A second evaluation is allowed, counted, and stated in the document under the key `looks`; bundles that
+were all scored on the same clips before are no second one. Leave-one-session-out reads the test sessions' labels too,
+so it counts as an evaluation of its bundle.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from featurecache.clips.clip import Clip
 from featurecache.errors import BundleError, TrainingDataError
 from heads.bundle import Bundle
 from heads.data import LabelledFeatures, check_labelled
-from heads.evaluation_log import log_evaluation
+from heads.evaluation_log import Scored, content_of, log_evaluation
 from heads.scoring.calibration import calibration_document
 from heads.scoring.cross_fitting import LEAVE_ONE_SESSION_OUT, FitScores, leave_one_session_out
 from heads.scoring.curves import curves
@@ -128,7 +129,10 @@ def evaluate_bundles(
         )
         for (bundle, data, _), own in zip(candidates, scores, strict=True)
     ]
-    seen = [(bundle.digest, metrics["macro_f1"]) for (bundle, _, _), metrics in zip(candidates, documents, strict=True)]
+    seen = [
+        Scored(bundle.digest, metrics["macro_f1"], content_of(data.clip_ids, data.Y, bundle.labels))
+        for (bundle, data, _), metrics in zip(candidates, documents, strict=True)
+    ]
     scored = candidates[0][1]
     looks = log_evaluation(log, seen, split=split, sessions=scored.sessions.tolist(), clip_ids=scored.clip_ids)
     found = []
@@ -200,7 +204,7 @@ def evaluate_without_each_session(
 ) -> dict[str, Any]:
     """Leave-one-session-out: refits a bundle's settings without each session and scores that session.
 
-    Logged as one test-set evaluation.
+    Logged as one test-set evaluation, the same one as the bundle's on the test split.
 
     Args:
         fit_scores: Fits a head with the bundle's settings and scores clips.
@@ -220,9 +224,12 @@ def evaluate_without_each_session(
     """
     check_labelled(data, bundle.labels, "labelled")
     metrics = leave_one_session_out(fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=data.clip_ids)
+    held_out = {clip.clip_id for clip in test_clips}
+    rows = [row for row, clip_id in enumerate(data.clip_ids or ()) if clip_id in held_out]
+    content = content_of([(data.clip_ids or ())[row] for row in rows] or None, data.Y[rows], bundle.labels)
     looks = log_evaluation(
         log,
-        [(bundle.digest, metrics["macro_f1"])],
+        [Scored(bundle.digest, metrics["macro_f1"], content)],
         split=LEAVE_ONE_SESSION_OUT,
         sessions=[clip.session for clip in test_clips],
         clip_ids=[clip.clip_id for clip in test_clips],
