@@ -52,7 +52,8 @@ from transformers import (
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Product, clip_cost
 from featurecache.backbones.family import Backbone
-from featurecache.extraction.pipeline import Progress, Work, extract
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.pipeline import Progress, extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.video.digests import DigestMemo
@@ -149,9 +150,12 @@ class Ours:
     def __init__(self, folder: Path, frames: int, dtype: str, device: str) -> None:
         inputs = open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop")
         self.backbone: Backbone = open_backbone(inputs, dtype=dtype, device=device)  # type: ignore[arg-type]
-        self.kept = {KEPT: parse_kept(KEPT, inputs.taps)}
         self.space = feature_space(
-            inputs, self.kept[KEPT], dtype=dtype, stored_dtype="float32", sha256_of=DigestMemo(None).sha256
+            inputs,
+            parse_kept(KEPT, inputs.taps),
+            dtype=dtype,
+            stored_dtype="float32",
+            sha256_of=DigestMemo(None).sha256,
         )
         self.device = device
 
@@ -161,11 +165,9 @@ class Ours:
             root = Path(name) / "features.zarr"
             with CacheWriter(root, self.space, {}) as writer:
                 done = extract(
-                    [Work(recording, dict.fromkeys(spans, (KEPT,)))],
+                    [[ClipRecord(recording, *span, (KEPT,)) for span in spans]],
                     self.backbone,
                     {KEPT: writer},
-                    kept=self.kept,
-                    spaces={KEPT: self.space},
                     batch_size="auto" if self.device == "cuda" else 1,
                     decoders=2,
                     device=self.device,

@@ -40,7 +40,8 @@ from targets import Target, judged
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Cost, clip_cost
 from featurecache.backbones.family import Backbone
-from featurecache.extraction.pipeline import Work, extract
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.pipeline import extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter
 from featurecache.video.recordings import find_recordings
@@ -98,20 +99,16 @@ def measure_extraction(
 ) -> dict[str, Any]:
     """From files to cache."""
     recordings, _ = find_recordings(root / "videos")
-    kept = {FEATURE: parse_kept(FEATURE, backbone.inputs.taps)}
-    space = feature_space(
-        backbone.inputs, kept[FEATURE], dtype=dtype, stored_dtype="float16", sha256_of=lambda _: "0" * 64
-    )
+    feature = parse_kept(FEATURE, backbone.inputs.taps)
+    space = feature_space(backbone.inputs, feature, dtype=dtype, stored_dtype="float16", sha256_of=lambda _: "0" * 64)
     spans = [(k * CLIP_US, (k + 1) * CLIP_US) for k in range(clips)]
-    work = [Work(recording, dict.fromkeys(spans, (FEATURE,))) for recording in recordings]
+    work = [[ClipRecord(recording, *span, (FEATURE,)) for span in spans] for recording in recordings]
     peak_bytes(device)
     with CacheWriter(root / "cache.zarr", space, {}) as writer:
         done = extract(
             work,
             backbone,
             {FEATURE: writer},
-            kept=kept,
-            spaces={FEATURE: space},
             batch_size="auto",
             decoders=min(RECORDINGS, os.cpu_count() or 1),
             device=device,

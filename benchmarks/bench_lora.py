@@ -43,7 +43,8 @@ from torch import Tensor, nn
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Product, clip_cost
 from featurecache.backbones.family import Inputs
-from featurecache.extraction.pipeline import Work, extract
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.pipeline import extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.video.digests import DigestMemo
@@ -100,12 +101,10 @@ def extract_tokens(model: Path, video: Path, size: Size, root: Path, layers: lis
         space = feature_space(inputs, kept, dtype="float32", stored_dtype="float32", sha256_of=DigestMemo(None).sha256)
         with CacheWriter(root, space, {}) as writer:
             done, took = taken(
-                lambda name=name, kept=kept, space=space, writer=writer: extract(
-                    [Work(recording, dict.fromkeys(spans, (name,)))],
+                lambda name=name, writer=writer: extract(
+                    [[ClipRecord(recording, *span, (name,)) for span in spans]],
                     backbone,
                     {name: writer},
-                    kept={name: kept},
-                    spaces={name: space},
                     batch_size=1,
                     decoders=2,
                     device="cpu",

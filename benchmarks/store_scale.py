@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from featurecache.extraction.pipeline import Work
-from featurecache.extraction.run import claim_work
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.leases import acquire
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import open_project
 from featurecache.spec import FeatureSpace
@@ -87,7 +87,6 @@ def measure_claims(folder: Path, segments: int, recordings: int = 120) -> float:
     root = folder / f"claims_{segments}"
     for space in SPACES.values():
         fill(root, space, 96 * segments, segments)
-    project, plan = SimpleNamespace(cache=root), SimpleNamespace(spaces=SPACES)
     features = np.random.default_rng(0).standard_normal((CLIPS, DIM)).astype(np.float16)
     spent_s = 0.0
     with ExitStack() as stack:
@@ -97,14 +96,14 @@ def measure_claims(folder: Path, segments: int, recordings: int = 120) -> float:
         for number in range(-1, recordings):
             sha256 = hashlib.sha256(content(10**6 + number)).hexdigest()
             spans = [(clip * CLIP_S * 1_000_000, (clip + 1) * CLIP_S * 1_000_000) for clip in range(CLIPS)]
-            item = Work(SimpleNamespace(sha256=sha256), dict.fromkeys(spans, tuple(SPACES)))
+            clips = [ClipRecord(SimpleNamespace(sha256=sha256), *span, tuple(SPACES)) for span in spans]
             start = time.process_time()
-            claimed = claim_work(project, plan, writers, item, again=False)
+            acquired = acquire(clips, writers, is_last_try=False)
             if number >= 0:  # the first one reads the cache
                 spent_s += time.process_time() - start
-            for clip, (span, names) in enumerate(claimed.lacking.items()):
-                for name in names:
-                    writers[name].add(Row(sha256, *span, features[clip], np.empty(0, np.int64)))
+            for number_of_clip, clip in enumerate(acquired):
+                for name in clip.wanted:
+                    writers[name].add(Row(sha256, *clip.span, features[number_of_clip], np.empty(0, np.int64)))
     return 1000 * spent_s / recordings
 
 

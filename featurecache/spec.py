@@ -145,12 +145,12 @@ def _nearest(tap: str, pooling: str, taps: "Mapping[str, TapShape]") -> str | No
     return f"{near_taps[0]}/{near[0] if near else 'mean'}"
 
 
-def row_shape(kept: Kept, taps: "Mapping[str, TapShape]") -> tuple[int, ...]:
-    """Shape of a kept feature of one clip: (D,), (T', D) or (S, D)."""
-    shape = taps[kept.tap]
-    if kept.pooling == "frames":
+def row_shape(feature: "Kept | FeatureSpace", taps: "Mapping[str, TapShape]") -> tuple[int, ...]:
+    """Shape of a selected feature of one clip: (D,), (T', D) or (S, D)."""
+    shape = taps[feature.tap]
+    if feature.pooling == "frames":
         return (shape.steps, shape.width)
-    if kept.pooling == "tokens":
+    if feature.pooling == "tokens":
         return (shape.steps * shape.tokens_per_step, shape.width)
     return (shape.width,)
 

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from featurecache.backbones import open_inputs
 from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone
-from featurecache.extraction.batches import CPU_BATCH, Batches, ComputedClip, SampledClip
-from featurecache.spec import Kept
+from featurecache.extraction.batches import CPU_BATCH, Batches
+from featurecache.extraction.clip import ClipRecord
+from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
 from featurecache.video.probing import VideoInfo
 from featurecache.video.recordings import Recording
 
 FRAMES = 4
-KEPT = {"final/mean": Kept("final", "mean"), "layer_1/tokens": Kept("layer_1", "tokens")}
-STORED = {"final/mean": "float32", "layer_1/tokens": "bfloat16"}
+SPACES = {
+    "final/mean": FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float32"}),
+    "layer_1/tokens": FeatureSpace({"tap": "layer_1", "pooling": "tokens", "stored_dtype": "bfloat16"}),
+}
 INFO = VideoInfo(60_000_000, 56, 56, 0, "h264", "yuv420p", 10.0)
 
 
@@ -56,19 +59,18 @@ def _picture(name: str, time_us: int) -> np.ndarray:
     return noise.repeat(4, axis=0).repeat(4, axis=1)
 
 
-def _clip(start_us: int, *, length_us: int = 400, name: str = "a", step_us: int = 100) -> SampledClip:
+def _clip(start_us: int, *, length_us: int = 400, name: str = "a", step_us: int = 100) -> ClipRecord:
     """Samples the middles of quarters of the clip, of pictures that stand every `step_us`."""
     times_us = [(start_us + length_us * (2 * k + 1) // 8) // step_us * step_us for k in range(FRAMES)]
-    return SampledClip(_recording(name), start_us, start_us + length_us, np.array(times_us), tuple(KEPT))
+    return ClipRecord(_recording(name), start_us, start_us + length_us, tuple(SPACES), np.array(times_us))
 
 
 def _run(
-    backbone: CountingBackbone, clips: list[SampledClip], batch_size: int | str = 3, **options
-) -> tuple[Batches, list[ComputedClip]]:
+    backbone: CountingBackbone, clips: list[ClipRecord], batch_size: int | str = 3, **options
+) -> tuple[Batches, list[ClipRecord]]:
     batches = Batches(
         backbone,
-        KEPT,
-        stored_dtypes=STORED,
+        SPACES,
         taps=["final", "layer_1"],
         batch_size=batch_size,
         device="cpu",
@@ -83,14 +85,14 @@ def _run(
     return batches, done
 
 
-def _alone(folder: Path, clips: list[SampledClip]) -> list[ComputedClip]:
+def _alone(folder: Path, clips: list[ClipRecord]) -> list[ClipRecord]:
     """Each clip by itself, nothing shared."""
     backbone = CountingBackbone(folder)
     return [done for clip in clips for done in _run(backbone, [clip])[1]]
 
 
-def _assert_same(ours: list[ComputedClip], expected: list[ComputedClip], *, bound: float) -> None:
-    assert [done.clip for done in ours] == [done.clip for done in expected]
+def _assert_same(ours: list[ClipRecord], expected: list[ClipRecord], *, bound: float) -> None:
+    assert [done.clip_id for done in ours] == [done.clip_id for done in expected]
     for one, other in zip(ours, expected, strict=True):
         assert one.reason == other.reason == ""
         assert np.abs(one.features["final/mean"] - other.features["final/mean"]).max() <= bound
@@ -127,7 +129,7 @@ def test_frames_held_for_later_clips_are_bounded_whatever_the_length_of_the_reco
     held = set()
     for count in (20, 60):
         backbone = CountingBackbone(tiny_model)
-        batches = Batches(backbone, KEPT, stored_dtypes=STORED, taps=["final", "layer_1"], batch_size=2, device="cpu")
+        batches = Batches(backbone, SPACES, taps=["final", "layer_1"], batch_size=2, device="cpu")
         most = 0
         for number in range(count):
             clip = _clip(stride_us * number)
@@ -165,7 +167,7 @@ def test_batches_are_halved_and_no_clip_is_lost_when_memory_is_not_enough(
 def test_a_clip_that_does_not_fit_alone_fails_with_its_reason(tiny_model: Path) -> None:
     clips = [_clip(0), _clip(400)]
     _, done = _run(CountingBackbone(tiny_model, room=0), clips)
-    assert [(one.clip.start_us, one.features) for one in done] == [(0, {}), (400, {})]
+    assert [(one.start_us, one.features) for one in done] == [(0, None), (400, None)]
     assert all("must fit in memory" in one.reason and "features.frames" in one.reason for one in done)
 
 
@@ -209,7 +211,7 @@ def test_auto_is_measured_on_a_gpu_and_the_features_stay_equal(tiny_model: Path)
     clips = [_clip(start_us) for start_us in range(0, 40_000, 200)]
     backbone = CountingBackbone(tiny_model)
     backbone.model.to("cuda")
-    batches = Batches(backbone, KEPT, stored_dtypes=STORED, taps=["final", "layer_1"], batch_size="auto", device="cuda")
+    batches = Batches(backbone, SPACES, taps=["final", "layer_1"], batch_size="auto", device="cuda")
     done = []
     for number, clip in enumerate(clips):
         pictures = [_picture("a", time_us) for time_us in clip.timestamps_us]

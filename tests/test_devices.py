@@ -20,7 +20,7 @@ from featurecache import FeatureCache
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import SettingsError, WorkerDiedError
 from featurecache.extraction.plan import plan_extraction
-from featurecache.extraction.run import run_plan, still_lacking
+from featurecache.extraction.run import run_plan, still_missing
 from featurecache.project.settings import Project, open_project
 from featurecache.store import CacheWriter
 from featurecache.workers.devices import Device, choose_devices, extract_on_devices
@@ -129,7 +129,7 @@ def test_nothing_is_lost_or_computed_twice_when_a_process_is_killed_and_a_device
     killer.join()
     assert sorted(crash.reason for crash in done.crashes) == ["ended with code 1"] * 2 + ["was killed by SIGKILL"]
     assert (done.extraction.progress.extracted, done.extraction.progress.elsewhere) == (22, 0)
-    assert not still_lacking(project, plan)
+    assert not still_missing(project, plan)
     assert _rows(project) == 22
 
 
@@ -165,7 +165,7 @@ def test_no_process_outlives_its_parent_when_that_is_ended(tmp_path: Path, tiny_
         assert not any(Path(f"/proc/{child}").exists() for child in children)
     _wait_until(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))
     assert not list(project.cache.glob("spaces/*/claims/*")), "they ended in order, and gave back what they had claimed"
-    assert _rows(project) == 390 - len(still_lacking(project, plan)) < 390, "they did not go on to the end"
+    assert _rows(project) == 390 - len(still_missing(project, plan)) < 390, "they did not go on to the end"
 
 
 def test_no_failure_is_lost_when_several_runs_end_at_once(project: Project) -> None:
@@ -188,7 +188,7 @@ def test_a_failure_stays_listed_until_the_clip_is_there_when_another_process_is_
     row = f"{clip.clip_id},{clip.recording},0,1,its decoder stalled\n"
     project.failures.write_text("clip_id,recording,start_s,end_s,reason\n" + row)
     with CacheWriter(project.cache, plan.space, {}) as other:
-        assert all(other.claim(item.recording.sha256) for item in plan.work)
+        assert all(other.claim(clips[0].recording.sha256) for clips in plan.work)
         assert run_plan(project, plan).progress.elsewhere == 24
         assert failed_clip_ids(project) == {clip.clip_id}
     run_plan(project, plan_extraction(project))

@@ -25,9 +25,10 @@ from featurecache.backbones import open_backbone
 from featurecache.clips.clip import clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError, ChangedFeaturesError, FingerprintMismatchError, SettingsError
+from featurecache.extraction.leases import acquire
 from featurecache.extraction.pipeline import extract
 from featurecache.extraction.plan import plan_extraction
-from featurecache.extraction.run import claim_work, run_plan
+from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, open_project
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
@@ -133,7 +134,7 @@ def test_only_what_a_clip_lacks_is_computed_when_a_kept_feature_is_added(project
     wider = _keep(project, "final/mean", "vision/mean")
     plan = plan_extraction(wider)
     assert (plan.todo, plan.present) == (24, 0)
-    assert sum(names == ("vision/mean",) for item in plan.work for names in item.lacking.values()) == 5
+    assert sum(clip.wanted == ("vision/mean",) for clips in plan.work for clip in clips) == 5
     assert run_plan(wider, plan).progress.extracted == 24
     assert _held(wider) == {"final/mean": 24, "vision/mean": 24}
     assert plan_extraction(wider).todo == plan_extraction(_keep(project, "final/mean")).todo == 0
@@ -210,8 +211,8 @@ def test_every_device_gets_the_pixels_that_a_cpu_gets(project: Project) -> None:
     fit = backbone.inputs.frame_resize.picture
     expected = {
         frame.tobytes()
-        for item in plan.work
-        for clip in read_clips(item.recording.path, item.spans, 4, fit=fit)
+        for clips in plan.work
+        for clip in read_clips(clips[0].recording.path, [clip.span for clip in clips], 4, fit=fit)
         for frame in clip.frames
     }
     with CacheWriter(project.cache, plan.spaces["final/mean"], {}) as writer, PretendedDevice() as device:
@@ -219,8 +220,6 @@ def test_every_device_gets_the_pixels_that_a_cpu_gets(project: Project) -> None:
             plan.work,
             backbone,
             {"final/mean": writer},
-            kept=plan.kept,
-            spaces=plan.spaces,
             batch_size=3,
             decoders=2,
             device="meta",
@@ -429,13 +428,13 @@ def test_damaged_recordings_cost_their_clips_only(project: Project) -> None:
 
 def test_a_clip_fails_when_its_frames_are_not_those_of_an_earlier_extraction(project: Project) -> None:
     plan = plan_extraction(project, limit=3)
-    (recording,) = [item.recording for item in plan.work]
+    (clips,) = plan.work
     other = FeatureSpace({**plan.space.inputs, "prefix_token_ids": [1]})
     with CacheWriter(project.cache, other, {}) as writer:
-        for start, end in plan.work[0].spans:
+        for start, end in (clip.span for clip in clips):
             shift = 200_000 if start == 1_000_000 else 0
             times = np.array([start, start + 200_000, start + 600_000, start + 800_000 - shift])
-            writer.add(Row(recording.sha256, start, end, np.arange(32.0) + start, times))
+            writer.add(Row(clips[0].recording.sha256, start, end, np.arange(32.0) + start, times))
     done = run_plan(project, plan)
     assert [
         (failure.start_us, "frame 3 lies at 1800000 us and lay at 1600000 us" in failure.reason)
@@ -541,7 +540,7 @@ def test_processes_that_keep_different_features_compute_none_twice(project: Proj
 
 def test_a_recording_is_left_to_the_process_that_claims_it_while_it_lives(project: Project) -> None:
     plan = plan_extraction(project)
-    sha256 = plan.work[0].recording.sha256
+    sha256 = plan.work[0][0].recording.sha256
     code = (
         "import sys, time\n"
         "from featurecache.store import CacheWriter\n"
@@ -566,10 +565,10 @@ def test_a_recording_is_left_to_the_process_that_claims_it_while_it_lives(projec
     )
 
 
-def test_claim_work_puts_a_recording_off_whole_and_takes_what_is_free_when_asked_again(project: Project) -> None:
+def test_a_recording_is_deferred_whole_and_what_is_free_of_it_is_acquired_at_the_last_try(project: Project) -> None:
     project = _keep(project, "final/mean", "vision/mean", "layer_1/mean")
     plan = plan_extraction(project)
-    item = plan.work[0]
+    clips = plan.work[0]
     order = sorted(plan.spaces, key=lambda name: plan.spaces[name].fingerprint)
 
     def claim(*names: str, again: bool = False) -> set[str] | None:
@@ -579,10 +578,10 @@ def test_claim_work_puts_a_recording_off_whole_and_takes_what_is_free_when_asked
                 {n: stack.enter_context(CacheWriter(project.cache, s, {})) for n, s in plan.spaces.items()}
                 for _ in range(2)
             )
-            assert all(others[name].claim(item.recording.sha256) for name in names)
-            found = claim_work(project, plan, ours, item, again=again)
-            assert found is None or found.spans == item.spans
-            return None if found is None else {name for kept in found.lacking.values() for name in kept}
+            assert all(others[name].claim(clips[0].recording.sha256) for name in names)
+            found = acquire(clips, ours, is_last_try=again)
+            assert found is None or [clip.span for clip in found] == [clip.span for clip in clips]
+            return None if found is None else {name for clip in found for name in clip.wanted}
 
     assert claim() == set(order)
     assert claim(order[0]) is None

@@ -10,6 +10,7 @@ from featurecache.extraction.forecast import Forecast, device_memory, forecast
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.speed import time_parts
 from featurecache.project.settings import Project
+from featurecache.spec import FeatureSpace
 from tests.projects import make_project, make_table
 from tests.tiny_families import FAMILIES, FRAMES
 
@@ -67,7 +68,7 @@ def test_forecast_divides_decoding_among_decoders_but_no_recording(plan: Plan, p
     found = foresee(alone, project, decoders=8)
     assert found.decode_s is not None
     assert found.video_per_decoder is not None
-    last_s = max(end for _, end in alone.work[0].spans) / 1e6
+    last_s = max(clip.end_us for clip in alone.work[0]) / 1e6
     assert found.decode_s == pytest.approx(last_s / found.video_per_decoder)
 
 
@@ -75,7 +76,8 @@ def test_forecast_says_so_when_no_clip_can_be_decoded(plan: Plan, project: Proje
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     work = tuple(
-        dataclasses.replace(item, recording=dataclasses.replace(item.recording, path=broken)) for item in plan.work
+        tuple(dataclasses.replace(clip, recording=dataclasses.replace(clip.recording, path=broken)) for clip in clips)
+        for clips in plan.work
     )
     found = foresee(dataclasses.replace(plan, work=work), project)
     assert found.decode_s is None
@@ -84,8 +86,8 @@ def test_forecast_says_so_when_no_clip_can_be_decoded(plan: Plan, project: Proje
 
 
 def test_forecast_is_of_the_deepest_tap_that_is_lacking(plan: Plan, project: Project) -> None:
-    kept = {"final/mean": dataclasses.replace(plan.kept["final/mean"], tap="vision")}
-    found = foresee(dataclasses.replace(plan, kept=kept), project)
+    spaces = {"final/mean": FeatureSpace({**plan.space.inputs, "tap": "vision"})}
+    found = foresee(dataclasses.replace(plan, spaces=spaces), project)
     assert [part.name for part in found.parts] == ["vision tower"]
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from featurecache.backbones import DEMO_MODEL, find_model, open_backbone, open_inputs
 from featurecache.clips.clip import clip_id
-from featurecache.extraction.pipeline import Progress, Work, extract
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.pipeline import Progress, extract
 from featurecache.spec import feature_space, parse_kept
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.video.digests import DigestMemo
@@ -35,9 +36,12 @@ def test_extract_needs_no_more_memory_when_a_recording_lasts_two_hours(tmp_path:
     spans = [(start, start + 3_000_000) for start in range(0, 120 * MINUTE_US, 10_000_000)]
     inputs = open_inputs(find_model(DEMO_MODEL), prompt="<video>", frames=16, resize="crop")
     backbone = open_backbone(inputs, dtype="float32", device="cpu")
-    kept = {KEPT: parse_kept(KEPT, inputs.taps)}
     space = feature_space(
-        inputs, kept[KEPT], dtype="float32", stored_dtype="float32", sha256_of=DigestMemo(None).sha256
+        inputs,
+        parse_kept(KEPT, inputs.taps),
+        dtype="float32",
+        stored_dtype="float32",
+        sha256_of=DigestMemo(None).sha256,
     )
     seen: list[tuple[int, int]] = []
 
@@ -46,11 +50,9 @@ def test_extract_needs_no_more_memory_when_a_recording_lasts_two_hours(tmp_path:
 
     with CacheWriter(tmp_path / "cache", space, {}) as writer:
         done = extract(
-            [Work(recording, dict.fromkeys(spans, (KEPT,)))],
+            [[ClipRecord(recording, *span, (KEPT,)) for span in spans]],
             backbone,
             {KEPT: writer},
-            kept=kept,
-            spaces={KEPT: space},
             batch_size=4,
             decoders=2,
             device="cpu",

@@ -14,7 +14,7 @@ from cli import app
 from featurecache.errors import SettingsError
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import plan_extraction
-from featurecache.extraction.run import still_lacking
+from featurecache.extraction.run import still_missing
 from featurecache.project.settings import Project
 from tests.projects import make_project, make_table
 from tests.test_devices import kill_a_claimer
@@ -77,7 +77,7 @@ def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Proj
     killer.join()
     assert len(done.crashes) == 1
     assert done.extraction.progress.extracted == plan.todo == 160
-    assert not still_lacking(project, plan)
+    assert not still_missing(project, plan)
     paths = project.cache.glob("spaces/*/segments/0*")
     assert sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in paths) == 160
     assert heard == {"0100007F", "0000000000000000FFFF00000100007F"}, "loopback alone"

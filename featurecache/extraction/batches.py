@@ -15,7 +15,7 @@ Not here: decoding, threads, the store.
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +26,8 @@ from torch import Tensor
 from featurecache.backbones.family import Backbone
 from featurecache.backbones.pooling import pool
 from featurecache.device import is_out_of_memory
-from featurecache.spec import Kept
-from featurecache.video.recordings import Recording
+from featurecache.extraction.clip import ClipRecord, Frame
+from featurecache.spec import FeatureSpace
 
 CPU_BATCH = 4
 """Clips at once on a CPU under "auto": more are no faster there."""
@@ -35,42 +35,6 @@ CPU_BATCH = 4
 _CPU_FRAMES = 4  # encoded at once on a CPU: more are slower there, for they leave the processor's caches
 _MOST_AUTO = 32
 _SHARE_OF_FREE = 0.8  # of the free device memory, for what one measured clip does not show
-
-_Frame = tuple[str, int]
-"""A frame: sha256 of the recording, timestamp in microseconds."""
-
-
-@dataclass(frozen=True, eq=False)
-class SampledClip:
-    """A clip whose frames are known.
-
-    Attributes:
-        recording: Where it is from.
-        start_us: Start of the clip on the recording's clock.
-        end_us: Its end.
-        timestamps_us: Presentation time of each frame, shape (T,), int64.
-        lacking: The kept features to compute.
-    """
-
-    recording: Recording
-    start_us: int
-    end_us: int
-    timestamps_us: npt.NDArray[np.int64]
-    lacking: tuple[str, ...]
-
-    @property
-    def frames(self) -> list[_Frame]:
-        """Its T frames; one that is sampled more than once is there more than once."""
-        return [(self.recording.sha256, time_us) for time_us in self.timestamps_us.tolist()]
-
-
-@dataclass(frozen=True, eq=False)
-class ComputedClip:
-    """A clip's features by the name of what is kept, or why there are none."""
-
-    clip: SampledClip
-    features: Mapping[str, npt.NDArray[Any]]
-    reason: str = ""
 
 
 @dataclass
@@ -88,8 +52,8 @@ class Batches:
 
     Args:
         backbone: The loaded model.
-        kept: What may be asked for, by name.
-        stored_dtypes: On disk, by name: features to be stored in bfloat16 are handed out so, by their bits.
+        spaces: The feature space of each selected feature, by name: features that are stored in bfloat16 are handed out
+            so, by their bits.
         taps: Those that are run, for every clip.
         batch_size: Clips at once; "auto" measures the first clip's memory on a CUDA device.
         device: The backbone's.
@@ -102,30 +66,29 @@ class Batches:
     def __init__(
         self,
         backbone: Backbone,
-        kept: Mapping[str, Kept],
+        spaces: Mapping[str, FeatureSpace],
         *,
-        stored_dtypes: Mapping[str, str],
         taps: Sequence[str],
         batch_size: int | Literal["auto"],
         device: str,
     ) -> None:
-        self._backbone, self._kept, self._stored_dtypes = backbone, kept, stored_dtypes
+        self._backbone, self._spaces = backbone, spaces
         self._taps = [tap for tap in backbone.inputs.taps if tap in taps]
         self._cuda = torch.device(device).type == "cuda"
         self._device = torch.device(device)
         self._measuring = batch_size == "auto" and self._cuda
         self.batch_size = batch_size if batch_size != "auto" else 1 if self._cuda else CPU_BATCH
         self.stages = Stages()
-        self._clips: list[SampledClip] = []
-        self._pictures: dict[_Frame, Tensor] = {}  # of the batch being gathered, on the device
-        self._encoded: dict[_Frame, Tensor] = {}  # of earlier batches, for later clips
+        self._clips: list[ClipRecord] = []
+        self._pictures: dict[Frame, Tensor] = {}  # of the batch being gathered, on the device
+        self._encoded: dict[Frame, Tensor] = {}  # of earlier batches, for later clips
         self._needed_from_us: dict[str, int] = {}
-        self._pending: list[_Launched | ComputedClip] = []
+        self._pending: list[_Launched | ClipRecord] = []
         self._beside = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
 
     def add(
-        self, clip: SampledClip, pictures: list[npt.NDArray[np.uint8]], needed_from_us: int | None
-    ) -> list[ComputedClip]:
+        self, clip: ClipRecord, pictures: list[npt.NDArray[np.uint8]], needed_from_us: int | None
+    ) -> list[ClipRecord]:
         """Takes a clip; computes a batch when it is full.
 
         Args:
@@ -137,8 +100,8 @@ class Batches:
         Returns:
             Clips that are done by now, in the order taken.
         """
-        self.stages.frames += len(clip.timestamps_us)
-        done: list[ComputedClip] = []
+        self.stages.frames += len(clip.times_us)
+        done: list[ClipRecord] = []
         is_there = self._take(clip, pictures)
         if not is_there and self._clips:
             done = self._run_batch()  # there is room afterwards
@@ -148,17 +111,17 @@ class Batches:
         if needed_from_us is not None:
             self._needed_from_us[clip.recording.sha256] = needed_from_us
         if not is_there:
-            return [*done, ComputedClip(clip, {}, _too_large("its frames do not"))]
+            return [*done, replace(clip, reason=_too_large("its frames do not"))]
         self._clips.append(clip)
         return done + self._run_batch() if len(self._clips) >= self.batch_size else done
 
-    def finish(self) -> list[ComputedClip]:
+    def finish(self) -> list[ClipRecord]:
         """Computes what is left; returns every clip that was not handed out."""
         done = self._run_batch() if self._clips else []
         left, self._pending = self._pending, []
         return done + self._fetch(left)
 
-    def _take(self, clip: SampledClip, pictures: Sequence[npt.NDArray[np.uint8]]) -> bool:
+    def _take(self, clip: ClipRecord, pictures: Sequence[npt.NDArray[np.uint8]]) -> bool:
         """Hands the frames that are new to the device; False where they do not fit in memory."""
         new = {
             frame: picture
@@ -181,7 +144,7 @@ class Batches:
         self.stages.preprocess_s += time.perf_counter() - began
         return True
 
-    def _run_batch(self) -> list[ComputedClip]:
+    def _run_batch(self) -> list[ClipRecord]:
         """Runs the gathered clips; returns those that are done, on a CUDA device the batch before."""
         clips, self._clips = self._clips, []
         ran = self._run(clips)
@@ -190,9 +153,9 @@ class Batches:
         due, self._pending = (self._pending, ran) if self._cuda else (ran, [])
         return self._fetch(due)
 
-    def _run(self, clips: list[SampledClip]) -> "list[_Launched | ComputedClip]":
+    def _run(self, clips: list[ClipRecord]) -> "list[_Launched | ClipRecord]":
         """Runs clips at once, or in parts where memory does not allow it."""
-        ran: list[_Launched | ComputedClip] = []
+        ran: list[_Launched | ClipRecord] = []
         while clips:
             part = clips[: self.batch_size]
             try:
@@ -208,13 +171,13 @@ class Batches:
             if self._cuda:
                 torch.cuda.empty_cache()
             if len(part) == 1:
-                ran.append(ComputedClip(part[0], {}, _too_large("it does not")))
+                ran.append(replace(part[0], reason=_too_large("it does not")))
                 clips = clips[1:]
             self.batch_size = max(1, len(part) // 2)
         return ran
 
     @torch.inference_mode()
-    def _forward(self, clips: list[SampledClip]) -> "_Launched":
+    def _forward(self, clips: list[ClipRecord]) -> "_Launched":
         """Launches the model on clips whose frames are there as pictures or encoded."""
         if self._beside:
             torch.cuda.current_stream(self._device).wait_stream(self._beside)
@@ -238,12 +201,12 @@ class Batches:
         self._encoded |= {frame: encoded[places[frame]].clone() for frame in self._wanted_later(new)}
         of_clips = encoded[index]  # (B, T, ...)
         del encoded, parts, earlier
-        lacking = {name for clip in clips for name in clip.lacking}
+        wanted = {name: self._spaces[name] for clip in clips for name in clip.wanted}
         features: dict[str, Tensor] = {}
         for tap, states in self._backbone.states(of_clips, self._taps):
-            for name in lacking:
-                if self._kept[name].tap == tap:
-                    features[name] = self._to_host(pool(states, self._kept[name].pooling), self._stored_dtypes[name])
+            for name, space in wanted.items():
+                if space.tap == tap:
+                    features[name] = self._to_host(pool(states, space.pooling), space.stored_dtype)
             del states
         self.stages.frames_computed += len(new)
         launched = _Launched(clips, features, began, self._now())
@@ -256,11 +219,11 @@ class Batches:
             self.batch_size = fitting_batch(free, used / len(clips))
         return launched
 
-    def _fetch(self, ran: "Iterable[_Launched | ComputedClip]") -> list[ComputedClip]:
+    def _fetch(self, ran: "Iterable[_Launched | ClipRecord]") -> list[ClipRecord]:
         """The features of launched clips as arrays; waits for the device."""
-        done: list[ComputedClip] = []
+        done: list[ClipRecord] = []
         for item in ran:
-            if isinstance(item, ComputedClip):
+            if isinstance(item, ClipRecord):
                 done.append(item)
                 continue
             if self._cuda:
@@ -270,12 +233,12 @@ class Batches:
                 self.stages.model_s += item.ended - item.began
             arrays = {name: _as_array(feature) for name, feature in item.features.items()}
             done += [
-                ComputedClip(clip, {name: arrays[name][row] for name in clip.lacking})
+                replace(clip, features={name: arrays[name][row] for name in clip.wanted})
                 for row, clip in enumerate(item.clips)
             ]
         return done
 
-    def _wanted_later(self, frames: Iterable[_Frame]) -> list[_Frame]:
+    def _wanted_later(self, frames: Iterable[Frame]) -> list[Frame]:
         """Those that a clip still to come may sample: from the last one at or before its start on."""
         times: dict[str, list[int]] = {}
         for sha256, time_us in frames:
@@ -306,7 +269,7 @@ class Batches:
 class _Launched:
     """A batch on its way: features by name, shape (B, ...), there when `ended` has passed."""
 
-    clips: list[SampledClip]
+    clips: list[ClipRecord]
     features: dict[str, Tensor]
     began: Any
     ended: Any

@@ -8,23 +8,35 @@ count for every space until they are written anew.
 
 import csv
 import io
+import itertools
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurecache.clips.clip import ClipColumns
 from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
-from featurecache.errors import CacheNotFoundError, ClipTableError
-from featurecache.extraction.pipeline import FailedClip
+from featurecache.errors import ClipTableError
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from featurecache.store import FeatureCache
 from featurecache.store.claims import Claims
+from featurecache.store.live import live_cache
 
 COLUMNS = ("clip_id", "recording", "start_s", "end_s", "feature_space", "reason")
 _TURN_S = 0.05
+
+
+@dataclass(frozen=True)
+class FailedClip:
+    """A clip without a feature, and why: as documents and the file name it."""
+
+    clip_id: str
+    recording: str
+    start_us: int
+    end_us: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -105,25 +117,17 @@ def record_failures(
         for failure in failures:
             rows.pop((failure.clip_id, ""), None)
             rows |= {(failure.clip_id, one): ExplainedClip(failure, one) for one in of_run}
-        stored = _stored(project, {*of_run, *(fingerprint for _, fingerprint in rows)} if rows else set())
+        live, in_table = live_cache(project.cache), table.among({clip_id for clip_id, _ in rows})
+        ids = list(in_table)
+        fingerprints = {*of_run, *(fingerprint for _, fingerprint in rows if fingerprint)} if rows else set()
+        stored = {one: frozenset(itertools.compress(ids, live.holds(ids, one))) for one in fingerprints}
         in_all = frozenset.intersection(*(stored.get(one, frozenset()) for one in of_run))
-        in_table = table.among({clip_id for clip_id, _ in rows})
         kept = [
             row
             for (clip_id, fingerprint), row in rows.items()
-            if clip_id in in_table and clip_id not in (stored.get(fingerprint, frozenset()) if fingerprint else in_all)
+            if clip_id in in_table and clip_id not in (stored[fingerprint] if fingerprint else in_all)
         ]
         write_private(project.failures, _as_csv(kept))
-
-
-def _stored(project: Project, fingerprints: Collection[str]) -> dict[str, frozenset[str]]:
-    if not fingerprints:
-        return {}
-    try:
-        cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:
-        return {}
-    return {one: stored_clips(cache, one) for one in fingerprints if one}
 
 
 def read_rows(path: Path) -> list[ExplainedClip]:

@@ -134,12 +134,11 @@ def forecast(
         SettingsError: If the device is not here.
     """
     inputs = plan.model.open()
-    taps = sorted({plan.kept[name].tap for item in plan.work for names in item.lacking.values() for name in names})
-    cost = clip_cost(inputs, taps)
+    cost = clip_cost(inputs, plan.taps)
     memory = device_memory(inputs, cost, dtype=dtype, device=device, batch_size=batch_size)
     costs = time_parts(cost.parts, dtype=dtype, device=device, batch_size=memory.batch_size)
-    longest = max(plan.work, key=lambda item: item.recording.info.duration_us)
-    decoding = time_decoding(longest.recording, longest.spans, inputs.frames)
+    longest = max(plan.work, key=lambda clips: clips[0].recording.info.duration_us)
+    decoding = time_decoding(longest[0].recording, [clip.span for clip in longest], inputs.frames)
     frame_s = 0.0
     if decoding.frames is not None:
         frame_s = time_resizing(inputs.frame_resize, decoding.frames)
@@ -149,7 +148,7 @@ def forecast(
     threads = min(decoders, _cores())
     preprocess_alone_s = plan.todo * inputs.frames * distinct * frame_s
     preprocess_s = preprocess_alone_s / threads
-    passed_s = [max(end_us for _, end_us in item.spans) / 1e6 for item in plan.work]  # of video, from its beginning
+    passed_s = [max(clip.end_us for clip in clips) / 1e6 for clips in plan.work]  # of video, from its beginning
     decode_s = decode_alone_s = 0.0
     if decoding.video_per_s:
         decode_alone_s = sum(passed_s) / decoding.video_per_s
@@ -203,9 +202,8 @@ def outlook(project: Project, plan: Plan) -> Outlook:
     """
     features, extract = project.settings.features, project.settings.extract
     device = device_of(extract.device)
-    taps = sorted({plan.kept[name].tap for item in plan.work for names in item.lacking.values() for name in names})
     inputs = plan.model.open()
-    cost = clip_cost(inputs, taps)
+    cost = clip_cost(inputs, plan.taps)
     memory = device_memory(inputs, cost, dtype=features.dtype, device=device, batch_size=extract.batch_size)
     distinct = 1 - plan.shared_frames
     flop = plan.todo * sum(part.flop * (distinct if part.per_frame else 1.0) for part in cost.parts)

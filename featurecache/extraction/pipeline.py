@@ -15,14 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.clips.clip import clip_id
-from featurecache.spec import FeatureSpace, Kept
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.failures import FailedClip
+from featurecache.extraction.leases import acquire
 from featurecache.store import CacheWriter
 from featurecache.video.recordings import Recording
 from featurecache.video.sampling import ClipFailure, ClipFrames, Fit, read_clips
@@ -34,33 +35,6 @@ _QUEUED_CLIPS_PER_DECODER = 1  # beside the one that each decoder holds
 # A stalled decoder must not stall the run; a slow machine decoding 4K must not be cut off.
 _TIME_LIMIT_S = 60.0
 _TIME_LIMIT_PER_SECOND = 20.0
-
-Span = tuple[int, int]
-"""A clip's `[start_us, end_us)`."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The clips of one recording that are to be computed, and which selected features each is missing."""
-
-    recording: Recording
-    lacking: Mapping[Span, tuple[str, ...]]
-
-    @property
-    def spans(self) -> tuple[Span, ...]:
-        """The clips."""
-        return tuple(self.lacking)
-
-
-@dataclass(frozen=True)
-class FailedClip:
-    """A clip without a feature, and why."""
-
-    clip_id: str
-    recording: str
-    start_us: int
-    end_us: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -116,32 +90,28 @@ class Extraction:
 
 
 def extract(
-    work: Sequence[Work],
+    work: Sequence[Sequence[ClipRecord]],
     backbone: "Backbone",
     writers: Mapping[str, CacheWriter],
     *,
-    kept: Mapping[str, Kept],
-    spaces: Mapping[str, FeatureSpace],
     batch_size: int | Literal["auto"],
     decoders: int,
     device: str,
-    begin: Callable[[Work, bool], Work | None] = lambda item, _again: item,
     known_timestamps: Mapping[str, npt.NDArray[np.int64]] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
     """Computes and stores the missing features of the clips in `work`.
 
+    Before a recording is decoded, its lease is acquired; one that another process is computing is deferred and tried
+    once more at the end.
+
     Args:
-        work: What to compute, one entry per recording.
+        work: Clips to compute, those of one recording together.
         backbone: The loaded model.
-        writers: An open writer of each feature space, by the name of the selected feature.
-        kept: Tap and pooling, by the same names.
-        spaces: The feature spaces, by the same names.
+        writers: An open writer of each feature space, by the name of the selected feature (`tap/pooling`).
         batch_size: B, clips per forward; halved where memory is not enough.
         decoders: Threads that decode, one recording each.
         device: The backbone's torch device.
-        begin: Called by a decoder before a recording: what is still to be computed, or None while another process
-            has claimed it. Such a recording is deferred and tried once more at the end, with True.
         known_timestamps: Clip id -> frame timestamps (T,) of an earlier extraction with the same sampling. A clip
             whose frames are now others fails: a decoder has changed, and features would not be comparable.
         on_progress: Called after each batch and each failure.
@@ -149,36 +119,33 @@ def extract(
     Raises:
         CacheWriteError: If features cannot be saved.
     """
-    from featurecache.extraction.batches import Batches, ComputedClip, SampledClip
+    from featurecache.extraction.batches import Batches
     from featurecache.extraction.saving import Saving
 
     known = known_timestamps or {}
     began = time.monotonic()
-    total = sum(len(item.lacking) for item in work)
+    total = sum(map(len, work))
     elsewhere, waited_s = 0, 0.0
     failures: list[FailedClip] = []
+    spaces = {name: writer.space for name, writer in writers.items()}
     batches = Batches(
         backbone,
-        kept,
-        stored_dtypes={name: space.stored_dtype for name, space in spaces.items()},
-        taps=sorted({kept[name].tap for item in work for names in item.lacking.values() for name in names}),
+        spaces,
+        taps=sorted({spaces[name].tap for clips in work for clip in clips for name in clip.wanted}),
         batch_size=batch_size,
         device=device,
     )
     saving = Saving(writers)
-    fit = backbone.inputs.frame_resize.picture
 
-    def fail(recording: Recording, start_us: int, end_us: int, reason: str) -> None:
-        name = clip_id(recording.sha256, start_us, end_us)
-        failures.append(FailedClip(name, recording.name, start_us, end_us, reason))
+    def fail(clip: ClipRecord) -> None:
+        failures.append(FailedClip(clip.clip_id, clip.recording.name, clip.start_us, clip.end_us, clip.reason))
 
-    def save(done: Sequence[ComputedClip]) -> None:
-        for computed in done:
-            clip = computed.clip
-            if computed.reason:
-                fail(clip.recording, clip.start_us, clip.end_us, computed.reason)
+    def save(done: Sequence[ClipRecord]) -> None:
+        for clip in done:
+            if clip.reason:
+                fail(clip)
             else:
-                saving.put(computed)
+                saving.put(clip)
         if done:
             on_progress(progress())
 
@@ -198,8 +165,7 @@ def extract(
             shared_frames=1 - stages.frames_computed / stages.frames if stages.frames else 0.0,
         )
 
-    with saving, _decoding(work, backbone.inputs.frames, fit, decoders, begin) as results:
-        ahead: dict[str, _Ahead] = {}
+    with saving, _decoding(work, backbone, writers, decoders) as results:
         while True:
             asked = time.monotonic()
             result = next(results, None)
@@ -210,23 +176,15 @@ def extract(
                 elsewhere += result
                 on_progress(progress())
                 continue
-            item, clip = result
-            recording, span = item.recording, (clip.start_us, clip.end_us)
-            needed_from_us = ahead.setdefault(recording.sha256, _Ahead(item.spans)).after(span)
-            reason = clip.reason if isinstance(clip, ClipFailure) else _changed_frames(recording, clip, known)
-            if isinstance(clip, ClipFailure) or reason:
-                fail(recording, *span, reason)
-                on_progress(progress())
-                continue
-            sampled = SampledClip(recording, *span, clip.timestamps_us, item.lacking[span])
-            pictures = list(clip.pictures)
-            del result, clip  # the pictures are in memory no longer than needed
-            save(batches.add(sampled, pictures, needed_from_us))
+            clip, pictures, needed_from_us = result
+            del result  # the pictures are in memory no longer than needed
+            clip = clip if clip.reason else replace(clip, reason=_changed_frames(clip, known))
+            save([clip] if clip.reason else batches.add(clip, pictures, needed_from_us))
         save(batches.finish())
     for writer in writers.values():
         writer.commit()
-    for computed, reason in saving.refused:
-        fail(computed.clip.recording, computed.clip.start_us, computed.clip.end_us, reason)
+    for clip in saving.refused:
+        fail(clip)
     saving.refused.clear()
     on_progress(progress())
     return Extraction(progress(), tuple(sorted(failures, key=lambda f: (f.recording, f.start_us, f.end_us))))
@@ -235,12 +193,12 @@ def extract(
 class _Ahead:
     """Which clips of a recording are still to come."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
         self._waiting = set(spans)
         self._starts = list(spans)
         heapq.heapify(self._starts)
 
-    def after(self, span: Span) -> int | None:
+    def after(self, span: tuple[int, int]) -> int | None:
         """Start of the earliest one that is still to come after `span` has come; None if none is."""
         self._waiting.discard(span)
         while self._starts and self._starts[0] not in self._waiting:
@@ -248,36 +206,39 @@ class _Ahead:
         return self._starts[0][0] if self._starts else None
 
 
-def _changed_frames(recording: Recording, clip: ClipFrames, known: Mapping[str, npt.NDArray[np.int64]]) -> str:
+def _changed_frames(clip: ClipRecord, known: Mapping[str, npt.NDArray[np.int64]]) -> str:
     """Why a clip's frames are not those of an earlier extraction; empty where they are, or there was none."""
-    earlier = known.get(clip_id(recording.sha256, clip.start_us, clip.end_us))
-    if earlier is None or np.array_equal(earlier, clip.timestamps_us):
+    earlier, now = known.get(clip.clip_id), clip.times_us
+    if earlier is None or np.array_equal(earlier, now):
         return ""
-    differing = int(np.flatnonzero(earlier != clip.timestamps_us)[0])
+    differing = int(np.flatnonzero(earlier != now)[0])
     return (
         f"the decoder must choose the frames it chose before, but frame {differing} lies at "
-        f"{clip.timestamps_us[differing]} us and lay at {earlier[differing]} us. "
+        f"{now[differing]} us and lay at {earlier[differing]} us. "
         "Use the PyAV version of the earlier extraction (featurecache cache info --json), or extract into a new cache."
     )
 
 
-_Result = tuple[Work, ClipFrames | ClipFailure] | int
-"""A clip of some work, or the number of clips that are left to another process."""
+_Decoded = tuple[ClipRecord, list[npt.NDArray[np.uint8]], int | None]
+"""A decoded clip, its frames as `Batches.add` takes them, and the start of the recording's next clip to come."""
 
 
 @contextmanager
 def _decoding(
-    work: Sequence[Work], frames: int, fit: Fit, decoders: int, begin: Callable[[Work, bool], Work | None]
-) -> Iterator[Iterator[_Result]]:
-    """Every clip of `work`, decoded by threads that run ahead; the threads have ended when the block has."""
-    waiting: queue.SimpleQueue[tuple[Work, bool]] = queue.SimpleQueue()
-    for item in work:
-        waiting.put((item, False))
+    work: Sequence[Sequence[ClipRecord]], backbone: "Backbone", writers: Mapping[str, CacheWriter], decoders: int
+) -> Iterator[Iterator[_Decoded | int]]:
+    """Every clip of `work`, decoded by threads that run ahead; the threads have ended when the block has.
+
+    Instead of clips that are left to another process comes their number.
+    """
+    waiting: queue.SimpleQueue[tuple[Sequence[ClipRecord], bool]] = queue.SimpleQueue()
+    for clips in work:
+        waiting.put((clips, False))
     running = max(1, min(decoders, len(work)))
-    ready: queue.Queue[_Result | BaseException | None] = queue.Queue(maxsize=_QUEUED_CLIPS_PER_DECODER * running)
+    ready: queue.Queue[_Decoded | int | BaseException | None] = queue.Queue(_QUEUED_CLIPS_PER_DECODER * running)
     stop = threading.Event()
 
-    def hand_over(result: "_Result | BaseException | None") -> None:
+    def hand_over(result: "_Decoded | int | BaseException | None") -> None:
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(result, timeout=0.1)
@@ -286,16 +247,15 @@ def _decoding(
     def decode() -> None:
         try:
             while not stop.is_set():
-                item, was_deferred = waiting.get_nowait()
-                left = begin(item, was_deferred)
+                clips, was_deferred = waiting.get_nowait()
+                left = acquire(clips, writers, is_last_try=was_deferred)
                 if left is None and not was_deferred:
-                    waiting.put((item, True))
+                    waiting.put((clips, True))
                     continue
-                left = left or Work(item.recording, {})
-                if len(left.lacking) < len(item.lacking):
-                    hand_over(len(item.lacking) - len(left.lacking))
-                for clip in clips_of(left, frames, fit):
-                    hand_over((left, clip))
+                if len(left or ()) < len(clips):
+                    hand_over(len(clips) - len(left or ()))
+                for decoded in _decoded(left or (), backbone.inputs.frames, backbone.inputs.frame_resize.picture):
+                    hand_over(decoded)
                     if stop.is_set():
                         return
         except queue.Empty:
@@ -303,7 +263,7 @@ def _decoding(
         except BaseException as error:  # raised again in the calling thread
             hand_over(error)
 
-    def results() -> Iterator[_Result]:
+    def results() -> Iterator[_Decoded | int]:
         left = running
         while left:
             result = ready.get()
@@ -326,10 +286,23 @@ def _decoding(
             thread.join()
 
 
-def clips_of(item: Work, frames: int, fit: Fit) -> Iterator[ClipFrames | ClipFailure]:
-    """Every clip of some work, decoded one after another, in a time that a stalled decoder cannot stretch.
+def _decoded(clips: Sequence[ClipRecord], frames: int, fit: Fit) -> Iterator[_Decoded]:
+    """Clips of one recording, each as soon as its frames are there."""
+    by_span = {clip.span: clip for clip in clips}
+    ahead = _Ahead(list(by_span))
+    for found in read_in_time(clips[0].recording, list(by_span), frames, fit) if clips else ():
+        clip, pictures = by_span[found.start_us, found.end_us], []
+        if isinstance(found, ClipFailure):
+            clip = replace(clip, reason=found.reason)
+        else:
+            clip, pictures = replace(clip, timestamps_us=found.timestamps_us), list(found.pictures)
+        del found  # the pictures are in memory no longer than whoever takes them needs
+        yield clip, pictures, ahead.after(clip.span)
 
-    `fit` is as in `read_clips`.
-    """
-    limit_s = _TIME_LIMIT_S + _TIME_LIMIT_PER_SECOND * item.recording.info.duration_us / 1e6
-    return read_clips(item.recording.path, item.spans, frames, fit=fit, time_limit_s=limit_s)
+
+def read_in_time(
+    recording: Recording, spans: Sequence[tuple[int, int]], frames: int, fit: Fit
+) -> Iterator[ClipFrames | ClipFailure]:
+    """As `read_clips`, in a time that follows from the recording's length: a stalled decoder cannot stretch it."""
+    limit_s = _TIME_LIMIT_S + _TIME_LIMIT_PER_SECOND * recording.info.duration_us / 1e6
+    return read_clips(recording.path, spans, frames, fit=fit, time_limit_s=limit_s)

@@ -14,7 +14,7 @@ Not here: features, labels, the order of training.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.resize import FrameResize
-from featurecache.clips.clip import clip_id
 from featurecache.errors import UnreadableVideoError
-from featurecache.extraction.pipeline import Span, Work, clips_of
-from featurecache.video.recordings import Recording
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.pipeline import read_in_time
 from featurecache.video.sampling import ClipFailure
 
 
@@ -33,7 +32,7 @@ class PixelStore:
     """The decoded frames of any of these clips.
 
     Args:
-        clips: Recording and span of each clip, by its id.
+        clips: The clips, in any order.
         frames: T, frames of a clip.
         resize: Resizes a decoded frame to the model's size.
         decoders: Threads, one recording each.
@@ -42,14 +41,15 @@ class PixelStore:
 
     def __init__(
         self,
-        clips: Mapping[str, tuple[Recording, Span]],
+        clips: Iterable[ClipRecord],
         *,
         frames: int,
         resize: FrameResize,
         decoders: int,
         most_bytes: float,
     ) -> None:
-        self._clips, self._frames, self._resize, self._decoders = clips, frames, resize, decoders
+        self._clips = {clip.clip_id: clip for clip in clips}
+        self._frames, self._resize, self._decoders = frames, resize, decoders
         self.clip_bytes = frames * resize.image_px**2 * 3
         self.most = max(1, int(most_bytes // self.clip_bytes))
         """Clips in memory at most."""
@@ -123,36 +123,30 @@ class PixelStore:
         for name, reason in reasons.items():
             raise UnreadableVideoError(
                 f"a clip that was decoded before must still be there, but {name} of "
-                f"{self._clips[name][0].name} is not: {reason} Restore the recording and run again."
+                f"{self._clips[name].recording.name} is not: {reason} Restore the recording and run again."
             )
 
     def _decode(self, clip_ids: Iterable[str], take: Callable[[str, Tensor | str], None]) -> None:
         """Gives each clip's frames (T, px, px, 3), or the reason why there are none, to `take`, from any thread."""
-        by_recording: dict[str, list[Span]] = defaultdict(list)
-        recordings: dict[str, Recording] = {}
+        by_recording: dict[str, list[ClipRecord]] = defaultdict(list)
         for name in clip_ids:
-            recording, span = self._clips[name]
-            recordings[recording.sha256] = recording
-            by_recording[recording.sha256].append(span)
+            by_recording[self._clips[name].recording.sha256].append(self._clips[name])
         stop = threading.Event()
         began = time.monotonic()
 
-        def decode(recording: Recording, spans: Sequence[Span]) -> None:
-            for clip in clips_of(Work(recording, dict.fromkeys(spans, ())), self._frames, self._resize.picture):
+        def decode(clips: Sequence[ClipRecord]) -> None:
+            names = {clip.span: clip.clip_id for clip in clips}
+            for found in read_in_time(clips[0].recording, list(names), self._frames, self._resize.picture):
                 if stop.is_set():
                     return
-                name = clip_id(recording.sha256, clip.start_us, clip.end_us)
-                if isinstance(clip, ClipFailure):
-                    take(name, clip.reason)
-                else:
-                    take(name, torch.from_numpy(clip.frames))
+                name = names[found.start_us, found.end_us]
+                take(name, found.reason if isinstance(found, ClipFailure) else torch.from_numpy(found.frames))
 
-        longest_first = sorted(by_recording, key=lambda sha256: len(by_recording[sha256]), reverse=True)
         with ThreadPoolExecutor(self._decoders) as pool:
             try:
-                for _ in pool.map(lambda one: decode(recordings[one], by_recording[one]), longest_first):
+                for _ in pool.map(decode, sorted(by_recording.values(), key=len, reverse=True)):
                     pass
             finally:
                 stop.set()
-        self._decoded += sum(len(spans) for spans in by_recording.values())
+        self._decoded += sum(map(len, by_recording.values()))
         self._decoding_s += time.monotonic() - began

@@ -5,6 +5,7 @@ run over finished work loads no model and decodes nothing. Every selected featur
 clip is planned if any of them is missing, and only missing features are computed and written.
 """
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,14 +19,12 @@ from featurecache.backbones.adapter_files import Adapter
 from featurecache.backbones.description import ModelDescription
 from featurecache.clips.clip import ClipColumns, clip_id
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import CacheNotFoundError, ClipTableError
-from featurecache.extraction.failures import stored_clips
-from featurecache.extraction.pipeline import FailedClip, Span, Work
+from featurecache.errors import ClipTableError
+from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.spaces import project_spaces
-from featurecache.extraction.spot_check import Canary
 from featurecache.project.settings import Project
-from featurecache.spec import FeatureSpace, Kept, parse_kept, row_shape
-from featurecache.store import FeatureCache
+from featurecache.spec import FeatureSpace, row_shape
 from featurecache.store.clip_columns import Wanted
 from featurecache.store.live import live_cache
 from featurecache.store.withdrawn import Withdrawn, read_withdrawn
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _MOST_ASPECT = 20  # scaled by its short edge, a longer strip would fill the memory
-_CANARIES = 2
+_SPOT_CHECKS = 2
 _ROW_OVERHEAD_BYTES = 76  # key, digest, span, checksum and the chunk index
 
 
@@ -46,31 +45,29 @@ class Plan:
 
     Attributes:
         model: The backbone without its weights.
-        kept: The selected features (tap and pooling), by name as in the settings.
-        spaces: The feature space of each selected feature, by the same names.
-        work: Clips to compute, by recording.
+        spaces: The feature space of each selected feature, by its name in the settings (`tap/pooling`).
+        work: Clips to compute, those of one recording together.
         planned: Number of clips that were compared with the cache.
         present: Number of clips that every space has, wherever their recording is now.
         failures: Clips that are missing from some space and whose recording is gone, changed or unusable.
         bytes_of: Estimated growth of the cache by each selected feature, by name.
         shared_frames: Estimated share of the sampled frames that overlapping clips have in common. Frame times are
             known only by the recording's average rate until it is decoded: frame n is taken to stand at n / rate.
-        canaries: Stored clips to compute again before anything is written.
+        spot_checks: Stored clips to compute again before anything is written.
         adapter: What the backbone is run with; None for the model as it is.
         asked: What it is asked; None for features of the model's states.
         table: All clips of the clip table; None where the plan is of other clips.
     """
 
     model: ModelDescription
-    kept: Mapping[str, Kept]
     spaces: Mapping[str, FeatureSpace]
-    work: tuple[Work, ...]
+    work: tuple[tuple[ClipRecord, ...], ...]
     planned: int
     present: int
     failures: tuple[FailedClip, ...]
     bytes_of: Mapping[str, int]
     shared_frames: float
-    canaries: tuple[Canary, ...]
+    spot_checks: tuple[ClipRecord, ...]
     adapter: Adapter | None = None
     asked: "Asked | None" = None
     table: ClipColumns | None = None
@@ -88,7 +85,12 @@ class Plan:
     @property
     def todo(self) -> int:
         """Clips to compute."""
-        return sum(len(item.lacking) for item in self.work)
+        return sum(map(len, self.work))
+
+    @property
+    def taps(self) -> list[str]:
+        """Taps that are read for the clips to compute."""
+        return sorted({self.spaces[name].tap for clips in self.work for clip in clips for name in clip.wanted})
 
 
 def plan_extraction(
@@ -155,7 +157,7 @@ def _are(clips: ClipColumns, clip_ids: Collection[str] | None) -> npt.NDArray[np
 
 def plan_recordings(
     project: Project,
-    wanted: Sequence[tuple[Recording, Sequence[Span]]],
+    wanted: Sequence[tuple[Recording, Sequence[tuple[int, int]]]],
     *,
     keep: Sequence[str],
     adapter: Adapter | None = None,
@@ -179,7 +181,7 @@ def plan_recordings(
     model, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
     withdrawn = read_withdrawn(project.cache)
     unusable: list[FailedClip] = []
-    fit: list[tuple[Recording, Sequence[Span]]] = []
+    fit: list[tuple[Recording, Sequence[tuple[int, int]]]] = []
     for recording, spans in wanted:
         reason = why_unfit(recording, recording.sha256, withdrawn)
         if reason:
@@ -209,75 +211,61 @@ def _plan(
     table: ClipColumns | None = None,
 ) -> Plan:
     """The plan of clips whose recordings are usable, and of others, which fail unless the cache has them."""
-    failures = _without_stored(project, unusable, spaces)
-    kept = {name: parse_kept(name, model.taps) for name in spaces}
     live = live_cache(project.cache)
+    ids = [clip.clip_id for clip in unusable]  # a stored clip no longer needs its recording
+    stored = np.all([live.holds(ids, space.fingerprint) for space in spaces.values()], axis=0)
+    failures = list(itertools.compress(unusable, ~stored))
     lacks = {name: live.lacks(wanted, space) for name, space in spaces.items()}  # (N,) each
     todo = np.flatnonzero(np.any(list(lacks.values()), axis=0))
-    by_recording: dict[int, dict[Span, tuple[str, ...]]] = defaultdict(dict)
+    by_recording: dict[int, list[ClipRecord]] = defaultdict(list)
     for clip in todo[:limit].tolist():
-        start_us, end_us = wanted.span_us[clip].tolist()
+        number, (start_us, end_us) = int(wanted.recording[clip]), wanted.span_us[clip]
         missing = tuple(name for name in spaces if lacks[name][clip])
-        by_recording[int(wanted.recording[clip])][start_us, end_us] = missing
-    work = tuple(Work(recordings[number], missing) for number, missing in by_recording.items())
+        by_recording[number].append(ClipRecord(recordings[number], int(start_us), int(end_us), missing))
+    work = tuple(map(tuple, by_recording.values()))
     row_bytes = {
-        name: math.prod(row_shape(one, model.taps)) * _ITEM_BYTES[spaces[name].stored_dtype]
+        name: math.prod(row_shape(space, model.taps)) * _ITEM_BYTES[space.stored_dtype]
         + _ROW_OVERHEAD_BYTES
         + 8 * model.frames
-        for name, one in kept.items()
+        for name, space in spaces.items()
     }
     # A word that the model chose can flip between two that are as probable: only numbers come out again.
-    comparable = {name: lacking for name, lacking in lacks.items() if not kept[name].tap.endswith("_said")}
-    rows = Counter(name for item in work for names in item.lacking.values() for name in names)
-    clips = len(wanted.span_us)
+    comparable = {name: lacking for name, lacking in lacks.items() if not spaces[name].tap.endswith("_said")}
+    rows = Counter(name for clips in work for one in clips for name in one.wanted)
+    count = len(wanted.span_us)
     return Plan(
         model,
-        kept,
         spaces,
         work,
-        planned=clips + len(unusable),
-        present=clips - len(todo) + len(unusable) - len(failures),
+        planned=count + len(unusable),
+        present=count - len(todo) + len(unusable) - len(failures),
         failures=tuple(failures),
         bytes_of={name: one * rows[name] for name, one in row_bytes.items()},
         shared_frames=_shared_frames(work, model.frames),
-        canaries=_canaries(recordings, wanted, comparable) if work and comparable else (),
+        spot_checks=_spot_checks(recordings, wanted, comparable) if work and comparable else (),
         adapter=adapter,
         asked=asked,
         table=table,
     )
 
 
-def _without_stored(
-    project: Project, clips: Sequence[FailedClip], spaces: Mapping[str, FeatureSpace]
-) -> list[FailedClip]:
-    """The clips that are missing from some feature space: stored clips no longer need their recording."""
-    if not clips:
-        return []
-    try:
-        cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:
-        return list(clips)
-    stored = frozenset.intersection(*(stored_clips(cache, space.fingerprint) for space in spaces.values()))
-    return [clip for clip in clips if clip.clip_id not in stored]
-
-
-def _shared_frames(work: Sequence[Work], frames: int) -> float:
+def _shared_frames(work: Sequence[Sequence[ClipRecord]], frames: int) -> float:
     """See `Plan.shared_frames`. Where a rate is unknown, only samples of the very same time count as one frame."""
     sampled = distinct = 0
     middles = (2 * np.arange(frames) + 1) / (2 * frames)
-    for item in work:
-        spans = np.array(item.spans, np.int64).reshape(-1, 2)  # (N, 2)
+    for clips in work:
+        spans = np.array([clip.span for clip in clips], np.int64)  # (N, 2)
         times_us = spans[:, :1] + np.diff(spans, axis=1) * middles  # (N, T)
-        rate = item.recording.info.average_fps
+        rate = clips[0].recording.info.average_fps
         numbers = np.floor(times_us * rate / 1e6 + 1e-6) if rate else times_us
         sampled += numbers.size
         distinct += len(np.unique(numbers))
     return 1 - distinct / sampled if sampled else 0.0
 
 
-def _canaries(
+def _spot_checks(
     recordings: Sequence[Recording], wanted: Wanted, lacks: Mapping[str, npt.NDArray[np.bool_]]
-) -> tuple[Canary, ...]:
+) -> tuple[ClipRecord, ...]:
     """The first stored clip of each of two recordings: early ones are decoded soonest, and the choice is always one."""
     stored = len(lacks) - np.sum(list(lacks.values()), axis=0)  # features that the cache has of each clip, (N,)
     by_digest = np.argsort(np.argsort([recording.sha256 for recording in recordings]))
@@ -286,12 +274,13 @@ def _canaries(
     order = order[stored[order] > 0]
     _, first = np.unique(place[order], return_index=True)
     return tuple(
-        Canary(
+        ClipRecord(
             recordings[wanted.recording[clip]],
-            (int(wanted.span_us[clip, 0]), int(wanted.span_us[clip, 1])),
+            int(wanted.span_us[clip, 0]),
+            int(wanted.span_us[clip, 1]),
             tuple(name for name in lacks if not lacks[name][clip]),
         )
-        for clip in order[first[:_CANARIES]].tolist()
+        for clip in order[first[:_SPOT_CHECKS]].tolist()
     )
 
 

@@ -1,6 +1,6 @@
 """A plan carried out: the backbone opened, stored clips checked, what is missing computed, failures recorded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -8,14 +8,15 @@ from importlib.metadata import version
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.clips.clip import clip_id
 from featurecache.device import device_of
+from featurecache.errors import CacheNotFoundError
 from featurecache.extraction.failures import record_failures
 from featurecache.extraction.opening import open_planned
-from featurecache.extraction.pipeline import Extraction, Progress, Span, Work, extract
+from featurecache.extraction.pipeline import Extraction, Progress, extract
 from featurecache.extraction.plan import Plan
-from featurecache.extraction.spot_check import check_canaries
+from featurecache.extraction.spot_check import check_stored
 from featurecache.project.settings import Project
+from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.store.clip_columns import Wanted
 from featurecache.store.live import live_cache
@@ -42,13 +43,14 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
         backbone = open_planned(
             project, plan.model.open(), plan.spaces, dtype=dtype, device=device, adapter=plan.adapter, asked=plan.asked
         )
-        checked = check_canaries(
-            plan.canaries, backbone, project.cache, kept=plan.kept, spaces=plan.spaces, compute_dtype=dtype
-        )
+        cache = _opened(project)
+        checked = 0
+        if cache is not None:
+            checked = check_stored(plan.spot_checks, backbone, cache, spaces=plan.spaces, compute_dtype=dtype)
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(
-                    CacheWriter(project.cache, space, _provenance(device), max_bytes=_segment_bytes(plan, name))
+                    CacheWriter(project.cache, space, _provenance(device), max_bytes=_segment_bytes(space))
                 )
                 for name, space in plan.spaces.items()
             }
@@ -56,13 +58,10 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
                 plan.work,
                 backbone,
                 writers,
-                kept=plan.kept,
-                spaces=plan.spaces,
                 batch_size=settings.batch_size,
                 decoders=settings.decoders,
                 device=device,
-                begin=lambda item, again: claim_work(project, plan, writers, item, again=again),
-                known_timestamps=_known_timestamps(project, plan),
+                known_timestamps={} if cache is None else _known_timestamps(cache, plan),
                 on_progress=on_progress,
             )
         done = replace(done, checked=checked)
@@ -72,56 +71,27 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
     return replace(done, failures=failures)
 
 
-def still_lacking(project: Project, plan: Plan) -> frozenset[str]:
-    """Ids of the plan's clips to compute that the cache lacks by now."""
-    spans = [span for item in plan.work for span in item.spans]
-    of = np.repeat(np.arange(len(plan.work)), [len(item.spans) for item in plan.work])
-    wanted = Wanted.of([item.recording.sha256 for item in plan.work], of, spans)
+def still_missing(project: Project, plan: Plan) -> frozenset[str]:
+    """Ids of the plan's clips to compute that are missing from the cache by now."""
+    clips = [clip for clips in plan.work for clip in clips]
+    of = np.repeat(np.arange(len(plan.work)), list(map(len, plan.work)))
+    wanted = Wanted.of([clips[0].recording.sha256 for clips in plan.work], of, [clip.span for clip in clips])
     live = live_cache(project.cache)
     left = np.flatnonzero(np.any([live.lacks(wanted, space) for space in plan.spaces.values()], axis=0)).tolist()
-    return frozenset(clip_id(plan.work[of[clip]].recording.sha256, *spans[clip]) for clip in left)
+    return frozenset(clips[number].clip_id for number in left)
 
 
-def claim_work(
-    project: Project, plan: Plan, writers: Mapping[str, CacheWriter], item: Work, *, again: bool
-) -> Work | None:
-    """What a recording still lacks and this process has claimed; None while another process is computing it.
-
-    Claims are taken in one order everywhere, and a recording whose first claim is held elsewhere is deferred whole:
-    processes that keep the same features never divide a recording's features among them. Nothing waits for a claim,
-    so there is no deadlock; what others hold is left to them.
-
-    Args:
-        project: The project.
-        plan: What it lacks.
-        writers: An open writer of each feature space, by the name of what is kept.
-        item: The recording, and what the plan found lacking.
-        again: Whether it was deferred before: then everything is taken that is free.
-    """
-    sha256 = item.recording.sha256
-    wanted = {name for names in item.lacking.values() for name in names}
-    claimed: list[str] = []
-    for name in sorted(wanted, key=lambda name: plan.spaces[name].fingerprint):
-        if writers[name].claim(sha256):
-            claimed.append(name)
-        elif not claimed and not again:
-            return None
-    if not claimed:
+def _opened(project: Project) -> FeatureCache | None:
+    """The project's cache as it is before the run; None where there is none yet."""
+    try:
+        return FeatureCache.open(project.cache)
+    except CacheNotFoundError:
         return None
-    live, clips = live_cache(project.cache), Wanted.of([sha256], 0, item.spans)
-    lacks = {name: live.lacks(clips, plan.spaces[name]) for name in claimed}
-    still: dict[Span, tuple[str, ...]] = {}
-    for clip, (span, names) in enumerate(item.lacking.items()):
-        left = tuple(name for name in names if name in lacks and lacks[name][clip])
-        if left:
-            still[span] = left
-    return Work(item.recording, still)
 
 
-def _known_timestamps(project: Project, plan: Plan) -> dict[str, npt.NDArray[np.int64]]:
+def _known_timestamps(cache: FeatureCache, plan: Plan) -> dict[str, npt.NDArray[np.int64]]:
     """Frame timestamps that feature spaces with the same sampling hold of the clips to compute."""
-    todo = {clip_id(item.recording.sha256, *span) for item in plan.work for span in item.spans}
-    cache = FeatureCache.open(project.cache)
+    todo = {clip.clip_id for clips in plan.work for clip in clips}
     known: dict[str, npt.NDArray[np.int64]] = {}
     for space in cache.spaces:
         if space.rows and space.inputs.get("sampling") == plan.space.inputs["sampling"]:
@@ -130,9 +100,9 @@ def _known_timestamps(project: Project, plan: Plan) -> dict[str, npt.NDArray[np.
     return known
 
 
-def _segment_bytes(plan: Plan, name: str) -> int:
+def _segment_bytes(space: FeatureSpace) -> int:
     """Bytes that a segment gathers: more for tokens, of which a clip alone may take 20 MB."""
-    return (_TOKENS_SEGMENT_MIB if plan.kept[name].pooling == "tokens" else _SEGMENT_MIB) << 20
+    return (_TOKENS_SEGMENT_MIB if space.pooling == "tokens" else _SEGMENT_MIB) << 20
 
 
 def _provenance(device: str) -> dict[str, str]:

@@ -9,11 +9,12 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from featurecache.errors import NonFiniteFeatureError, WithdrawnRecordingError
-from featurecache.extraction.batches import ComputedClip
+from featurecache.extraction.clip import ClipRecord
 from featurecache.store import CacheWriter, Row
 
 _QUEUED_CLIPS = 16
@@ -33,21 +34,21 @@ class Saving:
 
     def __init__(self, writers: Mapping[str, CacheWriter]) -> None:
         self.saved = 0
-        self.refused: list[tuple[ComputedClip, str]] = []
+        self.refused: list[ClipRecord] = []
         self.seconds = 0.0
         self._writers = writers
-        self._queue: queue.Queue[ComputedClip | None] = queue.Queue(maxsize=_QUEUED_CLIPS)
+        self._queue: queue.Queue[ClipRecord | None] = queue.Queue(maxsize=_QUEUED_CLIPS)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def put(self, computed: ComputedClip) -> None:
+    def put(self, clip: ClipRecord) -> None:
         """Hands a clip's features over; waits while many are.
 
         Raises:
             CacheWriteError: If earlier ones cannot be saved.
         """
         self._raise()
-        self._queue.put(computed)
+        self._queue.put(clip)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -66,25 +67,25 @@ class Saving:
             raise self._error
 
     def _work(self) -> None:
-        while (computed := self._queue.get()) is not None:
+        while (clip := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # the queue is emptied, so that nobody waits for it
             began = time.perf_counter()
             try:
-                self._add(computed)
+                self._add(clip)
             except Exception as error:  # raised again in the calling thread
                 self._error = error
             self.seconds += time.perf_counter() - began
 
-    def _add(self, computed: ComputedClip) -> None:
-        clip, reason = computed.clip, ""
-        for name, feature in computed.features.items():
-            row = Row(clip.recording.sha256, clip.start_us, clip.end_us, feature, clip.timestamps_us)
+    def _add(self, clip: ClipRecord) -> None:
+        reason = ""
+        for name, feature in (clip.features or {}).items():
+            row = Row(clip.recording.sha256, clip.start_us, clip.end_us, feature, clip.times_us)
             try:
                 self._writers[name].add(row)
             except (NonFiniteFeatureError, WithdrawnRecordingError) as error:
                 reason = reason or str(error)
         if reason:
-            self.refused.append((computed, reason))
+            self.refused.append(replace(clip, features=None, reason=reason))
         else:
             self.saved += 1

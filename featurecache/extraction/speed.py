@@ -20,7 +20,6 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from featurecache.backbones.cost import Attention, Part, Product
 from featurecache.backbones.resize import FrameResize
-from featurecache.extraction.pipeline import Span
 from featurecache.video.recordings import Recording
 from featurecache.video.sampling import ClipFailure, read_clips
 
@@ -95,7 +94,7 @@ def product_rate(dtype: str, device: str) -> float:
     return _Bench(DTYPES[dtype], torch.device(device), 1).product_rate(Product(256, 1024, 1024), _PROBE_S)
 
 
-def time_decoding(recording: Recording, spans: Sequence[Span], frames: int) -> DecodingSpeed:
+def time_decoding(recording: Recording, spans: Sequence[tuple[int, int]], frames: int) -> DecodingSpeed:
     """Decodes the beginning of a recording, sampled as densely as `spans` are, for about a second.
 
     Args:

@@ -8,18 +8,15 @@ Not here: which clips (the plan chooses), and damage on disk, which checksums fi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.clips.clip import clip_id
 from featurecache.errors import ChangedFeaturesError
-from featurecache.spec import FeatureSpace, Kept
+from featurecache.extraction.clip import ClipRecord
+from featurecache.spec import FeatureSpace
 from featurecache.store import FeatureCache, bfloat16
-from featurecache.video.recordings import Recording
 from featurecache.video.sampling import ClipFrames, read_clips
 
 if TYPE_CHECKING:
@@ -34,32 +31,21 @@ STORED_TOLERANCE = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 _TIME_LIMIT_S = 60.0
 
 
-@dataclass(frozen=True)
-class Canary:
-    """A stored clip, and the kept features that the cache holds of it."""
-
-    recording: Recording
-    span: tuple[int, int]
-    names: tuple[str, ...]
-
-
-def check_canaries(
-    canaries: Sequence[Canary],
+def check_stored(
+    clips: Sequence[ClipRecord],
     backbone: "Backbone",
-    root: Path,
+    cache: FeatureCache,
     *,
-    kept: Mapping[str, Kept],
     spaces: Mapping[str, FeatureSpace],
     compute_dtype: str,
 ) -> int:
     """Computes stored clips again and compares.
 
     Args:
-        canaries: The clips.
+        clips: The clips, each with the features that the cache has of it.
         backbone: The loaded model.
-        root: The cache.
-        kept: Tap and pooling, by name.
-        spaces: The feature spaces, by name.
+        cache: The cache.
+        spaces: The feature spaces, by the name of the selected feature.
         compute_dtype: The dtype the model computes in.
 
     Returns:
@@ -68,27 +54,21 @@ def check_canaries(
     Raises:
         ChangedFeaturesError: If one comes out otherwise.
     """
-    if not canaries:
-        return 0
-    cache = FeatureCache.open(root)
     checked = 0
-    fit = backbone.inputs.frame_resize.picture
-    for canary in canaries:
-        (clip,) = read_clips(
-            canary.recording.path, [canary.span], backbone.inputs.frames, fit=fit, time_limit_s=_TIME_LIMIT_S
-        )
-        if isinstance(clip, ClipFrames):
-            _check(canary, clip, backbone, cache, kept, spaces, compute_dtype)
+    frames, fit = backbone.inputs.frames, backbone.inputs.frame_resize.picture
+    for clip in clips:
+        (found,) = read_clips(clip.recording.path, [clip.span], frames, fit=fit, time_limit_s=_TIME_LIMIT_S)
+        if isinstance(found, ClipFrames):
+            _check(clip, found, backbone, cache, spaces, compute_dtype)
             checked += 1
     return checked
 
 
 def _check(
-    canary: Canary,
-    clip: ClipFrames,
+    clip: ClipRecord,
+    found: ClipFrames,
     backbone: "Backbone",
     cache: FeatureCache,
-    kept: Mapping[str, Kept],
     spaces: Mapping[str, FeatureSpace],
     compute_dtype: str,
 ) -> None:
@@ -96,29 +76,28 @@ def _check(
 
     from featurecache.backbones.pooling import mean_of_frames, pool
 
-    name_of_clip = clip_id(canary.recording.sha256, *canary.span)
-    taps = sorted({kept[name].tap for name in canary.names})
-    encoded = backbone.encode_frames(backbone.normalize(torch.from_numpy(clip.frames)), taps)
+    of_clip = {name: spaces[name] for name in clip.wanted}
+    taps = sorted({space.tap for space in of_clip.values()})
+    encoded = backbone.encode_frames(backbone.normalize(torch.from_numpy(found.frames)), taps)
     for tap, states in backbone.states(encoded[None], taps):
         size = _rms(mean_of_frames(states.tokens).cpu().numpy())
-        for name in (name for name in canary.names if kept[name].tap == tap):
-            space = spaces[name]
+        for name, space in ((name, space) for name, space in of_clip.items() if space.tap == tap):
             chosen = (space.tap, space.pooling, space.fingerprint)
-            times_us = cache.timestamps_us([name_of_clip], *chosen)[0]
-            if not np.array_equal(times_us, clip.timestamps_us):
+            times_us = cache.timestamps_us([clip.clip_id], *chosen)[0]
+            if not np.array_equal(times_us, found.timestamps_us):
                 raise ChangedFeaturesError(
-                    f"stored clips must be made of the frames that are decoded now, but clip {name_of_clip} was made "
-                    f"of frames at {_times(times_us)} us and is now of {_times(clip.timestamps_us)} us. "
+                    f"stored clips must be made of the frames that are decoded now, but clip {clip.clip_id} was made "
+                    f"of frames at {_times(times_us)} us and is now of {_times(found.timestamps_us)} us. "
                     "Use the PyAV version of the earlier extraction (featurecache cache info --json), or a new cache."
                 )
-            stored = _floats(cache.load([name_of_clip], *chosen)[0])
-            now = pool(states, kept[name].pooling)[0].float().cpu().numpy()
+            stored = _floats(cache.load([clip.clip_id], *chosen)[0])
+            now = pool(states, space.pooling)[0].float().cpu().numpy()
             difference = _rms(now - stored) / max(_rms(stored), size, 1e-30)
             allowed = COMPUTE_TOLERANCE[compute_dtype] + STORED_TOLERANCE[space.stored_dtype]
             if not difference <= allowed:
                 raise ChangedFeaturesError(
                     f"stored features must come out again within {allowed:.2g} of their size, but {name} of clip "
-                    f"{name_of_clip} differs by {difference:.2g}. Nothing was written. Go back to the device and the "
+                    f"{clip.clip_id} differs by {difference:.2g}. Nothing was written. Go back to the device and the "
                     "versions of the earlier extraction (featurecache cache info --json), or extract into a new cache."
                 )
 

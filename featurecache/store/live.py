@@ -11,7 +11,7 @@ as they become many. A segment that is seen late costs effort, never a value.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from featurecache.errors import CacheFormatError, CacheReadError, DamagedSegmentError
 from featurecache.spec import FeatureSpace
 from featurecache.store import files, format, layout
-from featurecache.store.clip_columns import Wanted
+from featurecache.store.clip_columns import Wanted, parse_clip_ids
 from featurecache.store.index import EMPTY, SpaceIndex, index_of, lacking, merged, read_index
 from featurecache.store.segment import read_segment
 
@@ -54,12 +54,26 @@ class LiveCache:
             CacheReadError: If the disk refuses to give something.
         """
         with self._lock:
-            if space.fingerprint not in self._spaces:
-                folder = self.root / "spaces" / format.space_folder_name(space)
-                self._spaces[space.fingerprint] = _LiveSpace(self.root, folder, space.fingerprint)
-            live = self._spaces[space.fingerprint]
-            live.refresh()
-            return lacking(live.indexes, wanted)
+            return lacking(self._indexes(space.fingerprint, format.space_folder_name(space)), wanted)
+
+    def holds(self, clip_ids: Sequence[str], fingerprint: str) -> npt.NDArray[np.bool_]:
+        """Which clips a feature space has by now, by their ids, shape (N,); errors as of `lacks`."""
+        clips = parse_clip_ids(clip_ids)
+        folders = (folder.name for folder in layout.space_folders(self.root))
+        name = next((name for name in folders if name.endswith(f"-{fingerprint[:16]}")), None)
+        found = np.zeros(len(clip_ids), bool)
+        if name is not None:
+            with self._lock:
+                for index in self._indexes(fingerprint, name):
+                    found |= index.find(clips) >= 0
+        return found
+
+    def _indexes(self, fingerprint: str, folder: str) -> list[SpaceIndex]:
+        if fingerprint not in self._spaces:
+            self._spaces[fingerprint] = _LiveSpace(self.root, self.root / "spaces" / folder, fingerprint)
+        live = self._spaces[fingerprint]
+        live.refresh()
+        return live.indexes
 
     @contextlib.contextmanager
     def committing(self, fingerprint: str, segment_id: str) -> Iterator[None]:

@@ -34,10 +34,11 @@ from featurecache.errors import (
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16, files, format
 from featurecache.store.claims import Claims
+from featurecache.store.clip_columns import Wanted
 from featurecache.store.commit import commit_segment, writing
 from featurecache.store.index import read_index, segment_names, segments_after_checkpoint, write_checkpoint
 from featurecache.store.layout import as_json, discard, make_cache, make_space, remove_empty_space
-from featurecache.store.live import committing
+from featurecache.store.live import committing, live_cache
 from featurecache.store.record import STORED_DTYPES, read_record
 from featurecache.store.rewrite import purge
 from featurecache.store.segment import Rows, encode_segment
@@ -83,6 +84,9 @@ class CacheWriter:
         max_age_s: or when a row is added this long after the oldest,
         max_bytes: or when the gathered features reach this size.
 
+    Attributes:
+        space: The feature space.
+
     Raises:
         CacheFormatError: If the folder is something else than a cache this toolkit can write.
         FingerprintMismatchError: If the feature space's folder describes another one.
@@ -105,7 +109,7 @@ class CacheWriter:
                 "Change it in the feature space."
             )
         self._root = Path(root)
-        self._space, self._fingerprint = space, space.fingerprint
+        self.space, self._fingerprint = space, space.fingerprint
         self._dtype_name, self._dtype = space.stored_dtype, STORED_DTYPES[space.stored_dtype]
         self._provenance = as_json(provenance)
         self._max_rows, self._max_age_s, self._max_bytes = max_rows, max_age_s, max_bytes
@@ -140,6 +144,10 @@ class CacheWriter:
         """
         with writing(self._root):
             return self._claims.take(video_sha256)
+
+    def lacks(self, clips: Wanted) -> npt.NDArray[np.bool_]:
+        """Which clips the feature space lacks by now, shape (N,); errors as of `LiveCache.lacks`."""
+        return live_cache(self._root).lacks(clips, self.space)
 
     def add(self, row: Row) -> None:
         """Gather a row, and commit when enough are gathered.
@@ -191,7 +199,7 @@ class CacheWriter:
                 return
             self._refuse_withdrawn(segment_id)
             self._count_saved()
-        is_said = "asked" in self._space.inputs  # a model may say the same of every clip: its run tells
+        is_said = "asked" in self.space.inputs  # a model may say the same of every clip: its run tells
         if len(rows.features) > 1 and not is_said and (rows.features == rows.features[0]).all():
             warnings.warn(
                 f"features must differ between clips, but all {len(rows.features)} of segment {segment_id} are equal. "
@@ -221,7 +229,7 @@ class CacheWriter:
             self._rows_saved = 0
             self._committed.clear()
             if self._made_space:
-                remove_empty_space(self._root, self._space)
+                remove_empty_space(self._root, self.space)
 
     def _own_segments(self) -> list[str]:
         """Segments that hold rows of this writer alone, the later generations last."""

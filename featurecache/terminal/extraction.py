@@ -9,8 +9,8 @@ from rich.table import Table
 from featurecache.terminal.text import MOST_LISTED, ROOMY_WIDTH, Piece, Warn, counted, rough_size, rough_time
 
 if TYPE_CHECKING:
+    from featurecache.extraction.failures import FailedClip
     from featurecache.extraction.forecast import Forecast, Outlook
-    from featurecache.extraction.pipeline import FailedClip
     from featurecache.extraction.plan import Plan
     from featurecache.workflow.extraction import ExtractionReport
 

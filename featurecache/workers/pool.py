@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from featurecache.clips.clip import clip_id
 from featurecache.errors import FingerprintMismatchError, WorkerDiedError
-from featurecache.extraction.pipeline import Extraction, Progress, Work
+from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
-from featurecache.extraction.run import run_plan, still_lacking
+from featurecache.extraction.run import run_plan, still_missing
 from featurecache.project.settings import Project, open_project
 from featurecache.workers.messages import Report, Share, WorkerCrash
 
@@ -58,8 +57,7 @@ class PoolExtraction:
 def shares(config: Path, project: Project, plan: Plan, *, devices: Sequence[str]) -> list[Share]:
     """One share for each device, but none for devices that would find no recording left."""
     devices = devices[: len(plan.work)]
-    longest_first = sorted(plan.work, key=lambda item: len(item.lacking), reverse=True)
-    ids = tuple(clip_id(item.recording.sha256, *span) for item in longest_first for span in item.spans)
+    ids = tuple(clip.clip_id for clips in sorted(plan.work, key=len, reverse=True) for clip in clips)
     fingerprints = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
     each = -(-len(plan.work) // max(1, len(devices)))
     decoders = min(project.settings.extract.decoders, each)
@@ -85,13 +83,8 @@ def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extra
             "were changed: run featurecache extract again."
         )
     place = {name: number for number, name in enumerate(share.clip_ids)}
-    listed: dict[int, Work] = {}
-    for item in plan.work:
-        names = {span: clip_id(item.recording.sha256, *span) for span in item.spans}
-        mine = {span: item.lacking[span] for span, name in names.items() if name in place}
-        if mine:
-            listed[min(place[names[span]] for span in mine)] = Work(item.recording, mine)
-    work = tuple(listed[number] for number in sorted(listed))
+    mine = (tuple(clip for clip in clips if clip.clip_id in place) for clips in plan.work)
+    work = tuple(sorted(filter(None, mine), key=lambda clips: min(place[clip.clip_id] for clip in clips)))
     return run_plan(project, replace(plan, work=work), on_progress=on_progress)
 
 
@@ -159,14 +152,14 @@ def run_pool(
             else:
                 done.append(report)
                 latest[number] = report.progress
-            if not running and died and sound() and still_lacking(project, plan) - _failed(done):
+            if not running and died and sound() and still_missing(project, plan) - _failed(done):
                 died = False
                 time.sleep(lease_s)
                 for name in sound():
                     begin(name)
     finally:
         _end([worker for _, worker in running.values()])
-    lacking = still_lacking(project, plan)
+    lacking = still_missing(project, plan)
     left = lacking - _failed(done)
     if left and died:
         raise _died(plan, left, crashes)
@@ -219,13 +212,7 @@ def _together(parts: Iterable[Progress], total: int, workers: int, elapsed_s: fl
 
 
 def _died(plan: Plan, left: frozenset[str], crashes: Sequence[WorkerCrash]) -> WorkerDiedError:
-    names = sorted(
-        {
-            item.recording.name
-            for item in plan.work
-            if any(clip_id(item.recording.sha256, *span) in left for span in item.spans)
-        }
-    )
+    names = sorted({clip.recording.name for clips in plan.work for clip in clips if clip.clip_id in left})
     how = "; ".join(f"{crash.worker} {crash.reason}" for crash in crashes)
     return WorkerDiedError(
         f"a worker must live until its clips are computed, but {how}, and {len(left)} clips are left, of "

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
-from featurecache.extraction.pipeline import Extraction, FailedClip, Progress
+from featurecache.extraction.failures import FailedClip
+from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project

@@ -38,15 +38,15 @@ from featurecache.backbones.timesformer import unfreeze, write_model
 from featurecache.clips.csv_file import read_table
 from featurecache.device import check_dtype
 from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
+from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.opening import open_planned
-from featurecache.extraction.pipeline import Progress, Span
+from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.pixels import PixelStore
 from featurecache.extraction.plan import sources_of
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
-from featurecache.video.recordings import Recording
 from heads.data import KeptSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
@@ -225,14 +225,14 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
     splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
     source = sources_of(project)
-    found: dict[str, tuple[Recording, Span]] = {}
+    found: list[ClipRecord] = []
     left_out: dict[str, str] = {}
     for clip in (clip for clip in table.clips if clip.clip_id in ids):
         recording, reason = source(clip.recording, clip.content)
         if recording is None:
             left_out[clip.clip_id] = reason
         else:
-            found[clip.clip_id] = recording, (clip.start_us, clip.end_us)
+            found.append(ClipRecord(recording, clip.start_us, clip.end_us))
     splits = {name: _without(split, left_out, name) for name, split in splits.items()}
     check_targets(splits["train"].Y, table.labels)
     store = PixelStore(

@@ -25,7 +25,8 @@ from featurecache.clips.session_notes import annotated_sessions
 from featurecache.csv_fields import guard_cell
 from featurecache.device import device_of
 from featurecache.errors import BundleError, FeatureCacheError
-from featurecache.extraction.pipeline import FailedClip, Progress
+from featurecache.extraction.failures import FailedClip
+from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan
 from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.speed import time_parts

@@ -16,7 +16,8 @@ from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import split_level
 from featurecache.clips.session_notes import annotated_sessions
 from featurecache.errors import AnnotationError, BundleError, TrainingDataError
-from featurecache.extraction.pipeline import FailedClip, Progress
+from featurecache.extraction.failures import FailedClip
+from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.clips.drift import check_table
+from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.forecast import Forecast, forecast_plan
-from featurecache.extraction.pipeline import FailedClip, Progress
+from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, parse_section
 from heads.finetuning.lora import LoraPlan, LoraRun, LoraSettings, plan_lora

@@ -277,7 +277,7 @@ def _answers(project: Project, plan: Plan, table: ClipTable) -> tuple[list[str],
     ids = [clip.clip_id for clip in table.clips if all(clip.clip_id in one for one in stored)]
     if not ids:
         return [], {}
-    return ids, {plan.kept[name].tap: read_features(cache, ids, space) for name, space in plan.spaces.items()}
+    return ids, {space.tap: read_features(cache, ids, space) for name, space in plan.spaces.items()}
 
 
 def _copy_prompts(source: Path, target: Path) -> None:
