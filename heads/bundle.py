@@ -18,33 +18,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 
 from featurecache.backbones.adapter_files import open_adapter
-from featurecache.backbones.asking import Asked, asked_of
 from featurecache.clips.leakage import Spans, sessions_in
 from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
-from featurecache.spec import FeatureSpace, canonical_json, differences, json_object, sealed, unsealed
+from featurecache.spec import FeatureSpace, canonical_json, differences, sealed
+from heads.bundle_files import DOCUMENT_NAME, FORMAT, HEAD_NAME, damaged, read_files
 from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head, method_of_question
-from heads.models import Front, Head, build_head, head_scores
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 from heads.timelines.tuning import TunedTimeline, save_timeline
 
-FORMAT = 4
-"""Version of the layout; 3 had no digest of the document, 2 no variance exponent, 1 a single feature space."""
+if TYPE_CHECKING:
+    from featurecache.backbones.asking import Asked
+    from heads.models import Head
 
-HEAD_NAME, DOCUMENT_NAME, ADAPTER_NAME, BACKBONE_NAME = "head.safetensors", "bundle.json", "adapter", "backbone"
+ADAPTER_NAME, BACKBONE_NAME = "adapter", "backbone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class Bundle:
         clips: What a clip was when it was fitted; None where that is not known.
     """
 
-    head: Head
+    head: "Head"
     labels: tuple[str, ...]
     thresholds: npt.NDArray[np.float64]
     settings: HeadSettings
@@ -78,10 +75,14 @@ class Bundle:
     clips: ClipRule | None = None
 
     @property
-    def asked(self) -> Asked | None:
+    def asked(self) -> "Asked | None":
         """What the model is asked, whose answers it reads; None where it reads the model's states."""
         fields = self.spaces[0].inputs.get("asked")
-        return None if fields is None else asked_of(fields)
+        if fields is None:
+            return None
+        from featurecache.backbones.asking import asked_of
+
+        return asked_of(fields)
 
     @property
     def is_fine_tuned(self) -> bool:
@@ -153,6 +154,8 @@ class Bundle:
         if X.ndim != 2 + is_of_frames or X.shape[-1] != self.feature_width:
             shape = f"(N, {'T, ' if is_of_frames else ''}{self.feature_width})"
             raise BundleError(f"features must have shape {shape}, but have {X.shape}. Load them from the cache.")
+        from heads.models import head_scores
+
         return head_scores(self.head, X)
 
     def _mismatch(self, given: list[str]) -> FingerprintMismatchError:
@@ -207,8 +210,9 @@ class Bundle:
             )
 
     def _head_bytes(self) -> bytes:
-        tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
-        data: bytes = tensors_to_bytes(tensors)
+        from safetensors.torch import save
+
+        data: bytes = save({name: tensor.contiguous() for name, tensor in self.head.state_dict().items()})
         return data
 
     def _document(self, head_bytes: bytes) -> dict[str, Any]:
@@ -290,33 +294,13 @@ def load_bundle(path: Path | str) -> Bundle:
         BundleError: If a file is missing, damaged, or does not fit the other; or the format is another.
     """
     path = Path(path)
+    document, head_bytes = read_files(path)
     try:
-        text, head_bytes = (path / DOCUMENT_NAME).read_bytes(), (path / HEAD_NAME).read_bytes()
-    except OSError as error:
-        inside = path / "bundle"
-        fix = f"Name {inside}." if (inside / DOCUMENT_NAME).exists() else "Make one: featurecache tune, or train."
-        raise BundleError(
-            f"a bundle must be a folder with {DOCUMENT_NAME} and {HEAD_NAME}, but reading {path} gave: "
-            f"{error.strerror}. {fix}"
-        ) from error
-    try:
-        document = json_object(text)
-        if (found := document.get("format", FORMAT)) != FORMAT:
-            raise BundleError(
-                f"{path} must be of bundle format {FORMAT}, but it is {found!r}. "
-                "Use the version that wrote it, or train again."
-            )
-        document = unsealed(document)
-    except ValueError as error:
-        raise error if isinstance(error, BundleError) else _damaged(path, f"{DOCUMENT_NAME}: {error}") from error
-    try:
-        if document["head_sha256"] != hashlib.sha256(head_bytes).hexdigest():
-            raise _damaged(path, f"{HEAD_NAME} does not have the sha256 that {DOCUMENT_NAME} names")
         return _parse(document, head_bytes, path)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, BundleError):
             raise
-        raise _damaged(path, f"reading it gave {type(error).__name__}: {error}") from error
+        raise damaged(path, f"reading it gave {type(error).__name__}: {error}") from error
 
 
 def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle:
@@ -325,24 +309,29 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
     try:
         settings = HeadSettings.from_mapping(document["settings"])
     except SettingsError as error:
-        raise _damaged(path, str(error).split(". ")[0]) from error
+        raise damaged(path, str(error).split(". ")[0]) from error
     spaces = {name: FeatureSpace(record["feature_inputs"]) for name, record in document["inputs"].items()}
     width, part_widths = document["feature_width"], document["part_widths"]
     if not labels or len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
-        raise _damaged(path, f"labels are {document['labels']!r}, not different names")
+        raise damaged(path, f"labels are {document['labels']!r}, not different names")
     if thresholds.shape != (len(labels),) or not ((thresholds >= 0) & (thresholds <= 1)).all():
-        raise _damaged(path, f"thresholds are {document['thresholds']!r}, not one in [0, 1] for each label")
+        raise damaged(path, f"thresholds are {document['thresholds']!r}, not one in [0, 1] for each label")
     if "+".join(spaces) != settings.inputs:
-        raise _damaged(path, f"its head reads {settings.inputs}, but the feature spaces are of {', '.join(spaces)}")
+        raise damaged(path, f"its head reads {settings.inputs}, but the feature spaces are of {', '.join(spaces)}")
     for name, space in spaces.items():
         if space.fingerprint != document["inputs"][name]["fingerprint"] or f"{space.tap}/{space.pooling}" != name:
-            raise _damaged(path, f"name and fingerprint of {name} are not those of its feature_inputs")
+            raise damaged(path, f"name and fingerprint of {name} are not those of its feature_inputs")
     if len(part_widths) != len(spaces) or sum(part_widths) != width:
-        raise _damaged(path, f"size mismatch: part_widths are {part_widths} where {len(spaces)} parts make {width}")
-    tensors = tensors_from_bytes(head_bytes)
+        raise damaged(path, f"size mismatch: part_widths are {part_widths} where {len(spaces)} parts make {width}")
+    import torch  # not before all else is known to be sound: it takes seconds
+    from safetensors.torch import load
+
+    from heads.models import Front, build_head
+
+    tensors = load(head_bytes)
     axes = tensors["front.axes"].shape[1] if "front.axes" in tensors else 0  # fewer than asked where the rank was lower
     if axes > settings.components:
-        raise _damaged(path, f"size mismatch: {axes} components where the settings say {settings.components}")
+        raise damaged(path, f"size mismatch: {axes} components where the settings say {settings.components}")
     with torch.device("meta"):  # no memory is taken for sizes that the file does not have
         front = Front(width, unit_length=settings.normalization == "l2", components=axes, part_widths=part_widths)
         head = build_head(
@@ -350,7 +339,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         )
     head.load_state_dict(tensors, assign=True)
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise _damaged(path, f"{HEAD_NAME} holds numbers that are not finite float32")
+        raise damaged(path, f"{HEAD_NAME} holds numbers that are not finite float32")
     seen, calibration = document.get("fitted_on", {}), document["calibration"]
     return Bundle(
         head.eval(),
@@ -373,9 +362,9 @@ def _adapter(record: Mapping[str, Any] | None, path: Path) -> Path | None:
     try:
         found = open_adapter(path / ADAPTER_NAME)
     except ModelNotFoundError as error:
-        raise _damaged(path, str(error).split(". ")[0]) from error
+        raise damaged(path, str(error).split(". ")[0]) from error
     if dict(found.sha256) != record:
-        raise _damaged(path, f"the files in {ADAPTER_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
+        raise damaged(path, f"the files in {ADAPTER_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
     return found.folder
 
 
@@ -383,14 +372,10 @@ def _backbone(record: Mapping[str, Any] | None, path: Path) -> Path | None:
     if record is None:
         return None
     if not (path / BACKBONE_NAME).is_dir() or _digests(path / BACKBONE_NAME) != record:
-        raise _damaged(path, f"the files in {BACKBONE_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
+        raise damaged(path, f"the files in {BACKBONE_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
     return path / BACKBONE_NAME
 
 
 def _digests(folder: Path) -> dict[str, str]:
     """sha256 of each file of a folder, by name."""
     return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def _damaged(path: Path, found: str) -> BundleError:
-    return BundleError(f"a bundle must be whole, but {path} is damaged: {found}. Train again, or restore the folder.")

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,16 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
 from heads.clip_rule import ClipRule
 from heads.data import LearningData
-from heads.engines.fallback import on_device_or_cpu
-from heads.engines.prepared import Prepared
-from heads.engines.refit import refit
-from heads.models import Head
 from heads.scoring.calibration import calibration_document, cross_calibrated, fit_calibration
 from heads.scoring.curves import curves
 from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
 from heads.timelines.tuning import TunedTimeline
+
+if TYPE_CHECKING:
+    from heads.engines.prepared import Prepared
+    from heads.models import Head
 
 METRICS_NAMES = {"out-of-fold": "out_of_fold_metrics.json", "validation": "validation_metrics.json"}
 """The file of a run's folder that tells how held-out clips were scored, by the way that was done."""
@@ -99,6 +99,9 @@ def train_bundle(
         SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
     data.check()
+    from heads.engines.fallback import on_device_or_cpu
+    from heads.engines.prepared import Prepared
+
     return on_device_or_cpu(
         lambda device: write_run(
             Prepared(data, seed=seed, device=device), settings, folder=folder, choose_timeline=choose_timeline
@@ -108,7 +111,7 @@ def train_bundle(
 
 
 def write_run(
-    prepared: Prepared,
+    prepared: "Prepared",
     settings: HeadSettings,
     *,
     folder: Path,
@@ -131,6 +134,8 @@ def write_run(
         SettingsError: If training diverges, does not converge, or the settings do not fit the features.
     """
     data, clips = prepared.data, prepared.data.fitting
+    from heads.engines.refit import refit
+
     fitted = refit(prepared, settings)
     return write_fitted(
         fitted.head,
@@ -154,7 +159,7 @@ def write_run(
 
 
 def write_fitted(
-    head: Head,
+    head: "Head",
     held_out: HeldOut,
     settings: HeadSettings,
     *,

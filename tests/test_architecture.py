@@ -89,7 +89,17 @@ LOWER_FIRST = {
     ],
     "heads": [
         *("settings", "inputs", "methods", "clip_rule", "data", "models", "folds", "scoring", "timelines", "engines"),
-        *("loading", "bundle", "cached_features", "runs", "estimator", "search", "finetuning", "zeroshot"),
+        *(
+            "loading",
+            "bundle_files",
+            "bundle",
+            "cached_features",
+            "runs",
+            "estimator",
+            "search",
+            "finetuning",
+            "zeroshot",
+        ),
         *("evaluation_log", "report", "workflow", "terminal"),
     ],
 }

@@ -13,7 +13,7 @@ from tests.make_videos import packet_places
 from tests.projects import make_project, make_table
 from tests.tiny_families import make_siglip
 
-HELD = ["device", "network", "model", "weights", "memory", "recordings", "decoding", "crop", "disk"]
+HELD = ["network", "device", "model", "weights", "memory", "recordings", "decoding", "crop", "disk"]
 
 
 @pytest.fixture

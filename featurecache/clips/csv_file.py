@@ -171,6 +171,11 @@ def _double(clips: ClipColumns) -> tuple[int, int] | None:
     return int(order[first]), int(order[first + 1])
 
 
+def missing_table(path: Path) -> ClipTableError:
+    """What is said where there is no table."""
+    return ClipTableError(f"there must be a clip table, but {path} does not exist. Make it: featurecache clips.")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
     """The table's text, read as it is needed.
@@ -186,9 +191,7 @@ def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
                 )
             yield file
     except FileNotFoundError as error:
-        raise ClipTableError(
-            f"there must be a clip table, but {path} does not exist. Make it: featurecache clips."
-        ) from error
+        raise missing_table(path) from error
     except OSError as error:
         raise ClipTableError(f"{path} must be readable, but it is not ({error.strerror}). Check its rights.") from error
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from featurecache.clips.csv_file import missing_table
 from featurecache.clips.record import annotation_digest, files_of, read_record, settings_of
 from featurecache.errors import OutdatedTableError, OutdatedTableWarning
 from featurecache.project.settings import SETTINGS_NAME, Project
@@ -34,14 +35,19 @@ def check_table(project: Project, *, use: Use) -> None:
     Warns with `OutdatedTableWarning`, one sentence, of what the command can do without.
 
     Args:
-        project: The project; without a table there is nothing to compare.
+        project: The project.
         use: What the command relies on.
 
     Raises:
+        ClipTableError: If there is no table and the command relies on its targets; the others can do without one.
         OutdatedTableError: If a setting that the command relies on has changed.
     """
+    if not project.clips.exists():
+        if use == "targets":
+            raise missing_table(project.clips)
+        return
     record = read_record(project.table_record)
-    if not record.settings or not project.clips.exists():
+    if not record.settings:
         return
     now = settings_of(project)
     changed = [name for name, value in record.settings.items() if name in now and now[name] != value]

@@ -28,9 +28,9 @@ _SPARE_BYTES = 1 * GIB
 def examine(project: Project) -> Iterator[Check]:
     """Runs every check on a project, the cheap ones first."""
     settings = project.settings
+    yield _network()
     device = check_device(settings.extract.device, settings.features.dtype)
     yield device
-    yield _network()
     inputs, of_model = check_model(settings, device=device)
     yield from of_model
     try:

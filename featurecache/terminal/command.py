@@ -17,6 +17,7 @@ import typer
 
 from featurecache.errors import FeatureCacheError, UsageError
 from featurecache.spelling import visible
+from featurecache.terminal.loading import slow_imports_told
 from featurecache.terminal.screen import Screen, waits_on_stderr, warn_in_one_line
 from featurecache.terminal.text import Piece, system_error
 
@@ -47,7 +48,7 @@ def added(group: typer.Typer, name: str, *, example: str) -> Callable[[Callable[
                 os.environ["HF_HUB_OFFLINE"] = "1"
             signal.signal(signal.SIGTERM, _interrupt)
             try:
-                with warn_in_one_line(), waits_on_stderr():
+                with warn_in_one_line(), waits_on_stderr(), slow_imports_told():
                     code = function(*args, **kwargs)
             except UsageError as error:
                 raise typer.BadParameter(visible(str(error))) from error

@@ -45,11 +45,11 @@ def warn_in_one_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waits_on_stderr() -> Iterator[None]:
-    """Shows what the library logs of its long waits, a line each."""
-    log, handler = logging.getLogger("featurecache"), _Lines(logging.INFO)
+    """Shows what the library logs of its waits, a line each; of short waits on a terminal alone."""
+    log, handler = logging.getLogger("featurecache"), _Lines()
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG if sys.stderr.isatty() else logging.INFO)
     try:
         yield
     finally:

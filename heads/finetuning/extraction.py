@@ -1,16 +1,19 @@
 """A split's features as a bundle reads them: of a fine-tuned backbone, or answers of one that is asked."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from featurecache.backbones.adapter_files import Adapter
-from featurecache.backbones.asking import Asked
 from featurecache.clips.csv_file import read_table
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.project.settings import Project
 
+if TYPE_CHECKING:
+    from featurecache.backbones.asking import Asked
+
 
 def plan_split(
-    project: Project, keep: Sequence[str], split: str, *, adapter: Adapter | None = None, asked: Asked | None = None
+    project: Project, keep: Sequence[str], split: str, *, adapter: Adapter | None = None, asked: "Asked | None" = None
 ) -> Plan:
     """What the cache lacks of a split's features.
 

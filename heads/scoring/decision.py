@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
+import scipy  # scipy.special loads on first use: a fifth of a second
 
 FACTORS = (0.5, 1.0, 2.0)
 """Prevalences that are shown: as seen, half and twice."""
@@ -39,7 +39,9 @@ def at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> 
 def reweighted(probabilities: npt.NDArray[np.floating], *, seen: float, stated: float) -> npt.NDArray[np.float64]:
     """Calibrated probabilities where the label is on in a `stated` share of clips instead of the `seen` one."""
     inside = np.clip(probabilities.astype(np.float64), _EDGE, 1 - _EDGE)
-    return np.asarray(expit(logit(inside) + logit(stated) - logit(seen)))
+    return np.asarray(
+        scipy.special.expit(scipy.special.logit(inside) + scipy.special.logit(stated) - scipy.special.logit(seen))
+    )
 
 
 def prevalence_shift(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from featurecache.terminal.text import Piece, Warn, counted
-from heads.search.summary import in_words
 from heads.terminal.scores import label_scores, left_out_clips
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ def trained_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
 
 def tuned_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
     """A search's run: what it found, and what `trained_run` shows."""
+    from heads.search.summary import in_words
+
     yield from in_words(run.best)
     yield from trained_run(run, width)
 

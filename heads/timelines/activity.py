@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy  # scipy.special loads on first use: a fifth of a second
 
 from featurecache.clips.clip import union_of
 from heads.timelines.scores import intersection
@@ -95,7 +95,7 @@ def limits_of_agreement(annotated: Sequence[float], predicted: Sequence[float]) 
         return None
     differences = np.asarray(predicted, float) - np.asarray(annotated, float)
     mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
-    error = float(stdtrit(len(differences) - 1, 0.975)) * deviation / len(differences) ** 0.5
+    error = float(scipy.special.stdtrit(len(differences) - 1, 0.975)) * deviation / len(differences) ** 0.5
     return LimitsOfAgreement(
         mean,
         (mean - error, mean + error),

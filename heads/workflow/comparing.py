@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from featurecache.backbones.adapter_files import open_adapter
-from featurecache.backbones.cost import clip_cost
 from featurecache.clips.drift import check_table
 from featurecache.clips.session_notes import annotated_sessions
 from featurecache.csv_fields import guard_cell
@@ -29,11 +28,11 @@ from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan
 from featurecache.extraction.spaces import project_spaces
-from featurecache.extraction.speed import time_parts
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import parse_kept
-from heads.bundle import DOCUMENT_NAME, Bundle, load_bundle
+from heads.bundle import Bundle, load_bundle
+from heads.bundle_files import DOCUMENT_NAME
 from heads.data import LabelledFeatures
 from heads.loading import load_split
 from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J
@@ -253,6 +252,9 @@ def _another_session(bundle: Bundle, data: LabelledFeatures) -> float | None:
 
 def _seconds_per_clip(project: Project, bundle: Bundle) -> float | None:
     """See `Row.seconds_per_clip`; a head's own time is negligible beside it."""
+    from featurecache.backbones.cost import clip_cost
+    from featurecache.extraction.speed import time_parts
+
     own = bundle.project_of(project)
     adapter = None if bundle.adapter is None else open_adapter(bundle.adapter)
     try:

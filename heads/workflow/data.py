@@ -21,6 +21,7 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, Seconds, parse_section
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
+from heads.bundle_files import Stated
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit, LearningData
 from heads.loading import load_split
@@ -173,7 +174,7 @@ def timeline_rules(project: Project) -> TimelineRules:
     return parse_section(project.settings.timeline, TimelineRules, "timeline")
 
 
-def exclusive_labels(project: Project, bundle: Bundle) -> tuple[tuple[str, ...], ...]:
+def exclusive_labels(project: Project, bundle: Bundle | Stated) -> tuple[tuple[str, ...], ...]:
     """Groups of a bundle's labels of which one at most is on at a time; a zero-shot bundle may lack some of a rule's.
 
     Raises:

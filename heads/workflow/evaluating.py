@@ -22,6 +22,7 @@ from featurecache.extraction.plan import Plan
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, load_bundle
+from heads.bundle_files import read_files
 from heads.finetuning.extraction import plan_split
 from heads.loading import load_split
 from heads.runs import write_document
@@ -137,8 +138,10 @@ def evaluate(
                 f"{of_run[run]} and {folder} share one. Name a bundle of another run with --against."
             )
         of_run[run] = folder
-    heads = [load_bundle(folder) for folder in folders]
+    for folder in folders:
+        read_files(folder)  # all that can be refused without torch is refused before the seconds that it takes
     check_table(project, use="targets")
+    heads = [load_bundle(folder) for folder in folders]
     tuned = [load_timeline(folder) for folder in folders]
     rules = [check_scorable(project, folder, head) for folder, head in zip(folders, heads, strict=True)]
     failed = [

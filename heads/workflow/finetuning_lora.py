@@ -7,20 +7,23 @@ returns a run, the others return what was planned.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.clips.drift import check_table
 from featurecache.extraction.failures import FailedClip
-from featurecache.extraction.forecast import Forecast, forecast_plan
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, parse_section
-from heads.finetuning.lora import LoraPlan, LoraRun, LoraSettings, plan_lora
-from heads.finetuning.ranks import Ranks, joined_ranks
-from heads.finetuning.run import TrainingForecast
-from heads.finetuning.training_state import Training
+from heads.bundle_files import read_files
 from heads.workflow.data import run_folder, training_device, tuned_bundle
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
+
+if TYPE_CHECKING:
+    from featurecache.extraction.forecast import Forecast
+    from heads.finetuning.lora import LoraPlan, LoraRun
+    from heads.finetuning.ranks import Ranks
+    from heads.finetuning.run import TrainingForecast
+    from heads.finetuning.training_state import Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +42,10 @@ class LoraRunReport:
         failed: Clips whose tokens could not be extracted.
     """
 
-    plan: LoraPlan
+    plan: "LoraPlan"
     start: Path
-    forecast: TrainingForecast | None = None
-    extraction_forecast: Forecast | None = None
+    forecast: "TrainingForecast | None" = None
+    extraction_forecast: "Forecast | None" = None
     run: TrainedRun | None = None
     macro_f1: tuple[float, float] | None = None
     kept_epoch: int | None = None
@@ -82,11 +85,11 @@ class LoraCallbacks:
         on_training: Called after each step.
     """
 
-    on_plan: Callable[[LoraPlan], None] = lambda _: None
+    on_plan: Callable[["LoraPlan"], None] = lambda _: None
     on_extraction: Callable[[Progress], None] = lambda _: None
     on_extracted: Callable[[tuple[FailedClip, ...]], None] = lambda _: None
-    on_forecast: Callable[[TrainingForecast], None] = lambda _: None
-    on_training: Callable[[Training], None] = lambda _: None
+    on_forecast: Callable[["TrainingForecast"], None] = lambda _: None
+    on_training: Callable[["Training"], None] = lambda _: None
 
 
 def finetune_lora(
@@ -119,11 +122,17 @@ def finetune_lora(
         FeatureCacheError: As `heads.finetuning.lora.plan_lora` and `LoraRun`.
     """
     tell = callbacks or LoraCallbacks()
+    check_table(project, use="targets")
+    start = bundle if bundle is not None else tuned_bundle(project)
+    read_files(start)
+    # Not before it is known that there are clips and a head: these imports take seconds.
+    from featurecache.extraction.forecast import forecast_plan
+    from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
+    from heads.finetuning.ranks import joined_ranks
+
     settings = parse_section(project.settings.lora, LoraSettings, "lora")
     if from_layer is not None:
         settings = replace(settings, frozen=f"layer_{from_layer}")
-    check_table(project, use="targets")
-    start = bundle if bundle is not None else tuned_bundle(project)
     with joined_ranks(training_device(project)) as (ranks, device):
         plan = plan_lora(project, settings, start, allow_download=allow_download)
         tell.on_plan(plan)
@@ -145,7 +154,7 @@ def finetune_lora(
         return _finished(project, run, report, merge=merge) if ranks.is_first else report
 
 
-def _extracted(project: Project, report: LoraRunReport, ranks: Ranks, tell: LoraCallbacks) -> LoraRunReport:
+def _extracted(project: Project, report: LoraRunReport, ranks: "Ranks", tell: LoraCallbacks) -> LoraRunReport:
     """The first process extracts the missing features; the others wait for it."""
     if ranks.is_first:
         failed = run_plan(project, report.plan.extraction, on_progress=tell.on_extraction).failures
@@ -155,7 +164,7 @@ def _extracted(project: Project, report: LoraRunReport, ranks: Ranks, tell: Lora
     return report
 
 
-def _finished(project: Project, run: LoraRun, report: LoraRunReport, *, merge: bool) -> LoraRunReport:
+def _finished(project: Project, run: "LoraRun", report: LoraRunReport, *, merge: bool) -> LoraRunReport:
     timeline = TimelineChoice(project)
     best = run.finish(choose_timeline=timeline)
     history, kept = run.loop.history, run.loop.kept_epoch

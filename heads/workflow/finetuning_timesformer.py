@@ -7,18 +7,19 @@ run, the others return what was planned.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project, parse_section
-from heads.finetuning.ranks import Ranks, joined_ranks
-from heads.finetuning.run import TrainingForecast
-from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan, TimesformerRun, plan_timesformer
-from heads.finetuning.training_state import Training
-from heads.finetuning.trials import forget_trials, refuse_trials, search_timesformer
 from heads.workflow.data import run_folder, training_device
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
+
+if TYPE_CHECKING:
+    from heads.finetuning.ranks import Ranks
+    from heads.finetuning.run import TrainingForecast
+    from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan
+    from heads.finetuning.training_state import Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +32,8 @@ class TimesformerReport:
         run: The trained run; None for a dry run, and in all processes but the first.
     """
 
-    plan: TimesformerPlan
-    forecast: TrainingForecast | None = None
+    plan: "TimesformerPlan"
+    forecast: "TrainingForecast | None" = None
     run: TrainedRun | None = None
 
     @property
@@ -63,12 +64,12 @@ class TimesformerCallbacks:
         on_training: Called after each step.
     """
 
-    on_plan: Callable[[TimesformerPlan], None] = lambda _: None
+    on_plan: Callable[["TimesformerPlan"], None] = lambda _: None
     on_decoding: Callable[[int, int], None] = lambda _done, _all: None
-    on_left_out: Callable[[TimesformerPlan], None] = lambda _: None
-    on_forecast: Callable[[TrainingForecast], None] = lambda _: None
-    on_trial: Callable[[int, FinetuneSettings], None] = lambda _place, _settings: None
-    on_training: Callable[[Training], None] = lambda _: None
+    on_left_out: Callable[["TimesformerPlan"], None] = lambda _: None
+    on_forecast: Callable[["TrainingForecast"], None] = lambda _: None
+    on_trial: Callable[[int, "FinetuneSettings"], None] = lambda _place, _settings: None
+    on_training: Callable[["Training"], None] = lambda _: None
 
 
 def finetune_timesformer(
@@ -100,8 +101,13 @@ def finetune_timesformer(
         FeatureCacheError: As `heads.finetuning.timesformer.plan_timesformer` and `TimesformerRun`.
     """
     tell = callbacks or TimesformerCallbacks()
-    settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
     check_table(project, use="targets")
+    # Not before it is known that there are clips: these imports take seconds.
+    from heads.finetuning.ranks import joined_ranks
+    from heads.finetuning.timesformer import FinetuneSettings, TimesformerRun, plan_timesformer
+    from heads.finetuning.trials import search_timesformer
+
+    settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
     folder, timeline = run_folder(project, "timesformer"), TimelineChoice(project)
     with joined_ranks(training_device(project)) as (ranks, device):
         if trials is not None and ranks.count > 1:
@@ -135,9 +141,11 @@ def finetune_timesformer(
 
 
 def _examined(
-    plan: TimesformerPlan, folder: Path, ranks: Ranks, tell: TimesformerCallbacks, *, fresh: bool, is_search: bool
-) -> TimesformerPlan:
+    plan: "TimesformerPlan", folder: Path, ranks: "Ranks", tell: TimesformerCallbacks, *, fresh: bool, is_search: bool
+) -> "TimesformerPlan":
     """The plan without the clips that cannot be decoded, once it is known that the folder can take the run."""
+    from heads.finetuning.trials import forget_trials, refuse_trials
+
     if fresh and ranks.is_first:
         forget_trials(folder)
     ranks.wait()

@@ -9,7 +9,6 @@ from featurecache.clips.drift import check_table
 from featurecache.errors import BundleError
 from featurecache.project.settings import Project
 from heads.bundle import load_bundle
-from heads.engines.fitting import refitting
 from heads.loading import load_all_splits
 from heads.runs import write_document
 from heads.workflow.data import scoring_data, training_device, tuned_bundle
@@ -65,6 +64,8 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
     check_table(project, use="targets")
     source = scoring_data(project, head)
     loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known)
+    from heads.engines.fitting import refitting  # not before there is something to refit: it takes seconds
+
     data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)
     metrics = evaluate_without_each_session(
         refitting(data, head.settings, device=training_device(project), part_widths=widths),

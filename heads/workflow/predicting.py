@@ -45,6 +45,7 @@ from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
 from heads.bundle import Bundle, load_bundle
+from heads.bundle_files import stated_in
 from heads.clip_rule import ClipRule
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.timeline import default_settings, predict_intervals
@@ -138,22 +139,23 @@ def predict(
     folder = bundle if bundle is not None else tuned_bundle(project)
     out = out if out is not None else project.predictions
     rules = timeline_rules(project)
-    head, tuned = load_bundle(folder), load_timeline(folder)
-    length_us = (head.clips or ClipRule.of(project)).length_us
+    stated = stated_in(folder)
+    length_us = (stated.clips or ClipRule.of(project)).length_us
     stated_us = project.settings.clips.length_us
     note = ""
     if length_us != stated_us:
         note = (
             f"clips of {length_us / 1e6:g} s as the bundle was fitted with, not {stated_us / 1e6:g} s of the settings"
         )
-    exclusive = exclusive_labels(project, head)
+    exclusive = exclusive_labels(project, stated)
     stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
     private_folder(out)
     if not out.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
-    usable, failed = _recordings(project, recordings, length_us)
+    usable, failed = _recordings(project, recordings, length_us)  # before the seconds that loading a head takes
     if not usable:
-        return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), tuned, note)
+        return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), load_timeline(folder), note)
+    head, tuned = load_bundle(folder), load_timeline(folder)
     wanted = {
         recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
     }

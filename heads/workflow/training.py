@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import AnnotationError, TrainingDataError
 from featurecache.project.settings import Project, parse_section
 from heads.bundle import Bundle
 from heads.inputs import default_inputs
 from heads.runs import METRICS_NAMES, HeldOut, train_bundle
-from heads.search.search import OnProgress, search_heads
 from heads.settings import HeadSettings, SearchSpace
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import DataSummary, learning_data, own_table, run_folder, training_device
 from heads.workflow.timelines import tune_on_held_out
+
+if TYPE_CHECKING:
+    from heads.search.search import OnProgress
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ def tune(
     features: str | None = None,
     allow_download: bool = False,
     on_data: Callable[[DataSummary], None] = lambda _: None,
-    on_progress: OnProgress | None = None,
+    on_progress: "OnProgress | None" = None,
 ) -> TrainedRun:
     """Searches head settings with Optuna's TPE and writes the run of the best; resumes an earlier search.
 
@@ -120,6 +122,8 @@ def tune(
     data, summary = learning_data(project, space.inputs, imported=features, allow_download=allow_download)
     on_data(summary)
     folder, timeline = run_folder(project, "tune", features), TimelineChoice(project)
+    from heads.search.search import search_heads  # not before there is data to search on: it takes seconds
+
     best = search_heads(
         data,
         search_space=space,

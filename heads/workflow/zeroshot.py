@@ -18,16 +18,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from featurecache import FeatureCache
 from featurecache.backbones import find_model, model_type_of, open_backbone, open_inputs
-from featurecache.backbones.asking import ANSWERING, AskedInputs, check_can_answer
-from featurecache.backbones.wording import Wording
 from featurecache.clips.clip import ClipTable, check_labels
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
@@ -36,7 +33,6 @@ from featurecache.csv_fields import guard_cell
 from featurecache.device import device_of
 from featurecache.errors import CacheNotFoundError, UsageError
 from featurecache.extraction.failures import known_failures
-from featurecache.extraction.forecast import Forecast, forecast_plan
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
@@ -50,10 +46,12 @@ from heads.runs import write_document
 from heads.workflow.data import checked_rules, run_folder
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 from heads.zeroshot.lists import Rules, check_rules
-from heads.zeroshot.methods import METHODS, Numbers, ZeroShot, prepare_lists, prepare_yes_no
-from heads.zeroshot.prompts import unread_files, write_defaults
-from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
+from heads.zeroshot.prompts import METHODS, read_list_prompt, read_questions, unread_files, write_defaults
 from heads.zeroshot.settings import ZeroshotSettings
+
+if TYPE_CHECKING:
+    from featurecache.extraction.forecast import Forecast
+    from heads.zeroshot.methods import Numbers, ZeroShot
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ class ZeroShotReport:
     prompts_unread: tuple[str, ...]
     plan: Plan
     outcome: Extraction | None
-    forecast: Forecast | None
+    forecast: "Forecast | None"
     answers: Path | None = None
     audit: Mapping[str, Any] | None = None
     controls: Mapping[str, Any] | None = None
@@ -155,10 +153,10 @@ def zero_shot(
     if samples and method == "zs-b":
         raise UsageError("--samples draws lists, but zs-b asks for yes or no. Leave it out, or use zsc-co.")
     check_table(project, use="targets")
-    check_table(project, use="targets")
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     table, known = _of_labels(table, labels)
     rules = _rules(project, known)
+    _check_prompts(project, method, table, rules)
     written, asking = _prepared(
         project, method, table, rules, samples=samples, seed=seed, allow_download=allow_download
     )
@@ -169,6 +167,8 @@ def zero_shot(
     on_plan(plan)
     report = (method, table.labels, tuple(written), unread, plan)
     if dry_run:
+        from featurecache.extraction.forecast import forecast_plan
+
         return ZeroShotReport(*report, None, forecast_plan(project, plan) if plan.todo else None)
     outcome = run_plan(project, plan, on_progress=on_progress)
     asked_about, numbers = _answers(project, plan, table)
@@ -181,6 +181,8 @@ def zero_shot(
     still = plan.planned - len(asked_about) - len(outcome.failures)
     if still > 0:
         return ZeroShotReport(*report, outcome, None, answers, audit)
+    from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
+
     data = _labelled(project, plan, table)
     if data is None:
         write_unsure_run(asking, folder=folder, spaces=plan.spaces, audit=audit, clips=ClipRule.of(project))
@@ -199,6 +201,17 @@ def zero_shot(
     )
     run = finished_run(folder, best, timeline)
     return ZeroShotReport(*report, outcome, None, answers, audit, best["controls"], run.bundle, run)
+
+
+def _check_prompts(project: Project, method: str, table: ClipTable, rules: Rules) -> None:
+    """Refuses prompts that cannot be asked before the seconds that opening a model takes; there may be none yet."""
+    recordings = {clip.recording for clip in table.clips}
+    if not (project.prompts / method).exists():
+        return
+    if method == "zs-b":
+        read_questions(project.prompts, table.labels, recordings)
+    else:
+        read_list_prompt(project.prompts, table.labels, rules.among(table.labels), recordings)
 
 
 def _rules(project: Project, labels: Sequence[str]) -> Rules:
@@ -238,8 +251,12 @@ def _prepared(
     samples: int,
     seed: int,
     allow_download: bool,
-) -> tuple[list[Path], ZeroShot]:
+) -> "tuple[list[Path], ZeroShot]":
     """Prompts that were written, and the method with its checked prompts."""
+    from featurecache.backbones.asking import ANSWERING, check_can_answer
+    from featurecache.backbones.wording import Wording
+    from heads.zeroshot.methods import prepare_lists, prepare_yes_no
+
     features = project.settings.features
     model = find_model(features.model, allow_download=allow_download)
     model_type = model_type_of(model)
@@ -262,12 +279,12 @@ def _prepared(
     )
 
 
-def _names(asking: ZeroShot) -> list[str]:
+def _names(asking: "ZeroShot") -> list[str]:
     """The taps of a method as selected features."""
     return [f"{tap}/mean" for tap in asking.asked.widths]
 
 
-def _answers(project: Project, plan: Plan, table: ClipTable) -> tuple[list[str], Numbers]:
+def _answers(project: Project, plan: Plan, table: ClipTable) -> "tuple[list[str], Numbers]":
     """Ids of the table's clips that were answered, in its order, and the answers by tap."""
     try:
         cache = FeatureCache.open(project.cache)
@@ -288,7 +305,9 @@ def _copy_prompts(source: Path, target: Path) -> None:
         write_private(target / path.name, path.read_bytes())
 
 
-def _write_answers(path: Path, asking: ZeroShot, table: ClipTable, clip_ids: Sequence[str], numbers: Numbers) -> Path:
+def _write_answers(
+    path: Path, asking: "ZeroShot", table: ClipTable, clip_ids: Sequence[str], numbers: "Numbers"
+) -> Path:
     split_of = {clip.clip_id: clip.split for clip in table.clips}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -308,6 +327,10 @@ def _black_answers(project: Project, plan: Plan, path: Path) -> dict[str, npt.ND
     except (OSError, ValueError):
         known = {}
     if known.get("fingerprints") != fingerprints:
+        import torch
+
+        from featurecache.backbones.asking import AskedInputs
+
         features, inputs = project.settings.features, plan.model.open()
         assert isinstance(inputs, AskedInputs)  # noqa: S101  # the plan was made with questions
         backbone = open_backbone(inputs, dtype=features.dtype, device=device_of(project.settings.extract.device))

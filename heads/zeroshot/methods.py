@@ -22,7 +22,6 @@ from heads.zeroshot.lists import Rules, SaidList, allowed_lists, read_list, spok
 from heads.zeroshot.prompts import Question, read_list_prompt, read_questions
 from heads.zeroshot.reading import READINGS, columns_head, reading_head
 
-METHODS = ("zs-b", "zsc-co")
 Numbers = Mapping[str, npt.NDArray[np.floating]]
 """Cached answers of N clips by tap, each of shape (N, width)."""
 

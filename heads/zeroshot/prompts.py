@@ -14,11 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from featurecache.backbones.placeholder import require_one_video
 from featurecache.errors import SettingsError
 from featurecache.files import private_folder, write_private
 from featurecache.spelling import caseless, composed, visible
 from heads.zeroshot.lists import Rules, spoken
 
+METHODS = ("zs-b", "zsc-co")
 LIST_NAME = "prompt.txt"
 _SEPARATOR = re.compile(r"^---[ \t]*(not)?[ \t]*$\n?", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -112,6 +114,7 @@ def read_questions(folder: Path, labels: Sequence[str], recordings: Iterable[str
                 prompt = _filled(wording, {"label": spoken(label)}, path)
                 _refuse_names(prompt, names, path)
                 found.append(Question(label, number, is_negated, prompt))
+                require_one_video(prompt, f"{path}, {found[-1].name},")
     return found
 
 
@@ -134,6 +137,7 @@ def read_list_prompt(folder: Path, labels: Sequence[str], rules: Rules, recordin
     values = {"labels": ", ".join(map(spoken, labels)), "rules": rules.in_words()}
     prompt = _filled(wordings[False][0], values, path)
     _refuse_names(prompt, sorted(recordings), path)
+    require_one_video(prompt, str(path))
     return re.sub(r"  +", " ", prompt)
 
 

@@ -1,0 +1,91 @@
+"""A bundle's two own files as bytes, held against the digests in them; no number in them is read and no torch loaded.
+
+So a command that needs a bundle says within a moment that there is none, before the seconds that torch takes.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import BundleError
+from featurecache.spec import json_object, unsealed
+from heads.clip_rule import ClipRule
+
+FORMAT = 4
+"""Version of the layout; 3 had no digest of the document, 2 no variance exponent, 1 a single feature space."""
+
+HEAD_NAME, DOCUMENT_NAME = "head.safetensors", "bundle.json"
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a bundle's document says that is needed before its head is.
+
+    Attributes:
+        labels: Names of the C labels.
+        clips: What a clip was when it was fitted; None where that is not known.
+        asked: What the model is asked, as a feature space holds it; None where the head reads the model's states.
+    """
+
+    labels: tuple[str, ...]
+    clips: ClipRule | None
+    asked: Mapping[str, Any] | None
+
+
+def stated_in(path: Path) -> Stated:
+    """Reads a bundle's document.
+
+    Raises:
+        BundleError: If the bundle is missing, or its files are not as they were written.
+    """
+    document, _ = read_files(path)
+    try:
+        clips = document.get("clips")
+        first = next(iter(document["inputs"].values()))
+        return Stated(
+            tuple(document["labels"]),
+            None if clips is None else ClipRule.from_mapping(clips),
+            first["feature_inputs"].get("asked"),
+        )
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise damaged(path, f"reading it gave {type(error).__name__}: {error}") from error
+
+
+def read_files(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The document and the head's bytes, which are as they were written.
+
+    Raises:
+        BundleError: If a file is missing or has another digest, or the format is another.
+    """
+    try:
+        text, head_bytes = (path / DOCUMENT_NAME).read_bytes(), (path / HEAD_NAME).read_bytes()
+    except OSError as error:
+        inside = path / "bundle"
+        fix = f"Name {inside}." if (inside / DOCUMENT_NAME).exists() else "Make one: featurecache tune, or train."
+        raise BundleError(
+            f"a bundle must be a folder with {DOCUMENT_NAME} and {HEAD_NAME}, but reading {path} gave: "
+            f"{error.strerror}. {fix}"
+        ) from error
+    try:
+        document = json_object(text)
+        if (found := document.get("format", FORMAT)) != FORMAT:
+            raise BundleError(
+                f"{path} must be of bundle format {FORMAT}, but it is {found!r}. "
+                "Use the version that wrote it, or train again."
+            )
+        document = unsealed(document)
+    except ValueError as error:
+        raise error if isinstance(error, BundleError) else damaged(path, f"{DOCUMENT_NAME}: {error}") from error
+    try:
+        if document["head_sha256"] != hashlib.sha256(head_bytes).hexdigest():
+            raise damaged(path, f"{HEAD_NAME} does not have the sha256 that {DOCUMENT_NAME} names")
+    except KeyError as error:
+        raise damaged(path, f"reading it gave KeyError: {error}") from error
+    return document, head_bytes
+
+
+def damaged(path: Path, found: str) -> BundleError:
+    """What is said of a bundle that is not whole."""
+    return BundleError(f"a bundle must be whole, but {path} is damaged: {found}. Train again, or restore the folder.")

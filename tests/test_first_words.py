@@ -1,0 +1,105 @@
+"""What is said before the seconds that imports of torch and transformers take, tried in child processes."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+from tests.projects import make_project
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+RUN_EACH = """
+import json, sys
+from typer.testing import CliRunner
+import cli
+for line in json.load(sys.stdin):
+    done = CliRunner().invoke(cli.app, line)
+    print(json.dumps([done.exit_code, done.output, sorted({"torch", "transformers"} & set(sys.modules))]))
+"""
+
+MISSING_TABLE, MISSING_BUNDLE = "there must be a clip table", "a bundle must be a folder with bundle.json"
+
+
+def _run(*arguments: object) -> int:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments]).exit_code
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
+    """A project in which nothing was run, and one with a trained head."""
+    root = tmp_path_factory.mktemp("projects")
+    new = make_project(root / "new", tiny_model, sessions=7).root
+    trained = Path(shutil.copytree(new, root / "trained"))
+    assert _run("extract", "--config", trained) == 0
+    assert _run("train", "--config", trained) == 0
+    shutil.copytree(trained / "runs" / "train", trained / "runs" / "tune")
+    return new, trained
+
+
+def test_what_no_model_can_mend_is_said_before_torch_is_imported(projects: tuple[Path, Path], tmp_path: Path) -> None:
+    new, trained = projects
+    untabled = Path(shutil.copytree(trained, tmp_path / "untabled"))
+    (untabled / "clips.csv").unlink()
+    (untabled / "features.zarr").rename(tmp_path / "elsewhere")
+    (trained / "prompts" / "zs-b").mkdir(parents=True)
+    for label in ("ventilation", "stimulation"):
+        (trained / "prompts" / "zs-b" / f"{label}.txt").write_text("Is it taking place?")
+    text, empty, folder = (tmp_path / name for name in ("notes.txt", "empty.mp4", "some"))
+    text.write_text("no video")
+    empty.touch()
+    folder.mkdir()
+    cases: list[tuple[list[object], Path, int, str]] = [
+        (["predict", tmp_path / "nosuch.mp4"], trained, 3, "there is no such file"),
+        (["predict", text, empty, folder], trained, 3, "the file is empty"),
+        (["predict", tmp_path / "nosuch.mp4", "--bundle", tmp_path], trained, 1, MISSING_BUNDLE),
+        (["predict", tmp_path / "nosuch.mp4"], new, 1, MISSING_BUNDLE),
+        (["extract", "--dry-run"], trained, 0, "28 in the cache, 0 to do"),
+        (["zeroshot", "zs-b"], trained, 1, "must hold <video> exactly once, but it holds it 0 times"),
+        (["zeroshot", "zs-b", "--labels", "nosuch"], trained, 2, "'nosuch' is none"),
+        (["zeroshot", "zs-b"], untabled, 1, MISSING_TABLE),
+        *((line.split(), untabled, 1, MISSING_TABLE) for line in ("train", "tune", "evaluate", "finetune")),
+        (["evaluate"], trained.parent / "without runs", 1, MISSING_BUNDLE),
+        (["evaluate", "--leave-one-session-out"], new, 1, MISSING_BUNDLE),
+        (["evaluate", "runs/tune"], new, 1, MISSING_BUNDLE),
+        (["lora-finetune"], trained.parent / "without runs", 1, MISSING_BUNDLE),
+        (["compare"], trained.parent / "without runs", 1, "there is no run"),
+        (["report"], trained.parent / "without runs", 0, "report.html"),
+        (["cache", "export", tmp_path / "all.h5"], untabled, 1, "there must be a feature cache"),
+        (["cache", "why", "0123456789abcdef-0-1000000"], trained, 0, "0123456789abcdef"),
+    ]
+    without = Path(shutil.copytree(trained, trained.parent / "without runs"))
+    shutil.rmtree(without / "runs")
+    lines = [[*map(str, line), "--config", str(project)] for line, project, _, _ in cases]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EACH],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT,
+    )
+    for line, (_, _, code, words), found in zip(lines, cases, done.stdout.splitlines(), strict=True):
+        exit_code, said, imported = json.loads(found)
+        assert exit_code == code, (line, said)
+        assert words in " ".join(said.split()), line
+        assert not imported, line
+
+
+def test_a_terminal_is_told_what_is_loaded_and_a_log_is_not(projects: tuple[Path, Path]) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "import cli; cli.main()", "train", "--config", str(projects[1])]
+    with os.fdopen(theirs, "w") as terminal:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=True, env=ENVIRONMENT)
+    with os.fdopen(ours, "rb", buffering=0) as said:
+        assert said.read(4096).splitlines()[0] == b"loading PyTorch ..."
+    assert b"loading" not in done.stdout
+    logged = subprocess.run(command, capture_output=True, check=True, env=ENVIRONMENT)
+    assert b"loading" not in logged.stderr
