@@ -76,8 +76,9 @@ def init(
     """Look at the files and write a commented featurecache.toml."""
     from featurecache.setup.proposal import propose
     from featurecache.terminal.clips import proposal
+    from heads.sections import SECTIONS
 
-    found = propose(directory, videos=videos, annotations=annotations, model=model)
+    found = propose(directory, videos=videos, annotations=annotations, model=model, sections=SECTIONS)
     return finish(Screen(as_json), found, proposal(found))
 
 
@@ -664,10 +665,12 @@ def demo(
 ) -> int:
     """The whole way on embedded data: no download, no GPU."""
     from featurecache.workflow.demo import make_demo
+    from heads.sections import SECTIONS
 
     screen = Screen(as_json)
     drawing, there = "drawing recordings and their annotations ...", f"{directory} holds a demo already; resuming it"
-    project = make_demo(directory, on_drawing=lambda is_new: screen.say(drawing if is_new else there))
+    tell = lambda is_new: screen.say(drawing if is_new else there)  # noqa: E731
+    project = make_demo(directory, sections=SECTIONS, on_drawing=tell)
     steps: dict[str, Any] = {}
     asked = [project.runs / f"zeroshot-{method}/bundle" for method in ("zs-b", "zsc-co")]
     chain: dict[str, Callable[[], Any]] = {

@@ -54,7 +54,7 @@ from featurecache.backbones.cost import Product, clip_cost
 from featurecache.backbones.family import Backbone
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.pipeline import Progress, extract
-from featurecache.spec import feature_space, parse_kept
+from featurecache.spec import feature_space, parse_feature
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, find_recordings
@@ -152,7 +152,7 @@ class Ours:
         self.backbone: Backbone = open_backbone(inputs, dtype=dtype, device=device)  # type: ignore[arg-type]
         self.space = feature_space(
             inputs,
-            parse_kept(KEPT, inputs.taps),
+            parse_feature(KEPT, inputs.taps),
             dtype=dtype,
             stored_dtype="float32",
             sha256_of=DigestMemo(None).sha256,

@@ -42,7 +42,7 @@ from featurecache.backbones.cost import Cost, clip_cost
 from featurecache.backbones.family import Backbone
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.pipeline import extract
-from featurecache.spec import feature_space, parse_kept
+from featurecache.spec import feature_space, parse_feature
 from featurecache.store import CacheWriter
 from featurecache.video.recordings import find_recordings
 from heads import SearchSpace, search_heads
@@ -99,7 +99,7 @@ def measure_extraction(
 ) -> dict[str, Any]:
     """From files to cache."""
     recordings, _ = find_recordings(root / "videos")
-    feature = parse_kept(FEATURE, backbone.inputs.taps)
+    feature = parse_feature(FEATURE, backbone.inputs.taps)
     space = feature_space(backbone.inputs, feature, dtype=dtype, stored_dtype="float16", sha256_of=lambda _: "0" * 64)
     spans = [(k * CLIP_US, (k + 1) * CLIP_US) for k in range(clips)]
     work = [[ClipRecord(recording, *span, (FEATURE,)) for span in spans] for recording in recordings]

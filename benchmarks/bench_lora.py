@@ -45,7 +45,7 @@ from featurecache.backbones.cost import Product, clip_cost
 from featurecache.backbones.family import Inputs
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.pipeline import extract
-from featurecache.spec import feature_space, parse_kept
+from featurecache.spec import feature_space, parse_feature
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import find_recordings
@@ -97,7 +97,7 @@ def extract_tokens(model: Path, video: Path, size: Size, root: Path, layers: lis
     seconds = []
     for layer in layers:
         name = f"layer_{layer}/tokens"
-        kept = parse_kept(name, inputs.taps)
+        kept = parse_feature(name, inputs.taps)
         space = feature_space(inputs, kept, dtype="float32", stored_dtype="float32", sha256_of=DigestMemo(None).sha256)
         with CacheWriter(root, space, {}) as writer:
             done, took = taken(

@@ -92,8 +92,8 @@ class FeatureSpace:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A feature that is kept of every clip: where it is read, and how its tokens become one array."""
+class SelectedFeature:
+    """A feature that is stored of every clip: where it is read (tap), and how its tokens become one array (pooling)."""
 
     tap: str
     pooling: str
@@ -102,8 +102,8 @@ class Kept:
         return f"{self.tap}/{self.pooling}"
 
 
-def parse_kept(text: str, taps: "Mapping[str, TapShape]") -> Kept:
-    """A kept feature as settings write it: `tap/pooling`.
+def parse_feature(text: str, taps: "Mapping[str, TapShape]") -> SelectedFeature:
+    """A selected feature as settings write it: `tap/pooling`.
 
     Args:
         text: E.g. `final/mean`.
@@ -113,18 +113,18 @@ def parse_kept(text: str, taps: "Mapping[str, TapShape]") -> Kept:
         SettingsError: If this model has no such tap, or the tap no such pooling.
     """
     tap, _, pooling = text.partition("/")
-    offered = {f"{name}/{way}": Kept(name, way) for name, shape in taps.items() for way in _poolings(shape)}
+    offered = {f"{name}/{way}": SelectedFeature(name, way) for name, shape in taps.items() for way in _poolings(shape)}
     if text in offered:
         return offered[text]
     near = _nearest(tap, pooling, taps)
     hint = f"Did you mean {near!r}?" if near else "Write it as tap/pooling, e.g. final/mean."
     if tap in taps:
         raise SettingsError(
-            f"features.keep must name a pooling of {tap}, which are {', '.join(_poolings(taps[tap]))}, "
+            f"features.select must name a pooling of {tap}, which are {', '.join(_poolings(taps[tap]))}, "
             f"but it names {pooling!r}{_WHY_NOT.get(pooling, '')}. {hint}"
         )
     raise SettingsError(
-        f"features.keep must name taps of this model, which are {_listed(list(taps))}, but it names {tap!r}. {hint}"
+        f"features.select must name taps of this model, which are {_listed(list(taps))}, but it names {tap!r}. {hint}"
     )
 
 
@@ -145,7 +145,7 @@ def _nearest(tap: str, pooling: str, taps: "Mapping[str, TapShape]") -> str | No
     return f"{near_taps[0]}/{near[0] if near else 'mean'}"
 
 
-def row_shape(feature: "Kept | FeatureSpace", taps: "Mapping[str, TapShape]") -> tuple[int, ...]:
+def row_shape(feature: "SelectedFeature | FeatureSpace", taps: "Mapping[str, TapShape]") -> tuple[int, ...]:
     """Shape of a selected feature of one clip: (D,), (T', D) or (S, D)."""
     shape = taps[feature.tap]
     if feature.pooling == "frames":
@@ -155,23 +155,23 @@ def row_shape(feature: "Kept | FeatureSpace", taps: "Mapping[str, TapShape]") ->
     return (shape.width,)
 
 
-def stored_dtype_of(kept: Kept, stored_dtype: str) -> str:
-    """The dtype on disk of a kept feature under the setting `stored_dtype`.
+def stored_dtype_of(feature: SelectedFeature, stored_dtype: str) -> str:
+    """The dtype on disk of a selected feature under the setting `stored_dtype`.
 
     Pooled features are stored as the setting says. Tokens are the model's own states: they are stored in bfloat16,
     which has their range where float16 overflows, unless float32 is asked for.
     """
-    return "bfloat16" if kept.pooling == "tokens" and stored_dtype != "float32" else stored_dtype
+    return "bfloat16" if feature.pooling == "tokens" and stored_dtype != "float32" else stored_dtype
 
 
 def feature_space(
-    inputs: "Inputs", kept: Kept, *, dtype: str, stored_dtype: str, sha256_of: Callable[[Path], str]
+    inputs: "Inputs", feature: SelectedFeature, *, dtype: str, stored_dtype: str, sha256_of: Callable[[Path], str]
 ) -> FeatureSpace:
-    """The feature space of one kept feature of a model.
+    """The feature space of one selected feature of a model.
 
     Args:
         inputs: The model without its weights.
-        kept: Which feature.
+        feature: Which feature.
         dtype: The dtype the model computes in.
         stored_dtype: The setting; see `stored_dtype_of`.
         sha256_of: Digest of a file's content.
@@ -179,10 +179,10 @@ def feature_space(
     return FeatureSpace(
         {
             "numerics_version": NUMERICS_VERSION,
-            **inputs.identity(kept.tap, dtype, sha256_of),
-            "tap": kept.tap,
-            "pooling": kept.pooling,
-            "stored_dtype": stored_dtype_of(kept, stored_dtype),
+            **inputs.identity(feature.tap, dtype, sha256_of),
+            "tap": feature.tap,
+            "pooling": feature.pooling,
+            "stored_dtype": stored_dtype_of(feature, stored_dtype),
         }
     )
 

@@ -110,7 +110,7 @@ class Bundle:
             resize=made["preprocessing"]["resize"],
             dtype=made["backbone"]["compute_dtype"],
             stored_dtype=made["stored_dtype"],
-            keep=tuple(self.kept),
+            select=tuple(self.kept),
         )
         return replace(project, settings=replace(project.settings, features=features))
 

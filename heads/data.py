@@ -84,8 +84,8 @@ class KeptSplit:
         missing = [name for name in names if name not in self.features]
         if missing:
             raise SettingsError(
-                f"inputs must be features that features.keep selects: {', '.join(self.features)}; but {missing[0]!r} "
-                "is not one. Choose others, or add it to features.keep and run: featurecache extract."
+                f"inputs must be features that features.select selects: {', '.join(self.features)}; but {missing[0]!r} "
+                "is not one. Choose others, or add it to features.select and run: featurecache extract."
             )
         parts = [self.features[name] for name in names]
         if len({part.shape[:-1] for part in parts}) > 1:

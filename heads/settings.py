@@ -86,19 +86,21 @@ Folds = Annotated[int, Field(ge=2, le=1000)]
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How one head is made and trained.
+    """The head that `featurecache train` fits.
 
     Attributes:
-        kind: `linear` is the paper's FT-LC; `mlp` has one hidden ReLU layer. On features of a clip's frames:
-            `attention` weighs frames by a learned query per label; `temporal` convolves over three time steps.
-        inputs: The selected features it reads, concatenated in this order: `final/mean+final/motion`.
-        hidden_width: Hidden units of `mlp`, channels of `temporal`; no other kind reads it.
-        normalization: What features go through first: `none`; `standardize`, centred and scaled by the training clips'
-            mean and standard deviation; `l2`, each selected feature of each clip scaled to the length sqrt(its width).
+        kind: "linear" is the paper's FT-LC; "mlp" has one hidden ReLU layer. On features of a clip's frames:
+            "attention" weighs frames by a learned query per label; "temporal" convolves over three time steps.
+        inputs: The selected features it reads, concatenated in this order: "final/mean+final/motion"; left out in
+            featurecache.toml: the first of features.select.
+        hidden_width: Hidden units of "mlp", channels of "temporal"; no other kind reads it.
+        normalization: What features go through first: "none"; "standardize", centred and scaled by the training clips'
+            mean and standard deviation; "l2", each selected feature of each clip scaled to the length sqrt(its width).
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
-        solver: `adamw` or `convex`; see the top of this file.
+        solver: "adamw", or "convex": the optimum of a linear head without dropout, for the penalty l2; it takes no
+            steps, so that learning_rate, weight_decay, batch_size and epochs do not count.
         l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label, where
-            `variance_exponent` is 0.
+            variance_exponent is 0.
         variance_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
             its variance) to this power: 0 treats all alike, 1 holds weights down where features hardly vary.
         learning_rate: Step size of AdamW, constant over the epochs.
@@ -188,7 +190,13 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The ranges that the search draws head settings from: (lowest, highest), or the choices.
+    """What `featurecache tune` draws head settings from: [lowest, highest], or all choices.
+
+    Attributes:
+        inputs: Left out: each selected feature, means with their motions, all means, and all.
+        components: Those that are fewer than the features.
+        solver: "convex" first, a grid for each choice above, then trials by "adamw".
+        folds: Folds of the sessions that are not test, by which settings are chosen.
 
     Learning rate, weight decay, l2, the weights' scale, hidden width and epochs are drawn on a logarithmic scale. A
     range whose two ends are equal, or a single choice, fixes the setting; so do the defaults of those settings that

@@ -466,7 +466,7 @@ def test_features_serve_when_their_videos_were_moved_away(project: Path) -> None
     shutil.rmtree(project / "runs")
     for command in ("train", "tune --trials 2"):
         assert "left out" not in _run(*command.split(), "--config", project).stderr
-    _settings("[features]\n", '[features]\nkeep = ["final/mean", "layer_1/mean"]\n')(project)
+    _settings("[features]\n", '[features]\nselect = ["final/mean", "layer_1/mean"]\n')(project)
     assert _run("extract", "--config", project).exit_code == 3, "the other feature space lacks it"
     rows = [line for line in (project / "failed_clips.csv").read_text().splitlines() if "S0.mp4" in line]
     assert len(rows) == 4
@@ -512,7 +512,7 @@ def test_extract_says_that_words_behind_the_video_change_nothing(project: Path) 
 
 def test_dry_run_says_what_it_takes_in_lines_that_fit_a_screen(project: Path) -> None:
     keep = [f"{tap}/{way}" for tap in ("final", "vision", "layer_1") for way in ("mean", "motion", "frames")]
-    _edit(project / "featurecache.toml", "[features]", f"[features]\nkeep = {json.dumps(keep)}")
+    _edit(project / "featurecache.toml", "[features]", f"[features]\nselect = {json.dumps(keep)}")
     said = _run("extract", "--dry-run", "--config", project).stdout
     assert all(name in said for name in keep)
     assert re.search(r"^disk    [\d.]+ MB of [\d.]+ GB that are free: final/mean [\d.]+ MB, ", said, re.MULTILINE)
@@ -645,7 +645,7 @@ def test_cache_forget_removes_a_recording_by_its_name(project: Path) -> None:
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A project that keeps several features, extracted."""
-    keep = 'keep = ["final/mean", "final/motion", "layer_1/mean", "final/frames"]'
+    keep = 'select = ["final/mean", "final/motion", "layer_1/mean", "final/frames"]'
     root = tmp_path_factory.mktemp("several") / "project"
     project = make_project(root, tiny_model, sessions=7, features=keep)
     for command in ("clips", "extract"):
@@ -697,7 +697,7 @@ def test_train_and_tune_read_the_inputs_that_the_settings_name(several: Path, tm
     _edit(project / "featurecache.toml", 'inputs = ["final/frames"]', 'inputs = ["vision/mean"]')
     stderr = _run("tune", "--config", project).stderr
     assert re.search(
-        r"that features\.keep selects: final/mean.*; but 'vision/mean' is not one\. .*features\.keep", stderr
+        r"that features\.select selects: final/mean.*; but 'vision/mean' is not one\. .*features\.select", stderr
     )
 
 
@@ -751,7 +751,7 @@ def test_import_lists_withdrawn_recordings_that_it_left_out_and_ends_with_3(proj
 def test_python_of_the_readme_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert code is not None
-    _settings("[features]\n", '[features]\nkeep = ["final/mean", "layer_1/mean"]\n')(project)
+    _settings("[features]\n", '[features]\nselect = ["final/mean", "layer_1/mean"]\n')(project)
     assert _run("extract", "--config", project).exit_code == 0
     monkeypatch.chdir(project)
     ids = [line.split(",")[0] for line in (project / "clips.csv").read_text().splitlines()[1:]]

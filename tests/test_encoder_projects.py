@@ -31,7 +31,7 @@ def _run(project: Project, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize("make", [make_clip, make_timesformer], ids=["frame encoder", "clip encoder"])
 def test_project_goes_from_recordings_to_a_head_when_the_model_is_a_vision_encoder(tmp_path: Path, make: Any) -> None:
     model = make(tmp_path / "model")
-    project = make_project(tmp_path / "project", model, sessions=5, features=f"keep = {KEPT}")
+    project = make_project(tmp_path / "project", model, sessions=5, features=f"select = {KEPT}")
     settings = project.root / "featurecache.toml"
     settings.write_text(settings.read_text().replace("stride_s = 1", "stride_s = 0.5"))
     project = open_project(project.root)

@@ -87,9 +87,9 @@ EVERY_KIND = ("vision/mean", "layer_0/tokens", "layer_1/motion", "final/frames",
 def _keep(project: Project, *names: str) -> Project:
     """The same project, keeping other features."""
     settings = project.root / "featurecache.toml"
-    lines = [line for line in settings.read_text().splitlines() if not line.startswith("keep = ")]
+    lines = [line for line in settings.read_text().splitlines() if not line.startswith("select = ")]
     place = lines.index("[features]") + 1
-    settings.write_text("\n".join([*lines[:place], f"keep = {list(names)}", *lines[place:]]) + "\n")
+    settings.write_text("\n".join([*lines[:place], f"select = {list(names)}", *lines[place:]]) + "\n")
     return open_project(project.root)
 
 
@@ -517,7 +517,7 @@ def test_processes_that_keep_different_features_compute_none_twice(project: Proj
     base = (project.root / "featurecache.toml").read_text()
     keeps = {"one": ["final/mean", "vision/mean"], "other": ["layer_1/mean", "final/mean"]}
     for name, keep in keeps.items():
-        (project.root / f"{name}.toml").write_text(base.replace("[features]", f"[features]\nkeep = {keep}"))
+        (project.root / f"{name}.toml").write_text(base.replace("[features]", f"[features]\nselect = {keep}"))
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "cli", "extract", "--config", str(project.root / f"{name}.toml"), "--json"],

@@ -42,8 +42,9 @@ from heads.engines import fitting
 from heads.finetuning.adapters import AdaptedNetwork
 from heads.finetuning.interrupts import Interrupts
 from heads.finetuning.loop import FineTuning
-from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
+from heads.finetuning.lora import LoraRun, plan_lora
 from heads.finetuning.run import CHECKPOINT_NAME
+from heads.finetuning.settings import LoraSettings
 from heads.finetuning.training_state import Group, positive_weight
 from heads.models import Front, LinearHead, head_scores
 from heads.runs import train_bundle
@@ -476,7 +477,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, deep_model: Path) -> Proje
     """Extracted and with a tuned head that reads three features, one of which no adapter changes."""
     keep = ["final/mean", "final/motion", "vision/mean"]
     project = make_project(
-        tmp_path_factory.mktemp("lora") / "project", deep_model, sessions=6, clips=4, features=f"keep = {keep}"
+        tmp_path_factory.mktemp("lora") / "project", deep_model, sessions=6, clips=4, features=f"select = {keep}"
     )
     make_table(project)
     run_plan(project, plan_extraction(project))
@@ -491,7 +492,7 @@ def tuned(
 
     table = read_table(project.clips)
     names = inputs.split("+")
-    _, spaces = project_spaces(project, keep=names)
+    _, spaces = project_spaces(project, select=names)
     cache = FeatureCache.open(project.cache)
     train, validation = (load_split(table, split, cache, spaces).data for split in ("train", "validation"))
     settings = HeadSettings(**{"inputs": inputs, "solver": "convex", "l2": 0.01, **of_head})

@@ -10,7 +10,7 @@ from featurecache.backbones import DEMO_MODEL, find_model, open_backbone, open_i
 from featurecache.clips.clip import clip_id
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.pipeline import Progress, extract
-from featurecache.spec import feature_space, parse_kept
+from featurecache.spec import feature_space, parse_feature
 from featurecache.store import CacheWriter, FeatureCache
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import find_recordings
@@ -38,7 +38,7 @@ def test_extract_needs_no_more_memory_when_a_recording_lasts_two_hours(tmp_path:
     backbone = open_backbone(inputs, dtype="float32", device="cpu")
     space = feature_space(
         inputs,
-        parse_kept(KEPT, inputs.taps),
+        parse_feature(KEPT, inputs.taps),
         dtype="float32",
         stored_dtype="float32",
         sha256_of=DigestMemo(None).sha256,

@@ -150,7 +150,7 @@ def test_predict_extracts_all_that_a_bundle_reads_side_by_side_and_nothing_else(
     project: Project, tmp_path: Path
 ) -> None:
     names = ["final/mean", "final/motion"]
-    inputs, spaces = project_spaces(project, keep=names)
+    inputs, spaces = project_spaces(project, select=names)
     width = inputs.taps["final"].width
     torch.manual_seed(1)
     head = LinearHead(Front(2 * width, part_widths=(width, width)), len(LABELS))

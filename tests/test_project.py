@@ -1,20 +1,19 @@
 """Settings: what is written can be read, what is wrong is named."""
 
 import dataclasses
-import json
+import inspect
 import re
-import tomllib
 from decimal import Decimal
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
-from featurecache.project.settings import open_project
+from featurecache.project.settings import DataSettings, FeatureSettings, Settings, open_project, parse_section
 from featurecache.project.template import write_settings
-from heads.finetuning.lora import LoraSettings
-from heads.finetuning.timesformer import FinetuneSettings
-from heads.settings import HeadSettings, SearchSpace
+from heads.finetuning.settings import FinetuneSettings
+from heads.sections import SECTIONS
 
 MINIMAL = '[data]\nvideos = "videos"\n[features]\nmodel = "demo"\n'
 
@@ -30,7 +29,7 @@ def test_open_project_fills_in_defaults_when_only_the_needed_is_set(tmp_path: Pa
     assert project.annotations is None
     assert project.settings.clips.length_us == 3_000_000
     assert project.settings.features.frames == 16
-    assert project.settings.features.keep == ("final/mean",)
+    assert project.settings.features.select == ("final/mean",)
     assert project.settings.extract.batch_size == "auto"
     assert project.settings.splits.sessions == {}
 
@@ -79,9 +78,9 @@ def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: 
     [
         ('[data]\nvideos = "v"\n', r"features must be set"),
         ('[data]\n[features]\nmodel = "demo"\n', r"data\.videos must be set"),
-        (MINIMAL + "keep = []\n", r"features\.keep must be at least one tap/pooling, .*, but it is \[\]"),
-        (MINIMAL + 'keep = ["a/mean", "a/mean"]\n', r"features\.keep must be .* none of them twice"),
-        (MINIMAL + 'keep = "final/mean"\n', r"features\.keep must be .*, but it is 'final/mean'"),
+        (MINIMAL + "select = []\n", r"features\.select must be at least one tap/pooling, .*, but it is \[\]"),
+        (MINIMAL + 'select = ["a/mean", "a/mean"]\n', r"features\.select must be .* none of them twice"),
+        (MINIMAL + 'select = "final/mean"\n', r"features\.select must be .*, but it is 'final/mean'"),
         (MINIMAL + 'dtype = "float8"\n', r"features\.dtype must be .*'bfloat16'.*, but it is 'float8'"),
         (
             '[data]\nvideos = "v"\nsession_from = "pattern"\n[features]\nmodel = "demo"\n',
@@ -104,25 +103,26 @@ def test_open_project_says_how_to_make_one_when_there_is_none(tmp_path: Path) ->
 
 def test_write_settings_is_read_back_when_names_are_odd(tmp_path: Path) -> None:
     odd = ['a "quoted" tier', "back\\slash", "ünï", "tab\there", "del\x7f"]
-    path = write_settings(
-        tmp_path / "new",
-        videos="my videos",
-        annotations="labels.csv",
-        labels_from="values",
-        tiers=odd,
-        labels=odd,
-        session_from="pattern",
-        session_pattern=r"^(\w+)_",
-        model="demo",
-        dtype="float32",
-        keep=["final/mean", "layer_2/motion"],
-        reason="two tiers hold the same few values",
-    )
+    data = {
+        "videos": "my videos",
+        "annotations": "labels.csv",
+        "labels_from": "values",
+        "tiers": odd,
+        "labels": odd,
+        "mapping": {odd[0]: {odd[3]: odd[2], "*": ""}},
+        "rename": {odd[4]: odd[1]},
+        "session_from": "pattern",
+        "session_pattern": r"^(\w+)_",
+    }
+    features = {"model": "demo", "dtype": "float32", "select": ["final/mean", "layer_2/motion"]}
+    path = write_settings(tmp_path / "new", {"data": data, "features": features}, reason="two tiers hold few values")
     project = open_project(path)
     assert project.settings.data.tiers == project.settings.data.labels == tuple(odd)
+    assert project.settings.data.mapping == {odd[0]: {odd[3]: odd[2], "*": ""}}
+    assert project.settings.data.rename == {odd[4]: odd[1]}
     assert project.settings.data.session_pattern == r"^(\w+)_"
     assert project.settings.features.dtype == "float32"
-    assert project.settings.features.keep == ("final/mean", "layer_2/motion")
+    assert project.settings.features.select == ("final/mean", "layer_2/motion")
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
@@ -130,49 +130,39 @@ def test_write_settings_is_read_back_when_names_are_odd(tmp_path: Path) -> None:
 def test_write_settings_keeps_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "featurecache.toml").write_text("mine")
     with pytest.raises(ProjectExistsError, match="is there"):
-        write_settings(
-            tmp_path,
-            videos="v",
-            annotations=None,
-            labels_from="tiers",
-            tiers=[],
-            labels=[],
-            session_from="file",
-            model="demo",
-            dtype="float32",
-            reason="",
-        )
+        write_settings(tmp_path, {"data": {"videos": "v"}, "features": {"model": "demo"}})
     assert (tmp_path / "featurecache.toml").read_text() == "mine"
 
 
-def test_written_settings_name_every_setting_of_learning_with_its_default(tmp_path: Path) -> None:
-    write_settings(
-        tmp_path,
-        videos="videos",
-        annotations=None,
-        labels_from="tiers",
-        tiers=["a"],
-        labels=["a"],
-        session_from="file",
-        model="demo",
-        dtype="float32",
-        reason="why",
-    )
+def test_written_settings_show_every_setting_with_its_default_or_an_example_that_is_read(tmp_path: Path) -> None:
+    write_settings(tmp_path, {"data": {"videos": "v"}, "features": {"model": "demo"}}, sections=SECTIONS)
     text = (tmp_path / "featurecache.toml").read_text()
-    of_learning = re.sub(r"(?m)^# (\w[\w.]* = )", r"\1", text[text.index("[train]") :])
-    written = tomllib.loads(of_learning)
-    shown_by_example = {"inputs", "model"}
-    for section, settings in (
-        ("train", HeadSettings()),
-        ("search", SearchSpace()),
-        ("lora", LoraSettings()),
-        ("finetune", FinetuneSettings(model="a")),
+    assert max(map(len, text.splitlines())) <= 120
+    uncommented = re.sub(r"(?m)^# (?=[\w.\"]+ = )", "", text)
+    (tmp_path / "featurecache.toml").write_text(
+        uncommented.replace('session_from = "file"', 'session_from = "pattern"')
+    )
+    settings = open_project(tmp_path).settings
+    given = {
+        "data": DataSettings(Path("v")),
+        "features": FeatureSettings("demo"),
+        "finetune": FinetuneSettings(model=""),
+    }
+    for name, kind in {**get_type_hints(Settings), **SECTIONS}.items():
+        section = getattr(settings, name)
+        shown = parse_section(section, kind, name) if isinstance(section, dict) else section
+        expected = given.get(name) or kind()
+        by_example = {match[1] for match in re.finditer(r"E\.g\. `(\w+)", inspect.getdoc(kind) or "")}
+        for field in dataclasses.fields(kind):
+            is_default = getattr(shown, field.name) == getattr(expected, field.name)
+            assert is_default is (field.name not in by_example | {"session_from"}), (name, field.name)
+
+
+def test_the_former_name_of_select_is_read_with_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(
+        FutureWarning, match=r"features\.keep is called features\.select now\. Rename it in featurecache\.toml"
     ):
-        defaults = json.loads(json.dumps(dataclasses.asdict(settings)))
-        for name in defaults.keys() - shown_by_example:
-            told = written[section].get(name, written["lora"].get(name) if section == "finetune" else None)
-            if isinstance(told, dict):
-                assert told.items() <= defaults[name].items(), (section, name)
-            else:
-                assert told == defaults[name], (section, name)
-        assert written[section].keys() <= defaults.keys()
+        project = _open(tmp_path, MINIMAL + 'keep = ["final/motion"]\n')
+    assert project.settings.features.select == ("final/motion",)
+    with pytest.raises(SettingsError, match=r"'features\.keep' is not"):
+        _open(tmp_path, MINIMAL + 'keep = ["final/motion"]\nselect = ["final/mean"]\n')

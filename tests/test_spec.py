@@ -1,4 +1,4 @@
-"""Kept features by name, their shapes and dtypes, and fingerprints that differ where values do."""
+"""SelectedFeature features by name, their shapes and dtypes, and fingerprints that differ where values do."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from featurecache.backbones import open_inputs
 from featurecache.backbones.family import TapShape
 from featurecache.errors import SettingsError
 from featurecache.files import sha256_of_file
-from featurecache.spec import Kept, feature_space, parse_kept, row_shape, stored_dtype_of
+from featurecache.spec import SelectedFeature, feature_space, parse_feature, row_shape, stored_dtype_of
 
 TAPS = {
     "vision": TapShape(4, 9, 16),
@@ -30,7 +30,7 @@ TAPS = {
     ],
 )
 def test_parse_kept_gives_tap_and_pooling_when_the_model_has_them(text: str, shape: tuple[int, ...]) -> None:
-    kept = parse_kept(text, TAPS)
+    kept = parse_feature(text, TAPS)
     assert str(kept) == text
     assert row_shape(kept, TAPS) == shape
 
@@ -52,20 +52,22 @@ def test_parse_kept_gives_tap_and_pooling_when_the_model_has_them(text: str, sha
 )
 def test_parse_kept_lists_what_the_model_offers_when_it_has_no_such_feature(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
-        parse_kept(text, TAPS)
+        parse_feature(text, TAPS)
     assert "\n" not in str(caught.value)
 
 
 def test_tokens_are_stored_in_bfloat16_unless_float32_is_asked_for() -> None:
     asked = [(pooling, stored) for pooling in ("mean", "frames", "tokens") for stored in ("float16", "float32")]
-    got = [stored_dtype_of(Kept("final", pooling), stored) for pooling, stored in asked]
+    got = [stored_dtype_of(SelectedFeature("final", pooling), stored) for pooling, stored in asked]
     assert got == ["float16", "float32", "float16", "float32", "bfloat16", "float32"]
 
 
 def test_fingerprints_differ_between_kept_features_and_by_the_prompt_where_it_matters(tiny_model: Path) -> None:
     def fingerprints(prompt: str) -> dict[str, str]:
         inputs = open_inputs(tiny_model, prompt=prompt, frames=4, resize="crop")
-        kept = [parse_kept(f"{tap}/{way}", inputs.taps) for tap in inputs.taps for way in ("mean", "motion", "tokens")]
+        kept = [
+            parse_feature(f"{tap}/{way}", inputs.taps) for tap in inputs.taps for way in ("mean", "motion", "tokens")
+        ]
         spaces = [
             feature_space(inputs, one, dtype="float32", stored_dtype="float16", sha256_of=sha256_of_file)
             for one in kept

@@ -165,7 +165,7 @@ def test_a_split_that_cuts_sessions_is_refused_unless_forced_and_then_said_in_ev
 def test_training_refuses_features_that_the_project_does_not_make_or_the_cache_lacks(project: Project) -> None:
     section = {"inputs": "vision/mean"}
     other = dataclasses.replace(project, settings=dataclasses.replace(project.settings, train=section))
-    with pytest.raises(SettingsError, match=r"must be features that features\.keep selects"):
+    with pytest.raises(SettingsError, match=r"must be features that features\.select selects"):
         train(other)
     for segments in (project.cache / "spaces").glob("*/segments"):
         shutil.rmtree(segments)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.relatives import named_alike, recorded_together
-from featurecache.project.toml_text import toml_list
+from featurecache.project.toml_text import toml_value
 from featurecache.video.recordings import Recording
 
 FEW_SESSIONS = 5
@@ -117,5 +117,5 @@ def apart_in_words(names: Sequence[str], split_of: Mapping[str, str], sign: str)
     shown = ", ".join(f"{name} ({split_of[name]})" for name in names[:_SHOWN])
     return (
         f"{shown}{', ...' if len(names) > _SHOWN else ''} {sign} and lie in different splits. If they are of one "
-        f"session or patient, set same_session = [{toml_list(names)}] under [data]."
+        f"session or patient, set same_session = [{toml_value(names)}] under [data]."
     )

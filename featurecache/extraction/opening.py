@@ -46,7 +46,7 @@ def open_planned(
 
         attach_adapter(backbone, adapter.folder)
         adapter = open_adapter(adapter.folder)
-    _, now = project_spaces(project, keep=list(spaces), adapter=adapter, asked=asked, anew=True)
+    _, now = project_spaces(project, select=list(spaces), adapter=adapter, asked=asked, anew=True)
     changed = [name for name, space in spaces.items() if now[name].fingerprint != space.fingerprint]
     if changed:
         differ = ", ".join(differences(now[changed[0]], spaces[changed[0]]))

@@ -97,7 +97,7 @@ def plan_extraction(
     project: Project,
     *,
     limit: int | None = None,
-    keep: Sequence[str] | None = None,
+    select: Sequence[str] | None = None,
     clip_ids: Collection[str] | None = None,
     adapter: Adapter | None = None,
     asked: "Asked | None" = None,
@@ -108,7 +108,7 @@ def plan_extraction(
     Args:
         project: The project; its clip table must exist.
         limit: At most this many clips to compute.
-        keep: As `project_spaces`.
+        select: As `project_spaces`.
         clip_ids: Plan these clips of the table only.
         adapter: As `project_spaces`.
         asked: As `project_spaces`.
@@ -124,7 +124,7 @@ def plan_extraction(
             f"{project.clips.name} must have a row for each clip, but it has none below its header. "
             "Make it again: featurecache clips --force."
         )
-    model, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
+    model, spaces = project_spaces(project, select=select, adapter=adapter, asked=asked, allow_download=allow_download)
     source = sources_of(project)
     _, first = np.unique(clips.recording.codes, return_index=True)  # a recording has one content
     contents = [clips.content.values[code] for code in clips.content.codes[first].tolist()]
@@ -159,7 +159,7 @@ def plan_recordings(
     project: Project,
     wanted: Sequence[tuple[Recording, Sequence[tuple[int, int]]]],
     *,
-    keep: Sequence[str],
+    select: Sequence[str],
     adapter: Adapter | None = None,
     asked: "Asked | None" = None,
     allow_download: bool = False,
@@ -169,7 +169,7 @@ def plan_recordings(
     Args:
         project: The project, whose settings say how features are made and whose cache keeps them.
         wanted: Recordings of different content, each with its clips.
-        keep: Names of the features (`tap/pooling`).
+        select: Names of the features (`tap/pooling`).
         adapter: As `project_spaces`.
         asked: As `project_spaces`.
         allow_download: Whether the model may be fetched from the hub.
@@ -178,7 +178,7 @@ def plan_recordings(
         SettingsError: If the model has no such tap or pooling.
         CacheFormatError: If the cache is of a newer format or no cache.
     """
-    model, spaces = project_spaces(project, keep=keep, adapter=adapter, asked=asked, allow_download=allow_download)
+    model, spaces = project_spaces(project, select=select, adapter=adapter, asked=asked, allow_download=allow_download)
     withdrawn = read_withdrawn(project.cache)
     unusable: list[FailedClip] = []
     fit: list[tuple[Recording, Sequence[tuple[int, int]]]] = []

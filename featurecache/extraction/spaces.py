@@ -7,7 +7,7 @@ from featurecache.backbones import find_model
 from featurecache.backbones.adapter_files import Adapter
 from featurecache.backbones.description import DescriptionMemo, ModelDescription, open_described
 from featurecache.project.settings import Project
-from featurecache.spec import FeatureSpace, feature_space, parse_kept
+from featurecache.spec import FeatureSpace, feature_space, parse_feature
 from featurecache.video.digests import DigestMemo
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def project_spaces(
     project: Project,
     *,
-    keep: Sequence[str] | None = None,
+    select: Sequence[str] | None = None,
     adapter: Adapter | None = None,
     asked: "Asked | None" = None,
     allow_download: bool = False,
@@ -27,7 +27,7 @@ def project_spaces(
 
     Args:
         project: The project.
-        keep: Names of the features, where they are others than the settings'.
+        select: Names of the features, where they are others than the settings'.
         adapter: What the backbone is run with; taps that it changes are feature spaces of their own.
         asked: What the backbone is asked; its answers are the features then, in float32.
         allow_download: Whether the model may be fetched from the hub.
@@ -38,7 +38,7 @@ def project_spaces(
         UnsupportedModelError: If it is of another architecture.
         SettingsError: If the prompt does not fit, or the model has no such tap or pooling.
     """
-    features, names = project.settings.features, list(keep or project.settings.features.keep)
+    features, names = project.settings.features, list(select or project.settings.features.select)
     folder = find_model(features.model, allow_download=allow_download)
     prompt, stored_dtype = (features.prompt, features.stored_dtype) if asked is None else ("<video>", "float32")
     settings: Any = {"prompt": prompt, "frames": features.frames, "resize": features.resize}
@@ -58,7 +58,7 @@ def project_spaces(
             taps=inputs.taps,
             asked=asked,
         )
-        kept = [parse_kept(text, inputs.taps) for text in names]
+        kept = [parse_feature(text, inputs.taps) for text in names]
         spaces = {str(one): feature_space(inputs, one, **of_spaces, sha256_of=memo.sha256_of) for one in kept}
         if asked is None:
             memo.remember(model, spaces)

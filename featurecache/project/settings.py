@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
@@ -34,7 +35,7 @@ Seconds = Annotated[Decimal, Field(ge=Decimal("0.01"), le=3600, allow_inf_nan=Fa
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _keep(names: tuple[str, ...]) -> tuple[str, ...]:
+def _selected(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError("at least one tap/pooling, e.g. final/mean, none of them twice")
     return names
@@ -52,23 +53,32 @@ class DataSettings:
 
     Attributes:
         videos: The folder of recordings.
-        annotations: A folder of .eaf files or tables, or one such file; None where there is none.
-        labels_from: Whether a tier's name or an annotation's value is the label, for tiers without a `mapping`.
-        tiers: The tiers that are read besides those of `mapping`; empty reads all.
-        labels: The columns of the clip table.
-        mapping: Tier -> value -> label; a label "" says that the value means absence, a value "*" is any other.
+        annotations: A folder of .eaf files or tables, or one such file; a CSV has the columns recording, start_s,
+            end_s, label. E.g. `annotations = "annotations"`.
+        labels_from: "tiers": a tier's name is the label; "values": an annotation's value is. For tiers without a
+            mapping.
+        tiers: The tiers that are read besides those of mapping; empty reads all that carry a label.
+        labels: The columns of clips.csv, in this order.
+        mapping: Tier, then value -> label; a label "" says that the value means absence, a value "*" is any other.
+            E.g. `mapping."Hand" = { "left" = "Hand left", "none" = "" }`.
         rename: Label or tier as it was typed -> as it is meant; to itself where two look alike and are not.
-        columns: The columns of a table of annotations.
-        media_folders: "must_agree": a media path in another folder than the recording's is no match.
-        empty_files: What a file without any annotation says of its recording: nothing, or that nothing happened.
-        unannotated_time: What time without an annotation is in an annotated recording: negative, or that up to the
-            last annotation alone.
+            E.g. `rename."Suction" = "suction"`.
+        columns: The columns of a table that another program wrote; unit is "s" or "ms".
+            E.g. `columns.start = "Begin Time - ss.msec"`.
+        media_folders: "must_agree": a media path in another folder than the recording's is no match; "ignored": it is.
+        empty_files: What a file without any annotation says of its recording: "unlabelled", nobody looked; "negative",
+            nothing happened.
+        unannotated_time: What time without an annotation is in an annotated recording: "negative", or negative only
+            "until_last_annotation".
         annotators: Whose annotation trains where a recording has several: "" refuses them; "union" and "intersection"
-            join them; else a name that stands in the file's name, its folders, its AUTHOR or the column `annotator`.
-        annotated_span: The tier or label that marks what was annotated; outside of it clips are unlabelled.
-        session_from: What names a recording's session.
-        session_pattern: The regular expression of "pattern".
+            join them; else a name that stands in the file's name, its folders, its AUTHOR or the column annotator.
+        annotated_span: A tier or label that marks what was annotated; clips outside of it are unlabelled.
+            E.g. `annotated_span = "annotated"`.
+        session_from: What names a recording's session, which no split cuts: its "file", its "folder", a "pattern" in
+            its name, or a "column" of the table.
+        session_pattern: A regular expression whose group is the session. E.g. `session_pattern = '^(S[0-9]+)'`.
         same_session: Groups of recordings that are one session, whatever the rule says of them.
+            E.g. `same_session = [["S01_front.mp4", "S01_top.mp4"]]`.
     """
 
     videos: Path
@@ -99,7 +109,13 @@ def _min_overlap(value: object) -> "Decimal | str":
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """The windows that recordings are cut into, and how much of one a label must cover to be on."""
+    """The windows that recordings are cut into.
+
+    Attributes:
+        length_s: Length of a clip in seconds.
+        stride_s: Seconds from one clip's start to the next one's.
+        min_overlap: Share of a clip that a label must cover to be on; or seconds, "0.2 s"; or "any".
+    """
 
     length_s: Seconds = Decimal(3)
     stride_s: Seconds = Decimal(3)
@@ -137,9 +153,15 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How sessions are divided. `sessions` fixes the split of the sessions it names.
+    """How sessions are divided.
 
-    `allow_clip_level` lets an edited `clips.csv` cut sessions, which every result then says.
+    Attributes:
+        seed: Seed of the assignment, where several are equally balanced.
+        train: Share of the sessions.
+        validation: Share of the sessions.
+        test: Share of the sessions.
+        sessions: Fixes the split of the sessions named here. E.g. `sessions = { S01 = "test" }`.
+        allow_clip_level: Let an edited clips.csv cut sessions, which every result then says.
     """
 
     seed: int = 0
@@ -152,20 +174,38 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What alters feature values: part of the fingerprint. `keep` names the features that one pass gives."""
+    """What alters feature values; any change but of `select` makes new feature spaces.
+
+    Attributes:
+        model: A folder, "org/name" or "org/name@revision" of the hub's cache on this machine, or "demo".
+        prompt: What the model reads with the video; text after the video cannot change a feature.
+        frames: Frames of a clip that the model sees.
+        resize: "model": as its processor does (the VLM's crops wide frames, as "crop" does); "pad" and "squash" cut
+            nothing off.
+        select: The features that one pass computes, as tap/pooling. Taps: vision, layer_0 to the last layer, final;
+            poolings: mean, motion, frames, tokens (which take much disk), and cls where there is a class token.
+        dtype: What the model computes in: "bfloat16", "float32" or "float16".
+        stored_dtype: What features are stored in; tokens are stored in bfloat16 unless this is "float32".
+    """
 
     model: str
     prompt: str = DEFAULT_PROMPT
     frames: Annotated[int, Field(ge=1, le=256)] = 16
     resize: Literal["model", "crop", "pad", "squash"] = "model"
-    keep: Annotated[tuple[str, ...], AfterValidator(_keep)] = ("final/mean",)
+    select: Annotated[tuple[str, ...], AfterValidator(_selected)] = ("final/mean",)
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     stored_dtype: Literal["float16", "float32"] = "float16"
 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """What alters only speed and memory."""
+    """What alters speed and memory, never values.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        batch_size: Clips at once; "auto": from the memory that is free.
+        decoders: Threads that decode, one recording each.
+    """
 
     device: str = "auto"
     batch_size: Annotated[int | Literal["auto"], PlainValidator(_batch_size)] = "auto"
@@ -284,7 +324,7 @@ def open_project(config: Path) -> Project:
         raise SettingsError(
             f"{path} must be TOML in UTF-8, but reading it gave: {error}. Correct that line."
         ) from error
-    settings = parse_section(table, Settings, "")
+    settings = parse_section(_renamed(table, path), Settings, "")
     splits = settings.splits
     total = splits.train + splits.validation + splits.test
     if abs(total - 1) > 1e-6:
@@ -299,6 +339,19 @@ def open_project(config: Path) -> Project:
             f"Correct one of them in {SETTINGS_NAME}."
         )
     return Project(path.parent, settings, path.name)
+
+
+def _renamed(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The table with `features.select` for its former name `keep`, which version 0.2 will refuse."""
+    features = table.get("features")
+    if not isinstance(features, dict) or "keep" not in features or "select" in features:
+        return table
+    warnings.warn(
+        f"features.keep is called features.select now. Rename it in {path.name}; the next version refuses it.",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return {**table, "features": {("select" if key == "keep" else key): one for key, one in features.items()}}
 
 
 def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:

@@ -129,7 +129,7 @@ def _disk(project: Project, *, is_planned: bool) -> Check:
     if free > needed + _SPARE_BYTES:
         return Check("disk", True, found)
     fix = (
-        "Free space, select fewer features in features.keep (tokens take by far the most), or move the project to a "
+        "Free space, select fewer features in features.select (tokens take by far the most), or move the project to a "
         "larger disk."
     )
     return Check("disk", False, found, fix)

@@ -16,7 +16,7 @@ from featurecache.device import check_dtype, device_of
 from featurecache.errors import FeatureCacheError
 from featurecache.project.settings import Settings
 from featurecache.setup.checks import Check, failed, size
-from featurecache.spec import parse_kept
+from featurecache.spec import parse_feature
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs, TapShape
@@ -36,7 +36,7 @@ def check_model(settings: Settings, *, device: Check) -> "tuple[Inputs | None, t
     try:
         folder = find_model(features.model)
         inputs = open_inputs(folder, prompt=features.prompt, frames=features.frames, resize=features.resize)
-        taps = sorted({parse_kept(kept, inputs.taps).tap for kept in features.keep})
+        taps = sorted({parse_feature(kept, inputs.taps).tap for kept in features.select})
     except FeatureCacheError as error:
         return None, (failed("model", error),)
     weights = _weights(folder)

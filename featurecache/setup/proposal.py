@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from featurecache.annotations import (
     AnnotationTable,
@@ -49,7 +50,14 @@ class Proposal:
     warnings: tuple[str, ...] = ()
 
 
-def propose(directory: Path, *, videos: Path, annotations: Path | None, model: str) -> Proposal:
+def propose(
+    directory: Path,
+    *,
+    videos: Path,
+    annotations: Path | None,
+    model: str,
+    sections: Mapping[str, type[Any]] | None = None,
+) -> Proposal:
     """Writes `featurecache.toml` from what the files look like.
 
     Args:
@@ -57,6 +65,7 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
         videos: The folder of recordings.
         annotations: A folder of .eaf files or a CSV. None: .eaf files beside the videos, if there are any.
         model: The backbone: a folder, the name of a hub repository, or `demo`.
+        sections: Sections of the settings that other packages own, as `write_settings` takes them.
 
     Raises:
         ModelNotFoundError: If the model is a folder that is not there.
@@ -134,23 +143,24 @@ def propose(directory: Path, *, videos: Path, annotations: Path | None, model: s
     emulated = "" if model == DEMO_MODEL else lacks_bfloat16(device_of("auto"))
     if emulated:
         notes.append(f"dtype: float16, for {emulated} has no bfloat16; to train adapters there set float32")
-    path = write_settings(
-        directory,
-        videos=_relative(videos, directory),
-        annotations=None if annotations is None else _relative(annotations, directory),
-        labels_from=proposed.labels_from,
-        tiers=proposed.tiers,
-        labels=labels,
-        mapping=proposed.mapping,
-        columns=columns,
-        annotated_span=proposed.span,
-        session_from=grouping.session_from,
-        session_pattern=grouping.pattern,
-        same_session=grouping.same_session,
-        model=model if model == DEMO_MODEL or not Path(model).is_dir() else str(Path(model).resolve()),
-        dtype="float32" if model == DEMO_MODEL else "float16" if emulated else "bfloat16",
-        reason=reason,
-    )
+    data = {
+        "videos": _relative(videos, directory),
+        "annotations": None if annotations is None else _relative(annotations, directory),
+        "labels_from": proposed.labels_from,
+        "tiers": proposed.tiers,
+        "labels": labels,
+        "mapping": proposed.mapping,
+        "columns": columns if columns != ColumnSettings() else None,
+        "annotated_span": proposed.span,
+        "session_from": grouping.session_from,
+        "session_pattern": grouping.pattern,
+        "same_session": grouping.same_session,
+    }
+    features = {
+        "model": model if model == DEMO_MODEL or not Path(model).is_dir() else str(Path(model).resolve()),
+        "dtype": "float32" if model == DEMO_MODEL else "float16" if emulated else "bfloat16",
+    }
+    path = write_settings(directory, {"data": data, "features": features}, sections=sections, reason=reason)
     if model != DEMO_MODEL:
         settings = open_project(path).settings
         device = check_device(settings.extract.device, settings.features.dtype)

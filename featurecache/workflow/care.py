@@ -46,7 +46,7 @@ def _wanted(project: Project) -> dict[str, Sequence[str]]:
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     withdrawn, failures = read_withdrawn(project.cache), known_failures(project)
     clips = [clip.clip_id for clip in table.clips if not withdrawn.covers(clip.content)]
-    fingerprints = [one for name in project.settings.features.keep for one in _fingerprints(project, name)]
+    fingerprints = [one for name in project.settings.features.select for one in _fingerprints(project, name)]
     return {one: [clip for clip in clips if failures.reason(clip, one) is None] for one in fingerprints}
 
 
@@ -59,6 +59,6 @@ def _fingerprints(project: Project, name: str) -> list[str]:
     named = [space for space in spaces if f"{space.tap}/{space.pooling}" == name]
     if len(named) > 1:
         with contextlib.suppress(ModelNotFoundError):  # elsewhere than the model: the one with the most clips
-            _, asked = project_spaces(project, keep=[name])
+            _, asked = project_spaces(project, select=[name])
             return [space.fingerprint for space in asked.values()]
     return [max(named, key=lambda space: space.rows).fingerprint] if named else [name]

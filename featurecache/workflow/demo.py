@@ -1,7 +1,8 @@
 """The demo's project: drawn recordings, their annotations, and settings for the embedded backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from featurecache.backbones import DEMO_MODEL
 from featurecache.demo.captions import LIST_REQUESTS, QUESTIONS
@@ -30,6 +31,7 @@ def make_demo(
     *,
     sessions: int = 20,
     recordings_per_session: int = 2,
+    sections: Mapping[str, type[Any]] | None = None,
     on_drawing: Callable[[bool], None] = lambda _is_new: None,
 ) -> Project:
     """Makes the demo's project, or opens the one that the folder holds already.
@@ -38,6 +40,7 @@ def make_demo(
         directory: Where it is made; the folder is made if missing.
         sessions: Sessions that are drawn, each with its own colours, light and camera.
         recordings_per_session: Recordings of each, 42 s long.
+        sections: Sections of the settings that other packages own, as `write_settings` takes them.
         on_drawing: Called before anything is drawn: whether there is anything to draw.
 
     Returns:
@@ -47,22 +50,19 @@ def make_demo(
     on_drawing(is_new)
     if is_new:
         make_dataset(private_folder(directory), sessions=sessions, recordings_per_session=recordings_per_session)
-        write_settings(
-            directory,
-            videos="videos",
-            annotations="annotations",
-            labels_from="tiers",
-            tiers=LABELS,
-            labels=LABELS,
-            session_from="folder",
-            fractions=(0.5, 0.2, 0.3),
-            model=DEMO_MODEL,
-            dtype="float32",
-            keep=("final/mean", "final/motion", "layer_2/mean"),
-            lora=_LORA,
-            implies=dict.fromkeys(LABELS[1:], ("baby_visible",)),
-            reason="each activity has a tier of its own",
-        )
+        data = {"videos": "videos", "annotations": "annotations", "labels_from": "tiers", "session_from": "folder"}
+        values: dict[str, Mapping[str, Any]] = {
+            "data": {**data, "tiers": LABELS, "labels": LABELS},
+            "splits": {"train": 0.5, "validation": 0.2, "test": 0.3},
+            "features": {
+                "model": DEMO_MODEL,
+                "dtype": "float32",
+                "select": ("final/mean", "final/motion", "layer_2/mean"),
+            },
+            "lora": _LORA,
+            "zeroshot": {"implies": dict.fromkeys(LABELS[1:], ("baby_visible",))},
+        }
+        write_settings(directory, values, sections=sections, reason="each activity has a tier of its own")
         _write_prompts(directory)
     return open_project(directory)
 

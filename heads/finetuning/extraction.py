@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def plan_split(
-    project: Project, keep: Sequence[str], split: str, *, adapter: Adapter | None = None, asked: "Asked | None" = None
+    project: Project, select: Sequence[str], split: str, *, adapter: Adapter | None = None, asked: "Asked | None" = None
 ) -> Plan:
     """What the cache lacks of a split's features.
 
     Args:
         project: The project; where a bundle has a model of its own, with that (`Bundle.project_of`).
-        keep: Names of the features (`tap/pooling`).
+        select: Names of the features (`tap/pooling`).
         split: All clips of it, labelled or not: timelines need them.
         adapter: What the backbone is run with; None for none.
         asked: What it is asked; None for features of its states.
@@ -29,4 +29,4 @@ def plan_split(
     """
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     wanted = {clip.clip_id for clip in table.clips if clip.split == split}
-    return plan_extraction(project, keep=keep, clip_ids=wanted, adapter=adapter, asked=asked)
+    return plan_extraction(project, select=select, clip_ids=wanted, adapter=adapter, asked=asked)

@@ -33,10 +33,9 @@ import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import AfterValidator, Field
 
 from featurecache import FeatureCache
 from featurecache.backbones import model_type_of
@@ -61,46 +60,13 @@ from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
 from heads.finetuning.data import CachedClips, check_targets, digest_of
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
-from heads.finetuning.run import Count, Rate, Run, Schedule, Share
+from heads.finetuning.run import Run
+from heads.finetuning.settings import LoraSettings
 from heads.finetuning.training_state import Group, positive_weight
 from heads.loading import load_split
 from heads.methods import FT_C_LORA
 from heads.models import Head
 from heads.runs import ChooseTimeline, no_timeline
-
-
-def _targets(names: tuple[str, ...]) -> tuple[str, ...]:
-    if not names or len(set(names)) < len(names):
-        raise ValueError("at least one linear layer's name, none of them twice")
-    return names
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings(Schedule):
-    """The section `[lora]`: the schedule (the backbone's rate is the adapters'), and what has adapters.
-
-    Attributes:
-        frozen: The tap whose tokens are stored and trained from: `layer_0`; `vision`, the same to the bit and smaller
-            where the tower is narrower than the language model; or `layer_k`: adapters above layer k alone.
-        rank: r, of each update.
-        alpha: Updates are scaled by alpha / rank.
-        dropout: Share of an adapter's input dropped in training.
-        targets: The linear layers with adapters.
-        base_weights: `full`, or `4bit`: the frozen layers that are run take a quarter of the memory, and are rounded.
-    """
-
-    frozen: str = "layer_0"
-    rank: Count = 128
-    alpha: Count = 256
-    dropout: Share = 0.05
-    targets: Annotated[tuple[str, ...], AfterValidator(_targets)] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    base_weights: Literal["full", "4bit"] = "full"
-    learning_rate: Rate = 2e-4
-    epochs: Count = 5
-    patience: Annotated[int, Field(ge=0, le=100_000)] = 2
-    batch_size: Count = 32
-    warmup: Share = 0.03
-    gradient_checkpointing: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +138,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         require_four_bit()
     splits = _splits(project, head, {}, known=KnownFailures())
     check_targets(splits["train"].Y, head.labels)
-    model, spaces = project_spaces(project, keep=list(head.kept), allow_download=allow_download)
+    model, spaces = project_spaces(project, select=list(head.kept), allow_download=allow_download)
     head.check_spaces(spaces)
     family = model_type_of(model.folder)
     if family not in FAMILIES:
@@ -199,7 +165,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
     fixed = tuple(name for name in head.kept if depths.get(name, 0) <= first)
     extraction = plan_extraction(
         project,
-        keep=[tokens, *head.kept],
+        select=[tokens, *head.kept],
         clip_ids={clip_id for split in splits.values() for clip_id in split.clip_ids or ()},
         allow_download=allow_download,
     )
@@ -311,7 +277,7 @@ class LoraRun(Run):
             self._network.head,
             bundle.settings,
             labels=bundle.labels,
-            keep=list(bundle.kept),
+            select=list(bundle.kept),
             method=FT_C_LORA,
             of_run={
                 "lora": {**dataclasses.asdict(settings), "targets": list(settings.targets)},

@@ -12,9 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from featurecache import FeatureCache
 from featurecache.backbones.adapter_files import open_adapter
@@ -27,6 +25,7 @@ from featurecache.project.settings import Project
 from heads.clip_rule import ClipRule
 from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import FineTuning
+from heads.finetuning.settings import Schedule
 from heads.finetuning.training_state import Cost, Training
 from heads.loading import load_split
 from heads.models import Head, head_scores
@@ -34,46 +33,6 @@ from heads.runs import ChooseTimeline, HeldOut, no_timeline, write_document, wri
 from heads.settings import HeadSettings
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
-
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=100_000)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How training passes, of both kinds of run.
-
-    Attributes:
-        learning_rate: Peak learning rate of the trained part of the backbone.
-        head_learning_rate: Peak learning rate of the head; not below the backbone's.
-        epochs: At most.
-        patience: Epochs without a better one after which to stop; 0 never stops.
-        select: What makes an epoch better, on validation: `macro_f1` at 0.5, or `loss`.
-        batch_size: Clips of a step.
-        micro_batch: Clips in the device's memory at once, at most; halved where they do not fit.
-        warmup: Share of all steps in which the learning rate rises.
-        clip_norm: The gradient's norm, at most.
-        gradient_checkpointing: Compute each layer twice instead of keeping its activations.
-        checkpoint_minutes: From one checkpoint to the next.
-    """
-
-    learning_rate: Rate
-    head_learning_rate: Rate = 1e-3
-    epochs: Count
-    patience: Annotated[int, Field(ge=0, le=100_000)]
-    select: Literal["macro_f1", "loss"] = "macro_f1"
-    batch_size: Count
-    micro_batch: Count = 4
-    warmup: Share
-    clip_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
-    gradient_checkpointing: bool
-    checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = 10.0
-
-    def of_loop(self) -> dict[str, Any]:
-        """What `FineTuning` is told of it, by argument."""
-        names = ("epochs", "patience", "select", "batch_size", "micro_batch", "warmup", "clip_norm")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -152,7 +111,7 @@ class Run:
         settings: HeadSettings,
         *,
         labels: tuple[str, ...],
-        keep: Sequence[str],
+        select: Sequence[str],
         method: str,
         of_run: Mapping[str, Any],
         began_on: Spans | None = None,
@@ -168,7 +127,7 @@ class Run:
             head: As trained.
             settings: The head's.
             labels: Their names.
-            keep: The features that the head reads.
+            select: The features that the head reads.
             method: What was trained, by name.
             of_run: What else goes into `best.json`.
             began_on: What had made the head before.
@@ -184,7 +143,7 @@ class Run:
             OSError: If it cannot be written.
             MissingFeaturesError: If clips of validation could not be extracted.
         """
-        plan = plan_split(project, keep, "validation", adapter=None if adapter is None else open_adapter(adapter))
+        plan = plan_split(project, select, "validation", adapter=None if adapter is None else open_adapter(adapter))
         run_plan(project, plan, on_progress=on_progress)
         table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
         cache = FeatureCache.open(project.cache)

@@ -23,15 +23,13 @@ Not here: the loop (`loop.py`), a search over these settings (`trials.py`), rand
 as it is cut when predicting.
 """
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import AfterValidator, Field
 
 from featurecache.backbones import find_model, read_config
 from featurecache.backbones.timesformer import unfreeze, write_model
@@ -52,13 +50,14 @@ from heads.finetuning.data import PixelClips, check_targets, digest_of
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
-from heads.finetuning.run import Count, Rate, Run, Schedule, Share
+from heads.finetuning.run import Run
+from heads.finetuning.settings import FinetuneSettings
 from heads.finetuning.training_state import Group, positive_weight
 from heads.loading import labelled_split
 from heads.methods import TIMESFORMER
 from heads.models import Front, LinearHead, log_prior_odds
 from heads.runs import ChooseTimeline, no_timeline
-from heads.settings import Exponent, HeadSettings, ordered
+from heads.settings import HeadSettings
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs
@@ -66,59 +65,6 @@ if TYPE_CHECKING:
 INPUTS = "final/cls"
 _SPEED = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "search")
 """Settings that a checkpoint need not have begun with."""
-
-Decay = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-SearchedDecay = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Layers = Annotated[int, Field(ge=0, le=1000)]
-
-
-@dataclass(frozen=True)
-class TrialRanges:
-    """The section `[finetune.search]`: what trials draw from, as (lowest, highest) or as choices.
-
-    Learning rate and weight decay are drawn on a logarithmic scale. No choices: as `[finetune]` says.
-    """
-
-    learning_rate: Annotated[tuple[Rate, Rate], AfterValidator(ordered)] = (1e-5, 3e-4)
-    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-3, 0.3)
-    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)
-    batch_size: tuple[Count, ...] = (8, 16, 32)
-    last_layers: tuple[Layers, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(Schedule):
-    """The section `[finetune]`: the schedule, and what is trained. Frames are as many as the model was made for.
-
-    Attributes:
-        model: TimeSformer's files: a folder, or a hub repository whose snapshot is on this machine.
-        last_layers: Layers that are trained, from the top, with the final norm; 0: the whole model.
-        weight_decay: Weight decay of the matrices of model and head.
-        positive_weight_exponent: The positive term weighs (negatives / positives) to this power, per label.
-        memory_gb: Most decoded frames in memory, in GB; other clips are decoded again in each epoch.
-        search: What trials draw from.
-    """
-
-    model: str
-    last_layers: Layers = 0
-    learning_rate: Rate = 5e-5
-    weight_decay: Decay = 0.05
-    positive_weight_exponent: Exponent = 0.5
-    epochs: Count = 15
-    patience: Annotated[int, Field(ge=0, le=100_000)] = 3
-    batch_size: Count = 8
-    warmup: Share = 0.1
-    gradient_checkpointing: bool = False
-    memory_gb: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 8.0
-    search: TrialRanges = field(default_factory=TrialRanges)
-
-    def in_words(self) -> str:
-        """What trials draw, on one line."""
-        return ", ".join(f"{name} {getattr(self, name):.3g}" for name in vars(self.search))
-
-    def to_mapping(self) -> dict[str, Any]:
-        """All but `search` by name, ready for JSON."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "search"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +162,7 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
     own = replace(
         project,
         settings=replace(
-            project.settings, features=replace(features, model=str(folder), frames=frames, keep=(INPUTS,))
+            project.settings, features=replace(features, model=str(folder), frames=frames, select=(INPUTS,))
         ),
     )
     model, spaces = project_spaces(own)
@@ -342,7 +288,7 @@ class TimesformerRun(Run):
                 patience=settings.patience,
             ),
             labels=self.plan.labels,
-            keep=[INPUTS],
+            select=[INPUTS],
             method=TIMESFORMER,
             of_run={"left_out": len(self.plan.left_out), "finetune": settings.to_mapping(), **(of_study or {})},
             backbone=beside,

@@ -25,7 +25,8 @@ from optuna.trial import TrialState
 from featurecache.errors import DivergedError, SettingsError, StudyError
 from heads.finetuning.data import PixelClips, digest_of
 from heads.finetuning.run import CHECKPOINT_NAME
-from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan, TimesformerRun
+from heads.finetuning.settings import FinetuneSettings
+from heads.finetuning.timesformer import TimesformerPlan, TimesformerRun
 from heads.finetuning.training_state import Training
 from heads.runs import ChooseTimeline, no_timeline, write_document
 from heads.search.study import AGAIN, FINISHED, JOURNAL_NAME, OpenStudy, interrupted_trial, open_study

@@ -161,7 +161,7 @@ def _check_fit(space: SearchSpace, vectors: Sequence[str], frames: Sequence[str]
         if kinds and not inputs:
             raise SettingsError(
                 f"a head of kind {kinds[0]!r} must have inputs of {reads}, but {found}. "
-                f"Add such inputs, e.g. {example} (selected by features.keep), or leave "
+                f"Add such inputs, e.g. {example} (selected by features.select), or leave "
                 f"{' and '.join(kinds)} out of kind."
             )
 

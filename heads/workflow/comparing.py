@@ -30,7 +30,7 @@ from featurecache.extraction.plan import Plan
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
-from featurecache.spec import parse_kept
+from featurecache.spec import parse_feature
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import DOCUMENT_NAME
 from heads.data import LabelledFeatures
@@ -258,8 +258,8 @@ def _seconds_per_clip(project: Project, bundle: Bundle) -> float | None:
     own = bundle.project_of(project)
     adapter = None if bundle.adapter is None else open_adapter(bundle.adapter)
     try:
-        model, _ = project_spaces(own, keep=list(bundle.kept), adapter=adapter, asked=bundle.asked)
-        taps = sorted({parse_kept(name, model.taps).tap for name in bundle.kept})
+        model, _ = project_spaces(own, select=list(bundle.kept), adapter=adapter, asked=bundle.asked)
+        taps = sorted({parse_feature(name, model.taps).tap for name in bundle.kept})
         cost = clip_cost(model.open(), taps)
         parts = time_parts(
             cost.parts,

@@ -18,27 +18,15 @@ from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
 from featurecache.extraction.failures import KnownFailures, known_failures
 from featurecache.extraction.spaces import project_spaces
-from featurecache.project.settings import Project, Seconds, parse_section
+from featurecache.project.settings import Project, parse_section
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
 from heads.bundle_files import Stated
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit, LearningData
 from heads.loading import load_split
+from heads.sections import TimelineRules
 from heads.timelines.timeline import exclusive_groups
-
-
-@dataclass(frozen=True)
-class TimelineRules:
-    """The section `[timeline]` of the settings.
-
-    Attributes:
-        stride_s: From one scored clip's start to the next one's; None: half a clip.
-        exclusive: Groups of labels of which one at most is on at a time.
-    """
-
-    stride_s: Seconds | None = None
-    exclusive: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,12 +96,12 @@ def learning_data(
     """
     check_table(project, use="targets")
     names = list(dict.fromkeys(name for one in features for name in one.split("+")))
-    kept = project.settings.features.keep
+    kept = project.settings.features.select
     unknown = [name for name in names if name not in kept] if imported is None else []
     if unknown:
         raise SettingsError(
-            f"inputs must be features that features.keep selects: {', '.join(kept)}; but {unknown[0]!r} is not "
-            "one. Choose others, or add it to features.keep and run: featurecache extract."
+            f"inputs must be features that features.select selects: {', '.join(kept)}; but {unknown[0]!r} is not "
+            "one. Choose others, or add it to features.select and run: featurecache extract."
         )
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     rule = ClipRule.of(project)
@@ -121,7 +109,7 @@ def learning_data(
     checked_rules(project, table.labels)
     cache = FeatureCache.open(project.cache)
     if imported is None:
-        _, spaces = project_spaces(project, keep=names, allow_download=allow_download)
+        _, spaces = project_spaces(project, select=names, allow_download=allow_download)
     else:
         spaces = {names[0]: FeatureSpace(cache.describe("imported", imported).inputs)}
     known = known_failures(project) if imported is None else KnownFailures()

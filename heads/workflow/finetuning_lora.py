@@ -15,6 +15,7 @@ from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, parse_section
 from heads.bundle_files import read_files
+from heads.finetuning.settings import LoraSettings
 from heads.workflow.data import run_folder, training_device, tuned_bundle
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 
@@ -127,7 +128,7 @@ def finetune_lora(
     read_files(start)
     # Not before it is known that there are clips and a head: these imports take seconds.
     from featurecache.extraction.forecast import forecast_plan
-    from heads.finetuning.lora import LoraRun, LoraSettings, plan_lora
+    from heads.finetuning.lora import LoraRun, plan_lora
     from heads.finetuning.ranks import joined_ranks
 
     settings = parse_section(project.settings.lora, LoraSettings, "lora")

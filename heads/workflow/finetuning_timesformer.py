@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project, parse_section
+from heads.finetuning.settings import FinetuneSettings
 from heads.workflow.data import run_folder, training_device
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 
 if TYPE_CHECKING:
     from heads.finetuning.ranks import Ranks
     from heads.finetuning.run import TrainingForecast
-    from heads.finetuning.timesformer import FinetuneSettings, TimesformerPlan
+    from heads.finetuning.timesformer import TimesformerPlan
     from heads.finetuning.training_state import Training
 
 
@@ -104,7 +105,7 @@ def finetune_timesformer(
     check_table(project, use="targets")
     # Not before it is known that there are clips: these imports take seconds.
     from heads.finetuning.ranks import joined_ranks
-    from heads.finetuning.timesformer import FinetuneSettings, TimesformerRun, plan_timesformer
+    from heads.finetuning.timesformer import TimesformerRun, plan_timesformer
     from heads.finetuning.trials import search_timesformer
 
     settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")

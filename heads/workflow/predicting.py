@@ -163,7 +163,7 @@ def predict(
     plan = plan_recordings(
         own,
         [(recording, wanted[recording.sha256]) for recording in usable],
-        keep=list(head.kept),
+        select=list(head.kept),
         adapter=None if head.adapter is None else open_adapter(head.adapter),
         asked=head.asked,
         allow_download=allow_download,

@@ -72,7 +72,7 @@ def train(
     """
     section = project.settings.train
     if features is not None or "inputs" not in section:
-        selected = project.settings.features.keep[0] if features is None else f"imported/{features}"
+        selected = project.settings.features.select[0] if features is None else f"imported/{features}"
         section = {**section, "inputs": selected}
     settings = parse_section(section, HeadSettings, "train")
     data, summary = learning_data(project, [settings.inputs], imported=features, allow_download=allow_download)
@@ -118,7 +118,7 @@ def tune(
     if features is not None:
         space = replace(space, inputs=(f"imported/{features}",))
     elif "inputs" not in section:
-        space = replace(space, inputs=default_inputs(project.settings.features.keep, space.kind))
+        space = replace(space, inputs=default_inputs(project.settings.features.select, space.kind))
     data, summary = learning_data(project, space.inputs, imported=features, allow_download=allow_download)
     on_data(summary)
     folder, timeline = run_folder(project, "tune", features), TimelineChoice(project)

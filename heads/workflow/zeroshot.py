@@ -163,7 +163,9 @@ def zero_shot(
     unread = tuple(unread_files(project.prompts, method, known))
     for said in unread:
         on_unread(said)
-    plan = plan_extraction(project, limit=limit, keep=_names(asking), asked=asking.asked, allow_download=allow_download)
+    plan = plan_extraction(
+        project, limit=limit, select=_names(asking), asked=asking.asked, allow_download=allow_download
+    )
     on_plan(plan)
     report = (method, table.labels, tuple(written), unread, plan)
     if dry_run:

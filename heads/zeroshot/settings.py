@@ -8,10 +8,11 @@ from pydantic import Field
 
 @dataclass(frozen=True)
 class ZeroshotSettings:
-    """How zero-shot methods ask.
+    """How `featurecache zeroshot` asks; the questions are files below prompts/.
 
     Attributes:
         implies: Label -> labels that are on whenever it is; lists that say otherwise are not allowed.
+            E.g. `implies."ventilation" = ["baby visible"]`.
         new_tokens: Tokens of a free answer at most.
     """
 
