@@ -379,7 +379,7 @@ run = loop()
 def at_step(now):
     if now.step == stop:
         os.kill(os.getpid(), signal.SIGKILL)
-run.run(checkpoint=folder / "checkpoint", every_s=0.0, began_with={"seed": 3}, on_progress=at_step)
+run.run(checkpoint=folder / "checkpoint", every_s=0.0, signature={"seed": 3}, on_progress=at_step)
 """
 
 
@@ -391,7 +391,7 @@ def test_training_goes_on_bit_for_bit_when_it_was_killed(tmp_path: Path) -> None
     unbroken.run()
     steps: list[int] = []
     resumed.run(
-        checkpoint=tmp_path / "checkpoint", began_with={"seed": 3}, on_progress=lambda now: steps.append(now.step)
+        checkpoint=tmp_path / "checkpoint", signature={"seed": 3}, on_progress=lambda now: steps.append(now.step)
     )
     assert steps[0] == 8
     assert resumed.history == unbroken.history
@@ -418,12 +418,12 @@ def test_a_stopped_run_saves_first_when_no_checkpoint_is_due(tmp_path: Path) -> 
 
 def test_a_checkpoint_is_refused_when_it_is_of_another_run_or_damaged(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    loop().run(checkpoint=path, began_with={"seed": 3, "rank": 4})
-    with pytest.raises(CheckpointError, match=r"rank differs \(then 4, now 8\).*--fresh"):
-        loop().run(checkpoint=path, began_with={"seed": 3, "rank": 8})
+    loop().run(checkpoint=path, signature={"seed": 3, "rank": 4})
+    with pytest.raises(CheckpointError, match=r"but rank was 4 and is 8\. .*--fresh"):
+        loop().run(checkpoint=path, signature={"seed": 3, "rank": 8})
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(CheckpointError, match=r"must be whole.*--fresh"):
-        loop().run(checkpoint=path, began_with={"seed": 3, "rank": 4})
+        loop().run(checkpoint=path, signature={"seed": 3, "rank": 4})
 
 
 TWO_PROCESSES = """
@@ -556,7 +556,7 @@ def test_lora_is_refused_when_the_model_changes_between_plan_and_run(
         LoraRun(changing, plan, seed=1, device="cpu", folder=tmp_path)
 
 
-def test_bundle_knows_what_made_it_and_the_head_it_began_with(project: Project, tmp_path: Path) -> None:
+def test_bundle_knows_what_made_it_and_the_head_it_started_from(project: Project, tmp_path: Path) -> None:
     tuned_head = load_bundle(tuned(project))
     elsewhere = {"f" * 16: [(0, 3_000_000)]}
     save_bundle(dataclasses.replace(tuned_head, fitted_on=elsewhere), tmp_path / "start" / "bundle")
@@ -729,7 +729,7 @@ def test_a_run_goes_on_bit_for_bit_when_it_was_interrupted(project: Project, tmp
     for name, parameter in again.loop.trainable.items():
         assert torch.equal(parameter.cpu(), finished.loop.trainable[name].cpu()), name
     other = begin(project, bundle, tmp_path, dataclasses.replace(settings, learning_rate=1e-3))
-    with pytest.raises(CheckpointError, match="settings differs"):
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.005 and is 0\.001"):
         other.train()
 
 

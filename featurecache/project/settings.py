@@ -183,7 +183,7 @@ class FeatureSettings:
         resize: "model": as its processor does (the VLM's crops wide frames, as "crop" does); "pad" and "squash" cut
             nothing off.
         select: The features that one pass computes, as tap/pooling. Taps: vision, layer_0 to the last layer, final;
-            poolings: mean, motion, frames, tokens (which take much disk), and cls where there is a class token.
+            poolings: mean, motion, frames, tokens (which take much disk), cls and last where the model has them.
         dtype: What the model computes in: "bfloat16", "float32" or "float16".
         stored_dtype: What features are stored in; tokens are stored in bfloat16 unless this is "float32".
     """

@@ -47,15 +47,15 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     write_private(path, tensors_to_bytes(tensors, metadata={"document": document}))
 
 
-def load_checkpoint(path: Path, began_with: Mapping[str, Any]) -> Checkpoint | None:
+def load_checkpoint(path: Path, signature: Mapping[str, Any]) -> Checkpoint | None:
     """Reads a checkpoint; None where there is none.
 
     Args:
         path: The file.
-        began_with: What the run must have begun with (`document["began_with"]`), JSON-ready.
+        signature: What the run starts with (the document's `began_with`), JSON-ready.
 
     Raises:
-        CheckpointError: If it is damaged, or of a run that began with something else.
+        CheckpointError: If it is damaged, or of a run that started with something else.
     """
     if not path.exists():
         return None
@@ -70,17 +70,29 @@ def load_checkpoint(path: Path, began_with: Mapping[str, Any]) -> Checkpoint | N
         raise CheckpointError(
             f"a checkpoint must be whole, but reading {path} gave: {error}. Start over: the same command with --fresh."
         ) from error
-    unlike = [name for name in sorted({*found, *began_with}) if found.get(name) != began_with.get(name)]
-    if unlike:
-        name = unlike[0]
+    changes = [_change(name, found.get(name), signature.get(name)) for name in sorted({*found, *signature})]
+    changed = ", and ".join(filter(None, changes))
+    if changed:
         raise CheckpointError(
-            f"a run must be resumed with the settings it started with, but {name} "
-            f"differs (then {_short(found.get(name))}, now {_short(began_with.get(name))}). Set it back, or start "
-            "over: the same command with --fresh."
+            f"a run must be resumed with what it started with, but {changed}. Change that back and run it again to "
+            "resume, or start over: the same command with --fresh."
         )
     return Checkpoint(document, tensors)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+_DIGESTS = {
+    "clips": "clips.csv has other training or validation clips, or other targets",
+    "head": "the tuned bundle that it starts from was made anew",
+    "model": "the model or the settings under [features] are others",
+    "tokens": "the model or the settings under [features] are others",
+}
+"""What has changed where two digests differ, which nobody can read."""
+
+
+def _change(name: str, then: Any, now: Any) -> str:
+    """What differs between the start of a run and now, in words; empty where nothing does."""
+    if then == now:
+        return ""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        return ", and ".join(filter(None, (_change(key, then.get(key), now.get(key)) for key in sorted({*then, *now}))))
+    return _DIGESTS.get(name, f"{name} was {json.dumps(then)} and is {json.dumps(now)}")

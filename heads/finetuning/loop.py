@@ -126,7 +126,7 @@ class FineTuning:
         *,
         checkpoint: Path | None = None,
         every_s: float = 600.0,
-        began_with: Mapping[str, Any] | None = None,
+        signature: Mapping[str, Any] | None = None,
         on_progress: Callable[[Training], None] = lambda _: None,
     ) -> None:
         """Trains to the end, or on to it from a checkpoint, and leaves the best epoch's parameters in the network.
@@ -134,7 +134,7 @@ class FineTuning:
         Args:
             checkpoint: Its file; None keeps none.
             every_s: Seconds from one checkpoint to the next.
-            began_with: What a checkpoint must have begun with to be gone on from, JSON-ready.
+            signature: Run signature: what a checkpoint must have started with to be resumed, JSON-ready.
             on_progress: Called after each step and each scored epoch.
 
         Raises:
@@ -146,14 +146,14 @@ class FineTuning:
         began = saved = time.monotonic()
         first_step = 0
         if checkpoint is not None:
-            found = load_checkpoint(checkpoint, began_with or {})
+            found = load_checkpoint(checkpoint, signature or {})
             if found is not None:
                 self._restore(found)
                 first_step = self.step
 
         def save() -> None:
             if checkpoint is not None and self.ranks.is_first:
-                save_checkpoint(self._state(began_with or {}), checkpoint)
+                save_checkpoint(self._state(signature or {}), checkpoint)
 
         with put_off_interrupts() as interrupts:
             while not self._is_done():
@@ -359,9 +359,9 @@ class FineTuning:
 
     # --- state ------------------------------------------------------------------------------------
 
-    def _state(self, began_with: Mapping[str, Any]) -> Checkpoint:
+    def _state(self, signature: Mapping[str, Any]) -> Checkpoint:
         document = {
-            "began_with": dict(began_with),
+            "began_with": dict(signature),
             "step": self.step,
             "micro_batch": self.micro_batch,
             "losses": self._losses,

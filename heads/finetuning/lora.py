@@ -234,7 +234,7 @@ class LoraRun(Run):
             autocast=torch.bfloat16 if features.dtype == "bfloat16" else None,
             ranks=ranks,
         )
-        began_with = {
+        signature = {
             "settings": {
                 name: value
                 for name, value in dataclasses.asdict(settings).items()
@@ -246,7 +246,7 @@ class LoraRun(Run):
             "tokens": spaces[plan.tokens].fingerprint,
             "clips": digest_of(clips),
         }
-        super().__init__(loop, settings, began_with=began_with, seed=seed, folder=folder)
+        super().__init__(loop, settings, signature=signature, seed=seed, folder=folder)
 
     def finish(
         self,

@@ -62,16 +62,16 @@ class Run:
     Args:
         loop: The training.
         schedule: As the user set it.
-        began_with: What a checkpoint must have begun with to be gone on from, JSON-ready.
+        signature: Run signature: what a checkpoint must have started with to be resumed, JSON-ready.
         seed: Seed of the run.
         folder: The run's folder.
     """
 
     def __init__(
-        self, loop: FineTuning, schedule: Schedule, *, began_with: Mapping[str, Any], seed: int, folder: Path
+        self, loop: FineTuning, schedule: Schedule, *, signature: Mapping[str, Any], seed: int, folder: Path
     ) -> None:
         self.loop, self.seed, self.folder = loop, seed, folder
-        self._schedule, self._began_with = schedule, began_with
+        self._schedule, self._signature = schedule, signature
 
     @property
     def checkpoint(self) -> Path:
@@ -100,7 +100,7 @@ class Run:
         self.loop.run(
             checkpoint=self.checkpoint,
             every_s=60 * self._schedule.checkpoint_minutes,
-            began_with=self._began_with,
+            signature=self._signature,
             on_progress=on_progress,
         )
 

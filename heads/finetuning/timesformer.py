@@ -236,7 +236,7 @@ class TimesformerRun(Run):
             autocast=torch.bfloat16 if plan.project.settings.features.dtype == "bfloat16" else None,
             ranks=ranks,
         )
-        began_with = {
+        signature = {
             "settings": {
                 name: value for name, value in settings.to_mapping().items() if name not in (*_SPEED, "model")
             },
@@ -244,7 +244,7 @@ class TimesformerRun(Run):
             "model": plan.space.fingerprint,
             "clips": digest_of(clips),
         }
-        super().__init__(loop, settings, began_with=began_with, seed=seed, folder=folder)
+        super().__init__(loop, settings, signature=signature, seed=seed, folder=folder)
 
     def finish(
         self,
