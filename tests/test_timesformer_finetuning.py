@@ -39,12 +39,8 @@ from heads.finetuning.data import PIXELS
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.run import CHECKPOINT_NAME
-from heads.finetuning.timesformer import (
-    FinetuneSettings,
-    TimesformerRun,
-    TrialRanges,
-    plan_timesformer,
-)
+from heads.finetuning.settings import FinetuneSettings, TrialRanges
+from heads.finetuning.timesformer import TimesformerRun, plan_timesformer
 from heads.finetuning.training_state import Group, positive_weight
 from heads.finetuning.trials import search_timesformer
 from heads.models import Front, LinearHead
