@@ -99,6 +99,7 @@ LOWER_FIRST = {
             "search",
             "finetuning",
             "zeroshot",
+            "sections",
         ),
         *("evaluation_log", "report", "workflow", "terminal"),
     ],
