@@ -4,6 +4,7 @@ Chromium and its driver are Debian's `chromium` and `chromium-driver`; the tests
 """
 
 import base64
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ if not (CHROMIUM and DRIVER):
     )
 webdriver = pytest.importorskip("selenium.webdriver")
 
+from selenium.common.exceptions import TimeoutException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -67,21 +69,29 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_visit(browser: Any, page: Path) -> Any:
     """The page, opened once, with what Chromium logged until all was drawn."""
     _prefer(browser, "light")
-    browser.get(page.as_uri())
-    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(READY))
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # of pages that another test opened before
+    _open(browser, page)
     browser.first_logs = {kind: browser.get_log(kind) for kind in ("browser", "performance")}
     return browser
 
 
 @pytest.fixture
-def opened(first_visit: Any) -> Any:
-    """The page in the light, its first recording shown whole."""
+def opened(first_visit: Any, page: Path) -> Any:
+    """The page in the light, its first recording shown whole, whatever page a test before it left open."""
+    if first_visit.current_url.partition("#")[0] != page.as_uri():
+        _open(first_visit, page)
     _prefer(first_visit, "light")
     choice = Select(first_visit.find_element(By.ID, "timeline-recording"))
     choice.select_by_index(1)
     choice.select_by_index(0)
     first_visit.execute_script("scrollTo(0, 0)")
     return first_visit
+
+
+def _open(browser: Any, page: Path) -> None:
+    browser.get(page.as_uri())
+    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(READY))
 
 
 def _prefer(browser: Any, scheme: str) -> None:
@@ -212,8 +222,15 @@ def test_timeline_zooms_by_dragging_and_back_by_a_double_click(opened: Any) -> N
     low, high = _range(opened)
     assert low == pytest.approx(whole[1] / 4, rel=0.05)
     assert high == pytest.approx(whole[1] / 2, rel=0.05)
-    ActionChains(opened).double_click(area).perform()
-    WebDriverWait(opened, 20).until(lambda driver: _range(driver) == pytest.approx(whole))
+
+    def shows_all_after_a_double_click(driver: Any) -> bool:
+        """On a busy machine two clicks may lie too far apart to be one double click: then they are made again."""
+        ActionChains(driver).double_click(area).perform()
+        with contextlib.suppress(TimeoutException):
+            WebDriverWait(driver, 2).until(lambda driver: _range(driver) == pytest.approx(whole))
+        return _range(driver) == pytest.approx(whole)
+
+    WebDriverWait(opened, 30).until(shows_all_after_a_double_click)
 
 
 def test_timeline_of_13_hours_opens_and_answers(opened: Any) -> None:
@@ -282,8 +299,7 @@ def test_page_is_no_wider_than_its_window(browser: Any, page: Path, width: int) 
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        browser.get(page.as_uri())
-        WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(READY))
+        _open(browser, page)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -296,8 +312,7 @@ def test_no_table_hides_its_score_column(browser: Any, tmp_path: Path, label_cou
     root = write_project(tmp_path / "p", labels=labels, recordings=recordings, split_of=("train", "test"))
     for run in ("lora", "timesformer"):
         shutil.copytree(root / "runs" / "train", root / "runs" / run)
-    browser.get(report_on(root).path.as_uri())
-    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(READY))
+    _open(browser, report_on(root).path)
     script = """
         const scores = /^(macro-F1|F1|F1@|seconds|mean difference|limits of)/;
         const heads = [...document.querySelectorAll('.wide thead th')].filter((head) =>
