@@ -30,11 +30,13 @@ from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotF
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences, sealed
-from heads.bundle_files import DOCUMENT_NAME, FORMAT, HEAD_NAME, damaged, read_files
+from heads.bundle_files import DOCUMENT_NAME, FORMAT, FORMAT_WITH_RULES, HEAD_NAME, damaged, read_files
 from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head, method_of_question
 from heads.scoring.calibration import Calibration
+from heads.scoring.exclusive import predicted_labels
 from heads.settings import HeadSettings
+from heads.timelines.timeline import exclusive_groups
 from heads.timelines.tuning import TunedTimeline, save_timeline
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Bundle:
         backbone: The folder of a model of its own; None where the project's serves.
         fitted_on: Stretches of the recordings that trained, chose or tuned it, where these are known.
         clips: What a clip was when it was fitted; None where that is not known.
+        exclusive: Groups of labels of which it predicts one at most for a clip.
     """
 
     head: "Head"
@@ -73,6 +76,7 @@ class Bundle:
     backbone: Path | None = None
     fitted_on: Spans = field(default_factory=dict)
     clips: ClipRule | None = None
+    exclusive: tuple[tuple[str, ...], ...] = ()
 
     @property
     def asked(self) -> "Asked | None":
@@ -158,6 +162,10 @@ class Bundle:
 
         return head_scores(self.head, X)
 
+    def predicted(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+        """What it predicts of clips with these scores: (N, C) -> (N, C)."""
+        return predicted_labels(scores, self.thresholds, self.labels, self.exclusive)
+
     def _mismatch(self, given: list[str]) -> FingerprintMismatchError:
         """What differs between the feature spaces it reads and those given."""
         if len(given) != len(self.spaces):
@@ -217,7 +225,7 @@ class Bundle:
 
     def _document(self, head_bytes: bytes) -> dict[str, Any]:
         return {
-            "format": FORMAT,
+            "format": FORMAT_WITH_RULES if self.exclusive else FORMAT,
             "labels": list(self.labels),
             "thresholds": self.thresholds.tolist(),
             "settings": self.settings.to_mapping(),
@@ -232,6 +240,7 @@ class Bundle:
             "adapter": None if self.adapter is None else dict(open_adapter(self.adapter).sha256),
             **({} if self.backbone is None else {"backbone": _digests(self.backbone)}),
             **({} if self.clips is None else {"clips": self.clips.to_mapping()}),
+            **({"exclusive": [list(group) for group in self.exclusive]} if self.exclusive else {}),
             "fitted_on": {content: [list(span) for span in spans] for content, spans in self.fitted_on.items()},
             "versions": dict(self.versions),
         }
@@ -316,6 +325,8 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         raise damaged(path, f"labels are {document['labels']!r}, not different names")
     if thresholds.shape != (len(labels),) or not ((thresholds >= 0) & (thresholds <= 1)).all():
         raise damaged(path, f"thresholds are {document['thresholds']!r}, not one in [0, 1] for each label")
+    exclusive = tuple(tuple(group) for group in document.get("exclusive", ()))
+    exclusive_groups(exclusive, labels)
     if "+".join(spaces) != settings.inputs:
         raise damaged(path, f"its head reads {settings.inputs}, but the feature spaces are of {', '.join(spaces)}")
     for name, space in spaces.items():
@@ -353,6 +364,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         _backbone(document.get("backbone"), path),
         fitted_on={content: [(int(start), int(end)) for start, end in spans] for content, spans in seen.items()},
         clips=None if document.get("clips") is None else ClipRule.from_mapping(document["clips"]),
+        exclusive=exclusive,
     )
 
 

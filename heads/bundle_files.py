@@ -13,8 +13,10 @@ from featurecache.errors import BundleError
 from featurecache.spec import json_object, unsealed
 from heads.clip_rule import ClipRule
 
-FORMAT = 4
-"""Version of the layout; 3 had no digest of the document, 2 no variance exponent, 1 a single feature space."""
+FORMAT, FORMAT_WITH_RULES = 4, 5
+"""Versions of the layout: 5 where clips keep to rules of labels that exclude each other, which 4 does not know.
+
+3 had no digest of the document, 2 no variance exponent, 1 a single feature space."""
 
 HEAD_NAME, DOCUMENT_NAME = "head.safetensors", "bundle.json"
 
@@ -70,9 +72,9 @@ def read_files(path: Path) -> tuple[dict[str, Any], bytes]:
         ) from error
     try:
         document = json_object(text)
-        if (found := document.get("format", FORMAT)) != FORMAT:
+        if (found := document.get("format", FORMAT)) not in (FORMAT, FORMAT_WITH_RULES):
             raise BundleError(
-                f"{path} must be of bundle format {FORMAT}, but it is {found!r}. "
+                f"{path} must be of bundle format {FORMAT} or {FORMAT_WITH_RULES}, but it is {found!r}. "
                 "Use the version that wrote it, or train again."
             )
         document = unsealed(document)

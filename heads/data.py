@@ -107,6 +107,7 @@ class LearningData:
         spaces: Feature space of each kept feature, by name.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
         clips: What a clip is; None where that is not known.
+        exclusive: Groups of labels of which one at most is on at a time.
     """
 
     train: KeptSplit
@@ -115,6 +116,7 @@ class LearningData:
     spaces: Mapping[str, FeatureSpace]
     leakage: Mapping[str, Any] = field(default_factory=dict)
     clips: ClipRule | None = None
+    exclusive: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
     def fitting(self) -> KeptSplit:

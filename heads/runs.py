@@ -11,7 +11,7 @@ fine-tuned backbone, which is trained once, from scores of the validation split.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from heads.clip_rule import ClipRule
 from heads.data import LearningData
 from heads.scoring.calibration import calibration_document, cross_calibrated, fit_calibration
 from heads.scoring.curves import curves
+from heads.scoring.exclusive import choose_exclusive, predicted_labels
 from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
@@ -148,6 +149,7 @@ def write_run(
         leakage=data.leakage,
         clips=data.clips,
         fitted_on=spans_of(clips.clip_ids or ()),
+        exclusive=data.exclusive,
         of_run={
             "epochs_kept": None if fitted.train_loss is None else fitted.settings.epochs,
             "train_clips": len(clips.Y),
@@ -171,6 +173,7 @@ def write_fitted(
     clips: ClipRule | None,
     fitted_on: Spans,
     of_run: Mapping[str, Any],
+    exclusive: Sequence[Sequence[str]] = (),
     adapter: Path | None = None,
     backbone: Path | None = None,
     choose_timeline: ChooseTimeline = no_timeline,
@@ -189,6 +192,8 @@ def write_fitted(
         clips: What a clip is; goes into the bundle.
         fitted_on: Stretches of the recordings that trained, chose or tuned the head.
         of_run: What else is known of the run; goes into `best.json`, over the same names.
+        exclusive: Groups of labels of which one at most is on at a time; the bundle keeps to those that cost its
+            held-out scores nothing (`heads/scoring/exclusive.py`).
         adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
         backbone: The folder of the model itself, where it is not the project's; the bundle gets a copy.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
@@ -199,9 +204,12 @@ def write_fitted(
     Y, scores, sessions, scored = held_out.Y, held_out.scores, held_out.sessions, held_out.is_scored
     thresholds = np.full(len(labels), DEFAULT_THRESHOLD)
     thresholds[scored] = tuned_thresholds(Y[:, scored], scores[:, scored], sessions)
+    rules = choose_exclusive(Y, scores, thresholds, labels=labels, exclusive=exclusive)
+    kept = tuple(tuple(rule["labels"]) for rule in rules if rule["kept"])
+    predicted = predicted_labels(scores, thresholds, labels, kept)
     first = next(iter(spaces.values()))
     metrics = {
-        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split=held_out.name),
+        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split=held_out.name, predicted=predicted),
         **leakage,
         "calibration": calibration_document(Y, scores, cross_calibrated(Y, scores, sessions), labels=labels),
         "curves": curves(Y, scores, labels=labels),
@@ -219,6 +227,7 @@ def write_fitted(
         "versions": tool_versions(),
         "labels": list(labels),
         **leakage,
+        **({"exclusive": rules} if rules else {}),
         **of_run,
     }
     private_folder(folder)
@@ -234,6 +243,7 @@ def write_fitted(
         backbone,
         fitted_on,
         clips,
+        kept,
     )
     save_bundle(bundle, folder / "bundle", timeline=choose_timeline(bundle, held_out))
     write_document(folder / METRICS_NAMES[held_out.name], metrics)

@@ -718,6 +718,9 @@ def test_report_shows_how_far_the_score_depends_on_rule_prevalence_and_cost(proj
     text = _Page(project / "runs" / "report.html").text
     assert "any time of it 0.50 0.40 to 0.60 27" in text
     assert "are predicted together in 3 of 168 clips" in text
+    kept = [{"labels": ["ventilation", "suction"], "clips": 0, "of": 168, "kept": True}]
+    _edit(project / "runs" / "tune" / "test_metrics.json", exclusive_violations=kept)
+    assert "ventilation, suction are never predicted together: each clip keeps" in _Page(report_on(project).path).text
     for title in ("If another share of a clip", "Where a label is rarer", "Is it worth acting on?"):
         shown = text[text.index(title) :]
         assert "How to read this." in shown[:3000], title

@@ -31,6 +31,7 @@ from heads.loading import load_split
 from heads.models import Head, head_scores
 from heads.runs import ChooseTimeline, HeldOut, no_timeline, write_document, write_fitted
 from heads.settings import HeadSettings
+from heads.timelines.rules import checked_rules
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
@@ -170,6 +171,7 @@ class Run:
                 "train_loss": kept.train_loss,
                 **of_run,
             },
+            exclusive=checked_rules(project, labels).exclusive,
             adapter=adapter,
             backbone=backbone,
             choose_timeline=choose_timeline,

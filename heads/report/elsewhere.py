@@ -22,6 +22,7 @@ def elsewhere_content(metrics: Document, figures: dict[str, Figure]) -> dict[str
                 "labels": ", ".join(map(str, one["labels"])),
                 "clips": number(one.get("clips")),
                 "of": number(one.get("of")),
+                "kept": one.get("kept") is True,
             }
             for one in _listed(metrics.get("exclusive_violations"))
             if isinstance(one.get("labels"), list)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from featurecache.clips.leakage import touching
 from featurecache.errors import TrainingDataError
 from heads.folds import Folds, repeated_folds, session_folds
+from heads.scoring.exclusive import predicted_labels
 from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, metrics_document, session_counts
 from heads.scoring.thresholds import tuned_thresholds
 
@@ -201,6 +202,7 @@ def leave_one_session_out(
     *,
     labels: Sequence[str],
     clip_ids: Sequence[str] | None = None,
+    exclusive: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """Leave-one-session-out scores of given settings: refitted without each session, predictions pooled.
 
@@ -212,6 +214,7 @@ def leave_one_session_out(
         sessions: The session of each clip, shape (N,).
         labels: Names of the C labels.
         clip_ids: N clip ids; where given, training clips that overlap or touch held-out ones are left out.
+        exclusive: Groups of labels of which one at most is predicted for a clip.
 
     Returns:
         The document of `*_metrics.json`, whose `threshold` is the mean over sessions, with a `caveat`, and
@@ -238,6 +241,7 @@ def leave_one_session_out(
         labels=labels,
         split=LEAVE_ONE_SESSION_OUT,
         annotated=int(fold_of.max()) + 1,
+        predicted=predicted_labels(scores, thresholds[fold_of], labels, exclusive),
     )
     not_learnable = [label for label, has_scores in zip(labels, scored.tolist(), strict=True) if not has_scores]
     return {**metrics, "not_learnable": not_learnable, "caveat": CHOSEN_HERE}

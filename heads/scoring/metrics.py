@@ -136,6 +136,7 @@ def metrics_document(
     labels: Sequence[str],
     split: str,
     annotated: int | None = None,
+    predicted: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """All scores of a split as the JSON document of `*_metrics.json`.
 
@@ -147,12 +148,13 @@ def metrics_document(
         labels: Names of the C labels.
         split: The split's name.
         annotated: Annotated sessions of all splits; None: unknown, and a reason says nothing of what to do.
+        predicted: What is predicted, shape (N, C), where rules change it (`exclusive.py`); None: scores at thresholds.
 
     Returns:
         JSON-ready mapping. Undefined scores are None, and `macro_f1_ci95_reason` says why an interval is None. Of a
         label, `sessions` counts those that have a positive clip of it; `per_session` has macro-F1 and F1 of each.
     """
-    predicted = scores >= thresholds
+    predicted = scores >= thresholds if predicted is None else predicted
     counts = session_counts(Y, predicted, sessions)  # (M, 3, C)
     is_scored = np.asarray(~np.isnan(scores).any(axis=0))
     is_defined = np.asarray(is_scored & Y.any(axis=0))

@@ -90,6 +90,9 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     written = " and ".join(str(one.run / "test_metrics.json") for one in found.bundles)
     yield f"test-set evaluation no. {found.looks} of these sessions; wrote {written}"
     yield from _caveats(found.metrics)
+    for one in found.metrics["exclusive_violations"]:
+        if one["clips"]:
+            yield f"{' and '.join(one['labels'])} exclude each other, but {one['clips']} of {one['of']} clips have both"
     for one in found.bundles:
         yield from _test_timelines(one, width)
 

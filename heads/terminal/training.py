@@ -1,8 +1,8 @@
 """Training as commands show it: what is learned from, how far it is, and what came out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -38,8 +38,18 @@ def trained_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
             f"timelines: segment F1 {run.timeline.validation_segment_f1:.2f} by {scored} scores with the settings "
             f"chosen by them, {run.timeline.untuned_segment_f1:.2f} with the defaults"
         )
+    for rule in run.best.get("exclusive", ()):
+        yield exclusive_rule(rule, scored)
     yield from label_scores(run.metrics, width)
     yield f"{scored} macro-F1 {run.best['value']:.3f} at threshold 0.5; wrote {run.bundle}"
+
+
+def exclusive_rule(rule: Mapping[str, Any], scored: str) -> str:
+    """Whether predictions of clips keep to a rule of exclusive labels, and why."""
+    both = f"{' and '.join(rule['labels'])}: {rule['clips']} of {counted(rule['of'], 'clip')} would have more than one"
+    change = f"{scored} macro-F1 {rule['macro_f1_with']:.3f} with the rule, {rule['macro_f1']:.3f} without"
+    taken = "each clip keeps the surest" if rule["kept"] else "clips keep them all, timelines do not"
+    return f"{both}; {taken} ({change})"
 
 
 def tuned_run(run: "TrainedRun", width: int) -> Iterator[Piece]:

@@ -247,7 +247,10 @@ def _another_session(bundle: Bundle, data: LabelledFeatures) -> float | None:
     """Mean macro-F1 when each clip is given the scores of a clip of another session; None with one session."""
     scores = bundle.scores(data.X, fingerprint=bundle.fingerprint)
     swaps = other_sessions_clips(data.sessions, seed=0, times=_SWAPS)
-    return float(np.mean([macro_f1(data.Y, scores[rows], bundle.thresholds) for rows in swaps])) if swaps else None
+    if not swaps:
+        return None
+    predicted = bundle.predicted(scores)
+    return float(np.mean([macro_f1(data.Y, predicted[rows].astype(float)) for rows in swaps]))
 
 
 def _seconds_per_clip(project: Project, bundle: Bundle) -> float | None:

@@ -18,14 +18,14 @@ from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
 from featurecache.extraction.failures import KnownFailures, known_failures
 from featurecache.extraction.spaces import project_spaces
-from featurecache.project.settings import Project, parse_section
+from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
 from heads.bundle_files import Stated
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit, LearningData
 from heads.loading import load_split
-from heads.sections import TimelineRules
+from heads.timelines.rules import checked_rules, timeline_rules
 from heads.timelines.timeline import exclusive_groups
 
 
@@ -106,7 +106,7 @@ def learning_data(
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     rule = ClipRule.of(project)
     rule.check_table(table)
-    checked_rules(project, table.labels)
+    rules = checked_rules(project, table.labels)
     cache = FeatureCache.open(project.cache)
     if imported is None:
         _, spaces = project_spaces(project, select=names, allow_download=allow_download)
@@ -116,7 +116,15 @@ def learning_data(
     loaded = {split: load_split(table, split, cache, spaces, known=known) for split in ("train", "validation")}
     splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
     leakage = leakage_record(table.clips)
-    data = LearningData(splits["train"], splits["validation"], table.labels, spaces, leakage=leakage, clips=rule)
+    data = LearningData(
+        splits["train"],
+        splits["validation"],
+        table.labels,
+        spaces,
+        leakage=leakage,
+        clips=rule,
+        exclusive=rules.exclusive,
+    )
     summaries = {
         name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)
         for name, one in loaded.items()
@@ -157,11 +165,6 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
     return table
 
 
-def timeline_rules(project: Project) -> TimelineRules:
-    """The section [timeline]."""
-    return parse_section(project.settings.timeline, TimelineRules, "timeline")
-
-
 def exclusive_labels(project: Project, bundle: Bundle | Stated) -> tuple[tuple[str, ...], ...]:
     """Groups of a bundle's labels of which one at most is on at a time; a zero-shot bundle may lack some of a rule's.
 
@@ -174,17 +177,6 @@ def exclusive_labels(project: Project, bundle: Bundle | Stated) -> tuple[tuple[s
         groups = tuple(group for group in groups if len(group) > 1)
     exclusive_groups(groups, bundle.labels)
     return groups
-
-
-def checked_rules(project: Project, labels: Sequence[str]) -> TimelineRules:
-    """The section [timeline], refused where it names labels that there are not.
-
-    Raises:
-        TimelineError: Naming the label.
-    """
-    rules = timeline_rules(project)
-    exclusive_groups(rules.exclusive, labels)
-    return rules
 
 
 def training_device(project: Project) -> str:

@@ -26,10 +26,11 @@ from heads.bundle_files import read_files
 from heads.finetuning.extraction import plan_split
 from heads.loading import load_split
 from heads.runs import write_document
-from heads.timelines.clip_rules import exclusive_violations, overlap_sensitivity
+from heads.scoring.exclusive import violations
+from heads.timelines.clip_rules import overlap_sensitivity
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import ScoringData, exclusive_labels, own_table, scoring_data, tuned_bundle
-from heads.workflow.evaluation import all_positive_baseline, compare_with_each, evaluate_bundles
+from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_with_each, evaluate_bundles
 from heads.workflow.timelines import evaluate_timelines
 
 
@@ -178,16 +179,21 @@ def evaluate(
     each = zip(folders, heads, sources, outcomes, tuned, rules, strict=True)
     for folder, head, source, outcome, settings, exclusive in each:
         found, why = _timelines(project, folder, head, source, settings, exclusive)
-        metrics = dict(outcome.metrics)
+        metrics = {**outcome.metrics, "exclusive_violations": _violations(head, outcome, exclusive)}
         if found is not None:
-            metrics["overlap_sensitivity"] = overlap_sensitivity(found["recordings"], head.labels)
-            metrics["exclusive_violations"] = exclusive_violations(found["recordings"], head.labels, exclusive)
-            write_document(folder.parent / "test_metrics.json", metrics)
+            metrics["overlap_sensitivity"] = overlap_sensitivity(found["recordings"], head.labels, head.predicted)
+        write_document(folder.parent / "test_metrics.json", metrics)
         scored.append(
             ScoredBundle(folder.parent, head.method, metrics, None if found is None else found["scores"], why)
         )
     floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test", annotated)
     return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
+
+
+def _violations(head: Bundle, outcome: Evaluation, exclusive: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """How often predictions of clips break each rule, and whether the bundle is `kept` to it."""
+    kept = [list(group) for group in head.exclusive]
+    return [one | {"kept": one["labels"] in kept} for one in violations(outcome.predicted, head.labels, exclusive)]
 
 
 def check_scorable(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[str]]:

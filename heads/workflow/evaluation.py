@@ -43,6 +43,7 @@ class Evaluation:
         sessions: Names of the M sessions, sorted.
         labels: Names of the C labels.
         counts: Confusion counts of each session (true positives, false positives, false negatives), shape (M, 3, C).
+        predicted: What is predicted of the N clips, shape (N, C).
     """
 
     metrics: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Evaluation:
     sessions: tuple[str, ...]
     labels: tuple[str, ...]
     counts: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.bool_]
 
 
 def evaluate_bundle(
@@ -123,11 +125,19 @@ def evaluate_bundles(
         for bundle, data, _ in candidates:
             _check_unseen(bundle, data, split)
     scores = [bundle.scores(data.X, fingerprint=fingerprint) for bundle, data, fingerprint in candidates]
+    predictions = [bundle.predicted(own) for (bundle, _, _), own in zip(candidates, scores, strict=True)]
     documents = [
         metrics_document(
-            data.Y, own, bundle.thresholds, data.sessions, labels=bundle.labels, split=split, annotated=annotated
+            data.Y,
+            own,
+            bundle.thresholds,
+            data.sessions,
+            labels=bundle.labels,
+            split=split,
+            annotated=annotated,
+            predicted=predicted,
         )
-        for (bundle, data, _), own in zip(candidates, scores, strict=True)
+        for (bundle, data, _), own, predicted in zip(candidates, scores, predictions, strict=True)
     ]
     seen = [
         Scored(bundle.digest, metrics["macro_f1"], content_of(data.clip_ids, data.Y, bundle.labels))
@@ -136,9 +146,9 @@ def evaluate_bundles(
     scored = candidates[0][1]
     looks = log_evaluation(log, seen, split=split, sessions=scored.sessions.tolist(), clip_ids=scored.clip_ids)
     found = []
-    for (bundle, data, _), own, metrics in zip(candidates, scores, documents, strict=True):
+    for (bundle, data, _), own, predicted, metrics in zip(candidates, scores, predictions, documents, strict=True):
         calibrated = None if bundle.calibration is None else bundle.calibration.apply(own)
-        counts = session_counts(data.Y, own >= bundle.thresholds, data.sessions)
+        counts = session_counts(data.Y, predicted, data.sessions)
         all_positive = session_counts(data.Y, np.ones(data.Y.shape, bool), data.sessions)
         metrics |= {
             "against_all_positive": paired_comparison(counts, all_positive),
@@ -146,9 +156,10 @@ def evaluate_bundles(
             **_count_fields(looks),
             "calibration": calibration_document(data.Y, own, calibrated, labels=bundle.labels),
             "curves": curves(data.Y, own, labels=bundle.labels),
-            **_worth_elsewhere(bundle, data, own, own if calibrated is None else calibrated),
+            **_worth_elsewhere(bundle, data, predicted, own if calibrated is None else calibrated),
         }
-        found.append(Evaluation(metrics, looks, tuple(np.unique(data.sessions).tolist()), bundle.labels, counts))
+        sessions = tuple(np.unique(data.sessions).tolist())
+        found.append(Evaluation(metrics, looks, sessions, bundle.labels, counts, predicted))
     return found
 
 
@@ -223,7 +234,14 @@ def evaluate_without_each_session(
         OSError: If the log cannot be written; no scores are given then.
     """
     check_labelled(data, bundle.labels, "labelled")
-    metrics = leave_one_session_out(fit_scores, data.Y, data.sessions, labels=bundle.labels, clip_ids=data.clip_ids)
+    metrics = leave_one_session_out(
+        fit_scores,
+        data.Y,
+        data.sessions,
+        labels=bundle.labels,
+        clip_ids=data.clip_ids,
+        exclusive=bundle.exclusive,
+    )
     held_out = {clip.clip_id for clip in test_clips}
     rows = [row for row, clip_id in enumerate(data.clip_ids or ()) if clip_id in held_out]
     content = content_of([(data.clip_ids or ())[row] for row in rows] or None, data.Y[rows], bundle.labels)
@@ -283,12 +301,12 @@ def _check_unseen(bundle: Bundle, data: LabelledFeatures, split: str) -> None:
 def _worth_elsewhere(
     bundle: Bundle,
     data: LabelledFeatures,
-    scores: npt.NDArray[np.floating],
+    predicted: npt.NDArray[np.bool_],
     probabilities: npt.NDArray[np.floating],
 ) -> dict[str, Any]:
     """Scores at other prevalences, and decision curves."""
     thresholds = bundle.thresholds if bundle.calibration is None else bundle.calibration.apply(bundle.thresholds)
-    shift = prevalence_shift(data.Y, scores >= bundle.thresholds, thresholds, labels=bundle.labels)
+    shift = prevalence_shift(data.Y, predicted, thresholds, labels=bundle.labels)
     curves_of = decision_curves(data.Y, probabilities, labels=bundle.labels)
     return {"prevalence_shift": shift, "decision_curves": curves_of}
 

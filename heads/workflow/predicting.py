@@ -48,9 +48,10 @@ from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import stated_in
 from heads.clip_rule import ClipRule
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
+from heads.timelines.rules import timeline_rules
 from heads.timelines.timeline import default_settings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import exclusive_labels, timeline_rules, tuned_bundle
+from heads.workflow.data import exclusive_labels, tuned_bundle
 from heads.workflow.timelines import clip_scores
 
 _MOST_STRIDE_S = 3600.0

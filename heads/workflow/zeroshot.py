@@ -43,7 +43,8 @@ from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.loading import load_split, read_features
 from heads.runs import write_document
-from heads.workflow.data import checked_rules, run_folder
+from heads.timelines.rules import checked_rules
+from heads.workflow.data import run_folder
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 from heads.zeroshot.lists import Rules, check_rules
 from heads.zeroshot.prompts import METHODS, read_list_prompt, read_questions, unread_files, write_defaults
@@ -199,6 +200,7 @@ def zero_shot(
         audit=audit,
         leakage=leakage_record(table.clips),
         clips=ClipRule.of(project),
+        exclusive=rules.among(table.labels).exclusive,
         choose_timeline=timeline,
     )
     run = finished_run(folder, best, timeline)

@@ -5,7 +5,7 @@ thresholds, calibration and timeline settings are set on these out-of-fold score
 labelled clip the first candidate serves, thresholds are 0.5, and nothing says how sure a timeline is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def write_zero_shot_run(
     audit: Mapping[str, Any],
     leakage: Mapping[str, Any],
     clips: ClipRule,
+    exclusive: Sequence[Sequence[str]] = (),
     choose_timeline: ChooseTimeline,
 ) -> dict[str, Any]:
     """Writes the bundle, the out-of-fold scores and, last, `best.json`.
@@ -51,6 +52,7 @@ def write_zero_shot_run(
         audit: What the free answers are like.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the table.
         clips: What a clip is.
+        exclusive: Groups of labels of which one at most is on at a time.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
@@ -76,6 +78,7 @@ def write_zero_shot_run(
             "prompts": asking.prompts(),
             "audit": dict(audit),
         },
+        exclusive=exclusive,
         choose_timeline=choose_timeline,
     )
     controls = controls_document(
