@@ -1,8 +1,9 @@
-"""Run by test_store_faults.py in a process of its own: writers that are killed, and kill themselves.
+"""Run by tests in a process of its own: writers and operations of care that are killed, and kill themselves.
 
 `python -m tests.crash_store kill-at ROOT` dies at operation after operation of one commit;
-`python -m tests.crash_store loop ROOT COUNT SEED` kills two writers at random instants. The last line of
-stdout is JSON. A process of its own because forking is only safe where no thread runs.
+`python -m tests.crash_store loop ROOT COUNT SEED` kills two writers at random instants;
+`python -m tests.crash_store care ROOT STEP` dies at every STEP-th operation of gc, compact, repair, forget and import.
+The last line of stdout is JSON. A process of its own because forking is only safe where no thread runs.
 """
 
 import contextlib
@@ -13,25 +14,38 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from featurecache.errors import CacheNotFoundError
-from featurecache.store import CacheWriter, FeatureCache
+from featurecache.store import CacheWriter, FeatureCache, Row, compact, forget, gc, repair, verify
+from featurecache.store.exchange import export_features, import_features
 from tests.cache_samples import (
     PROVENANCE,
     FaultyOs,
     clips,
+    digest,
     fails_with,
     file_system,
+    flip,
     kills_after,
     make_rows,
     names,
+    segments,
+    serves,
     space,
     values,
     write,
 )
 
 CLIPS = 400
+CARE: dict[str, Callable[[Path], object]] = {
+    "gc": lambda root: gc(root, apply=True, grace_s=0),
+    "compact": compact,
+    "repair": repair,
+    "forget": lambda root: forget(root, digest("gone")),
+    "import": lambda root: import_features(root, root.parent / "export.npz"),
+}
 
 
 def kill_at(root: Path) -> dict[str, list[int]]:
@@ -134,7 +148,83 @@ def _check(folder: Path) -> int:
     return len(asked)
 
 
+def prepared(folder: Path, operation: str) -> tuple[Path, list[Row], list[Row]]:
+    """A cache with work for an operation of care, the rows that must be served at all times, and those after it."""
+    rows = [row for pair in zip(make_rows(5), make_rows(5, "gone"), strict=True) for row in pair]
+    root = folder / "cache"
+    folder.mkdir(exist_ok=True)
+    write(root, rows, max_rows=3)
+    if operation == "gc":
+        compact(root)
+        write(root, rows[:2])  # copies, which a second compaction leaves out
+    elif operation == "repair":
+        flip(segments(root)[1] / "features" / "c.0.0")
+        rows = [*rows[:3], *rows[6:]]
+    elif operation == "import":
+        export_features(root, folder / "export.npz")
+        shutil.rmtree(root)
+        write(root, rows[:4])
+        return root, rows[:4], rows
+    after = [row for row in rows if operation != "forget" or row.video_sha256 != digest("gone")]
+    return root, after, after
+
+
+def leftovers(root: Path) -> list[str]:
+    """What an operation that was interrupted must not leave for good."""
+    unfinished = {"staging", "claims"}
+    return [
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.name.startswith(".") or path.parent.name in unfinished
+    ]
+
+
+def check_interrupted(root: Path, at_once: list[Row]) -> None:
+    """Whatever was interrupted: what must be served is, and right."""
+    cache = FeatureCache.open(root)
+    assert (cache.load(names(at_once)) == values(at_once)).all()
+
+
+def check_run_again(root: Path, operation: str, after: list[Row]) -> None:
+    """An interrupted operation, run again, ends as if nothing had been; gc takes what the dead left."""
+    CARE[operation](root)
+    serves(root, after)
+    gc(root, apply=True, grace_s=0)
+    serves(root, after)
+    assert verify(root, deep=True).is_sound
+    assert leftovers(root) == []
+
+
+def kill_care(folder: Path, step: int) -> dict[str, dict[str, object]]:
+    """Each operation of care, killed at every so many of its operations on files; what then was not as it must be."""
+    found: dict[str, dict[str, object]] = {}
+    for operation, care in CARE.items():
+        root, at_once, after = prepared(folder / operation, operation)
+        begun, recorder = root.rename(root.with_name("begun")), FaultyOs(-1, fails_with(0))
+        shutil.copytree(begun, root)
+        with file_system(recorder):
+            care(root)
+        shutil.rmtree(root)
+        killed, bad = 0, []
+        for at in range(0, len(recorder.calls), step):
+            shutil.copytree(begun, root)
+            child = os.fork()
+            if child == 0:
+                with file_system(FaultyOs(at, kills_after)):
+                    care(root)
+                os._exit(0)
+            killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            try:
+                check_interrupted(root, at_once)
+                check_run_again(root, operation, after)
+            except Exception as error:
+                bad.append(f"{at} {recorder.calls[at]}: {error!r}")
+            shutil.rmtree(root)
+        found[operation] = {"operations": len(recorder.calls), "killed": killed, "bad": bad}
+    return found
+
+
 if __name__ == "__main__":
     what, where, *numbers = sys.argv[1:]
-    found = {"kill-at": kill_at, "loop": loop}[what](Path(where), *map(int, numbers))
+    found = {"kill-at": kill_at, "loop": loop, "care": kill_care}[what](Path(where), *map(int, numbers))
     sys.stdout.write(json.dumps(found) + "\n")

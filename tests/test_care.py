@@ -385,31 +385,6 @@ def test_compact_refuses_when_a_segment_is_damaged(root: Path) -> None:
     assert len(segments(root)) == 4
 
 
-def test_fault_31_killed_compaction_loses_and_doubles_nothing(root: Path, tmp_path: Path) -> None:
-    def stops(real, name, args):
-        raise PowerCutError
-
-    recorder = FaultyOs(-1, fails_with(0))
-    shutil.copytree(root, tmp_path / "count")
-    with file_system(recorder):
-        compact(tmp_path / "count")
-        gc(tmp_path / "count", apply=True, grace_s=0)
-    for at in range(0, len(recorder.calls), max(1, len(recorder.calls) // 30)):
-        copy = tmp_path / f"{at}"
-        shutil.copytree(root, copy)
-        with file_system(FaultyOs(at, stops)):
-            try:
-                compact(copy)
-                gc(copy, apply=True, grace_s=0)
-            except PowerCutError:
-                pass
-        serves(copy, make_rows(8))
-        compact(copy)
-        gc(copy, apply=True, grace_s=0)
-        assert_serves(copy, make_rows(8))
-        shutil.rmtree(copy)
-
-
 # --- checkpoint -----------------------------------------------------------------------------------
 
 

@@ -112,28 +112,6 @@ def test_forget_refuses_when_the_digest_is_malformed(root: Path, bad: str) -> No
         forget(root, bad)
 
 
-def test_killed_forget_finishes_when_run_again(tmp_path: Path) -> None:
-    def stops(real, name, args):
-        raise PowerCutError
-
-    root, gone = tmp_path / "cache", make_rows(3, "withdrawn")
-    write(root, [*make_rows(3), *gone], max_rows=4)
-    recorder = FaultyOs(-1, fails_with(0))
-    shutil.copytree(root, tmp_path / "count")
-    with file_system(recorder):
-        forget(tmp_path / "count", digest("withdrawn"))
-    for at in range(0, len(recorder.calls), max(1, len(recorder.calls) // 30)):
-        copy = tmp_path / f"{at}"
-        shutil.copytree(root, copy)
-        with file_system(FaultyOs(at, stops)), pytest.raises(PowerCutError):
-            forget(copy, digest("withdrawn"))
-        np.testing.assert_array_equal(FeatureCache.open(copy).load(names(make_rows(3))), values(make_rows(3)))
-        forget(copy, digest("withdrawn"))
-        assert traces(copy, "withdrawn", gone) == []
-        serves(copy, make_rows(3))
-        shutil.rmtree(copy)
-
-
 # --- what is no segment in its place ----------------------------------------------------------------
 
 

@@ -43,8 +43,8 @@ def commit_segment(space_folder: Path, segment_id: str, contents: Mapping[str, b
 
 
 @contextlib.contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Tell a failed operation as CacheWriteError, with its errno."""
+def writing(path: Path, what: str = "the cache") -> Iterator[None]:
+    """Tell a failed operation on a cache, or on something else that is written, as CacheWriteError, with its errno."""
     try:
         yield
     except FeatureCacheError:
@@ -52,7 +52,7 @@ def writing(root: Path) -> Iterator[None]:
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "unknown")
         wrapped = CacheWriteError(
-            f"the cache {root} must be writable, but {error.filename or 'a file in it'} gave {name} "
+            f"{what} {path} must be writable, but {error.filename or 'writing it'} gave {name} "
             f"({error.strerror or error}). {_ADVICE.get(error.errno or 0, _OTHER_ADVICE)}"
         )
         wrapped.errno = error.errno
@@ -62,7 +62,7 @@ def writing(root: Path) -> Iterator[None]:
 _ADVICE = {
     errno.ENOSPC: "The disk is full; what was saved is intact. Free space, then run the same command again.",
     errno.EDQUOT: "Your quota is used up; what was saved is intact. Free space, then run the same command again.",
-    errno.EROFS: "It is mounted read-only. Mount it writable, or choose another cache folder.",
+    errno.EROFS: "It is mounted read-only. Mount it writable, or choose another folder.",
     errno.EACCES: "Check the owner and the permissions of the folder.",
     errno.EPERM: "Check the owner and the permissions of the folder.",
     errno.ENOENT: "Check that the folder and its disk are there; what was saved is intact.",

@@ -38,26 +38,28 @@ def make_folder(path: Path, *, exist_ok: bool = False) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet, 0600 under any umask, and sync it.
+    """Write a file that must not exist yet, 0600 under any umask, and sync it; one that fails is removed again.
 
     Errors of close count too: network file systems report a full disk there.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     try:
-        if stat.S_IMODE(os.fstat(file).st_mode) != _FILE_MODE:
-            os.fchmod(file, _FILE_MODE)
-        rest = memoryview(data)
-        while rest:
-            written = os.write(file, rest)
-            if written == 0:
-                raise OSError(errno.EIO, "a write stored no byte", str(path))
-            rest = rest[written:]
-        os.fsync(file)
+        try:
+            if stat.S_IMODE(os.fstat(file).st_mode) != _FILE_MODE:
+                os.fchmod(file, _FILE_MODE)
+            rest = memoryview(data)
+            while rest:
+                written = os.write(file, rest)
+                if written == 0:
+                    raise OSError(errno.EIO, "a write stored no byte", str(path))
+                rest = rest[written:]
+            os.fsync(file)
+        finally:
+            os.close(file)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.close(file)
+            os.unlink(path)
         raise
-    os.close(file)
 
 
 def sync_folder(path: Path) -> None:

@@ -136,7 +136,10 @@ def _abandoned(root: Path, now_s: float, abandoned_s: float) -> Iterator[tuple[P
     hidden = [path for place in places for path in files.inside(place) if path.suffix in (".tmp", layout.TRASH)]
     unfinished = [path for folder in folders for name in ("staging", "claims") for path in files.inside(folder / name)]
     for path in [*hidden, *unfinished]:
-        owner = format.SEGMENT_ID.fullmatch(path.name.removeprefix(".").removesuffix(".tmp").removesuffix(layout.TRASH))
+        if path.suffix == layout.TRASH:  # whoever began to remove it: what is going may go
+            yield path, "half removed"
+            continue
+        owner = format.SEGMENT_ID.fullmatch(path.name.removeprefix(".").removesuffix(".tmp"))
         here = owner is not None and format.names_this_machine(owner["machine"])
         if here and owner is not None:
             if not files.process_lives(int(owner["pid"])):

@@ -7,13 +7,14 @@ each other's work as damage, and from doing it twice. Writers and readers take n
 """
 
 import contextlib
+import errno
 import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurecache.errors import CacheBusyError
+from featurecache.errors import CacheBusyError, CacheWriteError
 from featurecache.store.claims import Claims
 from featurecache.store.commit import writing
 
@@ -61,5 +62,10 @@ def turn(root: Path, what: str, *, patience_s: float = PATIENCE_S) -> Iterator[N
 
 
 def _taken(claims: Claims, root: Path) -> bool:
-    with writing(root):
-        return claims.take("care")
+    try:
+        with writing(root):
+            return claims.take("care")
+    except CacheWriteError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True  # gc must be able to free a full disk; what needs space will say so itself
+        raise
