@@ -250,6 +250,31 @@ def test_a_withdrawn_recording_whose_file_stays_is_left_out_of_a_new_clip_table_
     assert {clip.recording for clip in read_table(project.clips).clips} == {f"S{number}.mp4" for number in (0, 2, 3, 4)}
 
 
+def test_a_damaged_clip_table_does_not_stop_a_withdrawal_and_is_told(project: Project) -> None:
+    """Whatever is wrong with it: the recording is known by its digits, its file or the rows that are left."""
+    sound, digest, rows = project.clips.read_bytes(), content(project), segments(project.cache)
+    (project.videos / "S1.mp4").rename(project.root / "gone from here.bin")
+    damages = [
+        sound.replace(b",0,1,", b",0,x,", 1),
+        sound.replace(b"S1.mp4", b"S1.m\xff4", 1),
+        sound[:-20],
+        sound + b'"',
+    ]
+    damages += [sound.decode().encode("utf-16"), sound.replace(digest[:8].encode(), b"0" * 8, 1)]
+    for number, data in enumerate(damages):
+        project.clips.write_bytes(data)
+        for name in ("S1.mp4", digest[:16]):
+            done = withdraw(project, name, everything=number % 2 == 0)
+            assert "clips.csv" in dict(done.unsearched), (number, name)
+            assert digest[:16] not in (project.root / done.record).read_text()
+            project.clips.write_bytes(data)
+    assert rows
+    assert len(FeatureCache.open(project.cache).clip_ids()) == 4
+    project.clips.write_bytes(b"\x00" * 64)
+    with pytest.raises(ClipTableError, match=r"clips\.csv is damaged"):
+        withdraw(project, "S1.mp4")
+
+
 def test_withdrawal_names_a_recording_that_is_unknown(project: Project) -> None:
     with pytest.raises(ClipTableError, match="Did you mean"):
         withdraw(project, "S1.mp5")

@@ -3,13 +3,18 @@
 import contextlib
 import difflib
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 from featurecache.clips.csv_file import read_table
+from featurecache.csv_fields import unguard_cell
 from featurecache.errors import ClipTableError
 from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import find_recordings
+
+_ROW = re.compile(rb'^"?([0-9a-f]{16})-[0-9]+-[0-9]+"?[,;\t](?:"((?:[^"]|"")*)"|([^,;\t\r\n]*))', re.MULTILINE)
 
 
 def contents(project: Project) -> dict[str, str]:
@@ -27,20 +32,47 @@ def content_of(project: Project, recording: str) -> str:
     """
     if len(recording) in range(16, 65) and not set(recording) - set("0123456789abcdef"):
         return recording
-    table = read_table(project.clips, allow_clip_level=True).clips if project.clips.exists() else ()
-    named = {clip.recording: clip.content for clip in table}
+    rows, is_sound = table_contents(project)
+    named: dict[str, str] = {}
+    for name, content in sorted(rows, key=rows.__getitem__):  # of a damaged table's contents the most frequent
+        named[name] = content
     named |= predicted_contents(project)
-    if recording in named:
+    paths = [path for path in (project.videos / recording, Path(recording)) if path.is_file()]
+    if recording in named and (is_sound or not paths):
         return named[recording]
-    for path in (project.videos / recording, Path(recording)):
-        if path.is_file():
-            return DigestMemo(project.digest_memo).sha256(path)
+    if paths:
+        return DigestMemo(project.digest_memo).sha256(paths[0])
     near = difflib.get_close_matches(recording, named, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else "Take its name from clips.csv or predictions, or name the file."
+    if not is_sound:
+        hint = f"{project.clips.name} is damaged, and other names are lost: pass the file, or 16 digits of its sha256."
     raise ClipTableError(
         f"a recording must be in clips.csv or predicted, be a file, or be named by its sha256, but {recording!r} is "
         f"not. {hint}"
     )
+
+
+def table_contents(project: Project) -> tuple[Counter[tuple[str, str]], bool]:
+    """What the clip table tells of which recording is which, even where it is damaged.
+
+    Returns:
+        How many rows say so of each (recording, first 16 digits of its sha256), and whether the table is sound. Of a
+        damaged one those rows that can be told.
+    """
+    path = project.clips
+    if not path.exists():
+        return Counter(), True
+    with contextlib.suppress(ClipTableError):
+        return Counter((clip.recording, clip.content) for clip in read_table(path, allow_clip_level=True).clips), True
+    try:
+        data = path.read_bytes().replace(b"\0", b"")  # as UTF-16 has them between the letters
+    except OSError:
+        return Counter(), False
+    rows = Counter(
+        (unguard_cell((quoted.replace(b'""', b'"') or plain).decode(errors="surrogateescape")), content.decode())
+        for content, quoted, plain in _ROW.findall(data)
+    )
+    return rows, False
 
 
 def predicted_contents(project: Project) -> dict[str, str]:

@@ -91,7 +91,9 @@ def export_features(
     pooling: str | None = None,
     space: str | None = None,
 ) -> ExportReport:
-    """Write one feature space to one file, in bounded memory.
+    """Write one feature space to one file.
+
+    Features pass through memory in batches. What else there is of each row is held: 154 bytes, and 8 for each frame.
 
     `features` (N, ...), `clip_id` (N,), `video_sha256` (N,) as text, `start_us`, `end_us` (N,), `timestamps_us`
     (N, T), `key` (N, 16) and `row_crc32c` (N,) as in a segment; the attributes (in npz: arrays of one text) `format`,

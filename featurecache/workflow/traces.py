@@ -17,8 +17,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from featurecache.clips.contents import predicted_contents
-from featurecache.clips.csv_file import read_table
+from featurecache.clips.contents import predicted_contents, table_contents
 from featurecache.errors import CacheReadError
 from featurecache.project.settings import Project
 from featurecache.store.forget import recording_needles
@@ -40,7 +39,6 @@ class Traces:
         digits: 16 to 64 digits of its sha256.
 
     Raises:
-        ClipTableError: If the clip table is not sound.
         CacheReadError: If the disk refuses to give something of the cache.
     """
 
@@ -52,10 +50,10 @@ class Traces:
         self._memo = DigestMemo(project.digest_memo)
         self._needles = Needles(recording_needles(project.cache, digits))
         names, others = {recording} - {digits}, set[str]()
-        if project.clips.exists():
-            table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-            for clip in table.clips:
-                (names if clip.content.startswith(digits[:16]) else others).add(clip.recording)
+        rows, self.is_table_sound = table_contents(project)
+        """Whether the clip table can be read; else it may name the recording where nobody can tell."""
+        for name, content in rows:
+            (names if content == digits[:16] else others).add(name)
         for name, content in predicted_contents(project).items():
             (names if digits.startswith(content) else others).add(name)
         for path, _ in self._below(self.videos):

@@ -68,7 +68,7 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
             timelines and predictions. Otherwise these are listed with what remains.
 
     Raises:
-        ClipTableError: If the recording cannot be told.
+        ClipTableError: If the recording cannot be told; a damaged clip table is no hindrance where digits or a file do.
         CacheBusyError, CacheReadError, CacheWriteError, NewerFormatError: As for `forget`.
         OSError: If a file of the project cannot be written or removed.
     """
@@ -80,6 +80,8 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
     removed: list[Path] = []
     remaining: list[tuple[Path, str]] = []
     unsearched = [(project.cache / path, why) for path, why in (cached.unsearched if cached else _NO_CACHE)]
+    if not traces.is_table_sound:
+        unsearched.append((project.clips, "it is damaged, and may name the recording in other words: look it over"))
     tables = (project.failures, project.clips)
     for path, why_not in traces.files(but=(project.cache, project.root / RECORDS)):
         if why_not:
