@@ -149,12 +149,6 @@ WRONG = {
         1,
         r"session column",
     ),
-    "all recordings in one session": (
-        _settings('videos = "videos"', 'videos = "videos"\nsession_from = "pattern"\nsession_pattern = "(S)"'),
-        "clips",
-        1,
-        r"so 3 at least, but there is 1",
-    ),
     "unknown fixed session": (
         _settings("[features]", '[splits]\nsessions = {S99 = "test"}\n[features]'),
         "clips",

@@ -110,7 +110,6 @@ def test_build_table_makes_no_clip_beyond_the_end_when_windows_overlap() -> None
         ({"annotated_span": "seen"}, ClipTableError, "the annotated span must be in the annotations, but 'seen'"),
         ({"length_us": 13 * S}, ClipTableError, "length_s is 13 and the longest recording, S0.mp4, lasts 12 s"),
         ({"length_us": 0}, ClipTableError, "above 0"),
-        ({"recordings": FOUR[:2]}, SplitError, "3 at least"),
         ({"fixed_splits": {"S9": "train"}}, SplitError, "'S9' does not"),
     ],
 )

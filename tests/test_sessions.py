@@ -11,12 +11,17 @@ from featurecache.clips.csv_file import read_table
 from featurecache.clips.relatives import BY_VIEW, named_alike, recorded_together
 from featurecache.clips.session_notes import few_in_words
 from featurecache.clips.sessions import name_sessions
-from featurecache.errors import SettingsError
+from featurecache.clips.splits import SPLITS
+from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.project.settings import DataSettings, Project, open_project
 from featurecache.setup.proposal import propose
 from featurecache.setup.sessions import propose_sessions
 from featurecache.workflow.clips import make_clips
+from featurecache.workflow.extraction import extract
+from heads.workflow.predicting import predict
+from heads.workflow.training import train
 from tests.make_videos import write_video
+from tests.projects import make_project
 
 DAY = 24 * 3600 * 1_000_000
 
@@ -144,6 +149,44 @@ def test_only_few_test_sessions_are_warned_of(validation: int, test: int, words:
     found = few_in_words(ClipTable(("a",), clips))
     assert bool(found) == bool(words)
     assert all(words in line for line in found)
+
+
+def test_with_two_annotated_sessions_one_trains_and_one_validates(tmp_path: Path) -> None:
+    made = make_clips(_project(tmp_path, {"P1.mp4": "a", "P2.mp4": "b"}))
+    assert sorted({clip.split for clip in read_table(made.path).clips}) == ["train", "validation"]
+    assert any("2 annotated sessions: one trains, one validates, none tests" in line for line in made.audit.warnings)
+
+
+def test_one_annotated_session_is_extracted_and_as_a_pilot_labels_its_own_rest(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    project = make_project(tmp_path / "project", tiny_model, sessions=1, clips=24)
+    labels = project.root / "labels.csv"
+    labels.write_text(f"{labels.read_text()}S0.mp4,0,18,annotated\n")
+    settings = project.path.read_text().replace("[clips]", 'annotated_span = "annotated"\n[clips]', 1)
+    project.path.write_text(settings)
+    report = extract(open_project(project.root))
+    made = read_table(project.clips)
+    assert {clip.split for clip in made.clips} == {"train"}
+    assert len([clip for clip in made.clips if clip.labelled]) == 18
+    assert any("1 annotated session: it trains" in line for line in few_in_words(made))
+    with pytest.raises(TrainingDataError, match="validation split must have labelled clips"):
+        train(open_project(project.root))
+    project.path.write_text(f"{settings}[splits]\nallow_clip_level = true\n")
+    make_clips(open_project(project.root))
+    parts = {}
+    for clip in read_table(project.clips, allow_clip_level=True).clips:
+        parts.setdefault(clip.session, []).append(clip)
+    assert list(parts) == [f"S0 part {number} of 6" for number in range(1, 7)]
+    assert {split for own in parts.values() for split in {clip.split for clip in own}} == set(SPLITS)
+    assert all(len({clip.split for clip in own}) == 1 for own in parts.values())
+    assert extract(open_project(project.root)).plan.todo == 0
+    assert report.failed == ()
+    run = train(open_project(project.root))
+    assert "splits cut sessions" in run.best["split_warning"]
+    (predicted,) = predict(open_project(project.root), [project.videos / "S0.mp4"], bundle=run.bundle).written
+    assert predicted[0].duration_us == pytest.approx(24_000_000, abs=300_000)
+    make_clips(open_project(project.root))  # a part keeps no split by the recording's content
 
 
 def test_a_label_of_an_absent_recording_is_not_proposed_and_does_not_stop_clips(tmp_path: Path) -> None:

@@ -112,12 +112,19 @@ def test_split_sessions_keeps_what_is_fixed() -> None:
     )
 
 
+def test_one_session_trains_and_of_two_one_validates() -> None:
+    assert split_sessions({"S0": 5, "no": 0}, {"S0": [1], "no": [0]}) == {"S0": "train", "no": ""}
+    two = split_sessions({"S0": 5, "S1": 15}, {"S0": [1], "S1": [3]})
+    assert two == {"S0": "validation", "S1": "train"}
+    third = split_sessions({"S0": 5, "S1": 15, "S2": 5}, {"S0": [1], "S1": [3], "S2": [1]}, fixed=two)
+    assert third == {**two, "S2": "test"}
+
+
 @pytest.mark.parametrize(
     ("count", "options", "message"),
     [
         (0, {}, "there is none"),
-        (1, {}, r"3 at least, but there is 1 \(S0\)"),
-        (2, {}, r"2 \(S0, S1\). Annotate"),
+        (2, {"fixed": {"S0": "test"}}, "leave (train|validation) without"),
         (4, {"fractions": (0.8, 0.2, 0.0)}, "above 0 and sum to 1"),
         (4, {"fractions": (0.8, 0.2, 0.2)}, "above 0 and sum to 1"),
         (4, {"fractions": (float("nan"), 0.2, 0.2)}, "above 0 and sum to 1"),

@@ -104,4 +104,5 @@ def make_table(
         min_overlap_us=settings.clips.min_overlap_us,
         points=found.points,
         elsewhere=found.elsewhere,
+        may_cut_sessions=settings.splits.allow_clip_level,
     )

@@ -9,6 +9,7 @@ by content and time, never by a file's name.
 What this is not: a search for re-encoded copies. The same bytes under two names are found, another encoding is not.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from featurecache.spelling import caseless, plain_name
 FORCED = "splits cut sessions: clips of one session train and score, so these scores are optimistically biased"
 """What every result of a forced clip-level split says."""
 
+_PART = re.compile(r" part \d+ of \d+$")
 _GIVES_WAY_TO = {"train": ("validation", "test"), "validation": ("test",)}
 
 
@@ -84,6 +86,16 @@ def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak 
     return None if allow_clip_level else _mingled_sessions(clips) or _cut_session(clips)
 
 
+def part_of(session: str, number: int, parts: int) -> str:
+    """What a table calls a part of a session that it cuts by time; splits of its parts are splits of its clips."""
+    return f"{session} part {number} of {parts}"
+
+
+def _whole(session: str) -> str:
+    """The session that a part is of."""
+    return _PART.sub("", session)
+
+
 def _one_spelling(session: str) -> str:
     return caseless(plain_name(session))
 
@@ -114,8 +126,9 @@ def _nothing_crosses(clips: ClipColumns, *, sessions_too: bool) -> bool:
     order = np.lexsort((clips.span_us[:, 0], recording))  # stable: of clips that start together, the table's order
     changes = (np.diff(recording[order]) != 0) | (np.diff(session[order]) != 0)
     stretches = int(changes.sum()) + (len(order) > 0)
+    whole = np.unique([_whole(name) for name in clips.session.values], return_inverse=True)[1]  # code -> code
     taking_part = np.array([split != "" for split in clips.split.values], bool)[clips.split.codes]
-    session, split = session[taking_part], clips.split.codes[taking_part]
+    session, split = whole[session[taking_part]], clips.split.codes[taking_part]
     return stretches == _pairs(recording, clips.session.codes) and len(np.unique(session)) == _pairs(session, split)
 
 
@@ -146,9 +159,9 @@ def _cut_session(clips: Sequence[Clip]) -> Leak | None:
     splits: dict[str, int] = {}
     for position, clip in enumerate(clips):
         if clip.split:
-            earlier = splits.setdefault(clip.session, position)
+            earlier = splits.setdefault(_whole(clip.session), position)
             if clips[earlier].split != clip.split:
-                found = f"session {clip.session!r} lies in {clips[earlier].split} and in {clip.split}"
+                found = f"session {_whole(clip.session)!r} lies in {clips[earlier].split} and in {clip.split}"
                 return Leak(position, earlier, "split", found, clip_level=True)
     return None
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -97,7 +98,10 @@ def record_of(project: Project, table: ClipTable, files: Files, earlier: TableRe
         files: `files_of` the project with digests, found before anything was read.
         earlier: The record whose splits stay known, for recordings that are away, and so do comparisons.
     """
-    found = {clip.content: (clip.split, session_key(clip.session)) for clip in table.clips if clip.split}
+    places = {(clip.content, clip.split, session_key(clip.session)) for clip in table.clips if clip.split}
+    several = {content for content, count in Counter(content for content, _, _ in places).items() if count > 1}
+    # A recording whose session was cut into parts has no split that it could keep.
+    found = {content: (split, session) for content, split, session in places if content not in several}
     splits = {**earlier.splits, **found}
     return dataclasses.replace(earlier, written=(), settings=settings_of(project), files=files, splits=splits)
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from featurecache.clips.clip import ClipTable
+from featurecache.clips.leakage import split_level
 from featurecache.clips.relatives import named_alike, recorded_together
 from featurecache.project.toml_text import toml_value
 from featurecache.video.recordings import Recording
@@ -12,6 +13,16 @@ FEW_SESSIONS = 5
 """With fewer test sessions than these a score has no interval, and one session can decide it."""
 
 _SHOWN = 5
+_PILOTS = {
+    1: "1 annotated session: it trains, and none is left to choose settings by, so train and tune stop;",
+    2: "2 annotated sessions: one trains, one validates, none tests; train, tune and predict work, evaluate does not;",
+}
+_PILOT_ADVICE = (
+    "extract and zeroshot need no more. Annotate others: 3 in all for a test split, 5 for a score with an interval "
+    '(independent recordings are sessions of their own by session_from = "file"). Or, to label the rest of recordings '
+    "whose annotated stretches are marked (annotated_span), set allow_clip_level = true under [splits]: it cuts them "
+    "by time into parts, and every result says so."
+)
 
 
 def recordings_of_sessions(sessions: Mapping[str, str]) -> dict[str, list[str]]:
@@ -37,6 +48,13 @@ def sessions_in_words(sessions: Mapping[str, str]) -> str:
 
 def few_in_words(table: ClipTable) -> list[str]:
     """What to do where the test split has few annotated sessions; nothing where it has enough, or none."""
+    if split_level(table.clips) == "clip":
+        return [
+            "splits cut sessions, as allow_clip_level under [splits] allows: scores tell how well the rest of the same "
+            "recordings would be labelled, and nothing of other sessions. Annotate those, too."
+        ]
+    if (annotated := annotated_sessions(table)) in _PILOTS:
+        return [f"{_PILOTS[annotated]} {_PILOT_ADVICE}"]
     tested = [clip.session for clip in table.clips if clip.split == "test" and clip.labelled]
     found = len(set(tested))
     if not 0 < found < FEW_SESSIONS:

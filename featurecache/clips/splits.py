@@ -48,11 +48,12 @@ def split_sessions(
         fixed: Session -> split, as the user decided; the others are arranged around them.
 
     Returns:
-        Session -> "train", "validation", "test" or "", in order of the session's name. Each split has a session.
+        Session -> "train", "validation", "test" or "", in order of the session's name. Each split has a session; of
+        two labelled sessions one trains and one validates, and one alone trains.
 
     Raises:
-        SplitError: If there are fewer than three labelled sessions, `fixed` names an unknown session or split
-            or leaves a split without a session, or the fractions are not positive with the sum 1.
+        SplitError: If no session is labelled, `fixed` names an unknown session or split or leaves a split without a
+            session, or the fractions are not positive with the sum 1.
     """
     fixed = dict(fixed or {})
     if min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
@@ -62,21 +63,17 @@ def split_sessions(
         )
     _check_fixed(fixed, clips)
     names = sorted(session for session, count in clips.items() if count > 0)
-    if len(names) < len(SPLITS):
-        found = f"{len(names)} ({', '.join(names)})" if names else "none"
-        raise SplitError(
-            f"train, validation and test need an annotated session each, so 3 at least, but there is {found}. "
-            "Annotate recordings of other sessions; or, if these recordings are independent of each other, name finer "
-            'sessions with session_from = "file" or a session_pattern.'
-        )
+    if not names:
+        raise SplitError("splits need an annotated session, but there is none. Annotate recordings.")
+    filled = SPLITS[: len(names)]
     counts = np.array([[*positives[name], clips[name]] for name in names], np.int64)  # (S, C + 1)
     counts = counts[:, counts.sum(axis=0) > 0]  # a label without a positive asks for nothing
     start = np.array([SPLITS.index(fixed[name]) if name in fixed else -1 for name in names])  # (S,)
     if (start < 0).sum() <= _EXHAUSTIVE_SESSIONS:
-        chosen = _search_all(counts, np.array(fractions), start, seed)
+        chosen = _search_all(counts, np.array(fractions), start, seed, len(filled))
     else:
         chosen = _search_descending(counts, np.array(fractions), start, names, seed)
-    empty = [split for index, split in enumerate(SPLITS) if index not in chosen]
+    empty = [split for index, split in enumerate(filled) if index not in chosen]
     if empty:
         raise SplitError(
             f"each split must have an annotated session, but the fixed ones leave {' and '.join(empty)} without. "
@@ -123,10 +120,14 @@ def _search_all(
     fractions: NDArray[np.float64],
     start: NDArray[np.int64],
     seed: int,
+    filled: int = len(SPLITS),
 ) -> NDArray[np.int64]:
-    """One of the best assignments of all, chosen by the seed. Arguments as in `_search_descending`."""
+    """One of the best assignments of all to the first `filled` splits, chosen by the seed.
+
+    Other arguments as in `_search_descending`.
+    """
     free = np.flatnonzero(start < 0)
-    options = np.array(list(itertools.product(range(3), repeat=len(free))), np.int64)  # (K, F)
+    options = np.array(list(itertools.product(range(filled), repeat=len(free))), np.int64)  # (K, F)
     fixed_sums = np.stack([counts[start == split].sum(axis=0) for split in range(3)])  # (3, C + 1)
     costs = np.concatenate(
         [

@@ -10,9 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 from featurecache.annotations import Interval
 from featurecache.clips.clip import Clip, ClipTable, check_labels, clip_id, clip_targets, clip_windows
-from featurecache.clips.splits import split_sessions
+from featurecache.clips.leakage import part_of
+from featurecache.clips.splits import SPLITS, split_sessions
 from featurecache.errors import ClipTableError, NoRecordingsError
 from featurecache.video.recordings import Recording, UnusableRecording
+
+_PARTS = 6
+"""Of each labelled session where fewer than three are: enough for three splits and for folds over two of them."""
 
 
 def build_table(
@@ -31,6 +35,7 @@ def build_table(
     min_overlap_us: int | None = None,
     points: Mapping[str, Sequence[Interval]] | None = None,
     elsewhere: Collection[str] = (),
+    may_cut_sessions: bool = False,
 ) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
     """Cuts recordings into clips, sets their targets, and splits their sessions.
 
@@ -51,6 +56,7 @@ def build_table(
         min_overlap_us: Time of a clip that a label must cover to be on; None: half of it.
         points: Recording -> its annotations of no duration: they are annotation, but cover nothing.
         elsewhere: Labels of annotations whose recordings are absent: columns of them have no positive clip.
+        may_cut_sessions: Whether one or two labelled sessions are cut by time into parts, each a session of the table.
 
     Returns:
         The table in order of recording and time, and the recordings that are shorter than a clip.
@@ -93,19 +99,26 @@ def build_table(
         )
         for name, spans in windows.items()
     }
-    splits = _split(targets, labels, sessions, fractions, seed, fixed_splits)
+    session_of = {name: [sessions[name]] * len(spans) for name, spans in windows.items()}
+    if may_cut_sessions and (parts := _parts_of_few(targets, sessions)):
+        session_of |= parts
+        cut = {sessions[name] for name in parts}
+        fixed_splits = {name: split for name, split in (fixed_splits or {}).items() if name not in cut}
+    splits = _split(targets, labels, session_of, fractions, seed, fixed_splits)
     clips = [
         Clip(
             clip_id(recording.sha256, start, end),
             recording.name,
-            sessions[recording.name],
-            splits[sessions[recording.name]],
+            session,
+            splits[session],
             start,
             end,
             target,
         )
         for recording in sorted(recordings, key=lambda recording: recording.name)
-        for (start, end), target in zip(windows[recording.name], targets[recording.name], strict=True)
+        for (start, end), target, session in zip(
+            windows[recording.name], targets[recording.name], session_of[recording.name], strict=True
+        )
     ]
     return ClipTable(tuple(labels), tuple(clips)), short
 
@@ -163,21 +176,51 @@ def annotated_spans(
     return None
 
 
+def _parts_of_few(
+    targets: Mapping[str, Sequence[tuple[int | None, ...]]], sessions: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Recording -> a part of its session for each clip, where so few sessions are labelled that they are cut.
+
+    The parts of a session follow each other in time and have as many labelled clips each.
+    """
+    labelled: dict[str, int] = Counter()
+    for name, rows in targets.items():
+        labelled[sessions[name]] += sum(map(_is_labelled, rows))
+    few = {session: count for session, count in labelled.items() if count}
+    if not 0 < len(few) < len(SPLITS):
+        return {}
+    found: dict[str, list[str]] = {}
+    before: dict[str, int] = Counter()
+    for name, rows in targets.items():
+        session = sessions[name]
+        if session not in few:
+            continue
+        found[name] = []
+        for row in rows:
+            part = min(before[session] * _PARTS // few[session], _PARTS - 1)
+            found[name].append(part_of(session, part + 1, _PARTS))
+            before[session] += _is_labelled(row)
+    return found
+
+
+def _is_labelled(row: tuple[int | None, ...]) -> bool:
+    return bool(row) and None not in row
+
+
 def _split(
     targets: Mapping[str, Sequence[tuple[int | None, ...]]],
     labels: Sequence[str],
-    sessions: Mapping[str, str],
+    session_of: Mapping[str, Sequence[str]],
     fractions: tuple[float, float, float],
     seed: int,
     fixed_splits: Mapping[str, str] | None,
 ) -> dict[str, str]:
     """Session -> split, by the targets of its labelled clips; "" throughout where nothing is labelled."""
-    counts = {sessions[name]: 0 for name in targets}
+    counts = {session: 0 for name in targets for session in session_of[name]}
     positives = {session: [0] * len(labels) for session in counts}
     for name, rows in targets.items():
-        session = sessions[name]
-        for row in rows:
-            if row and None not in row:
+        for session, row in zip(session_of[name], rows, strict=True):
+            if _is_labelled(row):
                 counts[session] += 1
                 positives[session] = [
                     count + (target or 0) for count, target in zip(positives[session], row, strict=True)

@@ -161,7 +161,7 @@ class SplitSettings:
         validation: Share of the sessions.
         test: Share of the sessions.
         sessions: Fixes the split of the sessions named here. E.g. `sessions = { S01 = "test" }`.
-        allow_clip_level: Let an edited clips.csv cut sessions, which every result then says.
+        allow_clip_level: Let an edited clips.csv cut sessions, and `clips` one or two alone; every result says so.
     """
 
     seed: int = 0

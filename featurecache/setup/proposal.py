@@ -40,6 +40,8 @@ from featurecache.setup.sessions import propose_sessions
 from featurecache.spelling import look_alikes, typos
 from featurecache.video.recordings import find_recordings
 
+_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -201,13 +203,16 @@ def _of_recordings(documents: Mapping[Path, EafDocument], names: Sequence[str]) 
     if not here:
         return [], []
     labels = {one.tier for _, document in here for one in resolve_times(document)}
-    notes = []
-    for path, document in absent:
-        only = sorted({one.tier for one in resolve_times(document)} - labels)
-        notes.append(
-            f"{path.name} is of no recording here and is not proposed from"
-            + (f"; tiers that it alone uses: {', '.join(only)}" if only else "")
-        )
+    alone = [(path, sorted({one.tier for one in resolve_times(document)} - labels)) for path, document in absent]
+    notes = [
+        f"{path.name} is of no recording here and is not proposed from; tiers that it alone uses: {', '.join(only)}"
+        for path, only in alone
+        if only
+    ]
+    if plain := [path.name for path, only in alone if not only]:
+        verb = "is" if len(plain) == 1 else "are"
+        named = f"{', '.join(plain[:_SHOWN])}{', ...' if len(plain) > _SHOWN else ''}"
+        notes.append(f"{named} {verb} of no recording here and {verb} not proposed from")
     return [document for _, document in here], notes
 
 
