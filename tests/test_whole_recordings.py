@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -128,6 +129,24 @@ def test_a_file_cut_short_of_what_its_header_promises_is_told(tmp_path, name):
     assert "ends at 15." in " ".join(info.warnings) or "bytes shorter" in " ".join(info.warnings)
 
 
+def test_all_frames_of_a_cut_avi_are_used_though_ffmpeg_guesses_less_by_its_size(tmp_path):
+    path, draw = tmp_path / "cut.avi", np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for number in range(100):  # flat ones first: few bytes, so that a share of the bytes is no share of the time
+            picture = (
+                np.full((48, 64, 3), 90, np.uint8) if number < 50 else draw.integers(0, 256, (48, 64, 3), np.uint8)
+            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+    info = probe(path)
+    assert info.duration_us > 13 * SECOND, "FFmpeg says 12"
+    (clip,) = read_clips(path, [(info.duration_us - 2 * SECOND, info.duration_us - SECOND)], 4)
+    assert isinstance(clip, ClipFrames)
+
+
 def test_clips_and_doctor_tell_what_is_wrong_with_a_recording(tmp_path, tiny_model):
     project = make_project(tmp_path / "project", tiny_model, sessions=3, clips=2)
     cut = write_video(project.videos / "S3.mp4", count=100, container_options={"movflags": "faststart"})
@@ -169,6 +188,23 @@ def test_gigabytes_of_zeros_behind_a_recording_are_not_searched(tmp_path, name):
     assert int(duration_us) == pytest.approx(4 * SECOND, abs=100_000)
     assert kind == "ClipFrames"
     assert "zeros." in warnings
+
+
+@pytest.mark.parametrize("name", ["part.mpg", "live.webm"])
+def test_a_recording_with_a_hole_is_given_up_when_its_time_is_over(tmp_path, monkeypatch, name):
+    """Zeros with something behind, so that the end of its data does not tell that no frame follows: a hole on disk."""
+    recipe = MPEG2 if name.endswith("mpg") else {"codec": "libvpx", "options": {"g": "25"}}
+    options = {"live": "1"} if name.startswith("live") else None
+    path = write_video(tmp_path / name, container_options=options, **recipe)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + 300 * 10**6)
+        file.seek(0, 2)
+        file.write(b"the end")
+    monkeypatch.setattr("featurecache.video.probing._LIMIT_S", 0.0)
+    monkeypatch.setattr("featurecache.video.probing._SLOWEST_BYTES_PER_S", 1e12)
+    monkeypatch.setattr("featurecache.video.probing._LONGEST_READ_S", 0.05)
+    with pytest.raises(UnreadableVideoError, match=r"readable within 0 s, .* Play it to see where it is damaged"):
+        probe(path)
 
 
 def test_a_long_look_at_recordings_says_how_far_it_has_come(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from featurecache.extraction.batches import CPU_BATCH, fitting_batch
 from featurecache.extraction.plan import Plan
 from featurecache.extraction.speed import DTYPES, PartCost, product_rate, time_decoding, time_parts, time_resizing
 from featurecache.project.settings import Project
+from featurecache.video.memory import free_memory_bytes
 
 _SLOWEST = 2.0
 _QUICK_FLOP = 1e13  # no more than minutes on any CPU
@@ -245,9 +246,4 @@ def _free_bytes(device: str) -> int | None:
     """Memory that is free on a device now; None where the system does not say."""
     if torch.device(device_of(device)).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+    return free_memory_bytes()

@@ -15,7 +15,7 @@ from featurecache.video.frames import orientation_of
 from featurecache.video.layout import begins_again
 from featurecache.video.scanning import Scan, scan
 
-PROBE_VERSION = 3
+PROBE_VERSION = 4
 """Raised when `probe` says something else of the same file: what an earlier one said is then asked for again."""
 
 _MAX_DURATION_US = 7 * 24 * 3600 * 1_000_000
@@ -80,6 +80,8 @@ def probe(
         if video.layout.joined_at is not None:
             raise _joined(path, f"another one begins at byte {video.layout.joined_at}", video)
         frame = _first_picture(video, began + limit_s)
+        if frame is None and time.monotonic() > began + limit_s:
+            raise _too_slow(path, limit_s)
         if frame is None:
             raise UnreadableVideoError(f"a recording must hold frames, but none of '{path}' can be decoded.")
         orientation = orientation_of(frame)
@@ -90,10 +92,7 @@ def probe(
         context = video.stream.codec_context
         found = scan(video, deadline=began + limit_s, on_progress=on_progress)
         if found.is_late:
-            raise UnreadableVideoError(
-                f"a recording must be readable within {limit_s:.0f} s, but '{path}' was not. Play it to see where "
-                "it is damaged, and convert it: ffmpeg -i RECORDING -c copy NEW.mkv"
-            )
+            raise _too_slow(path, limit_s)
         _refuse_joints(path, video, found)
         duration_us = _duration_us(video, path, found)
         return VideoInfo(
@@ -107,6 +106,13 @@ def probe(
             warnings=tuple(_warnings(video, found, duration_us)),
             recorded_at_us=_recorded_at_us(video),
         )
+
+
+def _too_slow(path: Path, limit_s: float) -> UnreadableVideoError:
+    return UnreadableVideoError(
+        f"a recording must be readable within {limit_s:.0f} s, but '{path}' was not. Play it to see where "
+        "it is damaged, and convert it: ffmpeg -i RECORDING -c copy NEW.mkv"
+    )
 
 
 def _recorded_at_us(video: OpenVideo) -> int | None:
@@ -136,6 +142,9 @@ def _duration_us(video: OpenVideo, path: Path, found: Scan) -> int:
     # A header without a duration per stream speaks for the longest one: believed where that was cut off.
     if duration_us is None or (not video.stream.duration and found.any_end_us > duration_us - _CUT_OFF_US):
         duration_us = found.end_us
+    elif video.layout.missing and found.end_us is not None:
+        # FFmpeg guesses what a cut AVI holds by its size; all that is there is used.
+        duration_us = max(duration_us, found.end_us)
     if duration_us is None or not 0 < duration_us <= _MAX_DURATION_US:
         raise UnreadableVideoError(
             f"a recording must last more than 0 s and at most a week, but '{path}' says {duration_us} microseconds."

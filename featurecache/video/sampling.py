@@ -31,6 +31,7 @@ from featurecache.errors import UnreadableVideoError, UnsafeFileError
 from featurecache.video.containers import MAX_PIXELS, OpenVideo, open_video
 from featurecache.video.decoding import NeededAfterAll, Step, decode
 from featurecache.video.frames import to_rgb
+from featurecache.video.memory import decoder_bytes, decoding_room
 
 TIME_LIMIT_S = 4 * 3600.0
 """Own work on one recording after which the rest of it fails: ten hours of HD take about one."""
@@ -161,7 +162,11 @@ def _read_clips(
         clips = [_Clip(*span) for span in waiting]
         left = dict(enumerate(clips))
         try:
-            with open_video(path, max_pixels=max_pixels) as video:
+            with (
+                open_video(path, max_pixels=max_pixels) as video,
+                decoding_room().taken(_needed_bytes(video)) as waited_s,
+            ):
+                resumed_s += waited_s  # which is no work on this recording
                 sampler = _Sampler(video, clips, frame_count, fit, max_pixels)
                 for step in decode(video, None if decode_all else sampler.ticks):
                     if time_limit_s is not None and spent_s + time.monotonic() - resumed_s > time_limit_s:
@@ -190,6 +195,12 @@ def _read_clips(
         for clip in left.values():
             yield ClipFailure(clip.start_us, clip.end_us, clip.reason or reason)
         return
+
+
+def _needed_bytes(video: OpenVideo) -> int:
+    context = video.stream.codec_context
+    bits = context.format.padded_bits_per_pixel if context.format else 24
+    return decoder_bytes(context.width, context.height, bits)
 
 
 class _Sampler:
