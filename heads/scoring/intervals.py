@@ -9,9 +9,10 @@ Notable choices:
   narrow, and each of its resamples without a positive of a rare label averages over other labels, which is another
   estimand. Here the labels stay the same throughout: those with a positive clip in all sessions together.
 - The interval of a macro-F1 is made on the logit scale, where it misses about as often on either side, of counts with
-  .75 true positives, false positives and false negatives more in every label (two pseudo-sessions, as Agresti and Coull
-  add successes and failures to a proportion). So a perfect score of few clips has an interval with a width, and
-  a label that one session alone has stays defined without it. The interval always holds the score itself.
+  some true positives, false positives and false negatives more in every label (two pseudo-sessions, as Agresti and
+  Coull add successes and failures to a proportion): .4 of each, and 1.5 times the share of sessions without a positive
+  clip of the label. So a perfect score of few clips has an interval with a width, and a label that one session alone
+  has stays defined without it. The interval always holds the score itself.
 - The p value of a difference and its interval are of one t statistic: p < .05 exactly where the interval excludes 0.
 
 `python -m benchmarks.interval_coverage` measures how often the intervals hold the truth, and against which
@@ -30,8 +31,8 @@ Floats = npt.NDArray[np.float64]
 MIN_SESSIONS = 5
 """Fewer sessions than this give no confidence interval: there is too little to tell their spread from."""
 
-_PSEUDO_COUNT = 0.75
-"""Less covers too little of a rare label, more is too wide where sessions hardly differ (`interval_coverage.py`)."""
+_PSEUDO_COUNT, _PSEUDO_COUNT_IF_ABSENT = 0.4, 1.5
+"""Less of the second covers too little of a rare label, more of the first is too wide where sessions hardly differ."""
 
 
 def macro_f1_interval(counts: Counts) -> Floats:
@@ -51,7 +52,9 @@ def macro_f1_interval(counts: Counts) -> Floats:
         return np.full((*score.shape, 2), np.nan)
     found = np.zeros((*counts.shape[:-3], 1, 3, counts.shape[-1]))
     wrong = found.copy()
-    found[..., 0, :], wrong[..., 1:, :] = _PSEUDO_COUNT, _PSEUDO_COUNT
+    share_without = 1 - _has_positive(counts).mean(axis=-2, keepdims=True)  # (..., 1, C)
+    pseudo_count = _PSEUDO_COUNT + _PSEUDO_COUNT_IF_ABSENT * share_without
+    found[..., 0, :], wrong[..., 1:, :] = pseudo_count, pseudo_count[..., None, :]
     with_pseudo = np.concatenate([counts, found, wrong], axis=-3)
     total = with_pseudo.sum(axis=-3)
     centre = _macro(total, defined)  # inside (0, 1)
