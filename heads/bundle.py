@@ -346,7 +346,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
     with torch.device("meta"):  # no memory is taken for sizes that the file does not have
         front = Front(width, unit_length=settings.normalization == "l2", components=axes, part_widths=part_widths)
         head = build_head(
-            settings.kind, front, len(labels), hidden_width=settings.hidden_width, dropout=settings.dropout
+            settings.kind, front, len(labels), hidden_widths=settings.hidden_widths, dropout=settings.dropout
         )
     head.load_state_dict(tensors, assign=True)
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):

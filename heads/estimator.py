@@ -176,13 +176,13 @@ class LinearHeadClassifier(_HeadClassifier):
 
 
 class MLPHeadClassifier(_HeadClassifier):
-    """A head with one hidden ReLU layer as a scikit-learn classifier.
+    """A head with hidden ReLU layers as a scikit-learn classifier.
 
     Parameters mean what they mean in `HeadSettings`, and are checked by `fit`. The defaults take more steps than
     `HeadSettings`', since sets that come this way are small.
 
     Args:
-        hidden_width: Hidden units.
+        hidden_width: Hidden units; several numbers for as many layers.
         learning_rate: Step size of AdamW.
         weight_decay: Decoupled decay of weights.
         positive_weight_exponent: Power of (negatives / positives) that weighs the positive term.
@@ -203,7 +203,7 @@ class MLPHeadClassifier(_HeadClassifier):
     def __init__(
         self,
         *,
-        hidden_width: int = 64,
+        hidden_width: int | tuple[int, ...] = 64,
         learning_rate: float = 1e-2,
         weight_decay: float = 1e-2,
         positive_weight_exponent: float = 0.0,
@@ -241,12 +241,14 @@ class MLPHeadClassifier(_HeadClassifier):
     def _keep(self, head: Head) -> None:
         if not isinstance(head, MLPHead):
             raise TypeError(f"an MLP head must come back, but it is a {type(head).__name__}. Report this.")
-        layers = (_unscaled(head, head.hidden), _layer(head.output))
+        layers = (_unscaled(head, head.hidden), *map(_layer, head.hidden_layers[1:]), _layer(head.output))
         self.coefs_, self.intercepts_ = [list(parts) for parts in zip(*layers, strict=True)]
 
     def _logits(self, X: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        hidden = np.maximum(X @ self.coefs_[0].T + self.intercepts_[0], 0)
-        return np.asarray(hidden @ self.coefs_[1].T + self.intercepts_[1])
+        hidden = X
+        for weight, bias in zip(self.coefs_[:-1], self.intercepts_[:-1], strict=True):
+            hidden = np.maximum(hidden @ weight.T + bias, 0)
+        return np.asarray(hidden @ self.coefs_[-1].T + self.intercepts_[-1])
 
 
 def _normalization(standardize: bool) -> Literal["standardize", "none"]:

@@ -7,6 +7,7 @@ feeds the output layer. Training many heads at once is `training.py`, which fill
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -106,25 +107,34 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """One hidden ReLU layer between features and logits.
+    """Hidden ReLU layers between features and logits.
 
     Args:
         front: What features go through first.
         label_count: C.
-        hidden_width: H.
-        dropout: Share of hidden units dropped in training.
+        hidden_widths: Units of each hidden layer, from the features on.
+        dropout: Share of the last hidden layer's units dropped in training.
     """
 
-    def __init__(self, front: Front, label_count: int, *, hidden_width: int, dropout: float = 0.0) -> None:
+    def __init__(self, front: Front, label_count: int, *, hidden_widths: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         self.front = front
-        self.hidden = nn.Linear(front.output_width, hidden_width)
+        self.hidden = nn.Linear(front.output_width, hidden_widths[0])
+        self.deeper = nn.ModuleList(nn.Linear(below, above) for below, above in pairwise(hidden_widths))
         self.dropout = nn.Dropout(dropout)
-        self.output = _output_layer(hidden_width, label_count)
+        self.output = _output_layer(hidden_widths[-1], label_count)
+
+    @property
+    def hidden_layers(self) -> list[nn.Linear]:
+        """The hidden layers, from the features on."""
+        return [self.hidden, *(layer for layer in self.deeper if isinstance(layer, nn.Linear))]
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, D) float32 -> logits (B, C)."""
-        logits: Tensor = self.output(self.dropout(torch.relu(self.hidden(self.front(x)))))
+        x = self.front(x)
+        for layer in self.hidden_layers:
+            x = torch.relu(layer(x))
+        logits: Tensor = self.output(self.dropout(x))
         return logits
 
 
@@ -181,14 +191,16 @@ class TemporalHead(nn.Module):
 Head = LinearHead | MLPHead | AttentionHead | TemporalHead
 
 
-def build_head(kind: str, front: Front, label_count: int, *, hidden_width: int, dropout: float = 0.0) -> Head:
+def build_head(
+    kind: str, front: Front, label_count: int, *, hidden_widths: Sequence[int], dropout: float = 0.0
+) -> Head:
     """An untrained head of a kind by its name in the settings.
 
     Args:
         kind: `linear`, `mlp`, `attention` or `temporal`.
         front: What features go through first.
         label_count: C.
-        hidden_width: H; `linear` and `attention` have none.
+        hidden_widths: Units of each hidden layer of `mlp`, channels of `temporal`; the others have none.
         dropout: As the kinds say.
     """
     if kind == "linear":
@@ -196,9 +208,9 @@ def build_head(kind: str, front: Front, label_count: int, *, hidden_width: int, 
     if kind == "attention":
         return AttentionHead(front, label_count, dropout=dropout)
     if kind == "mlp":
-        return MLPHead(front, label_count, hidden_width=hidden_width, dropout=dropout)
+        return MLPHead(front, label_count, hidden_widths=hidden_widths, dropout=dropout)
     if kind == "temporal":
-        return TemporalHead(front, label_count, hidden_width=hidden_width, dropout=dropout)
+        return TemporalHead(front, label_count, hidden_width=hidden_widths[0], dropout=dropout)
     raise ValueError(f"kind must be linear, mlp, attention or temporal, but it is {kind!r}. Give one of these.")
 
 

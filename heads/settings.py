@@ -56,11 +56,16 @@ def _kept_features(inputs: str) -> str:
     return inputs
 
 
-def _in_plain_words(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return check(value)
-    except ValidationError:
-        raise ValueError("a number from 0 to 2, or a tuple with one for each label (in TOML a list)") from None
+def _in_plain_words(words: str) -> WrapValidator:
+    """Says what a setting must be where pydantic would list each of several types."""
+
+    def checked(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError(words) from None
+
+    return WrapValidator(checked)
 
 
 HeadKind = Literal["linear", "mlp", "attention", "temporal"]
@@ -68,6 +73,11 @@ Solver = Literal["adamw", "convex"]
 Normalization = Literal["none", "standardize", "l2"]
 Inputs = Annotated[str, AfterValidator(_kept_features)]
 HiddenWidth = Annotated[int, Field(ge=1, le=65536)]
+HiddenWidths = Annotated[
+    HiddenWidth | Annotated[tuple[HiddenWidth, ...], Field(min_length=1, max_length=8)],
+    _in_plain_words("a whole number from 1 to 65536, or a tuple of up to 8, one for each layer (in TOML a list)"),
+]
+HiddenLayers = Annotated[int, Field(ge=1, le=8)]
 Components = Annotated[int, Field(ge=0, le=65536)]
 LearningRate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 WeightDecay = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -75,7 +85,10 @@ SearchedDecay = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 VarianceExponent = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Exponents = Annotated[Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)], WrapValidator(_in_plain_words)]
+Exponents = Annotated[
+    Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)],
+    _in_plain_words("a number from 0 to 2, or a tuple with one for each label (in TOML a list)"),
+]
 WeightScale = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -89,11 +102,12 @@ class HeadSettings:
     """The head that `featurecache train` fits.
 
     Attributes:
-        kind: "linear" is the paper's FT-LC; "mlp" has one hidden ReLU layer. On features of a clip's frames:
+        kind: "linear" is the paper's FT-LC; "mlp" has hidden ReLU layers. On features of a clip's frames:
             "attention" weighs frames by a learned query per label; "temporal" convolves over three time steps.
         inputs: The selected features it reads, concatenated in this order: "final/mean+final/motion"; left out in
             featurecache.toml: the first of features.select.
-        hidden_width: Hidden units of "mlp", channels of "temporal"; no other kind reads it.
+        hidden_width: Hidden units of "mlp", several numbers for as many layers ([256, 64]); channels of "temporal"; no
+            other kind reads it.
         normalization: What features go through first: "none"; "standardize", centred and scaled by the training clips'
             mean and standard deviation; "l2", each selected feature of each clip scaled to the length sqrt(its width).
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
@@ -117,7 +131,7 @@ class HeadSettings:
 
     kind: HeadKind = "linear"
     inputs: Inputs = "final/mean"
-    hidden_width: HiddenWidth = 128
+    hidden_width: HiddenWidths = 128
     normalization: Normalization = "standardize"
     components: Components = 0
     solver: Solver = "adamw"
@@ -140,6 +154,16 @@ class HeadSettings:
                 f"{self.kind!r}, dropout {self.dropout:g} and patience {self.patience}. "
                 'Set solver = "adamw", or change these.'
             )
+
+        if self.kind == "temporal" and isinstance(self.hidden_width, tuple):
+            raise SettingsError(
+                f"a temporal head must have one hidden_width, but it is {self.hidden_width}. Give one number."
+            )
+
+    @property
+    def hidden_widths(self) -> tuple[int, ...]:
+        """Units of each hidden layer, from the features on."""
+        return self.hidden_width if isinstance(self.hidden_width, tuple) else (self.hidden_width,)
 
     def exponents(self, label_count: int) -> tuple[float, ...]:
         """The exponent of each label.
@@ -183,8 +207,9 @@ class HeadSettings:
                 f"{', '.join(sorted(set(mapping) ^ names))}. Use a file that this version wrote."
             )
         values: dict[str, Any] = dict(mapping)
-        if isinstance(values["positive_weight_exponent"], list):
-            values["positive_weight_exponent"] = tuple(values["positive_weight_exponent"])
+        for name in ("positive_weight_exponent", "hidden_width"):
+            if isinstance(values[name], list):
+                values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -194,6 +219,7 @@ class SearchSpace:
 
     Attributes:
         inputs: Left out: each selected feature, means with their motions, all means, and all.
+        hidden_layers: Layers of "mlp", each of a width of its own: [1, 2, 3] tries deeper heads.
         components: Those that are fewer than the features.
         solver: "convex" first, a grid for each choice above, then trials by "adamw".
         folds: Folds of the sessions that are not test, by which settings are chosen.
@@ -212,6 +238,7 @@ class SearchSpace:
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_different)] = ("linear",)
     inputs: Annotated[tuple[Inputs, ...], Field(min_length=1), AfterValidator(_different)] = ("final/mean",)
     hidden_width: Annotated[tuple[HiddenWidth, HiddenWidth], AfterValidator(ordered)] = (16, 256)
+    hidden_layers: Annotated[tuple[HiddenLayers, ...], Field(min_length=1), AfterValidator(_different)] = (1,)
     normalization: Annotated[tuple[Normalization, ...], Field(min_length=1), AfterValidator(_different)] = (
         "standardize",
     )

@@ -31,12 +31,12 @@ CALIBRATION = Calibration(np.array([0.7, 1.0, 1 / 3]), np.array([0.0, -0.1, 2.5]
 
 def make_bundle(kind: str = "linear", seed: int = 0) -> Bundle:
     torch.manual_seed(seed)
-    head = LinearHead(Front(10), 3) if kind == "linear" else MLPHead(Front(10), 3, hidden_width=6)
+    head = LinearHead(Front(10), 3) if kind == "linear" else MLPHead(Front(10), 3, hidden_widths=[6, 5])
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     head.front.mean.normal_()
     head.front.scale.uniform_(0.5, 2)
-    settings = HeadSettings(kind=kind, hidden_width=6)
+    settings = HeadSettings(kind=kind, hidden_width=(6, 5))
     thresholds, seen = np.array([0.5, 0.1 + 0.2, 1 / 3]), {"0" * 16: [(0, 3_000_000), (9_000_000, 12_000_000)]}
     return Bundle(head, LABELS, thresholds, settings, (SPACE,), tool_versions(), CALIBRATION, fitted_on=seen)
 

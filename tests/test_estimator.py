@@ -43,10 +43,10 @@ def test_head_classifiers_pass_the_checks_of_scikit_learn(estimator: Any, check:
             HeadSettings(learning_rate=0.01, positive_weight_exponent=0.0, batch_size=64, epochs=5),
         ),
         (
-            MLPHeadClassifier(hidden_width=8, epochs=5, random_state=3),
+            MLPHeadClassifier(hidden_width=(8, 6), epochs=5, random_state=3),
             HeadSettings(
                 kind="mlp",
-                hidden_width=8,
+                hidden_width=(8, 6),
                 learning_rate=0.01,
                 positive_weight_exponent=0.0,
                 batch_size=64,

@@ -41,7 +41,7 @@ def test_front_centres_scales_then_rotates() -> None:
 @pytest.mark.parametrize("kind", ["linear", "mlp", "attention", "temporal"])
 def test_head_scores_are_the_same_when_rows_come_alone(kind: str) -> None:
     front = random_front()
-    head = build_head(kind, front, 3, hidden_width=5, dropout=0.5)
+    head = build_head(kind, front, 3, hidden_widths=[5, 4], dropout=0.5)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     X = np.random.default_rng(0).standard_normal((1100, 4, 6) if kind in ("attention", "temporal") else (2100, 6))
@@ -82,4 +82,4 @@ def test_temporal_head_tells_the_order_of_frames() -> None:
 
 def test_build_head_refuses_a_kind_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="'svm'"):
-        build_head("svm", Front(2), 1, hidden_width=1)
+        build_head("svm", Front(2), 1, hidden_widths=[1])

@@ -154,9 +154,12 @@ def test_search_heads_finds_nothing_when_labels_are_shuffled(tmp_path: Path) -> 
 
 
 def test_search_heads_draws_mlp_heads_when_asked(tmp_path: Path) -> None:
-    space = dataclasses.replace(QUICK, kind=("linear", "mlp"), hidden_width=(4, 8), normalization=("standardize",))
-    search(tmp_path / "tune", trials=12, search_space=space)
+    space = dataclasses.replace(
+        QUICK, kind=("linear", "mlp"), hidden_width=(4, 8), hidden_layers=(1, 2), normalization=("standardize",)
+    )
+    search(tmp_path / "tune", trials=16, search_space=space)
     rows = table(tmp_path / "tune")
+    assert {len(row["hidden_width"].split()) for row in rows if row["kind"] == "mlp"} == {1, 2}
     assert {row["kind"] for row in rows} == {"linear", "mlp"}
     assert all((row["hidden_width"] != "") == (row["kind"] == "mlp") for row in rows)
 

@@ -98,6 +98,7 @@ PARITY = {
     "linear, components": HeadSettings(batch_size=48, components=5),
     "linear, weighted": HeadSettings(positive_weight_exponent=1.0, positive_weight_scale=3.0),
     "mlp": HeadSettings(kind="mlp", hidden_width=8, batch_size=48),
+    "mlp, three layers": HeadSettings(kind="mlp", hidden_width=(8, 5, 6), batch_size=48),
     "mlp, components": HeadSettings(kind="mlp", hidden_width=8, normalization="l2", components=7),
     "attention": HeadSettings(kind="attention", batch_size=48),
     "temporal": HeadSettings(kind="temporal", hidden_width=6, batch_size=48),
@@ -171,6 +172,8 @@ MIXED = [
     HeadSettings(learning_rate=1e-2, batch_size=10_000, epochs=4, dropout=0.3),
     HeadSettings(kind="mlp", hidden_width=7, batch_size=32, epochs=4, dropout=0.3),
     HeadSettings(kind="mlp", hidden_width=16, batch_size=64, epochs=5, learning_rate=1e-2),
+    HeadSettings(kind="mlp", hidden_width=(9, 6), batch_size=64, epochs=5, learning_rate=1e-2, dropout=0.2),
+    HeadSettings(kind="mlp", hidden_width=(4, 5, 6), batch_size=32, epochs=3, learning_rate=1e-2),
     HeadSettings(learning_rate=1e-2, batch_size=48, epochs=4, components=6),
     HeadSettings(learning_rate=1e-2, batch_size=32, epochs=4, components=6, positive_weight_scale=0.5, dropout=0.1),
 ]
@@ -556,6 +559,8 @@ def test_head_settings_are_the_same_when_read_back_from_json() -> None:
     [
         ("kind", "svm"),
         ("hidden_width", 0),
+        ("hidden_width", ()),
+        ("hidden_width", (4, 0)),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("weight_decay", -1.0),
@@ -640,7 +645,10 @@ def test_import_of_heads_and_its_settings_loads_no_torch() -> None:
     assert result.stdout.strip() == "False"
 
 
-def test_mlp_head_has_the_hidden_width_asked_for() -> None:
-    fitted = fit_one(make_clips(), kind="mlp", hidden_width=9, epochs=1)
+@pytest.mark.parametrize("widths", [9, (9, 7)])
+def test_mlp_head_has_the_hidden_widths_asked_for(widths: int | tuple[int, ...]) -> None:
+    fitted = fit_one(make_clips(), kind="mlp", hidden_width=widths, epochs=1)
     assert isinstance(fitted.head, MLPHead)
-    assert fitted.head.hidden.out_features == 9
+    assert tuple(layer.out_features for layer in fitted.head.hidden_layers) == fitted.settings.hidden_widths
+    with pytest.raises(SettingsError, match="a temporal head must have one hidden_width"):
+        HeadSettings(kind="temporal", hidden_width=(9, 7))

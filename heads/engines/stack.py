@@ -1,10 +1,11 @@
 """K heads' parameters side by side, so that one product serves them all.
 
 What each head does with the features themselves is a product with some rows of length D: C rows for a linear head, H
-for an MLP of width H, C outputs and C queries for attention (weighing the frames' logits is weighing the frames), 3 H
-for a convolution over three time steps. The rows of all heads form one (R, D) matrix. So a step is one product
-(B, D) x (D, R) forward and one (R, B) x (B, D) back, and heads of different widths stack without padding. What comes
-between is small: `_middle` writes it forward, and autograd takes it back where it is more than a sum.
+for an MLP whose first hidden layer has width H, C outputs and C queries for attention (weighing the frames' logits is
+weighing the frames), 3 H for a convolution over three time steps. The rows of all heads form one (R, D) matrix. So a
+step is one product (B, D) x (D, R) forward and one (R, B) x (B, D) back, and heads of different widths stack without
+padding. What comes between, an MLP's deeper layers included, is small: `_middle` writes it forward, and autograd takes
+it back where it is more than a sum.
 
 Heads may come and go between epochs. A head is stepped by itself, on rows that stay in the processor's cache, by the
 operator behind `torch.optim.AdamW(fused=True)` (the optimiser's own Python costs three times its arithmetic here).
@@ -19,6 +20,7 @@ What this is not: a model to keep. `export` copies a head into a plain module of
 import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -72,7 +74,8 @@ class HeadStack:
         self.has_hidden = kind in ("mlp", "temporal")
         self.hidden_bias = Parameter(1, decays=False, device=device)
         self.output = Parameter(C, decays=True, device=device)
-        self.small = [self.output_bias, *([self.hidden_bias, self.output] if self.has_hidden else [])]
+        self.deeper = [Parameter(1, decays=decays, device=device) for decays in (True, False)]  # weights, biases
+        self.small = [self.output_bias, *([self.hidden_bias, self.output, *self.deeper] if self.has_hidden else [])]
         self.positive_weights = torch.ones(0, C, device=device)
         self.loss = torch.zeros(0, device=device)
         self._effective: Tensor | None = None  # (R, D), the first rows under feature dropout
@@ -86,13 +89,19 @@ class HeadStack:
     def add(self, settings: HeadSettings, positive_weights: Tensor) -> None:
         """Adds an untrained head behind all others, between epochs; positive_weights (C,)."""
         member = Member(settings, self.clip_count, self.device, self.seed)
-        H, C, D = settings.hidden_width, self.label_count, self.feature_width
+        widths, C, D = settings.hidden_widths, self.label_count, self.feature_width
         if self.has_hidden:
             taps = TAPS if self.kind == "temporal" else 1
-            weight, bias = _initial_hidden(H, taps, D, self.seed)
+            weight, bias = _initial_hidden(widths[0], taps, D, self.seed)
             self.first.append(weight)
             self.hidden_bias.append(bias)
-            self.output.append(torch.zeros(H, C))
+            self.output.append(torch.zeros(widths[-1], C))
+            layers = [
+                _initial_hidden(above, 1, below, self.seed + depth)
+                for depth, (below, above) in enumerate(pairwise(widths), 1)
+            ]
+            for parameter, values in zip(self.deeper, zip(*layers, strict=True) if layers else ((), ()), strict=True):
+                parameter.append(torch.cat([torch.zeros(0, 1), *(value.view(-1, 1) for value in values)]))
         else:
             self.first.append(torch.zeros(2 * C if self.kind == "attention" else C, D))
         self.output_bias.append(self.prior_log_odds.unsqueeze(1))
@@ -158,13 +167,16 @@ class HeadStack:
 
     def export(self, settings: HeadSettings, values: Sequence[Tensor], front: Front) -> Head:
         """What `values` gave, as a module on the CPU behind the front that made the view."""
-        C, D, H = self.label_count, self.feature_width, settings.hidden_width
-        module = build_head(self.kind, deepcopy(front), C, hidden_width=H, dropout=settings.dropout)
+        C, D, widths = self.label_count, self.feature_width, settings.hidden_widths
+        module = build_head(self.kind, deepcopy(front), C, hidden_widths=widths, dropout=settings.dropout)
         first, output_bias = values[:2]
         state = {**module.state_dict(), "output.bias": output_bias[:, 0]}
         if self.has_hidden:
-            state["hidden.weight"] = first.view(-1, H, D).permute(1, 2, 0).reshape(state["hidden.weight"].shape)
+            weight = first.view(-1, widths[0], D).permute(1, 2, 0)
+            state["hidden.weight"] = weight.reshape(state["hidden.weight"].shape)
             state["hidden.bias"], state["output.weight"] = values[2][:, 0], values[3].T
+            for at, (weight, bias) in enumerate(_split_deeper([widths], values[4], values[5])[0]):
+                state[f"deeper.{at}.weight"], state[f"deeper.{at}.bias"] = weight, bias
         else:
             state["output.weight"] = first[:C]
             if self.kind == "attention":
@@ -229,7 +241,7 @@ class HeadStack:
                 wanted = [tensor.requires_grad_() for tensor in (first, *leaves)]
                 z = self._middle(first, leaves, self.members, len(x), start)
             to_logits = self._loss_gradient(z.detach(), y, self._one_over_terms(start))
-            to_first, *to_leaves = torch.autograd.grad(z, wanted, to_logits)
+            to_first, *to_leaves = torch.autograd.grad(z, wanted, to_logits, materialize_grads=True)  # some are empty
         self.first.gradient.addmm_(to_first.T, rows)
         for parameter, gradient in zip(self.small, to_leaves, strict=True):
             parameter.gradient.add_(gradient)
@@ -257,7 +269,8 @@ class HeadStack:
             values, queries = first.view(clips, -1, K, 2, C).unbind(dim=3)  # (B, T, K, C)
             weights = torch.softmax(queries * self.feature_width**-0.5, dim=1)
             return (weights * values).sum(dim=1) + bias
-        widths = [member.settings.hidden_width for member in members]
+        widths = [member.settings.hidden_widths[0] for member in members]
+        last = [member.settings.hidden_widths[-1] for member in members]
         if self.kind == "mlp":
             hidden = torch.split(torch.relu(first + small[1].T), widths, dim=1)
         else:
@@ -268,7 +281,10 @@ class HeadStack:
                 for product, width, bias in zip(products, widths, biases, strict=True)
             )
         logits = []
-        for of_head, weight, member in zip(hidden, torch.split(small[2], widths), members, strict=True):
+        deeper = _split_deeper([member.settings.hidden_widths for member in members], *small[3:5])
+        for of_head, layers, weight, member in zip(hidden, deeper, torch.split(small[2], last), members, strict=True):
+            for matrix, bias_above in layers:
+                of_head = torch.relu(of_head @ matrix.T + bias_above)
             if start is not None and member.noise is not None:
                 offset = start % member.batch_size
                 of_head = of_head * member.noise[offset : offset + clips]
@@ -345,7 +361,7 @@ class HeadStack:
         for member in self.members:
             share, size = member.settings.dropout, member.batch_size
             if share and start % size == 0:
-                shape = (min(size, self.clip_count - start), member.settings.hidden_width)
+                shape = (min(size, self.clip_count - start), member.settings.hidden_widths[-1])
                 noise = torch.rand(shape, generator=member.generator, device=self.device)
                 member.noise = (noise >= share).float().div_(1 - share)
 
@@ -355,6 +371,21 @@ def _convolved(products: Tensor, bias: Tensor) -> Tensor:
     before, here, after = products.unbind(dim=2)  # what a frame adds to the next one, to itself, to the one before
     summed = here + pad(before[:, :-1], (0, 0, 1, 0)) + pad(after[:, 1:], (0, 0, 0, 1))
     return torch.relu(summed + bias.T).mean(dim=1)
+
+
+def _split_deeper(
+    widths: Sequence[Sequence[int]], weights: Tensor, biases: Tensor
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """The layers above the first of each head: values of all heads, (n, 1), as matrices (above, below) and biases."""
+    of_heads, weight_at, bias_at = [], 0, 0
+    for own in widths:
+        layers = []
+        for below, above in pairwise(own):
+            matrix = weights[weight_at : weight_at + above * below].view(above, below)
+            layers.append((matrix, biases[bias_at : bias_at + above, 0]))
+            weight_at, bias_at = weight_at + above * below, bias_at + above
+        of_heads.append(layers)
+    return of_heads
 
 
 def _initial_hidden(width: int, taps: int, feature_width: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -183,7 +183,7 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
 
 _KINDS = {
     "linear": "a linear head",
-    "mlp": "a head with one hidden layer",
+    "mlp": "a head with hidden layers",
     "attention": "a head that weighs frames",
     "temporal": "a head that convolves frames",
 }
@@ -191,7 +191,8 @@ _NORMALIZATIONS = {"none": "as they are", "standardize": "standardised", "l2": "
 
 
 def _head(settings: HeadSettings) -> str:
-    width = f", {settings.hidden_width} units" if settings.kind in ("mlp", "temporal") else ""
+    widths = " and ".join(map(str, settings.hidden_widths))
+    width = f", {widths} units" if settings.kind in ("mlp", "temporal") else ""
     components = f", {settings.components} principal components" if settings.components else ""
     side = " and ".join(settings.inputs.split("+"))
     return f"{_KINDS[settings.kind]}{width} on {side}, {_NORMALIZATIONS[settings.normalization]}{components}"

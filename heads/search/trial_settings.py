@@ -116,7 +116,10 @@ class Choices:
             ),
         }
         if kind in ("mlp", "temporal"):
-            drawn["hidden_width"] = int(_number(trial, "hidden_width", space.hidden_width, log=True))
+            layers = _choice(trial, "hidden_layers", space.hidden_layers) if kind == "mlp" else 1
+            names = ["hidden_width", *(f"hidden_width_{layer}" for layer in range(2, layers + 1))]
+            widths = tuple(int(_number(trial, name, space.hidden_width, log=True)) for name in names)
+            drawn["hidden_width"] = widths if layers > 1 else widths[0]
         for name, log in (
             ("learning_rate", True),
             ("weight_decay", True),
