@@ -7,7 +7,7 @@ Heavy imports stand inside the commands, so `--help` is instant.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
@@ -290,6 +290,7 @@ def finetune(
 def evaluate(
     bundle: learning.ScoredBundle = None,
     against: learning.Against = None,
+    prevalence: learning.Prevalence = None,
     leave_one_session_out: learning.LeaveOneSessionOut = False,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
@@ -297,11 +298,11 @@ def evaluate(
     """Score a bundle on the test split; every look is logged."""
     screen, project = Screen(as_json), _project(config)
     if not leave_one_session_out:
-        found = _evaluate(screen, project, bundle, against=against or ())
+        found = _evaluate(screen, project, bundle, against=against or (), prevalence=prevalence or ())
         print_document(screen, found.to_mapping())
         return SOME_FAILED if found.failed else DONE
-    if against:
-        raise UsageError("--against compares on the test split. Give it without --leave-one-session-out.")
+    if against or prevalence:
+        raise UsageError("--against and --prevalence are of the test split. Leave out --leave-one-session-out.")
     from heads.terminal.scores import left_out_scores
     from heads.workflow.leaving_out import leave_one_session_out as leave_out
 
@@ -309,9 +310,7 @@ def evaluate(
     return finish(screen, each, left_out_scores(each, screen.width))
 
 
-def _evaluate(
-    screen: Screen, project: "Project", bundle: Path | None = None, *, against: Sequence[Path] = ()
-) -> "TestScores":
+def _evaluate(screen: Screen, project: "Project", bundle: Path | None = None, **options: Any) -> "TestScores":
     from featurecache.terminal.progress import extraction_progress
     from heads.terminal.scores import adapted_plan, evaluation
     from heads.workflow.evaluating import evaluate
@@ -320,7 +319,7 @@ def _evaluate(
         found = evaluate(
             project,
             bundle,
-            against=against,
+            **options,
             on_plan=lambda plan: screen.show(adapted_plan(plan)),
             on_progress=show,
         )

@@ -311,9 +311,11 @@ def test_evaluate_refuses_test_sessions_that_made_the_bundle(project: Path) -> N
 
 def test_evaluate_compares_two_bundles_on_the_same_clips(project: Path) -> None:
     assert _run("train", "--config", project).exit_code == 0
-    result = _run("evaluate", "--against", project / "runs/train/bundle", "--config", project)
+    rarer = ("--prevalence", "ventilation=0.05")
+    result = _run("evaluate", "--against", project / "runs/train/bundle", *rarer, "--config", project)
     assert result.exit_code == 0, result.output
     assert "difference of macro-F1" in result.stdout
+    assert re.search(r"where ventilation is on in 5\.00% of the clips, .*: precision 0\.", result.stdout)
     comparison = json.loads((project / "runs/tune/test_comparison.json").read_text())
     assert comparison["against"].endswith("train/bundle")
     assert "test-set evaluation no. 1" in result.stdout
@@ -371,7 +373,8 @@ def test_evaluate_leaves_out_one_session_at_a_time_and_says_what_that_is_not(pro
     assert "chosen on some of these sessions" in result.stderr
     metrics = json.loads((project / "runs/tune/leave_one_session_out_metrics.json").read_text())
     assert (metrics["n_sessions"], metrics["looks"], metrics["split_level"]) == (7, 1, "session")
-    assert _run("evaluate", "--leave-one-session-out", "--against", "x", "--config", project).exit_code == 2
+    for of_test in (("--against", "x"), ("--prevalence", "ventilation=0.1")):
+        assert _run("evaluate", "--leave-one-session-out", *of_test, "--config", project).exit_code == 2
 
 
 def test_evaluate_says_in_every_document_that_a_split_by_clips_was_forced(project: Path) -> None:

@@ -20,6 +20,9 @@ def test_scores_at_the_seen_prevalence_are_those_that_were_counted() -> None:
         assert seen["npv"] == pytest.approx(1 - Y[~predicted[:, at], at].mean())
         assert seen["probability_at_threshold"] == pytest.approx(0.3)
     assert len(found["b"] or ()) == 2  # twice as common is more than all clips
+    stated = prevalence_shift(Y, predicted, np.full(2, 0.3), labels=["a", "b"], stated={"b": Y[:, 1].mean()})
+    assert stated["a"] == found["a"]
+    assert stated["b"] == [*(found["b"] or ()), pytest.approx({**(found["b"] or ())[1], "stated": True})]
 
 
 def test_scores_at_another_prevalence_are_those_of_a_set_with_that_many_positives() -> None:

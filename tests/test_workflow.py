@@ -141,6 +141,9 @@ def test_evaluate_takes_no_look_at_other_labels_or_by_rules_of_unknown_ones(proj
     for act in (evaluate, train, lambda one: predict(one, [])):
         with pytest.raises(TimelineError, match="'x' is none of"):
             act(ruled)
+    for wrong in ("x=0.1", "suction", "suction=1", "suction=often", "=0.1"):
+        with pytest.raises(UsageError, match=r"a prevalence must be .*--prevalence baby_visible=0\.05"):
+            evaluate(project, prevalence=[wrong])
     project.clips.write_text(project.clips.read_text().replace(",suction", ",aspiration", 1))
     for refused in (evaluate, leave_one_session_out):
         with pytest.raises(BundleError, match="own labels"):

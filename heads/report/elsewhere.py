@@ -28,7 +28,11 @@ def elsewhere_content(metrics: Document, figures: dict[str, Figure]) -> dict[str
             if isinstance(one.get("labels"), list)
         ],
         "shift_rows": [
-            {"label": str(label), **{key: number(one.get(key)) for key in _SHIFT}}
+            {
+                "label": str(label),
+                "stated": one.get("stated") is True,
+                **{key: number(one.get(key)) for key in _SHIFT},
+            }
             for label, rows in (shift.items() if isinstance(shift, Mapping) else ())
             for one in _listed(rows)
         ],

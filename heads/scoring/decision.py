@@ -9,14 +9,14 @@
 Both assume calibrated probabilities. What this is not: a choice of thresholds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import scipy  # scipy.special loads on first use: a fifth of a second
 
 FACTORS = (0.5, 1.0, 2.0)
-"""Prevalences that are shown: as seen, half and twice."""
+"""Prevalences that are shown: half of what was seen, as seen, and twice."""
 
 PROBABILITIES = np.round(np.arange(0.05, 1, 0.05), 2)
 """From which somebody would act, in a decision curve."""
@@ -50,18 +50,20 @@ def prevalence_shift(
     at_threshold: npt.NDArray[np.floating],
     *,
     labels: Sequence[str],
+    stated: Mapping[str, float] | None = None,
 ) -> dict[str, list[dict[str, float | None]] | None]:
-    """Each label's scores at half, the same and twice its prevalence.
+    """Each label's scores at half, the same and twice its prevalence, and at one that somebody states.
 
     Args:
         Y: Targets, shape (N, C), 0 or 1.
         predicted: Predictions, shape (N, C).
         at_threshold: Calibrated probability of a clip that scores just its label's threshold, shape (C,).
         labels: Names of the C labels.
+        stated: Label -> the prevalence of somebody's own recordings, above 0 and below 1.
 
     Returns:
-        Label -> `at_prevalence` of each prevalence below 1, with `probability_at_threshold`; None for a label that all
-        clips have, or none.
+        Label -> `at_prevalence` of each prevalence below 1, with `probability_at_threshold`, the stated one last and
+        with `stated`; None for a label that all clips have, or none.
     """
     found: dict[str, list[dict[str, float | None]] | None] = {}
     for at, label in enumerate(labels):
@@ -71,16 +73,14 @@ def prevalence_shift(
             found[label] = None
             continue
         sensitivity, specificity = float(reported[on].mean()), float((~reported[~on]).mean())
-        found[label] = [
-            at_prevalence(sensitivity, specificity, factor * seen)
-            | {
-                "probability_at_threshold": float(
-                    reweighted(at_threshold[at : at + 1], seen=seen, stated=factor * seen)[0]
-                )
-            }
-            for factor in FACTORS
-            if factor * seen < 1
-        ]
+
+        def row(share: float) -> dict[str, float | None]:
+            moved = float(reweighted(at_threshold[at : at + 1], seen=seen, stated=share)[0])  # noqa: B023
+            return {**at_prevalence(sensitivity, specificity, share), "probability_at_threshold": moved}  # noqa: B023
+
+        rows = [row(factor * seen) for factor in FACTORS if factor * seen < 1]
+        own = [{**row(stated[label]), "stated": True}] if stated and label in stated else []
+        found[label] = rows + own
     return found
 
 

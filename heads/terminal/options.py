@@ -29,6 +29,12 @@ ScoredBundle = Annotated[Path | None, typer.Argument(help="The bundle's folder; 
 Against = Annotated[
     list[Path] | None, typer.Option(help="Another bundle, to compare with on the same clips; may be given again.")
 ]
+Prevalence = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LABEL=SHARE", help="Precision and NPV where a label is on in this share of clips; may be given again."
+    ),
+]
 LeaveOneSessionOut = Annotated[
     bool,
     typer.Option("--leave-one-session-out", help="Refit the settings without each session and score that one."),

@@ -90,11 +90,24 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     written = " and ".join(str(one.run / "test_metrics.json") for one in found.bundles)
     yield f"test-set evaluation no. {found.looks} of these sessions; wrote {written}"
     yield from _caveats(found.metrics)
+    yield from _stated_prevalence(found.metrics["prevalence_shift"])
     for one in found.metrics["exclusive_violations"]:
         if one["clips"]:
             yield f"{' and '.join(one['labels'])} exclude each other, but {one['clips']} of {one['of']} clips have both"
     for one in found.bundles:
         yield from _test_timelines(one, width)
+
+
+def _stated_prevalence(shift: Mapping[str, Any]) -> Iterator[Piece]:
+    """What is to be expected where labels are as common as somebody stated."""
+    for label, rows in shift.items():
+        for row in rows or ():
+            if row.get("stated"):
+                yield (
+                    f"where {label} is on in {row['prevalence']:.2%} of the clips, with sensitivity and specificity as "
+                    f"here: precision {score(row['precision'])}, NPV {score(row['npv'])}, F1 {score(row['f1'])}; a "
+                    f"clip at the threshold has it with probability {score(row['probability_at_threshold'])}"
+                )
 
 
 def against_baseline(name: str, metrics: Mapping[str, Any]) -> Iterator[Piece]:

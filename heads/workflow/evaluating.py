@@ -15,7 +15,7 @@ from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import split_level
 from featurecache.clips.session_notes import annotated_sessions
-from featurecache.errors import AnnotationError, BundleError, TrainingDataError
+from featurecache.errors import AnnotationError, BundleError, TrainingDataError, UsageError
 from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan
@@ -106,6 +106,7 @@ def evaluate(
     bundle: Path | None = None,
     *,
     against: Path | Sequence[Path] = (),
+    prevalence: Sequence[str] = (),
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> TestScores:
@@ -117,10 +118,13 @@ def evaluate(
         project: The project.
         bundle: The bundle's folder; None: the one of `tune`.
         against: Another bundle or several, to compare with on the same clips, in one evaluation.
+        prevalence: `label=share`: precision and NPV are told for recordings in which a label is on in this share of
+            clips, too.
         on_plan: Called before an extraction with a fine-tuned model.
         on_progress: Called with the progress of that extraction.
 
     Raises:
+        UsageError: If a prevalence is not of a label of the bundle, or not between 0 and 1.
         BundleError: If a bundle is damaged, of other labels than the clip table, or was made with sessions of the test
             split; or two cannot be compared.
         OutdatedTableError: If the settings of the table have changed since it was made.
@@ -143,6 +147,7 @@ def evaluate(
         read_files(folder)  # all that can be refused without torch is refused before the seconds that it takes
     check_table(project, use="targets")
     heads = [load_bundle(folder) for folder in folders]
+    stated = stated_prevalence(prevalence, heads[0].labels)
     tuned = [load_timeline(folder) for folder in folders]
     rules = [check_scorable(project, folder, head) for folder, head in zip(folders, heads, strict=True)]
     failed = [
@@ -165,6 +170,7 @@ def evaluate(
         log=project.runs / "test_looks.jsonl",
         leakage=sources[0].leakage,
         annotated=annotated,
+        prevalence=stated,
     )
     for folder, outcome in zip(folders, outcomes, strict=True):
         write_document(folder.parent / "test_metrics.json", outcome.metrics)
@@ -188,6 +194,28 @@ def evaluate(
         )
     floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test", annotated)
     return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
+
+
+def stated_prevalence(stated: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Shares of clips by label, from `label=share`.
+
+    Raises:
+        UsageError: If a label is none of these, or a share not between 0 and 1.
+    """
+    found: dict[str, float] = {}
+    for text in stated:
+        label, _, share = text.rpartition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            value = 0.0
+        if label not in labels or label in found or not 0 < value < 1:
+            raise UsageError(
+                f"a prevalence must be one of the labels {', '.join(labels)}, each once, with a share between 0 and 1, "
+                f"but found {text!r}. Write --prevalence {labels[0]}=0.05."
+            )
+        found[label] = value
+    return found
 
 
 def _violations(head: Bundle, outcome: Evaluation, exclusive: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

@@ -91,6 +91,7 @@ def evaluate_bundles(
     log: Path,
     leakage: Mapping[str, Any] | None = None,
     annotated: int | None = None,
+    prevalence: Mapping[str, float] | None = None,
 ) -> list[Evaluation]:
     """Scores bundles on the same clips of a split and logs one test-set evaluation.
 
@@ -102,6 +103,7 @@ def evaluate_bundles(
         log: The evaluation log, JSON lines; created if absent.
         leakage: As `evaluate_bundle`.
         annotated: As `metrics_document`.
+        prevalence: Label -> share of clips elsewhere, at which precision and NPV are told too.
 
     Returns:
         The scores of each bundle; all have the same number of test-set evaluations.
@@ -156,7 +158,7 @@ def evaluate_bundles(
             **_count_fields(looks),
             "calibration": calibration_document(data.Y, own, calibrated, labels=bundle.labels),
             "curves": curves(data.Y, own, labels=bundle.labels),
-            **_worth_elsewhere(bundle, data, predicted, own if calibrated is None else calibrated),
+            **_worth_elsewhere(bundle, data, predicted, own if calibrated is None else calibrated, prevalence),
         }
         sessions = tuple(np.unique(data.sessions).tolist())
         found.append(Evaluation(metrics, looks, sessions, bundle.labels, counts, predicted))
@@ -303,10 +305,11 @@ def _worth_elsewhere(
     data: LabelledFeatures,
     predicted: npt.NDArray[np.bool_],
     probabilities: npt.NDArray[np.floating],
+    stated: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """Scores at other prevalences, and decision curves."""
     thresholds = bundle.thresholds if bundle.calibration is None else bundle.calibration.apply(bundle.thresholds)
-    shift = prevalence_shift(data.Y, predicted, thresholds, labels=bundle.labels)
+    shift = prevalence_shift(data.Y, predicted, thresholds, labels=bundle.labels, stated=stated)
     curves_of = decision_curves(data.Y, probabilities, labels=bundle.labels)
     return {"prevalence_shift": shift, "decision_curves": curves_of}
 
