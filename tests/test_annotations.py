@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import stat
@@ -895,7 +896,8 @@ def test_read_csv_is_exact_when_floats_would_round(table, seconds, microseconds)
     [
         ("", "must have a header, but it is empty"),
         ("recording,start,end,label\n", r'line 1: the header must name .* start_s is missing .*start = "start"'),
-        ("a.mp4,0,1,vent\n", "line 1: the header must name .*Begin the file with recording,start_s,end_s,label"),
+        ("a.mp4,0,1,vent\n", "line 1: the first line must name the columns, .*e.g. 'recording,start_s,end_s,label'"),
+        ("a.mp4,x,y,vent\n", "line 1: the header must name .*Begin the file with recording,start_s,end_s,label"),
         ("recording,start_s,end_s,label,label\n", "line 1: .*label occurs 2 times"),
         (HEAD + 'a.mp4,0,1,"vent\n', "line 2: a table must be well-formed CSV"),
         (HEAD + 'a.mp4,0,1,"v"ent\n', "line 2: a table must be well-formed CSV"),
@@ -965,6 +967,8 @@ EXPORTS = {
     "End Time - hh:mm:ss.ms\tEnd Time - ss.msec\tEnd Time - msec\tAnnotation\tFile\n"
     "vent\tP\t00:00:01.500\t1.5\t1500\t00:00:02.250\t2.25\t2250\thard\tS1.eaf\n",
     "elan milliseconds": "Tier\tBegin Time - msec\tEnd Time - msec\tAnnotation\tFile\nvent\t1500\t2250\t\tS1.eaf\n",
+    "elan in french": "Tier\tTemps de départ - ss.msec\tTemps de fin - ss.msec\tAnnotation\tFile\n"
+    "vent\t1.5\t2.25\t\tS1.eaf\n",
     "boris aggregated": "Observation id\tObservation date\tSubject\tBehavior\tBehavior type\tStart (s)\tStop (s)\t"
     "Duration (s)\tMedia file name\nobs1\t2020\tbaby\tvent\tSTATE\t1.5\t2.25\t0.75\tS1.mp4\n",
     "boris tabular": "Observation id,Source,Subject,Behavior,Behavior type,Time,Comment\n"
@@ -990,6 +994,36 @@ def test_exports_of_other_programs_are_read_by_the_columns_that_their_header_pro
     assert "S1" in first.recording
     with pytest.raises(AnnotationError, match=r"Add under \[data\]: columns = \{"):
         read_csv(path)
+
+
+@pytest.mark.parametrize(
+    ("rate", "cell", "time_us"),
+    [
+        (25, "0:00:01:12", 1_480_000),
+        (50, "01:00:00:49", 3_600_980_000),
+        (29.97, "00:00:01:00", 1_001_000),
+        (29.97, "00:01:00;02", 60_060_000),
+        (29.97, "01:00:00;00", 3_599_996_400),
+        (23.976, "00:00:01:12", 1_501_500),
+        (12.5, "00:00:00:05", 400_000),
+    ],
+)
+def test_timecodes_of_frames_are_read_by_the_rate_that_the_settings_name(table, rate, cell, time_us):
+    path = table(f"Tier\tBegin Time - hh:mm:ss:ff\tEnd Time - hh:mm:ss:ff\tFile\nvent\t{cell}\t{cell}\tS1.eaf\n")
+    columns = recognise(header_of(path))
+    assert columns is not None
+    (reason,) = read_csv(path, columns).left_out
+    assert "Set columns.frame_rate under [data]" in reason
+    assert read_csv(path, dataclasses.replace(columns, frame_rate=rate)).rows[0].start_us == time_us
+    few = read_csv(path, dataclasses.replace(columns, frame_rate=2)).left_out
+    assert bool(few) == (int(cell[-2:]) > 1)
+    assert all("count frames from 0 to 1 at columns.frame_rate = 2" in reason for reason in few)
+
+
+def test_a_table_without_names_of_columns_says_that_they_are_missing(table):
+    found = r"line 1: the first line must name the columns, .* for each of its 4 columns"
+    with pytest.raises(AnnotationError, match=found):
+        read_csv(table("vent\t00:00:01.500\t00:00:02.250\thard\nvent\t00:00:03.000\t00:00:04.000\t\n"))
 
 
 def test_events_that_begin_and_never_end_are_left_out_and_told(table):

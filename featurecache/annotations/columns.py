@@ -16,9 +16,11 @@ _NAMES = {
         "recording", "media file name", "media file", "media file path", "media", "video", "video file", "video name",
         "file", "file name", "filename", "file path", "source", "observation id",
     ),
-    "start": ("start", "start time", "begin", "begin time", "onset", "from", "time", "time start", "start timestamp"),
-    "end": ("end", "end time", "stop", "stop time", "offset", "to", "time end", "time stop"),
-    "duration": ("duration", "length"),
+    "start": ("start", "start time", "begin", "begin time", "onset", "from", "time", "time start", "start timestamp",
+              "anfangszeit", "startzeit", "beginn", "temps de départ", "tiempo inicial", "begintijd"),
+    "end": ("end", "end time", "stop", "stop time", "offset", "to", "time end", "time stop",
+            "endzeit", "ende", "temps de fin", "tiempo final", "eindtijd"),
+    "duration": ("duration", "length", "dauer", "durée", "duración", "duur"),
     "label": ("label", "behavior", "behaviour", "tier", "activity", "action", "code", "class", "category", "event",
               "annotation"),
     "value": ("value", "annotation", "modifiers", "modifier"),
@@ -30,7 +32,7 @@ _NAMES = {
 """What a column holds -> its usual names, without units, the surer ones first."""
 _MILLISECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:ms|msec|milliseconds?|millis)\W*$")
 _SECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:s|sec|secs|seconds?|ss\.msec)\W*$")
-_CLOCK = re.compile(r"(?:[\s_\-(\[]+)hh:mm:ss(?:[.:]\w+)?\W*$")
+_CLOCK = re.compile(r"(?:[\s_\-(\[]+)(?:hh:mm:ss(?:[.:]\w+)?|smpte.*)\W*$")
 
 
 def recognise(header: Sequence[str]) -> ColumnSettings | None:

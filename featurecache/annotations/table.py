@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from featurecache.annotations.clock import DecimalMarks
+from featurecache.annotations.clock import DecimalMarks, is_time
 from featurecache.annotations.columns import columns_line, recognise
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.saving import save_private
@@ -148,7 +148,7 @@ class _Reader:
         self.columns = columns
         self.places = places
         self.own_name = own_name
-        self.marks = DecimalMarks(text.separator)
+        self.marks = DecimalMarks(text.separator, columns.frame_rate)
         self.rows: list[TableRow] = []
         self.recordings: dict[str, None] = {}
         self.sessions: dict[str, str] = {}
@@ -263,6 +263,14 @@ def _places(text: TableText, columns: ColumnSettings) -> dict[str, int]:
     line, header = text.header
     where = f"{text.name}, line {line}"
     if missing := _missing(header, columns):
+        if sum(map(is_time, header)) > 1:
+            of_elan = ("Tier", "Begin Time - ss.msec", "End Time - ss.msec", "Annotation")
+            example = text.separator.join(of_elan if text.separator == "\t" else OWN_COLUMNS)
+            raise AnnotationError(
+                f"{where}: the first line must name the columns, but it holds an annotation already: "
+                f"{', '.join(header)[:80]!r}. Put a line in front of it with a name for each of its {len(header)} "
+                f"columns, e.g. {example!r}."
+            )
         known = recognise(header)
         near = difflib.get_close_matches(missing[0], header, n=1)
         advice = (
@@ -280,7 +288,7 @@ def _places(text: TableText, columns: ColumnSettings) -> dict[str, int]:
     places = {}
     for each in fields(columns):
         name = str(getattr(columns, each.name)).strip().lower()
-        if each.name == "unit" or not name or name not in lower:
+        if each.name in ("unit", "frame_rate") or not name or name not in lower:
             continue
         if lower.count(name) > 1:
             raise AnnotationError(

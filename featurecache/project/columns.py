@@ -5,7 +5,9 @@ is read by naming its columns here; `init` proposes them.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class ColumnSettings:
         session: The recording's session.
         annotator: Who annotated.
         unit: Of times that are plain numbers; hh:mm:ss is read in either.
+        frame_rate: Frames a second of timecodes hh:mm:ss:ff: 25 (PAL), 29.97 (NTSC), ...; 0: there are none.
     """
 
     recording: str = "recording"
@@ -37,3 +40,4 @@ class ColumnSettings:
     session: str = "session"
     annotator: str = "annotator"
     unit: Literal["s", "ms"] = "s"
+    frame_rate: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0
