@@ -969,6 +969,7 @@ EXPORTS = {
     "elan milliseconds": "Tier\tBegin Time - msec\tEnd Time - msec\tAnnotation\tFile\nvent\t1500\t2250\t\tS1.eaf\n",
     "elan in french": "Tier\tTemps de départ - ss.msec\tTemps de fin - ss.msec\tAnnotation\tFile\n"
     "vent\t1.5\t2.25\t\tS1.eaf\n",
+    "spreadsheet in german": "Video;Beginn;Ende;Aktivität\nS1;00:00:01,5;00:00:02,25;vent\n",
     "boris aggregated": "Observation id\tObservation date\tSubject\tBehavior\tBehavior type\tStart (s)\tStop (s)\t"
     "Duration (s)\tMedia file name\nobs1\t2020\tbaby\tvent\tSTATE\t1.5\t2.25\t0.75\tS1.mp4\n",
     "boris tabular": "Observation id,Source,Subject,Behavior,Behavior type,Time,Comment\n"
@@ -1006,6 +1007,7 @@ def test_exports_of_other_programs_are_read_by_the_columns_that_their_header_pro
         (29.97, "01:00:00;00", 3_599_996_400),
         (23.976, "00:00:01:12", 1_501_500),
         (12.5, "00:00:00:05", 400_000),
+        (5, "00:00:01:02", 1_400_000),
     ],
 )
 def test_timecodes_of_frames_are_read_by_the_rate_that_the_settings_name(table, rate, cell, time_us):
@@ -1018,6 +1020,21 @@ def test_timecodes_of_frames_are_read_by_the_rate_that_the_settings_name(table, 
     few = read_csv(path, dataclasses.replace(columns, frame_rate=2)).left_out
     assert bool(few) == (int(cell[-2:]) > 1)
     assert all("count frames from 0 to 1 at columns.frame_rate = 2" in reason for reason in few)
+
+
+def test_numbers_of_frames_are_no_seconds(table):
+    path = table("recording,start_frame,end_frame,label\nS1,30,45,vent\n")
+    columns = recognise(header_of(path))
+    assert columns is not None
+    assert "Set columns.frame_rate under [data]" in read_csv(path, columns).left_out[0]
+    row = read_csv(path, dataclasses.replace(columns, frame_rate=29.97)).rows[0]
+    assert (row.start_us, row.end_us) == (1_001_000, 1_501_500)
+
+
+def test_a_table_with_a_column_for_each_tier_says_how_to_export_it_again(table):
+    text = "Begin Time - ss.msec\tEnd Time - ss.msec\tvent\tsuction\tFile\n1.0\t4.0\tx\t\tS1.eaf\n"
+    with pytest.raises(AnnotationError, match="If 'vent, suction' are tiers, export again without a column for each"):
+        read_csv(table(text))
 
 
 def test_a_table_without_names_of_columns_says_that_they_are_missing(table):

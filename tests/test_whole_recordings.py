@@ -115,6 +115,7 @@ CUT = {
     "cut.mkv": {},
     "cut.mp4": {"container_options": {"movflags": "faststart"}},
     "cut.flv": {},
+    "cut.wmv": {"codec": "wmv2"},
 }
 
 
@@ -124,7 +125,7 @@ def test_a_file_cut_short_of_what_its_header_promises_is_told(tmp_path, name):
     assert probe(path).warnings == ()
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.77)])
     info = probe(path)
-    if name != "cut.avi":  # there FFmpeg sees that the header is wrong
+    if name not in ("cut.avi", "cut.wmv"):  # there FFmpeg sees that the header is wrong
         assert info.duration_us == pytest.approx(20 * SECOND, abs=100_000)
     assert "ends at 15." in " ".join(info.warnings) or "bytes shorter" in " ".join(info.warnings)
 

@@ -10,7 +10,8 @@ import re
 from fractions import Fraction
 from typing import Literal
 
-Unit = Literal["s", "ms"]
+Unit = Literal["s", "ms", "frames"]
+_WANTED = {"s": "seconds such as 12.5", "ms": "milliseconds such as 12500", "frames": "a number of a frame"}
 
 _NUMBER = re.compile(r"[0-9]{1,12}([.,][0-9]{0,40})?|[.,][0-9]{1,40}")
 _CLOCK = re.compile(r"(?:([0-9]{1,5}):)?([0-5]?[0-9]):([0-5]?[0-9](?:[.,][0-9]{0,40})?)")
@@ -46,7 +47,7 @@ class DecimalMarks:
             return self._of_timecode(column, timecode)
         clock = _CLOCK.fullmatch(text)
         if clock is None and not _NUMBER.fullmatch(text):
-            wanted = "seconds such as 12.5" if unit == "s" else "milliseconds such as 12500"
+            wanted = _WANTED[unit]
             raise ValueError(
                 f"{column} must be {wanted} or a time such as 0:00:12.5, zero or more, but it is {text[:40]!r}. "
                 "Correct it."
@@ -66,7 +67,20 @@ class DecimalMarks:
         if clock is not None:
             hours, minutes, seconds = clock[1] or "0", clock[2], clock[3].replace(",", ".")
             return round((int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)) * 1_000_000)
-        return round(Fraction(text.replace(",", ".")) * (1_000_000 if unit == "s" else 1000))
+        return round(Fraction(text.replace(",", ".")) * self._unit_us(column, unit))
+
+    def _unit_us(self, column: str, unit: Unit) -> Fraction:
+        if unit == "frames" and not self.frame_rate:
+            raise ValueError(
+                f"{column} counts frames, but nothing says how many a second. Set columns.frame_rate under [data] to "
+                "what the recordings have, e.g. 25."
+            )
+        return {"s": Fraction(1_000_000), "ms": Fraction(1000)}.get(unit) or 1_000_000 / self._rate()
+
+    def _rate(self) -> Fraction:
+        ntsc = Fraction(math.ceil(self.frame_rate) * 1000, 1001)
+        is_ntsc = self.frame_rate % 1 and abs(self.frame_rate - ntsc) < _NTSC_ROUNDED
+        return ntsc if is_ntsc else Fraction(self.frame_rate).limit_denominator(1000)
 
     def _of_timecode(self, column: str, timecode: re.Match[str]) -> int:
         """SMPTE's: a second counts whole frames; with a `;` numbers are dropped to keep up with the clock."""
@@ -78,9 +92,6 @@ class DecimalMarks:
             )
         hours, minutes, seconds, frame = (int(timecode[group]) for group in (1, 2, 3, 5))
         counted = math.ceil(self.frame_rate)
-        rate = Fraction(self.frame_rate).limit_denominator(1000)
-        if abs(self.frame_rate - counted * 1000 / 1001) < _NTSC_ROUNDED:
-            rate = Fraction(counted * 1000, 1001)
         if frame >= counted:
             raise ValueError(
                 f"{column} must count frames from 0 to {counted - 1} at columns.frame_rate = {self.frame_rate:g}, but "
@@ -88,4 +99,4 @@ class DecimalMarks:
             )
         passed = 60 * hours + minutes
         dropped = counted // 15 * (passed - passed // 10) if timecode[4] == ";" else 0
-        return round(((60 * passed + seconds) * counted + frame - dropped) / rate * 1_000_000)
+        return round(((60 * passed + seconds) * counted + frame - dropped) / self._rate() * 1_000_000)

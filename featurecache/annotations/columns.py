@@ -7,14 +7,17 @@ names in spreadsheets.
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
+from featurecache.annotations.clock import Unit
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.toml_text import quoted
 
 _NAMES = {
     "recording": (
         "recording", "media file name", "media file", "media file path", "media", "video", "video file", "video name",
-        "file", "file name", "filename", "file path", "source", "observation id",
+        "file", "file name", "filename", "file path", "source", "observation id", "aufnahme", "videodatei", "datei",
+        "vidéo", "fichier",
     ),
     "start": ("start", "start time", "begin", "begin time", "onset", "from", "time", "time start", "start timestamp",
               "anfangszeit", "startzeit", "beginn", "temps de départ", "tiempo inicial", "begintijd"),
@@ -22,7 +25,7 @@ _NAMES = {
             "endzeit", "ende", "temps de fin", "tiempo final", "eindtijd"),
     "duration": ("duration", "length", "dauer", "durée", "duración", "duur"),
     "label": ("label", "behavior", "behaviour", "tier", "activity", "action", "code", "class", "category", "event",
-              "annotation"),
+              "annotation", "aktivität", "verhalten", "bezeichnung", "activité", "comportement", "étiquette"),
     "value": ("value", "annotation", "modifiers", "modifier"),
     "event": ("behavior type", "behaviour type", "status", "event type"),
     "subject": ("subject",),
@@ -32,7 +35,8 @@ _NAMES = {
 """What a column holds -> its usual names, without units, the surer ones first."""
 _MILLISECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:ms|msec|milliseconds?|millis)\W*$")
 _SECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:s|sec|secs|seconds?|ss\.msec)\W*$")
-_CLOCK = re.compile(r"(?:[\s_\-(\[]+)(?:hh:mm:ss(?:[.:]\w+)?|smpte.*)\W*$")
+_FRAMES = re.compile(r"(?:[\s_\-(\[]+)(?:frames?|frame (?:no|nr|number))\W*$")
+_CLOCK = re.compile(r"(?:[\s_\-(\[]+)(?:hh:mm:ss(?:[.:;]\w+)?|smpte.*|timecode.*)\W*$")
 
 
 def recognise(header: Sequence[str]) -> ColumnSettings | None:
@@ -51,7 +55,7 @@ def recognise(header: Sequence[str]) -> ColumnSettings | None:
         base, unit = _without_unit(name.strip().lower())
         for key, usual in _NAMES.items():
             if base in usual:
-                rank = 10 * usual.index(base) + ("s", "", "clock", "ms").index(unit)
+                rank = 10 * usual.index(base) + ("s", "", "clock", "ms", "frames").index(unit)
                 if key not in found or rank < found[key][0]:
                     found[key] = (rank, name.strip(), unit)
     events = "event" in found and "end" not in found
@@ -63,23 +67,42 @@ def recognise(header: Sequence[str]) -> ColumnSettings | None:
         found.pop("subject", None)
     if "end" in found or events:
         found.pop("duration", None)
-    if len({found[key][2] == "ms" for key in ("start", "end", "duration") if key in found}) > 1:
+    counted = ("ms", "frames")
+    units = {found[key][2] if found[key][2] in counted else "s" for key in ("start", "end", "duration") if key in found}
+    if len(units) > 1:
         return None
     if found["label"][1].lower() != "tier":
         found.pop("value", None)
-    names = {key: found[key][1] if key in found else "" for key in _NAMES}
-    return ColumnSettings(**names, unit="ms" if found["start"][2] == "ms" else "s")
+    names: dict[str, Any] = {key: found[key][1] if key in found else "" for key in _NAMES}
+    of_times: Unit = "ms" if "ms" in units else "frames" if "frames" in units else "s"
+    return ColumnSettings(**names, unit=of_times)
+
+
+def tiers_of(header: Sequence[str]) -> list[str]:
+    """Columns that ELAN made of tiers, each in its own, where a header has times but no label."""
+    bases = {name.strip(): _without_unit(name.strip().lower())[0] for name in header if name.strip()}
+    known = {usual for names in _NAMES.values() for usual in names}
+    has_times = any(base in _NAMES["start"] for base in bases.values()) and any(
+        base in _NAMES[key] for base in bases.values() for key in ("end", "duration")
+    )
+    is_labelled = any(base in _NAMES["label"] for base in bases.values())
+    return [name for name, base in bases.items() if base not in known] if has_times and not is_labelled else []
 
 
 def columns_line(columns: ColumnSettings) -> str:
     """The line of settings that names these columns; those at their defaults are left out."""
     default = dataclasses.asdict(ColumnSettings())
-    told = {key: value for key, value in dataclasses.asdict(columns).items() if value not in ("", default[key])}
-    return f"columns = {{ {', '.join(f'{key} = {quoted(value)}' for key, value in told.items())} }}"
+    told = {
+        key: value
+        for key, value in dataclasses.asdict(columns).items()
+        if value != default[key] and (value or key == "recording")
+    }
+    cells = [f"{key} = {quoted(value) if isinstance(value, str) else f'{value:g}'}" for key, value in told.items()]
+    return f"columns = {{ {', '.join(cells)} }}"
 
 
 def _without_unit(name: str) -> tuple[str, str]:
-    for pattern, unit in ((_MILLISECONDS, "ms"), (_SECONDS, "s"), (_CLOCK, "clock")):
+    for pattern, unit in ((_MILLISECONDS, "ms"), (_SECONDS, "s"), (_FRAMES, "frames"), (_CLOCK, "clock")):
         if match := pattern.search(name):
             return name[: match.start()].strip(" -_").replace("_", " "), unit
     return name.replace("_", " "), ""

@@ -32,6 +32,7 @@ from featurecache.project.settings import DataSettings, Project
 from featurecache.video.recordings import UnusableRecording
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+_WORKBOOK_SUFFIXES = frozenset({".xls", ".xlsx", ".ods", ".numbers"})
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ def annotation_paths(folder: Path) -> list[Path]:
     found = documents or [path for path in paths if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
     if not found:
         state = "holds no .eaf file and no table" if folder.is_dir() else "does not exist"
+        if book := next((path.name for path in paths if path.suffix.lower() in _WORKBOOK_SUFFIXES), ""):
+            state += f" (save {book} as 'CSV UTF-8' in the spreadsheet)"
         raise AnnotationError(
             f"data.annotations must be a folder of .eaf files or a CSV, but {folder} {state}. "
             "Correct it, or leave it out where there are no annotations."

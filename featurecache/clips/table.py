@@ -131,20 +131,14 @@ def _check_labels_exist(
     elsewhere: Collection[str],
 ) -> None:
     check_labels(labels)
-    found_points = Counter(point.label for own in points.values() for point in own)
+    points_of = {point.label for own in points.values() for point in own}
     found = {interval.label for spans in intervals.values() for interval in spans}
     if intervals and not labels:
         raise ClipTableError(
             f"labels must name the clip table's columns, but none is set. The annotations hold: {_listed(found)}."
         )
     for label in [*labels, *([annotated_span] if annotated_span is not None else [])]:
-        if label not in found and found_points[label]:
-            raise ClipTableError(
-                f"each label must last to mark a clip, but all {found_points[label]} annotations of {label!r} have "
-                'no duration. Set min_overlap = "any" under [clips] to mark the clips that hold one, or leave the '
-                "label out of labels."
-            )
-        if label not in found and label not in elsewhere:
+        if label not in found and label not in points_of and label not in elsewhere:
             role = "the annotated span" if label == annotated_span else "each label"
             near = difflib.get_close_matches(label, found, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"They hold: {_listed(found)}."

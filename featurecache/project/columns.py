@@ -26,7 +26,7 @@ class ColumnSettings:
         session: The recording's session.
         annotator: Who annotated.
         unit: Of times that are plain numbers; hh:mm:ss is read in either.
-        frame_rate: Frames a second of timecodes hh:mm:ss:ff: 25 (PAL), 29.97 (NTSC), ...; 0: there are none.
+        frame_rate: Frames a second, of numbers of frames and of timecodes hh:mm:ss:ff: 25, 29.97, ...; 0: not known.
     """
 
     recording: str = "recording"
@@ -39,5 +39,5 @@ class ColumnSettings:
     subject: str = ""
     session: str = "session"
     annotator: str = "annotator"
-    unit: Literal["s", "ms"] = "s"
+    unit: Literal["s", "ms", "frames"] = "s"
     frame_rate: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0

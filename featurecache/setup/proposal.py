@@ -6,6 +6,7 @@ says where to change it.
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,9 +39,10 @@ from featurecache.setup.doctor import crop_loss
 from featurecache.setup.model_checks import check_device, check_model
 from featurecache.setup.sessions import propose_sessions
 from featurecache.spelling import look_alikes, typos
-from featurecache.video.recordings import find_recordings
+from featurecache.video.recordings import Recording, find_recordings
 
 _SHOWN = 5
+_FRAMES_BEHIND_SECONDS = re.compile(r"ss[:;]ff|smpte|timecode", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def propose(
     sessions: Mapping[str, str] = {}
     warnings: list[str] = []
     if annotations is not None:
-        columns = _propose_columns(annotations, notes)
+        columns = _propose_columns(annotations, recordings, notes)
         documents, tables, unread = read_files(annotations, columns)
         notes += [f"left out: {item.name}: {item.reason}" for item in unread]
         notes += [f"left out: {path.name}: {fault}" for path, table in tables.items() for fault in table.left_out]
@@ -116,8 +118,8 @@ def propose(
         else:
             of_here = [rows for table in tables.values() if (rows := _rows_of(names, table)) is not None]
             proposed = _propose_from_tables(of_here or tables.values(), columns)
-            if not of_here:
-                looked_for = [name for table in tables.values() for name in table.recordings]
+            looked_for = [name for table in tables.values() for name in table.recordings]
+            if not of_here and looked_for:
                 warnings.append(_none_is_here(len(tables), looked_for, names))
         proposed = _one_spelling(proposed, notes)
         sessions = {name: session for table in tables.values() for name, session in table.sessions.items()}
@@ -172,8 +174,8 @@ def propose(
     return Proposal(path, tuple(notes), tuple(warnings))
 
 
-def _propose_columns(annotations: Path, notes: list[str]) -> ColumnSettings:
-    """The columns of the first table, where the annotations are tables."""
+def _propose_columns(annotations: Path, recordings: Sequence[Recording], notes: list[str]) -> ColumnSettings:
+    """The columns of the first table, where the annotations are tables; frames count as the recordings say."""
     paths = [annotations] if annotations.is_file() else annotation_paths(annotations)
     if paths[0].suffix.lower() == ".eaf":
         return ColumnSettings()
@@ -182,6 +184,9 @@ def _propose_columns(annotations: Path, notes: list[str]) -> ColumnSettings:
         return ColumnSettings()  # reading it says what is missing
     own = ColumnSettings()
     found = dataclasses.replace(found, session=found.session or own.session, annotator=found.annotator or own.annotator)
+    rates = {round(one.info.average_fps or 0, 3) for one in recordings}
+    if len(rates) == 1 and (found.unit == "frames" or _FRAMES_BEHIND_SECONDS.search(found.start)):
+        found = dataclasses.replace(found, frame_rate=rates.pop())
     if found != own:
         notes.append(f"{columns_line(found)} (from the header of {paths[0].name}; check that it is right)")
     return found

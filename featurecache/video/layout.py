@@ -1,6 +1,7 @@
 """What the top level of a container says of its file: where it ends, what is cut off, what is joined behind.
 
-Only MP4 and QuickTime boxes, Matroska's elements and AVI's lists tell; the other containers are streams without an end.
+Only MP4 and QuickTime boxes, Matroska's elements, AVI's lists and the header of ASF (WMV) tell;
+the other containers are streams without an end.
 Files that end in zeros (a recorder that lost power, a copy that was given its size beforehand) are read up to there: a
 reader of packets would search the zeros for minutes.
 """
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 _EBML = 0x1A45DFA3
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof", b"sidx"})
 _BEGINNING = re.compile(
     rb"\0\0\0[\x10-\x40]ftyp|FLV\x01[\0-\x05]\0\0\0\x09|RIFF....AVI |\x1a\x45\xdf\xa3.{0,60}(?:matroska|webm)"
@@ -104,6 +107,8 @@ def _parts(file: BinaryIO) -> Iterator[tuple[int, bool, int | None]]:
         yield from _lists(file)
     elif int.from_bytes(head[:4], "big") == _EBML:
         yield from _elements(file)
+    elif head == _ASF[:12]:
+        yield from _asf(file)
 
 
 def _boxes(file: BinaryIO) -> Iterator[tuple[int, bool, int | None]]:
@@ -138,6 +143,16 @@ def _lists(file: BinaryIO) -> Iterator[tuple[int, bool, int | None]]:
         if is_open:
             return
         at += 8 + length + length % 2
+
+
+def _asf(file: BinaryIO) -> Iterator[tuple[int, bool, int | None]]:
+    """Advanced Systems Format, section 3.2: the file's size, which a live stream leaves open."""
+    file.seek(0)
+    head = file.read(_NEAR)
+    at = head.find(_ASF_FILE_PROPERTIES)
+    size = int.from_bytes(head[at + 40 : at + 48], "little")
+    is_live = int.from_bytes(head[at + 88 : at + 92], "little") & 1
+    yield 0, True, None if at < 0 or is_live or not size else size
 
 
 def _elements(file: BinaryIO) -> Iterator[tuple[int, bool, int | None]]:

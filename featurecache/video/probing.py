@@ -26,6 +26,7 @@ _LONGEST_READ_S = 20.0
 _UNREAD_SHARE, _UNREAD_WARNED_SHARE = 0.1, 0.25
 _UNREAD_FRAMES = 3  # of mean size: a stream may be stuffed behind its last one
 _FEWEST_FRAMES_SHARE = 0.8
+_HIGHEST_RATE = 1000  # raw DV says 60,000, which is the clock of NTSC
 _ONE_CLOCK = frozenset({"mpeg", "mpegts"})  # streams whose clock cannot leap by itself: there a leap is a joint too
 
 
@@ -200,6 +201,7 @@ def _warnings(video: OpenVideo, found: Scan, duration_us: int) -> Iterator[str]:
     if (
         found.is_whole
         and rate
+        and rate <= _HIGHEST_RATE
         and not found.breaks
         and found.packets < _FEWEST_FRAMES_SHARE * duration_us / 1e6 * float(rate)
     ):
