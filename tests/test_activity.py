@@ -39,3 +39,12 @@ def test_limits_of_agreement_hold_95_of_100_new_sessions_when_there_are_many() -
     assert np.mean((found.limits[0] < differences) & (differences < found.limits[1])) == pytest.approx(0.95, abs=0.015)
     assert found.mean_ci95[0] < 3 < found.mean_ci95[1]
     assert limits_of_agreement([1, 2], [2, 3]) is None
+
+
+def test_each_limit_is_known_as_well_as_its_own_interval_says() -> None:
+    random, within = np.random.default_rng(0), []
+    for differences in random.normal(3, 5, (2000, 8)):
+        found = limits_of_agreement([0.0] * 8, differences.tolist())
+        assert found is not None
+        within.append(abs(found.limits[1] - (3 + 1.96 * 5)) < found.limit_error)
+    assert 0.92 < np.mean(within) < 0.97

@@ -255,7 +255,7 @@ def tuned(recordings):
 
 def test_tune_timeline_beats_no_smoothing_on_unseen_recordings_when_scores_are_noisy():
     found = tuned([noisy_recording(seed) for seed in range(6)])
-    assert found.validation_segment_f1 >= found.untuned_segment_f1
+    assert found.segment_f1 >= found.untuned_segment_f1
     unseen = [noisy_recording(seed) for seed in range(100, 106)]
 
     def value(settings):
@@ -299,6 +299,16 @@ def test_timeline_settings_come_back_from_the_bundles_folder(tmp_path):
     assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
 
 
+def test_timeline_settings_of_the_format_before_still_open(tmp_path):
+    found = tuned([noisy_recording(0)])
+    save_timeline(found, tmp_path)
+    document = {key: value for key, value in json.loads((tmp_path / NAME).read_text()).items() if key != "sha256"}
+    before = {**document, "format": 2, "validation_segment_f1": document.pop("segment_f1")}
+    del before["segment_f1"]
+    (tmp_path / NAME).write_text(json.dumps(sealed(before)))
+    assert load_timeline(tmp_path) == found
+
+
 def test_load_timeline_is_none_when_nothing_was_tuned(tmp_path):
     assert load_timeline(tmp_path) is None
 
@@ -306,7 +316,7 @@ def test_load_timeline_is_none_when_nothing_was_tuned(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"format": 2', '"format": 1', "format is 1"),
+        ('"format": 3', '"format": 1', "format is 1"),
         ('"max_gap_us": ', '"max_gap_us": 1', "the sha256 that it states"),
         ('"hysteresis": 0', '"hysteresis": 7', "hysteresis"),
         ('"smoothing": "', '"smoothing": "x', "smoothing"),

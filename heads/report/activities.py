@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from featurecache.csv_fields import guard_cell
 from heads.report.documents import Document, Run, number
 from heads.report.figures import Figure, keep, per_class, plain
@@ -131,6 +133,7 @@ def activities_content(
     return {
         "activity_split": "test" if shown and shown[0].split == "test" else "",
         "activities": [_summary(label, sessions, scores, agreement, figures, at) for at, label in enumerate(labels)],
+        "first_starts": [first for label in labels if (first := _first_starts(label, shown)) is not None],
         "activity_sessions": [_shown(row, names) for row in sessions],
         "activity_recordings": [_shown(row, names) for row in shown if row.recording is not None],
         "has_ceiling": isinstance(agreement.get("per_class"), Mapping),
@@ -160,6 +163,35 @@ def _summary(
         "figure_id": keep(
             figures, f"agreement-{at}", _agreement_figure([row.session for row in own], theirs, ours, limits)
         ),
+    }
+
+
+def _first_starts(label: str, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Time from a recording's start to a label's first bout; None where no recording has one on either side.
+
+    Differences are means over the recordings of a session, so that sessions are compared.
+    """
+    pairs = [
+        (row.session or row.recording or "", row.annotated.first_s, row.predicted.first_s)
+        for row in rows
+        if row.label == label and row.recording is not None and row.annotated is not None
+    ]
+    both = [(session, theirs, ours) for session, theirs, ours in pairs if theirs is not None and ours is not None]
+    if all(theirs is None and ours is None for _, theirs, ours in pairs):
+        return None
+    by_session: dict[str, list[float]] = defaultdict(list)
+    for session, theirs, ours in both:
+        by_session[session].append(ours - theirs)
+    differences = [float(np.mean(own)) for own in by_session.values()]
+    return {
+        "label": label,
+        "medians": [float(np.median([pair[side] for pair in both])) if both else None for side in (1, 2)],
+        "limits": limits_of_agreement([0.0] * len(differences), differences),
+        "both": len(both),
+        "alone": [
+            sum(theirs is not None and ours is None for _, theirs, ours in pairs),
+            sum(theirs is None and ours is not None for _, theirs, ours in pairs),
+        ],
     }
 
 

@@ -120,7 +120,10 @@ def lora_report(report: "LoraRunReport", project: "Project", width: int) -> Iter
     if report.run is None or report.macro_f1 is None:
         return
     before, after = report.macro_f1
-    yield (f"validation macro-F1 at 0.5: {before:.3f} with the tuned head, {after:.3f} after epoch {report.kept_epoch}")
+    yield (
+        f"validation macro-F1 at 0.5: {before:.3f} before, with the tuned settings fitted on the training split, "
+        f"{after:.3f} after epoch {report.kept_epoch}, which is kept"
+    )
     yield from unchanged(report.kept_epoch)
     if report.merged is not None:
         yield f"wrote {report.merged}, a model for features.model"
@@ -138,8 +141,8 @@ def unchanged(kept_epoch: int | None) -> Iterator[Piece]:
     """Says where a training of adapters kept the weights that it started from."""
     if kept_epoch == 0:
         yield Warn(
-            "the adapters changed nothing: no epoch scored above the tuned head on the model as it was (epoch 0), so "
-            "the bundle's adapters add zero. A lower lora.learning_rate may help."
+            "the adapters changed nothing: no epoch scored above epoch 0, the head on the model as it was, so the "
+            "bundle's adapters add zero. A lower lora.learning_rate may help."
         )
 
 

@@ -35,7 +35,7 @@ def trained_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
         yield f"timeline settings stay at their defaults: {run.no_timeline_because}"
     else:
         yield (
-            f"timelines: segment F1 {run.timeline.validation_segment_f1:.2f} by {scored} scores with the settings "
+            f"timelines: segment F1 {run.timeline.segment_f1:.2f} by {scored} scores with the settings "
             f"chosen by them, {run.timeline.untuned_segment_f1:.2f} with the defaults"
         )
     for rule in run.best.get("exclusive", ()):

@@ -80,12 +80,14 @@ class LimitsOfAgreement:
         mean: Mean difference.
         mean_ci95: Its 95% confidence interval (Student's t).
         limits: Mean difference minus and plus 1.96 standard deviations: where 95% of differences lie.
+        limit_error: Half the width of each limit's own 95% confidence interval: t sqrt(3 / n) standard deviations.
         sessions: Number of sessions.
     """
 
     mean: float
     mean_ci95: tuple[float, float]
     limits: tuple[float, float]
+    limit_error: float
     sessions: int
 
 
@@ -100,5 +102,6 @@ def limits_of_agreement(annotated: Sequence[float], predicted: Sequence[float]) 
         mean,
         (mean - error, mean + error),
         (mean - 1.96 * deviation, mean + 1.96 * deviation),
+        3**0.5 * error,
         len(differences),
     )

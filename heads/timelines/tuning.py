@@ -40,8 +40,8 @@ from heads.timelines.timeline import (
     smoothed_runs,
 )
 
-FORMAT = 2
-"""Version of `timeline.json`; 1 had no digest of itself."""
+FORMAT = 3
+"""Version of `timeline.json`; 2 named the held-out score `validation_segment_f1`, 1 had no digest of itself."""
 NAME = "timeline.json"
 
 _SMOOTHINGS: tuple[tuple[Smoothing, float], ...] = (
@@ -76,7 +76,7 @@ class TunedTimeline:
 
     Attributes:
         settings: The best.
-        validation_segment_f1: Their score on the recordings that chose them.
+        segment_f1: Their score on the recordings that chose them, by the held-out scores of clips that did.
         untuned_segment_f1: That of `default_settings`.
         n_recordings: Number of recordings that the settings were chosen on.
         length_us: Length of the clips that were scored.
@@ -84,7 +84,7 @@ class TunedTimeline:
     """
 
     settings: TimelineSettings
-    validation_segment_f1: float
+    segment_f1: float
     untuned_segment_f1: float
     n_recordings: int
     length_us: int
@@ -184,10 +184,12 @@ def load_timeline(bundle: Path) -> TunedTimeline | None:
     try:
         data = path.read_bytes()
         document = json_object(data)
-        if (found := document.get("format", FORMAT)) != FORMAT:
+        if (found := document.get("format", FORMAT)) not in (FORMAT, FORMAT - 1):
             raise _damaged(path, f"its format is {found!r}, not {FORMAT}")
-        unsealed(document)
-        return TypeAdapter(TunedTimeline).validate_json(data, strict=True)
+        fields = dict(unsealed(document))
+        if found < FORMAT:
+            fields["segment_f1"] = fields.pop("validation_segment_f1")
+        return TypeAdapter(TunedTimeline).validate_json(json.dumps(fields), strict=True)
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Adapters in the language model, trained with the tuned head: what `featurecache lora-finetune` calls.
+"""Adapters in the language model, trained with a head of the tuned settings: what `featurecache lora-finetune` calls.
 
 Where a launcher such as torchrun started several processes, all of them call this; the first one extracts, writes and
 returns a run, the others return what was planned.
@@ -37,7 +37,8 @@ class LoraRunReport:
         forecast: Time and memory of the training; None for a dry run whose tokens are still to be extracted.
         extraction_forecast: Time, memory and disk of that extraction; None otherwise.
         run: The trained run; None for a dry run, and in all processes but the first.
-        macro_f1: Validation macro-F1 at 0.5 with the tuned head and after the selected epoch; None where `run` is.
+        macro_f1: Validation macro-F1 at 0.5 before, with the tuned settings fitted on the training split, and after the
+            selected epoch; None where `run` is.
         kept_epoch: The epoch whose weights were selected; None where `run` is.
         merged: The model with the adapters added in; None where it was not asked for.
         failed: Clips whose tokens could not be extracted.
@@ -105,7 +106,7 @@ def finetune_lora(
     allow_download: bool = False,
     callbacks: LoraCallbacks | None = None,
 ) -> LoraRunReport:
-    """Trains adapters together with the tuned head and writes the run; resumes an interrupted one.
+    """Trains adapters together with a head of the tuned settings and writes the run; resumes an interrupted one.
 
     Args:
         project: The project.
