@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from featurecache.errors import LowMemoryWarning, SettingsError, StudyError, TrainingDataError
 from featurecache.spec import FeatureSpace
@@ -481,6 +482,28 @@ def test_linear_heads_by_steps_do_not_compete_where_the_convex_solver_has_trials
     )
 
 
+def test_linear_heads_by_steps_end_early_where_the_convex_solver_has_the_optimum(tmp_path: Path) -> None:
+    space = dataclasses.replace(
+        QUICK,
+        solver=("convex", "adamw"),
+        kind=("linear", "mlp"),
+        hidden_width=(4, 8),
+        epochs=(8, 12),
+        learning_rate=(3e-3, 3e-2),
+    )
+    best = search(tmp_path / "tune", trials=50, search_space=space)
+    trials = [trial for trial in stored(tmp_path / "tune") if "solver" not in trial.user_attrs]
+    linear, others = ([one for one in trials if (one.params["kind"] == "linear") == is_linear] for is_linear in (1, 0))
+    first = [one.intermediate_values[1] for one in linear]
+    beyond = [one.intermediate_values[1] for one in linear if one.last_step > 1]
+    assert 0 < len(beyond) < len(first) / 2
+    assert np.mean(beyond) > np.mean(first)
+    assert any(one.state.name == "COMPLETE" for one in linear), "the adapters take their steps from it"
+    assert all(1 not in one.intermediate_values for one in others), "kinds that may be chosen are given more time"
+    assert best["trials"]["convex"] == 2
+    assert "2 trials by the convex solver, 48 by AdamW" in " ".join(in_words(best))
+
+
 def test_search_heads_tells_what_mattered_in_plain_words(tmp_path: Path) -> None:
     space = dataclasses.replace(QUICK, solver=("convex", "adamw"), learning_rate=(1e-6, 1e-1))
     best = search(tmp_path / "tune", trials=48, search_space=space)
@@ -501,7 +524,8 @@ def test_importances_are_none_where_nearly_all_scored_alike() -> None:
     for better, least in ((10, 0.9), (1, None), (0, None)):
         trials = [
             optuna.trial.create_trial(
-                value=0.5 if at < better else 0.1,
+                state=TrialState.PRUNED,
+                intermediate_values={1: 0.2, 2: 0.5 if at < better else 0.1},
                 params={"dropout": at / 40, "epochs": at * 7 % 11},
                 distributions={
                     "dropout": optuna.distributions.FloatDistribution(0, 1),

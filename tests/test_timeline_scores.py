@@ -1,5 +1,6 @@
 """Timeline scores: hand-computed cases, and what holds for any two timelines."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -277,6 +278,33 @@ def test_tune_timeline_beats_no_smoothing_on_unseen_recordings_when_scores_are_n
         return scores_document(comparisons, ["S"] * len(unseen), labels=["a"])["segment_f1"]["0.50"]
 
     assert value(found.settings) > value(TimelineSettings("none", 0, 0.0, 0, 0)) + 0.1
+
+
+def test_tuned_settings_score_what_timelines_made_with_them_score():
+    recordings = []
+    for seed in range(4):
+        one, draw = noisy_recording(seed), np.random.default_rng(seed)
+        had = draw.random(len(one.spans_us)) < 0.8  # so that recordings have several runs
+        within = [(5 * SECOND, 20 * SECOND), (22 * SECOND, 50 * SECOND)]
+        recordings.append(ScoredRecording(one.spans_us[had], one.scores[had], one.annotated, within))
+    found = tuned(recordings)
+    for settings, value in (
+        (found.settings, found.validation_segment_f1),
+        (default_settings(3 * SECOND), found.untuned_segment_f1),
+    ):
+        comparisons = []
+        for one in recordings:
+            predicted = predict_intervals(
+                one.spans_us,
+                one.scores,
+                labels=["a"],
+                thresholds=np.array([0.5]),
+                **dataclasses.asdict(settings),
+            )
+            intervals = [each.interval for each in predicted]
+            comparisons.append(compare_timelines(one.annotated, intervals, labels=["a"], within=one.within))
+        of_ious = scores_document(comparisons, ["S"] * 4, labels=["a"])["segment_f1"]
+        assert value == pytest.approx(np.mean(list(of_ious.values())))
 
 
 def test_tune_timeline_alters_least_when_everything_is_perfect():

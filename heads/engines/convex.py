@@ -304,10 +304,12 @@ def _grid(
     for part in range(parts - 1):
         repeat, fold = divmod(part, (parts - 1) // len(assignments))
         held_out = np.flatnonzero(assignments[repeat] == fold)
-        of_part = point[1 + part].reshape(G * C, -1)
-        z = of_part[:, :1] + of_part[:, 1:] @ X[torch.from_numpy(held_out).to(X.device)].T  # (G C, n)
-        scores = torch.sigmoid(z).reshape(G, C, -1).transpose(1, 2).cpu().numpy()
-        out_of_fold[repeat, :, held_out] = scores.swapaxes(0, 1)
+        solved = asked.reshape(parts, C, G)[1 + part].T.ravel()  # (G C,)
+        of_part = point[1 + part].reshape(G * C, -1)[torch.from_numpy(solved).to(X.device)]
+        z = of_part[:, :1] + of_part[:, 1:] @ X[torch.from_numpy(held_out).to(X.device)].T  # (solved, n)
+        scores = np.full((G * C, len(held_out)), np.nan, np.float32)
+        scores[solved] = torch.sigmoid(z).cpu().numpy()
+        out_of_fold[repeat, :, held_out] = scores.reshape(G, C, -1).transpose(2, 0, 1)
     return ConvexGrid(
         basis=basis,
         points=tuple(points),

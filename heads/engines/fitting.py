@@ -4,6 +4,7 @@ What this is not: many heads at once (`training.py`, `convex.py`), a search, or 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from heads.data import LabelledFeatures
 from heads.engines.axes import AXES_AT_ONCE
 from heads.engines.basis import Basis
-from heads.engines.convex import ConvexGrid, grid_points, solve_grid
+from heads.engines.convex import grid_points, solve_grid
 from heads.engines.fallback import on_device_or_cpu
 from heads.engines.training import fit_heads
 from heads.engines.training_clips import TrainingClips, View
@@ -122,24 +123,22 @@ def solve_head(
     components = min(settings.components, basis.axes.shape[1])  # fewer clips may have a lower rank
     choice, labels = np.array([of_exponent[exponent] for exponent in exponents]), np.arange(Y.shape[1])
 
-    def solve(basis: Basis) -> ConvexGrid:
-        return solve_grid(
-            basis,
-            Y,
-            points,
-            components=components,
-            variance_exponent=settings.variance_exponent,
-            fold_of=None if folds is None else folds.of,
-            beside=None if folds is None else folds.beside,
-            wanted=choice == np.arange(len(points))[:, None],
-            tolerance=TOLERANCE,
-            max_iterations=MAX_ITERATIONS,
-        )
-
-    grid = solve(basis)
+    solve = partial(
+        solve_grid,
+        Y=Y,
+        points=points,
+        components=components,
+        variance_exponent=settings.variance_exponent,
+        wanted=choice == np.arange(len(points))[:, None],
+        max_iterations=MAX_ITERATIONS,
+    )
+    grid = solve(basis, tolerance=TOLERANCE)
     if not grid.converged[choice, labels].all():  # separable classes and a weak penalty: the loss itself is tiny
-        grid = solve(basis.in_double())
-    return grid.head(choice), np.moveaxis(grid.out_of_fold[:, choice, :, labels], 0, -1)
+        grid = solve(basis.in_double(), tolerance=TOLERANCE)
+    if folds is None:
+        return grid.head(choice), np.empty((0, *Y.shape))
+    without = solve(basis, fold_of=folds.of, beside=folds.beside, folds_alone=True)  # as exact as those that chose
+    return grid.head(choice), np.moveaxis(without.out_of_fold[:, choice, :, labels], 0, -1)
 
 
 def refitting(

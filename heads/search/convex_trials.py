@@ -5,9 +5,10 @@ clip's session (folds are problems of the same solve); the trial's score is the 
 counts as a candidate in the estimate of selection bias. Labels differ in the exponent of their positive weights alone
 (`grid_choice.py` has the rule and the measurements).
 
-Features of more than 1024 dimensions are searched coarse to fine: the whole grid on their leading 512 principal axes,
-at an eighth of the cost or less; then, on all features, the chosen point, its neighbours by exponent, and the next two
-stronger penalties, since directions beyond the axes add more noise than they tell.
+Features of more than 1024 dimensions are searched coarse to fine. On their leading 512 principal axes, at an eighth of
+the cost or less: every second penalty and exponent (counts of those between are halfway between their neighbours'),
+then the neighbours of each label's choice. On all features: that choice and the next two stronger penalties, since
+directions beyond the axes add more noise than they tell.
 
 What this is not: a search over combinations.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heads.engines.convex import Choice, ConvexGrid, GridPoint, Mask, solve_grid
+from heads.engines.convex import Choice, GridPoint, Mask, solve_grid
 from heads.engines.prepared import Prepared
 from heads.scoring.cross_fitting import out_of_fold_counts
 from heads.scoring.metrics import f1_scores, macro_over_labels
@@ -28,6 +29,10 @@ from heads.settings import HeadSettings
 
 SEARCHED_WHOLE = 1024
 """Feature width up to which the grid is solved on all features."""
+COARSE_TOLERANCE = 1e-3
+"""Of the objective, on the axes."""
+
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +68,12 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
     clips, folds = prepared.data.fitting, prepared.folds
     basis = prepared.basis(combination["inputs"], combination["normalization"], combination["components"])
     components = min(combination["components"], basis.axes.shape[1])
-    is_coarse = not components and basis.X.shape[1] > SEARCHED_WHOLE
+    labels, positives = np.arange(clips.Y.shape[1]), clips.Y.sum(axis=0)
+    everywhere = np.ones((len(points), len(labels)), bool)
+    converged = []
 
-    def solve(components: int, wanted: Mask | None = None) -> tuple[ConvexGrid, npt.NDArray[np.int64]]:
+    def solved(wanted: Mask, components: int, tolerance: float = 1e-4) -> tuple[Counts, Mask]:
+        """Out-of-fold counts (G, M, 3, C) of the points and labels that are wanted, and which of them converged."""
         grid = solve_grid(
             basis,
             clips.Y,
@@ -76,23 +84,35 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
             beside=folds.beside,
             wanted=wanted,
             folds_alone=True,
+            tolerance=tolerance,
         )
-        return grid, out_of_fold_counts(clips.Y, grid.out_of_fold, clips.sessions)
+        converged.append(grid.folds_converged.all(axis=0) & wanted)
+        return out_of_fold_counts(clips.Y, grid.out_of_fold, clips.sessions), converged[-1]
 
-    grid, counts = solve(basis.axes.shape[1] if is_coarse else components)
-    allowed: Mask = np.asarray(grid.folds_converged.all(axis=0))
-    labels = np.arange(clips.Y.shape[1])
+    def choose(allowed: Mask) -> Choice:
+        return choose_points(f1_scores(counts.sum(axis=1)), positives, points, allowed=allowed)
 
-    def choose() -> Choice:
-        return choose_points(f1_scores(counts.sum(axis=1)), clips.Y.sum(axis=0), points, allowed=allowed)
-
-    choice, converged = choose(), float(grid.folds_converged.mean())
-    if is_coarse:
-        wanted = _near(points, choice)
-        grid, fine = solve(0, wanted)
-        counts = np.where(wanted[:, None, None], fine, counts)
-        allowed = wanted & grid.folds_converged.all(axis=0)
-        choice = choose()
+    asked = [everywhere]
+    if components or basis.X.shape[1] <= SEARCHED_WHOLE:
+        counts, allowed = solved(everywhere, components)
+        choice = choose(allowed)
+    else:
+        steps = _steps(points)
+        asked = [everywhere & (steps[:, :2] % 2 == 0).all(axis=1, keepdims=True)]
+        counts, allowed = solved(asked[0], basis.axes.shape[1], COARSE_TOLERANCE)
+        counts = _filled(counts, steps)
+        choice = choose(allowed)
+        apart = steps[:, None] - steps[choice]  # (G, C, 3)
+        around = (np.abs(apart) <= 1).all(axis=-1)
+        asked.append(around & ~asked[0])
+        found, also = solved(asked[1], basis.axes.shape[1], COARSE_TOLERANCE)
+        counts = np.where(asked[1][:, None, None], found, counts)
+        choice = choose(around & (allowed | also))
+        apart = steps[:, None] - steps[choice]
+        asked.append((apart[..., 1:] == 0).all(axis=-1) & (apart[..., 0] >= 0) & (apart[..., 0] <= 2))
+        found, allowed = solved(asked[2], 0)
+        counts = np.where(asked[2][:, None, None], found, counts)
+        choice = choose(allowed)
     own = np.moveaxis(counts[choice, :, :, labels], 0, -1)  # (M, 3, C)
     exponents = [points[at].positive_weight_exponent for at in choice]
     return Solved(
@@ -105,20 +125,26 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
         value=float(macro_over_labels(f1_scores(own.sum(axis=0)))),
         counts=counts,
         own=own,
-        converged=converged,
+        converged=float(sum(map(np.sum, converged)) / sum(map(np.sum, asked))),
     )
 
 
-def _near(points: Sequence[GridPoint], choice: Choice) -> Mask:
-    """Each label's chosen point, its neighbours by exponent, and those of the next two stronger penalties: (G, C)."""
-    penalties = sorted({point.l2 for point in points})
-    exponents = sorted({point.positive_weight_exponent for point in points})
-    chosen = [points[at] for at in choice]
+def _steps(points: Sequence[GridPoint]) -> npt.NDArray[np.int64]:
+    """Place of each point among the penalties, the weakest first, the exponents and the scales: (G, 3)."""
+    names = ("l2", "positive_weight_exponent", "positive_weight_scale")
+    return np.stack([np.unique([getattr(of, name) for of in points], return_inverse=True)[1] for name in names], axis=1)
 
-    def is_near(point: GridPoint, to: GridPoint) -> bool:
-        stronger = penalties.index(point.l2) - penalties.index(to.l2)
-        apart = exponents.index(point.positive_weight_exponent) - exponents.index(to.positive_weight_exponent)
-        same_scale = point.positive_weight_scale == to.positive_weight_scale
-        return same_scale and ((stronger == 0 and abs(apart) <= 1) or (stronger in (1, 2) and apart == 0))
 
-    return np.array([[is_near(point, to) for to in chosen] for point in points])
+def _filled(counts: Counts, steps: npt.NDArray[np.int64]) -> Counts:
+    """Counts (G, M, 3, C) that are known at even steps, with those of the others halfway between their neighbours'."""
+    sizes = steps.max(axis=0) + 1
+    grid = np.zeros((*sizes, *counts.shape[1:]), np.int64)
+    grid[tuple(steps.T)] = counts
+    for axis in range(2):
+        along = np.moveaxis(grid, axis, 0)
+        for at in range(1, len(along), 2):
+            before = along[at - 1]
+            after = along[at + 1] if at + 1 < len(along) else before
+            along[at] = (before + after) // 2
+            along[at][..., 2, :] = (before[..., 0, :] + before[..., 2, :]) - along[at][..., 0, :]  # positives stay
+    return np.asarray(grid[tuple(steps.T)])

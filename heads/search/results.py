@@ -16,6 +16,7 @@ from heads.scoring.cross_fitting import FitScores, fold_scores
 from heads.scoring.permutation import permutation_check
 from heads.scoring.statistics import seed_fold_spread
 from heads.search.choosing import choose_trial
+from heads.search.study import DIVERGED, FINISHED, SOLVER
 from heads.search.summary import importances, trials_table, with_steps
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
@@ -59,6 +60,8 @@ def write_results(
                 "completed": states.count(TrialState.COMPLETE),
                 "pruned": states.count(TrialState.PRUNED),
                 "interrupted": states.count(TrialState.FAIL),
+                "convex": sum(one.user_attrs.get(SOLVER) == "convex" for one in trials if one.state in FINISHED),
+                "diverged": sum(DIVERGED in one.user_attrs for one in trials),
             },
             "optimism": chosen.optimism,
             "importances": importances(trials),

@@ -15,6 +15,9 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
 - A stack reads one set of inputs. Where there are several, 32 trials are in flight at once (.660) and the fullest stack
   trains; the others pause and gather what is asked for them meanwhile.
 - A trial is pruned at epochs 2, 4, 8, ... when its best score is below the median of completed trials there.
+- A linear head trained by AdamW approaches the optimum that the convex solver has found already, so it is not chosen.
+  Its trial is pruned by asynchronous successive halving instead (Li et al. 2020, https://arxiv.org/abs/1810.05934):
+  after 1, 4, 16, ... epochs the best quarter continues.
 - Each trial has a sampler of its own, and an interrupted one is restarted at its place (`study.py`). So an unbroken run
   gives the same numbers bit for bit each time, and a resumed one continues with the trials that the unbroken one would
   have; only what the sampler learns from may come in another order. What a trial gives depends on its settings and the
@@ -67,6 +70,9 @@ from heads.settings import HeadSettings, SearchSpace
 
 OnProgress = Callable[[int, int, float | None], None]
 """Called as `on_progress(finished trials, asked trials, best score so far)`; out of fold once there is such a score."""
+
+HALVING = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+"""Prunes linear heads trained by AdamW where the convex solver has trials."""
 
 STACKED_TRIALS = 16
 _FEWER = 4  # where memory is not enough, a quarter of the heads train at once
@@ -131,11 +137,11 @@ def search_heads(
         "search_space": search_space.to_mapping(),
         "seed": seed,
     }
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
 
     def search_on(device: str, slots: int) -> dict[str, Any]:
         prepared = Prepared(data, seed=seed, device=device, fold_count=search_space.folds)
-        with open_study(folder, began_with, pruner) as opened:
+        median = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
+        with open_study(folder, began_with, median) as opened:
             _Search(opened, prepared, choices, trials=trials, slots=slots, on_progress=on_progress).run()
             return write_results(opened.study, prepared, choices, folder, permutations, refit_seeds, choose_timeline)
 
@@ -160,7 +166,7 @@ class _Stack:
     """Trials that read the same inputs: those in training, by the trainer's number, and those that wait for a slot."""
 
     trainer: StackedTrainer
-    training: dict[int, optuna.Trial] = field(default_factory=dict)
+    training: dict[int, _Asked] = field(default_factory=dict)
     waiting: deque[_Asked] = field(default_factory=deque)
     started: int = 0
 
@@ -198,7 +204,8 @@ class _Search:
         self._trials = trials if steps_too else min(trials, self._convex)
         self._stacks: dict[str, _Stack] = {}  # by inputs
         self._most_in_flight = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
-        self._rungs = [2**power for power in range(1, 20) if 2**power < space.epochs[1]]
+        self._rungs = [2**power for power in range(20) if 2**power < space.epochs[1]]
+        self._median = self._study.pruner
         self._ended = 0
 
     def run(self) -> None:
@@ -302,7 +309,7 @@ class _Search:
                     return None
                 self._begin(asked)
             taken = stack.waiting.popleft()
-            stack.training[stack.started] = taken.trial
+            stack.training[stack.started] = taken
             stack.started += 1
             return taken.settings
 
@@ -310,11 +317,15 @@ class _Search:
             return [report.number for report in reports if self._is_pruned(stack.training[report.number], report)]
 
         for fitted in stack.trainer.train_epoch(next_settings, at_rung):
-            self._end_steps(stack.training.pop(fitted.number), fitted)
+            self._end_steps(stack.training.pop(fitted.number).trial, fitted)
 
-    def _is_pruned(self, trial: optuna.Trial, report: RungReport) -> bool:
-        trial.report(report.value, report.epoch)
-        return trial.should_prune()
+    def _is_pruned(self, asked: _Asked, report: RungReport) -> bool:
+        is_solved = self._convex > 0 and asked.settings is not None and asked.settings.kind == "linear"
+        if report.epoch == 1 and not is_solved:  # the median's rungs begin at 2
+            return False
+        self._study.pruner = HALVING if is_solved else self._median
+        asked.trial.report(report.value, report.epoch)
+        return asked.trial.should_prune()
 
     def _end_steps(self, trial: optuna.Trial, fitted: FittedHead) -> None:
         if fitted.outcome == "finished":

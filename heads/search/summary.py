@@ -13,12 +13,12 @@ from typing import Any
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from heads.search.study import CHOSEN, DIVERGED, SOLVER
+from heads.search.study import CHOSEN, DIVERGED, FINISHED, SOLVER
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
 
 _ENOUGH = 20
-"""Completed trials from which importances are told."""
+"""Scored trials from which importances are told."""
 
 
 def trial_value(trial: FrozenTrial) -> float:
@@ -70,22 +70,31 @@ def with_steps(
 def importances(trials: Sequence[FrozenTrial]) -> dict[str, float] | None:
     """Share of each setting in the difference between good and other trials trained by AdamW, by Optuna's PED-ANOVA.
 
+    A pruned trial counts with the last score that it reported.
+
     Returns:
-        By name, the largest first; None with fewer than 20 completed trials, or where nearly all scored alike.
+        By name, the largest first; None with fewer than 20 scored trials, or where nearly all scored alike.
     """
-    completed = [
-        trial
+    scored = [
+        optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
         for trial in trials
-        if trial.state == TrialState.COMPLETE and trial.user_attrs.get(SOLVER) != "convex" and trial.params
+        if trial.state in FINISHED
+        and trial.user_attrs.get(SOLVER) != "convex"
+        and trial.params
+        and (value := _last_score(trial)) is not None
     ]
-    if len(completed) < _ENOUGH:
+    if len(scored) < _ENOUGH:
         return None
     study = optuna.create_study(direction="maximize")
-    study.add_trials(completed)
+    study.add_trials(scored)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         shares = optuna.importance.get_param_importances(study)
     return None if said else {name: float(share) for name, share in shares.items()}
+
+
+def _last_score(trial: FrozenTrial) -> float | None:
+    return trial.value if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
 def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> str:
@@ -128,8 +137,11 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
     """
     settings = HeadSettings.from_mapping(best["settings"])
     counts = best["trials"]
+    pruned = f"{counts['pruned']} pruned" + (f" ({counts['diverged']} diverged)" if counts["diverged"] else "")
     lines = [
-        f"{counts['completed']} trials completed, {counts['pruned']} pruned; best is trial {best['trial']}: "
+        f"{counts['convex']} trials by the convex solver, "
+        f"{counts['completed'] + counts['pruned'] - counts['convex']} by AdamW: "
+        f"{counts['completed']} trials completed, {pruned}; best is trial {best['trial']}: "
         f"{_head(settings)}. Chosen out of fold, then refitted on all training and validation sessions."
     ]
     if settings.solver == "convex":
@@ -139,7 +151,8 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         if best["steps_of_trial"] is not None:
             lines.append(
                 f"Of the linear heads trained by AdamW, trial {best['steps_of_trial']} is highest on the validation "
-                f"split: {_steps(settings)}. They do not compete: the convex solver finds the optimum they approach."
+                f"split: {_steps(settings)}. They do not compete: the convex solver finds the optimum they approach. "
+                "So only the best quarter of them was trained beyond 1, 4, 16, ... epochs."
             )
     else:
         dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""

@@ -42,6 +42,8 @@ from heads.timelines.timeline import Spans
 IOUS = (0.1, 0.25, 0.5)
 """Least intersection over union of a match, in ascending order."""
 
+SpanRows = Spans | npt.NDArray[np.int64]
+
 _FOREVER_US = 2**62
 
 
@@ -85,9 +87,7 @@ def compare_timelines(
     for at, label in enumerate(labels):
         ours, theirs = events(predicted, label, scope), events(annotated, label, scope)
         pairs = match_events(theirs, ours)
-        for row, least in enumerate(IOUS):
-            matched = sum(iou >= least for *_, iou in pairs)
-            counts[row, :, at] = matched, len(ours) - matched, len(theirs) - matched
+        counts[:, :, at] = event_counts(pairs, len(theirs), len(ours))
         both = int(covered_us(theirs, ours).sum())
         ours_us, theirs_us = (sum(end - start for start, end in side) for side in (ours, theirs))
         agreement[:, at] = both, ours_us - both, theirs_us - both, total - ours_us - theirs_us + both
@@ -117,27 +117,47 @@ def intersection(one: Spans, other: Spans) -> Spans:
     return shared
 
 
-def match_events(annotated: Spans, predicted: Spans) -> list[tuple[int, int, float]]:
+def match_events(annotated: SpanRows, predicted: SpanRows) -> list[tuple[int, int, float]]:
     """Pairs of events one to one, of the highest intersection over union first, down to the lowest of IOUS.
+
+    Args:
+        annotated: Disjoint spans in order, as a list or of shape (n, 2).
+        predicted: The same.
 
     Returns:
         (position in annotated, position in predicted, IoU); those of at least x are the matching at x.
     """
-    if not annotated or not predicted:
+    if not len(annotated) or not len(predicted):
         return []
-    theirs, ours = np.array(annotated, np.int64), np.array(predicted, np.int64)  # (M, 2), (K, 2)
-    starts = np.maximum(theirs[:, None, 0], ours[None, :, 0])
-    ends = np.minimum(theirs[:, None, 1], ours[None, :, 1])
-    shared = np.maximum(ends - starts, 0)  # (M, K)
-    iou = shared / (np.diff(theirs) + np.diff(ours).T - shared)
+    theirs, ours = np.asarray(annotated, np.int64), np.asarray(predicted, np.int64)
+    i, j = overlapping(theirs, ours)
+    shared = np.minimum(theirs[i, 1], ours[j, 1]) - np.maximum(theirs[i, 0], ours[j, 0])
+    iou = shared / (np.diff(theirs)[i, 0] + np.diff(ours)[j, 0] - shared)
+    near = np.flatnonzero(iou >= IOUS[0])
     pairs = []
     free_theirs, free_ours = np.ones(len(theirs), bool), np.ones(len(ours), bool)
-    candidates = np.argwhere(iou >= IOUS[0])
-    for i, j in candidates[np.argsort(-iou[tuple(candidates.T)], kind="stable")].tolist():
-        if free_theirs[i] and free_ours[j]:
-            free_theirs[i] = free_ours[j] = False
-            pairs.append((i, j, float(iou[i, j])))
+    for at in near[np.argsort(-iou[near], kind="stable")].tolist():
+        if free_theirs[i[at]] and free_ours[j[at]]:
+            free_theirs[i[at]] = free_ours[j[at]] = False
+            pairs.append((int(i[at]), int(j[at]), float(iou[at])))
     return pairs
+
+
+def overlapping(
+    one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions of all pairs that share time, in order; each is disjoint spans in order, shape (n, 2)."""
+    first = np.searchsorted(other[:, 1], one[:, 0], side="right")
+    counts = np.maximum(np.searchsorted(other[:, 0], one[:, 1], side="left") - first, 0)
+    i = np.repeat(np.arange(len(one)), counts)
+    j = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    return i, j
+
+
+def event_counts(pairs: Sequence[tuple[int, int, float]], annotated: int, predicted: int) -> npt.NDArray[np.int64]:
+    """Matched, predicted only and annotated only events at each of IOUS, from `match_events` of so many: (IoUs, 3)."""
+    matched = (np.array([iou for *_, iou in pairs]) >= np.array(IOUS)[:, None]).sum(axis=1)
+    return np.stack([matched, predicted - matched, annotated - matched], axis=1)
 
 
 def _border_errors(
@@ -200,9 +220,9 @@ def kappas(agreement_us: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
     return np.asarray((observed - expected) / np.where(expected < 1, 1 - expected, np.nan))
 
 
-def mean_segment_f1(comparisons: Sequence[Comparison]) -> float:
-    """Segment F1, averaged over IOUS and the labels with an annotated event; NaN if none has one."""
-    f1 = f1_scores(np.sum([one.counts for one in comparisons], axis=0))  # (IoUs, C)
+def mean_segment_f1(counts: npt.NDArray[np.int64]) -> float:
+    """Segment F1, averaged over IOUS and the labels with an annotated event, of counts (IoUs, 3, C); NaN if none."""
+    f1 = f1_scores(counts)  # (IoUs, C)
     return float(f1[~np.isnan(f1)].mean()) if not np.isnan(f1).all() else float("nan")
 
 

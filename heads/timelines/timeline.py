@@ -235,21 +235,23 @@ def on_spans(run: Run, label: int, threshold: float, hysteresis: float) -> Spans
     low = (1 - hysteresis) * threshold
     is_on = np.concatenate([[False], track >= low, [False]])
     firsts, ends = np.flatnonzero(is_on[1:] & ~is_on[:-1]), np.flatnonzero(~is_on[1:] & is_on[:-1])
-    spans = []
-    for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
-        if track[first:end].max() < threshold:
-            continue
-        start_us = run.start_us if first == 0 else _crossing(centres, track, first - 1, low)
-        end_us = run.end_us if end == len(track) else _crossing(centres, track, end - 1, low)
-        if start_us < end_us:
-            spans.append((start_us, end_us))
-    return spans
+    if not len(firsts):
+        return []
+    reaches = np.maximum.reduceat(track, firsts) >= threshold  # what lies behind an end is below `low`
+    firsts, ends = firsts[reaches], ends[reaches]
+    starts_us = np.where(firsts == 0, run.start_us, _crossing(centres, track, np.maximum(firsts - 1, 0), low))
+    ends_us = np.where(ends == len(track), run.end_us, _crossing(centres, track, ends - 1, low))
+    return [(start, end) for start, end in zip(starts_us.tolist(), ends_us.tolist(), strict=True) if start < end]
 
 
-def _crossing(centres: npt.NDArray[np.float64], track: npt.NDArray[np.float64], left: int, level: float) -> int:
-    """Where the line from score `left` to the next one passes a level, in whole microseconds."""
-    share = (level - track[left]) / (track[left + 1] - track[left])
-    return round(float(centres[left] + share * (centres[left + 1] - centres[left])))
+def _crossing(
+    centres: npt.NDArray[np.float64], track: npt.NDArray[np.float64], left: npt.NDArray[np.int64], level: float
+) -> npt.NDArray[np.int64]:
+    """Where the lines from scores `left` to the next ones pass a level, in whole microseconds; any place at the end."""
+    right = np.minimum(left + 1, len(track) - 1)
+    rise = track[right] - track[left]
+    share = (level - track[left]) / np.where(rise == 0, 1, rise)
+    return np.rint(centres[left] + share * (centres[right] - centres[left])).astype(np.int64)
 
 
 def close_gaps(spans: Spans, max_gap_us: int) -> Spans:
@@ -292,8 +294,7 @@ def _exclude(
     borders = {border for label in group for span in by_label[label] for border in span}
     for one, other in combinations(group, 2):
         lead = margins[:, one] - margins[:, other]
-        for left in np.flatnonzero(lead[:-1] * lead[1:] < 0).tolist():
-            borders.add(_crossing(centres, lead, left, 0.0))
+        borders.update(_crossing(centres, lead, np.flatnonzero(lead[:-1] * lead[1:] < 0), 0.0).tolist())
     kept: dict[int, Spans] = {label: [] for label in group}
     for start, end in pairwise(sorted(borders)):
         on = [label for label in group if any(a <= start and end <= b for a, b in by_label[label])]

@@ -14,9 +14,9 @@ file, `default_settings` serve.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,12 @@ from featurecache.clips.clip import union_of
 from featurecache.errors import BundleError, TrainingDataError
 from featurecache.files import write_private
 from featurecache.spec import json_object, sealed, unsealed
-from heads.timelines.scores import compare_timelines, events, mean_segment_f1
+from heads.timelines.scores import event_counts, events, match_events, mean_segment_f1, overlapping
 from heads.timelines.timeline import (
     Smoothing,
     Spans,
     TimelineSettings,
-    close_gaps,
     default_settings,
-    drop_short,
     on_spans,
     smoothed_runs,
 )
@@ -51,6 +49,9 @@ _SMOOTHINGS: tuple[tuple[Smoothing, float], ...] = (
 )
 _HYSTERESES = (0.0, 0.25, 0.5)
 _GAPS = _DURATIONS = (0.0, 0.5, 1.0)
+
+Rows = npt.NDArray[np.int64]
+"""Disjoint spans in order, shape (n, 2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,50 +119,98 @@ def tune_timeline(
             f"timeline settings need an annotated event of a label, but the {len(recordings)} recordings with held-out "
             "scores have none. Annotate activity in a session that is not test."
         )
+    axis = _OneAxis.of(recordings, labels)
     scored: dict[TimelineSettings, float] = {}
     for (smoothing, window), hysteresis in product(_SMOOTHINGS, _HYSTERESES):
-        raw = [
-            _raw_spans(one, labels, thresholds, smoothing, round(window * length_us), hysteresis) for one in recordings
-        ]
+        raw = axis.raw_spans(recordings, thresholds, smoothing, round(window * length_us), hysteresis)
         for gap, duration in product(_GAPS, _DURATIONS):
             settings = TimelineSettings(
                 smoothing, round(window * length_us), hysteresis, round(duration * length_us), round(gap * length_us)
             )
-            scored[settings] = _value(recordings, raw, labels, settings)
+            scored[settings] = axis.segment_f1(raw, settings.max_gap_us, settings.min_duration_us)
     best = max(scored, key=scored.__getitem__)
     untuned = scored[default_settings(length_us)]
     return TunedTimeline(best, scored[best], untuned, len(recordings), length_us, stride_us)
 
 
-def _raw_spans(
-    one: ScoredRecording,
-    labels: Sequence[str],
-    thresholds: npt.NDArray[np.floating],
-    smoothing: Smoothing,
-    smoothing_us: int,
-    hysteresis: float,
-) -> list[list[Spans]]:
-    """Of each run, each label's spans before gaps and durations."""
-    runs = smoothed_runs(one.spans_us, one.scores, smoothing, smoothing_us)
-    return [[on_spans(run, at, thresholds[at], hysteresis) for at in range(len(labels))] for run in runs]
+@dataclass(frozen=True, eq=False)
+class _RawSpans:
+    """One label's spans before gaps and durations, shape (n, 2), and which are the first of their run, (n,)."""
+
+    spans: Rows
+    is_first: npt.NDArray[np.bool_]
 
 
-def _value(
-    recordings: Sequence[ScoredRecording],
-    raw: Sequence[list[list[Spans]]],
-    labels: Sequence[str],
-    settings: TimelineSettings,
-) -> float:
-    comparisons = []
-    for one, runs in zip(recordings, raw, strict=True):
-        predicted = [
-            Interval(start, end, label)
-            for run in runs
-            for label, spans in zip(labels, run, strict=True)
-            for start, end in drop_short(close_gaps(spans, settings.max_gap_us), settings.min_duration_us)
+@dataclass(frozen=True, eq=False)
+class _OneAxis:
+    """All recordings one after the other on one time axis, so that a setting is scored with a few array operations.
+
+    Attributes:
+        shifts: Where each recording begins.
+        scope: Compared time, shape (n, 2).
+        annotated: Each label's annotated events within it.
+    """
+
+    shifts: list[int]
+    scope: Rows
+    annotated: list[Rows]
+
+    @classmethod
+    def of(cls, recordings: Sequence[ScoredRecording], labels: Sequence[str]) -> "_OneAxis":
+        scopes = [union_of(one.within) for one in recordings]
+        ends = [max(int(one.spans_us.max()), *(end for _, end in one.within), 0) for one in recordings]
+        shifts = [0, *accumulate(end + 1 for end in ends)][:-1]  # recordings never touch
+
+        def joined(of_recordings: Iterable[Spans]) -> Rows:
+            return np.concatenate([_rows(spans) + shift for spans, shift in zip(of_recordings, shifts, strict=True)])
+
+        each = list(zip(recordings, scopes, strict=True))
+        annotated = [joined(events(one.annotated, label, scope) for one, scope in each) for label in labels]
+        return cls(shifts, joined(scopes), annotated)
+
+    def raw_spans(
+        self,
+        recordings: Sequence[ScoredRecording],
+        thresholds: npt.NDArray[np.floating],
+        smoothing: Smoothing,
+        smoothing_us: int,
+        hysteresis: float,
+    ) -> list[_RawSpans]:
+        """What each label's scores give."""
+        runs = [
+            (run, shift)
+            for one, shift in zip(recordings, self.shifts, strict=True)
+            for run in smoothed_runs(one.spans_us, one.scores, smoothing, smoothing_us)
         ]
-        comparisons.append(compare_timelines(one.annotated, predicted, labels=labels, within=one.within))
-    return mean_segment_f1(comparisons)
+        found = []
+        for at in range(len(self.annotated)):
+            parts = [_rows(on_spans(run, at, thresholds[at], hysteresis)) + shift for run, shift in runs]
+            first = [np.arange(len(part)) == 0 for part in parts]
+            found.append(_RawSpans(np.concatenate(parts), np.concatenate(first)))
+        return found
+
+    def segment_f1(self, raw: Sequence[_RawSpans], max_gap_us: int, min_duration_us: int) -> float:
+        """Of these spans with their gaps closed, and short ones dropped then."""
+        counts = []
+        for of_label, annotated in zip(raw, self.annotated, strict=True):
+            spans = of_label.spans
+            starts = np.flatnonzero(
+                of_label.is_first | (np.append(0, spans[1:, 0] - spans[:-1, 1])[: len(spans)] > max_gap_us)
+            )
+            closed = np.stack(
+                [spans[starts, 0], spans[np.append(starts[1:], len(spans))[: len(starts)] - 1, 1]], axis=1
+            )
+            kept = closed[closed[:, 1] - closed[:, 0] >= min_duration_us]
+            i, j = overlapping(kept, self.scope)
+            ours = np.stack(
+                [np.maximum(kept[i, 0], self.scope[j, 0]), np.minimum(kept[i, 1], self.scope[j, 1])], axis=1
+            )
+            counts.append(event_counts(match_events(annotated, ours), len(annotated), len(ours)))
+        return mean_segment_f1(np.stack(counts, axis=-1))
+
+
+def _rows(spans: Spans) -> Rows:
+    return np.array(spans, np.int64).reshape(-1, 2)
 
 
 def save_timeline(tuned: TunedTimeline, bundle: Path) -> None:
