@@ -283,7 +283,11 @@ def test_evaluate_counts_a_bundle_once_whatever_command_scores_it_and_another_on
         return int(json.loads(_run(*arguments, "--config", project, "--json").stdout)["looks"])
 
     assert [looks(*one.split()) for one in ("evaluate", "evaluate --leave-one-session-out", "compare")] == [1, 1, 1]
-    assert "optimistically biased" not in _run("compare", "--config", project).stderr
+    compared = _run("compare", "--config", project)
+    assert "optimistically biased" not in compared.stderr
+    for baseline in ("nearest neighbours", "ridge regression"):
+        assert baseline in compared.stdout
+        assert f"\n{baseline},baseline,0." in (project / "runs/compare.csv").read_text()
     _run("train", "--config", project)
     assert looks("evaluate", str(project / "runs/train/bundle")) == 2
     again = _run("evaluate", "--config", project)

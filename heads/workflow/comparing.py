@@ -33,13 +33,14 @@ from featurecache.project.settings import Project
 from featurecache.spec import parse_feature
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import DOCUMENT_NAME
-from heads.data import LabelledFeatures
+from heads.data import LabelledFeatures, LearningData
 from heads.loading import load_split
 from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J
 from heads.report.documents import read_json
 from heads.runs import write_document
 from heads.scoring.intervals import holm
 from heads.scoring.metrics import macro_f1
+from heads.workflow.baselines import baseline_metrics
 from heads.workflow.data import ScoringData, scoring_data
 from heads.workflow.evaluating import check_scorable, extract_adapted
 from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_evaluations, evaluate_bundles
@@ -90,6 +91,7 @@ class Comparison:
         rows: In the order of the paper's Table 1.
         missing: Methods of that table without a run, and the command that makes one; "" where there is none.
         all_positive: Metrics of the all-positive baseline.
+        baselines: Metrics of low-cost baselines on the features of a head, by name (`baselines.py`).
         left_out: Runs that could not take part, and why.
         failed: Clips that a bundle's own model or questions could not be run on.
         looks: Number of test-set evaluations of these sessions, including this one.
@@ -100,6 +102,7 @@ class Comparison:
     rows: tuple[Row, ...]
     missing: Mapping[str, str]
     all_positive: Mapping[str, Any]
+    baselines: Mapping[str, Mapping[str, Any]]
     left_out: Mapping[str, str]
     failed: tuple[FailedClip, ...]
     looks: int
@@ -112,6 +115,7 @@ class Comparison:
             "rows": [asdict(row) for row in self.rows],
             "missing": dict(self.missing),
             "always_yes": self.all_positive,
+            "baselines": dict(self.baselines),
             "left_out": dict(self.left_out),
             "failed_clips": len(self.failed),
             "looks": self.looks,
@@ -185,6 +189,7 @@ def compare(
         tuple(sorted(rows, key=lambda row: (_rank(row.method), row.run))),
         {name: command for name, command in COMMANDS.items() if name not in {row.method for row in rows}},
         all_positive_baseline(data[widest], labels, "test", annotated),
+        _baselines(candidates, data, annotated),
         left_out,
         failed,
         outcomes[0].looks,
@@ -194,6 +199,22 @@ def compare(
     write_private(found.written[1], _as_latex(found).encode())
     write_document(found.written[2], found.to_mapping())
     return found
+
+
+def _baselines(
+    candidates: Sequence[_Candidate], data: Sequence[LabelledFeatures], annotated: int
+) -> dict[str, dict[str, Any]]:
+    """Of the features that the first head on a frozen backbone reads; none where there is no such head on vectors."""
+    for one, test in zip(candidates, data, strict=True):
+        bundle, source = one.bundle, one.source
+        if bundle.adapter is None and bundle.backbone is None and bundle.asked is None and test.X.ndim == 2:
+            train, validation = (
+                load_split(source.table, split, source.cache, bundle.kept, known=source.known).data
+                for split in ("train", "validation")
+            )
+            fitting = LearningData(train, validation, bundle.labels, bundle.kept).fitting
+            return baseline_metrics(fitting.of(bundle.settings.inputs), test, bundle.labels, annotated=annotated)
+    return {}
 
 
 def _rank(method: str) -> int:
@@ -293,6 +314,11 @@ def _as_csv(found: Comparison) -> str:
         counts = [row.audit.get(name, "") for name in ("unparsable", "hallucinated", "violations", "n_clips")]
         cells = ["" if one is None else f"{one:.6g}" for one in numbers]
         writer.writerow([row.method, guard_cell(row.run), *cells, *counts, ""])
+    for name, metrics in found.baselines.items():
+        f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
+        numbers = [*f1, metrics["macro_f1"], *(metrics["macro_f1_ci95"] or (None, None))]
+        cells = ["" if one is None else f"{one:.6g}" for one in numbers]
+        writer.writerow([name, "baseline", *cells, *[""] * (len(_COLUMNS) + len(_MORE) - 3), ""])
     blank = [""] * (len(found.labels) + len(_COLUMNS) + len(_MORE))
     for method, command in found.missing.items():
         writer.writerow([method, "missing", *blank, command])
