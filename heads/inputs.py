@@ -12,6 +12,7 @@ VECTORS = ("mean", "motion", "cls", "last")
 def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> tuple[str, ...]:
     """What a search chooses from: each vector, each tap's mean and motion, all means, and all vectors side by side.
 
+    Of three vectors or more, all but each one are offered too, so that a useless one can be left out.
     Where a kind reads frames, the kept frames of each tap come with them.
 
     Args:
@@ -27,7 +28,7 @@ def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> t
         if len(means) > 1:
             chosen.append("+".join(means))
         if len(vectors) > 2:
-            chosen.append("+".join(vectors))
+            chosen += ["+".join(name for name in vectors if name != left_out) for left_out in (*vectors, None)]
     if set(kinds) & {"attention", "temporal"}:
         chosen += [name for name in kept if _pooling(name) == "frames"]
     return tuple(dict.fromkeys(chosen)) or tuple(kept[:1])

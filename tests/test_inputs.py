@@ -21,13 +21,16 @@ from tests.test_search import LABELS, SPACE, side_by_side
             ["linear"],
             (
                 *("final/mean", "vision/mean", "vision/motion", "vision/mean+vision/motion", "final/mean+vision/mean"),
-                "final/mean+vision/mean+vision/motion",
+                *("final/mean+vision/motion", "final/mean+vision/mean+vision/motion"),
             ),
         ),
         (
             ["a/mean", "b/mean", "c/mean"],
             ["linear"],
-            ("a/mean", "b/mean", "c/mean", "a/mean+b/mean+c/mean"),
+            (
+                *("a/mean", "b/mean", "c/mean", "a/mean+b/mean+c/mean"),
+                *("b/mean+c/mean", "a/mean+c/mean", "a/mean+b/mean"),
+            ),
         ),
         (["final/mean", "final/frames", "layer_0/tokens"], ["linear"], ("final/mean",)),
         (["final/mean", "final/last"], ["linear"], ("final/mean", "final/last")),

@@ -931,24 +931,29 @@ def test_a_grid_searched_coarse_to_fine_ends_near_the_whole_grids_choice(
     assert found["coarse to fine"] == pytest.approx(found["whole"], abs=0.03)
 
 
-def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path) -> None:
-    """A vector of noise as wide as the features is offered alone and side by side; the folds see through it."""
+@pytest.mark.parametrize("parts", [1, 2])
+def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path, parts: int) -> None:
+    """Noise as wide as the features, which are one vector or two, is offered alone and side by side with them."""
     losses = []
     for draw in range(3):
         splits = [make_clips(noise=2.0, sessions=6, clips_each=100, seed=10 * draw + at) for at in range(2)]
-        unseen, random = make_clips(noise=2.0, clips_each=1000, seed=10 * draw + 9), np.random.default_rng(draw)
-        noise = [random.standard_normal(one.X.shape).astype(np.float32) for one in (*splits, unseen)]
-        data = LearningData(
-            *(kept(one, **{"other/mean": added}) for one, added in zip(splits, noise, strict=False)),
-            LABELS,
-            {"final/mean": SPACE, "other/mean": FeatureSpace({**SPACE.inputs, "tap": "other"})},
+        splits.append(make_clips(noise=2.0, clips_each=1000, seed=10 * draw + 9))
+        random = np.random.default_rng(draw)
+        useful = [f"part{at}/mean" for at in range(parts)]
+        features = [
+            dict(zip(useful, np.array_split(one.X, parts, axis=1), strict=True))
+            | {"noise/mean": random.standard_normal(one.X.shape).astype(np.float32)}
+            for one in splits
+        ]
+        train, validation, unseen = (
+            KeptSplit(of, one.Y, one.sessions) for of, one in zip(features, splits, strict=True)
         )
-        scores = []
-        for names in (["final/mean"], ["final/mean", "other/mean"]):
+        spaces = {name: FeatureSpace({**SPACE.inputs, "tap": name}) for name in features[0]}
+        data, scores = LearningData(train, validation, LABELS, spaces), []
+        for names in (useful, [*useful, "noise/mean"]):
             folder, space = tmp_path / f"{draw} {len(names)}", dataclasses.replace(CONVEX, inputs=default_inputs(names))
-            search(folder, trials=8, data=data, search_space=space)
-            bundle = load_bundle(folder / "bundle")
-            X = np.concatenate([{"final/mean": unseen.X, "other/mean": noise[2]}[name] for name in bundle.kept], axis=1)
+            best = search(folder, trials=20, data=data, search_space=space)
+            bundle, X = load_bundle(folder / "bundle"), unseen.of(best["inputs"]).X
             scores.append(macro_f1(unseen.Y, bundle.scores(X, fingerprint=bundle.fingerprint), bundle.thresholds))
         losses.append(scores[0] - scores[1])
     assert np.mean(losses) < 0.003
