@@ -931,7 +931,7 @@ def test_a_grid_searched_coarse_to_fine_ends_near_the_whole_grids_choice(
     assert found["coarse to fine"] == pytest.approx(found["whole"], abs=0.03)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path, parts: int) -> None:
     """Noise as wide as the features, which are one vector or two, is offered alone and side by side with them."""
     losses = []
@@ -948,7 +948,7 @@ def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path,
         train, validation, unseen = (
             KeptSplit(of, one.Y, one.sessions) for of, one in zip(features, splits, strict=True)
         )
-        spaces = {name: FeatureSpace({**SPACE.inputs, "tap": name}) for name in features[0]}
+        spaces = {name: FeatureSpace({**SPACE.inputs, "tap": name.split("/")[0]}) for name in features[0]}
         data, scores = LearningData(train, validation, LABELS, spaces), []
         for names in (useful, [*useful, "noise/mean"]):
             folder, space = tmp_path / f"{draw} {len(names)}", dataclasses.replace(CONVEX, inputs=default_inputs(names))
