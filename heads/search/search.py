@@ -17,7 +17,7 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
 - A trial is pruned at epochs 2, 4, 8, ... when its best score is below the median of completed trials there.
 - A linear head trained by AdamW approaches the optimum that the convex solver has found already, so it is not chosen.
   Its trial is pruned by asynchronous successive halving instead (Li et al. 2020, https://arxiv.org/abs/1810.05934):
-  after 1, 4, 16, ... epochs the best quarter continues.
+  after 1, 8, ... epochs the best eighth continues.
 - Each trial has a sampler of its own, and an interrupted one is restarted at its place (`study.py`). So an unbroken run
   gives the same numbers bit for bit each time, and a resumed one continues with the trials that the unbroken one would
   have; only what the sampler learns from may come in another order. What a trial gives depends on its settings and the
@@ -71,7 +71,7 @@ from heads.settings import HeadSettings, SearchSpace
 OnProgress = Callable[[int, int, float | None], None]
 """Called as `on_progress(finished trials, asked trials, best score so far)`; out of fold once there is such a score."""
 
-HALVING = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+HALVING = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=8)
 """Prunes linear heads trained by AdamW where the convex solver has trials."""
 
 STACKED_TRIALS = 16

@@ -152,7 +152,7 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"Of the linear heads trained by AdamW, trial {best['steps_of_trial']} is highest on the validation "
                 f"split: {_steps(settings)}. They do not compete: the convex solver finds the optimum they approach. "
-                "So only the best quarter of them was trained beyond 1, 4, 16, ... epochs."
+                "So only the best eighth of them was trained beyond 1, 8, ... epochs."
             )
     else:
         dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""

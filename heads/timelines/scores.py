@@ -134,12 +134,15 @@ def match_events(annotated: SpanRows, predicted: SpanRows) -> list[tuple[int, in
     shared = np.minimum(theirs[i, 1], ours[j, 1]) - np.maximum(theirs[i, 0], ours[j, 0])
     iou = shared / (np.diff(theirs)[i, 0] + np.diff(ours)[j, 0] - shared)
     near = np.flatnonzero(iou >= IOUS[0])
-    pairs = []
-    free_theirs, free_ours = np.ones(len(theirs), bool), np.ones(len(ours), bool)
-    for at in near[np.argsort(-iou[near], kind="stable")].tolist():
-        if free_theirs[i[at]] and free_ours[j[at]]:
-            free_theirs[i[at]] = free_ours[j[at]] = False
-            pairs.append((int(i[at]), int(j[at]), float(iou[at])))
+    near = near[np.argsort(-iou[near], kind="stable")]
+    pairs: list[tuple[int, int, float]] = []
+    taken_theirs: set[int] = set()
+    taken_ours: set[int] = set()
+    for pair in zip(i[near].tolist(), j[near].tolist(), iou[near].tolist(), strict=True):
+        if pair[0] not in taken_theirs and pair[1] not in taken_ours:
+            taken_theirs.add(pair[0])
+            taken_ours.add(pair[1])
+            pairs.append(pair)
     return pairs
 
 
