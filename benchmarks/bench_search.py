@@ -64,7 +64,7 @@ PARTS = (
     ("convex trials", "heads.search.search", "solve_trial"),
     ("asking for, scoring and pruning AdamW trials", "heads.search.search._Search", "_train_epoch"),
     ("AdamW steps", "heads.engines.training.StackedTrainer", "_train_epoch"),
-    ("refit and its folds", "heads.runs", "refit"),
+    ("refit and its folds", "heads.engines.refit", "refit"),
     ("timeline settings", "heads.workflow.training", "tune_on_held_out"),
 )
 """Of the command: what is counted, and where it is called."""

@@ -1,6 +1,7 @@
 """Few sessions: the default search against what a careful user of scikit-learn does, on sets dealt to 8 to 25 sessions.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.small_studies [--data FOLDER] [--draws N] [--quick]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.small_studies
+        [--data FOLDER] [--sets NAME ...] [--sessions N ...] [--draws N] [--quick]
 
 Sets: each `<name>-train.arff.gz`, `<name>-test.arff.gz` and `<name>.xml` of FOLDER, which is Mulan's format; with it
 yeast, where `river` is installed (`pip install --no-deps river`); and one that is drawn here, so that the script runs
@@ -159,16 +160,18 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of <name>-train.arff.gz, <name>-test.arff.gz, <name>.xml")
+    parser.add_argument("--sets", nargs="+", help="names of sets; all by default")
+    parser.add_argument("--sessions", type=int, nargs="+", default=SESSIONS, help="numbers of sessions")
     parser.add_argument("--draws", type=int, default=10, help="of each set and number of sessions")
     parser.add_argument("--quick", action="store_true", help="the drawn set at 8 sessions, two draws")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    draws, counts = (2, SESSIONS[:1]) if options.quick else (options.draws, SESSIONS)
+    draws, counts = (2, SESSIONS[:1]) if options.quick else (options.draws, options.sessions)
     figures: dict[str, dict[str, float]] = {}
     for name, make in all_sets(options.data).items():
-        for count in counts:
+        for count in counts if options.sets is None or name in options.sets else ():
             found = [one for draw in range(draws) if (one := study(make(count, draw), draw)) is not None]
             if len(found) < 2:
                 continue
