@@ -7,8 +7,8 @@ counts as a candidate in the estimate of selection bias. Labels differ in the ex
 
 Features of more than 1024 dimensions are searched coarse to fine. On their leading 512 principal axes, at an eighth of
 the cost or less: every second penalty and exponent (counts of those between are halfway between their neighbours'),
-then the neighbours of each label's choice. On all features: that choice and the next two stronger penalties, since
-directions beyond the axes add more noise than they tell.
+then the neighbours of each label's choice. On all features: that choice, its neighbours by exponent, and the next two
+stronger penalties, since directions beyond the axes add more noise than they tell.
 
 What this is not: a search over combinations.
 """
@@ -109,7 +109,9 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
         counts = np.where(asked[1][:, None, None], found, counts)
         choice = choose(around & (allowed | also))
         apart = steps[:, None] - steps[choice]
-        asked.append((apart[..., 1:] == 0).all(axis=-1) & (apart[..., 0] >= 0) & (apart[..., 0] <= 2))
+        stronger, exponents = (apart[..., 0] == 1) | (apart[..., 0] == 2), np.abs(apart[..., 1])
+        near = (stronger & (exponents == 0)) | ((apart[..., 0] == 0) & (exponents <= 1))
+        asked.append(near & (apart[..., 2] == 0))
         found, allowed = solved(asked[2], 0)
         counts = np.where(asked[2][:, None, None], found, counts)
         choice = choose(allowed)
