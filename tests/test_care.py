@@ -500,6 +500,32 @@ def test_gc_clears_what_a_killed_checkpoint_and_a_killed_mark_left(root: Path) -
     serves(root, make_rows(8))
 
 
+@pytest.mark.parametrize("place", ["index", "quarantine", "segments", "segments/0*", "segments/0*/features"])
+def test_care_is_not_stopped_by_folders_and_links_that_other_programs_left(root: Path, place: str) -> None:
+    space_folder = segments(root)[0].parents[1]
+    for name in ("index", "quarantine"):
+        (space_folder / name).mkdir()
+    folder = next(space_folder.glob(place))
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "file").write_bytes(b"x")
+    (folder / "loop").symlink_to(folder)
+    compact(root)
+    repair(root)
+    gc(root, apply=True, grace_s=0, quarantine=True)
+    write(root, make_rows(2, "b"))
+    forget(root, digest("b"))
+    serves(root, make_rows(8))
+
+
+def test_a_checkpoint_that_another_process_is_writing_stays(root: Path) -> None:
+    """Taken away, it would end that process's compaction in an error although all is well."""
+    writing = segments(root)[0].parents[1] / "index" / f".{format.new_segment_id()}.tmp"
+    writing.parent.mkdir()
+    writing.write_bytes(b"half")
+    compact(root)
+    assert writing.exists()
+
+
 # --- everything mixed -----------------------------------------------------------------------------
 
 

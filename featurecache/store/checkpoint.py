@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,22 @@ def write(
     np.savez(buffer, **arrays)
     name = f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.npz"
     files.make_folder(folder, exist_ok=True)
-    others = [other for other in files.list_names(folder) if other != name]
+    others = [other for other in files.inside(folder) if other.name != name]
     files.replace_file(folder / name, buffer.getvalue(), f".{format.new_segment_id()}.tmp")
-    for other in others:
-        files.remove_file(folder / other)
+    remove(others)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove checkpoints and what else lies beside them, but for what another process is just writing.
+
+    Raises:
+        OSError: If something cannot be removed.
+    """
+    for path in paths:
+        if files.is_folder(path):
+            files.remove_tree(path)
+        elif path.suffix != ".tmp":
+            files.remove_file(path)
 
 
 def read(

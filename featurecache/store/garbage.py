@@ -4,6 +4,7 @@ A replaced segment goes only when what replaces it was read back whole, every ch
 readers fall back to. Rows of a withdrawn recording that a killed process left are taken out here too.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -176,8 +177,9 @@ def _replaced(
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of a folder and all in it; none of what is gone."""
-    try:
-        return files.file_status(path).st_size + sum(_size(inside) for inside in files.inside(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+    """Bytes of a file, or of all files in a folder; none of what is gone, and nothing that a link leads to."""
+    size = 0
+    for one in files.walk(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            size += files.file_status(one).st_size
+    return size

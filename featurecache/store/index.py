@@ -156,8 +156,7 @@ def write_checkpoint(folder: Path, fingerprint: str, index: SpaceIndex) -> None:
     columns = {name: getattr(index, name) for name in checkpoint.COLUMNS}
     checkpoint.write(folder / "index", fingerprint, index.segments, index.ignored, columns)
     if read_withdrawn(folder.parents[1]).rows(index.video_sha256).any():  # withdrawn since the index was read
-        for path in files.inside(folder / "index"):
-            files.remove_file(path)
+        checkpoint.remove(files.inside(folder / "index"))
 
 
 def _not_withdrawn(folder: Path, index: SpaceIndex) -> SpaceIndex:
