@@ -79,6 +79,7 @@ def write_run(folder: Path, labels: Sequence[str], *, kind: str, noise: float, d
         "seed": 0,
         "versions": {"featurecache": "0.1.0"},
         "trials": {"completed": 12, "pruned": 0},
+        "importances": {"learning_rate": 0.625, "dropout": 0.375},
     }
     write_json(folder / "best.json", best)
     write_json(

@@ -111,6 +111,8 @@ def test_report_has_every_figure_when_every_document_is_there(written: Path) -> 
     panels = {f"{kind}-{at}" for kind in ("pr", "reliability", "threshold", "decision") for at in range(len(LABELS))}
     search = {f"search-tune-{kind}" for kind in ("history", "importances", "parallel")}
     assert set(figures) == panels | search | {"macro", "cooccurrence", "sessions"}
+    (bars,) = figures["search-tune-importances"]["data"]
+    assert (bars["y"], bars["x"]) == (["dropout", "learning_rate"], [0.375, 0.625]), "as tune printed them"
 
 
 def test_methods_stand_in_the_order_of_the_papers_table(written: Path, tmp_path: Path) -> None:

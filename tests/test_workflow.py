@@ -25,6 +25,7 @@ from heads.clip_rule import ClipRule
 from heads.loading import load_split
 from heads.timelines.tuning import load_timeline
 from heads.workflow import report
+from heads.workflow.evaluating import with_details
 from heads.workflow.training import TrainedRun
 
 
@@ -209,3 +210,13 @@ def test_a_bundle_appears_whole_with_its_timeline_settings(
             act(project)
     assert not (project.runs / "train" / "bundle").exists(), "one without its settings would predict otherwise"
     assert load_timeline(project.runs / "tune" / "bundle") == made[1].timeline, "the earlier bundle is still whole"
+
+
+def test_what_evaluate_found_besides_stays_where_compare_writes_the_same_scores(tmp_path: Path) -> None:
+    path, scores = tmp_path / "test_metrics.json", {"per_class": {"a": {"f1": 0.1}}, "per_session": []}
+    details = {"overlap_sensitivity": [{"share": 0.5}]}
+    assert with_details(path, scores) == scores
+    path.write_text(json.dumps({**scores, **details, "looks": 1}))
+    assert with_details(path, {**scores, "looks": 2}) == {**scores, **details, "looks": 2}
+    other = {**scores, "per_class": {"a": {"f1": 0.2}}}
+    assert with_details(path, other) == other

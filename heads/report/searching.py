@@ -7,7 +7,7 @@ analysis of the study.
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
 from featurecache.spelling import visible
-from heads.report.documents import Run
+from heads.report.documents import Run, number
 from heads.search.study import brief
 
 Figure = dict[str, Any]
@@ -52,15 +52,23 @@ def draw_searches(runs: Sequence[Run]) -> tuple[list[DrawnSearch], list[str]]:
         if run.journal is None:
             continue
         try:
-            searches.append(DrawnSearch(run, search_figures(run.journal), "No trial has run to its end yet."))
+            searches.append(DrawnSearch(run, _figures_of(run, run.journal), "No trial has run to its end yet."))
         except StudyError as error:
             searches.append(DrawnSearch(run, {}, str(error)))
             problems.append(f"{run.name}/{run.journal.name}: {error}")
     return searches, problems
 
 
+def _figures_of(run: Run, journal: Path) -> dict[str, Figure]:
+    """A study's figures, and `importances`, of the shares that `tune` printed and wrote."""
+    figures, told = search_figures(journal), run.best.get("importances")
+    shares = {name: number(share) for name, share in told.items()} if isinstance(told, Mapping) else {}
+    known = {str(name): share for name, share in shares.items() if share is not None}
+    return figures | ({"importances": _importance_bars(known)} if figures and known else {})
+
+
 def search_figures(journal: Path) -> dict[str, Figure]:
-    """A study's figures, by name: `history`, `importances`, `parallel`; those that it is too small for are left out.
+    """A study's figures, by name: `history` and `parallel`; those that it is too small for are left out.
 
     Args:
         journal: The study's journal file; only read.
@@ -84,7 +92,7 @@ def search_figures(journal: Path) -> dict[str, Figure]:
             return {}
         figures = {"history": _history(study)}
         if len(completed) > 1 and len({trial.value for trial in completed}) > 1:
-            figures |= {"importances": _importances(study), "parallel": _parallel(study)}
+            figures["parallel"] = _parallel(study)
         return figures
 
 
@@ -118,15 +126,26 @@ def _history(study: optuna.Study) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _importances(study: optuna.Study) -> Figure:
-    figure = _plain(optuna.visualization.plot_param_importances(study))
-    (bars,) = figure["data"]
-    bars |= {"marker": {"color": "@c0"}, "width": 0.5}
+def _importance_bars(shares: Mapping[str, float]) -> Figure:
+    """Shares of settings, the largest at the top."""
+    ascending = sorted(shares.items(), key=lambda one: one[1])
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [share for _, share in ascending],
+        "y": [visible(name) for name, _ in ascending],
+        "text": [f"{share:.0%}" for _, share in ascending],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
+        "marker": {"color": "@c0"},
+        "width": 0.5,
+    }
     layout = {
-        "height": 70 + 28 * len(bars["y"]),
+        "height": 70 + 28 * len(ascending),
         "margin": {"l": 10, "r": 40, "t": 10, "b": 40},
         "xaxis": {"title": {"text": "importance, sum 1"}, "rangemode": "tozero"},
-        "yaxis": {"showgrid": False},
+        "yaxis": {"showgrid": False, "automargin": True},
     }
     return {"data": [bars], "layout": layout}
 

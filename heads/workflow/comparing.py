@@ -42,7 +42,7 @@ from heads.scoring.intervals import holm
 from heads.scoring.metrics import macro_f1
 from heads.workflow.baselines import baseline_metrics
 from heads.workflow.data import ScoringData, scoring_data
-from heads.workflow.evaluating import check_scorable, extract_adapted
+from heads.workflow.evaluating import check_scorable, extract_adapted, with_details
 from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_evaluations, evaluate_bundles
 from heads.zeroshot.controls import other_sessions_clips
 
@@ -169,7 +169,8 @@ def compare(
         annotated=annotated,
     )
     for one, outcome in zip(candidates, outcomes, strict=True):
-        write_document(one.run / "test_metrics.json", outcome.metrics)
+        path = one.run / "test_metrics.json"
+        write_document(path, with_details(path, outcome.metrics))
     rows = [
         Row(
             one.run.name,

@@ -5,6 +5,7 @@ that made the bundle, other labels, a folder that cannot be written, another bun
 """
 
 import errno
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,6 +195,24 @@ def evaluate(
         )
     floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test", annotated)
     return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
+
+
+_DETAILS = ("exclusive_violations", "overlap_sensitivity", "prevalence_shift")
+
+
+def with_details(path: Path, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Metrics with what `evaluate` found out of the same scores besides, where that stands in the file before.
+
+    Args:
+        path: The `test_metrics.json` that is about to be replaced; it need not exist.
+        metrics: Its new content.
+    """
+    try:
+        known = json.loads(path.read_bytes())
+        is_same = all(known[name] == metrics[name] for name in ("per_class", "per_session"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return metrics
+    return {**metrics, **{name: known[name] for name in _DETAILS if name in known}} if is_same else metrics
 
 
 def stated_prevalence(stated: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
