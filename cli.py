@@ -121,13 +121,7 @@ def extract(
     """Run the backbone over every clip that the cache lacks."""
     screen = Screen(as_json)
     report = _extract(
-        screen,
-        _project(config),
-        limit=limit,
-        dry_run=dry_run,
-        devices=devices,
-        ray=ray,
-        allow_download=allow_download,
+        screen, _project(config), limit=limit, dry_run=dry_run, devices=devices, ray=ray, allow_download=allow_download
     )
     print_document(screen, report.to_mapping())
     return SOME_FAILED if report.failed else DONE
@@ -335,13 +329,15 @@ def zeroshot(
     samples: learning.Samples = 0,
     seed: learning.Seed = 0,
     dry_run: options.DryRun = False,
+    devices: options.Devices = None,
     allow_download: options.AllowDownload = False,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
     """Ask the model about every clip, without training.
 
-    zs-b: a yes/no question for each label. zsc-co: one list of labels. Resumes; answers are cached like features.
+    zs-b: a yes/no question for each label. zsc-co: one list of labels. zsc-j: a caption, which a language model judges.
+    Resumes; answers are cached like features.
     """
     screen = Screen(as_json)
     report = _zeroshot(
@@ -353,6 +349,7 @@ def zeroshot(
         dry_run=dry_run,
         samples=samples,
         seed=seed,
+        devices=devices,
         allow_download=allow_download,
     )
     print_document(screen, report.to_mapping())

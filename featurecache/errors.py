@@ -86,6 +86,14 @@ class UnsupportedModelError(FeatureCacheError, ValueError):
     """The backbone's architecture or its processor is not one this toolkit runs."""
 
 
+class JudgeUnreachableError(FeatureCacheError, ConnectionError):
+    """A served language model that judges captions does not answer, or no more."""
+
+
+class UnansweredError(FeatureCacheError, ValueError):
+    """A judge gave no answer to a question; others may be answered."""
+
+
 class UntestedVersionError(FeatureCacheError, ImportError):
     """A library is installed in a version with which nobody has compared the features."""
 

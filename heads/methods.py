@@ -18,7 +18,7 @@ _OF_KIND: dict[HeadKind, str] = {
     "temporal": "FT-Temporal",
 }
 
-_OF_QUESTION = {"zs-b": ZS_B, "zsc-co": ZSC_CO}
+_OF_QUESTION = {"zs-b": ZS_B, "zsc-co": ZSC_CO, "zsc-j": ZSC_J}
 
 
 def method_of_question(kind: str) -> str:

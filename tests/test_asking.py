@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from featurecache.backbones import open_inputs
-from featurecache.backbones.asking import SAID, ActivityList, AskedBackbone, YesNoQuestions, asked_of
-from featurecache.backbones.continuation import gumbel_noise, sampled
+from featurecache.backbones.asking import ActivityList, AskedBackbone, YesNoQuestions, asked_of
+from featurecache.backbones.continuation import SAID, gumbel_noise, sampled
 from featurecache.backbones.wording import Wording
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from tests.asked_models import ANSWERS, MAKERS, Plain, answers, make_llava_next_video, open_asked, pixels_of_clips

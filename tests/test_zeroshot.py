@@ -252,7 +252,7 @@ def test_compare_scores_all_runs_in_one_evaluation_and_says_what_makes_the_missi
     assert "same bundle as copy" in found["left_out"]["tune"]
     assert found["missing"] == {
         "TimeSformer": "featurecache finetune",
-        "ZSC-J": "",
+        "ZSC-J": "featurecache zeroshot zsc-j",
         "FT-C-LoRA": "featurecache lora-finetune",
     }
     assert found["looks"] == 1

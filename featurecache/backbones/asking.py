@@ -5,7 +5,8 @@ as they serve features. What is asked is token ids (`wording.py` makes them of w
 weights, the sampling of frames and the model's dtype, and a bundle can ask again from its feature space alone.
 
 Each kind of question has two taps. Its own, e.g. `zs-b`, holds numbers that vary continuously; `zs-b_said` holds
-decisions and words that the model chose, as token ids, in which a rounding can flip a near tie.
+decisions and words that the model chose, as token ids, in which a rounding can flip a near tie. Captions and what is
+said of them (`captioning.py`) are such throughout.
 
 Not here: what answers mean for labels (`heads/zeroshot/`).
 """
@@ -20,15 +21,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from featurecache.backbones.continuation import Continuation, Pick, gumbel_noise, most_probable, output_weights, sampled
+from featurecache.backbones.captioning import JudgedCaption
+from featurecache.backbones.continuation import (
+    SAID,
+    Continuation,
+    Pick,
+    gumbel_noise,
+    most_probable,
+    output_weights,
+    sampled,
+)
 from featurecache.backbones.decoder import require_window
 from featurecache.backbones.family import Inputs, TapShape, TapStates
 from featurecache.backbones.resize import FrameResize
 from featurecache.backbones.token_tree import TokenTree
 from featurecache.errors import UnsupportedModelError
-
-SAID = "_said"
-"""Ends the name of a tap of decisions and words."""
 
 
 class Asked(Protocol):
@@ -234,7 +241,7 @@ class ActivityList:
 _OF_ANSWERS = ("new_tokens", "samples", "seed", "temperature")
 """Fields of `ActivityList` that change the free answers and the draws alone."""
 
-KINDS: Mapping[str, Callable[..., Asked]] = {"zs-b": YesNoQuestions, "zsc-co": ActivityList}
+KINDS: Mapping[str, Callable[..., Asked]] = {"zs-b": YesNoQuestions, "zsc-co": ActivityList, "zsc-j": JudgedCaption}
 
 
 def asked_of(fields: Mapping[str, Any]) -> Asked:

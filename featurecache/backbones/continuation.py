@@ -25,6 +25,9 @@ Pick = Callable[[Tensor, int], Tensor]
 
 _NODES_AT_ONCE = 32  # whose logits over all words are in memory at once
 
+SAID = "_said"
+"""Ends the name of a tap of decisions and words, or of numbers that hang on these."""
+
 NOTHING_SAID = -1
 """Fills token ids of an answer behind its end."""
 

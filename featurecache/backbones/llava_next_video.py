@@ -40,7 +40,7 @@ from featurecache.errors import UnsupportedModelError
 FAMILY = "LLaVA-NeXT-Video"
 ATTENTION = "sdpa"
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -138,7 +138,7 @@ class LlavaNextVideoInputs:
             "preprocessing": self.frame_resize.identity(),
         }
         if tap not in _BEFORE_WORDS:
-            backbone["tokenizer"] = digests(self.folder, _TOKENIZER_FILES, sha256_of)
+            backbone["tokenizer"] = digests(self.folder, TOKENIZER_FILES, sha256_of)
             identity["prefix_token_ids"] = self.prefix_ids.tolist()
         return identity
 

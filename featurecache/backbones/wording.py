@@ -10,6 +10,7 @@ from typing import Any
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.asking import ActivityList, YesNoQuestions, check_can_answer
+from featurecache.backbones.captioning import JudgedCaption
 from featurecache.backbones.continuation import NOTHING_SAID
 from featurecache.backbones.family import Inputs
 from featurecache.backbones.files import quiet_loading
@@ -125,6 +126,24 @@ class Wording:
             seed,
         )
 
+    def caption(self, prompt: str, *, name: str, new_tokens: int, **judged: Any) -> JudgedCaption:
+        """A request to be answered with a caption.
+
+        Args:
+            prompt: Words around `<video>`.
+            name: The prompt's, for messages.
+            new_tokens: Tokens of a caption at most.
+            judged: What is asked about the caption, as fields of `JudgedCaption`.
+
+        Raises:
+            SettingsError: If the prompt does not hold the video once, or ends with it.
+            UnsupportedModelError: If the model has no token that ends an answer.
+        """
+        prompt = prompt.rstrip(" ")
+        self._open([prompt])
+        before, request = self._split(prompt, name)
+        return JudgedCaption(tuple(before), tuple(request), self._ends(), new_tokens, **judged)
+
     def _open(self, texts: Iterable[str]) -> None:
         """Opens the tokenizer for these texts."""
         parts = [part for text in texts for part in text.split(_VIDEO)]
@@ -132,6 +151,8 @@ class Wording:
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids of an answer as words, without what fills it up and special tokens."""
+        if self._tokenizer is None:
+            self._open([])
         said = [int(one) for one in ids if int(one) != NOTHING_SAID]
         words: str = self._tokenizer.decode(said, skip_special_tokens=True)
         return words.strip()

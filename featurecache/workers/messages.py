@@ -21,6 +21,8 @@ class Share:
         fingerprints: Fingerprints of the feature spaces to fill.
         device: Torch device.
         decoders: Decoder threads.
+        select: Names of the features; none for those of the settings.
+        asked: What the model is asked, as JSON of its fields; empty for features of its states.
     """
 
     config: str
@@ -28,6 +30,8 @@ class Share:
     fingerprints: tuple[str, ...]
     device: str
     decoders: int
+    select: tuple[str, ...] = ()
+    asked: str = ""
 
 
 @dataclass(frozen=True)

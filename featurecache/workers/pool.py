@@ -8,6 +8,7 @@ still run are started once more. The result is read from the cache at the end, n
 What a worker runs in (a process per device, a Ray actor) and how its messages travel is not here.
 """
 
+import json
 import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -61,7 +62,10 @@ def shares(config: Path, project: Project, plan: Plan, *, devices: Sequence[str]
     fingerprints = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
     each = -(-len(plan.work) // max(1, len(devices)))
     decoders = min(project.settings.extract.decoders, each)
-    return [Share(str(config), ids, fingerprints, device, decoders) for device in devices]
+    select = () if plan.asked is None else tuple(plan.spaces)
+    # The fields of the last tap, that of decisions and words, are all that there are.
+    asked = "" if plan.asked is None else json.dumps(plan.asked.fields(list(plan.asked.widths)[-1]))
+    return [Share(str(config), ids, fingerprints, device, decoders, select, asked) for device in devices]
 
 
 def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extraction:
@@ -74,13 +78,18 @@ def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extra
     project = open_project(Path(share.config))
     extract = replace(project.settings.extract, device=share.device, decoders=share.decoders)
     project = replace(project, settings=replace(project.settings, extract=extract))
-    plan = plan_extraction(project)
+    asked = None
+    if share.asked:
+        from featurecache.backbones.asking import asked_of  # it loads torch
+
+        asked = asked_of(json.loads(share.asked))
+    plan = plan_extraction(project, select=share.select or None, asked=asked)
     found = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
     if found != share.fingerprints:
         raise FingerprintMismatchError(
             f"all workers must fill the feature spaces of the run's start ({_short(share.fingerprints)}), "
             f"but the project now asks for {_short(found)}. Settings or model "
-            "were changed: run featurecache extract again."
+            "were changed: run the command again."
         )
     place = {name: number for number, name in enumerate(share.clip_ids)}
     mine = (tuple(clip for clip in clips if clip.clip_id in place) for clips in plan.work)
@@ -217,7 +226,7 @@ def _died(plan: Plan, left: frozenset[str], crashes: Sequence[WorkerCrash]) -> W
     return WorkerDiedError(
         f"a worker must live until its clips are computed, but {how}, and {len(left)} clips are left, of "
         f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. What was saved stays. If memory ran out, set "
-        "extract.batch_size lower; then run featurecache extract again."
+        "extract.batch_size lower; then run the command again."
     )
 
 

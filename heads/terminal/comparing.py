@@ -22,7 +22,7 @@ def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
     headings = ["method", "to the highest", "p (Holm)", "another session's video", "time a clip", "free answers"]
     yield plain_table("Beside the scores", headings, [_beside(row) for row in found.rows])
     for method, command in found.missing.items():
-        yield f"{method}: missing; {f'make it: {command}' if command else 'this version does not have it'}"
+        yield f"{method}: missing; make it: {command}"
     yield (
         "another session's video: macro-F1 when each clip is given the scores of another session's clip; time a clip: "
         "the model's matrix products for one clip, measured here"

@@ -49,7 +49,7 @@ Stride = Annotated[
     float | None,
     typer.Option("--stride", min=0.01, max=3600, help="Seconds between clips; half a clip if left out."),
 ]
-ZeroShotMethod = Annotated[str, typer.Argument(help="zs-b: yes or no for each label; zsc-co: a list of labels.")]
+ZeroShotMethod = Annotated[str, typer.Argument(help="zs-b: yes or no for each label; zsc-co: a list; zsc-j: captions.")]
 AskedLabels = Annotated[str | None, typer.Option("--labels", help="Ask about these labels alone: a,b,c.")]
 Samples = Annotated[
     int, typer.Option(min=0, max=64, help="Of zsc-co: also draw so many answers of each clip, to see their spread.")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from featurecache.terminal.extraction import failures, forecast_pieces
-from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted, plain_table, score
+from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted, plain_table, rough_time, score
 from heads.terminal.training import trained_run
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def zeroshot_report(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
     if report.forecast is not None:
         yield from forecast_pieces(report.forecast, report.plan, width)
         yield "counted as if every free answer took all its tokens; nothing was asked"
+    if report.judging_s is not None:
+        yield f"judging: about {rough_time(report.judging_s)} or more, at the speed of the model's products"
     if report.outcome is not None:
         done = report.outcome.progress
         if done.extracted:
@@ -34,6 +36,8 @@ def zeroshot_report(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
             )
         if done.elsewhere:
             yield f"claimed by another process, in progress: {counted(done.elsewhere, 'clip')}"
+        for crash in report.crashes:
+            yield Warn(f"{crash.worker} {crash.reason}; what it had not saved was computed again")
         yield from failures(report.outcome.failures)
     if report.audit is not None:
         yield from _audit(report.audit)
@@ -58,7 +62,8 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
             for one in audit["questions"]
         ]
         headings = ["question", "free yes", "free no", "unparsable", "mass on yes/no"]
-        yield plain_table(f"What the model says freely of {counted(clips, 'clip')}", headings, rows)
+        who = "judge says about the captions" if "captions" in audit else "model says freely"
+        yield plain_table(f"What the {who} of {counted(clips, 'clip')}", headings, rows)
         for one in audit["questions"]:
             said = [name for name in ("yes", "no", "unparsable") if one[name] == clips]
             if said and not one["is_negated"] and clips > 1:
@@ -71,6 +76,7 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
                     f"{one['label']}, wording {one['wording'] + 1}: in {counted(one['below_least_mass'], 'clip')} yes "
                     "and no together are less probable than other words: their scores say little. Change the question."
                 )
+        yield from _judged(audit)
         for label, share in audit["negation"].items():
             yield f"{label}: question and negation fit together in {share:.0%} of the clips (yes to one of them)"
         return
@@ -99,6 +105,35 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
     if "samples" in audit:
         valid = [one["valid"] for one in audit["samples"]]
         yield f"of {counted(len(valid), 'drawn free answer')} a clip, {min(valid)} to {max(valid)} clips' are valid"
+
+
+def _judged(audit: Mapping[str, Any]) -> Iterator[Piece]:
+    """What captions and their judge are like; nothing where there is none."""
+    if "captions" not in audit:
+        return
+    captions = audit["captions"]
+    yield (
+        f"{counted(captions['different'], 'different caption')}, the most frequent one of "
+        f"{counted(captions['most_frequent'], 'clip')}; {captions['not_ended']} cut off at zeroshot.caption_tokens"
+    )
+    if audit["hard"]:
+        yield Warn(
+            f"{counted(audit['hard'], 'answer')} of the judge came without probabilities (logprobs): their scores are "
+            "0 or 1, and thresholds and average precision say little."
+        )
+    judge = audit.get("judge", {})
+    if not judge.get("captions"):
+        return
+    each = ", ".join(f"{label} {share:.0%}" for label, share in judge["agreement"].items())
+    yield f"judge, on {counted(judge['captions'], 'perfect caption')} made from targets: agrees in {each}"
+    if judge["unparsable"]:
+        yield Warn(f"{counted(judge['unparsable'], 'answer')} about perfect captions could not be read as 0 or 1.")
+    for name, what in (
+        ("constant", "the judge says the same of every perfect caption: it does not read them"),
+        ("swapped", "the judge says 0 for 1 and 1 for 0: its question is understood the other way round"),
+    ):
+        if judge[name]:
+            yield Warn(f"{', '.join(judge[name])}: {what}. Change the question, or the judge.")
 
 
 def _run(report: "ZeroShotReport", width: int) -> Iterator[Piece]:

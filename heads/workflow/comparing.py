@@ -50,11 +50,11 @@ COMMANDS: Mapping[str, str] = {
     TIMESFORMER: "featurecache finetune",
     ZSC_CO: "featurecache zeroshot zsc-co",
     ZS_B: "featurecache zeroshot zs-b",
-    ZSC_J: "",
+    ZSC_J: "featurecache zeroshot zsc-j",
     "FT-LC": "featurecache tune",
     FT_C_LORA: "featurecache lora-finetune",
 }
-"""Rows of the paper's Table 1 and what makes them; nothing makes ZSC-J in this version."""
+"""Rows of the paper's Table 1 and what makes them."""
 
 _SWAPS = 20
 
@@ -89,7 +89,7 @@ class Comparison:
     Attributes:
         labels: Names of the labels.
         rows: In the order of the paper's Table 1.
-        missing: Methods of that table without a run, and the command that makes one; "" where there is none.
+        missing: Methods of that table without a run, and the command that makes one.
         all_positive: Metrics of the all-positive baseline.
         baselines: Metrics of low-cost baselines on the features of a head, by name (`baselines.py`).
         left_out: Runs that could not take part, and why.

@@ -20,7 +20,6 @@ from featurecache.errors import AnnotationError, BundleError, TrainingDataError,
 from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan
-from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import read_files
@@ -292,11 +291,13 @@ def extract_adapted(
     """
     if not head.is_fine_tuned and head.asked is None:
         return ()
+    from heads.zeroshot.answering import run_asked  # it loads torch
+
     project, adapter = head.project_of(project), None if head.adapter is None else open_adapter(head.adapter)
     plan = plan_split(project, list(head.kept), split, adapter=adapter, asked=head.asked)
     head.check_spaces(plan.spaces)
     on_plan(plan)
-    return run_plan(project, plan, on_progress=on_progress).failures
+    return run_asked(project, plan, on_progress=on_progress).failures
 
 
 def _timelines(

@@ -39,7 +39,6 @@ from featurecache.errors import (
 )
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import plan_recordings
-from featurecache.extraction.run import run_plan
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.video.digests import DigestMemo
@@ -156,6 +155,8 @@ def predict(
     usable, failed = _recordings(project, recordings, length_us)  # before the seconds that loading a head takes
     if not usable:
         return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), load_timeline(folder), note)
+    from heads.zeroshot.answering import run_asked
+
     head, tuned = load_bundle(folder), load_timeline(folder)
     wanted = {
         recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
@@ -170,7 +171,7 @@ def predict(
         allow_download=allow_download,
     )
     head.check_spaces(plan.spaces)
-    extraction = run_plan(own, plan, on_progress=on_progress)
+    extraction = run_asked(own, plan, on_progress=on_progress)
     reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
     annotations = find_annotations(project, [recording.name for recording in usable])
     settings = tuned.settings if tuned is not None else default_settings(length_us)

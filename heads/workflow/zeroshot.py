@@ -5,7 +5,7 @@ purged with a recording. The run is a bundle like others, so `evaluate`, `predic
 
     prompts/             the files of prompts as they were asked
     answers.csv          what the model said of each clip, for people; no recording's name
-    black_video.json     the answers about a black video
+    black_video.json     the answers about a black video; judge_audit.json what a judge says of perfect captions
     bundle/, out_of_fold_metrics.json, best.json    as `tune` writes them
 
 Nothing of the test split is scored here.
@@ -13,7 +13,6 @@ Nothing of the test split is scored here.
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,16 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.backbones import find_model, model_type_of, open_backbone, open_inputs
+from featurecache.backbones import find_model, model_type_of, open_inputs
 from featurecache.clips.clip import ClipTable, check_labels
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
 from featurecache.csv_fields import guard_cell
-from featurecache.device import device_of
 from featurecache.errors import CacheNotFoundError, UsageError
 from featurecache.extraction.failures import known_failures
 from featurecache.extraction.pipeline import Extraction, Progress
@@ -39,15 +36,23 @@ from featurecache.extraction.run import run_plan
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project, parse_section
 from featurecache.spelling import visible
+from featurecache.workers.devices import extract_on_devices, find_devices
+from featurecache.workers.messages import WorkerCrash
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.loading import load_split, read_features
-from heads.runs import write_document
 from heads.timelines.rules import checked_rules
 from heads.workflow.data import run_folder
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 from heads.zeroshot.lists import Rules, check_rules
-from heads.zeroshot.prompts import METHODS, read_list_prompt, read_questions, unread_files, write_defaults
+from heads.zeroshot.prompts import (
+    METHODS,
+    read_caption_prompt,
+    read_list_prompt,
+    read_questions,
+    unread_files,
+    write_defaults,
+)
 from heads.zeroshot.settings import ZeroshotSettings
 
 if TYPE_CHECKING:
@@ -60,18 +65,20 @@ class ZeroShotReport:
     """What asking found and did.
 
     Attributes:
-        method: `zs-b` or `zsc-co`.
+        method: `zs-b`, `zsc-co` or `zsc-j`.
         labels: The labels that were asked about.
         prompts_written: Files of prompts that were made, to be edited.
         prompts_unread: What is wrong with each file beside them that is not read.
         plan: What there was to ask.
         outcome: What was asked; None for a dry run.
         forecast: What it will take; None unless this was a dry run with something to do.
+        judging_s: What the judge will take besides; None unless forecast, and of a served one.
         answers: `answers.csv`; None where nothing was answered yet.
         audit: What the free answers are like.
         controls: What the scores on training and validation sessions are to be held against; None without labels.
         bundle: The written bundle; None where clips are still to be asked about.
         run: The run with its out-of-fold scores; None without a labelled clip.
+        crashes: Processes that ended without a result.
     """
 
     method: str
@@ -86,6 +93,8 @@ class ZeroShotReport:
     controls: Mapping[str, Any] | None = None
     bundle: Path | None = None
     run: TrainedRun | None = None
+    judging_s: float | None = None
+    crashes: tuple[WorkerCrash, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -104,6 +113,7 @@ class ZeroShotReport:
             "todo": self.plan.todo,
             "failed": [asdict(one) for one in (self.outcome or self.plan).failures],
             "forecast": None if self.forecast is None else asdict(self.forecast),
+            "judging_s": self.judging_s,
             "answers": self.answers,
             "audit": self.audit,
             "controls": self.controls,
@@ -111,6 +121,7 @@ class ZeroShotReport:
         }
         if self.outcome is not None:
             document |= {"asked": self.outcome.progress.extracted, "elapsed_s": self.outcome.progress.elapsed_s}
+            document["deaths"] = [asdict(crash) for crash in self.crashes]
         return document | ({} if self.run is None else {"run": self.run.to_mapping()})
 
 
@@ -123,6 +134,7 @@ def zero_shot(
     dry_run: bool = False,
     samples: int = 0,
     seed: int = 0,
+    devices: str | None = None,
     allow_download: bool = False,
     on_unread: Callable[[str], None] = lambda _: None,
     on_plan: Callable[[Plan], None] = lambda _: None,
@@ -132,12 +144,14 @@ def zero_shot(
 
     Args:
         project: The project; its clip table must exist.
-        method: `zs-b` (a yes/no question for each label) or `zsc-co` (a list of labels).
+        method: `zs-b` (a yes/no question for each label), `zsc-co` (a list of labels) or `zsc-j` (a caption, and a
+            language model that judges it).
         labels: Ask about these labels alone; None: about all.
         limit: Ask about at most this many clips more.
         dry_run: Check the prompts, forecast time, memory and disk, and ask nothing.
         samples: Of `zsc-co`: so many lists and free answers are drawn besides, to see their spread.
         seed: Of these draws.
+        devices: One process for each device, as `featurecache.workflow.extract`; a judge works in this one.
         allow_download: Whether the model may be fetched from the hub.
         on_unread: Called before the model is loaded, for each file of prompts that is not read, with what is wrong.
         on_plan: Called before the model is loaded.
@@ -151,8 +165,9 @@ def zero_shot(
     """
     if method not in METHODS:
         raise UsageError(f"the method must be one of {', '.join(METHODS)}, but it is {method!r}. Choose one of them.")
-    if samples and method == "zs-b":
-        raise UsageError("--samples draws lists, but zs-b asks for yes or no. Leave it out, or use zsc-co.")
+    if samples and method != "zsc-co":
+        raise UsageError(f"--samples draws lists, but {method} asks for none. Leave it out, or use zsc-co.")
+    chosen = None if devices is None else find_devices(devices)
     check_table(project, use="targets")
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     table, known = _of_labels(table, labels)
@@ -168,35 +183,48 @@ def zero_shot(
         project, limit=limit, select=_names(asking), asked=asking.asked, allow_download=allow_download
     )
     on_plan(plan)
-    report = (method, table.labels, tuple(written), unread, plan)
+    report = ZeroShotReport(method, table.labels, tuple(written), unread, plan, None, None)
     if dry_run:
-        from featurecache.extraction.forecast import forecast_plan
+        return _forecast(project, plan, report)
+    from heads.zeroshot.answering import run_asked
+    from heads.zeroshot.beside import Beside
+    from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
 
-        return ZeroShotReport(*report, None, forecast_plan(project, plan) if plan.todo else None)
-    outcome = run_plan(project, plan, on_progress=on_progress)
+    crashes: list[WorkerCrash] = []
+
+    def ask(plan: Plan) -> Extraction:
+        """The video language model's part, in this process or in one for each device."""
+        if chosen is None or not plan.todo:
+            return run_plan(project, plan, on_progress=on_progress)
+        together = extract_on_devices(project.path, project, plan, devices=chosen, on_progress=on_progress)
+        crashes.extend(together.crashes)
+        return together.extraction
+
+    outcome = run_asked(project, plan, on_progress=on_progress, run=ask)
+    report = replace(report, outcome=outcome, crashes=tuple(crashes))
     asked_about, numbers = _answers(project, plan, table)
     if not asked_about:
-        return ZeroShotReport(*report, outcome, None)
+        return report
     folder = private_folder(run_folder(project, f"zeroshot-{method}"))
     _copy_prompts(project.prompts / method, folder / "prompts")
     answers = _write_answers(folder / "answers.csv", asking, table, asked_about, numbers)
     audit = asking.audit(numbers)
-    still = plan.planned - len(asked_about) - len(outcome.failures)
-    if still > 0:
-        return ZeroShotReport(*report, outcome, None, answers, audit)
-    from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
-
+    report = replace(report, answers=answers, audit=audit)
+    if plan.planned - len(asked_about) - len(outcome.failures) > 0:
+        return report
     data = _labelled(project, plan, table)
+    beside = Beside(project, plan, asking, folder)
+    audit |= beside.judge(None if data is None else data.Y)
     if data is None:
         write_unsure_run(asking, folder=folder, spaces=plan.spaces, audit=audit, clips=ClipRule.of(project))
-        return ZeroShotReport(*report, outcome, None, answers, audit, None, folder / "bundle")
+        return replace(report, bundle=folder / "bundle")
     timeline = TimelineChoice(project)
     best = write_zero_shot_run(
         asking,
         data,
         folder=folder,
         spaces=plan.spaces,
-        black=_black_answers(project, plan, folder / "black_video.json"),
+        black=beside.black(),
         audit=audit,
         leakage=leakage_record(table.clips),
         clips=ClipRule.of(project),
@@ -204,7 +232,7 @@ def zero_shot(
         choose_timeline=timeline,
     )
     run = finished_run(folder, best, timeline)
-    return ZeroShotReport(*report, outcome, None, answers, audit, best["controls"], run.bundle, run)
+    return replace(report, controls=best["controls"], bundle=run.bundle, run=run)
 
 
 def _check_prompts(project: Project, method: str, table: ClipTable, rules: Rules) -> None:
@@ -212,8 +240,10 @@ def _check_prompts(project: Project, method: str, table: ClipTable, rules: Rules
     recordings = {clip.recording for clip in table.clips}
     if not (project.prompts / method).exists():
         return
-    if method == "zs-b":
-        read_questions(project.prompts, table.labels, recordings)
+    if method == "zsc-j":
+        read_caption_prompt(project.prompts, recordings)
+    if method != "zsc-co":
+        read_questions(project.prompts, table.labels, recordings, method=method)
     else:
         read_list_prompt(project.prompts, table.labels, rules.among(table.labels), recordings)
 
@@ -270,17 +300,46 @@ def _prepared(
     recordings = sorted({clip.recording for clip in table.clips})
     if method == "zs-b":
         return written, prepare_yes_no(wording, project.prompts, table.labels, recordings)
-    new_tokens = parse_section(project.settings.zeroshot, ZeroshotSettings, "zeroshot").new_tokens
+    settings = parse_section(project.settings.zeroshot, ZeroshotSettings, "zeroshot")
+    if method == "zsc-j":
+        from heads.zeroshot.judged import prepare_judged
+        from heads.zeroshot.judges import judge_identity
+
+        questions = read_questions(project.prompts, table.labels, recordings, method=method)
+        return written, prepare_judged(
+            wording,
+            table.labels,
+            read_caption_prompt(project.prompts, recordings),
+            questions,
+            judge=judge_identity(project, [question.prompt for question in questions]),
+            caption_tokens=settings.caption_tokens,
+        )
     return written, prepare_lists(
         wording,
         project.prompts,
         table.labels,
         recordings,
         rules,
-        new_tokens=new_tokens,
+        new_tokens=settings.new_tokens,
         samples=samples,
         seed=seed,
     )
+
+
+def _forecast(project: Project, plan: Plan, report: ZeroShotReport) -> ZeroShotReport:
+    """The report with what the plan will take, of a judge's part too."""
+    from featurecache.backbones.captioning import JudgedCaption
+    from featurecache.extraction.forecast import forecast_plan
+
+    judging_s, asked = None, plan.asked
+    if isinstance(asked, JudgedCaption):
+        from heads.zeroshot.answering import captions_plan
+        from heads.zeroshot.judges import judging_seconds
+
+        each_s = judging_seconds(project, asked.questions, asked.new_tokens)
+        judging_s = None if each_s is None else plan.todo * each_s
+        plan = captions_plan(project, plan)
+    return replace(report, forecast=forecast_plan(project, plan) if plan.todo else None, judging_s=judging_s)
 
 
 def _names(asking: "ZeroShot") -> list[str]:
@@ -321,29 +380,6 @@ def _write_answers(
             writer.writerow([clip_id, split_of[clip_id], *(guard_cell(visible(cell)) for cell in row)])
     write_private(path, text.getvalue().encode())
     return path
-
-
-def _black_answers(project: Project, plan: Plan, path: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """The answers about a black video by tap, (1, width); asked once for all runs with these feature spaces."""
-    fingerprints = [space.fingerprint for space in plan.spaces.values()]
-    try:
-        known = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        known = {}
-    if known.get("fingerprints") != fingerprints:
-        import torch
-
-        from featurecache.backbones.asking import AskedInputs
-
-        features, inputs = project.settings.features, plan.model.open()
-        assert isinstance(inputs, AskedInputs)  # noqa: S101  # the plan was made with questions
-        backbone = open_backbone(inputs, dtype=features.dtype, device=device_of(project.settings.extract.device))
-        pixels = torch.zeros(inputs.frames, inputs.image_px, inputs.image_px, 3, dtype=torch.uint8)
-        encoded = backbone.encode_frames(backbone.normalize(pixels), list(inputs.taps))[None]
-        answers = {tap: one.tokens[0, 0, 0].tolist() for tap, one in backbone.states(encoded, list(inputs.taps))}
-        known = {"fingerprints": fingerprints, "answers": answers}
-        write_document(path, known)
-    return {tap: np.array([row], np.float32) for tap, row in known["answers"].items()}
 
 
 def _labelled(project: Project, plan: Plan, table: ClipTable) -> KeptSplit | None:

@@ -7,20 +7,26 @@ cached numbers into candidate scores, heads that a bundle holds, an audit, and t
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.backbones.asking import SAID, ActivityList, Asked, YesNoQuestions
-from featurecache.backbones.continuation import NOTHING_SAID
+from featurecache.backbones.asking import ActivityList, Asked, YesNoQuestions
+from featurecache.backbones.continuation import NOTHING_SAID, SAID
 from featurecache.backbones.wording import Wording
 from heads.models import LinearHead
 from heads.zeroshot.lists import Rules, SaidList, allowed_lists, read_list, spoken
 from heads.zeroshot.prompts import Question, read_list_prompt, read_questions
-from heads.zeroshot.reading import READINGS, columns_head, reading_head
+from heads.zeroshot.reading import (
+    READINGS,
+    columns_head,
+    columns_of,
+    fitting_negations,
+    reading_head,
+    scores_by_wording,
+)
 
 Numbers = Mapping[str, npt.NDArray[np.floating]]
 """Cached answers of N clips by tap, each of shape (N, width)."""
@@ -103,31 +109,15 @@ class YesNo:
     def candidates(self, numbers: Numbers) -> dict[str, npt.NDArray[np.float64]]:
         """A candidate for each wording; labels that have fewer lack the later ones."""
         odds = np.asarray(numbers["zs-b"], np.float64)
-        found = {}
-        for wording in range(max(question.wording for question in self._scored) + 1):
-            scores = np.full((len(odds), len(self.labels)), np.nan)
-            for at, question in enumerate(self.questions):
-                if not question.is_negated and question.wording == wording:
-                    scores[:, self.labels.index(question.label)] = 1 / (1 + np.exp(-odds[:, at]))
-            found[f"wording {wording + 1}"] = scores
-        return found
-
-    @cached_property
-    def _scored(self) -> list[Question]:
-        return [question for question in self.questions if not question.is_negated]
-
-    def _columns(self, of_label: npt.NDArray[np.int64]) -> list[int]:
-        """The question that each label is scored by."""
-        places = {(one.label, one.wording): at for at, one in enumerate(self.questions) if not one.is_negated}
-        return [places[label, wording] for label, wording in zip(self.labels, of_label.tolist(), strict=True)]
+        return scores_by_wording(self.questions, self.labels, 1 / (1 + np.exp(-odds[:, : len(self.questions)])))
 
     def head(self, of_label: npt.NDArray[np.int64]) -> tuple[str, LinearHead]:
         """One column for each label: that of its wording."""
-        return "zs-b", columns_head(self._columns(of_label), self.asked.widths["zs-b"])
+        return "zs-b", columns_head(columns_of(self.questions, self.labels, of_label), self.asked.widths["zs-b"])
 
     def free(self, numbers: Numbers, of_label: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Whether the most probable first token says yes; an unparsable one says nothing."""
-        return np.asarray(self._read(numbers)[:, self._columns(of_label)] == "yes")
+        return np.asarray(self._read(numbers)[:, columns_of(self.questions, self.labels, of_label)] == "yes")
 
     def _read(self, numbers: Numbers) -> npt.NDArray[np.str_]:
         """What each free first token says: yes, no or unparsable, (N, Q)."""
@@ -160,19 +150,8 @@ class YesNo:
             "questions": questions,
             "n_clips": len(read),
             "unparsable": int((read == "unparsable").sum()),
-            "negation": self._contradictions(odds),
+            "negation": fitting_negations(self.questions, odds),
         }
-
-    def _contradictions(self, odds: npt.NDArray[np.float64]) -> dict[str, float]:
-        """By label with a negation: the share of clips of which the first wording and its opposite are not both so."""
-        found = {}
-        for label in self.labels:
-            own = [at for at, one in enumerate(self.questions) if one.label == label]
-            plain = [at for at in own if not self.questions[at].is_negated]
-            negated = [at for at in own if self.questions[at].is_negated]
-            if negated:
-                found[label] = float(((odds[:, plain[0]] > 0) != (odds[:, negated[0]] > 0)).mean())
-        return found
 
     def rows(self, numbers: Numbers) -> Iterator[list[tuple[str, ...]]]:
         """A row for each question."""

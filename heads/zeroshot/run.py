@@ -33,7 +33,7 @@ def write_zero_shot_run(
     *,
     folder: Path,
     spaces: Mapping[str, FeatureSpace],
-    black: Numbers,
+    black: Numbers | None,
     audit: Mapping[str, Any],
     leakage: Mapping[str, Any],
     clips: ClipRule,
@@ -48,7 +48,7 @@ def write_zero_shot_run(
             (`tap/mean`).
         folder: The run's folder.
         spaces: The feature space of each tap, by the same names.
-        black: The answers about a black video by tap, (1, width).
+        black: The answers about a black video by tap, (1, width); None where there are none.
         audit: What the free answers are like.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the table.
         clips: What a clip is.
@@ -88,7 +88,7 @@ def write_zero_shot_run(
         data.sessions,
         data.clip_ids or (),
         labels=asking.labels,
-        black=head_scores(head, black[tap])[0],
+        black=None if black is None else head_scores(head, black[tap])[0],
     )
     controls["free_answers"] = macro_f1(data.Y, asking.free(numbers, choice.of_label).astype(float))
     controls["drawn_lists"] = [macro_f1(data.Y, drawn.astype(float)) for drawn in asking.drawn(numbers)]
