@@ -314,7 +314,7 @@ def test_no_table_hides_its_score_column(browser: Any, tmp_path: Path, label_cou
         shutil.copytree(root / "runs" / "train", root / "runs" / run)
     _open(browser, report_on(root).path)
     script = """
-        const scores = /^(macro-F1|F1|F1@|seconds|mean difference|limits of)/;
+        const scores = /^(macro-F1|F1|F1@|seconds|mean difference|limits of|kappa|predicted alone|AUROC)/;
         const heads = [...document.querySelectorAll('.wide thead th')].filter((head) =>
             head.offsetWidth && (head.classList.contains('score-column') || scores.test(head.textContent.trim())));
         const isHidden = (head) =>
