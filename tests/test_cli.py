@@ -445,8 +445,14 @@ def test_clips_keeps_an_edited_table_until_it_is_forced(project: Path) -> None:
     edited = (project / "clips.csv").read_bytes()
     assert _run("clips", "--config", project).exit_code == 1
     assert (project / "clips.csv").read_bytes() == edited
-    assert _run("clips", "--force", "--config", project).exit_code == 0
+    forced = _run("clips", "--force", "--config", project)
+    assert forced.exit_code == 0
+    assert "clips.csv was edited by hand; that table is kept as clips.edited.csv" in forced.stderr
     assert (project / "clips.csv").read_bytes() != edited
+    assert (project / "clips.edited.csv").read_bytes() == edited
+    assert "edited" not in _run("clips", "--force", "--config", project).stderr
+    _edit(project / "clips.csv", ",0,1\n", ",0,0\n")
+    assert "kept as clips.edited-2.csv" in _run("clips", "--force", "--config", project).stderr
 
 
 def test_extract_lists_what_failed_and_ends_with_3(project: Path) -> None:
@@ -626,6 +632,9 @@ def test_cache_why_names_the_input_that_differs(project: Path) -> None:
         _run("cache", "why", clip.replace("-0-1000000", "-500000-1500000"), "--config", project, "--json").stdout
     )
     assert "at other times" in other["reasons"][0]
+    _edit(project / "featurecache.toml", "length_s = 1", "length_s = 2")
+    drifted = _run("cache", "why", clip, "--config", project)
+    assert "clips.length_s was 1.0 and is 2.0" in drifted.stderr
     unknown = json.loads(_run("cache", "why", f"{'0' * 16}-0-1000000", "--config", project, "--json").stdout)
     assert "anything of this recording" in unknown["reasons"][0]
     assert _run("cache", "why", "S0.mp4", "--config", project).exit_code == 1

@@ -12,6 +12,7 @@ by which its feature is found, holds them.
 import csv
 import hashlib
 import io
+import itertools
 import os
 from array import array
 from collections.abc import Iterator, Sequence
@@ -108,9 +109,32 @@ def refuse_edited(path: Path, written: Sequence[str]) -> None:
     """
     if _digest(path) not in (None, *written):
         raise EditedTableError(
-            f"{path.name} must be as it was last written, but it was edited since. Keep it as it is; or replace it, "
-            "edits and all: featurecache clips --force."
+            f"{path.name} must be as it was last written, but it was edited since. Keep it, and correct annotations in "
+            f"their own files; or replace it: featurecache clips --force, which keeps yours as {path.stem}.edited.csv."
         )
+
+
+def keep_edited(path: Path, written: Sequence[str]) -> Path | None:
+    """Copies a table that is about to be replaced to a file of its own, if a person edited it.
+
+    Args:
+        path: `clips.csv`.
+        written: sha256 of what was written here.
+
+    Returns:
+        The copy, `clips.edited.csv`, or with a number where that holds other edits; None where nothing was edited.
+    """
+    if _digest(path) in (None, *written):
+        return None
+    data = path.read_bytes()
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.stem}.edited{f'-{number}' if number > 1 else ''}.csv")
+        if not kept.exists():
+            write_private(kept, data)
+        elif kept.read_bytes() != data:
+            continue
+        return kept
+    return None
 
 
 def _digest(path: Path) -> str | None:

@@ -6,6 +6,7 @@ three things differs, and this says which, with both values.
 
 from dataclasses import dataclass
 
+from featurecache.clips.drift import check_table
 from featurecache.errors import CacheNotFoundError
 from featurecache.extraction.failures import known_failures
 from featurecache.extraction.spaces import project_spaces
@@ -37,11 +38,14 @@ class Explanation:
 def explain(project: Project, clip_id: str) -> Explanation:
     """Says whether the cache has a clip's features for the project's settings, and if not, what differs.
 
+    Warns with `OutdatedTableWarning` where settings or files are others than the clip table was made from.
+
     Raises:
         ClipTableError: If the id is malformed.
         ModelNotFoundError: If the settings' model is not on this machine.
     """
     parse_clip_ids([clip_id])
+    check_table(project, use="nothing")
     _, spaces = project_spaces(project)
     wanted = next(iter(spaces.values()))
 

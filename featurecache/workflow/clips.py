@@ -8,7 +8,7 @@ from typing import Any
 from featurecache.clips.audit import audit
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.copies import find_copies
-from featurecache.clips.csv_file import refuse_edited, write_table
+from featurecache.clips.csv_file import keep_edited, refuse_edited, write_table
 from featurecache.clips.inventory import Survey, make_table, survey
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import LabelAudit
@@ -83,7 +83,7 @@ def make_clips(
 
     Args:
         project: The project.
-        force: Whether a table that a person edited is replaced, edits and all.
+        force: Whether a table that a person edited is replaced; it is kept as `clips.edited.csv`.
         redeal: Assign all sessions anew, whatever their splits were.
         on_left_out: Called with files that cannot be used as they are found: where nothing is left, they say why.
 
@@ -106,6 +106,7 @@ def make_clips(
     compared, copies = find_copies(found.recordings, earlier.compared, earlier.copies)
     earlier = replace(earlier, compared=tuple(compared), copies=tuple(copies))
     record = record_of(project, table, files, replace(earlier, splits={}) if redeal else earlier)
+    edited = keep_edited(project.clips, earlier.written) if force else None
     write_table(table, project.clips, state_path=project.table_record, force=force, record=record)
     findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)
     unannotated = unannotated_time(table, found.recordings, found.intervals, project.settings.data.annotated_span)
@@ -113,6 +114,8 @@ def make_clips(
     unseen = {one.label for one in findings.labels if not one.positives and not one.intervals}
     absent = {label: name for label, name in found.elsewhere.items() if label in unseen}
     findings.warnings[:0] = [*found.notes, *_absent_in_words(absent), *lost_in_words(lost)]
+    if edited is not None:
+        findings.warnings.insert(0, f"{project.clips.name} was edited by hand; that table is kept as {edited.name}.")
     if moved := before.moved(table):
         findings.warnings.append(_moved_warning(moved))
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()

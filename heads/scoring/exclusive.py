@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logit
+import scipy  # scipy.special loads on first use: a fifth of a second
 
 from heads.scoring.metrics import confusion_counts, f1_scores, macro_over_labels
 
@@ -102,4 +102,4 @@ def _columns(labels: Sequence[str], exclusive: Groups) -> list[list[int]]:
 
 
 def _log_odds(probabilities: Scores) -> npt.NDArray[np.float64]:
-    return np.asarray(logit(np.clip(probabilities.astype(np.float64), _EDGE, 1 - _EDGE)))
+    return np.asarray(scipy.special.logit(np.clip(probabilities.astype(np.float64), _EDGE, 1 - _EDGE)))

@@ -124,6 +124,9 @@ def finetune_lora(
         FeatureCacheError: As `heads.finetuning.lora.plan_lora` and `LoraRun`.
     """
     tell = callbacks or LoraCallbacks()
+    settings = parse_section(project.settings.lora, LoraSettings, "lora")
+    if from_layer is not None:
+        settings = replace(settings, frozen=f"layer_{from_layer}")
     check_table(project, use="targets")
     start = bundle if bundle is not None else tuned_bundle(project)
     read_files(start)
@@ -132,9 +135,6 @@ def finetune_lora(
     from heads.finetuning.lora import LoraRun, plan_lora
     from heads.finetuning.ranks import joined_ranks
 
-    settings = parse_section(project.settings.lora, LoraSettings, "lora")
-    if from_layer is not None:
-        settings = replace(settings, frozen=f"layer_{from_layer}")
     with joined_ranks(training_device(project)) as (ranks, device):
         plan = plan_lora(project, settings, start, allow_download=allow_download)
         tell.on_plan(plan)

@@ -102,13 +102,13 @@ def finetune_timesformer(
         FeatureCacheError: As `heads.finetuning.timesformer.plan_timesformer` and `TimesformerRun`.
     """
     tell = callbacks or TimesformerCallbacks()
+    settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
     check_table(project, use="targets")
     # Not before it is known that there are clips: these imports take seconds.
     from heads.finetuning.ranks import joined_ranks
     from heads.finetuning.timesformer import TimesformerRun, plan_timesformer
     from heads.finetuning.trials import search_timesformer
 
-    settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
     folder, timeline = run_folder(project, "timesformer"), TimelineChoice(project)
     with joined_ranks(training_device(project)) as (ranks, device):
         if trials is not None and ranks.count > 1:
