@@ -979,6 +979,9 @@ EXPORTS = {
     "Time\tMedia file path\tTotal length\tFPS\tSubject\tBehavior\tBehavioral category\tComment\tStatus\n"
     "1.5\tvideos/S1.mp4\t10\t25\tbaby\tvent\t\t\tSTART\n2.25\tvideos/S1.mp4\t10\t25\tbaby\tvent\t\t\tSTOP\n",
     "milliseconds": "video,start_ms,end_ms,activity\nS1,1500,2250,vent\n",
+    "microseconds": "video,start_us,end_us,activity\nS1,1500000,2250000,vent\n",
+    "minutes": "Video,Start (min),End (min),Label\nS1,0.025,0.0375,vent\n",
+    "no-break spaces": "video,start (s),end (s),label\nS1,\u00a01.5,2.25\u00a0,vent\n",
     "duration": "file;Onset;Duration;Code\nS1;1,5;0,75;vent\n",
 }
 
@@ -1029,6 +1032,11 @@ def test_numbers_of_frames_are_no_seconds(table):
     assert "Set columns.frame_rate under [data]" in read_csv(path, columns).left_out[0]
     row = read_csv(path, dataclasses.replace(columns, frame_rate=29.97)).rows[0]
     assert (row.start_us, row.end_us) == (1_001_000, 1_501_500)
+
+
+def test_no_advice_renames_a_time_of_another_unit_to_seconds(table):
+    with pytest.raises(AnnotationError, match="bring 'start_ms' to seconds and call it start_s"):
+        read_csv(table("recording,start_ms,end_s,label\nS1,1000,2,vent\n"))
 
 
 def test_a_table_with_a_column_for_each_tier_says_how_to_export_it_again(table):

@@ -7,11 +7,19 @@ No binary floating point in between. A comma is a decimal mark where commas do n
 
 import math
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Literal
 
-Unit = Literal["s", "ms", "frames"]
-_WANTED = {"s": "seconds such as 12.5", "ms": "milliseconds such as 12500", "frames": "a number of a frame"}
+Unit = Literal["s", "ms", "us", "min", "frames"]
+_UNIT_US: Mapping[Unit, int] = {"s": 1_000_000, "ms": 1000, "us": 1, "min": 60_000_000}
+_WANTED: Mapping[Unit, str] = {
+    "s": "seconds such as 12.5",
+    "ms": "milliseconds such as 12500",
+    "us": "microseconds such as 12500000",
+    "min": "minutes such as 1.5",
+    "frames": "a number of a frame",
+}
 
 _NUMBER = re.compile(r"[0-9]{1,12}([.,][0-9]{0,40})?|[.,][0-9]{1,40}")
 _CLOCK = re.compile(r"(?:([0-9]{1,5}):)?([0-5]?[0-9]):([0-5]?[0-9](?:[.,][0-9]{0,40})?)")
@@ -43,6 +51,7 @@ class DecimalMarks:
         Raises:
             ValueError: If it is no time, or its decimal mark is not that of the table.
         """
+        text = text.strip()  # of every kind of space, seen or not
         if timecode := _TIMECODE.fullmatch(text):
             return self._of_timecode(column, timecode)
         clock = _CLOCK.fullmatch(text)
@@ -75,7 +84,7 @@ class DecimalMarks:
                 f"{column} counts frames, but nothing says how many a second. Set columns.frame_rate under [data] to "
                 "what the recordings have, e.g. 25."
             )
-        return {"s": Fraction(1_000_000), "ms": Fraction(1000)}.get(unit) or 1_000_000 / self._rate()
+        return Fraction(_UNIT_US[unit]) if unit in _UNIT_US else 1_000_000 / self._rate()
 
     def _rate(self) -> Fraction:
         ntsc = Fraction(math.ceil(self.frame_rate) * 1000, 1001)

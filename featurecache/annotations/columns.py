@@ -6,7 +6,7 @@ names in spreadsheets.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featurecache.annotations.clock import Unit
@@ -34,9 +34,22 @@ _NAMES = {
 }  # fmt: skip
 """What a column holds -> its usual names, without units, the surer ones first."""
 _MILLISECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:ms|msec|milliseconds?|millis)\W*$")
+_MICROSECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:us|µs|μs|usec|microseconds?|micros)\W*$")
+_MINUTES = re.compile(r"(?:[\s_\-(\[]+)(?:min|mins|minutes?|minuten)\W*$")
 _SECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:s|sec|secs|seconds?|ss\.msec)\W*$")
 _FRAMES = re.compile(r"(?:[\s_\-(\[]+)(?:frames?|frame (?:no|nr|number))\W*$")
 _CLOCK = re.compile(r"(?:[\s_\-(\[]+)(?:hh:mm:ss(?:[.:;]\w+)?|smpte.*|timecode.*)\W*$")
+_PATTERNS = (
+    (_MILLISECONDS, "ms"),
+    (_MICROSECONDS, "us"),
+    (_MINUTES, "min"),
+    (_SECONDS, "s"),
+    (_FRAMES, "frames"),
+    (_CLOCK, "clock"),
+)
+_UNITS = ("s", "", "clock", "ms", "us", "min", "frames")
+"""Of several columns with one time the first of these is taken."""
+_OF_NUMBERS: Mapping[str, Unit] = {"ms": "ms", "us": "us", "min": "min", "frames": "frames"}
 
 
 def recognise(header: Sequence[str]) -> ColumnSettings | None:
@@ -55,7 +68,7 @@ def recognise(header: Sequence[str]) -> ColumnSettings | None:
         base, unit = _without_unit(name.strip().lower())
         for key, usual in _NAMES.items():
             if base in usual:
-                rank = 10 * usual.index(base) + ("s", "", "clock", "ms", "frames").index(unit)
+                rank = 10 * usual.index(base) + _UNITS.index(unit)
                 if key not in found or rank < found[key][0]:
                     found[key] = (rank, name.strip(), unit)
     events = "event" in found and "end" not in found
@@ -67,15 +80,18 @@ def recognise(header: Sequence[str]) -> ColumnSettings | None:
         found.pop("subject", None)
     if "end" in found or events:
         found.pop("duration", None)
-    counted = ("ms", "frames")
-    units = {found[key][2] if found[key][2] in counted else "s" for key in ("start", "end", "duration") if key in found}
+    units: set[Unit] = {_OF_NUMBERS.get(found[key][2], "s") for key in ("start", "end", "duration") if key in found}
     if len(units) > 1:
         return None
     if found["label"][1].lower() != "tier":
         found.pop("value", None)
     names: dict[str, Any] = {key: found[key][1] if key in found else "" for key in _NAMES}
-    of_times: Unit = "ms" if "ms" in units else "frames" if "frames" in units else "s"
-    return ColumnSettings(**names, unit=of_times)
+    return ColumnSettings(**names, unit=units.pop())
+
+
+def unit_of(name: str) -> str:
+    """The unit that a column's name ends in; "" where in none."""
+    return _without_unit(name.strip().lower())[1]
 
 
 def tiers_of(header: Sequence[str]) -> list[str]:
@@ -102,7 +118,7 @@ def columns_line(columns: ColumnSettings) -> str:
 
 
 def _without_unit(name: str) -> tuple[str, str]:
-    for pattern, unit in ((_MILLISECONDS, "ms"), (_SECONDS, "s"), (_FRAMES, "frames"), (_CLOCK, "clock")):
+    for pattern, unit in _PATTERNS:
         if match := pattern.search(name):
             return name[: match.start()].strip(" -_").replace("_", " "), unit
     return name.replace("_", " "), ""

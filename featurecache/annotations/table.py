@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from featurecache.annotations.clock import DecimalMarks, is_time
-from featurecache.annotations.columns import columns_line, recognise, tiers_of
+from featurecache.annotations.columns import columns_line, recognise, tiers_of, unit_of
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.saving import save_private
 from featurecache.annotations.table_text import TableText, read_table_text
@@ -278,6 +278,8 @@ def _places(text: TableText, columns: ColumnSettings) -> dict[str, int]:
             if known is not None and known != columns
             else f"If {', '.join(tiers[:3])!r} are tiers, export again without a column for each tier."
             if (tiers := tiers_of(header))
+            else f"Times of one unit can be read; bring {near[0]!r} to seconds and call it {missing[0]}."
+            if near and unit_of(near[0]) not in ("", "s", "clock")
             else f"Rename {near[0]!r}, or name the columns under [data]."
             if near and near[0].lower() not in OWN_COLUMNS
             else f"Begin the file with {','.join(OWN_COLUMNS)}, or name its columns under [data]."

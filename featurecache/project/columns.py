@@ -39,5 +39,5 @@ class ColumnSettings:
     subject: str = ""
     session: str = "session"
     annotator: str = "annotator"
-    unit: Literal["s", "ms", "frames"] = "s"
+    unit: Literal["s", "ms", "us", "min", "frames"] = "s"
     frame_rate: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.0

@@ -63,7 +63,7 @@ class DataSettings:
             E.g. `mapping."Hand" = { "left" = "Hand left", "none" = "" }`.
         rename: Label or tier as it was typed -> as it is meant; to itself where two look alike and are not.
             E.g. `rename."Suction" = "suction"`.
-        columns: The columns of a table that another program wrote; unit is "s", "ms" or "frames" (of frame_rate).
+        columns: The columns of a table that another program wrote; unit is "s", "ms", "us", "min" or "frames".
             E.g. `columns.start = "Begin Time - ss.msec"`.
         media_folders: "must_agree": a media path in another folder than the recording's is no match; "ignored": it is.
         empty_files: What a file without any annotation says of its recording: "unlabelled", nobody looked; "negative",
