@@ -3,7 +3,7 @@
 Every command takes `--json`, and those that work in a project `--config`. With `--json` one document goes to stdout
 (none after wrong usage or an interruption) and every other word to stderr. Exit codes: 0 done, 1 a named error, or what
 a command that checks found wrong, 2 wrong usage, 3 finished but some items failed, 130 interrupted (safe to run again).
-Heavy imports stand inside the commands, so `--help` is instant.
+Heavy imports are inside the commands, so `--help` is instant.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ def extract(
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
-    """Run the backbone over every clip that the cache lacks."""
+    """Run the backbone over every clip that is missing from the cache."""
     screen = Screen(as_json)
     report = _extract(
         screen, _project(config), limit=limit, dry_run=dry_run, devices=devices, ray=ray, allow_download=allow_download
@@ -227,7 +227,7 @@ def lora_finetune(
 ) -> int:
     """Train adapters in the language model with the tuned head.
 
-    Goes on with an interrupted run.
+    Resumes an interrupted run.
     """
     from heads.terminal.finetuning import lora_report, watching_lora
     from heads.workflow.finetuning_lora import finetune_lora
@@ -261,7 +261,7 @@ def finetune(
 ) -> int:
     """Train the supervised baseline, a TimeSformer.
 
-    Goes on with an interrupted run.
+    Resumes an interrupted run.
     """
     from heads.terminal.finetuning import timesformer_report, watching_timesformer
     from heads.workflow.finetuning_timesformer import finetune_timesformer

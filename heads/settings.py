@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from featurecache.errors import SettingsError
-from featurecache.project.rules import broken_rule
+from featurecache.project.rules import first_validation_error
 
 T = TypeVar("T")
 
@@ -286,5 +286,5 @@ def _check_fields(settings: Any) -> None:
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            _, rule, _ = broken_rule(error)
+            _, rule, _ = first_validation_error(error)
             raise SettingsError(f"{name} must be {rule}, but it is {value!r}. Give a value in that range.") from error

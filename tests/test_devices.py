@@ -1,6 +1,5 @@
 """One process per device: the rows of one process, each once, whatever dies, and nobody outlives the parent."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from featurecache.extraction.run import run_plan, still_missing
 from featurecache.project.settings import Project, open_project
 from featurecache.store import CacheWriter
 from featurecache.workers.devices import Device, choose_devices, extract_on_devices
+from tests.claimers import claimer, kill_a_claimer
 from tests.make_videos import write_video
 from tests.projects import failed_clip_ids, make_project, make_table
 
@@ -50,34 +50,14 @@ def _rows(project: Project) -> int:
     return sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in paths)
 
 
-def kill_a_claimer(project: Project) -> int:
-    """Kills the first process that claims a recording, which it then has not saved."""
-    while True:
-        for claim in project.cache.glob("spaces/*/claims/[0-9a-f]*"):
-            with contextlib.suppress(OSError):
-                pid = int(claim.read_text().split("-")[-2])
-                os.kill(pid, signal.SIGKILL)
-                return pid
-        time.sleep(0.001)
-
-
 def keep_a_claimer_from_working(project: Project) -> None:
     """Stops the first process that claims a recording, until all the others have ended."""
-    found: list[int] = []
-
-    def claimed() -> bool:
-        for claim in project.cache.glob("spaces/*/claims/[0-9a-f]*"):
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                found.append(int(claim.read_text().split("-")[-2]))
-                return True
-        return False
-
-    _wait_until(claimed, every_s=0.001)
-    os.kill(found[0], signal.SIGSTOP)
+    pid = claimer(project)
+    os.kill(pid, signal.SIGSTOP)
     try:
-        _wait_until(lambda: _children(os.getpid()) == found[:1])
+        _wait_until(lambda: _children(os.getpid()) == [pid])
     finally:
-        os.kill(found[0], signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
 
 def _children(pid: int) -> list[int]:

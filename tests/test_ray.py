@@ -3,6 +3,7 @@
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import still_missing
 from featurecache.project.settings import Project
+from tests.claimers import claimer, kill_a_claimer
 from tests.projects import make_project, make_table
-from tests.test_devices import kill_a_claimer
 
 LISTENS = "0A"
 
@@ -57,10 +58,20 @@ def _listening(pid: int) -> set[str]:
     return {row[1].partition(":")[0] for row in rows if row[3] == LISTENS and row[9] in inodes}
 
 
-# Not importorskip: Ray reads its environment when it is imported.
-@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
-@pytest.mark.slow  # half a minute, most of it Ray's start
+def _rows(project: Project) -> int:
+    """Rows on disk, repeated ones counted."""
+    paths = project.cache.glob("spaces/*/segments/0*")
+    return sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in paths)
+
+
+def needs_ray(test: Callable[..., None]) -> Callable[..., None]:
+    """Half a minute, most of it Ray's start. Not importorskip: Ray reads its environment when it is imported."""
+    test = pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")(test)
+    ignored = ("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+    return pytest.mark.slow(pytest.mark.filterwarnings(*ignored)(test))
+
+
+@needs_ray
 def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Project) -> None:
     from featurecache.workers.ray_workers import extract_on_ray
 
@@ -78,11 +89,43 @@ def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Proj
     assert len(done.crashes) == 1
     assert done.extraction.progress.extracted == plan.todo == 160
     assert not still_missing(project, plan)
-    paths = project.cache.glob("spaces/*/segments/0*")
-    assert sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in paths) == 160
+    assert _rows(project) == 160
     assert heard == {"0100007F", "0000000000000000FFFF00000100007F"}, "loopback alone"
     assert not _descendants(os.getpid())
     assert set(Path(tempfile.gettempdir()).glob("ray-*")) == folders
+
+
+@needs_ray
+def test_nothing_is_lost_or_computed_twice_when_a_node_of_the_cluster_dies(project: Project) -> None:
+    from ray.cluster_utils import Cluster
+
+    from featurecache.workers.ray_workers import extract_on_ray
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = {
+        node.all_processes["raylet"][0].process.pid: node
+        for node in (cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1))
+    }
+    lost: list[int] = []
+
+    def lose_a_node_at_work() -> None:
+        raylet = int(Path(f"/proc/{claimer(project)}/stat").read_text().rpartition(")")[2].split()[1])
+        cluster.remove_node(nodes[raylet], allow_graceful=False)
+        lost.append(raylet)
+
+    plan = plan_extraction(project)
+    killer = threading.Thread(target=lose_a_node_at_work)
+    killer.start()
+    try:
+        done = extract_on_ray(project.root, project, plan, address=cluster.address)
+    finally:
+        killer.join()
+        cluster.shutdown()
+    assert len(lost) == 1
+    assert done.crashes
+    assert done.extraction.progress.extracted == plan.todo == 160
+    assert not still_missing(project, plan)
+    assert _rows(project) == 160
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="the extra `ray` is installed")

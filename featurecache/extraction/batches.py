@@ -6,7 +6,7 @@ clips that overlap, whatever the length of the recording. The pixels are the sam
 as it does in batches of any other size. Frames are 8-bit numbers until the model asks for them.
 
 A batch that does not fit in memory is halved and done again, and later batches are as small; a clip that does not fit
-alone fails with that reason. On a CUDA device copies run beside the model on a stream of their own,
+alone fails with that reason. On a CUDA device copies run on a stream of their own while the model runs,
 and a batch's features are fetched when the next batch has been launched, so that the device is not left waiting.
 
 Not here: decoding, threads, the store.
@@ -80,20 +80,20 @@ class Batches:
         self.batch_size = batch_size if batch_size != "auto" else 1 if self._cuda else CPU_BATCH
         self.stages = Stages()
         self._clips: list[ClipRecord] = []
-        self._pictures: dict[Frame, Tensor] = {}  # of the batch being gathered, on the device
+        self._pixels: dict[Frame, Tensor] = {}  # of the batch being gathered, on the device
         self._encoded: dict[Frame, Tensor] = {}  # of earlier batches, for later clips
         self._needed_from_us: dict[str, int] = {}
         self._pending: list[_Launched | ClipRecord] = []
         self._beside = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
 
     def add(
-        self, clip: ClipRecord, pictures: list[npt.NDArray[np.uint8]], needed_from_us: int | None
+        self, clip: ClipRecord, frames: list[npt.NDArray[np.uint8]], needed_from_us: int | None
     ) -> list[ClipRecord]:
         """Takes a clip; computes a batch when it is full.
 
         Args:
             clip: The clip.
-            pictures: Its T frames as `frame_resize` makes them, each (px, px, 3). Emptied, so that they are in memory
+            frames: Its T frames as `frame_resize` makes them, each (px, px, 3). Emptied, so that they are in memory
                 no longer than needed.
             needed_from_us: Start of the earliest clip of this recording that is still to come, None after the last.
 
@@ -102,11 +102,11 @@ class Batches:
         """
         self.stages.frames += len(clip.times_us)
         done: list[ClipRecord] = []
-        is_there = self._take(clip, pictures)
+        is_there = self._take(clip, frames)
         if not is_there and self._clips:
             done = self._run_batch()  # there is room afterwards
-            is_there = self._take(clip, pictures)
-        pictures.clear()
+            is_there = self._take(clip, frames)
+        frames.clear()
         self._needed_from_us.pop(clip.recording.sha256, None)
         if needed_from_us is not None:
             self._needed_from_us[clip.recording.sha256] = needed_from_us
@@ -121,12 +121,12 @@ class Batches:
         left, self._pending = self._pending, []
         return done + self._fetch(left)
 
-    def _take(self, clip: ClipRecord, pictures: Sequence[npt.NDArray[np.uint8]]) -> bool:
+    def _take(self, clip: ClipRecord, frames: Sequence[npt.NDArray[np.uint8]]) -> bool:
         """Hands the frames that are new to the device; False where they do not fit in memory."""
         new = {
-            frame: picture
-            for frame, picture in zip(clip.frames, pictures, strict=True)
-            if frame not in self._pictures and frame not in self._encoded
+            key: frame
+            for key, frame in zip(clip.frames, frames, strict=True)
+            if key not in self._pixels and key not in self._encoded
         }
         if not new:
             return True
@@ -140,7 +140,7 @@ class Batches:
             return False
         if self._beside:
             taken.record_stream(torch.cuda.current_stream(self._device))
-        self._pictures.update(zip(new, taken, strict=True))
+        self._pixels.update(zip(new, taken, strict=True))
         self.stages.preprocess_s += time.perf_counter() - began
         return True
 
@@ -148,7 +148,7 @@ class Batches:
         """Runs the gathered clips; returns those that are done, on a CUDA device the batch before."""
         clips, self._clips = self._clips, []
         ran = self._run(clips)
-        self._pictures.clear()
+        self._pixels.clear()
         self._encoded = {frame: self._encoded[frame] for frame in self._wanted_later(self._encoded)}
         due, self._pending = (self._pending, ran) if self._cuda else (ran, [])
         return self._fetch(due)
@@ -178,7 +178,7 @@ class Batches:
 
     @torch.inference_mode()
     def _forward(self, clips: list[ClipRecord]) -> "_Launched":
-        """Launches the model on clips whose frames are there as pictures or encoded."""
+        """Launches the model on clips whose frames are on the device, as pixels or encoded."""
         if self._beside:
             torch.cuda.current_stream(self._device).wait_stream(self._beside)
         if self._measuring:
@@ -191,8 +191,8 @@ class Batches:
         parts = [torch.stack(earlier)] if earlier else []
         at_once = max(1, len(new)) if self._cuda else _CPU_FRAMES
         for first in range(0, len(new), at_once):
-            pictures = torch.stack([self._pictures[frame] for frame in new[first : first + at_once]])
-            pixels = self._backbone.normalize(pictures)  # (F, px, px, 3) -> (F, 3, px, px)
+            stacked = torch.stack([self._pixels[frame] for frame in new[first : first + at_once]])
+            pixels = self._backbone.normalize(stacked)  # (F, px, px, 3) -> (F, 3, px, px)
             parts.append(self._backbone.encode_frames(pixels, self._taps))  # (F, ...)
             del pixels
         encoded = torch.cat(parts)

@@ -41,7 +41,7 @@ class FailedClip:
 
 @dataclass(frozen=True)
 class ExplainedClip:
-    """A row: why a feature space lacks a clip.
+    """A row: why a clip is missing from a feature space.
 
     Attributes:
         clip: The clip, its recording and the reason.
@@ -63,13 +63,13 @@ class KnownFailures:
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def reason(self, clip_id: str, fingerprint: str) -> str | None:
-        """Why a feature space lacks a clip; None where nobody knows."""
+        """Why a clip is missing from a feature space; None where nobody knows."""
         return self.reasons.get((clip_id, fingerprint), self.reasons.get((clip_id, "")))
 
     def missing(self, cache: FeatureCache, clip_ids: Sequence[str], spaces: Iterable[FeatureSpace]) -> dict[str, str]:
-        """Clips that the cache lacks in one of the spaces for a reason that is known, and that reason.
+        """Clips that are missing from one of the spaces for a reason that is known, and that reason.
 
-        A clip that is lacking without a known reason is not among them: reading it says what to do.
+        A clip that is missing without a known reason is not among them: reading it says what to do.
         """
         found: dict[str, str] = {}
         for space in spaces:

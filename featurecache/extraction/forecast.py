@@ -3,9 +3,9 @@
 How many operations a clip needs is counted (`featurecache.backbones.cost`); how fast they go is measured here and now
 (`featurecache.extraction.speed`).
 
-The time is a range. Its lower end has the model run at the speed of its products alone, with decoding beside it (on a
-CPU: on the same cores). Its upper end has the model take `_SLOWEST` times as long (norms, activations, launches) and
-nothing overlap. Memory is an estimate too: the weights, and what is held where a layer is widest.
+The time is a range. At its lower end the model runs at the speed of its products alone, and decoding runs in parallel
+(on a CPU: on the same cores). At its upper end the model takes `_SLOWEST` times as long (norms, activations, launches)
+and nothing overlaps. Memory is an estimate too: the weights, and what is held where a layer is widest.
 """
 
 import os
@@ -85,7 +85,7 @@ class Forecast:
         shared_frames: Share of the frames that overlapping clips have in common, computed once.
         memory: Memory of the device.
         bytes_of: What each kept feature adds to the cache, by name.
-        disk_free_bytes: Beside the cache.
+        disk_free_bytes: Free on the cache's disk.
         model_s: All clips at the speed of the products.
         preprocess_s: Resizing all frames, by all decoders together.
         decode_s: Decoding with all decoders; None where no clip could be decoded.

@@ -1,4 +1,4 @@
-"""Which clips of a recording this process computes: those whose lease it holds and that the cache still lacks.
+"""Which clips of a recording this process computes: those whose lease it holds and that are still missing.
 
 Leases are acquired in one order everywhere, and a recording whose first lease another process holds is deferred whole:
 processes that select the same features never divide a recording's features among them. Nothing waits for a lease, so
@@ -41,10 +41,10 @@ def acquire(
     if not held:
         return None
     wanted = Wanted.of([sha256], 0, [clip.span for clip in clips])
-    lacks = {name: writers[name].lacks(wanted) for name in held}  # (N,) each
+    is_missing = {name: writers[name].lacks(wanted) for name in held}  # (N,) each
     found = []
     for number, clip in enumerate(clips):
-        missing = tuple(name for name in clip.wanted if name in lacks and lacks[name][number])
+        missing = tuple(name for name in clip.wanted if name in is_missing and is_missing[name][number])
         if missing:
             found.append(replace(clip, wanted=missing))
     return found

@@ -4,8 +4,8 @@ Decoder threads, one recording each, run ahead of the model through a bounded qu
 decoded, on the CPU whatever the model's device: every device gets the same pixels, and what is queued and copied does
 not grow with the size of a recording's frames. The calling thread makes batches of equal length that cross recordings
 and runs the model; a third kind of thread writes. A clip that cannot be extracted is recorded with its reason and the
-run goes on. One pass fills every feature space asked for, each clip only those that lack it. Nothing here chooses which
-clips are missing: the caller plans.
+run goes on. One pass fills every feature space asked for, each clip only those that are missing. Which clips are
+missing is not decided here: the caller plans.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from featurecache.video.sampling import ClipFailure, ClipFrames, Fit, read_clips
 if TYPE_CHECKING:
     from featurecache.backbones.family import Backbone
 
-_QUEUED_CLIPS_PER_DECODER = 1  # beside the one that each decoder holds
+_QUEUED_CLIPS_PER_DECODER = 1  # besides the one that each decoder holds
 # A stalled decoder must not stall the run; a slow machine decoding 4K must not be cut off.
 _TIME_LIMIT_S = 60.0
 _TIME_LIMIT_PER_SECOND = 20.0
@@ -176,10 +176,10 @@ def extract(
                 elsewhere += result
                 on_progress(progress())
                 continue
-            clip, pictures, needed_from_us = result
-            del result  # the pictures are in memory no longer than needed
+            clip, frames, needed_from_us = result
+            del result  # its frames are in memory no longer than needed
             clip = clip if clip.reason else replace(clip, reason=_changed_frames(clip, known))
-            save([clip] if clip.reason else batches.add(clip, pictures, needed_from_us))
+            save([clip] if clip.reason else batches.add(clip, frames, needed_from_us))
         save(batches.finish())
     for writer in writers.values():
         writer.commit()
@@ -272,7 +272,7 @@ def _decoding(
             if result is None:
                 left -= 1
             else:
-                taken, result = [result], None  # waiting here must not keep its pictures
+                taken, result = [result], None  # waiting here must not keep its frames
                 yield taken.pop()
 
     threads = [threading.Thread(target=decode, daemon=True) for _ in range(running)]
@@ -291,13 +291,13 @@ def _decoded(clips: Sequence[ClipRecord], frames: int, fit: Fit) -> Iterator[_De
     by_span = {clip.span: clip for clip in clips}
     ahead = _Ahead(list(by_span))
     for found in read_in_time(clips[0].recording, list(by_span), frames, fit) if clips else ():
-        clip, pictures = by_span[found.start_us, found.end_us], []
+        clip, pixels = by_span[found.start_us, found.end_us], []
         if isinstance(found, ClipFailure):
             clip = replace(clip, reason=found.reason)
         else:
-            clip, pictures = replace(clip, timestamps_us=found.timestamps_us), list(found.pictures)
-        del found  # the pictures are in memory no longer than whoever takes them needs
-        yield clip, pictures, ahead.after(clip.span)
+            clip, pixels = replace(clip, timestamps_us=found.timestamps_us), list(found.pictures)
+        del found  # its frames are in memory no longer than whoever takes them needs
+        yield clip, pixels, ahead.after(clip.span)
 
 
 def read_in_time(

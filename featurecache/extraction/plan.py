@@ -215,12 +215,12 @@ def _plan(
     ids = [clip.clip_id for clip in unusable]  # a stored clip no longer needs its recording
     stored = np.all([live.holds(ids, space.fingerprint) for space in spaces.values()], axis=0)
     failures = list(itertools.compress(unusable, ~stored))
-    lacks = {name: live.lacks(wanted, space) for name, space in spaces.items()}  # (N,) each
-    todo = np.flatnonzero(np.any(list(lacks.values()), axis=0))
+    missing_from = {name: live.lacks(wanted, space) for name, space in spaces.items()}  # (N,) each
+    todo = np.flatnonzero(np.any(list(missing_from.values()), axis=0))
     by_recording: dict[int, list[ClipRecord]] = defaultdict(list)
     for clip in todo[:limit].tolist():
         number, (start_us, end_us) = int(wanted.recording[clip]), wanted.span_us[clip]
-        missing = tuple(name for name in spaces if lacks[name][clip])
+        missing = tuple(name for name in spaces if missing_from[name][clip])
         by_recording[number].append(ClipRecord(recordings[number], int(start_us), int(end_us), missing))
     work = tuple(map(tuple, by_recording.values()))
     row_bytes = {
@@ -230,7 +230,9 @@ def _plan(
         for name, space in spaces.items()
     }
     # A word that the model chose can flip between two that are as probable: only numbers come out again.
-    comparable = {name: lacking for name, lacking in lacks.items() if not spaces[name].tap.endswith("_said")}
+    comparable = {
+        name: is_missing for name, is_missing in missing_from.items() if not spaces[name].tap.endswith("_said")
+    }
     rows = Counter(name for clips in work for one in clips for name in one.wanted)
     count = len(wanted.span_us)
     return Plan(
@@ -264,10 +266,12 @@ def _shared_frames(work: Sequence[Sequence[ClipRecord]], frames: int) -> float:
 
 
 def _spot_checks(
-    recordings: Sequence[Recording], wanted: Wanted, lacks: Mapping[str, npt.NDArray[np.bool_]]
+    recordings: Sequence[Recording], wanted: Wanted, missing_from: Mapping[str, npt.NDArray[np.bool_]]
 ) -> tuple[ClipRecord, ...]:
     """The first stored clip of each of two recordings: early ones are decoded soonest, and the choice is always one."""
-    stored = len(lacks) - np.sum(list(lacks.values()), axis=0)  # features that the cache has of each clip, (N,)
+    stored = len(missing_from) - np.sum(
+        list(missing_from.values()), axis=0
+    )  # features that the cache has of each clip, (N,)
     by_digest = np.argsort(np.argsort([recording.sha256 for recording in recordings]))
     place = by_digest[wanted.recording]
     order = np.lexsort((wanted.span_us[:, 1], wanted.span_us[:, 0], -stored, place))
@@ -278,7 +282,7 @@ def _spot_checks(
             recordings[wanted.recording[clip]],
             int(wanted.span_us[clip, 0]),
             int(wanted.span_us[clip, 1]),
-            tuple(name for name in lacks if not lacks[name][clip]),
+            tuple(name for name in missing_from if not missing_from[name][clip]),
         )
         for clip in order[first[:_SPOT_CHECKS]].tolist()
     )

@@ -1,4 +1,4 @@
-"""Writing features beside the model: one thread that hands rows to the writers of their feature spaces.
+"""Writing features while the model runs: one thread that hands rows to the writers of their feature spaces.
 
 The queue is bounded, so that a slow disk slows the run instead of filling the memory. What was handed over is with
 the writers when the block is left, also when an exception is on its way out; the writers commit. Not here: what a

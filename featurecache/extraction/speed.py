@@ -99,7 +99,7 @@ def time_decoding(recording: Recording, spans: Sequence[tuple[int, int]], frames
 
     Args:
         recording: The recording.
-        spans: Clips that are to be had of it.
+        spans: Clips of it that are to be extracted.
         frames: T, frames sampled from a clip.
     """
     starts = sorted(start_us for start_us, _ in spans)

@@ -2,7 +2,7 @@
 
 A fingerprint names what should give the same numbers. Whether it does here and now (this device, these library
 versions) is seen by doing it: clips that the cache holds are decoded, run and compared, and a difference beyond
-rounding stops the run before it writes rows that do not belong beside the stored ones.
+rounding stops the run before it writes rows that do not belong with the stored ones.
 
 Not here: which clips (the plan chooses), and damage on disk, which checksums find.
 """

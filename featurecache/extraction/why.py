@@ -58,10 +58,10 @@ def explain(project: Project, clip_id: str) -> Explanation:
         return answer("there is no cache yet. Make it: featurecache extract.")
     holders = cache.find(clip_id)
     held = {space.fingerprint for space in holders}
-    lacking = {name: space for name, space in spaces.items() if space.fingerprint not in held}
-    if not lacking:
+    missing = {name: space for name, space in spaces.items() if space.fingerprint not in held}
+    if not missing:
         return answer("the cache has it.", found=True)
-    name, wanted = next(iter(lacking.items()))
+    name, wanted = next(iter(missing.items()))
     reasons = [f"{name} is missing."] if len(spaces) > 1 else []
     told = len(reasons)
     holders = tuple(space for space in holders if (space.tap, space.pooling) == (wanted.tap, wanted.pooling))

@@ -1,6 +1,6 @@
 """The rule that a setting breaks, in words for people, from what pydantic says of it.
 
-What this is not: the rules; they stand beside the fields.
+What this is not: the rules; they are declared with the fields.
 """
 
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 
-def broken_rule(error: ValidationError) -> tuple[tuple[int | str, ...], str, Any]:
-    """The first rule that was broken: where, what must hold ("greater than 0"), and what was found.
+def first_validation_error(error: ValidationError) -> tuple[tuple[int | str, ...], str, Any]:
+    """The first validation error: where, what must hold ("greater than 0"), and what was found.
 
     Where a name is missing there is no rule: it is empty.
     """

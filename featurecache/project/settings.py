@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, Validat
 
 from featurecache.errors import ProjectNotFoundError, SettingsError
 from featurecache.project.columns import ColumnSettings
-from featurecache.project.rules import broken_rule
+from featurecache.project.rules import first_validation_error
 from featurecache.spelling import plain_name
 
 SETTINGS_NAME = "featurecache.toml"
@@ -71,7 +71,7 @@ class DataSettings:
         unannotated_time: What time without an annotation is in an annotated recording: "negative", or negative only
             "until_last_annotation".
         annotators: Whose annotation trains where a recording has several: "" refuses them; "union" and "intersection"
-            join them; else a name that stands in the file's name, its folders, its AUTHOR or the column annotator.
+            join them; else a name that occurs in the file's name, its folders, its AUTHOR or the column annotator.
         annotated_span: A tier or label that marks what was annotated; clips outside of it are unlabelled.
             E.g. `annotated_span = "annotated"`.
         session_from: What names a recording's session, which no split cuts: its "file", its "folder", a "pattern" in
@@ -365,7 +365,7 @@ def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:
     try:
         return adapter.validate_python(table)
     except ValidationError as error:
-        at, rule, found = broken_rule(error)
+        at, rule, found = first_validation_error(error)
         where = ".".join(str(part) for part in (name, *at) if part != "")
         if not rule:
             raise SettingsError(f"{where} must be set, but {SETTINGS_NAME} does not name it. Add it.") from error

@@ -1,7 +1,7 @@
 """The commented `featurecache.toml` that `init` and the demo write, made of the settings' own defaults and docstrings.
 
-Every setting stands in it: with its value where the project has one, else as a comment with its default. Beside it
-stands what its class says of it; where that ends in "E.g. `name = value`.", this example is shown instead of a default.
+Every setting is named: with its value where the project has one, else as a comment with its default, and next to it
+is what its class says of it; where that ends in "E.g. `name = value`.", this example is shown instead of a default.
 What alters features or targets is written out, so that another default in a later version changes no project.
 """
 
@@ -53,7 +53,7 @@ def write_settings(
 
     Args:
         folder: The project's folder; made if missing.
-        values: Section -> setting -> value. Values of None and empty lists stand for "not set".
+        values: Section -> setting -> value. Values of None and empty lists mean "not set".
         sections: Sections that other packages own, each with its dataclass; they follow the project's own.
         reason: Why the labels were chosen so.
 
@@ -116,7 +116,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _commented(line: str, comment: str) -> list[str]:
-    """A line with a comment beside it, which goes on below; above a line that is too long for that."""
+    """A line with a comment next to it, continued below; the comment comes first where the line is too long."""
     if not comment:
         return [line]
     if len(line) > _WIDTH // 2:

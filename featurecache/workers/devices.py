@@ -101,7 +101,7 @@ def extract_on_devices(
     Args:
         config: The project, as for `open_project`: every process reads it.
         project: The same, read.
-        plan: What it lacks; at least one clip.
+        plan: What is missing; at least one clip.
         devices: One process each; of more devices than recordings some are left idle.
         on_progress: Called with everybody's progress together.
 

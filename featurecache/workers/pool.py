@@ -69,7 +69,7 @@ def shares(config: Path, project: Project, plan: Plan, *, devices: Sequence[str]
 
 
 def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extraction:
-    """One worker's work, where it is done: whatever of its list the cache lacks and nobody else has claimed.
+    """One worker's work, where it is done: what of its list is missing from the cache and claimed by no other worker.
 
     Raises:
         FingerprintMismatchError: If the project or the model has changed since the list was made.
@@ -112,7 +112,7 @@ def run_pool(
 
     Args:
         project: The project.
-        plan: What it lacked at the start.
+        plan: What was missing at the start.
         names: What workers are called.
         start: Starts the worker of a name; what it tells may come from any thread.
         lease_s: How long the claims of a dead worker may count, where its machine is another one.
@@ -120,7 +120,7 @@ def run_pool(
 
     Raises:
         WorkerDiedError: If clips are left that no worker survived to compute. What was saved stays.
-        FeatureCacheError: What a worker could not go on from; the others are stopped then.
+        FeatureCacheError: What made a worker give up; the others are stopped then.
     """
     reports: queue.SimpleQueue[tuple[int, Report]] = queue.SimpleQueue()
     running: dict[int, tuple[str, Worker]] = {}
@@ -168,15 +168,15 @@ def run_pool(
                     begin(name)
     finally:
         _end([worker for _, worker in running.values()])
-    lacking = still_missing(project, plan)
-    left = lacking - _failed(done)
+    missing = still_missing(project, plan)
+    left = missing - _failed(done)
     if left and died:
         raise _died(plan, left, crashes)
     failures = {failure.clip_id: failure for one in done for failure in one.failures}
     progress = replace(
         _together(latest.values(), plan.todo, len(names), time.monotonic() - began),
-        extracted=plan.todo - len(lacking),
-        failed=len(lacking) - len(left),
+        extracted=plan.todo - len(missing),
+        failed=len(missing) - len(left),
         elsewhere=len(left),
     )
     ordered = sorted(failures.values(), key=lambda f: (f.recording, f.start_us, f.end_us))

@@ -52,7 +52,7 @@ def extract_on_ray(
     Args:
         config: The project, as for `open_project`: every actor reads it.
         project: The same, read.
-        plan: What it lacks; at least one clip.
+        plan: What is missing; at least one clip.
         address: `local` starts a Ray on this machine, `auto` finds the running one; else `HOST:PORT` of a cluster.
         on_progress: Called with everybody's progress together.
 

@@ -1,4 +1,4 @@
-"""One pass of the frozen backbone over what the cache lacks: what `featurecache extract` calls."""
+"""One pass of the frozen backbone over what is missing from the cache: what `featurecache extract` calls."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -86,7 +86,7 @@ def extract(
     on_outlook: Callable[["Outlook"], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> ExtractionReport:
-    """Computes the features that the cache lacks; makes the clip table first where there is none.
+    """Computes the features that are missing from the cache; makes the clip table first where there is none.
 
     Args:
         project: The project.

@@ -2,7 +2,7 @@
 
 Tensors are the trainable parameters, AdamW's moments, and the best epoch's parameters; the file's own header carries a
 JSON document with all the rest. Order of clips, learning rate and random numbers are functions of seed and step
-(`loop.py`), so the step stands for sampler, scheduler and generator.
+(`loop.py`), so the step replaces the states of sampler, scheduler and generator.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Clips as fine-tuning reads them: stored tokens a few at a time beside small features in memory, or pixels."""
+"""Clips as fine-tuning reads them: stored tokens a few at a time with small features in memory, or pixels."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class CachedClips:
         """Tokens (B, S, D) in the dtype they are stored in, and features (B, ...), by name.
 
         Raises:
-            MissingFeaturesError: If the cache lacks a clip.
+            MissingFeaturesError: If a clip is missing from the cache.
             DamagedSegmentError: If one is damaged on disk.
         """
         space, ids = self._tokens, [self.clip_ids[number] for number in numbers]

@@ -38,15 +38,15 @@ class EncoderNetwork(nn.Module):
         self.encoder = [encoder]  # in a list, for it is no module
 
     def forward(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """Pictures (B, T, px, px, 3) uint8, under their name -> logits (B, C)."""
+        """Frames (B, T, px, px, 3) uint8, under their name -> logits (B, C)."""
         features = self.features(rows[PIXELS])
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features)
         return logits
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, T, px, px, 3) uint8 -> class tokens (B, D), float32."""
+    def features(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, px, px, 3) uint8 -> class tokens (B, D), float32."""
         (encoder,) = self.encoder
-        pixels = encoder.inputs.frame_resize.normalized(pictures.flatten(0, 1))  # (B * T, 3, px, px)
-        ((_, states),) = encoder.parts.walk(pixels.unflatten(0, pictures.shape[:2]), ["final"])
+        pixels = encoder.inputs.frame_resize.normalized(frames.flatten(0, 1))  # (B * T, 3, px, px)
+        ((_, states),) = encoder.parts.walk(pixels.unflatten(0, frames.shape[:2]), ["final"])
         return pool(encoder.arrange(states), "cls")

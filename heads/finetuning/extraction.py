@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def plan_split(
     project: Project, select: Sequence[str], split: str, *, adapter: Adapter | None = None, asked: "Asked | None" = None
 ) -> Plan:
-    """What the cache lacks of a split's features.
+    """Which features of a split are missing from the cache.
 
     Args:
         project: The project; where a bundle has a model of its own, with that (`Bundle.project_of`).

@@ -3,11 +3,11 @@
 Notable choices:
 
 - Every draw (order of clips, dropout) is a function of seed and step, and so is the learning rate. A checkpoint needs
-  no generator's state, and a run that was killed goes on as if it had not been: bit for bit on a CPU.
+  no generator's state, and a run that was killed resumes as if it had not been: bit for bit on a CPU.
 - A batch is divided into micro-batches that fit in memory, and among processes; the loss is divided by the whole
-  batch's size, so neither division changes the step. A micro-batch that does not fit is halved and its batch begun
+  batch's size, so neither division changes the step. A micro-batch that does not fit is halved and its batch restarted
   again; dropout then draws other numbers, nothing else changes.
-- Epoch 0 is the network as it came: the result is never worse on validation than what was started from.
+- Epoch 0 is the network before training: the result is never worse on validation than what was started from.
 
 Not here: what the network is, where clips come from, thresholds, files other than the checkpoint.
 """

@@ -1,7 +1,7 @@
 """FT-C-LoRA: adapters in the language model trained with the head that the search found, and the run that keeps them.
 
-A run has four parts, so that what it will cost is known before it is paid: `plan_lora` says what the cache lacks,
-extraction fills it (`featurecache.extraction.plan.run_plan`), `LoraRun` measures and trains, and `finish` writes:
+A run has four parts, so that what it will cost is known before it is paid: `plan_lora` says what is missing from the
+cache, extraction fills it (`featurecache.extraction.run.run_plan`), `LoraRun` measures and trains, `finish` writes:
 
     bundle/                   what predicts: head, adapter, thresholds
     validation_metrics.json   validation scores at thresholds tuned there: optimistically biased
@@ -78,7 +78,7 @@ class LoraPlan:
         bundle: The tuned head whose settings it begins with.
         tokens: Name of the stored tokens, e.g. `layer_0/tokens`.
         fixed: The head's inputs that no adapter changes.
-        extraction: What the cache lacks.
+        extraction: What is missing from the cache.
         layers_run: Layers of the language model that a step runs.
         layers_below: Layers below the deepest tap.
         train_clips: Number of clips of the training split.
@@ -115,7 +115,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         FingerprintMismatchError: If it is of another base model or other settings of features.
         SettingsError: If no input of the head can be changed by adapters there, or the model computes in float16.
         TrainingDataError: If a split has no labelled clips.
-        UnsupportedModelError: If the model's family cannot go on from stored tokens.
+        UnsupportedModelError: If the model's family cannot continue from stored tokens.
     """
     head = load_bundle(bundle)
     if head.adapter is not None or head.asked is not None:
@@ -187,7 +187,7 @@ class LoraRun(Run):
 
     Raises:
         FingerprintMismatchError: If the model's files changed since the plan was made.
-        MissingFeaturesError: If the cache lacks tokens, or features that the head reads.
+        MissingFeaturesError: If tokens, or features that the head reads, are missing.
         SettingsError: If the device is not here, or a target names no linear layer.
     """
 
@@ -269,9 +269,9 @@ class LoraRun(Run):
         """
         bundle, settings = self.plan.bundle, self.plan.settings
         private_folder(self.folder)
-        beside = self.folder / ".adapter"
-        shutil.rmtree(beside, ignore_errors=True)
-        self._network.write_adapter(beside)
+        staged = self.folder / ".adapter"
+        shutil.rmtree(staged, ignore_errors=True)
+        self._network.write_adapter(staged)
         return self._write(
             self.project,
             self._network.head,
@@ -284,7 +284,7 @@ class LoraRun(Run):
                 "began_with_bundle": bundle.digest,
             },
             began_on=bundle.fitted_on,
-            adapter=beside,
+            adapter=staged,
             choose_timeline=choose_timeline,
             on_progress=on_progress,
         )

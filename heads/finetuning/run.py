@@ -97,7 +97,7 @@ class Run:
         return (trained + scored) / 3600 / loop.ranks.count
 
     def train(self, on_progress: Callable[[Training], None] = lambda _: None) -> None:
-        """Trains, or goes on from the checkpoint; errors as `FineTuning.run`."""
+        """Trains, or resumes from the checkpoint; errors as `FineTuning.run`."""
         self.loop.run(
             checkpoint=self.checkpoint,
             every_s=60 * self._schedule.checkpoint_minutes,
@@ -176,8 +176,8 @@ class Run:
             backbone=backbone,
             choose_timeline=choose_timeline,
         )
-        for beside in (adapter, backbone):
-            if beside is not None:
-                shutil.rmtree(beside)
+        for staged in (adapter, backbone):
+            if staged is not None:
+                shutil.rmtree(staged)
         self.checkpoint.unlink(missing_ok=True)
         return best

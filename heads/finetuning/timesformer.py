@@ -19,7 +19,7 @@ https://github.com/facebookresearch/TimeSformer, configs/SSv2/TimeSformer_divST_
 with AdamW: 5e-5 and a warm-up of a tenth (the video classification guide of transformers), weight decay .05 (VideoMAE,
 Tong et al., https://arxiv.org/abs/2203.12602). The head learns at 1e-3, as in FT-C-LoRA. Validation ends it early.
 
-Not here: the loop (`loop.py`), a search over these settings (`trials.py`), random crops: a picture is cut in training
+Not here: the loop (`loop.py`), a search over these settings (`trials.py`), random crops: a frame is cropped in training
 as it is cut when predicting.
 """
 
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 INPUTS = "final/cls"
 _SPEED = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "search")
-"""Settings that a checkpoint need not have begun with."""
+"""Settings that may change when a run is resumed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,10 +269,10 @@ class TimesformerRun(Run):
         """
         settings = self.plan.settings
         private_folder(self.folder)
-        beside = self.folder / ".backbone"
-        shutil.rmtree(beside, ignore_errors=True)
-        write_model(self.network.encoder[0], beside)
-        features = replace(self.plan.project.settings.features, model=str(beside.resolve()))
+        staged = self.folder / ".backbone"
+        shutil.rmtree(staged, ignore_errors=True)
+        write_model(self.network.encoder[0], staged)
+        features = replace(self.plan.project.settings.features, model=str(staged.resolve()))
         project = replace(self.plan.project, settings=replace(self.plan.project.settings, features=features))
         return self._write(
             project,
@@ -291,7 +291,7 @@ class TimesformerRun(Run):
             select=[INPUTS],
             method=TIMESFORMER,
             of_run={"left_out": len(self.plan.left_out), "finetune": settings.to_mapping(), **(of_study or {})},
-            backbone=beside,
+            backbone=staged,
             choose_timeline=choose_timeline,
             on_progress=on_progress,
         )

@@ -58,7 +58,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Scores after an epoch; epoch 0 is the network as it came."""
+    """Scores after an epoch; epoch 0 is the network before training."""
 
     epoch: int
     train_loss: float | None
@@ -157,7 +157,7 @@ def read_ahead(
 
 
 def clock_s(device: torch.device) -> float:
-    """Seconds of a clock that only goes on, read when the device has done what it was asked."""
+    """Seconds of a clock that never goes back, read when the device has done what it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()

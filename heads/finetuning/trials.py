@@ -8,7 +8,7 @@ Source: Guerriero et al., section 4 (TPE with pruning, macro-F1 as the score). N
   counts as pruned, so that the sampler learns to stay away.
 - A better trial's bundle replaces the run's at once: whenever the search is stopped, the run is of the best trial so
   far, and no weights of other trials lie about.
-- A trial that was interrupted is restarted with its settings and goes on from its checkpoint.
+- A trial that was interrupted is restarted with its settings and resumes from its checkpoint.
 
 Not here: several processes on one study; trials side by side, for one training fills a device.
 """
@@ -50,7 +50,7 @@ def search_timesformer(
     on_trial: Callable[[int, FinetuneSettings], None] = lambda _number, _settings: None,
     on_progress: Callable[[Training], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Trains until the study has so many finished trials; goes on with what an earlier call left.
+    """Trains until the study has so many finished trials; resumes what an earlier call left.
 
     Args:
         plan: An examined plan; what trials draw from is in its settings.
