@@ -2,9 +2,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+QUICK := $(addprefix tests/test_,$(addsuffix .py,spec project clips clips_csv store_reader store_writer live models bundle \
+	thresholds batches pixels))
 SCHEMA := $(VENV)/EAFv3.0.xsd
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo test lint types lowest wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/featurecache demo demo
@@ -18,6 +20,13 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+
+# The quick part of the suite on the lowest versions that pyproject.toml allows. Old versions warn of others: no errors.
+lowest: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --group dev --editable .
+	$(VENV)-lowest/bin/python -m pytest -m "not slow and not gpu" -W default $(QUICK)
 
 wheel: $(VENV)/installed
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -34,4 +43,4 @@ $(SCHEMA): $(VENV)/installed
 	-tar --extract --gzip --to-stdout --file $(VENV)/schema/pympi_ling-1.71.tar.gz pympi_ling-1.71/test/EAFv3.0.xsd >$@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info demo .mypy_cache .pytest_cache .ruff_cache

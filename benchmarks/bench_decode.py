@@ -19,9 +19,6 @@ half a minute of it. `--video` adds your own files.
 """
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,7 +32,7 @@ import av
 import numpy as np
 import torch
 from av.video.frame import PictureType
-from targets import Target, judged
+from targets import Target, print_document
 
 from featurecache.backbones.resize import FrameResize
 from featurecache.video.containers import MAX_PIXELS, open_video
@@ -300,9 +297,7 @@ def main() -> None:
         ("memory beyond 30 s, MiB", more_mib, 40, 40, "lower"),
         ("usual decode and preprocessing over ours", faster, 3.0, 2.0, "higher"),
     ]
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "pyav": av.__version__}
-    document = {"benchmark": "decode", "machine": machine, "figures": figures}
-    print(json.dumps(document | {"targets": judged(targets, quick=options.quick)}))
+    print_document("decode", figures, targets, quick=options.quick, pyav=av.__version__)
 
 
 def shrink(source: Path, target: Path) -> None:

@@ -20,9 +20,7 @@ the ratios are not those of the pinned model.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -41,7 +39,7 @@ import numpy.typing as npt
 import torch
 from bench_decode import CLIP_US, make, measure_preprocessing
 from full_size import plain_processor, write_model_files
-from targets import Target, judged
+from targets import Target, print_document
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -329,10 +327,8 @@ def main() -> None:
         ),
     ]
     is_cuda = options.device == "cuda"
-    chip = torch.cuda.get_device_name() if is_cuda else platform.processor() or platform.machine()
-    machine = {"device": chip, "cores": os.cpu_count(), "torch": torch.__version__}
-    document = {"benchmark": "extract", "machine": machine, "figures": figures}
-    print(json.dumps(document | {"targets": judged(targets, quick=options.quick)}))
+    chip = {"device": torch.cuda.get_device_name()} if is_cuda else {}
+    print_document("extract", figures, targets, quick=options.quick, torch=torch.__version__, **chip)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ beside a large one.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,7 +35,7 @@ import torch
 from bench_decode import CLIP_US, make
 from bench_extract import KIND, PROMPT, Naive, Size, flop_per_s, make_model, status_bytes, taken
 from peft import PeftModel
-from targets import Target, judged
+from targets import Target, print_document
 from torch import Tensor, nn
 
 from featurecache.backbones import open_backbone, open_inputs
@@ -309,10 +307,7 @@ def main() -> None:
             "higher",
         ),
     ]
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    document: dict[str, Any] = {"benchmark": "lora", "machine": machine, "figures": figures}
-    document["targets"] = judged(targets, quick=options.quick)
-    print(json.dumps(document, default=float))
+    print_document("lora", figures, targets, quick=options.quick, load=os.getloadavg()[0])
 
 
 if __name__ == "__main__":

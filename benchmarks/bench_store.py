@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ import h5py
 import numpy as np
 
 from benchmarks.store_scale import measure_claims, measure_opening, measure_planning
-from benchmarks.targets import Target, judged
+from benchmarks.targets import Target, print_document
 from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, FeatureCache, Row
 
@@ -244,17 +243,7 @@ def main() -> None:
             "lower",
         ),
     ]
-    result = {
-        "benchmark": "store",
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-        },
-        "figures": figures,
-        "targets": judged(targets, quick=options.quick),
-    }
-    print(json.dumps(result))
+    print_document("store", figures, targets, quick=options.quick, load=os.getloadavg()[0])
 
 
 if __name__ == "__main__":

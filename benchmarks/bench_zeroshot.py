@@ -15,9 +15,7 @@ With --quick everything is smaller, and fixed costs weigh more.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from bench_extract import Size, make_model
-from targets import Target, judged
+from targets import Target, print_document
 from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
@@ -162,10 +160,7 @@ def main() -> None:
         ("separate passes over one shared pass", figures["cheaper_than_separate"], 3.0, 2.0, "higher"),
         ("largest difference of log odds", figures["largest_difference"], 1e-5, 1e-5, "lower"),
     ]
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    document: dict[str, Any] = {"benchmark": "zeroshot", "machine": machine, "figures": figures}
-    document["targets"] = judged(targets, quick=options.quick)
-    print(json.dumps(document, default=float))
+    print_document("zeroshot", figures, targets, quick=options.quick, load=os.getloadavg()[0])
 
 
 if __name__ == "__main__":

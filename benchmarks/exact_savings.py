@@ -12,9 +12,7 @@ Not here: decoding and preprocessing (bench_extract.py), and the split of an out
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,6 +26,7 @@ import numpy as np
 import torch
 from bench_extract import PROMPT, SMALL, Size, make_model, taken
 from full_size import plain_processor
+from targets import Target, print_document
 from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
@@ -152,11 +151,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         make_model(Path(name), size)
         figures = measure(Path(name), size, 1 if options.quick else options.rounds)
-    difference = figures["largest_difference"]
-    target = {"what": "largest difference of a feature", "value": difference, "bound": TOLERANCE, "better": "lower"}
-    target["met"] = difference <= TOLERANCE
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-    print(json.dumps({"benchmark": "exact_savings", "machine": machine, "figures": figures, "targets": [target]}))
+    target: Target = ("largest difference of a feature", figures["largest_difference"], TOLERANCE, TOLERANCE, "lower")
+    print_document("exact_savings", figures, [target], quick=options.quick, torch=torch.__version__)
 
 
 if __name__ == "__main__":

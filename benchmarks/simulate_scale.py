@@ -12,11 +12,10 @@ Nothing is read or written, and no object store is asked: latencies are assumpti
 
 import argparse
 import heapq
-import json
 import os
-import platform
 
 import numpy as np
+from targets import print_document
 
 HOURS = 1_000_000
 CLIPS_PER_HOUR = 1200  # 3 s each
@@ -121,8 +120,7 @@ def main() -> None:
     }
     swaps = {f"writers_{writers}": swap_commits(writers, 60.0) for writers in (16, 256, 1024)}
     figures = {"arithmetic": arithmetic(), "claims": claims, "one_log": swaps}
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    print(json.dumps({"benchmark": "simulate_scale", "machine": machine, "figures": figures, "targets": []}))
+    print_document("simulate_scale", figures, [], load=os.getloadavg()[0])
 
 
 if __name__ == "__main__":

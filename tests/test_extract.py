@@ -1,6 +1,7 @@
 """Extraction of a project: right features, nothing twice, nothing stale, one bad file never stops the rest."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -243,6 +244,16 @@ def test_stages_of_a_run_add_up(project: Project) -> None:
     assert [now.total for now in seen] == [24] * len(seen)
     assert seen[-1].extracted == 24
     assert all(a.extracted <= b.extracted and a.model_s <= b.model_s for a, b in pairwise(seen))
+
+
+def test_what_is_logged_counts_clips_and_names_no_recording(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    (project.videos / "S5.mp4").write_bytes(b"torn")
+    with caplog.at_level(logging.DEBUG):
+        run_plan(project, plan_extraction(project, limit=2))
+    ours = "\n".join(one.getMessage() for one in caplog.records if one.name.startswith(("featurecache", "heads")))
+    assert "extracting 2 clips of 1 recordings on cpu" in ours
+    assert "2 clips extracted, 0 failed, 0 left to others" in ours
+    assert not [secret for secret in ("S0", "S5", ".mp4", str(project.root)) if secret in ours]
 
 
 def test_stored_clips_are_computed_again_and_agree_when_a_run_goes_on(project: Project) -> None:

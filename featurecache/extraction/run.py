@@ -1,5 +1,6 @@
 """A plan carried out: the backbone opened, stored clips checked, what is missing computed, failures recorded."""
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +23,7 @@ from featurecache.store.clip_columns import Wanted
 from featurecache.store.live import live_cache
 
 _SEGMENT_MIB, _TOKENS_SEGMENT_MIB = 64, 256
+_log = logging.getLogger(__name__)
 
 
 def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], None] = lambda _: None) -> Extraction:
@@ -43,6 +45,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
         backbone = open_planned(
             project, plan.model.open(), plan.spaces, dtype=dtype, device=device, adapter=plan.adapter, asked=plan.asked
         )
+        _log.debug("extracting %d clips of %d recordings on %s", plan.todo, len(plan.work), device)
         cache = _opened(project)
         checked = 0
         if cache is not None:
@@ -65,6 +68,8 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
                 on_progress=on_progress,
             )
         done = replace(done, checked=checked)
+        now = done.progress
+        _log.debug("%d clips extracted, %d failed, %d left to others", now.extracted, now.failed, now.elsewhere)
     failures = (*plan.failures, *done.failures)
     if plan.table is not None:
         record_failures(project, plan.spaces, failures, table=plan.table)

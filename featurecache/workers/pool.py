@@ -9,6 +9,7 @@ What a worker runs in (a process per device, a Ray actor) and how its messages t
 """
 
 import json
+import logging
 import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from featurecache.project.settings import Project, open_project
 from featurecache.workers.messages import Report, Share, WorkerCrash
 
 _MOST_CRASHES = 2
+_log = logging.getLogger(__name__)
 _GRACE_S = 60.0  # to finish a batch and save what is gathered
 
 
@@ -155,6 +157,7 @@ def run_pool(
             del running[number]
             if isinstance(report, WorkerCrash):
                 crashes.append(report)
+                _log.debug("%s %s", name, report.reason)
                 died = True
                 if name in sound():
                     begin(name)

@@ -21,7 +21,7 @@ class Interrupts:
 
 
 @contextmanager
-def put_off_interrupts() -> Iterator[Interrupts]:
+def defer_interrupts() -> Iterator[Interrupts]:
     """Inside, SIGINT and SIGTERM are noted for the block to look at. Only the main thread can do so."""
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():

@@ -12,6 +12,7 @@ Notable choices:
 Not here: what the network is, where clips come from, thresholds, files other than the checkpoint.
 """
 
+import logging
 import math
 import resource
 import time
@@ -28,7 +29,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from featurecache.device import is_out_of_memory
 from featurecache.errors import DivergedError, SettingsError
 from heads.finetuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from heads.finetuning.interrupts import Interrupts, put_off_interrupts
+from heads.finetuning.interrupts import Interrupts, defer_interrupts
 from heads.finetuning.ranks import Ranks
 from heads.finetuning.training_state import (
     Clips,
@@ -43,6 +44,8 @@ from heads.finetuning.training_state import (
     read_ahead,
 )
 from heads.scoring.metrics import macro_f1
+
+_log = logging.getLogger(__name__)
 
 
 class FineTuning:
@@ -155,7 +158,7 @@ class FineTuning:
             if checkpoint is not None and self.ranks.is_first:
                 save_checkpoint(self._state(signature or {}), checkpoint)
 
-        with put_off_interrupts() as interrupts:
+        with defer_interrupts() as interrupts:
             while not self._is_done():
                 scored = self.step == len(self.history) * self.steps_per_epoch
                 if scored:
@@ -322,6 +325,7 @@ class FineTuning:
             )
         train_loss = sum(self._losses) / len(self._losses) if self._losses else None
         self.history.append(Epoch(len(self.history), train_loss, loss, macro_f1(Y, scores)))
+        _log.debug("%s", self.history[-1])
         self._losses = []
         if self.kept_epoch == self.history[-1].epoch:
             self._best = {name: one.detach().cpu().clone() for name, one in self.trainable.items()}
