@@ -89,7 +89,6 @@ Exponents = Annotated[
     Exponent | Annotated[tuple[Exponent, ...], Field(min_length=1)],
     _in_plain_words("a number from 0 to 2, or a tuple with one for each label (in TOML a list)"),
 ]
-WeightScale = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -121,7 +120,6 @@ class HeadSettings:
         weight_decay: Decoupled decay of weights (never of biases), as in AdamW.
         positive_weight_exponent: The positive term's weight in the loss is (negatives / positives) to this power,
             per label, counted on training clips: 0 weighs nothing, 1 balances fully. One number, or one for each label.
-        positive_weight_scale: That weight is multiplied by this.
         dropout: Share dropped of what feeds the output layer: features (linear, attention) or hidden units.
         batch_size: Clips per step; never more than there are.
         epochs: Passes over the training clips.
@@ -140,7 +138,6 @@ class HeadSettings:
     learning_rate: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-2
     positive_weight_exponent: Exponents = 0.5
-    positive_weight_scale: WeightScale = 1.0
     dropout: Dropout = 0.0
     batch_size: BatchSize = 256
     epochs: Epochs = 20
@@ -194,13 +191,14 @@ class HeadSettings:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "HeadSettings":
-        """The settings that `to_mapping` gave; files written while there was label smoothing name it.
+        """The settings that `to_mapping` gave; earlier versions' files name settings that are gone, at defaults.
 
         Raises:
             SettingsError: If a name is missing or unknown, or a value is out of its range.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        mapping = {name: value for name, value in mapping.items() if (name, value) != ("label_smoothing", 0.0)}
+        gone = (("label_smoothing", 0.0), ("positive_weight_scale", 1.0))
+        mapping = {name: value for name, value in mapping.items() if (name, value) not in gone}
         if set(mapping) != names:
             raise SettingsError(
                 f"head settings must name exactly {', '.join(sorted(names))}, but these differ: "
@@ -224,15 +222,13 @@ class SearchSpace:
         solver: "convex" first, a grid for each choice above, then trials by "adamw".
         folds: Folds of the sessions that are not test, by which settings are chosen.
 
-    Learning rate, weight decay, l2, the weights' scale, hidden width and epochs are drawn on a logarithmic scale. A
-    range whose two ends are equal, or a single choice, fixes the setting; so do the defaults of those settings that
-    gained nothing on the sets they were tried on.
+    Learning rate, weight decay, l2, hidden width and epochs are drawn on a logarithmic scale. A range whose two ends
+    are equal, or a single choice, fixes the setting.
 
-    A trial of the convex solver tries a whole grid of `l2`, `positive_weight_exponent` and, where it has a range,
-    `positive_weight_scale`. It takes the best of them by `folds` folds of the sessions that are not
-    test, where labels may differ in their exponents. Each of `inputs`, `normalization`,
-    `components` and `variance_exponent` makes trials of its own; of `components`, inputs are tried with those that are
-    fewer than they can have, with all their features where none is.
+    A trial of the convex solver tries a whole grid of `l2` and `positive_weight_exponent`. It takes the best of them by
+    `folds` folds of the sessions that are not test, where labels may differ in their exponents. Each of `inputs`,
+    `normalization`, `components` and `variance_exponent` makes trials of its own; of `components`, inputs are tried
+    with those that are fewer than they can have, with all their features where none is.
     """
 
     kind: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_different)] = ("linear",)
@@ -252,7 +248,6 @@ class SearchSpace:
     learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(ordered)] = (3e-6, 3e-2)
     weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-5, 1.0)
     positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)
-    positive_weight_scale: Annotated[tuple[WeightScale, WeightScale], AfterValidator(ordered)] = (1.0, 1.0)
     dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(ordered)] = (0.0, 0.5)
     batch_size: Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(_different)] = (128, 256, 512)
     epochs: Annotated[tuple[Epochs, Epochs], AfterValidator(ordered)] = (5, 60)

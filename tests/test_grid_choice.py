@@ -66,14 +66,9 @@ def test_what_did_not_converge_is_not_chosen() -> None:
 
 def test_choose_points_is_what_brute_force_finds_for_any_number_of_choices_at_once() -> None:
     random = np.random.default_rng(0)
-    points = grid_points(
-        l2=[0.1, 1.0, 10.0], positive_weight_exponent=[0.0, 0.5, 1.0], positive_weight_scale=[1.0, 2.0]
-    )
+    points = grid_points(l2=[0.1, 1.0, 10.0], positive_weight_exponent=[0.0, 0.5, 1.0])
     f1, positives = random.random((2, 5, len(points), 3)), np.array([5, 40, 300])
-    index = [
-        np.array([(10.0, 1.0, 0.1).index(p.l2), p.positive_weight_exponent * 2, p.positive_weight_scale])
-        for p in points
-    ]
+    index = [np.array([(10.0, 1.0, 0.1).index(p.l2), p.positive_weight_exponent * 2]) for p in points]
     choices = choose_points(f1, positives, points)
     assert choices.shape == (2, 5, 3)
     for at in itertools.product(range(2), range(5)):
@@ -85,8 +80,8 @@ def test_choose_points_is_what_brute_force_finds_for_any_number_of_choices_at_on
         own = positives / (positives + 20)
         merit = own * averaged + (1 - own) * averaged.mean(axis=1, keepdims=True)
         best, found = -1.0, None
-        for l2, scale in itertools.product((10.0, 1.0, 0.1), (1.0, 2.0)):
-            rows = [g for g, p in enumerate(points) if (p.l2, p.positive_weight_scale) == (l2, scale)]
+        for l2 in (10.0, 1.0, 0.1):
+            rows = [g for g, p in enumerate(points) if p.l2 == l2]
             if merit[rows].max(axis=0).sum() > best:
                 best, found = merit[rows].max(axis=0).sum(), np.array(rows)[merit[rows].argmax(axis=0)]
         assert choices[at].tolist() == found.tolist()

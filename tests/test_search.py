@@ -815,7 +815,7 @@ def test_open_study_is_refused_whatever_optuna_makes_of_a_damaged_record(tmp_pat
 def test_search_heads_says_so_when_every_trial_diverges(tmp_path: Path) -> None:
     data = make_clips()
     huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(3e38))
-    space = dataclasses.replace(QUICK, normalization=("none",), positive_weight_scale=(100.0, 100.0), epochs=(2, 3))
+    space = dataclasses.replace(QUICK, normalization=("none",), positive_weight_exponent=(2.0, 2.0), epochs=(2, 3))
     with pytest.raises(StudyError, match="all 8 diverged"):
         search(tmp_path / "tune", trials=8, data=noisy(train=kept(huge)), search_space=space)
     assert len(ended(tmp_path / "tune")) == 8
@@ -892,7 +892,9 @@ def test_train_bundle_writes_nothing_when_training_diverges(tmp_path: Path) -> N
     data = make_clips()
     huge = dataclasses.replace(data, X=np.sign(data.X) * np.float32(3e38))
     with pytest.raises(SettingsError, match=r"diverged in epoch 1 with learning_rate 0\.01"):
-        train(tmp_path / "run", noisy(train=kept(huge)), normalization="none", positive_weight_scale=100.0)
+        train(
+            tmp_path / "run", noisy(train=kept(huge)), normalization="none", positive_weight_exponent=2.0, batch_size=16
+        )
     assert not (tmp_path / "run").exists()
 
 

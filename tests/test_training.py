@@ -96,7 +96,7 @@ PARITY = {
     "linear, raw": HeadSettings(batch_size=48, normalization="none"),
     "linear, unit length": HeadSettings(batch_size=48, normalization="l2"),
     "linear, components": HeadSettings(batch_size=48, components=5),
-    "linear, weighted": HeadSettings(positive_weight_exponent=1.0, positive_weight_scale=3.0),
+    "linear, weighted": HeadSettings(positive_weight_exponent=1.7),
     "mlp": HeadSettings(kind="mlp", hidden_width=8, batch_size=48),
     "mlp, three layers": HeadSettings(kind="mlp", hidden_width=(8, 5, 6), batch_size=48),
     "mlp, components": HeadSettings(kind="mlp", hidden_width=8, normalization="l2", components=7),
@@ -118,7 +118,7 @@ def test_fit_heads_equals_torch_autograd_and_adamw_when_one_head_trains(case: st
     groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     share = torch.from_numpy(data.Y).double().mean(dim=0)
-    pos_weight = settings.positive_weight_scale * ((1 - share) / share) ** settings.positive_weight_exponent
+    pos_weight = ((1 - share) / share) ** settings.positive_weight_exponent
     order = in_training_order(clips)
     X, Y = torch.from_numpy(data.X)[order], torch.from_numpy(data.Y).float()[order]
     for _ in range(settings.epochs):
@@ -175,7 +175,7 @@ MIXED = [
     HeadSettings(kind="mlp", hidden_width=(9, 6), batch_size=64, epochs=5, learning_rate=1e-2, dropout=0.2),
     HeadSettings(kind="mlp", hidden_width=(4, 5, 6), batch_size=32, epochs=3, learning_rate=1e-2),
     HeadSettings(learning_rate=1e-2, batch_size=48, epochs=4, components=6),
-    HeadSettings(learning_rate=1e-2, batch_size=32, epochs=4, components=6, positive_weight_scale=0.5, dropout=0.1),
+    HeadSettings(learning_rate=1e-2, batch_size=32, epochs=4, components=6, positive_weight_exponent=0.0, dropout=0.1),
 ]
 MIXED_OF_FRAMES = [
     HeadSettings(kind="attention", learning_rate=1e-2, batch_size=32, epochs=4, dropout=0.3),
@@ -421,8 +421,8 @@ def test_run_gives_out_a_diverged_head_and_the_others_train_on() -> None:
     data = make_clips()
     X = np.sign(data.X) * np.float32(2e38)
     settings = [
-        HeadSettings(positive_weight_scale=scale, normalization="none", epochs=3, batch_size=16)
-        for scale in (0.01, 100.0, 0.01)
+        HeadSettings(positive_weight_exponent=exponent, normalization="none", epochs=3, batch_size=16)
+        for exponent in (0.0, 2.0, 0.0)
     ]
     settings[1] = dataclasses.replace(settings[1], learning_rate=10.0)
     clips = TrainingClips(X, data.Y, seed=0)
@@ -524,8 +524,8 @@ def test_a_label_with_an_exponent_of_its_own_learns_as_if_all_had_it(settings: H
         alone = head_scores(fit_head(data.X, data.Y, of_all), data.X)
         np.testing.assert_allclose(scores[:, label], alone[:, label], atol=1e-3)
         assert np.abs(scores - alone).max() > 0.02
-    weights = positive_weight(data.Y, exponent=EXPONENTS, scale=2.0).tolist()
-    assert weights == [float(positive_weight(data.Y, exponent=e, scale=2.0)[at]) for at, e in enumerate(EXPONENTS)]
+    weights = positive_weight(data.Y, exponent=EXPONENTS).tolist()
+    assert weights == [float(positive_weight(data.Y, exponent=e)[at]) for at, e in enumerate(EXPONENTS)]
 
 
 @pytest.mark.parametrize("settings", ANY_SOLVER, ids=["convex", "adamw"])
@@ -577,7 +577,7 @@ def test_head_settings_are_the_same_when_read_back_from_json() -> None:
         ("inputs", "final/mean+final/mean"),
         ("components", -1),
         ("l2", 0.0),
-        ("positive_weight_scale", 0.0),
+        ("positive_weight_exponent", 2.1),
         ("patience", -1),
     ],
 )

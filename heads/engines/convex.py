@@ -4,7 +4,7 @@ For each label on its own, a head minimises
 
     mean over clips of [-p t log s - (1 - t) log(1 - s)] + (l2 / 2) w' P w,    s = sigmoid(x w + b),
 
-with p = scale * (negatives / positives)^exponent (Guerriero et al., equation 2), t the target, x
+with p = (negatives / positives)^exponent (Guerriero et al., equation 2), t the target, x
 the normalised feature, and the bias b free. P scales each principal direction of the features by
 (mean variance / its variance)^variance_exponent. At 0 it is the identity, and with N clips that is l2 times the
 objective of scikit-learn's `LogisticRegression(C=1 / (N * l2))` with p as the sample weight of positives; above 0,
@@ -54,19 +54,11 @@ class GridPoint:
 
     l2: float
     positive_weight_exponent: float
-    positive_weight_scale: float = 1.0
 
 
-def grid_points(
-    *,
-    l2: Sequence[float],
-    positive_weight_exponent: Sequence[float],
-    positive_weight_scale: Sequence[float] = (1.0,),
-) -> tuple[GridPoint, ...]:
+def grid_points(*, l2: Sequence[float], positive_weight_exponent: Sequence[float]) -> tuple[GridPoint, ...]:
     """Every combination, the strongest penalties first: of points that score alike, the first is chosen."""
-    strongest_first = sorted(l2, reverse=True)
-    every = itertools.product(strongest_first, positive_weight_exponent, positive_weight_scale)
-    return tuple(GridPoint(*values) for values in every)
+    return tuple(GridPoint(*values) for values in itertools.product(sorted(l2, reverse=True), positive_weight_exponent))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,12 +200,11 @@ def solve_grid(
     part, label, point = part[asked], label[asked], point[asked]
 
     X = basis.projected[:, :components] if components else basis.X
-    exponent, scale, l2 = (
-        np.array([getattr(of, name) for of in points])[point]
-        for name in ("positive_weight_exponent", "positive_weight_scale", "l2")
+    exponent, l2 = (
+        np.array([getattr(of, name) for of in points])[point] for name in ("positive_weight_exponent", "l2")
     )
     clips, on = counts[part], positives[part, label]
-    positive_weight = scale * ((clips - on) / on) ** exponent
+    positive_weight = ((clips - on) / on) ** exponent
     start_bias = np.log(positive_weight * on / (clips - on))
 
     targets = torch.from_numpy(Y.T.astype(np.int8)).to(X)  # (C, N)
@@ -226,7 +217,7 @@ def solve_grid(
         mask, pulled = masks[part_of[ids]], weight_of[ids, None] * t
         return mask * (pulled + 1 - t), mask * pulled
 
-    varied = np.stack([part, label, exponent, scale], axis=1)
+    varied = np.stack([part, label, exponent], axis=1)
     alike = torch.from_numpy(np.unique(varied, axis=0, return_inverse=True)[1].reshape(-1))
     found = minimise_columns(
         X,
@@ -248,9 +239,9 @@ def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: in
             f"targets must be (N, C) for the basis' {len(basis.X)} clips, but have shape {Y.shape}. "
             "Take both from the same rows."
         )
-    if not points or not all(point.l2 > 0 and point.positive_weight_scale > 0 for point in points):
+    if not points or not all(point.l2 > 0 for point in points):
         raise SettingsError(
-            "a grid must have points of positive l2 and positive_weight_scale, but these were given: "
+            "a grid must have points of positive l2, but these were given: "
             f"{', '.join(map(str, points)) or 'none'}. Without a penalty there may be no optimum."
         )
     if not 0 <= components <= basis.axes.shape[1]:

@@ -117,7 +117,6 @@ def solve_head(
     points = grid_points(
         l2=[settings.l2],
         positive_weight_exponent=sorted(set(exponents)),
-        positive_weight_scale=[settings.positive_weight_scale],
     )
     of_exponent = {point.positive_weight_exponent: at for at, point in enumerate(points)}
     components = min(settings.components, basis.axes.shape[1])  # fewer clips may have a lower rank

@@ -204,7 +204,7 @@ class StackedTrainer:
         stack, trainees = self._stacks[key]
         balance = clips.negatives_per_positive
         balance = balance ** balance.new_tensor(settings.exponents(len(balance)))
-        stack.add(settings, (settings.positive_weight_scale * balance).float())
+        stack.add(settings, balance.float())
         trainees.append(trainee)
 
     def _check(self, settings: HeadSettings) -> None:

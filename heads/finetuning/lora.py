@@ -225,9 +225,7 @@ class LoraRun(Run):
             ],
             clips["train"],
             clips["validation"],
-            positive_weight=positive_weight(
-                clips["train"].Y, exponent=tuned.positive_weight_exponent, scale=tuned.positive_weight_scale
-            ),
+            positive_weight=positive_weight(clips["train"].Y, exponent=tuned.positive_weight_exponent),
             **settings.of_loop(),
             seed=seed,
             device=device,

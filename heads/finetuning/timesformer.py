@@ -229,7 +229,7 @@ class TimesformerRun(Run):
             ],
             clips["train"],
             clips["validation"],
-            positive_weight=positive_weight(clips["train"].Y, exponent=settings.positive_weight_exponent, scale=1.0),
+            positive_weight=positive_weight(clips["train"].Y, exponent=settings.positive_weight_exponent),
             **settings.of_loop(),
             seed=seed,
             device=device,

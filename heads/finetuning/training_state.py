@@ -104,10 +104,10 @@ class Cost:
     peak_bytes: int
 
 
-def positive_weight(Y: npt.NDArray[np.integer], *, exponent: float | tuple[float, ...], scale: float) -> Tensor:
-    """Each label's weight of the positive term: scale * (negatives / positives) ^ exponent, (C,); exponents may be."""
+def positive_weight(Y: npt.NDArray[np.integer], *, exponent: float | tuple[float, ...]) -> Tensor:
+    """Each label's weight of the positive term: (negatives / positives) ^ exponent, (C,); exponents may be."""
     positives = Y.sum(axis=0, dtype=np.float64)
-    return torch.from_numpy(scale * ((len(Y) - positives) / positives) ** np.asarray(exponent)).float()
+    return torch.from_numpy(((len(Y) - positives) / positives) ** np.asarray(exponent)).float()
 
 
 def parameter_groups(trainable: Mapping[str, nn.Parameter], groups: Sequence[Group]) -> list[dict[str, Any]]:

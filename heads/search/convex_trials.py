@@ -98,11 +98,11 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
         choice = choose(allowed)
     else:
         steps = _steps(points)
-        asked = [everywhere & (steps[:, :2] % 2 == 0).all(axis=1, keepdims=True)]
+        asked = [everywhere & (steps % 2 == 0).all(axis=1, keepdims=True)]
         counts, allowed = solved(asked[0], basis.axes.shape[1], COARSE_TOLERANCE)
         counts = _filled(counts, steps)
         choice = choose(allowed)
-        apart = steps[:, None] - steps[choice]  # (G, C, 3)
+        apart = steps[:, None] - steps[choice]  # (G, C, 2)
         around = (np.abs(apart) <= 1).all(axis=-1)
         asked.append(around & ~asked[0])
         found, also = solved(asked[1], basis.axes.shape[1], COARSE_TOLERANCE)
@@ -110,8 +110,7 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
         choice = choose(around & (allowed | also))
         apart = steps[:, None] - steps[choice]
         stronger, exponents = (apart[..., 0] == 1) | (apart[..., 0] == 2), np.abs(apart[..., 1])
-        near = (stronger & (exponents == 0)) | ((apart[..., 0] == 0) & (exponents <= 1))
-        asked.append(near & (apart[..., 2] == 0))
+        asked.append((stronger & (exponents == 0)) | ((apart[..., 0] == 0) & (exponents <= 1)))
         found, allowed = solved(asked[2], 0)
         counts = np.where(asked[2][:, None, None], found, counts)
         choice = choose(allowed)
@@ -132,8 +131,8 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
 
 
 def _steps(points: Sequence[GridPoint]) -> npt.NDArray[np.int64]:
-    """Place of each point among the penalties, the weakest first, the exponents and the scales: (G, 3)."""
-    names = ("l2", "positive_weight_exponent", "positive_weight_scale")
+    """Place of each point among the penalties, the weakest first, and the exponents: (G, 2)."""
+    names = ("l2", "positive_weight_exponent")
     return np.stack([np.unique([getattr(of, name) for of in points], return_inverse=True)[1] for name in names], axis=1)
 
 

@@ -2,9 +2,8 @@
 
 Notable choices:
 
-- Penalty, scale of the positive weights and label smoothing are the same for all labels; the exponent of the positive
-  weights is each label's own. It decides how readily a label is predicted, and rare and common labels need different
-  ones for the same F1.
+- The penalty is the same for all labels; the exponent of the positive weights is each label's own. It decides how
+  readily a label is predicted, and rare and common labels need different ones for the same F1.
 - A label's own F1, which rests on P positive clips, counts P / (P + 20), the mean over labels the rest. So a rare label
   follows the others, as its threshold stays near 0.5 (`thresholds.tuned_thresholds`).
 - F1 of a point is averaged with that of its neighbours in the grid, itself counting twice: a lone peak is luck.
@@ -49,7 +48,7 @@ def choose_points(
         Index of a point for each label, shape (..., C).
 
     Raises:
-        TrainingDataError: If no penalty, scale and smoothing has an allowed point for every label.
+        TrainingDataError: If no penalty has an allowed point for every label.
     """
     names = [field.name for field in fields(GridPoint)]
     steps = np.stack([np.unique([getattr(p, name) for p in points], return_inverse=True)[1] for name in names], axis=1)
@@ -63,9 +62,9 @@ def choose_points(
     merit = np.where(has_say, own_share * averaged + (1 - own_share) * together, together)
     if allowed is not None:
         merit = np.where(allowed, merit, -np.inf)
-    shared: dict[tuple[float, ...], list[int]] = {}  # points by what all labels have in common
+    shared: dict[float, list[int]] = {}  # points by their penalty, which all labels have in common
     for at, point in enumerate(points):
-        shared.setdefault((point.l2, point.positive_weight_scale), []).append(at)
+        shared.setdefault(point.l2, []).append(at)
     rows = np.array(list(shared.values()))  # (groups, exponents)
     of_group = merit[..., rows, :]  # (..., groups, exponents, C)
     total = of_group.max(axis=-2).sum(axis=-1)  # (..., groups)

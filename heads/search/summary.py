@@ -212,17 +212,16 @@ def _head(settings: HeadSettings) -> str:
 
 
 def _positive_weights(settings: HeadSettings, labels: Sequence[str]) -> str:
-    scale = f" times {settings.positive_weight_scale:.2g}" if settings.positive_weight_scale != 1 else ""
     exponents = settings.exponents(len(labels))
     text = "A positive clip of a label weighs (negatives / positives)^"
     if len(set(exponents)) == 1:
-        return f"{text}{exponents[0]:.2g}{scale}" + ("." if exponents[0] else ": rare labels are not favoured.")
+        return f"{text}{exponents[0]:.2g}" + ("." if exponents[0] else ": rare labels are not favoured.")
     of = {
         exponent: [name for name, own in zip(labels, exponents, strict=True) if own == exponent]
         for exponent in exponents
     }
     each = "; ".join(f"{exponent:.2g} for {', '.join(of[exponent])}" for exponent in sorted(of))
-    return f"{text}e{scale}, with e = {each}."
+    return f"{text}e, with e = {each}."
 
 
 def _steps(settings: HeadSettings) -> str:

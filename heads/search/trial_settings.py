@@ -27,7 +27,7 @@ Trial = optuna.Trial | optuna.trial.FixedTrial
 T = TypeVar("T", str, int, float)
 
 OF_FRAMES = ("attention", "temporal")
-_PENALTIES, _EXPONENTS, _SCALES = 8, 6, 3
+_PENALTIES, _EXPONENTS = 8, 6
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,6 @@ class Choices:
         return grid_points(
             l2=_between(space.l2, _PENALTIES, log=True),
             positive_weight_exponent=_between(space.positive_weight_exponent, _EXPONENTS),
-            positive_weight_scale=_between(space.positive_weight_scale, _SCALES, log=True),
         )
 
     def ask_convex(self, trial: Trial) -> dict[str, Any]:
@@ -124,7 +123,6 @@ class Choices:
             ("learning_rate", True),
             ("weight_decay", True),
             ("positive_weight_exponent", False),
-            ("positive_weight_scale", True),
             ("dropout", False),
             ("epochs", True),
         ):
