@@ -27,3 +27,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import make_llava_next_video
 
     return make_llava_next_video(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of four language model layers, for adapters above some of them."""
+    from tests.tiny_models import make_llava_next_video
+
+    return make_llava_next_video(tmp_path_factory.mktemp("deep"), layers=4)

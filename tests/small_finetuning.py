@@ -46,24 +46,29 @@ class SmallClips:
         self.expected = list(numbers)
 
 
-def short_of_memory(network: nn.Module, most: int, *, training: bool, monkeypatch: "pytest.MonkeyPatch") -> list[bool]:
-    """Has a network ask for more memory than there is where it trains on, or scores, more than `most` clips at once.
+def assert_halved_steps_are_the_same(
+    whole: FineTuning, short: FineTuning, *, training: bool, bound: float, monkeypatch: "pytest.MonkeyPatch"
+) -> None:
+    """Runs two equal loops of micro-batches of 4, of which one has memory for a clip at once, in training or scoring.
 
-    Returns:
-        For each time that a device's cache is emptied, whether the tensors of the failed attempt were gone by then.
+    Each time that a device's cache is emptied, the tensors of the failed attempt must be gone.
     """
     failed: list[weakref.ref[Tensor]] = []
     gone: list[bool] = []
 
     def ask(module: nn.Module, rows: tuple[Mapping[str, Tensor]]) -> None:
-        if module.training == training and len(next(iter(rows[0].values()))) > most:
+        if module.training == training and len(next(iter(rows[0].values()))) > 1:
             of_this_attempt = torch.zeros(1)
             failed.append(weakref.ref(of_this_attempt))
             torch.empty(10**15)
 
-    network.register_forward_pre_hook(ask)
+    short.network.register_forward_pre_hook(ask)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(all(one() is None for one in failed)))
-    return gone
+    whole.run()
+    short.run()
+    assert (whole.micro_batch, short.micro_batch) == (4, 1)
+    assert gone == [True, True]
+    assert all(torch.allclose(one, parameters(whole)[name], atol=bound) for name, one in parameters(short).items())
 
 
 GROUPS = (Group("language_model.", 1e-3, 0.0), Group("head.", 1e-2, 0.1))
@@ -72,7 +77,7 @@ GROUPS = (Group("language_model.", 1e-3, 0.0), Group("head.", 1e-2, 0.1))
 def loop(network: nn.Module | None = None, groups: Sequence[Group] = GROUPS, **options: Any) -> FineTuning:
     train = SmallClips(37, 1)
     chosen: dict[str, Any] = {
-        "positive_weight": positive_weight(train.Y, exponent=0.5, scale=1.0),
+        "positive_weight": positive_weight(train.Y, exponent=0.5),
         "epochs": 4,
         "patience": 0,
         "select": "loss",

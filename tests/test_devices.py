@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import zarr
 
 from featurecache import FeatureCache
 from featurecache.clips.csv_file import read_table
@@ -24,6 +23,7 @@ from featurecache.project.settings import Project, open_project
 from featurecache.store import CacheWriter
 from featurecache.workers.devices import Device, choose_devices, extract_on_devices
 from tests.claimers import claimer, kill_a_claimer
+from tests.extraction_samples import count_rows
 from tests.make_videos import write_video
 from tests.projects import failed_clip_ids, make_project, make_table
 
@@ -42,12 +42,6 @@ def project(tmp_path: Path, tiny_model: Path) -> Project:
 
 def _command(project: Project, *options: str) -> list[str]:
     return [sys.executable, "-m", "cli", "extract", "--config", str(project.root), "--json", *options]
-
-
-def _rows(project: Project) -> int:
-    """Rows on disk, repeated ones counted."""
-    paths = project.cache.glob("spaces/*/segments/0*")
-    return sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in paths)
 
 
 def keep_a_claimer_from_working(project: Project) -> None:
@@ -96,7 +90,7 @@ def test_two_processes_give_the_rows_and_failures_of_one(project: Project) -> No
     ids = FeatureCache.open(one.cache).clip_ids()
     found, expected = (FeatureCache.open(each.cache).load(ids) for each in (project, one))
     assert np.abs(found - expected).max() <= 1e-5
-    assert _rows(project) == len(ids) == alone.progress.extracted, "what one had claimed, the other left to it"
+    assert count_rows(project) == len(ids) == alone.progress.extracted, "what one had claimed, the other left to it"
     assert not list(project.cache.glob("spaces/*/claims/*"))
 
 
@@ -110,7 +104,7 @@ def test_nothing_is_lost_or_computed_twice_when_a_process_is_killed_and_a_device
     assert sorted(crash.reason for crash in done.crashes) == ["ended with code 1"] * 2 + ["was killed by SIGKILL"]
     assert (done.extraction.progress.extracted, done.extraction.progress.elsewhere) == (22, 0)
     assert not still_missing(project, plan)
-    assert _rows(project) == 22
+    assert count_rows(project) == 22
 
 
 def test_extraction_ends_with_a_named_error_when_every_process_dies(project: Project) -> None:
@@ -145,7 +139,7 @@ def test_no_process_outlives_its_parent_when_that_is_ended(tmp_path: Path, tiny_
         assert not any(Path(f"/proc/{child}").exists() for child in children)
     _wait_until(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))
     assert not list(project.cache.glob("spaces/*/claims/*")), "they ended in order, and gave back what they had claimed"
-    assert _rows(project) == 390 - len(still_missing(project, plan)) < 390, "they did not go on to the end"
+    assert count_rows(project) == 390 - len(still_missing(project, plan)) < 390, "they did not go on to the end"
 
 
 def test_no_failure_is_lost_when_several_runs_end_at_once(project: Project) -> None:

@@ -22,8 +22,8 @@ from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import open_project
 from heads.bundle import load_bundle
+from tests.lora_samples import PROMPT, SMALL, begin, frames, network, randomize, relative, stored, tuned
 from tests.projects import make_project, make_table
-from tests.test_finetune import PROMPT, SMALL, begin, frames, network, randomize, relative, stored, tuned
 from tests.tiny_models import make_llava_next_video, pixels_of
 
 needs_bitsandbytes = pytest.mark.skipif(

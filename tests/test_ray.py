@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import zarr
 from typer.testing import CliRunner
 
 from cli import app
@@ -18,6 +17,7 @@ from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import still_missing
 from featurecache.project.settings import Project
 from tests.claimers import claimer, kill_a_claimer
+from tests.extraction_samples import count_rows
 from tests.projects import make_project, make_table
 
 LISTENS = "0A"
@@ -58,12 +58,6 @@ def _listening(pid: int) -> set[str]:
     return {row[1].partition(":")[0] for row in rows if row[3] == LISTENS and row[9] in inodes}
 
 
-def _rows(project: Project) -> int:
-    """Rows on disk, repeated ones counted."""
-    paths = project.cache.glob("spaces/*/segments/0*")
-    return sum(zarr.open_group(path, mode="r")["key"].shape[0] for path in paths)
-
-
 def needs_ray(test: Callable[..., None]) -> Callable[..., None]:
     """Half a minute, most of it Ray's start. Not importorskip: Ray reads its environment when it is imported."""
     test = pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")(test)
@@ -89,7 +83,7 @@ def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Proj
     assert len(done.crashes) == 1
     assert done.extraction.progress.extracted == plan.todo == 160
     assert not still_missing(project, plan)
-    assert _rows(project) == 160
+    assert count_rows(project) == 160
     assert heard == {"0100007F", "0000000000000000FFFF00000100007F"}, "loopback alone"
     assert not _descendants(os.getpid())
     assert set(Path(tempfile.gettempdir()).glob("ray-*")) == folders
@@ -125,7 +119,7 @@ def test_nothing_is_lost_or_computed_twice_when_a_node_of_the_cluster_dies(proje
     assert done.crashes
     assert done.extraction.progress.extracted == plan.todo == 160
     assert not still_missing(project, plan)
-    assert _rows(project) == 160
+    assert count_rows(project) == 160
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="the extra `ray` is installed")

@@ -47,7 +47,7 @@ from heads.models import Front, LinearHead
 from heads.report import documents
 from heads.search.study import JOURNAL_NAME, STUDY_NAME
 from tests.projects import make_project, make_table
-from tests.small_finetuning import parameters, short_of_memory
+from tests.small_finetuning import assert_halved_steps_are_the_same
 from tests.tiny_families import FRAMES, IMAGE_PX, WIDTH, make_clip, make_timesformer
 from tests.tiny_models import change_weights
 
@@ -105,7 +105,7 @@ def trained(network: EncoderNetwork, train: Squares, validation: Squares, *, epo
         [Group(BACKBONE, 1e-3, 0.05), Group(HEAD, 1e-2, 0.05)],
         train,
         validation,
-        positive_weight=positive_weight(train.Y, exponent=0.5, scale=1.0),
+        positive_weight=positive_weight(train.Y, exponent=0.5),
         epochs=epochs,
         patience=0,
         select="loss",
@@ -237,12 +237,7 @@ def test_timesformer_takes_the_same_steps_with_smaller_batches_when_memory_is_no
     project: Project, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
 ) -> None:
     whole, short = (begin(project, model, tmp_path / name, epochs=1, micro_batch=4).loop for name in ("whole", "short"))
-    gone = short_of_memory(short.network, 1, training=training, monkeypatch=monkeypatch)
-    whole.run()
-    short.run()
-    assert (whole.micro_batch, short.micro_batch) == (4, 1)
-    assert gone == [True, True]
-    assert all(torch.allclose(one, parameters(whole)[name], atol=1e-4) for name, one in parameters(short).items())
+    assert_halved_steps_are_the_same(whole, short, training=training, bound=1e-4, monkeypatch=monkeypatch)
 
 
 def test_timesformer_is_refused_when_the_model_changes_between_plan_and_run(

@@ -20,8 +20,8 @@ from featurecache.annotations import Interval, write_csv
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import open_project
+from tests.lora_samples import tuned
 from tests.projects import make_project, make_table
-from tests.test_finetune import tuned
 from tests.tiny_models import make_llava_next_video
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from featurecache.backbones.adapter import attach_adapter
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from heads.bundle import load_bundle
+from tests.lora_samples import SMALL, begin, network, randomize, relative, starting_scores, stored, tuned
 from tests.projects import make_project, make_table
-from tests.test_finetune import SMALL, begin, network, randomize, relative, starting_scores, stored, tuned
 from tests.tiny_families import LAYERS, make_llava_onevision
 from tests.tiny_models import pixels_of
 
