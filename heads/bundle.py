@@ -120,7 +120,7 @@ class Bundle:
 
     @property
     def kept(self) -> dict[str, FeatureSpace]:
-        """The feature spaces it reads by the name of what is kept (`tap/pooling`), in order."""
+        """The feature spaces it reads by the name of the selected feature (`tap/pooling`), in order."""
         return dict(zip(self.settings.inputs.split("+"), self.spaces, strict=True))
 
     @property

@@ -1,4 +1,4 @@
-"""Inner folds: sessions dealt into folds of like size and like labels, a session never cut.
+"""Inner folds: sessions assigned to folds of like size and like labels, a session never cut.
 
 Notable choices: what counts first is that every fold's training part (all other folds) has a positive and a negative
 of every label, wherever two sessions have them; then that every fold has a positive to score; then equal shares of
@@ -97,7 +97,7 @@ def _learnable(Y: npt.NDArray[np.integer], fold_of: Folds, folds: int) -> npt.ND
 
 
 def _dealt(names: npt.NDArray[np.str_], folds: int, salt: str) -> Folds:
-    """Sessions in an order that the salt gives, dealt to the folds in turn: (S,)."""
+    """Sessions in an order that the salt gives, assigned to the folds in turn: (S,)."""
     order = sorted(range(len(names)), key=lambda s: hashlib.sha256(f"{salt}/{names[s]}".encode()).digest())
     assigned = np.empty(len(names), np.int64)
     assigned[order] = np.arange(len(names)) % folds

@@ -53,7 +53,7 @@ def load_split(
         table: The clip table.
         split: "train", "validation" or "test".
         cache: An open cache.
-        spaces: The feature spaces to read, by the name of what is kept.
+        spaces: The feature spaces to read, by the name of the selected feature.
         known: Why clips could not be extracted; those that the cache lacks for such a reason are left out.
         needed: Feature spaces that clips must be in besides, though they are not read here.
 
@@ -87,12 +87,12 @@ def _labelled(table: ClipTable, split: str) -> tuple[list[Clip], int]:
 def load_all_splits(
     table: ClipTable, cache: FeatureCache, spaces: Mapping[str, FeatureSpace], *, known: KnownFailures = NONE_KNOWN
 ) -> LoadedSplit:
-    """The labelled clips of all splits, for whoever divides them anew and purges for himself.
+    """The labelled clips of all splits, for callers that divide them anew and purge for themselves.
 
     Args:
         table: The clip table.
         cache: An open cache.
-        spaces: The feature spaces to read, by the name of what is kept.
+        spaces: The feature spaces to read, by the name of the selected feature.
         known: As `load_split`.
 
     Raises:

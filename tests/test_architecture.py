@@ -1,4 +1,4 @@
-"""The house: arrows point one way, heavy libraries load only where they must, only cli.py prints."""
+"""The architecture: dependencies point one way, heavy libraries load only where they must, only cli.py prints."""
 
 import ast
 import subprocess

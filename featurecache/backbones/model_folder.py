@@ -370,6 +370,6 @@ def _kind(mode: int) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value of a foreign file in one short line."""
+    """A value of an external file in one short line."""
     text = repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

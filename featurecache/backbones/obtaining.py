@@ -122,5 +122,5 @@ def _beginning(folder: Path, name: str) -> str:
 
 
 def _line(text: str) -> str:
-    """A line of a foreign file, without quotes, control characters and what is too long."""
+    """A line of an external file, without quotes, control characters and what is too long."""
     return "".join(one for one in text if one.isprintable()).strip().strip("'\"")[:_LONGEST_LINE]

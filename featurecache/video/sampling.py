@@ -73,7 +73,7 @@ class ClipFrames:
 
 @dataclass(frozen=True)
 class ClipFailure:
-    """A clip that cannot be had, and why in one line."""
+    """A clip that could not be extracted, and why in one line."""
 
     start_us: int
     end_us: int

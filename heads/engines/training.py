@@ -168,7 +168,7 @@ class StackedTrainer:
 
     @torch.no_grad()
     def train_epoch(self, next_settings: NextSettings, at_rung: AtRung | None = None) -> list[FittedHead]:
-        """One epoch of a run, for whoever has several trainers take turns: fills the slots and trains.
+        """One epoch of a run, for callers that have several trainers take turns: fills the slots and trains.
 
         Arguments and errors as for `run`.
 

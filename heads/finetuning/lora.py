@@ -305,7 +305,7 @@ class LoraRun(Run):
 def _refitted_head(project: Project, plan: LoraPlan, *, seed: int, device: str, ranks: Ranks) -> tuple[Head, Group]:
     """A head of the tuned settings, fitted on the training split alone, and its rate with their penalty or decay.
 
-    A penalty that follows the variances of features is made of those that the head is fitted on, as the frozen model
+    A variance-scaled ridge penalty is made of the features that the head is fitted on, as the frozen model
     gives them. Every process begins with the head of the first.
     """
     tuned, rate = plan.bundle.settings, plan.settings.head_learning_rate
