@@ -289,7 +289,7 @@ def test_tuned_settings_score_what_timelines_made_with_them_score():
         recordings.append(ScoredRecording(one.spans_us[had], one.scores[had], one.annotated, within))
     found = tuned(recordings)
     for settings, value in (
-        (found.settings, found.validation_segment_f1),
+        (found.settings, found.segment_f1),
         (default_settings(3 * SECOND), found.untuned_segment_f1),
     ):
         comparisons = []
