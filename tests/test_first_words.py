@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import cli
 for line in json.load(sys.stdin):
     done = CliRunner().invoke(cli.app, line)
-    print(json.dumps([done.exit_code, done.output, sorted({"torch", "transformers"} & set(sys.modules))]))
+    print(json.dumps([done.exit_code, done.output, sorted({"torch", "transformers", "sklearn"} & set(sys.modules))]))
 """
 
 MISSING_TABLE, MISSING_BUNDLE = "there must be a clip table", "a bundle must be a folder with bundle.json"

@@ -40,7 +40,6 @@ from heads.report.documents import read_json
 from heads.runs import write_document
 from heads.scoring.intervals import holm
 from heads.scoring.metrics import macro_f1
-from heads.workflow.baselines import baseline_metrics
 from heads.workflow.data import ScoringData, scoring_data
 from heads.workflow.evaluating import check_scorable, extract_adapted, with_details
 from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_evaluations, evaluate_bundles
@@ -214,6 +213,8 @@ def _baselines(
                 for split in ("train", "validation")
             )
             fitting = LearningData(train, validation, bundle.labels, bundle.kept).fitting
+            from heads.workflow.baselines import baseline_metrics  # scikit-learn takes a second to load
+
             return baseline_metrics(fitting.of(bundle.settings.inputs), test, bundle.labels, annotated=annotated)
     return {}
 
