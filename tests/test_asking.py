@@ -12,6 +12,7 @@ from torch import Tensor
 
 from featurecache.backbones import open_inputs
 from featurecache.backbones.asking import ActivityList, AskedBackbone, YesNoQuestions, asked_of
+from featurecache.backbones.captioning import CAPTION_TAP, JudgedCaption
 from featurecache.backbones.continuation import SAID, gumbel_noise, sampled
 from featurecache.backbones.wording import Wording
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
@@ -129,6 +130,10 @@ def test_free_answers_are_those_of_greedy_generation_and_end_where_it_ends(folde
         whole = plain.model.generate(**asked, max_new_tokens=20, do_sample=False, eos_token_id=end, pad_token_id=0)
         generated = whole[0, asked["input_ids"].shape[1] :].tolist()
         assert row == generated + [-1] * (20 - len(generated))
+    asked = backbone.inputs.asked
+    assert isinstance(asked, ActivityList)
+    backbone.inputs.asked = JudgedCaption(asked.before, asked.question, (end,), 20)
+    assert answers(backbone, pixels, [CAPTION_TAP])[CAPTION_TAP].tolist() == said.tolist(), "a caption is made alike"
 
 
 def test_constrained_answers_are_the_allowed_tokens_that_are_most_probable_step_by_step(folder: Path) -> None:

@@ -189,6 +189,24 @@ def test_report_shows_leave_one_session_out_and_the_paired_comparison(project: P
     assert "/home/me" not in text
 
 
+def test_report_shows_what_compare_found_beside_the_scores_and_what_is_missing(project: Path) -> None:
+    row = {
+        "run": "zeroshot-zsc-j",
+        "method": "ZSC-J",
+        "difference": {"difference": -0.1234, "difference_ci95": [-0.2, 0.01], "p_holm": 0.04},
+        "another_session": 0.31,
+        "seconds_per_clip": 1.5,
+        "audit": {"unparsable": 7, "n_clips": 20},
+    }
+    damaged = {"run": 3, "difference": [1], "audit": None, "another_session": "x"}
+    missing = {"TimeSformer": "featurecache finetune"}
+    write_json(project / "runs" / "compare.json", {"rows": [row, damaged, "row"], "missing": missing})
+    report_on(project)
+    text = " ".join(_Page(project / "runs" / "report.html").text.split())
+    for shown in ("-0.123", "-0.200 to +0.010", "0.04", "0.31", "1.5", "TimeSformer is missing: featurecache finetune"):
+        assert shown in text
+
+
 def test_differences_are_listed_longest_first_with_their_times(written: Path) -> None:
     page = _Page(written / "runs" / "report.html")
     listed = [a["data-goto"].split() for tag, a in page.elements if tag == "button" and a.get("data-goto")]

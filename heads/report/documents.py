@@ -21,7 +21,7 @@ from featurecache.spec import json_object
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
 from heads.evaluation_log import EvaluationLog, read_evaluation_log
-from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, method_of_head
+from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J, method_of_head
 from heads.runs import METRICS_NAMES
 from heads.search.study import JOURNAL_NAME
 from heads.settings import HeadKind
@@ -35,6 +35,7 @@ _METHOD_OF_FOLDER = {
     "timesformer": TIMESFORMER,
     "zeroshot-zs-b": ZS_B,
     "zeroshot-zsc-co": ZSC_CO,
+    "zeroshot-zsc-j": ZSC_J,
 }
 
 
@@ -84,6 +85,7 @@ class Documents:
         failures: Recording and reason -> clips that could not be extracted.
         problems: Files that could not be read, and why.
         agreement: `agreement.json`: annotators against each other.
+        compared: `compare.json`: all runs in one evaluation.
     """
 
     runs: tuple[Run, ...]
@@ -94,6 +96,7 @@ class Documents:
     failures: Mapping[tuple[str, str], int]
     problems: tuple[str, ...]
     agreement: Document = field(default_factory=dict)
+    compared: Document = field(default_factory=dict)
 
     def with_problems(self, more: Sequence[str]) -> "Documents":
         """The same with more files that could not be read."""
@@ -124,6 +127,7 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
         failures=_read_failures(failures, problems),
         problems=tuple(problems),
         agreement=agreement,
+        compared=read_json(runs / "compare.json", problems),
     )
 
 

@@ -49,8 +49,33 @@ def methods_content(documents: Documents, figures: dict[str, Figure]) -> dict[st
         "labels": labels,
         "methods": rows,
         "comparisons": comparisons,
+        **_compared(documents.compared),
         "macro_id": keep(figures, "macro", figure),
     }
+
+
+def _compared(document: Document) -> dict[str, Any]:
+    """What `featurecache compare` found beside the scores, and methods that it missed with what makes them."""
+    rows, missing = document.get("rows"), document.get("missing")
+    found = []
+    for row in rows if isinstance(rows, list) else []:
+        if not isinstance(row, Mapping):
+            continue
+        difference, audit = (one if isinstance(one := row.get(key), Mapping) else {} for key in ("difference", "audit"))
+        interval = numbers(difference.get("difference_ci95"))
+        found.append(
+            {
+                "name": str(row.get("method", "")),
+                "run": str(row.get("run", "")),
+                "difference": number(difference.get("difference")),
+                "interval": interval if len(interval) == 2 and None not in interval else None,
+                "p_holm": number(difference.get("p_holm")),
+                **{key: number(row.get(key)) for key in ("another_session", "seconds_per_clip")},
+                **{key: number(audit.get(key)) for key in ("unparsable", "hallucinated", "violations")},
+            }
+        )
+    commands = missing.items() if isinstance(missing, Mapping) else ()
+    return {"compared": found, "missing": [{"name": name, "command": str(command)} for name, command in commands]}
 
 
 def _run_row(run: Run, metrics: Document, labels: Sequence[str]) -> dict[str, Any]:

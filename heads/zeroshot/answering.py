@@ -16,7 +16,7 @@ import numpy.typing as npt
 from featurecache import FeatureCache
 from featurecache.backbones.captioning import CAPTION_TAP, JUDGED_TAP, JudgedCaption
 from featurecache.backbones.wording import Wording
-from featurecache.errors import UnansweredError
+from featurecache.errors import UnansweredError, WithdrawnRecordingError
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.failures import FailedClip, record_failures, stored_clips
 from featurecache.extraction.pipeline import Extraction, Progress
@@ -133,8 +133,11 @@ class _Judging:
                 for clip, text, times_us in zip(ready, texts, timestamps, strict=True):
                     row = self._row(clip, text)
                     if row is not None:
-                        writer.add(Row(sha256, clip.start_us, clip.end_us, row, times_us))
-                        done += 1
+                        try:
+                            writer.add(Row(sha256, clip.start_us, clip.end_us, row, times_us))
+                            done += 1
+                        except WithdrawnRecordingError as error:
+                            self._fail(clip, str(error))
                     on_progress(now())
         failures = (*said.failures, *self._failures)
         if self._plan.table is not None:
@@ -155,8 +158,10 @@ class _Judging:
             try:
                 verdicts = self._judge.ask(asked_about(self._asked.questions, text))
             except UnansweredError as error:
-                reason = f"the judge gave no answer: {error}"
-                self._failures.append(FailedClip(clip.clip_id, clip.recording.name, *clip.span, reason))
+                self._fail(clip, f"the judge gave no answer: {error}")
                 return None
             self._known[key] = row_of(verdicts, self._asked.least_mass)
         return self._known[key]
+
+    def _fail(self, clip: ClipRecord, reason: str) -> None:
+        self._failures.append(FailedClip(clip.clip_id, clip.recording.name, *clip.span, reason))

@@ -1,6 +1,7 @@
 """The judge that the settings name: a model folder, or a server on this machine."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from featurecache.backbones import find_model
@@ -16,10 +17,27 @@ from heads.zeroshot.verdicts import Judge, Verdict
 
 
 class LocalJudge:
-    """A judge in this process; as `Judge`."""
+    """A judge in this process, as `Judge`; its weights are loaded when it is asked first, after the captions are made.
 
-    def __init__(self, model: JudgeModel) -> None:
-        self._model = model
+    Args:
+        project: The project.
+        files: All of it but the weights.
+        identity: What the files were found to be.
+    """
+
+    def __init__(self, project: Project, files: JudgeFiles, identity: Mapping[str, Any]) -> None:
+        self._project, self._files, self._identity = project, files, identity
+
+    @cached_property
+    def _model(self) -> JudgeModel:
+        settings = self._project.settings
+        model = JudgeModel(self._files, dtype=settings.features.dtype, device=device_of(settings.extract.device))
+        if _identity_of(self._project, self._files) != self._identity:
+            raise FingerprintMismatchError(
+                f"the judge's files must stay as they are while it is used, but those in {self._files.folder} changed. "
+                "Run it again when nothing writes there."
+            )
+        return model
 
     def ask(self, questions: Sequence[str]) -> list[Verdict]:
         """As `Judge`."""
@@ -43,7 +61,7 @@ def judge_identity(project: Project, questions: Sequence[str]) -> dict[str, Any]
 
 
 def open_judge(project: Project, identity: Mapping[str, Any], questions: Sequence[str]) -> Judge:
-    """The judge, ready to answer.
+    """The judge; a served one is there, a local one has its files checked.
 
     Args:
         project: The project.
@@ -65,8 +83,7 @@ def open_judge(project: Project, identity: Mapping[str, Any], questions: Sequenc
         )
     if files is None:
         return ServerJudge(settings.judge, str(identity["model"]))
-    device = device_of(project.settings.extract.device)
-    return LocalJudge(JudgeModel(files, dtype=project.settings.features.dtype, device=device))
+    return LocalJudge(project, files, found)
 
 
 def judging_seconds(project: Project, questions: Sequence[str], caption_tokens: int) -> float | None:
