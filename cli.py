@@ -118,7 +118,7 @@ def extract(
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
-    """Run the backbone over every clip that is missing from the cache."""
+    """Run the backbone over every clip missing from the cache."""
     screen = Screen(as_json)
     report = _extract(
         screen, _project(config), limit=limit, dry_run=dry_run, devices=devices, ray=ray, allow_download=allow_download
