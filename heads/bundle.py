@@ -16,6 +16,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,11 @@ class Bundle:
         return FT_C_LORA if self.adapter is not None else method_of_head(self.settings.kind)
 
     def project_of(self, project: Project) -> Project:
-        """The project that makes the features the bundle reads: with its own model's settings, where it has one."""
+        """The project that makes the features the bundle reads: of its clips' length, and of its own model, if any."""
+        if self.clips is not None:
+            length_s = Decimal(self.clips.length_us) / 1_000_000
+            clips = replace(project.settings.clips, length_s=length_s)
+            project = replace(project, settings=replace(project.settings, clips=clips))
         if self.backbone is None:
             return project
         made = self.spaces[0].inputs

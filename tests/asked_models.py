@@ -13,6 +13,7 @@ from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.asking import Asked, AskedBackbone, AskedInputs
 from featurecache.backbones.wording import Wording
 from tests import tiny_families, tiny_models
+from tests.plain_language import plain_batch
 from tests.published_layouts import change_config
 
 FRAMES = 4
@@ -28,9 +29,15 @@ def make_llava_onevision(folder: Path) -> Path:
     return change_config(folder, {"text_config": {"eos_token_id": 12 + len(ANSWERS) - 1}})
 
 
+def make_smolvlm(folder: Path) -> Path:
+    tiny_families.make_smolvlm(folder, more_words=ANSWERS)
+    return change_config(folder, {"text_config": {"eos_token_id": tiny_families.SMOLVLM_WORDS + len(ANSWERS) - 1}})
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "llava_next_video": make_llava_next_video,
     "llava_onevision": make_llava_onevision,
+    "smolvlm": make_smolvlm,
 }
 
 
@@ -62,16 +69,10 @@ class Plain:
         self.model: Any = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32)
         self.model.eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        final = backbone.inputs.inner.taps["final"]
-        newline = config.model_type == "llava_onevision"
-        self._video = [config.video_token_id] * (FRAMES * final.tokens_per_step + newline)
 
     def inputs(self, clip: Tensor, prompt: str, more: Sequence[int] = ()) -> dict[str, Tensor]:
         """A prompt and the tokens behind it about a clip (T, 3, px, px), as the model takes them."""
-        ids = self.tokenizer(prompt)["input_ids"]
-        at = ids.index(self._video[0])
-        whole = torch.tensor([[*ids[:at], *self._video, *ids[at + 1 :], *more]])
-        return {"input_ids": whole, "attention_mask": torch.ones_like(whole), "pixel_values_videos": clip[None]}
+        return plain_batch(self.model.config, self.tokenizer, clip, prompt, more)
 
     @torch.no_grad()
     def logits(self, clip: Tensor, prompt: str, more: Sequence[int] = ()) -> Tensor:

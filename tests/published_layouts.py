@@ -142,6 +142,45 @@ def llava_onevision(px: int) -> Files:
     }
 
 
+def smolvlm(px: int) -> Files:
+    """As SmolVLM2-256M-Video-Instruct: one file, for images, with the sampling of videos in it."""
+    own = {
+        **ALL_ON,
+        **HALF,
+        "do_convert_rgb": True,
+        "do_image_splitting": True,
+        "do_pad": True,
+        "image_processor_type": "SmolVLMImageProcessor",
+        "max_image_size": {"longest_edge": px},
+        "processor_class": "SmolVLMProcessor",
+        "resample": 1,
+        "size": {"longest_edge": 4 * px},
+        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": px}},
+    }
+    return {
+        "preprocessor_config.json": own,
+        "processor_config.json": {"image_seq_len": 4, "processor_class": "SmolVLMProcessor"},
+    }
+
+
+SMOLVLM_CONFIG = {
+    "dtype": None,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    "text_config": {
+        "architectures": ["VLlama3ForCausalLM"],
+        "is_llama_config": True,
+        "perceiver_config": {"model_type": "vllama3", "num_key_value_heads": 1, "resampler_depth": 6},
+        "pixel_shuffle_factor": 2,
+        "qk_layer_norms": False,
+        "rope_parameters": None,
+        "rope_theta": 100000,
+        "rope_interleaved": False,
+    },
+    "vision_config": {"size": {"longest_edge": 128}, "max_image_size": {"longest_edge": 32}, "use_base_siglip": False},
+}
+
+
 def timesformer(px: int) -> Files:
     """As the Kinetics checkpoints since 2023."""
     statistics = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}

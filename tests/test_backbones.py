@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaNextVideoForConditionalGeneration
 
-from featurecache.backbones import decoder, find_model, open_backbone, open_inputs
-from featurecache.backbones.decoder import hidden_states
-from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone, LlavaNextVideoInputs
+from featurecache.backbones import decoder, find_model, llava_next_video, open_backbone, open_inputs
+from featurecache.backbones.decoder import Embedded, hidden_states
+from featurecache.backbones.video_language import VideoLanguageBackbone, VideoLanguageInputs
 from featurecache.errors import ModelNotFoundError, NoVideoTokensError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
 from tests.published_layouts import change_config
@@ -27,15 +27,15 @@ OVERFLOWING = torch.finfo(torch.float32).max
 """A weight that is finite, but whose products are not."""
 
 
-def _inputs(folder: Path, prompt: str = PROMPT, **changes) -> LlavaNextVideoInputs:
+def _inputs(folder: Path, prompt: str = PROMPT, **changes) -> VideoLanguageInputs:
     inputs = open_inputs(folder, prompt=prompt, **{"frames": FRAMES, "resize": "crop", **changes})
-    assert isinstance(inputs, LlavaNextVideoInputs)
+    assert isinstance(inputs, VideoLanguageInputs)
     return inputs
 
 
-def _open(folder: Path, prompt: str = PROMPT, *, dtype: str = "float32", **changes) -> LlavaNextVideoBackbone:
+def _open(folder: Path, prompt: str = PROMPT, *, dtype: str = "float32", **changes) -> VideoLanguageBackbone:
     backbone = open_backbone(_inputs(folder, prompt, **changes), dtype=dtype, device="cpu")
-    assert isinstance(backbone, LlavaNextVideoBackbone)
+    assert isinstance(backbone, VideoLanguageBackbone)
     return backbone
 
 
@@ -63,7 +63,7 @@ def _plain_states(folder: Path, clips: list[np.ndarray], prompt: str) -> dict[st
 
 
 def _states(
-    backbone: LlavaNextVideoBackbone, clips: list[np.ndarray], taps: tuple[str, ...] = ("final",)
+    backbone: VideoLanguageBackbone, clips: list[np.ndarray], taps: tuple[str, ...] = ("final",)
 ) -> dict[str, torch.Tensor]:
     """The extraction's way: frames encoded one by one, states by tap, each (B, S, D)."""
     encoded = [backbone.encode_frames(pixels_of(backbone, clip)) for clip in clips]
@@ -74,7 +74,7 @@ def _states(
     return {tap: tokens.flatten(1, 2) for tap, tokens in found.items()}
 
 
-def _final(backbone: LlavaNextVideoBackbone, clips: list[np.ndarray]) -> torch.Tensor:
+def _final(backbone: VideoLanguageBackbone, clips: list[np.ndarray]) -> torch.Tensor:
     return _states(backbone, clips)["final"].mean(dim=1, dtype=torch.float32)
 
 
@@ -154,10 +154,10 @@ def test_states_are_the_same_when_an_mlp_sees_some_tokens_at_a_time(
     whole.layers[0].mlp.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[1]))
     states = torch.randn(2, 11, whole.config.hidden_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        by_parts = list(hidden_states(whole, states))  # kept: a later layer must not change an earlier state
+        by_parts = list(hidden_states(whole, Embedded(states)))  # kept: a later layer must not change an earlier state
     assert seen == [3, 3, 3, 2]
     with torch.enable_grad():
-        at_once = list(hidden_states(whole, states))
+        at_once = list(hidden_states(whole, Embedded(states)))
     assert seen[4:] == [11]
     assert len(by_parts) == len(at_once) == len(whole.layers) + 1
     for one, other in zip(by_parts, at_once, strict=True):
@@ -170,8 +170,9 @@ def test_states_go_on_from_cached_tokens_of_a_layer_with_the_same_result_and_gra
     cached = states["layer_3"].clone()
     decoder = backbone.model.language_model
     decoder.layers[4].self_attn.q_proj.weight.requires_grad_()
-    final = list(hidden_states(decoder, backbone.behind_prefix(cached, layer=3), first=3))[-1]
-    assert (final[:, len(backbone.inputs.prefix_ids) :] - states["final"]).abs().max() <= 1e-5
+    before = backbone.prefix_states(3).expand(2, -1, -1)
+    final = list(hidden_states(decoder, Embedded(torch.cat([before, cached], dim=1)), first=3))[-1]
+    assert (backbone.at_video(final).flatten(1, 2) - states["final"]).abs().max() <= 1e-5
     final.sum().backward()
     assert decoder.layers[4].self_attn.q_proj.weight.grad.abs().max() > 0
 
@@ -253,7 +254,7 @@ def test_features_on_a_gpu_equal_those_on_the_cpu(tiny_model: Path) -> None:
 
 def test_backbone_is_refused_when_the_device_is_not_here(tiny_model: Path) -> None:
     with pytest.raises(SettingsError, match=r"extract\.device must"):
-        LlavaNextVideoBackbone(_inputs(tiny_model), dtype="float32", device="cuda:99")
+        llava_next_video.open_backbone(_inputs(tiny_model), dtype="float32", device="cuda:99")
 
 
 FIXED_ROPES: list[dict[str, Any]] = [

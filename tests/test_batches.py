@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from featurecache.backbones import open_inputs
-from featurecache.backbones.llava_next_video import LlavaNextVideoBackbone
+from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.video_language import VideoLanguageBackbone
 from featurecache.extraction.batches import CPU_BATCH, Batches
 from featurecache.extraction.clip import ClipRecord
 from featurecache.spec import FeatureSpace
@@ -25,12 +25,12 @@ SPACES = {
 INFO = VideoInfo(60_000_000, 56, 56, 0, "h264", "yuv420p", 10.0)
 
 
-class CountingBackbone(LlavaNextVideoBackbone):
+class CountingBackbone(VideoLanguageBackbone):
     """Counts frames, and has memory for so many clips at once."""
 
     def __init__(self, folder: Path, *, room: int = 1_000, error: Callable[[], Exception] | None = None) -> None:
         inputs = open_inputs(folder, prompt="user: baby <video>", frames=FRAMES, resize="crop")
-        super().__init__(inputs, dtype="float32", device="cpu")
+        self.__dict__.update(vars(open_backbone(inputs, dtype="float32", device="cpu")))
         self.room, self.error = room, error or torch.OutOfMemoryError
         self.normalized = self.encoded = 0
         self.sizes: list[int] = []

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Attention, Cost, clip_cost
 from featurecache.backbones.family import Inputs
-from tests.tiny_families import FAMILIES, FRAMES, make_llava_onevision, make_timesformer
+from tests.tiny_families import FAMILIES, FRAMES, VIDEO_LANGUAGE, make_timesformer
 from tests.tiny_models import make_llava_next_video
 
 PROMPT = "user: describe the hand <video>"
@@ -21,7 +21,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "llava_next_video two layers of the tower": lambda folder: make_llava_next_video(
         folder, vision_feature_layer=[-3, 1]
     ),
-    "llava_onevision": make_llava_onevision,
+    **VIDEO_LANGUAGE,
 }
 
 
@@ -64,7 +64,7 @@ def test_cost_of_half_the_square_is_taken_in_language_models_alone(tmp_path: Pat
         assert [one.causal for part in parts for one in part.attentions].count(True) == len(names) // 2
 
 
-@pytest.mark.parametrize("family", ["llava_next_video", "llava_onevision"])
+@pytest.mark.parametrize("family", ["llava_next_video", *VIDEO_LANGUAGE])
 def test_cost_leaves_out_the_language_model_when_only_its_input_is_kept(family: str, tmp_path: Path) -> None:
     inputs = open_inputs(MODELS[family](tmp_path), prompt=PROMPT, frames=FRAMES, resize="crop")
     for tap in ("vision", "layer_0"):

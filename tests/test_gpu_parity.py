@@ -9,10 +9,10 @@ import torch
 
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.pooling import pool
-from tests.tiny_families import FAMILIES, FRAMES, make_llava_onevision
+from tests.tiny_families import FAMILIES, FRAMES, VIDEO_LANGUAGE
 from tests.tiny_models import make_llava_next_video
 
-EVERY = {**FAMILIES, "llava_next_video": make_llava_next_video, "llava_onevision": make_llava_onevision}
+EVERY = {**FAMILIES, **VIDEO_LANGUAGE, "llava_next_video": make_llava_next_video}
 RELATIVE = 1e-4
 """Of a feature's size: sums of some thousand float32 products in another order, through a few layers."""
 

@@ -153,22 +153,22 @@ def test_a_field_is_honoured_or_refused_when_it_changes_pixels_and_passed_over_w
 
 
 @pytest.mark.parametrize(
-    ("named", "squashes"),
+    ("named", "way"),
     [
-        (None, False),
-        ("BitImageProcessor", False),
-        ("CLIPFeatureExtractor", False),
-        ("CLIPImageProcessorFast", False),
-        ("ViTFeatureExtractor", True),
+        (None, "crop"),
+        ("BitImageProcessor", "crop"),
+        ("CLIPFeatureExtractor", "crop"),
+        ("CLIPImageProcessorFast", "crop"),
+        ("ViTFeatureExtractor", "squash"),
     ],
 )
 def test_what_a_file_leaves_out_is_the_default_of_the_class_it_names(
-    named: str | None, squashes: bool, tmp_path: Path
+    named: str | None, way: str, tmp_path: Path
 ) -> None:
     settings = {"do_resize": True, "size": 224, "do_normalize": True, "feature_extractor_type": named}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     rule = frame_rule(tmp_path, BitImageProcessor)
-    assert rule.squashes == squashes
+    assert rule.geometry.way == way
     assert rule.interpolation == ("bilinear" if named == "ViTFeatureExtractor" else "bicubic")
     assert rule.image_px == 224
 

@@ -23,8 +23,11 @@ from transformers import AutoTokenizer
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.errors import FeatureCacheError
 from tests import published_layouts, tiny_families, tiny_models
+from tests.plain_language import at_video, plain_batch
 from tests.published_layouts import (
+    ALL_ON,
     CLIP_STATISTICS,
+    HALF,
     IMAGENET,
     Layout,
     shortest_edge,
@@ -114,6 +117,23 @@ LAYOUTS = [
         tiny_families.make_llava_onevision,
         {**published_layouts.llava_onevision(OV_PX), "video_processor/preprocessor_config.json": None},
     ),
+    Layout("SmolVLM2, 2025: one file, for images, with `video_sampling`; Lanczos", tiny_families.make_smolvlm),
+    Layout(
+        "SmolVLM2, transformers 5: video_preprocessor_config.json",
+        tiny_families.make_smolvlm,
+        {
+            "video_preprocessor_config.json": {
+                **ALL_ON,
+                **HALF,
+                "do_pad": True,
+                "max_image_size": {"longest_edge": PX},
+                "resample": 3,
+                "return_metadata": False,
+                "size": {"longest_edge": 48},
+                "video_processor_type": "SmolVLMVideoProcessor",
+            }
+        },
+    ),
     Layout("TimeSformer, 2023: VideoMAEImageProcessor", tiny_families.make_timesformer),
     Layout("VideoMAE, 2022: class VideoMAEFeatureExtractor, which is gone", tiny_families.make_videomae),
     Layout("VideoMAE, 2023: old and new name of the class", tiny_families.make_videomae_pretrained),
@@ -197,8 +217,8 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
     channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
     processor = PROCESSORS[kind](**_settings(folder, PROCESSORS[kind]))
     with torch.no_grad():
-        if kind in ("llava_next_video", "llava_onevision"):
-            pixels = processor([channels_first], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
+        if kind in ("llava_next_video", "llava_onevision", "smolvlm"):
+            pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
             return _plain_language(folder, model, pixels)
         if issubclass(PROCESSORS[kind], transformers.video_processing_utils.BaseVideoProcessor):
             pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
@@ -222,6 +242,7 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
 PROCESSORS: dict[str, Any] = {
     "llava_next_video": transformers.LlavaNextVideoVideoProcessor,
     "llava_onevision": transformers.LlavaOnevisionVideoProcessor,
+    "smolvlm": transformers.SmolVLMVideoProcessor,
     "timesformer": transformers.VideoMAEImageProcessor,
     "videomae": transformers.VideoMAEVideoProcessor,
     "vjepa2": transformers.VJEPA2VideoProcessor,
@@ -243,18 +264,9 @@ def _settings(folder: Path, processor_class: Any) -> dict[str, Any]:
 
 
 def _plain_language(folder: Path, model: Any, pixels: Tensor) -> Tensor:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    video = model.config.video_token_id
-    ids = tokenizer(PROMPT)["input_ids"]
-    at = ids.index(video)
-    vision = model.config.vision_config
-    side = vision.image_size // vision.patch_size
-    newline = model.config.model_type == "llava_onevision"
-    count = FRAMES * (-(-side // 2) if newline else side // 2) ** 2
-    ids = torch.tensor([ids[:at] + [video] * (count + newline)])
-    out = model(input_ids=ids, pixel_values_videos=pixels, output_hidden_states=True)
-    states: Tensor = out.hidden_states[-1][0, at : at + count]
-    return states
+    batch = plain_batch(model.config, AutoTokenizer.from_pretrained(folder), pixels[0], PROMPT)
+    states: Tensor = model(**batch, output_hidden_states=True).hidden_states[-1]
+    return states[0, at_video(model.config, batch)]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not FOLDERS, reason="the small files of real rep
 MAKERS: list[tuple[str, Callable[[Path], Path], int]] = [
     ("llava-hf__LLaVA-NeXT-Video", tiny_models.make_llava_next_video, tiny_models.IMAGE_PX),
     ("llava-hf__llava-onevision", tiny_families.make_llava_onevision, 40),
+    ("HuggingFaceTB__SmolVLM2", tiny_families.make_smolvlm, tiny_families.IMAGE_PX),
     ("facebook__timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
     ("timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
     ("MCG-NJU__videomae", tiny_families.make_videomae_pretrained, tiny_families.IMAGE_PX),
@@ -62,10 +63,10 @@ def _shrunk(published: dict[str, Any], tiny: dict[str, Any]) -> dict[str, Any]:
 
 def _small_frames(settings: Any, px: int) -> Any:
     """A published processor's settings whose frames have this size."""
-    sizes = {key: settings[key] for key in ("size", "crop_size") if settings.get(key)}
+    sizes = {key: settings[key] for key in ("size", "crop_size", "max_image_size") if settings.get(key)}
     if not sizes:
         return settings
-    largest = sizes.get("crop_size") or sizes["size"]
+    largest = sizes.get("crop_size") or sizes.get("max_image_size") or sizes["size"]
     full = largest if isinstance(largest, int) else next(iter(largest.values()))
 
     def scaled(size: Any) -> Any:

@@ -13,6 +13,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2ForImageClassification,
+    LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -21,6 +22,8 @@ from transformers import (
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEConfig,
@@ -132,34 +135,26 @@ def make_vjepa2_pretrained(folder: Path, *, seed: int = 0) -> Path:
     return _save(VJEPA2Model(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
 
 
+_WORDS = ["user:", "describe", "the", "hand", "moves", "what", "?", "."]
+
+
+def _save_tokenizer(folder: Path, special: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Writes a tokenizer of whole words, and says its vocabulary in order of the ids."""
+    vocabulary = ["<unk>", "<pad>", *special, *words]
+    backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=list(special)
+    )
+    tokenizer.save_pretrained(folder)
+    return vocabulary
+
+
 def make_llava_onevision(
     folder: Path, *, seed: int = 0, image_px: int = 40, more_words: Sequence[str] = (), **changes: Any
 ) -> Path:
     """A LLaVA-OneVision: SigLIP of 5 x 5 patches, pooled to 3 x 3 tokens a frame, and a Qwen2 of grouped heads."""
-    words = [
-        "<unk>",
-        "<pad>",
-        "<image>",
-        "<video>",
-        "user:",
-        "describe",
-        "the",
-        "hand",
-        "moves",
-        "what",
-        "?",
-        ".",
-        *more_words,
-    ]
-    backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        additional_special_tokens=["<image>", "<video>"],
-    )
-    tokenizer.save_pretrained(folder)
+    words = _save_tokenizer(folder, ["<image>", "<video>"], [*_WORDS, *more_words])
     text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
     vision = {**_SMALL, "image_size": image_px, "vision_use_head": False}
     config = LlavaOnevisionConfig(
@@ -175,6 +170,32 @@ def make_llava_onevision(
     name_tower_weights_as_published(folder)
     return folder
 
+
+_SMOLVLM_SPECIAL = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+_SMOLVLM_TEXT = ["You", "four", "frames", "Frame", "from", "00", "01", "02", "03", ":", "\n"]
+SMOLVLM_WORDS = 2 + len(_SMOLVLM_SPECIAL) + len(_WORDS) + len(_SMOLVLM_TEXT)
+"""Words of the small SmolVLM2's vocabulary before those that a caller adds."""
+
+
+def make_smolvlm(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
+    """A SmolVLM2 of 4 x 4 patches, laid side by side to 2 x 2 tokens a frame, and a Llama of grouped heads."""
+    words = _save_tokenizer(folder, _SMOLVLM_SPECIAL, [*_WORDS, *_SMOLVLM_TEXT, *more_words])
+    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
+    config = SmolVLMConfig(
+        **{
+            "vision_config": dict(_SMALL),
+            "text_config": LlamaConfig(**text, pad_token_id=1, bos_token_id=None, eos_token_id=None),
+            "image_token_id": 2,
+            "scale_factor": 2,
+            **changes,
+        }
+    )
+    _save(SmolVLMForConditionalGeneration(config), published_layouts.smolvlm(IMAGE_PX), folder, seed)
+    return lay_out(folder, published_layouts.smolvlm(IMAGE_PX), published_layouts.SMOLVLM_CONFIG)
+
+
+VIDEO_LANGUAGE: dict[str, Callable[..., Path]] = {"llava_onevision": make_llava_onevision, "smolvlm": make_smolvlm}
+"""The video language models but LLaVA-NeXT-Video."""
 
 FAMILIES: dict[str, Callable[..., Path]] = {
     "timesformer": make_timesformer,

@@ -33,15 +33,21 @@ _FAMILIES = {
     "videomae": "videomae",
     "vjepa2": "vjepa2",
     "llava_onevision": "llava_onevision",
+    "smolvlm": "smolvlm",
 }
 """`model_type` in config.json -> the module here that has `open_inputs` and `open_backbone` for it."""
 
-_WITH_WORDS = ("llava_next_video", "llava_onevision")
-"""The families whose features depend on the prompt."""
+_WITH_WORDS = ("llava_next_video", "llava_onevision", "smolvlm")
+"""The families with a language model, whose features depend on the prompt."""
 
 
 def open_inputs(
-    folder: Path, *, prompt: str, frames: int, resize: Literal["model", "crop", "pad", "squash"]
+    folder: Path,
+    *,
+    prompt: str,
+    frames: int,
+    resize: Literal["model", "crop", "pad", "squash"],
+    clip_s: float = 3.0,
 ) -> "Inputs":
     """All of a model but its weights, with the family that its config.json names.
 
@@ -50,6 +56,7 @@ def open_inputs(
         prompt: Words around `<video>`; families without a language model ignore it.
         frames: T, frames sampled from a clip.
         resize: How a frame that is not square becomes one; `model`: as the model's own processor does.
+        clip_s: Length of a clip in seconds; models that read the times of frames are told them.
 
     Raises:
         ModelNotFoundError: If a file is missing or damaged.
@@ -59,14 +66,16 @@ def open_inputs(
         UntestedVersionError: If another version of transformers is installed than was tested.
     """
     require_tested_transformers()
-    if _FAMILIES[model_type_of(folder)] in _WITH_WORDS:
+    settings: dict[str, Any] = {"frames": frames, "resize": resize}
+    if model_type_of(folder) in _WITH_WORDS:
         require_one_video(prompt, "features.prompt")  # before the seconds that the family's imports take
+        settings |= {"prompt": prompt, "clip_s": clip_s}
     family = _family(folder)
     from featurecache.backbones.files import quiet_loading
 
     try:
         with quiet_loading(folder, "model"):  # values that no check foresaw end as a named error too
-            inputs: Inputs = family.open_inputs(folder, prompt=prompt, frames=frames, resize=resize)
+            inputs: Inputs = family.open_inputs(folder, **settings)
     except ModelNotFoundError:
         name_broken_file(folder)
         raise

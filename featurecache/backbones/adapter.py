@@ -26,10 +26,15 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
-from transformers import LlavaNextVideoForConditionalGeneration, LlavaOnevisionForConditionalGeneration
+from transformers import (
+    LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
+)
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter_files import CONFIG_NAME, WEIGHTS_NAME, open_adapter
+from featurecache.backbones.decoder import decoder_of
 from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
 from featurecache.backbones.loaded_weights import refuse_non_finite
 from featurecache.backbones.model_folder import PROCESSOR_FILES
@@ -39,6 +44,7 @@ from featurecache.files import private_folder, write_private
 _WHOLE_MODELS = {
     "llava_next_video": LlavaNextVideoForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
+    "smolvlm": SmolVLMForConditionalGeneration,
 }
 
 _BASE_WEIGHTS, _FOUR_BIT = "base_weights", "nf4"
@@ -67,7 +73,7 @@ def add_adapter(
     Raises:
         SettingsError: If a target is not in every one of these layers.
     """
-    decoder = backbone.model.language_model
+    decoder = backbone.decoder
     for layer in layers:
         linears = {name.rpartition(".")[2] for name, _ in decoder.layers[layer].named_modules()}
         missing = sorted(set(targets) - linears)
@@ -110,7 +116,7 @@ def attach_adapter(backbone: Any, folder: Path) -> None:
         ModelNotFoundError: If the files are damaged or of another model.
         SettingsError: If it was trained on 4-bit weights and bitsandbytes is not installed.
     """
-    decoder = backbone.model.language_model
+    decoder = backbone.decoder
     with quiet_loading(folder, "adapter"):
         if _is_on_four_bit(folder):
             quantise(decoder, open_adapter(folder).first_layer)
@@ -137,10 +143,10 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
         model_class, model_folder, family="model", dtype=dtype, device="cpu", attention="sdpa", config=config
     )
     with quiet_loading(adapter_folder, "adapter"):
+        decoder = decoder_of(model.model)
         if _is_on_four_bit(adapter_folder):
-            round_weights(model.model.language_model, open_adapter(adapter_folder).first_layer)
-        adapted = _with_adapter(model.model.language_model, adapter_folder)
-        model.model.language_model = adapted.merge_and_unload(safe_merge=True)
+            round_weights(decoder, open_adapter(adapter_folder).first_layer)
+        _with_adapter(decoder, adapter_folder).merge_and_unload(safe_merge=True)  # in place
     private_folder(out)
     model.save_pretrained(out)
     written = {path.name for path in out.iterdir()} - {"generation_config.json"}  # the model's own, where it has one

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,10 +32,13 @@ from featurecache.backbones.continuation import (
     sampled,
 )
 from featurecache.backbones.decoder import require_window
-from featurecache.backbones.family import Inputs, TapShape, TapStates
+from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.resize import FrameResize
 from featurecache.backbones.token_tree import TokenTree
 from featurecache.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from featurecache.backbones.video_language import VideoLanguageBackbone
 
 
 class Asked(Protocol):
@@ -267,11 +270,11 @@ class AskedInputs:
     """A model without its weights, and what it is asked; as `featurecache.backbones.family.Inputs`.
 
     Attributes:
-        inner: The model's own inputs.
+        inner: The model's own inputs, of a video language model.
         asked: What is asked.
     """
 
-    def __init__(self, inner: Inputs, asked: Asked) -> None:
+    def __init__(self, inner: Any, asked: Asked) -> None:
         self.inner, self.asked = inner, asked
         self.folder: Path = inner.folder
         self.config: Any = inner.config
@@ -280,8 +283,7 @@ class AskedInputs:
         self.frame_resize: FrameResize = inner.frame_resize
         self.text_after_video = ""
         self.taps = {tap: TapShape(1, 1, width) for tap, width in asked.widths.items()}
-        video = inner.taps["final"].steps * inner.taps["final"].tokens_per_step
-        require_window(inner.config.text_config, len(asked.before) + video + 1 + asked.longest)
+        require_window(inner.config.text_config, len(asked.before) + inner.video_length + 1 + asked.longest)
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
         """Every input that changes an answer: the model's, and what is asked."""
@@ -298,7 +300,7 @@ class AskedBackbone:
         model: The inner model.
     """
 
-    def __init__(self, inputs: AskedInputs, inner: Any, *, family: str) -> None:
+    def __init__(self, inputs: AskedInputs, inner: "VideoLanguageBackbone", *, family: str) -> None:
         self.inputs, self._inner, self.model = inputs, inner, inner.model
         self._to_logits = output_weights(inner.model, inputs.folder, family)
 
@@ -323,13 +325,11 @@ class AskedBackbone:
             yield tap, TapStates(numbers[:, None, None])
 
     def continuation(self, encoded: Tensor) -> Continuation:
-        """Clips that ran up to the last token of the video, of `encode_frames`, shape (B, T, patches, D_vision)."""
-        video = self._inner.project(encoded)  # (B, S, D)
-        embed = self.model.get_input_embeddings()
-        before = embed(torch.tensor(self.inputs.asked.before, dtype=torch.long, device=video.device))
-        parts = [before.expand(len(video), -1, -1), video.to(before.dtype)]
-        parts.append(self._inner.after_video().to(before).expand(len(video), -1, -1))
-        return Continuation(self.model, self._to_logits, torch.cat(parts, dim=1))
+        """Clips that ran up to the last token of the video, of `encode_frames`, shape (B, T, ...)."""
+        video = self._inner.project(self._inner.vision(encoded))
+        return Continuation(
+            self.model, self._to_logits, self._inner.embedded(video, self.inputs.asked.before, to_go_on=True)
+        )
 
 
 def check_can_answer(model_type: str) -> None:
@@ -348,5 +348,6 @@ def check_can_answer(model_type: str) -> None:
 ANSWERING: Mapping[str, tuple[str, str]] = {
     "llava_next_video": ("USER: <video>\n", " ASSISTANT:"),
     "llava_onevision": ("<|im_start|>user <video>\n", "<|im_end|><|im_start|>assistant\n"),
+    "smolvlm": ("<|im_start|>User: <video>", "<end_of_utterance>\nAssistant:"),
 }
 """Models that can be asked -> what their chat template puts before and after a question."""

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from featurecache.backbones.decoder import hidden_states
+from featurecache.backbones.decoder import Embedded, decoder_of, hidden_states
 from featurecache.backbones.token_tree import TokenTree
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import ModelNotFoundError
@@ -87,12 +87,15 @@ class Continuation:
     Args:
         model: The inner model with its language model, without logits.
         to_logits: Weights of the output layer, shape (V, D).
-        before: Embedded tokens up to the last one of the video and what the model puts behind it, shape (B, S, D).
+        before: The sequence up to the last token of the video and what the model puts behind it.
     """
 
-    def __init__(self, model: Any, to_logits: Tensor, before: Tensor) -> None:
-        self._model, self._to_logits, self._batch = model, to_logits, len(before)
+    def __init__(self, model: Any, to_logits: Tensor, before: Embedded) -> None:
+        self._model, self._to_logits, self._batch = model, to_logits, len(before.states)
         self._past = KeyValues()
+        self._ahead = (
+            before.next_position - before.states.shape[1]
+        )  # not 0 where a video takes fewer places than tokens
         self._run(before)
 
     @property
@@ -100,14 +103,16 @@ class Continuation:
         """V, tokens that the output layer knows."""
         return len(self._to_logits)
 
-    def _run(self, states: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Final states of more tokens, (B, S, D) -> (B, S, D)."""
-        last = states
-        for last in hidden_states(  # noqa: B007  # the last of them
-            self._model.language_model, states, cache=self._past, positions=positions, mask=mask
-        ):
+    def _run(self, read: Embedded, *, mask: Tensor | None = None) -> Tensor:
+        """Final states of more tokens, (B, S, D)."""
+        last = read.states
+        for last in hidden_states(decoder_of(self._model), read, cache=self._past, mask=mask):  # noqa: B007
             pass
         return last
+
+    def _places(self, steps: Tensor) -> Tensor:
+        """Places in the sequence of tokens that are so many steps behind what has run."""
+        return self._past.length + self._ahead + steps
 
     def _words(self, ids: Tensor) -> Tensor:
         """Embedded tokens: (S,) -> (B, S, D), or (B,) -> (B, 1, D) where they differ from clip to clip."""
@@ -121,11 +126,11 @@ class Continuation:
     def after(self, tree: TokenTree) -> Tensor:
         """Final states of the tokens of a tree, each behind its own branch alone: (B, nodes, D). Nothing is kept."""
         device, past = self._to_logits.device, self._past.length
-        positions = past + torch.tensor(tree.depths, device=device)
+        places = self._places(torch.tensor(tree.depths, device=device))
         seen = torch.ones(len(tree.tokens), past, dtype=torch.bool)
         mask = torch.cat([seen, tree.visible], dim=1).to(device)[None, None]
         self._past.grows = False
-        states = self._run(self._words(torch.tensor(tree.tokens, device=device)), positions=positions, mask=mask)
+        states = self._run(Embedded(self._words(torch.tensor(tree.tokens, device=device)), places), mask=mask)
         self._past.grows = True
         return states
 
@@ -156,9 +161,9 @@ class Continuation:
             pick: Chooses each token.
         """
         device, past = self._to_logits.device, self._past.length
-        positions = past + torch.arange(len(ids), device=device)
+        places = self._places(torch.arange(len(ids), device=device))
         seen = torch.ones(len(ids), past + len(ids), dtype=torch.bool, device=device).tril(past)
-        states = self._run(self._words(torch.tensor(ids, device=device)), positions=positions, mask=seen[None, None])
+        states = self._run(Embedded(self._words(torch.tensor(ids, device=device)), places), mask=seen[None, None])
         said = torch.full((self._batch, most), NOTHING_SAID, device=device)
         has_ended = torch.zeros(self._batch, dtype=torch.bool, device=device)
         ending = torch.tensor(ends, device=device)
@@ -169,7 +174,7 @@ class Continuation:
             if step == most - 1 or (not has_ended.is_meta and bool(has_ended.all())):
                 break
             embedded = self._model.get_input_embeddings()(token)[:, None]  # (B, 1, D)
-            states = self._run(embedded, positions=torch.tensor([self._past.length], device=device))
+            states = self._run(Embedded(embedded, self._places(torch.zeros(1, dtype=torch.int64, device=device))))
         return said
 
 

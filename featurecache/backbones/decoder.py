@@ -13,8 +13,8 @@ Not here: what stands in front of the video, generating text.
 """
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,34 +36,61 @@ _LAYERS = {"full_attention", _SLIDING}
 _TOKENS_AT_ONCE = 512  # of each clip, in an MLP on a CPU: fewer take longer, more take more memory
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A batch of sequences that a language model reads, or goes on from.
+
+    Attributes:
+        states: Hidden states of each token, shape (B, S, D).
+        positions: Place of each token in its sequence, shape (S,), or (3, S) in time, height and width; None: 0, 1, ...
+        added: What is added to the states after layer 0, 1, ..., each of shape (B, S, D).
+    """
+
+    states: Tensor
+    positions: Tensor | None = None
+    added: Sequence[Tensor] = ()
+
+    @property
+    def next_position(self) -> int:
+        """The place of a token that follows."""
+        return self.states.shape[1] if self.positions is None else int(self.positions.max()) + 1
+
+
+def decoder_of(model: Any) -> Any:
+    """The language model inside a video language model, by either of transformers' names for it."""
+    return model.language_model if hasattr(model, "language_model") else model.text_model
+
+
 def hidden_states(
     decoder: Any,
-    states: Tensor,
+    read: Embedded,
     first: int = 0,
     *,
     cache: Any = None,
-    positions: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """`hidden_states[first]`, `[first + 1]`, ... of a language model of N layers; the N-th is after the final norm.
 
+    What is added after a layer is not part of that layer's own state, as transformers has it.
+
     Args:
         decoder: The inner language model, without its logits.
-        states: `hidden_states[first]` (of `first` = 0: the embeddings), shape (B, S, D).
+        read: `hidden_states[first]` (of `first` = 0: the embeddings), with their places.
         first: Layers that are behind these states, 0 <= first < N.
         cache: Keys and values of earlier tokens, by transformers' `update`, which gets those of these tokens.
-        positions: Place of each token in its sequence, shape (S,); None: 0, 1, ...
         mask: True where a token sees another, shape (1, 1, S, earlier + S); None: those before it and itself.
 
     Yields:
         Shape (B, S, D), the first of them the argument itself.
     """
-    places = torch.arange(states.shape[1], device=states.device) if positions is None else positions
-    rotary = decoder.rotary_emb(states, position_ids=places[None])
+    states = read.states
+    places = torch.arange(states.shape[1]) if read.positions is None else read.positions
+    places = (places[None] if places.ndim == 1 else places[:, None]).to(states.device)
+    rotary = decoder.rotary_emb(states, position_ids=places)
     yield states
     shared = {
         "attention_mask": mask,
-        "position_ids": places[None],
+        "position_ids": places,
         "position_embeddings": rotary,
         "use_cache": False,
         **({} if cache is None else {_cache_argument(decoder): cache}),
@@ -76,7 +103,11 @@ def hidden_states(
                 part.add_(layer.mlp(layer.post_attention_layernorm(part)))
         else:
             states = layer(states, **shared)
-        yield decoder.norm(states) if depth == len(decoder.layers) else states
+        if depth < len(decoder.layers):
+            yield states
+        if depth <= len(read.added):
+            states = states + read.added[depth - 1]
+    yield decoder.norm(states)
 
 
 def _cache_argument(decoder: Any) -> str:
@@ -86,21 +117,23 @@ def _cache_argument(decoder: Any) -> str:
 
 
 @torch.no_grad()
-def prefix_states(model: Any, prefix_ids: Tensor, layer: int) -> Tensor:
+def prefix_states(model: Any, decoder: Any, prefix_ids: Sequence[int], layer: int) -> Tensor:
     """`hidden_states[layer]` of the words before the video, which no video changes.
 
     Args:
-        model: The inner model with its language model, without logits.
-        prefix_ids: Token ids, shape (S_prefix,); there may be none.
+        model: The inner model, without logits.
+        decoder: Its language model.
+        prefix_ids: Token ids; there may be none.
         layer: Layers behind the states, 0 <= layer < N.
 
     Returns:
         Shape (S_prefix, D).
     """
-    words: Tensor = model.get_input_embeddings()(prefix_ids.to(model.device))[None]
+    ids = torch.tensor(prefix_ids, dtype=torch.int64, device=model.device)
+    words: Tensor = model.get_input_embeddings()(ids)[None]
     if not len(prefix_ids):
         return words.flatten(0, 1)  # (0, D) at every layer
-    depths = enumerate(hidden_states(model.language_model, words))
+    depths = enumerate(hidden_states(decoder, Embedded(words)))
     return next(states[0] for depth, states in depths if depth == layer)
 
 

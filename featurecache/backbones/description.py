@@ -43,6 +43,7 @@ class ModelDescription:
         prompt: Words around `<video>`.
         frames: T, frames sampled from a clip.
         resize: How a frame that is not square becomes one.
+        clip_s: Length of a clip in seconds.
         image_px: Height and width of a frame as the model sees it.
         text_after_video: What the prompt puts after the video; it cannot change a feature. Empty without a prompt.
         taps: Every tap by name, in order of depth, with its shape.
@@ -53,6 +54,7 @@ class ModelDescription:
     prompt: str
     frames: int
     resize: Resize
+    clip_s: float
     image_px: int
     text_after_video: str
     taps: Mapping[str, TapShape]
@@ -60,12 +62,21 @@ class ModelDescription:
 
     def open(self) -> "Inputs":
         """As `open_described`."""
-        return open_described(self.folder, prompt=self.prompt, frames=self.frames, resize=self.resize, asked=self.asked)
+        return open_described(
+            self.folder,
+            prompt=self.prompt,
+            frames=self.frames,
+            resize=self.resize,
+            clip_s=self.clip_s,
+            asked=self.asked,
+        )
 
 
-def open_described(folder: Path, *, prompt: str, frames: int, resize: Resize, asked: "Asked | None") -> "Inputs":
+def open_described(
+    folder: Path, *, prompt: str, frames: int, resize: Resize, clip_s: float, asked: "Asked | None"
+) -> "Inputs":
     """All of a model but its weights, with what it is asked; errors as of `featurecache.backbones.open_inputs`."""
-    inputs = open_inputs(folder, prompt=prompt, frames=frames, resize=resize)
+    inputs = open_inputs(folder, prompt=prompt, frames=frames, resize=resize, clip_s=clip_s)
     if asked is None:
         return inputs
     from featurecache.backbones.asking import AskedInputs

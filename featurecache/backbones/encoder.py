@@ -109,6 +109,10 @@ class Parts:
                 states = self.layers[depth](states)
         yield FINAL, self.final_norm(states)
 
+    def state(self, pixels: Tensor, tap: str) -> Tensor:
+        """One tap's states (N, S, D)."""
+        return next(iter(self.walk(pixels, [tap])))[1]
+
 
 def tower_states(config: Any, folder: Path) -> list[int]:
     """Which states of its vision tower a video language model uses, counted from 0, the embedding.

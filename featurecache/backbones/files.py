@@ -30,6 +30,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LOCAL_ONLY = {"local_files_only": True, "trust_remote_code": False}
 """What every `from_pretrained` gets: no network, and no code of the folder."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""What a tokenizer is made of, where a folder has it."""
+
 _ROOM_FACTOR, _ROOM_VALUES = 2, 50_000_000
 """A model may ask for this many times the values that its files hold, and so many besides: parts that are not used."""
 

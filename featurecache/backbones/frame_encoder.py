@@ -97,8 +97,8 @@ _TOWERS = {
 """`model_type` -> the tower, and the class of config.json, which may hold the tower's as `vision_config`."""
 
 
-def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
-    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
+    """As `featurecache.backbones.open_inputs`."""
     tower, config = _tower_and_config(folder)
     rule = frame_rule(folder, tower.processor_class)
     if tower is not _DINOV2:

@@ -16,9 +16,8 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
 from featurecache.backbones.chat_template import chat_frame
-from featurecache.backbones.decoder import hidden_states, require_decoder
-from featurecache.backbones.files import LOCAL_ONLY, digests, load_frozen, quiet_loading
-from featurecache.backbones.llava_next_video import TOKENIZER_FILES
+from featurecache.backbones.decoder import Embedded, hidden_states, require_decoder
+from featurecache.backbones.files import LOCAL_ONLY, TOKENIZER_FILES, digests, load_frozen, quiet_loading
 from featurecache.backbones.model_folder import check_model_folder
 from featurecache.backbones.token_tree import TokenTree
 from featurecache.backbones.tokenizer import open_tokenizer
@@ -161,7 +160,7 @@ class JudgeModel:
         states = embed(torch.tensor(tree.tokens, device=self._device))[None]
         positions = torch.tensor(tree.depths, device=self._device)
         mask = tree.visible.to(self._device)[None, None]
-        for states in hidden_states(self._model.model, states, positions=positions, mask=mask):  # noqa: B007, B020
+        for states in hidden_states(self._model.model, Embedded(states, positions), mask=mask):  # noqa: B007, B020
             pass
         return [self._read(states[0], end, blanks) for end, blanks in ends]
 

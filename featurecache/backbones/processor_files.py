@@ -11,7 +11,7 @@ Not here: what the settings mean (`featurecache.backbones.preprocessing`).
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ _FOR_VIDEOS = (
 )
 _FOR_IMAGES = (("processor_config.json", "image_processor"), ("preprocessor_config.json", None))
 
+_NAME_END = re.compile(r"(VideoProcessor|(ImageProcessor|FeatureExtractor)(Fast|Pil)?)$")
 _TYPE_KEYS = ("video_processor_type", "image_processor_type", "feature_extractor_type")
 
 _IMAGE_CLASSES: dict[str, Any] = {
@@ -71,13 +72,17 @@ _VIDEO_NAMES = {"Llava", "LlavaNext", "LlavaNextVideo", "LlavaOnevision", "VJEPA
 """Names whose settings a video class may take over; what they do with still images does not count."""
 
 
-def processor_settings(folder: Path, own: Any) -> tuple[Path, dict[str, Any]]:
+def processor_settings(
+    folder: Path, own: Any, *, more_fields: "Mapping[str, Kind] | None" = None, also: Collection[str] = ()
+) -> tuple[Path, dict[str, Any]]:
     """The settings that make a model's pixels, complete with the defaults of the class that they are for.
 
     Args:
         folder: The model's files.
         own: The model's own processor class. A video class is always the one that is used; an image class only where
             the files name none.
+        more_fields: Further fields that change pixels with this class alone, and what their values must be.
+        also: Names (without `ImageProcessor` and the like) of classes whose settings the own class takes over too.
 
     Returns:
         The file that they are from, and `PIXEL_FIELDS` as the class completes them (others may be among them).
@@ -89,18 +94,20 @@ def processor_settings(folder: Path, own: Any) -> tuple[Path, dict[str, Any]]:
     is_video = issubclass(own, BaseVideoProcessor)
     path, found = _first_found(folder, _FOR_VIDEOS + _FOR_IMAGES[::-1] if is_video else _FOR_IMAGES + _FOR_VIDEOS)
     name = next((str(found[key]) for key in _TYPE_KEYS if found.get(key) is not None), None)
-    base = re.sub(r"(VideoProcessor|(ImageProcessor|FeatureExtractor)(Fast|Pil)?)$", "", name) if name else None
-    known = _VIDEO_NAMES if is_video else set(_IMAGE_CLASSES)
+    base = _NAME_END.sub("", name) if name else None
+    known = {*(_VIDEO_NAMES if is_video else _IMAGE_CLASSES), *also}
     if base is not None and base not in known:
         raise UnsupportedModelError(
             f"the processor must be of a kind that scales, crops and normalises frames ({', '.join(sorted(known))}), "
             f"but {path} names {name!r}. Use the processor files of the model's own repository, or another model."
         )
-    _require_kinds(path, found)
-    chosen = own if is_video or base is None else _IMAGE_CLASSES[base]
+    kinds = {**_KINDS, **(more_fields or {})}
+    fields_of_pixels = (*PIXEL_FIELDS, *(more_fields or {}))
+    _require_kinds(path, found, fields_of_pixels, kinds)
+    chosen = own if is_video or base is None or base in also else _IMAGE_CLASSES[base]
     pads = not is_video and chosen is not VideoMAEImageProcessor  # the others carry the fields and leave them unread
     # A null stays a null, which switches a step off; only what is left out becomes the default.
-    fields = {key: found[key] for key in PIXEL_FIELDS if key in found and (pads or key not in _PADDING_FIELDS)}
+    fields = {key: found[key] for key in fields_of_pixels if key in found and (pads or key not in _PADDING_FIELDS)}
     try:
         settings: dict[str, Any] = chosen(**fields).to_dict()
     except Exception as error:  # transformers checks sizes with whatever exception comes
@@ -111,10 +118,10 @@ def processor_settings(folder: Path, own: Any) -> tuple[Path, dict[str, Any]]:
     return path, settings
 
 
-def _require_kinds(path: Path, found: dict[str, Any]) -> None:
+def _require_kinds(path: Path, found: dict[str, Any], fields: Sequence[str], kinds: "Mapping[str, Kind]") -> None:
     """Refuses values that a class would take in some other sense, or fail on without naming the file."""
-    for key in (key for key in PIXEL_FIELDS if found.get(key) is not None):
-        wanted, is_one = _KINDS.get(key, _SWITCH)
+    for key in (key for key in fields if found.get(key) is not None):
+        wanted, is_one = kinds.get(key, _SWITCH)
         if not is_one(found[key]):
             raise UnsupportedModelError(
                 f"{key} of a processor must be {wanted}, but {path} says {found[key]!r:.100}. "
@@ -139,15 +146,18 @@ def _is_statistic(value: Any) -> bool:
     return all(map(_is_number, value if isinstance(value, list) else [value]))
 
 
-_Kind = tuple[str, Callable[[Any], bool]]
-_SWITCH: _Kind = ("true or false", lambda value: isinstance(value, bool))
-_SIZE: _Kind = ("a whole number, or whole numbers by their side", _is_size)
-_STATISTIC: _Kind = ("a number, or a list of numbers", _is_statistic)
-_KINDS: dict[str, _Kind] = {
-    "size": _SIZE,
-    "crop_size": _SIZE,
-    "pad_size": _SIZE,
-    "resample": ("a whole number", _is_whole),
+Kind = tuple[str, Callable[[Any], bool]]
+"""What a value must be, in words and as a test."""
+
+_SWITCH: Kind = ("true or false", lambda value: isinstance(value, bool))
+_STATISTIC: Kind = ("a number, or a list of numbers", _is_statistic)
+SIZE: Kind = ("a whole number, or whole numbers by their side", _is_size)
+WHOLE: Kind = ("a whole number", _is_whole)
+_KINDS: dict[str, Kind] = {
+    "size": SIZE,
+    "crop_size": SIZE,
+    "pad_size": SIZE,
+    "resample": WHOLE,
     "rescale_factor": ("a number", _is_number),
     "image_mean": _STATISTIC,
     "image_std": _STATISTIC,

@@ -1,10 +1,10 @@
 """Frames as a vision tower takes them: resized, cropped, normalised; the same numbers on every device.
 
-The kernel is fixed and is part of the fingerprint: antialiased bicubic (a = -1/2) or bilinear, separable, columns
-before rows, in integers: weights as 16-bit fixed point, sums in 32 bits, 8-bit pixels between the two passes and
-after them. Integer sums have no order, so a frame comes out the same bit for bit on a CPU, on a GPU, alone and in
-a batch. It is the kernel that torch runs on 8-bit pictures on a CPU, which the transformers processors use there:
-their result is met exactly.
+The kernel is fixed and is part of the fingerprint: antialiased bicubic (a = -1/2), bilinear or Lanczos (a = 3),
+separable, columns before rows, in integers: weights as 16-bit fixed point, sums in 32 bits, 8-bit pixels between the
+two passes and after them. Integer sums have no order, so a frame comes out the same bit for bit on a CPU, on a GPU,
+alone and in a batch. It is the kernel that torch runs on 8-bit pictures on a CPU, which the transformers processors use
+there: their result is met exactly.
 
 - `_resize_by_weights` is the definition and runs on any device; it computes only what survives the crop.
 - On a CPU torch's own vectorised kernel does the same many times faster. It is used for a picture size after it
@@ -15,7 +15,8 @@ their result is met exactly.
 It is not a decoder, and it changes no colours.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Interpolation = Literal["bicubic", "bilinear"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 
 KERNEL = "antialiased, separable, 16-bit weights, 8-bit pixels, version 1"
 _WEIGHT_BITS = 15
@@ -45,6 +46,7 @@ class FrameResize:
         std: Standard deviation of each channel in [0, 1], the processor's `image_std`.
         interpolation: Always with antialiasing.
         short_edge_px: For `crop` and `squash`; None: `image_px`. At least `image_px`.
+        long_edge_px: For `squash`: the longest edge is scaled to this first, keeping the sides' ratio; None: it is not.
 
     Raises:
         ValueError: If `short_edge_px` is smaller than `image_px`, or is given with `pad`.
@@ -59,6 +61,7 @@ class FrameResize:
         std: Sequence[float],
         interpolation: Interpolation = "bicubic",
         short_edge_px: int | None = None,
+        long_edge_px: int | None = None,
     ) -> None:
         if short_edge_px is not None and (resize == "pad" or short_edge_px < image_px):
             raise ValueError(
@@ -71,12 +74,15 @@ class FrameResize:
         self.std = tuple(float(value) for value in std)
         self.interpolation: Interpolation = interpolation
         self.short_edge_px = short_edge_px or image_px
+        self.long_edge_px = long_edge_px
 
     def identity(self) -> dict[str, Any]:
         """All that changes a pixel's value, JSON-ready, for the fingerprint."""
         crops = self.resize == "crop" or self.short_edge_px != self.image_px
+        first = {} if self.long_edge_px is None else {"long_edge_px": self.long_edge_px}
         return {
             "resize": self.resize,
+            **first,
             "image_px": self.image_px,
             "short_edge_px": self.short_edge_px if crops else None,
             "interpolation": self.interpolation,
@@ -122,20 +128,30 @@ class FrameResize:
         """Frames (F, H, W, 3) -> (F, px, px, 3), uint8."""
         if self.resize == "pad":
             frames = self._padded(frames)
+        if self.long_edge_px is not None:
+            frames = self._scaled(frames, *_of_long_edge(frames.shape[1], frames.shape[2], self.long_edge_px))
         height, width = frames.shape[1:3]
         out_height = out_width = self.short_edge_px
         if self.resize == "crop":
             # The long edge is rounded down, as the processors do.
             out_height = int(self.short_edge_px * height / width) if height > width else self.short_edge_px
             out_width = int(self.short_edge_px * width / height) if width > height else self.short_edge_px
-        top, left = (out_height - self.image_px) // 2, (out_width - self.image_px) // 2
+        return self._scaled(frames, out_height, out_width, self.image_px)
+
+    def _scaled(self, frames: Tensor, out_height: int, out_width: int, centre_px: int | None = None) -> Tensor:
+        """Frames (F, H, W, 3) scaled to a size; with `centre_px` the square in its centre."""
+        height, width = frames.shape[1:3]
+        if (out_height, out_width) == (height, width) and centre_px is None:
+            return frames
+        wanted = (out_height, out_width) if centre_px is None else (centre_px, centre_px)
+        top, left = (out_height - wanted[0]) // 2, (out_width - wanted[1]) // 2
         if frames.device.type == "cpu" and _torch_agrees(height, width, out_height, out_width, self.interpolation):
             resized = _resize_by_torch(frames, out_height, out_width, self.interpolation)
-            return resized[:, top : top + self.image_px, left : left + self.image_px]
-        rows = _axis_sums(height, out_height, top, self.image_px, self.interpolation, frames.device)
-        columns = _axis_sums(width, out_width, left, self.image_px, self.interpolation, frames.device)
+            return resized[:, top : top + wanted[0], left : left + wanted[1]]
+        rows = _axis_sums(height, out_height, top, wanted[0], self.interpolation, frames.device)
+        columns = _axis_sums(width, out_width, left, wanted[1], self.interpolation, frames.device)
         parts = [_resize_by_weights(part, rows, columns) for part in torch.split(frames, _FRAMES_AT_ONCE)]
-        return torch.cat(parts) if parts else frames.new_empty(0, self.image_px, self.image_px, 3)
+        return torch.cat(parts) if parts else frames.new_empty(0, *wanted, 3)
 
     def _padded(self, frames: Tensor) -> Tensor:
         count, height, width = frames.shape[:3]
@@ -148,6 +164,16 @@ class FrameResize:
         top, left = (side - height) // 2, (side - width) // 2
         square[:, top : top + height, left : left + width] = frames
         return square
+
+
+def _of_long_edge(height: int, width: int, long_edge_px: int) -> tuple[int, int]:
+    """Height and width whose longer side is `long_edge_px`, the other made even, as SmolVLM's processor counts it."""
+    ratio = width / height
+    if width >= height:
+        height, width = int(long_edge_px / ratio), long_edge_px
+        return max(1, height + height % 2), width
+    height, width = long_edge_px, int(long_edge_px * ratio)
+    return height, max(1, width + width % 2)
 
 
 @lru_cache(maxsize=16)
@@ -205,8 +231,8 @@ def _axis_weights(
     """
     scale = size / out_size
     stretch = max(scale, 1.0)
-    support = stretch * (2.0 if interpolation == "bicubic" else 1.0)
-    kernel = _bicubic if interpolation == "bicubic" else _bilinear
+    kernel, reach = _KERNELS[interpolation]
+    support = stretch * reach
     most = 2 * int(np.ceil(np.float32(support))) + 1
     first = np.zeros(out_size, dtype=np.int64)
     exact = np.zeros((out_size, most))
@@ -244,6 +270,22 @@ def _bilinear(x: float) -> float:
     return max(1.0 - abs(x), 0.0)
 
 
+def _lanczos(x: float) -> float:
+    return _sinc(x) * _sinc(x / 3.0) if -3.0 <= x < 3.0 else 0.0
+
+
+def _sinc(x: float) -> float:
+    return 1.0 if x == 0.0 else math.sin(x * math.pi) / (x * math.pi)
+
+
+_KERNELS: dict[Interpolation, tuple[Callable[[float], float], float]] = {
+    "bicubic": (_bicubic, 2.0),
+    "bilinear": (_bilinear, 1.0),
+    "lanczos": (_lanczos, 3.0),
+}
+"""Each filter with how far it reaches to either side."""
+
+
 def _resize_by_weights(frames: Tensor, rows: _AxisSums, columns: _AxisSums) -> Tensor:
     """The definition: frames (F, H, W, 3) -> (F, rows, columns, 3), uint8, in integer arithmetic."""
     return _sums_along(1, _sums_along(2, frames[:, rows.begin : rows.end], columns), rows._replace(begin=0))
@@ -278,8 +320,10 @@ def _torch_agrees(height: int, width: int, out_height: int, out_width: int, inte
             _axis_sums(size, out_size, 0, out_size, interpolation, device)
             for size, out_size in zip(strip[:2], strip[2:], strict=True)
         )
-        if not torch.equal(
-            _resize_by_weights(frame, rows, columns), _resize_by_torch(frame, *strip[2:], interpolation)
-        ):
+        try:
+            theirs = _resize_by_torch(frame, *strip[2:], interpolation)
+        except (NotImplementedError, ValueError):  # an older torch has no Lanczos of its own
+            return False
+        if not torch.equal(_resize_by_weights(frame, rows, columns), theirs):
             return False
     return True

@@ -31,8 +31,8 @@ FAMILY = "TimeSformer"
 ATTENTION = "eager"  # the only one that transformers has for it
 
 
-def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
-    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
+    """As `featurecache.backbones.open_inputs`."""
     with quiet_loading(folder, FAMILY):
         config = TimesformerConfig.from_pretrained(folder, **LOCAL_ONLY)
     if config.attention_type not in ("divided_space_time", "joint_space_time"):

@@ -30,8 +30,8 @@ _LARGEST_TABLE = 2**22
 """transformers computes the table of positions number by number, 2 microseconds each; the largest model has 2.2 M."""
 
 
-def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
-    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
+    """As `featurecache.backbones.open_inputs`."""
     with quiet_loading(folder, FAMILY):
         config = VideoMAEConfig.from_pretrained(folder, **LOCAL_ONLY)
     require_frames(frames, config.num_frames, "num_frames", folder)

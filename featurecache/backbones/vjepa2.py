@@ -24,8 +24,8 @@ FAMILY = "V-JEPA 2"
 ATTENTION = "sdpa"
 
 
-def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize) -> EncoderInputs:  # noqa: ARG001
-    """As `featurecache.backbones.open_inputs`; there is no prompt."""
+def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
+    """As `featurecache.backbones.open_inputs`."""
     with quiet_loading(folder, FAMILY):
         config = VJEPA2Config.from_pretrained(folder, **LOCAL_ONLY)
     if frames % config.tubelet_size:

@@ -6,19 +6,21 @@ tokenizer has tokens for yes and no, an answer can end, and every allowed list c
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.asking import ActivityList, YesNoQuestions, check_can_answer
 from featurecache.backbones.captioning import JudgedCaption
 from featurecache.backbones.continuation import NOTHING_SAID
-from featurecache.backbones.family import Inputs
 from featurecache.backbones.files import quiet_loading
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER as _VIDEO
 from featurecache.backbones.placeholder import require_one_video
 from featurecache.backbones.prompt import split_ids
 from featurecache.backbones.tokenizer import open_tokenizer
 from featurecache.errors import SettingsError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from featurecache.backbones.video_language import Architecture, VideoLanguageInputs
 
 _SPACE_MARKS = " ▁Ġ"
 """How tokenizers write a space before a word."""
@@ -36,10 +38,10 @@ class Wording:
         UnsupportedModelError: If the model cannot be asked in words.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: "VideoLanguageInputs") -> None:
         check_can_answer(model_type_of(inputs.folder))
-        self._folder, self._video = inputs.folder, int(inputs.config.video_token_id)
-        self._config = inputs.config
+        self._folder, self._config = inputs.folder, inputs.config
+        self._architecture: Architecture = inputs.architecture
         self._tokenizer: Any = None
 
     def yes_no(self, prompts: Mapping[str, str]) -> YesNoQuestions:
@@ -146,8 +148,11 @@ class Wording:
 
     def _open(self, texts: Iterable[str]) -> None:
         """Opens the tokenizer for these texts."""
-        parts = [part for text in texts for part in text.split(_VIDEO)]
-        self._tokenizer = open_tokenizer(self._folder, parts, self._video, family=self._config.model_type)
+        written = self._architecture.video_text
+        parts = [part for text in texts for part in text.replace(_VIDEO, written).split(_VIDEO)]
+        self._tokenizer = open_tokenizer(
+            self._folder, parts, self._architecture.video_token_id, family=self._config.model_type
+        )
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids of an answer as words, without what fills it up and special tokens."""
@@ -160,19 +165,20 @@ class Wording:
     def _split(self, prompt: str, name: str) -> tuple[list[int], list[int]]:
         require_one_video(prompt, name)
         with quiet_loading(self._folder, "tokenizer"):
-            before, after = split_ids(
+            words = split_ids(
                 self._tokenizer,
                 prompt,
-                video_token_id=self._video,
+                video_token_id=self._architecture.video_token_id,
                 vocab_size=self._config.text_config.vocab_size,
+                video_text=self._architecture.video_text,
                 folder=self._folder,
                 name=name,
             )
-        if not after:
+        if not prompt.partition(_VIDEO)[2]:
             raise SettingsError(
                 f"{name} must ask something after {_VIDEO}, but it ends with it. Write the question behind it."
             )
-        return before, after
+        return list(words.before), list(words.after)
 
     def _spellings(self, word: str) -> tuple[int, ...]:
         """Tokens that are this word alone, in any case, with or without a space before it."""

@@ -41,7 +41,12 @@ def project_spaces(
     features, names = project.settings.features, list(select or project.settings.features.select)
     folder = find_model(features.model, allow_download=allow_download)
     prompt, stored_dtype = (features.prompt, features.stored_dtype) if asked is None else ("<video>", "float32")
-    settings: Any = {"prompt": prompt, "frames": features.frames, "resize": features.resize}
+    settings: Any = {
+        "prompt": prompt,
+        "frames": features.frames,
+        "resize": features.resize,
+        "clip_s": project.settings.clips.length_us / 1e6,
+    }
     of_spaces = {"dtype": features.dtype, "stored_dtype": stored_dtype}
     digests = DigestMemo(project.digest_memo)
     memo = DescriptionMemo(

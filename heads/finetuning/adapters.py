@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from featurecache.backbones.adapter import add_adapter, write_adapter
 from featurecache.backbones.adapter_files import depth_of
-from featurecache.backbones.decoder import hidden_states
+from featurecache.backbones.decoder import Embedded, hidden_states
 from featurecache.backbones.family import TapStates
 from featurecache.backbones.four_bit import quantise
 from featurecache.backbones.pooling import pool
@@ -70,9 +70,9 @@ class AdaptedNetwork(nn.Module):
         depths = {tap: depth_of(tap, layers) for tap, _ in self._inputs if tap != "vision"}
         self._depths = {tap: depth for tap, depth in depths.items() if depth > self.first_layer}
         self.last_layer = max(self._depths.values())
-        self._prefix = backbone.prefix_states(self.first_layer)  # (S_prefix, D), frozen as all below
+        self._prefix = backbone.prefix_states(self.first_layer) if self.first_layer else None  # frozen as all below
         if four_bit:
-            quantise(backbone.model.language_model, self.first_layer)
+            quantise(backbone.decoder, self.first_layer)
         self.language_model = add_adapter(
             backbone,
             rank=rank,
@@ -83,11 +83,9 @@ class AdaptedNetwork(nn.Module):
             seed=seed,
         )
         if gradient_checkpointing:  # use_reentrant=True would leave the adapters without gradients, silently
-            decoder = backbone.model.language_model
-            decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            backbone.decoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.head = head.requires_grad_(True)
         self._backbone = [backbone]  # in a list, so that its parameters are not this module's
-        self._shape = backbone.inputs.taps[f"layer_{self.first_layer}"]
 
     @property
     def layers_run(self) -> int:
@@ -105,18 +103,18 @@ class AdaptedNetwork(nn.Module):
         """What the head reads of clips, float32: (B, D), or (B, T', D) of frames."""
         (backbone,) = self._backbone
         stored = rows[self._tokens]  # (B, S, D)
-        if self._tap == "vision":
+        if self._prefix is None:
             with torch.no_grad():
-                dtype = backbone.model.dtype
-                stored = backbone.project(_in_steps(stored.to(dtype), self._shape.steps))
-        before = self._prefix.expand(len(stored), -1, -1)
-        states = torch.cat([before, stored.to(before.dtype)], dim=1)  # (B, S_prefix + S, D)
+                read = backbone.resumed(stored, self._tap)
+        else:
+            before = self._prefix.expand(len(stored), -1, -1)
+            read = Embedded(torch.cat([before, stored.to(before.dtype)], dim=1))  # (B, S_prefix + S, D)
         pooled: dict[str, Tensor] = {}
         wanted = dict(self._depths)
-        for depth, now in enumerate(hidden_states(backbone.model.language_model, states, self.first_layer)):
+        for depth, now in enumerate(hidden_states(backbone.decoder, read, self.first_layer)):
             for tap in [tap for tap, one in wanted.items() if one == depth + self.first_layer]:
                 del wanted[tap]
-                video = _in_steps(now[:, len(self._prefix) :], self._shape.steps)  # (B, T', P, D)
+                video = backbone.at_video(now)  # (B, T', P, D)
                 for name in {pooling for one, pooling in self._inputs if one == tap}:
                     pooled[f"{tap}/{name}"] = pool(TapStates(video), name)
             if not wanted:
@@ -127,9 +125,3 @@ class AdaptedNetwork(nn.Module):
     def write_adapter(self, folder: "Path") -> None:
         """Writes the adapter's files in PEFT's format."""
         write_adapter(self.language_model, folder)
-
-
-def _in_steps(tokens: Tensor, steps: int) -> Tensor:
-    """(B, S, D) -> (B, T', P, D)."""
-    B, _, D = tokens.shape
-    return tokens.reshape(B, steps, -1, D)

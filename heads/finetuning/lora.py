@@ -42,6 +42,7 @@ from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter import merge_adapter
 from featurecache.backbones.adapter_files import FAMILIES, depth_of
 from featurecache.backbones.four_bit import require_four_bit
+from featurecache.backbones.video_language import VideoLanguageInputs
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
 from featurecache.extraction.failures import KnownFailures, known_failures
@@ -147,10 +148,13 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
             f"says {family!r}. Use such weights, or tune heads on this model alone."
         )
     layers = sum(tap.startswith("layer_") for tap in model.taps)
-    if settings.frozen not in model.taps or settings.frozen == "final":
+    inputs = model.open()
+    resumable = inputs.resumable if isinstance(inputs, VideoLanguageInputs) else ()
+    if settings.frozen not in resumable:
+        named = f"vision or layer_0 to layer_{layers - 1}" if len(resumable) > 2 else " or ".join(resumable)
         raise SettingsError(
-            f"lora.frozen must be vision or layer_0 to layer_{layers - 1}, but it is {settings.frozen!r}. "
-            "Name a tap below the one that the head reads."
+            f"lora.frozen must be {named}, but it is {settings.frozen!r}. "
+            "Name a tap from whose tokens this model can go on, below the one that the head reads."
         )
     taps = {name: name.partition("/")[0] for name in head.kept}
     depths = {name: depth_of(tap, layers) for name, tap in taps.items() if tap != "vision"}

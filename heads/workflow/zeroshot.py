@@ -295,7 +295,9 @@ def _prepared(
     model = find_model(features.model, allow_download=allow_download)
     model_type = model_type_of(model)
     check_can_answer(model_type)
-    wording = Wording(open_inputs(model, prompt="<video>", frames=features.frames, resize=features.resize))
+    clip_s = project.settings.clips.length_us / 1e6
+    inputs: Any = open_inputs(model, prompt="<video>", frames=features.frames, resize=features.resize, clip_s=clip_s)
+    wording = Wording(inputs)
     written = write_defaults(project.prompts, method, table.labels, ANSWERING[model_type])
     recordings = sorted({clip.recording for clip in table.clips})
     if method == "zs-b":

@@ -1,4 +1,4 @@
-"""FT-C-LoRA on LLaVA-OneVision: a SigLIP tower, tokens pooled after the projector, a Qwen2 with biases."""
+"""FT-C-LoRA on the video language models but LLaVA-NeXT-Video, each from the tokens that it can go on from."""
 
 import dataclasses
 from pathlib import Path
@@ -9,48 +9,53 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor
+from transformers import AutoTokenizer
 
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
-from featurecache.backbones.adapter import attach_adapter
+from featurecache.backbones.adapter import _WHOLE_MODELS, attach_adapter
+from featurecache.backbones.decoder import decoder_of
+from featurecache.errors import SettingsError
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from heads.bundle import load_bundle
 from tests.lora_samples import SMALL, begin, network, randomize, relative, starting_scores, stored, tuned
+from tests.plain_language import at_video, plain_batch
 from tests.projects import make_project, make_table
-from tests.tiny_families import LAYERS, make_llava_onevision
+from tests.tiny_families import LAYERS, VIDEO_LANGUAGE
 from tests.tiny_models import pixels_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 
 PROMPT = "user: describe the hand . <video>"
-IMAGE_PX = 40
+FROZEN = {"llava_onevision": "layer_0", "smolvlm": "layer_0", "qwen3_vl": "vision"}
+"""What each is trained from here."""
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llava_onevision(tmp_path_factory.mktemp("onevision") / "model", image_px=IMAGE_PX)
+@pytest.fixture(scope="module", params=VIDEO_LANGUAGE)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return VIDEO_LANGUAGE[request.param](tmp_path_factory.mktemp("language") / request.param)
 
 
 def frames(clips: int = 3) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (clips * 4, IMAGE_PX, IMAGE_PX, 3), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (clips * 4, 40, 40, 3), np.uint8)
 
 
 def test_network_has_loss_and_gradients_of_the_plain_model_from_pixels(model: Path, tmp_path: Path) -> None:
-    ours = network(model)
+    tokens = f"{FROZEN[model.name]}/tokens"
+    ours = network(model, tokens=tokens)
     randomize(ours)
-    rows = stored(ours, frames(), "layer_0/tokens")
-    plain = LlavaOnevisionForConditionalGeneration.from_pretrained(model).eval()
+    rows = stored(ours, frames(), tokens)
+    plain: Any = _WHOLE_MODELS[model.name].from_pretrained(model, dtype=torch.float32).eval()
     ours.write_adapter(tmp_path)
-    adapted = PeftModel.from_pretrained(plain.model.language_model, tmp_path, is_trainable=True, local_files_only=True)
-    processor = LlavaOnevisionProcessor.from_pretrained(model)
-    videos = list(torch.from_numpy(frames()).permute(0, 3, 1, 2).split(4))
-    batch = processor(text=[PROMPT + " what moves ?"] * 3, videos=videos, do_sample_frames=False, return_tensors="pt")
-    states = plain(**batch, output_hidden_states=True).hidden_states[-1]
-    at_video = (batch["input_ids"] == processor.video_token_id).nonzero()[:, 1].view(3, -1)[:, :-1]  # no newline
-    features = torch.stack([one[where].mean(0) for one, where in zip(states, at_video, strict=True)])
-    loss, expected = ours(rows).square().mean(), ours.head(features).square().mean()
+    decoder = decoder_of(plain.model)
+    adapted = PeftModel.from_pretrained(decoder, tmp_path, is_trainable=True, local_files_only=True)
+    tokenizer, features = AutoTokenizer.from_pretrained(model), []
+    for clip in pixels_of(ours._backbone[0], frames()).split(4):
+        batch = plain_batch(plain.config, tokenizer, clip, PROMPT + " what moves ?")
+        states = plain(**batch, output_hidden_states=True).hidden_states[-1]
+        features.append(states[0, at_video(plain.config, batch)].mean(0))
+    loss, expected = ours(rows).square().mean(), ours.head(torch.stack(features)).square().mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     ours.head.zero_grad()
@@ -62,13 +67,15 @@ def test_network_has_loss_and_gradients_of_the_plain_model_from_pixels(model: Pa
         assert parameter.grad.abs().max() > 1e-5
     assert len(trained) == LAYERS * 4 * 2
     assert {name.split(".")[-4] for name, _ in trained} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert not [name for name, _ in ours._backbone[0].model.vision_tower.named_parameters() if "lora" in name]
+    with_adapter = {name for name, _ in ours._backbone[0].model.named_parameters() if "lora" in name}
+    assert all(name.startswith(("language_model.", "text_model.")) for name in with_adapter)
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "<video>"], ids=["words", "no words"])
 def test_network_from_a_deeper_layer_has_the_loss_of_the_full_forward(model: Path, prompt: str) -> None:
     losses = []
-    for tokens in ("vision/tokens", "layer_0/tokens", "layer_1/tokens"):
+    resumable = open_inputs(model, prompt=prompt, frames=4, resize="crop").resumable  # type: ignore[attr-defined]
+    for tokens in [f"{tap}/tokens" for tap in ("vision", "layer_0", "layer_1") if tap in resumable]:
         each = network(model, tokens=tokens, prompt=prompt)
         randomize(each)
         if each.first_layer == 0:  # the same adapters above layer 1, none below
@@ -81,19 +88,22 @@ def test_network_from_a_deeper_layer_has_the_loss_of_the_full_forward(model: Pat
                 if "lora" in name and ".layers.0." not in name:
                     nn.init.constant_(parameter, 0.05)
         losses.append(each(stored(each, frames(), tokens)).square().mean().item())
-    assert losses[0] == losses[1]
-    assert losses[2] == pytest.approx(losses[1], rel=1e-6)
+    assert len(losses) == {"llava_onevision": 3, "smolvlm": 2, "qwen3_vl": 1}[model.name]
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
 
 
-@pytest.mark.parametrize("frozen", ["layer_0", "layer_1"])
 def test_run_begins_with_the_tuned_heads_scores_and_ends_with_a_bundle_that_scores_as_it_did(
-    tmp_path: Path, model: Path, frozen: str
+    tmp_path: Path, model: Path
 ) -> None:
+    frozen = {"llava_onevision": "layer_1"}.get(model.name, FROZEN[model.name])
     project = make_project(tmp_path / "project", model, sessions=6, clips=2)
     make_table(project)
     run_plan(project, plan_extraction(project))
     bundle = tuned(project, "final/mean")
     run = begin(project, bundle, project.runs / "lora", dataclasses.replace(SMALL, frozen=frozen, select="loss"))
+    if model.name != "llava_onevision":
+        with pytest.raises(SettingsError, match=r"lora\.frozen must be vision( or layer_0)?, but it is 'layer_2'"):
+            begin(project, bundle, project.runs / "other", dataclasses.replace(SMALL, frozen="layer_2"))
     validation = run.loop.validation
     assert np.abs(run.loop.scores(validation) - starting_scores(project, bundle, validation.clip_ids)).max() < 1e-5
     run.train()

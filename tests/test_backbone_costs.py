@@ -1,0 +1,196 @@
+"""What models of published sizes cost: docs/backbones.md's table, counted on the meta device, without weights.
+
+FEATURECACHE_WRITE_TABLE=1 python -m pytest -m "" tests/test_backbone_costs.py    # writes the table anew
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurecache.backbones import open_inputs
+from featurecache.backbones.cost import clip_cost
+from tests import published_layouts, tiny_families, tiny_models
+from tests.published_layouts import Files, lay_out
+from tests.test_published_layouts import DOCS
+
+BEGIN, END = "<!-- made by tests/test_backbone_costs.py -->\n", "<!-- end of costs -->"
+COLUMNS = (
+    *("model", "frames", "parameters, M", "TFLOP a clip", "clips/s, 2 CPU cores", "clips/s, H100"),
+    *("weights in bf16, GB", "licence"),
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
+CPU_FLOPS, H100_FLOPS = 0.74e12, 0.4 * 989e12
+"""bf16 of the 2 cores that benchmarks/RESULTS.md tells of; 40% of what an H100 can do at most, dense."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published size of a model.
+
+    Attributes:
+        make: Writes a small model of the family into a folder.
+        files: Its processor's files, at full size.
+        config: Sizes in config.json.
+        frames: Of a clip.
+        licence: Of the weights, as their repository states it where that was seen.
+    """
+
+    make: Callable[[Path], Path]
+    files: Files
+    config: dict[str, Any] = field(default_factory=dict)
+    frames: int = 16
+    licence: str = "not seen"
+
+
+def _layers(width: int, inner: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
+    return {**sizes, "num_attention_heads": heads, **more}
+
+
+def _text(width: int, inner: int, layers: int, heads: int, key_heads: int, head_dim: int, words: int) -> dict[str, Any]:
+    more = {"num_key_value_heads": key_heads, "head_dim": head_dim, "vocab_size": words}
+    return _layers(width, inner, layers, heads, **more)
+
+
+def _vit(width: int, inner: int, layers: int, heads: int, px: int, patch: int) -> dict[str, Any]:
+    return _layers(width, inner, layers, heads, image_size=px, patch_size=patch)
+
+
+_VALUES = 5_000_000_000
+_BASE = (768, 3072, 12, 12)
+SIZES = {
+    "LLaVA-NeXT-Video-7B": Size(
+        tiny_models.make_llava_next_video,
+        published_layouts.llava_next_video(336),
+        {
+            "vision_config": _vit(1024, 4096, 24, 16, 336, 14),
+            "text_config": _text(4096, 11008, 32, 32, 32, 128, 32064),
+        },
+        licence="llama2",
+    ),
+    "LLaVA-OneVision-0.5B": Size(
+        tiny_families.make_llava_onevision,
+        published_layouts.llava_onevision(384),
+        {
+            "vision_config": _vit(1152, 4304, 26, 16, 384, 14),
+            "text_config": {**_text(896, 4864, 24, 14, 2, 64, 152000), "layer_types": None},
+            "vision_feature_layer": -1,
+        },
+        licence="apache-2.0",
+    ),
+    "SmolVLM2-256M": Size(
+        tiny_families.make_smolvlm,
+        published_layouts.smolvlm(512),
+        {
+            "vision_config": _vit(*_BASE, 512, 16),
+            "text_config": _text(576, 1536, 30, 9, 3, 64, 49280),
+            "scale_factor": 4,
+        },
+        licence="apache-2.0",
+    ),
+    "SmolVLM2-500M": Size(
+        tiny_families.make_smolvlm,
+        published_layouts.smolvlm(512),
+        {
+            "vision_config": _vit(*_BASE, 512, 16),
+            "text_config": _text(960, 2560, 32, 15, 5, 64, 49280),
+            "scale_factor": 4,
+        },
+    ),
+    "SmolVLM2-2.2B": Size(
+        tiny_families.make_smolvlm,
+        published_layouts.smolvlm(384),
+        {
+            "vision_config": _vit(1152, 4304, 27, 16, 384, 14),
+            "text_config": _text(2048, 8192, 24, 32, 32, 64, 49280),
+            "scale_factor": 3,
+        },
+    ),
+    "CLIP ViT-L/14-336": Size(
+        tiny_families.make_clip_vision, published_layouts.clip(336), _vit(1024, 4096, 24, 16, 336, 14)
+    ),
+    "SigLIP so400m-patch14-384": Size(
+        tiny_families.make_siglip_vision,
+        published_layouts.siglip(384),
+        _vit(1152, 4304, 27, 16, 384, 14),
+        licence="apache-2.0",
+    ),
+    "DINOv2-base": Size(
+        tiny_families.make_dinov2,
+        published_layouts.dinov2(224, short=256),
+        _vit(*_BASE, 518, 14),
+        licence="apache-2.0",
+    ),
+    "TimeSformer-base": Size(
+        tiny_families.make_timesformer,
+        published_layouts.timesformer(224),
+        {**_vit(*_BASE, 224, 16), "num_frames": 8},
+        8,
+    ),
+    "VideoMAE-base": Size(
+        tiny_families.make_videomae,
+        published_layouts.videomae(224),
+        {**_vit(*_BASE, 224, 16), "num_frames": 16},
+        licence="cc-by-nc-4.0",
+    ),
+    "V-JEPA 2-large": Size(
+        tiny_families.make_vjepa2_pretrained,
+        published_layouts.vjepa2(256),
+        {
+            "hidden_size": 1024,
+            "mlp_ratio": 4.0,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "patch_size": 16,
+            "crop_size": 256,
+        },
+    ),
+}
+
+
+def row(name: str, folder: Path) -> str:
+    """A model's line of the table."""
+    size = SIZES[name]
+    size.make(folder)
+    lay_out(folder, size.files, size.config)
+    header = json.dumps({"none": {"dtype": "F16", "shape": [_VALUES], "data_offsets": [0, 2 * _VALUES]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:  # a folder must hold as many weights: a file with a hole
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * _VALUES)
+    inputs = open_inputs(folder, prompt="<video>", frames=size.frames, resize="model")
+    cost = clip_cost(inputs, ["final"])
+    speeds = " | ".join(_digits(flops / cost.flop) for flops in (CPU_FLOPS, H100_FLOPS))
+    return (
+        f"| {name} | {size.frames} | {_digits(cost.weights / 1e6)} | {_digits(cost.flop / 1e12)} | {speeds} | "
+        f"{_digits(2 * cost.weights / 1e9)} | {size.licence} |"
+    )
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.2g}".rstrip(".")
+
+
+def told() -> list[str]:
+    """The table's lines as documented."""
+    text = DOCS.read_text()
+    return text[text.index(BEGIN) + len(BEGIN) + len(HEAD) : text.index(END)].splitlines()
+
+
+@pytest.mark.slow
+def test_the_documented_costs_are_those_of_models_laid_out_at_full_size(tmp_path: Path) -> None:
+    rows = [row(name, tmp_path / name.replace(" ", "-").replace("/", "-")) for name in SIZES]
+    if os.environ.get("FEATURECACHE_WRITE_TABLE"):
+        text = DOCS.read_text()
+        table = HEAD + "".join(f"{one}\n" for one in rows)
+        DOCS.write_text(text[: text.index(BEGIN) + len(BEGIN)] + table + text[text.index(END) :])
+    assert told() == rows
+
+
+def test_the_documented_cost_of_the_smallest_language_model_is_the_counted_one(tmp_path: Path) -> None:
+    assert [line.split(" | ")[0].removeprefix("| ") for line in told()] == list(SIZES)
+    assert row("SmolVLM2-256M", tmp_path) in told()

@@ -1,0 +1,208 @@
+"""Video language models with words between their frames against the plain forward, and their refusals."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.family import Backbone, TapStates
+from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsError, UnsupportedModelError
+from featurecache.files import sha256_of_file
+from tests.plain_language import at_video, plain_batch
+from tests.published_layouts import change_config
+from tests.tiny_families import FRAMES, IMAGE_PX, VIDEO_LANGUAGE
+from tests.tiny_models import pixels_of
+
+FAMILIES = [name for name in VIDEO_LANGUAGE if name != "llava_onevision"]
+PROMPT = "user: describe the hand . <video>"
+PROMPTS = {"prompt first": PROMPT, "no text": "<video>", "text after the video": "user: <video> what moves ?"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("language")
+    return {name: VIDEO_LANGUAGE[name](root / name) for name in FAMILIES}
+
+
+def _open(folder: Path, prompt: str = PROMPT, *, dtype: str = "float32", **settings: Any) -> Any:
+    inputs = open_inputs(folder, **{"prompt": prompt, "frames": FRAMES, "resize": "model", **settings})
+    return open_backbone(inputs, dtype=dtype, device="cpu")
+
+
+def _pixels(clips: int = 2) -> Tensor:
+    return torch.randn(clips, FRAMES, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(0))
+
+
+def _states(backbone: Backbone, pixels: Tensor, taps: list[str]) -> dict[str, TapStates]:
+    encoded = backbone.encode_frames(pixels.flatten(0, 1), taps)
+    return dict(backbone.states(encoded.unflatten(0, pixels.shape[:2]), taps))
+
+
+def _plain(folder: Path, pixels: Tensor, prompt: str) -> list[Tensor]:
+    """`hidden_states` of the class that was saved at the video tokens, each (B, S, D); the last is behind the norm."""
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    clips = []
+    for clip in pixels:
+        batch = plain_batch(model.config, tokenizer, clip, prompt)
+        with torch.no_grad():
+            states = model(**batch, output_hidden_states=True).hidden_states
+        clips.append([one[0, at_video(model.config, batch)] for one in states])
+    return [torch.stack(one) for one in zip(*clips, strict=True)]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_tap_equals_the_plain_forward(folders: dict[str, Path], name: str, prompt: str) -> None:
+    backbone, pixels = _open(folders[name], prompt), _pixels()
+    taps = list(backbone.inputs.taps)
+    ours, plain = _states(backbone, pixels, taps), _plain(folders[name], pixels, prompt)
+    assert list(ours) == taps == ["vision", *(f"layer_{depth}" for depth in range(len(plain) - 1)), "final"]
+    for tap, states in zip(taps[1:], plain, strict=True):
+        shape = backbone.inputs.taps[tap]
+        assert ours[tap].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
+        assert states.std() > 0.05
+        assert (ours[tap].tokens.flatten(1, 2) - states).abs().max() <= 1e-5, tap
+    shape = backbone.inputs.taps["vision"]
+    assert ours["vision"].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
+    for some in (["final"], ["layer_1"], ["layer_0"]):
+        assert (_states(backbone, pixels, some)[some[0]].tokens - ours[some[0]].tokens).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vision_is_what_makes_the_video_tokens_of_its_own_step_alone(folders: dict[str, Path], name: str) -> None:
+    backbone, pixels = _open(folders[name]), _pixels(1)
+    other = pixels.clone()
+    other[0, -1] += 1
+    for tap in ("vision", "layer_0"):
+        before, after = (_states(backbone, each, [tap])[tap].tokens for each in (pixels, other))
+        changed = (before != after).any(dim=-1)[0]
+        assert not changed[:-1].any()
+        assert changed[-1].all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_layer_above_the_deepest_tap_is_run(folders: dict[str, Path], name: str) -> None:
+    whole = _states(_open(folders[name]), _pixels(1), ["vision", "layer_1"])
+    backbone = _open(folders[name])
+    for parameter in backbone.decoder.layers[1:].parameters():
+        parameter.fill_(torch.nan)
+    shallow = _states(backbone, _pixels(1), ["vision", "layer_1"])
+    assert all(torch.equal(shallow[tap].tokens, whole[tap].tokens) for tap in whole)
+    assert _states(backbone, _pixels(1), ["final"])["final"].tokens.isnan().any()  # the poison works
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("size", [(60, 80), (100, 44), (32, 32)], ids=str)
+def test_preprocess_equals_the_models_own_processor_bit_for_bit(
+    folders: dict[str, Path], name: str, size: tuple[int, int]
+) -> None:
+    if name != "smolvlm":
+        pytest.skip("its processor keeps the sides of each recording's frames")
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *size, 3), dtype=np.uint8)
+    processor = transformers.SmolVLMVideoProcessor.from_pretrained(folders[name])
+    plain = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt")
+    assert torch.equal(pixels_of(_open(folders[name]), frames), plain["pixel_values"][0])
+
+
+def test_smolvlm_is_told_frames_and_times_as_its_processor_tells_them(folders: dict[str, Path]) -> None:
+    num2words = pytest.importorskip("num2words").num2words
+    from featurecache.backbones.smolvlm import in_words, video_text
+
+    assert [in_words(number) for number in range(1000)] == [num2words(number) for number in range(1000)]
+    folder = folders["smolvlm"]
+    processor = transformers.SmolVLMProcessor(
+        image_processor=transformers.SmolVLMImageProcessor.from_pretrained(folder),
+        video_processor=transformers.SmolVLMVideoProcessor.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        image_seq_len=2,
+    )
+    for frames, clip_s, rate in ((16, 3.0, 16), (4, 130.0, 4)):
+        metadata = transformers.video_utils.VideoMetadata(
+            total_num_frames=int(clip_s * rate),
+            fps=rate,
+            duration=clip_s,
+            frames_indices=[(k + 0.5) * clip_s / frames * rate for k in range(frames)],
+        )
+        told = processor.replace_video_token(
+            {"pixel_values": np.zeros((1, frames, 3, 8, 8)), "video_metadata": [metadata]}, 0
+        )
+        assert video_text(frames, clip_s).replace("<video>", "<image>" * 2) == told
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_identity_counts_words_before_and_between_the_steps_and_the_clips_length(
+    folders: dict[str, Path], name: str
+) -> None:
+    def identity(prompt: str, tap: str, **changes: Any) -> dict[str, Any]:
+        settings = {"prompt": prompt, "frames": FRAMES, "resize": "squash", **changes}
+        return open_inputs(folders[name], **settings).identity(tap, "float32", sha256_of_file)
+
+    base = identity(PROMPT, "final")
+    assert json.loads(json.dumps(base)) == base
+    assert identity("user: what moves ? <video>", "final") != base
+    assert identity(PROMPT + " what moves ?", "final") == base
+    assert identity(PROMPT, "final", clip_s=9.0) != base
+    for tap in ("vision", "layer_0"):
+        assert identity("user: <video>", tap) == identity(PROMPT, tap) == identity(PROMPT, tap, clip_s=9.0) != base
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.1), ("float16", 0.02)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_states_are_computed_in_the_dtype_that_is_asked_for(
+    folders: dict[str, Path], name: str, dtype: str, bound: float
+) -> None:
+    half, exact = (
+        _states(_open(folders[name], dtype=each), _pixels(1).to(getattr(torch, each)), ["final"])["final"]
+        for each in (dtype, "float32")
+    )
+    assert half.tokens.dtype == getattr(torch, dtype)
+    assert 1e-6 < (half.tokens.float() - exact.tokens).norm() / exact.tokens.norm() < bound
+
+
+REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], type[FeatureCacheError], str]] = [
+    ("smolvlm", {"scale_factor": 3}, {}, {}, UnsupportedModelError, "scale_factor must divide 4"),
+    ("smolvlm", {"image_token_id": 9000}, {}, {}, FeatureCacheError, "video token must be one"),
+    ("smolvlm", {}, {"max_image_size": {"longest_edge": 24}}, {}, UnsupportedModelError, "make 24 px"),
+    ("smolvlm", {}, {"size": {"height": 64, "width": 64}}, {}, UnsupportedModelError, "size = "),
+    ("smolvlm", {}, {"max_image_size": "large"}, {}, UnsupportedModelError, "max_image_size of a processor must be"),
+    ("smolvlm", {}, {"resample": 0}, {}, UnsupportedModelError, "resample = 0"),
+    ("smolvlm", {}, {}, {"prompt": "<image> <video>"}, SettingsError, "must not hold '<image>'"),
+    ("smolvlm", {}, {}, {"frames": 1000}, SettingsError, "at most 999"),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "processor", "settings", "kind", "message"), REFUSED, ids=str)
+def test_open_inputs_refuses_what_it_would_compute_otherwise(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    name: str,
+    config: dict[str, Any],
+    processor: dict[str, Any],
+    settings: dict[str, Any],
+    kind: type[FeatureCacheError],
+    message: str,
+) -> None:
+    folder = change_config(shutil.copytree(folders[name], tmp_path / "model"), config)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **processor}))
+    with pytest.raises(kind, match=message) as caught:
+        _open(folder, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_the_tokens_around_a_frame_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["smolvlm"], tmp_path / "model")
+    for path in folder.glob("*token*"):
+        path.write_text(path.read_text().replace("<global-img>", "<another>"))
+    with pytest.raises(ModelNotFoundError, match="must have the token '<global-img>'"):
+        _open(folder)
