@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 CLIP_S = 3.0
@@ -31,13 +32,34 @@ def _llava(config: Any, frames: int) -> str:
     return "<video>" * (frames * (-(-side // 2) if newline else side // 2) ** 2 + newline)
 
 
-_TEXTS = {"smolvlm": _smolvlm}
+def _qwen3_vl(config: Any, frames: int) -> str:
+    text = ""
+    for step in range(frames // 2):
+        text += (
+            f"<{(2 * step + 1) * CLIP_S / frames:.1f} seconds><|vision_start|>" + "<|video_pad|>" * 4 + "<|vision_end|>"
+        )
+    return text
+
+
+_TEXTS = {"smolvlm": _smolvlm, "qwen3_vl": _qwen3_vl}
 
 
 def plain_batch(config: Any, tokenizer: Any, clip: Tensor, prompt: str, more: Sequence[int] = ()) -> dict[str, Tensor]:
     """What the model's forward takes for a prompt about a clip (T, 3, px, px) and tokens after it."""
     video = _TEXTS.get(config.model_type, _llava)(config, len(clip))
     ids = torch.tensor([[*tokenizer(prompt.replace("<video>", video))["input_ids"], *more]])
+    if config.model_type == "qwen3_vl":
+        is_video = (ids == config.video_token_id).int()
+        patches, *grid = transformers.Qwen3VLVideoProcessor().patchify(
+            clip[None], config.vision_config.patch_size, 2, 2
+        )
+        more_inputs = {"mm_token_type_ids": 2 * is_video, "video_grid_thw": torch.tensor([grid])}
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values_videos": patches[0],
+            **more_inputs,
+        }
     name = "pixel_values" if config.model_type == "smolvlm" else "pixel_values_videos"
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), name: clip[None]}
 

@@ -181,6 +181,37 @@ SMOLVLM_CONFIG = {
 }
 
 
+def qwen3_vl(patch_px: int = 8, least: int = 256, most: int = 4096) -> Files:
+    """As Qwen3-VL of transformers 5: nested, and a file for videos alone; sizes are bounds on a video's pixels."""
+    own = {
+        **ALL_ON,
+        **HALF,
+        "data_format": "channels_first",
+        "default_to_square": True,
+        "do_convert_rgb": True,
+        "merge_size": 2,
+        "patch_size": patch_px,
+        "resample": 3,
+        "size": {"longest_edge": most, "shortest_edge": least},
+        "temporal_patch_size": 2,
+    }
+    sampling = {"do_sample_frames": True, "fps": 2, "max_frames": 768, "min_frames": 4, "return_metadata": False}
+    video = {**own, **sampling, "video_processor_type": "Qwen3VLVideoProcessor"}
+    return {
+        "processor_config.json": {
+            "image_processor": {**own, "image_processor_type": "Qwen2VLImageProcessorFast"},
+            "processor_class": "Qwen3VLProcessor",
+            "video_processor": video,
+        },
+        "video_preprocessor_config.json": video,
+    }
+
+
+_MROPE = {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "rope_type": "default"}
+QWEN3_VL_CONFIG = {"text_config": {"rope_parameters": None, "rope_theta": 5000000, "rope_scaling": _MROPE}}
+"""Rotary positions as transformers 4.57 wrote them."""
+
+
 def timesformer(px: int) -> Files:
     """As the Kinetics checkpoints since 2023."""
     statistics = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
@@ -220,6 +251,19 @@ def siglip(px: int, resample: int = 3) -> Files:
     """Squashes; SigLIP 2 of one fixed size differs in the interpolation alone."""
     named = {"image_processor_type": "SiglipImageProcessor", "do_convert_rgb": None, "resample": resample}
     return {"preprocessor_config.json": {**ALL_ON, **HALF, **named, "size": {"height": px, "width": px}}}
+
+
+def dinov3(px: int) -> Files:
+    """As transformers 4.56: squashed, in floating point."""
+    named = {"image_processor_type": "DINOv3ViTImageProcessorFast", "resample": 2, "do_center_crop": None}
+    nulls = dict.fromkeys(("crop_size", "device", "disable_grouping", "do_convert_rgb", "return_tensors"))
+    return {"preprocessor_config.json": {**ALL_ON, **IMAGENET, **named, **nulls, "size": {"height": px, "width": px}}}
+
+
+def videoprism(px: int) -> Files:
+    """LLaVA-OneVision's class for videos, which only scales: no mean, no standard deviation."""
+    own = {**ALL_ON, "do_normalize": False, "resample": 3, "size": {"height": px, "width": px}}
+    return {"video_preprocessor_config.json": {**own, "video_processor_type": "LlavaOnevisionVideoProcessor"}}
 
 
 def dinov2(px: int, short: int) -> Files:

@@ -61,6 +61,25 @@ def _vit(width: int, inner: int, layers: int, heads: int, px: int, patch: int) -
     return _layers(width, inner, layers, heads, image_size=px, patch_size=patch)
 
 
+def _qwen3_vl(text: dict[str, Any], vision: dict[str, Any]) -> "Size":
+    rope = {**published_layouts.QWEN3_VL_CONFIG["text_config"]["rope_scaling"], "mrope_section": [24, 20, 20]}
+    config = {
+        "text_config": {**text, "rope_scaling": rope},
+        "vision_config": {**vision, "out_hidden_size": text["hidden_size"]},
+    }
+    return Size(tiny_families.make_qwen3_vl, published_layouts.qwen3_vl(16, 4096, 25165824), config)
+
+
+_QWEN_VIT = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_heads": 16,
+    "patch_size": 16,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+_QWEN_SO400M = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 _VALUES = 5_000_000_000
 _BASE = (768, 3072, 12, 12)
 SIZES = {
@@ -111,6 +130,9 @@ SIZES = {
             "scale_factor": 3,
         },
     ),
+    "Qwen3-VL-2B": _qwen3_vl(_text(2048, 6144, 28, 16, 8, 128, 151936), _QWEN_VIT),
+    "Qwen3-VL-4B": _qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT),
+    "Qwen3-VL-8B": _qwen3_vl(_text(4096, 12288, 36, 32, 8, 128, 151936), {**_QWEN_VIT, **_QWEN_SO400M}),
     "CLIP ViT-L/14-336": Size(
         tiny_families.make_clip_vision, published_layouts.clip(336), _vit(1024, 4096, 24, 16, 336, 14)
     ),
@@ -125,6 +147,23 @@ SIZES = {
         published_layouts.dinov2(224, short=256),
         _vit(*_BASE, 518, 14),
         licence="apache-2.0",
+    ),
+    "DINOv3-base": Size(
+        tiny_families.make_dinov3, published_layouts.dinov3(224), {**_vit(*_BASE, 224, 16), "num_register_tokens": 4}
+    ),
+    "VideoPrism-base": Size(
+        tiny_families.make_videoprism,
+        published_layouts.videoprism(288),
+        {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "num_spatial_layers": 12,
+            "num_temporal_layers": 4,
+            "num_frames": 16,
+            "image_size": 288,
+            "tubelet_size": [1, 18, 18],
+        },
     ),
     "TimeSformer-base": Size(
         tiny_families.make_timesformer,

@@ -1,6 +1,7 @@
 """Every family of vision encoders against the plain forward of its real class, and its refusals."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from transformers import (
     CLIPModel,
     CLIPVisionModelWithProjection,
     Dinov2ForImageClassification,
+    Dinov2WithRegistersModel,
+    DINOv3ViTImageProcessor,
+    DINOv3ViTModel,
+    LlavaOnevisionVideoProcessor,
     SiglipImageProcessor,
     SiglipModel,
     SiglipVisionModel,
@@ -24,6 +29,8 @@ from transformers import (
     VideoMAEForVideoClassification,
     VideoMAEImageProcessor,
     VideoMAEVideoProcessor,
+    VideoPrismClipModel,
+    VideoPrismVisionModel,
     VJEPA2ForVideoClassification,
     VJEPA2Model,
     VJEPA2VideoProcessor,
@@ -37,7 +44,7 @@ from featurecache.files import sha256_of_file
 from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, LAYERS, WIDTH, make_timesformer
 from tests.tiny_models import pixels_of
 
-FRAME_ENCODERS = {"clip", "clip vision", "siglip", "siglip vision", "dinov2"}
+FRAME_ENCODERS = {"clip", "clip vision", "siglip", "siglip vision", "dinov2", "dinov2 registers", "dinov3"}
 CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS
 TUBELETS = {"videomae", "videomae pretrained", "vjepa2", "vjepa2 pretrained"}
 SIDE = 4  # patches across a frame, of all of them
@@ -50,6 +57,10 @@ SAVED_AS = {
     "siglip": (SiglipModel, "vision_model"),
     "siglip vision": (SiglipVisionModel, ""),
     "dinov2": (Dinov2ForImageClassification, "dinov2"),
+    "dinov2 registers": (Dinov2WithRegistersModel, ""),
+    "dinov3": (DINOv3ViTModel, ""),
+    "videoprism": (VideoPrismVisionModel, ""),
+    "videoprism lvt": (VideoPrismClipModel, "video_model"),
     "videomae": (VideoMAEForVideoClassification, "videomae"),
     "videomae pretrained": (VideoMAEForPreTraining, "videomae"),
     "vjepa2": (VJEPA2ForVideoClassification, "vjepa2"),
@@ -97,6 +108,8 @@ def _plain(name: str, folder: Path, pixels: Tensor) -> dict[str, tuple[Tensor, T
         if name.startswith("clip"):  # transformers norms the class token alone
             last = encoder.post_layernorm(out.hidden_states[-1])
             torch.testing.assert_close(last[:, 0], out.pooler_output, rtol=0, atol=0)
+    if name.startswith("videoprism"):
+        return _plain_videoprism(getattr(encoder, "vision_model", encoder), pixels)
     taps: dict[str, tuple[Tensor, Tensor | None]] = {}
     for tap, states in zip(TAPS, [*out.hidden_states, last], strict=True):
         if name == "timesformer":
@@ -106,9 +119,21 @@ def _plain(name: str, folder: Path, pixels: Tensor) -> dict[str, tuple[Tensor, T
         elif name.startswith("siglip"):
             taps[tap] = (states.reshape(clips, frames, SIDE**2, WIDTH), None)
         else:
-            by_frame = states.reshape(clips, frames, 1 + SIDE**2, WIDTH)
-            taps[tap] = (by_frame[:, :, 1:], by_frame[:, :, 0])
+            by_frame = states.reshape(clips, frames, -1, WIDTH)  # a class token, registers, patches
+            taps[tap] = (by_frame[:, :, -(SIDE**2) :], by_frame[:, :, 0])
     return taps
+
+
+def _plain_videoprism(encoder: Any, pixels: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Spatial states (B T, P, D), then those in time (B P, T, D), then the last ones behind the norm (B, T P, D)."""
+    clips, frames = pixels.shape[:2]
+    with torch.no_grad():
+        out = encoder(pixels, output_hidden_states=True)
+    *spatial, _ = out.hidden_states
+    states = [one.reshape(clips, frames, SIDE**2, WIDTH) for one in spatial]
+    in_time = out.last_temporal_hidden_state.reshape(clips, SIDE**2, frames, WIDTH).transpose(1, 2)
+    last = out.last_hidden_state.reshape(clips, frames, SIDE**2, WIDTH)
+    return {tap: (one, None) for tap, one in zip(TAPS, [*states, in_time, last], strict=True)}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -156,9 +181,9 @@ def test_no_layer_above_the_deepest_tap_is_run(
     pixels = _pixels(1)
     whole = _states(backbones[name], pixels, TAPS)
     backbone: Any = _open(folders[name])
-    encoder = backbone.parts.model.encoder
-    for layer in (encoder.layer if hasattr(encoder, "layer") else encoder.layers)[1:]:
-        for parameter in layer.parameters():
+    above = re.compile(r"(layer|layers|spatial_layers)\.[1-9]|temporal_|layernorm2")
+    for key, parameter in backbone.parts.model.named_parameters():
+        if above.search(key):
             parameter.fill_(torch.nan)
     shallow = _states(backbone, pixels, ["layer_1", "layer_0"])
     assert list(shallow) == ["layer_0", "layer_1"]
@@ -218,6 +243,7 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
         ("clip", CLIPImageProcessor),
         ("siglip", SiglipImageProcessor),
         ("dinov2", BitImageProcessor),
+        ("videoprism", LlavaOnevisionVideoProcessor),
         ("videomae", VideoMAEVideoProcessor),
         ("videomae pretrained", VideoMAEImageProcessor),
         ("vjepa2", VJEPA2VideoProcessor),
@@ -227,10 +253,12 @@ def test_preprocess_equals_the_models_own_processor_bit_for_bit(
     folders: dict[str, Path], backbones: dict[str, Backbone], name: str, processor_class: Any
 ) -> None:
     backbone = backbones[name]
-    assert backbone.inputs.frame_resize.resize == ("squash" if name == "siglip" else "crop")
+    assert backbone.inputs.frame_resize.resize == ("squash" if name in ("siglip", "videoprism") else "crop")
     for size in ((60, 80), (100, 44), (32, 32), (240, 428)):
         frames = _noise(*size)
-        assert torch.equal(pixels_of(backbone, frames), _processed(processor_class, folders[name], frames)), size
+        ours, plain = pixels_of(backbone, frames), _processed(processor_class, folders[name], frames)
+        # Without a mean the class multiplies by 1 / 255, where the extraction divides by 255.
+        assert (ours - plain).abs().max() <= 1e-7 if name == "videoprism" else torch.equal(ours, plain), size
 
 
 def _processed(processor_class: Any, folder: Path, frames: np.ndarray) -> Tensor:
@@ -242,6 +270,19 @@ def _processed(processor_class: Any, folder: Path, frames: np.ndarray) -> Tensor
         plain = processor(list(torch.from_numpy(frames).permute(0, 3, 1, 2)), return_tensors="pt")
     pixels: Tensor = next(iter(plain.values())).reshape(FRAMES, 3, IMAGE_PX, IMAGE_PX)
     return pixels
+
+
+@pytest.mark.parametrize("size", [(60, 80), (240, 428)], ids=str)
+def test_dinov3_scales_in_eight_bits_within_a_level_of_its_own_processor(
+    folders: dict[str, Path], backbones: dict[str, Backbone], size: tuple[int, int]
+) -> None:
+    frames = _noise(*size)
+    ours, plain = (
+        pixels_of(backbones["dinov3"], frames),
+        _processed(DINOv3ViTImageProcessor, folders["dinov3"], frames),
+    )
+    levels = (ours - plain).abs() * torch.tensor([0.229, 0.224, 0.225])[:, None, None] * 255
+    assert 0 < levels.max() <= 1.01
 
 
 @pytest.mark.parametrize("name", ["timesformer", "siglip", "vjepa2"])
@@ -268,7 +309,7 @@ def test_identity_changes_when_anything_that_changes_values_does(
     assert identity(folders[name], prompt="other words") == base
     assert identity(folders[name], resize="pad") != base
     assert identity(folders[name], dtype="bfloat16") != base
-    assert name.startswith(("timesformer", "videomae")) or identity(folders[name], frames=2) != base
+    assert name.startswith(("timesformer", "videomae", "videoprism")) or identity(folders[name], frames=2) != base
     copy = shutil.copytree(folders[name], tmp_path / "copy")
     assert identity(copy) == base
     other = FAMILIES[name](tmp_path / "other", seed=1)
@@ -315,7 +356,14 @@ def test_open_backbone_says_what_is_wrong_when_weights_are_torn_or_the_device_is
 
 @pytest.mark.parametrize(
     ("name", "frames", "right"),
-    [("timesformer", 8, 4), ("videomae", 2, 4), ("vjepa2", 5, 4), ("vjepa2", 1, 2), ("vjepa2", 7, 8)],
+    [
+        ("timesformer", 8, 4),
+        ("videomae", 2, 4),
+        ("videoprism", 8, 4),
+        ("vjepa2", 5, 4),
+        ("vjepa2", 1, 2),
+        ("vjepa2", 7, 8),
+    ],
 )
 def test_open_inputs_says_the_right_number_when_frames_do_not_fit(
     folders: dict[str, Path], name: str, frames: int, right: int

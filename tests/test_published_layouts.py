@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 from transformers import AutoTokenizer
 
 from featurecache.backbones import open_backbone, open_inputs
@@ -134,6 +135,26 @@ LAYOUTS = [
             }
         },
     ),
+    Layout("Qwen3-VL, transformers 5: both processors nested, `rope_scaling` of 4.57", tiny_families.make_qwen3_vl),
+    Layout(
+        "Qwen3-VL, transformers 4.57: one file, for images, with nulls, `min_pixels` and `max_pixels`",
+        tiny_families.make_qwen3_vl,
+        {
+            "preprocessor_config.json": {
+                **ALL_ON,
+                **HALF,
+                **dict.fromkeys(("crop_size", "device", "do_center_crop", "do_pad", "pad_size", "input_data_format")),
+                "image_processor_type": "Qwen2VLImageProcessorFast",
+                "max_pixels": 4096,
+                "merge_size": 2,
+                "min_pixels": 256,
+                "patch_size": 8,
+                "resample": 3,
+                "size": {"longest_edge": 4096, "shortest_edge": 256},
+                "temporal_patch_size": 2,
+            }
+        },
+    ),
     Layout("TimeSformer, 2023: VideoMAEImageProcessor", tiny_families.make_timesformer),
     Layout("VideoMAE, 2022: class VideoMAEFeatureExtractor, which is gone", tiny_families.make_videomae),
     Layout("VideoMAE, 2023: old and new name of the class", tiny_families.make_videomae_pretrained),
@@ -170,6 +191,9 @@ LAYOUTS = [
     Layout("SigLIP: squashed", tiny_families.make_siglip),
     Layout("SigLIP 2 of one fixed size: bilinear, null for `do_convert_rgb`", tiny_families.make_siglip_vision),
     Layout("DINOv2: larger frames in training, `_valid_processor_keys`", tiny_families.make_dinov2),
+    Layout("DINOv2 with registers", tiny_families.make_dinov2_registers),
+    Layout("DINOv3, transformers 4.56: nulls; frames scaled in 8 bits", tiny_families.make_dinov3),
+    Layout("VideoPrism: LLaVA-OneVision's video processor without a mean", tiny_families.make_videoprism),
     Layout(
         "DINOv2, written by hand: no name of a class, plain integers",
         tiny_families.make_dinov2,
@@ -217,6 +241,14 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
     channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
     processor = PROCESSORS[kind](**_settings(folder, PROCESSORS[kind]))
     with torch.no_grad():
+        if kind == "dinov3_vit":  # scales in floating point; the extraction's pixels are scaled in 8 bits
+            channels_first = resize(channels_first, [PX, PX], antialias=True)
+        if kind == "qwen3_vl":  # its processor gets the padded square that the extraction makes of a frame
+            square = torch.full((FRAMES, 3, 80, 80), 128, dtype=torch.uint8)
+            square[:, :, 10:70] = channels_first
+            batch = plain_batch(model.config, AutoTokenizer.from_pretrained(folder), torch.zeros(4, 3, PX, PX), PROMPT)
+            batch |= dict(processor([square], do_sample_frames=False, return_tensors="pt"))
+            return model(**batch, output_hidden_states=True).hidden_states[-1][0, at_video(model.config, batch)]
         if kind in ("llava_next_video", "llava_onevision", "smolvlm"):
             pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
             return _plain_language(folder, model, pixels)
@@ -232,8 +264,8 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
     if kind in ("clip", "clip_vision_model"):
         with torch.no_grad():
             return encoder.post_layernorm(out.hidden_states[-1])[:, 1:].flatten(0, 1)
-    if kind == "dinov2":
-        return states[:, 1:].flatten(0, 1)
+    if kind.startswith("dinov"):
+        return states[:, 1 + getattr(model.config, "num_register_tokens", 0) :].flatten(0, 1)
     if kind == "timesformer":  # each patch's frames after one another; the extraction has each frame's patches
         return states[0, 1:].unflatten(0, (-1, FRAMES)).transpose(0, 1).flatten(0, 1)
     return states.flatten(0, 1)
@@ -243,14 +275,18 @@ PROCESSORS: dict[str, Any] = {
     "llava_next_video": transformers.LlavaNextVideoVideoProcessor,
     "llava_onevision": transformers.LlavaOnevisionVideoProcessor,
     "smolvlm": transformers.SmolVLMVideoProcessor,
+    "qwen3_vl": transformers.Qwen3VLVideoProcessor,
     "timesformer": transformers.VideoMAEImageProcessor,
     "videomae": transformers.VideoMAEVideoProcessor,
     "vjepa2": transformers.VJEPA2VideoProcessor,
+    "videoprism_vision_model": transformers.LlavaOnevisionVideoProcessor,
     "clip": transformers.CLIPImageProcessor,
     "clip_vision_model": transformers.CLIPImageProcessor,
     "siglip": transformers.SiglipImageProcessor,
     "siglip_vision_model": transformers.SiglipImageProcessor,
     "dinov2": transformers.BitImageProcessor,
+    "dinov2_with_registers": transformers.BitImageProcessor,
+    "dinov3_vit": transformers.DINOv3ViTImageProcessor,
 }
 
 

@@ -25,12 +25,15 @@ pytestmark = pytest.mark.skipif(not FOLDERS, reason="the small files of real rep
 MAKERS: list[tuple[str, Callable[[Path], Path], int]] = [
     ("llava-hf__LLaVA-NeXT-Video", tiny_models.make_llava_next_video, tiny_models.IMAGE_PX),
     ("llava-hf__llava-onevision", tiny_families.make_llava_onevision, 40),
+    ("Qwen__Qwen3-VL", tiny_families.make_qwen3_vl, tiny_families.IMAGE_PX),
     ("HuggingFaceTB__SmolVLM2", tiny_families.make_smolvlm, tiny_families.IMAGE_PX),
     ("facebook__timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
     ("timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
     ("MCG-NJU__videomae", tiny_families.make_videomae_pretrained, tiny_families.IMAGE_PX),
     ("openai__clip", tiny_families.make_clip, tiny_families.IMAGE_PX),
     ("google__siglip", tiny_families.make_siglip, tiny_families.IMAGE_PX),
+    ("facebook__dinov3", tiny_families.make_dinov3, tiny_families.IMAGE_PX),
+    ("optimum-intel-internal-testing__tiny-random-dinov-3", tiny_families.make_dinov3, tiny_families.IMAGE_PX),
     ("facebook__dinov2", tiny_families.make_dinov2, tiny_families.IMAGE_PX),
 ]
 """Beginning of a folder's name, what makes a tiny model of that family, and its frames' size."""
@@ -42,7 +45,6 @@ REFUSED = {
 }
 OTHER_FAMILIES = {
     "OpenGVLab__VideoMAEv2-Base__0e826d7_2025": "auto_map",
-    "optimum-intel-internal-testing__tiny-random-dinov-3__4.56.1": "architecture must be one of",
     "microsoft__BiomedCLIP-PubMedBERT_256-vit_base_patch16_224__main_2024": "laid out for open_clip",
     "microsoft__BiomedCLIP-PubMedBERT_256-vit_base_patch16_224__2584124_older": "laid out for open_clip",
 }
@@ -50,7 +52,7 @@ SIZES = {
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("vocab_size", "image_size", "patch_size", "num_frames", "tubelet_size", "projection_dim", "projection_size"),
     *("decoder_hidden_size", "decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers"),
-    *("image_token_index", "video_token_index", "max_position_embeddings", "head_dim"),
+    *("num_register_tokens", "image_token_index", "video_token_index", "max_position_embeddings", "head_dim"),
 }
 
 
@@ -63,6 +65,13 @@ def _shrunk(published: dict[str, Any], tiny: dict[str, Any]) -> dict[str, Any]:
 
 def _small_frames(settings: Any, px: int) -> Any:
     """A published processor's settings whose frames have this size."""
+    nested = {
+        key: _small_frames(settings[key], px) for key in ("image_processor", "video_processor") if key in settings
+    }
+    if nested:
+        return {**settings, **nested}
+    if "merge_size" in settings:  # bounds on the pixels of a video of four frames, and patches as in the small models
+        return {**settings, "patch_size": 8, "size": {"longest_edge": 4 * px**2, "shortest_edge": 256}}
     sizes = {key: settings[key] for key in ("size", "crop_size", "max_image_size") if settings.get(key)}
     if not sizes:
         return settings

@@ -82,7 +82,7 @@ def test_every_tap_equals_the_plain_forward(folders: dict[str, Path], name: str,
 def test_vision_is_what_makes_the_video_tokens_of_its_own_step_alone(folders: dict[str, Path], name: str) -> None:
     backbone, pixels = _open(folders[name]), _pixels(1)
     other = pixels.clone()
-    other[0, -1] += 1
+    other[0, -1] += 1  # of two frames that are joined, the second
     for tap in ("vision", "layer_0"):
         before, after = (_states(backbone, each, [tap])[tap].tokens for each in (pixels, other))
         changed = (before != after).any(dim=-1)[0]
@@ -106,10 +106,16 @@ def test_no_layer_above_the_deepest_tap_is_run(folders: dict[str, Path], name: s
 def test_preprocess_equals_the_models_own_processor_bit_for_bit(
     folders: dict[str, Path], name: str, size: tuple[int, int]
 ) -> None:
-    if name != "smolvlm":
-        pytest.skip("its processor keeps the sides of each recording's frames")
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *size, 3), dtype=np.uint8)
-    processor = transformers.SmolVLMVideoProcessor.from_pretrained(folders[name])
+    processor = transformers.AutoVideoProcessor.from_pretrained(folders[name])
+    if name == "qwen3_vl":  # the processor keeps a frame's sides; the extraction pads them to a square first
+        square = np.full((FRAMES, max(size), max(size), 3), 128, dtype=np.uint8)
+        top, left = (max(size) - size[0]) // 2, (max(size) - size[1]) // 2
+        square[:, top : top + size[0], left : left + size[1]] = frames
+        plain = processor([torch.from_numpy(square).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt")
+        ours = pixels_of(_open(folders[name]), frames)
+        assert torch.equal(processor.patchify(ours[None], 8, 2, 2)[0][0], plain["pixel_values_videos"])
+        return
     plain = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt")
     assert torch.equal(pixels_of(_open(folders[name]), frames), plain["pixel_values"][0])
 
@@ -137,6 +143,25 @@ def test_smolvlm_is_told_frames_and_times_as_its_processor_tells_them(folders: d
             {"pixel_values": np.zeros((1, frames, 3, 8, 8)), "video_metadata": [metadata]}, 0
         )
         assert video_text(frames, clip_s).replace("<video>", "<image>" * 2) == told
+
+
+def test_qwen3_vl_is_told_times_as_its_processor_tells_them(folders: dict[str, Path]) -> None:
+    from featurecache.backbones.qwen3_vl import video_text
+
+    folder, frames = folders["qwen3_vl"], 6
+    processor = transformers.Qwen3VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor.from_pretrained(folder),
+        video_processor=transformers.Qwen3VLVideoProcessor.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    times = [(k + 0.5) * 3.0 / frames for k in range(frames)]
+    metadata = transformers.video_utils.VideoMetadata(
+        total_num_frames=90, fps=30, frames_indices=[30 * t for t in times]
+    )
+    told = processor.replace_video_token(
+        {"video_grid_thw": torch.tensor([[frames // 2, 4, 4]]), "video_metadata": [metadata]}, 0
+    )
+    assert video_text(frames, 2, 3.0).replace("<video>", "<|video_pad|>" * 4) == told
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -178,6 +203,11 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], type[Fe
     ("smolvlm", {}, {"resample": 0}, {}, UnsupportedModelError, "resample = 0"),
     ("smolvlm", {}, {}, {"prompt": "<image> <video>"}, SettingsError, "must not hold '<image>'"),
     ("smolvlm", {}, {}, {"frames": 1000}, SettingsError, "at most 999"),
+    ("qwen3_vl", {}, {}, {"frames": 3}, SettingsError, r"multiple of 2 .*but it is 3\. Set frames = 4"),
+    ("qwen3_vl", {}, {"patch_size": 16}, {}, UnsupportedModelError, "patch_size = 16"),
+    ("qwen3_vl", {}, {"size": {"shortest_edge": 64}}, {}, UnsupportedModelError, "size = "),
+    ("qwen3_vl", {}, {"merge_size": "two"}, {}, UnsupportedModelError, "merge_size of a processor must be"),
+    ("qwen3_vl", {"vision_config": {"deepstack_visual_indexes": [3]}}, {}, {}, UnsupportedModelError, "from 0 to 2"),
 ]
 
 
@@ -193,7 +223,8 @@ def test_open_inputs_refuses_what_it_would_compute_otherwise(
     message: str,
 ) -> None:
     folder = change_config(shutil.copytree(folders[name], tmp_path / "model"), config)
-    file = folder / "preprocessor_config.json"
+    (folder / "processor_config.json").unlink()  # the flat files alone, of which each has all settings
+    file = next(folder.glob("*preprocessor_config.json"))
     file.write_text(json.dumps({**json.loads(file.read_text()), **processor}))
     with pytest.raises(kind, match=message) as caught:
         _open(folder, **settings)

@@ -13,11 +13,17 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2ForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -29,6 +35,10 @@ from transformers import (
     VideoMAEConfig,
     VideoMAEForPreTraining,
     VideoMAEForVideoClassification,
+    VideoPrismClipModel,
+    VideoPrismConfig,
+    VideoPrismVisionConfig,
+    VideoPrismVisionModel,
     VJEPA2Config,
     VJEPA2ForVideoClassification,
     VJEPA2Model,
@@ -97,6 +107,44 @@ def make_dinov2(folder: Path, *, seed: int = 0) -> Path:
     """A DINOv2 classifier trained on larger frames (40 px) than its processor makes, as the real ones."""
     config = Dinov2Config(**{**_SMALL, "image_size": 40})
     return _save(Dinov2ForImageClassification(config), published_layouts.dinov2(IMAGE_PX, short=36), folder, seed)
+
+
+def make_dinov2_registers(folder: Path, *, seed: int = 0) -> Path:
+    """A DINOv2 with registers."""
+    config = Dinov2WithRegistersConfig(**{**_SMALL, "image_size": 40}, num_register_tokens=3)
+    return _save(Dinov2WithRegistersModel(config), published_layouts.dinov2(IMAGE_PX, short=36), folder, seed)
+
+
+def make_dinov3(folder: Path, *, seed: int = 0) -> Path:
+    """A DINOv3 with register tokens and rotary positions."""
+    config = DINOv3ViTConfig(**_SMALL, num_register_tokens=2)
+    return _save(DINOv3ViTModel(config), published_layouts.dinov3(IMAGE_PX), folder, seed)
+
+
+_PRISM = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_spatial_layers": 2,
+    "num_temporal_layers": LAYERS - 2,
+    "num_auxiliary_layers": 1,
+    "num_frames": FRAMES,
+    "image_size": IMAGE_PX,
+    "tubelet_size": [1, 8, 8],
+}
+
+
+def make_videoprism(folder: Path, *, seed: int = 0) -> Path:
+    """A VideoPrism encoder of two spatial layers and one in time."""
+    model = VideoPrismVisionModel(VideoPrismVisionConfig(**_PRISM))
+    return _save(model, published_layouts.videoprism(IMAGE_PX), folder, seed)
+
+
+def make_videoprism_lvt(folder: Path, *, seed: int = 0) -> Path:
+    """A VideoPrism with auxiliary layers, a pooling head and a text tower."""
+    text = {**_TEXT, "max_position_embeddings": 8}
+    model = VideoPrismClipModel(VideoPrismConfig(vision_config=_PRISM, text_config=text))
+    return _save(model, published_layouts.videoprism(IMAGE_PX), folder, seed)
 
 
 def make_videomae(folder: Path, *, seed: int = 0) -> Path:
@@ -194,7 +242,43 @@ def make_smolvlm(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (),
     return lay_out(folder, published_layouts.smolvlm(IMAGE_PX), published_layouts.SMOLVLM_CONFIG)
 
 
-VIDEO_LANGUAGE: dict[str, Callable[..., Path]] = {"llava_onevision": make_llava_onevision, "smolvlm": make_smolvlm}
+_QWEN_SPECIAL = ["<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+_QWEN_TEXT = ["<", ">", "seconds", "0", "2", "8"]
+QWEN_WORDS = 2 + len(_QWEN_SPECIAL) + len(_WORDS) + len(_QWEN_TEXT)
+"""Words of the small Qwen3-VL's vocabulary before those that a caller adds."""
+
+
+def make_qwen3_vl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
+    """A Qwen3-VL of 4 x 4 patches (positions learned on 6 x 6), merged to 2 x 2 tokens, with two DeepStack layers."""
+    words = _save_tokenizer(folder, _QWEN_SPECIAL, [*_WORDS, *_QWEN_TEXT, *more_words])
+    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    vision = {"depth": LAYERS, "hidden_size": WIDTH, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
+    config = Qwen3VLConfig(
+        **{
+            "vision_config": {
+                **vision,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 36,
+                "deepstack_visual_indexes": [0, 2],
+            },
+            "text_config": {**text, "vocab_size": len(words), "rope_parameters": rope, "pad_token_id": 1},
+            "video_token_id": 2,
+            "vision_start_token_id": 3,
+            "vision_end_token_id": 4,
+            "image_token_id": 5,
+            **changes,
+        }
+    )
+    _save(Qwen3VLForConditionalGeneration(config), published_layouts.qwen3_vl(), folder, seed)
+    return lay_out(folder, published_layouts.qwen3_vl(), published_layouts.QWEN3_VL_CONFIG)
+
+
+VIDEO_LANGUAGE: dict[str, Callable[..., Path]] = {
+    "llava_onevision": make_llava_onevision,
+    "smolvlm": make_smolvlm,
+    "qwen3_vl": make_qwen3_vl,
+}
 """The video language models but LLaVA-NeXT-Video."""
 
 FAMILIES: dict[str, Callable[..., Path]] = {
@@ -204,6 +288,10 @@ FAMILIES: dict[str, Callable[..., Path]] = {
     "siglip": make_siglip,
     "siglip vision": make_siglip_vision,
     "dinov2": make_dinov2,
+    "dinov2 registers": make_dinov2_registers,
+    "dinov3": make_dinov3,
+    "videoprism": make_videoprism,
+    "videoprism lvt": make_videoprism_lvt,
     "videomae": make_videomae,
     "videomae pretrained": make_videomae_pretrained,
     "vjepa2": make_vjepa2,

@@ -30,14 +30,19 @@ _FAMILIES = {
     "siglip": "frame_encoder",
     "siglip_vision_model": "frame_encoder",
     "dinov2": "frame_encoder",
+    "dinov2_with_registers": "frame_encoder",
+    "dinov3_vit": "frame_encoder",
     "videomae": "videomae",
+    "videoprism": "videoprism",
+    "videoprism_vision_model": "videoprism",
     "vjepa2": "vjepa2",
     "llava_onevision": "llava_onevision",
     "smolvlm": "smolvlm",
+    "qwen3_vl": "qwen3_vl",
 }
 """`model_type` in config.json -> the module here that has `open_inputs` and `open_backbone` for it."""
 
-_WITH_WORDS = ("llava_next_video", "llava_onevision", "smolvlm")
+_WITH_WORDS = ("llava_next_video", "llava_onevision", "smolvlm", "qwen3_vl")
 """The families with a language model, whose features depend on the prompt."""
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import save as tensors_to_bytes
 from transformers import (
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 
@@ -45,6 +46,7 @@ _WHOLE_MODELS = {
     "llava_next_video": LlavaNextVideoForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
 
 _BASE_WEIGHTS, _FOUR_BIT = "base_weights", "nf4"

@@ -349,5 +349,6 @@ ANSWERING: Mapping[str, tuple[str, str]] = {
     "llava_next_video": ("USER: <video>\n", " ASSISTANT:"),
     "llava_onevision": ("<|im_start|>user <video>\n", "<|im_end|><|im_start|>assistant\n"),
     "smolvlm": ("<|im_start|>User: <video>", "<end_of_utterance>\nAssistant:"),
+    "qwen3_vl": ("<|im_start|>user\n<video>", "<|im_end|>\n<|im_start|>assistant\n"),
 }
 """Models that can be asked -> what their chat template puts before and after a question."""

@@ -190,7 +190,7 @@ def output_weights(model: Any, folder: Path, family: str) -> Tensor:
         ModelNotFoundError: If there are none, or of another width.
     """
     embedded: Tensor = model.get_input_embeddings().weight
-    if model.config.tie_word_embeddings or model.config.text_config.tie_word_embeddings:
+    if any(getattr(one, "tie_word_embeddings", False) for one in (model.config, model.config.text_config)):
         return embedded
     for path in find_weight_files(folder).paths.values():
         with safe_open(path, framework="pt") as file:

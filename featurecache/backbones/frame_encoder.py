@@ -1,22 +1,29 @@
-"""CLIP, SigLIP and DINOv2 vision towers as frozen feature extractors: each frame alone, time only in the pooling.
+"""Vision towers that see each frame alone as frozen feature extractors: CLIP, SigLIP, DINOv2, DINOv3.
 
-All of the model's work is done by `encode_frames`, so that clips which share a frame share its states; `states` only
-lays frames into clips. Checkpoints with a text tower or a classifier serve: only the vision tower is loaded.
+Time is in the pooling only. All of the model's work is done by `encode_frames`, so that clips which share a frame share
+its states; `states` only lays frames into clips. Checkpoints with a text tower or a classifier serve: only the vision
+tower is loaded.
 
 `final` is every token behind the tower's last norm. Of CLIP, transformers norms only the class token (its
 `pooler_output`, bit for bit our class token); the patches are normed here with the same weights. SigLIP has no class
 token, and its attention pooling head is left out. SigLIP 2 checkpoints of one fixed size are SigLIP to transformers;
 the variable-size ones (`siglip2`) are not supported.
 
+Register tokens (DINOv2 with registers, DINOv3) run along and are no part of a tap.
+
 Frames must have the checkpoint's size where positions are a table (CLIP, SigLIP). DINOv2 is made to be shown other
-sizes than it was trained with (its own processor does): its positions are interpolated, as its plain forward does.
+sizes than it was trained with (its own processor does): its positions are interpolated, as its plain forward does, and
+DINOv3's are rotary. DINOv3's own processor scales frames in floating point, where 8-bit pixels stand between decoding
+and the model here: a pixel differs from its by a level of 255 at most.
 
 Sources: Radford et al., https://arxiv.org/abs/2103.00020; Zhai et al., https://arxiv.org/abs/2303.15343;
-Oquab et al., https://arxiv.org/abs/2304.07193
+Oquab et al., https://arxiv.org/abs/2304.07193; Darcet et al., https://arxiv.org/abs/2309.16588; Siméoni et al.,
+https://arxiv.org/abs/2508.10104
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +37,11 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTImageProcessor,
+    DINOv3ViTModel,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipVisionConfig,
@@ -48,14 +60,22 @@ ATTENTION = "sdpa"
 
 @dataclass(frozen=True)
 class _Tower:
-    """A kind of vision tower: its classes, and which of its modules are embedding, layers and norm."""
+    """A kind of vision tower: its classes, and which of its modules are embedding, layers and norm.
+
+    Attributes:
+        apart: The loaded model taken apart, for frames of a size in pixels.
+        any_size: Whether frames may have another size than in training.
+        also: As `processor_settings`.
+    """
 
     family: str
     processor_class: Any
     model_class: Any
     has_cls: bool
-    apart: Callable[[Any], Parts]
+    apart: Callable[[Any, int], Parts]
     not_used: tuple[str, ...] = ()
+    any_size: bool = False
+    also: tuple[str, ...] = ()
 
 
 _CLIP = _Tower(
@@ -63,7 +83,7 @@ _CLIP = _Tower(
     CLIPImageProcessor,
     CLIPVisionModel,
     has_cls=True,
-    apart=lambda model: Parts(
+    apart=lambda model, _px: Parts(
         model,
         embed=lambda pixels: model.pre_layrnorm(model.embeddings(pixels)),
         layers=without_mask(model.encoder.layers),
@@ -75,17 +95,31 @@ _SIGLIP = _Tower(
     SiglipImageProcessor,
     SiglipVisionModel,
     has_cls=False,
-    apart=siglip_parts,
+    apart=lambda model, _px: siglip_parts(model),
     not_used=("head",),
 )
-_DINOV2 = _Tower(
-    "dinov2",
-    BitImageProcessor,
-    Dinov2Model,
+
+
+def _dinov2_parts(model: Any, _px: int) -> Parts:
+    return Parts(model, embed=model.embeddings, layers=without_mask(model.encoder.layer), final_norm=model.layernorm)
+
+
+def _dinov3_parts(model: Any, px: int) -> Parts:
+    places = model.rope_embeddings(torch.empty(1, 3, px, px, dtype=model.dtype, device=model.device))
+    layers = [partial(layer, position_embeddings=places) for layer in model.model.layer]
+    return Parts(model, embed=model.embeddings, layers=layers, final_norm=model.norm)
+
+
+_DINOV2 = _Tower("dinov2", BitImageProcessor, Dinov2Model, has_cls=True, apart=_dinov2_parts, any_size=True)
+_REGISTERS = replace(_DINOV2, family="dinov2_with_registers", model_class=Dinov2WithRegistersModel)
+_DINOV3 = _Tower(
+    "dinov3",
+    DINOv3ViTImageProcessor,
+    DINOv3ViTModel,
     has_cls=True,
-    apart=lambda model: Parts(
-        model, embed=model.embeddings, layers=without_mask(model.encoder.layer), final_norm=model.layernorm
-    ),
+    apart=_dinov3_parts,
+    any_size=True,
+    also=("DINOv3ViT",),
 )
 _TOWERS = {
     "clip": (_CLIP, CLIPConfig),
@@ -93,6 +127,8 @@ _TOWERS = {
     "siglip": (_SIGLIP, SiglipConfig),
     "siglip_vision_model": (_SIGLIP, SiglipVisionConfig),
     "dinov2": (_DINOV2, Dinov2Config),
+    "dinov2_with_registers": (_REGISTERS, Dinov2WithRegistersConfig),
+    "dinov3_vit": (_DINOV3, DINOv3ViTConfig),
 }
 """`model_type` -> the tower, and the class of config.json, which may hold the tower's as `vision_config`."""
 
@@ -100,8 +136,8 @@ _TOWERS = {
 def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
     tower, config = _tower_and_config(folder)
-    rule = frame_rule(folder, tower.processor_class)
-    if tower is not _DINOV2:
+    rule = frame_rule(folder, tower.processor_class, also=tower.also)
+    if not tower.any_size:
         require_size(rule, config.image_size, folder)
     elif rule.image_px % config.patch_size:
         raise UnsupportedModelError(
@@ -136,7 +172,7 @@ def open_backbone(
         not_used=tower.not_used,
         config=inputs.config,
     )
-    return FrameEncoder(inputs, tower.apart(model))
+    return FrameEncoder(inputs, tower.apart(model, inputs.image_px))
 
 
 class FrameEncoder:
@@ -150,6 +186,7 @@ class FrameEncoder:
     def __init__(self, inputs: EncoderInputs, parts: Parts) -> None:
         self.inputs = inputs
         self.parts = parts
+        self._not_patches = 1 + getattr(inputs.config, "num_register_tokens", 0)  # where there is a class token
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
@@ -157,15 +194,15 @@ class FrameEncoder:
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:
-        """The states of K taps in order of depth: (F, 3, image_px, image_px) -> (F, K, [1 +] P, D)."""
+        """The states of K taps in order of depth, of all tokens: (F, 3, image_px, image_px) -> (F, K, S, D)."""
         return torch.stack([states for _, states in self.parts.walk(pixels, taps)], dim=1)
 
     def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
-        """Each tap's states in order of depth, of the states (B, T, K, [1 +] P, D) of the same taps."""
+        """Each tap's states in order of depth, of the states (B, T, K, S, D) of the same taps."""
         for k, tap in enumerate(tap for tap in self.inputs.taps if tap in taps):
-            states = encoded[:, :, k]  # (B, T, [1 +] P, D)
+            states = encoded[:, :, k]  # (B, T, S, D)
             if self.inputs.taps[tap].has_cls:
-                yield tap, TapStates(tokens=states[:, :, 1:], cls=states[:, :, 0])
+                yield tap, TapStates(tokens=states[:, :, self._not_patches :], cls=states[:, :, 0])
             else:
                 yield tap, TapStates(tokens=states)
 

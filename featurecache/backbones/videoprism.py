@@ -1,0 +1,114 @@
+"""VideoPrism as a frozen feature extractor: a factorised encoder of space, then time.
+
+The first layers see each frame alone, the others each patch's frames. `layer_k` counts both: with S spatial layers,
+`layer_S` is the last spatial state, `layer_{S+1}` the first one after time has been seen. Between them lies a norm, and
+the positions in time are added. There is no class token. Frames and their size must be those of the checkpoint.
+
+Attention logits are capped, which only transformers' eager attention does. Of the models with a text tower (LvT) the
+video tower's encoder is run; its auxiliary layers, its pooling head and the text tower are left out.
+
+Source: Zhao et al., VideoPrism: A Foundational Visual Encoder for Video Understanding. https://arxiv.org/abs/2402.13217
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import (
+    LlavaOnevisionVideoProcessor,
+    VideoPrismClipModel,
+    VideoPrismConfig,
+    VideoPrismVisionConfig,
+    VideoPrismVisionModel,
+)
+
+from featurecache.backbones import model_type_of
+from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.errors import UnsupportedModelError
+
+FAMILY = "VideoPrism"
+ATTENTION = "eager"  # the others do not cap attention logits
+
+
+def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
+    """As `featurecache.backbones.open_inputs`."""
+    config_class = VideoPrismConfig if model_type_of(folder) == "videoprism" else VideoPrismVisionConfig
+    with quiet_loading(folder, FAMILY):
+        config = config_class.from_pretrained(folder, **LOCAL_ONLY)
+    vision = getattr(config, "vision_config", config)
+    joined, *patch = vision.tubelet_size
+    if joined != 1 or len(set(patch)) != 1 or not isinstance(vision.image_size, int):
+        raise UnsupportedModelError(
+            "VideoPrism's patches must be squares of one frame, and its frames squares, but "
+            f"{folder / 'config.json'} says tubelet_size = {list(vision.tubelet_size)} and image_size = "
+            f"{vision.image_size}. Take config.json from the model's own repository."
+        )
+    require_frames(frames, vision.num_frames, "num_frames", folder)
+    rule = frame_rule(folder, LlavaOnevisionVideoProcessor)
+    require_size(rule, vision.image_size, folder)
+    return EncoderInputs(
+        folder,
+        config=config,
+        family="videoprism",
+        attention=ATTENTION,
+        frames=frames,
+        resize=resize,
+        rule=rule,
+        layers=vision.num_spatial_layers + vision.num_temporal_layers,
+        shape=TapShape(frames, (vision.image_size // patch[0]) ** 2, vision.hidden_size),
+    )
+
+
+def open_backbone(
+    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
+) -> ClipEncoder:
+    """As `featurecache.backbones.open_backbone`."""
+    is_whole = isinstance(inputs.config, VideoPrismConfig)
+    model = load_frozen(
+        VideoPrismClipModel if is_whole else VideoPrismVisionModel,
+        inputs.folder,
+        family=FAMILY,
+        dtype=dtype,
+        device=device,
+        attention=ATTENTION,
+        not_used=("text_model",),
+        config=inputs.config,
+    )
+    encoder = model.video_model.vision_model if is_whole else model
+    shape = inputs.taps["final"]
+
+    def embed(pixels: Tensor) -> Tensor:  # (B, T, 3, px, px) -> (B, T, P, D), as all states here
+        states: Tensor = encoder.spatial_embeddings(pixels)
+        return states.reshape(len(pixels), shape.steps, shape.tokens_per_step, shape.width)
+
+    def in_time(states: Tensor) -> Tensor:
+        """The norm behind the spatial layers, then positions in time."""
+        batch, frames = states.shape[:2]
+        features = encoder.layernorm1(states.flatten(0, 1))
+        embedded = encoder.temporal_embeddings(features, (batch, frames, 3, inputs.image_px, inputs.image_px))
+        return _by_frame(embedded, batch)
+
+    first, *others = encoder.temporal_layers
+    layers = [
+        *(_spatial(layer) for layer in encoder.spatial_layers),
+        lambda states: _temporal(first)(in_time(states)),
+        *(_temporal(layer) for layer in others),
+    ]
+    return ClipEncoder(inputs, Parts(model, embed, layers, encoder.layernorm2), lambda states: TapStates(states))
+
+
+def _by_frame(states: Tensor, batch: int) -> Tensor:
+    """Each patch's frames (B * P, T, D) -> (B, T, P, D)."""
+    return states.reshape(batch, -1, *states.shape[1:]).transpose(1, 2)
+
+
+def _spatial(layer: Any) -> Callable[[Tensor], Tensor]:
+    return lambda states: layer(states.flatten(0, 1)).view_as(states)
+
+
+def _temporal(layer: Any) -> Callable[[Tensor], Tensor]:
+    return lambda states: _by_frame(layer(states.transpose(1, 2).flatten(0, 1)), len(states))
