@@ -3,7 +3,7 @@
     python benchmarks/full_size.py [--frames 16] [--layers 32] [--upcast]
 
 No weights are downloaded. The model is laid out on the meta device and filled with random bfloat16, and one clip of
-noise goes through `LlavaNextVideoBackbone` as in an extraction. What rotary positions and the tower's position numbers
+noise goes through `VideoLanguageBackbone` as in an extraction. What rotary positions and the tower's position numbers
 are made of is no parameter and is not filled but made anew. Needs 20 GB of memory that is free.
 
 A CPU with AVX512-BF16 multiplies bfloat16 faster than float32; others are hundreds of times slower at it. For those

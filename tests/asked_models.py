@@ -39,11 +39,17 @@ def make_qwen3_vl(folder: Path) -> Path:
     return change_config(folder, {"text_config": {"eos_token_id": tiny_families.QWEN_WORDS + len(ANSWERS) - 1}})
 
 
+def make_internvl(folder: Path) -> Path:
+    tiny_families.make_internvl(folder, more_words=ANSWERS)
+    return change_config(folder, {"text_config": {"eos_token_id": tiny_families.INTERN_WORDS + len(ANSWERS) - 1}})
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "llava_next_video": make_llava_next_video,
     "llava_onevision": make_llava_onevision,
     "smolvlm": make_smolvlm,
     "qwen3_vl": make_qwen3_vl,
+    "internvl": make_internvl,
 }
 
 

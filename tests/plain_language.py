@@ -41,7 +41,11 @@ def _qwen3_vl(config: Any, frames: int) -> str:
     return text
 
 
-_TEXTS = {"smolvlm": _smolvlm, "qwen3_vl": _qwen3_vl}
+def _internvl(config: Any, frames: int) -> str:
+    return "\n".join(f"Frame{k}: <img>" + "<IMG_CONTEXT>" * 4 + "</img>" for k in range(1, frames + 1))
+
+
+_TEXTS = {"smolvlm": _smolvlm, "qwen3_vl": _qwen3_vl, "internvl": _internvl}
 
 
 def plain_batch(config: Any, tokenizer: Any, clip: Tensor, prompt: str, more: Sequence[int] = ()) -> dict[str, Tensor]:
@@ -60,8 +64,9 @@ def plain_batch(config: Any, tokenizer: Any, clip: Tensor, prompt: str, more: Se
             "pixel_values_videos": patches[0],
             **more_inputs,
         }
-    name = "pixel_values" if config.model_type == "smolvlm" else "pixel_values_videos"
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), name: clip[None]}
+    pixels = {"smolvlm": {"pixel_values": clip[None]}, "internvl": {"pixel_values": clip}}
+    of_family = pixels.get(config.model_type, {"pixel_values_videos": clip[None]})
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **of_family}
 
 
 def at_video(config: Any, batch: dict[str, Tensor]) -> Tensor:

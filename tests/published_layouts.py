@@ -212,6 +212,20 @@ QWEN3_VL_CONFIG = {"text_config": {"rope_parameters": None, "rope_theta": 500000
 """Rotary positions as transformers 4.57 wrote them."""
 
 
+def internvl(px: int) -> Files:
+    """As InternVL3.5 of transformers 5: images and videos have other statistics in one file."""
+    own = {**ALL_ON, "data_format": "channels_first", "resample": 3, "size": {"height": px, "width": px}}
+    tiles = {"crop_to_patches": False, "max_patches": 12, "min_patches": 1}
+    return {
+        "processor_config.json": {
+            "image_processor": {**own, **IMAGENET, **tiles, "image_processor_type": "GotOcr2ImageProcessor"},
+            "image_seq_length": 4,
+            "processor_class": "InternVLProcessor",
+            "video_processor": {**own, **CLIP_STATISTICS, "initial_shift": True, "do_sample_frames": False},
+        }
+    }
+
+
 def timesformer(px: int) -> Files:
     """As the Kinetics checkpoints since 2023."""
     statistics = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}

@@ -133,6 +133,14 @@ SIZES = {
     "Qwen3-VL-2B": _qwen3_vl(_text(2048, 6144, 28, 16, 8, 128, 151936), _QWEN_VIT),
     "Qwen3-VL-4B": _qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT),
     "Qwen3-VL-8B": _qwen3_vl(_text(4096, 12288, 36, 32, 8, 128, 151936), {**_QWEN_VIT, **_QWEN_SO400M}),
+    "InternVL3-1B": Size(
+        tiny_families.make_internvl,
+        published_layouts.internvl(448),
+        {
+            "vision_config": {**_layers(1024, 4096, 24, 16), "image_size": [448, 448], "patch_size": [14, 14]},
+            "text_config": {**_text(896, 4864, 24, 14, 2, 64, 151674), "model_type": "qwen2", "layer_types": None},
+        },
+    ),
     "CLIP ViT-L/14-336": Size(
         tiny_families.make_clip_vision, published_layouts.clip(336), _vit(1024, 4096, 24, 16, 336, 14)
     ),

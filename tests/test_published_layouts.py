@@ -155,6 +155,7 @@ LAYOUTS = [
             }
         },
     ),
+    Layout("InternVL3.5, transformers 5: nested, other statistics for videos", tiny_families.make_internvl),
     Layout("TimeSformer, 2023: VideoMAEImageProcessor", tiny_families.make_timesformer),
     Layout("VideoMAE, 2022: class VideoMAEFeatureExtractor, which is gone", tiny_families.make_videomae),
     Layout("VideoMAE, 2023: old and new name of the class", tiny_families.make_videomae_pretrained),
@@ -249,7 +250,7 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
             batch = plain_batch(model.config, AutoTokenizer.from_pretrained(folder), torch.zeros(4, 3, PX, PX), PROMPT)
             batch |= dict(processor([square], do_sample_frames=False, return_tensors="pt"))
             return model(**batch, output_hidden_states=True).hidden_states[-1][0, at_video(model.config, batch)]
-        if kind in ("llava_next_video", "llava_onevision", "smolvlm"):
+        if kind in ("llava_next_video", "llava_onevision", "smolvlm", "internvl"):
             pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
             return _plain_language(folder, model, pixels)
         if issubclass(PROCESSORS[kind], transformers.video_processing_utils.BaseVideoProcessor):
@@ -276,6 +277,7 @@ PROCESSORS: dict[str, Any] = {
     "llava_onevision": transformers.LlavaOnevisionVideoProcessor,
     "smolvlm": transformers.SmolVLMVideoProcessor,
     "qwen3_vl": transformers.Qwen3VLVideoProcessor,
+    "internvl": transformers.InternVLVideoProcessor,
     "timesformer": transformers.VideoMAEImageProcessor,
     "videomae": transformers.VideoMAEVideoProcessor,
     "vjepa2": transformers.VJEPA2VideoProcessor,

@@ -107,7 +107,8 @@ def test_preprocess_equals_the_models_own_processor_bit_for_bit(
     folders: dict[str, Path], name: str, size: tuple[int, int]
 ) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *size, 3), dtype=np.uint8)
-    processor = transformers.AutoVideoProcessor.from_pretrained(folders[name])
+    class_name = {"smolvlm": "SmolVLM", "qwen3_vl": "Qwen3VL", "internvl": "InternVL"}[name] + "VideoProcessor"
+    processor = getattr(transformers, class_name).from_pretrained(folders[name])
     if name == "qwen3_vl":  # the processor keeps a frame's sides; the extraction pads them to a square first
         square = np.full((FRAMES, max(size), max(size), 3), 128, dtype=np.uint8)
         top, left = (max(size) - size[0]) // 2, (max(size) - size[1]) // 2
@@ -117,7 +118,7 @@ def test_preprocess_equals_the_models_own_processor_bit_for_bit(
         assert torch.equal(processor.patchify(ours[None], 8, 2, 2)[0][0], plain["pixel_values_videos"])
         return
     plain = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt")
-    assert torch.equal(pixels_of(_open(folders[name]), frames), plain["pixel_values"][0])
+    assert torch.equal(pixels_of(_open(folders[name]), frames), next(iter(plain.values()))[0])
 
 
 def test_smolvlm_is_told_frames_and_times_as_its_processor_tells_them(folders: dict[str, Path]) -> None:
@@ -176,7 +177,7 @@ def test_identity_counts_words_before_and_between_the_steps_and_the_clips_length
     assert json.loads(json.dumps(base)) == base
     assert identity("user: what moves ? <video>", "final") != base
     assert identity(PROMPT + " what moves ?", "final") == base
-    assert identity(PROMPT, "final", clip_s=9.0) != base
+    assert (identity(PROMPT, "final", clip_s=9.0) != base) == (name != "internvl")  # frames are numbered, not timed
     for tap in ("vision", "layer_0"):
         assert identity("user: <video>", tap) == identity(PROMPT, tap) == identity(PROMPT, tap, clip_s=9.0) != base
 
@@ -194,6 +195,23 @@ def test_states_are_computed_in_the_dtype_that_is_asked_for(
     assert 1e-6 < (half.tokens.float() - exact.tokens).norm() / exact.tokens.norm() < bound
 
 
+def test_internvl_is_told_frames_as_its_processor_tells_them(folders: dict[str, Path]) -> None:
+    backbone = _open(folders["internvl"])
+    tokenizer = AutoTokenizer.from_pretrained(folders["internvl"])
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    for attribute, token in {**names, "video_token": "<video>"}.items():
+        setattr(tokenizer, attribute, token)
+        setattr(tokenizer, f"{attribute}_id", tokenizer.convert_tokens_to_ids(token))
+    processor = transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(),
+        video_processor=transformers.InternVLVideoProcessor(),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+    )
+    told = processor.replace_video_token({"pixel_values_videos": torch.zeros(1, FRAMES, 3, 8, 8)}, 0)
+    assert backbone.inputs.architecture.video_text.replace("<video>", "<IMG_CONTEXT>" * 4) == told
+
+
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], type[FeatureCacheError], str]] = [
     ("smolvlm", {"scale_factor": 3}, {}, {}, UnsupportedModelError, "scale_factor must divide 4"),
     ("smolvlm", {"image_token_id": 9000}, {}, {}, FeatureCacheError, "video token must be one"),
@@ -203,6 +221,8 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], type[Fe
     ("smolvlm", {}, {"resample": 0}, {}, UnsupportedModelError, "resample = 0"),
     ("smolvlm", {}, {}, {"prompt": "<image> <video>"}, SettingsError, "must not hold '<image>'"),
     ("smolvlm", {}, {}, {"frames": 1000}, SettingsError, "at most 999"),
+    ("internvl", {"vision_feature_select_strategy": "full"}, {}, {}, UnsupportedModelError, "without the class token"),
+    ("internvl", {"downsample_ratio": 0.3}, {}, {}, UnsupportedModelError, "divides its patches"),
     ("qwen3_vl", {}, {}, {"frames": 3}, SettingsError, r"multiple of 2 .*but it is 3\. Set frames = 4"),
     ("qwen3_vl", {}, {"patch_size": 16}, {}, UnsupportedModelError, "patch_size = 16"),
     ("qwen3_vl", {}, {"size": {"shortest_edge": 64}}, {}, UnsupportedModelError, "size = "),
@@ -223,9 +243,10 @@ def test_open_inputs_refuses_what_it_would_compute_otherwise(
     message: str,
 ) -> None:
     folder = change_config(shutil.copytree(folders[name], tmp_path / "model"), config)
-    (folder / "processor_config.json").unlink()  # the flat files alone, of which each has all settings
-    file = next(folder.glob("*preprocessor_config.json"))
-    file.write_text(json.dumps({**json.loads(file.read_text()), **processor}))
+    if processor:
+        (folder / "processor_config.json").unlink()  # the flat files alone, of which each has all settings
+        file = next(folder.glob("*preprocessor_config.json"))
+        file.write_text(json.dumps({**json.loads(file.read_text()), **processor}))
     with pytest.raises(kind, match=message) as caught:
         _open(folder, **settings)
     assert "\n" not in str(caught.value)

@@ -17,11 +17,14 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SiglipConfig,
@@ -274,10 +277,33 @@ def make_qwen3_vl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = ()
     return lay_out(folder, published_layouts.qwen3_vl(), published_layouts.QWEN3_VL_CONFIG)
 
 
+_INTERN_SPECIAL = ["<IMG_CONTEXT>", "<img>", "</img>"]
+_INTERN_TEXT = ["Frame1", "Frame2", "Frame3", "Frame4", ":"]
+INTERN_WORDS = 2 + len(_INTERN_SPECIAL) + len(_WORDS) + len(_INTERN_TEXT)
+"""Words of the small InternVL's vocabulary before those that a caller adds."""
+
+
+def make_internvl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
+    """An InternVL of 4 x 4 patches, laid side by side to 2 x 2 tokens a frame, and a Qwen3 as InternVL3.5 has it."""
+    words = _save_tokenizer(folder, _INTERN_SPECIAL, [*_WORDS, *_INTERN_TEXT, *more_words])
+    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = InternVLConfig(
+        **{
+            "vision_config": {**_LAYERS, "image_size": [IMAGE_PX, IMAGE_PX], "patch_size": [8, 8]},
+            "text_config": Qwen3Config(**text, vocab_size=len(words), pad_token_id=1),
+            "image_token_id": 2,
+            "image_seq_length": 4,
+            **changes,
+        }
+    )
+    return _save(InternVLForConditionalGeneration(config), published_layouts.internvl(IMAGE_PX), folder, seed)
+
+
 VIDEO_LANGUAGE: dict[str, Callable[..., Path]] = {
     "llava_onevision": make_llava_onevision,
     "smolvlm": make_smolvlm,
     "qwen3_vl": make_qwen3_vl,
+    "internvl": make_internvl,
 }
 """The video language models but LLaVA-NeXT-Video."""
 

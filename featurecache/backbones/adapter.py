@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
 from transformers import (
+    InternVLForConditionalGeneration,
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
@@ -47,6 +48,7 @@ _WHOLE_MODELS = {
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "internvl": InternVLForConditionalGeneration,
 }
 
 _BASE_WEIGHTS, _FOUR_BIT = "base_weights", "nf4"

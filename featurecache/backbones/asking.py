@@ -278,6 +278,7 @@ class AskedInputs:
         self.inner, self.asked = inner, asked
         self.folder: Path = inner.folder
         self.config: Any = inner.config
+        self.architecture: Any = inner.architecture
         self.frames: int = inner.frames
         self.image_px: int = inner.image_px
         self.frame_resize: FrameResize = inner.frame_resize
@@ -349,6 +350,7 @@ ANSWERING: Mapping[str, tuple[str, str]] = {
     "llava_next_video": ("USER: <video>\n", " ASSISTANT:"),
     "llava_onevision": ("<|im_start|>user <video>\n", "<|im_end|><|im_start|>assistant\n"),
     "smolvlm": ("<|im_start|>User: <video>", "<end_of_utterance>\nAssistant:"),
+    "internvl": ("<|im_start|>user\n<video>\n", "<|im_end|>\n<|im_start|>assistant\n"),
     "qwen3_vl": ("<|im_start|>user\n<video>", "<|im_end|>\n<|im_start|>assistant\n"),
 }
 """Models that can be asked -> what their chat template puts before and after a question."""

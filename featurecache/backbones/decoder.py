@@ -23,7 +23,7 @@ from torch import Tensor
 from featurecache.backbones.family import TapShape
 from featurecache.errors import UnsupportedModelError
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3_vl_text")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_vl_text")
 """Model types whose forward is exactly this loop, and whose layers are exactly these two sums."""
 
 _FIXED_ROPES = ("default", "linear", "llama3", "yarn")

@@ -17,9 +17,15 @@ from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVid
 
 from featurecache.backbones.encoder import tower_states
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import load_frozen
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
-from featurecache.backbones.video_language import ATTENTION, Architecture, VideoLanguageBackbone, VideoLanguageInputs
+from featurecache.backbones.video_language import (
+    ATTENTION,
+    Architecture,
+    VideoLanguageBackbone,
+    VideoLanguageInputs,
+    read_config,
+)
 from featurecache.errors import UnsupportedModelError
 
 FAMILY = "LLaVA-NeXT-Video"
@@ -29,8 +35,7 @@ _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_s: float) -> VideoLanguageInputs:  # noqa: ARG001
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        config = LlavaNextVideoConfig.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_config(folder, LlavaNextVideoConfig, FAMILY)
     vision = config.vision_config
     if vision.model_type not in _TOWERS:  # others may be fetched by their name
         raise UnsupportedModelError(

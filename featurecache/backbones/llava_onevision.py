@@ -19,9 +19,15 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisi
 
 from featurecache.backbones.encoder import siglip_parts, tower_states
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import load_frozen
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
-from featurecache.backbones.video_language import ATTENTION, Architecture, VideoLanguageBackbone, VideoLanguageInputs
+from featurecache.backbones.video_language import (
+    ATTENTION,
+    Architecture,
+    VideoLanguageBackbone,
+    VideoLanguageInputs,
+    read_config,
+)
 from featurecache.errors import UnsupportedModelError
 
 FAMILY = "LLaVA-OneVision"
@@ -29,8 +35,7 @@ FAMILY = "LLaVA-OneVision"
 
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_s: float) -> VideoLanguageInputs:  # noqa: ARG001
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        config = LlavaOnevisionConfig.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_config(folder, LlavaOnevisionConfig, FAMILY)
     vision = config.vision_config
     _tower_tap(config, folder)
     rule = frame_rule(folder, LlavaOnevisionVideoProcessor)

@@ -33,11 +33,17 @@ from transformers.vision_utils import (
 )
 
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import load_frozen
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.preprocessing import Geometry, Resize, frame_rule, sides
 from featurecache.backbones.processor_files import WHOLE
-from featurecache.backbones.video_language import ATTENTION, Architecture, VideoLanguageBackbone, VideoLanguageInputs
+from featurecache.backbones.video_language import (
+    ATTENTION,
+    Architecture,
+    VideoLanguageBackbone,
+    VideoLanguageInputs,
+    read_config,
+)
 from featurecache.errors import SettingsError, UnsupportedModelError
 
 FAMILY = "Qwen3-VL"
@@ -58,8 +64,7 @@ _FIELDS = {
 
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_s: float) -> VideoLanguageInputs:
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        config = Qwen3VLConfig.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_config(folder, Qwen3VLConfig, FAMILY)
     vision, joined = config.vision_config, config.vision_config.temporal_patch_size
     if frames % joined:
         near = max(1, round(frames / joined)) * joined

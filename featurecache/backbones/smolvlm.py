@@ -23,11 +23,17 @@ from transformers import SmolVLMConfig, SmolVLMModel, SmolVLMVideoProcessor
 
 from featurecache.backbones.encoder import FINAL, Parts, siglip_parts
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import load_frozen
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, require_size, sides
 from featurecache.backbones.processor_files import SIZE
-from featurecache.backbones.video_language import ATTENTION, Architecture, VideoLanguageBackbone, VideoLanguageInputs
+from featurecache.backbones.video_language import (
+    ATTENTION,
+    Architecture,
+    VideoLanguageBackbone,
+    VideoLanguageInputs,
+    read_config,
+)
 from featurecache.errors import SettingsError, UnsupportedModelError
 
 FAMILY = "SmolVLM2"
@@ -44,8 +50,7 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa:
 
 def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_s: float) -> VideoLanguageInputs:
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        config = SmolVLMConfig.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_config(folder, SmolVLMConfig, FAMILY)
     vision, side = config.vision_config, config.vision_config.image_size // config.vision_config.patch_size
     if config.scale_factor < 1 or side % config.scale_factor:
         raise UnsupportedModelError(

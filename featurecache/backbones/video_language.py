@@ -29,7 +29,14 @@ from featurecache.backbones.decoder import (
     require_window,
 )
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import SAMPLING_RULE, TOKENIZER_FILES, backbone_identity, digests
+from featurecache.backbones.files import (
+    LOCAL_ONLY,
+    SAMPLING_RULE,
+    TOKENIZER_FILES,
+    backbone_identity,
+    digests,
+    quiet_loading,
+)
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER, text_after_video
 from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
 from featurecache.backbones.prompt import prompt_words
@@ -72,6 +79,24 @@ class Architecture:
     digests_tokenizer: bool = False
 
 
+def read_config(folder: Path, config_class: Any, title: str) -> Any:
+    """A model's config.json, whose language model is one of those known here.
+
+    Args:
+        folder: The model's files.
+        config_class: The class of the family in transformers.
+        title: The family's name for people.
+
+    Raises:
+        ModelNotFoundError: If the file does not fit the class.
+        UnsupportedModelError: If the language model is of another kind.
+    """
+    with quiet_loading(folder, title):
+        config = config_class.from_pretrained(folder, **LOCAL_ONLY)
+    require_decoder(config.text_config)
+    return config
+
+
 class VideoLanguageInputs:
     """All of a video language model but its weights. Cheap to open, so that a cache hit needs no weights in memory.
 
@@ -89,7 +114,7 @@ class VideoLanguageInputs:
 
     Raises:
         SettingsError: If the prompt does not fit.
-        UnsupportedModelError: If the language model is of another kind, or sees fewer tokens than a clip has.
+        UnsupportedModelError: If the language model sees fewer tokens than a clip has.
     """
 
     def __init__(
@@ -109,7 +134,6 @@ class VideoLanguageInputs:
         self.image_px = rule.image_px
         self.text_after_video = text_after_video(prompt)
         language = config.text_config
-        require_decoder(language)
         self.words = prompt_words(
             folder,
             prompt,

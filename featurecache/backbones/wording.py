@@ -20,7 +20,7 @@ from featurecache.backbones.tokenizer import open_tokenizer
 from featurecache.errors import SettingsError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from featurecache.backbones.video_language import Architecture, VideoLanguageInputs
+    from featurecache.backbones.video_language import Architecture
 
 _SPACE_MARKS = " ▁Ġ"
 """How tokenizers write a space before a word."""
@@ -32,13 +32,13 @@ class Wording:
     """A model's tokenizer, which makes token ids of questions and words of answers.
 
     Args:
-        inputs: The model without its weights.
+        inputs: The model without its weights, with or without what it is asked.
 
     Raises:
         UnsupportedModelError: If the model cannot be asked in words.
     """
 
-    def __init__(self, inputs: "VideoLanguageInputs") -> None:
+    def __init__(self, inputs: Any) -> None:
         check_can_answer(model_type_of(inputs.folder))
         self._folder, self._config = inputs.folder, inputs.config
         self._architecture: Architecture = inputs.architecture
