@@ -289,7 +289,7 @@ def evaluate(
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
-    """Score a bundle on the test split; every evaluation is logged."""
+    """Score a bundle on the test split, which is logged."""
     screen, project = Screen(as_json), _project(config)
     if not leave_one_session_out:
         found = _evaluate(screen, project, bundle, against=against or (), prevalence=prevalence or ())
