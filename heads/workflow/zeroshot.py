@@ -291,13 +291,11 @@ def _prepared(
     from featurecache.backbones.wording import Wording
     from heads.zeroshot.methods import prepare_lists, prepare_yes_no
 
-    features = project.settings.features
+    features, clip_s = project.settings.features, project.settings.clips.length_us / 1e6
     model = find_model(features.model, allow_download=allow_download)
-    model_type = model_type_of(model)
-    check_can_answer(model_type)
-    clip_s = project.settings.clips.length_us / 1e6
-    inputs: Any = open_inputs(model, prompt="<video>", frames=features.frames, resize=features.resize, clip_s=clip_s)
-    wording = Wording(inputs)
+    check_can_answer(model_type := model_type_of(model))
+    way: Any = {"frames": features.frames, "resize": features.resize, "clip_s": clip_s}
+    wording = Wording(open_inputs(model, prompt="<video>", **way))
     written = write_defaults(project.prompts, method, table.labels, ANSWERING[model_type])
     recordings = sorted({clip.recording for clip in table.clips})
     if method == "zs-b":
