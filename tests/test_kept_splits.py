@@ -169,6 +169,7 @@ def test_extraction_refuses_a_table_of_other_clips_than_the_settings_say(
         ("[clips]", "[clips]\nmin_overlap = 0.25", "clips.min_overlap was 0.5 and is 0.25"),
         ("[clips]", "unannotated_time = 'until_last_annotation'\n[clips]", "data.unannotated_time was"),
         ("[clips]", "rename.'a' = 'b'\n[clips]", "data.rename was"),
+        ("[clips]", "columns.unit = 'ms'\n[clips]", "data.columns.unit was 's' and is 'ms'"),
         ("[features]", "[splits]\nsessions = { S0 = 'test' }\n[features]", "splits.sessions was"),
     ],
 )
@@ -196,6 +197,17 @@ def test_files_that_came_went_changed_or_were_renamed_are_told_and_do_not_stop(p
         assert part in told
     assert "annotations: 1 changed (labels.csv)" in told
     assert told.endswith("To take that in: featurecache clips.")
+
+
+def test_a_setting_that_came_with_a_later_version_is_no_change(project: Project) -> None:
+    record = json.loads(project.table_record.read_bytes())
+    columns = {name: record["settings"].pop(f"data.columns.{name}") for name in ("recording", "start", "unit")}
+    for name in [name for name in record["settings"] if name.startswith("data.columns.")]:
+        del record["settings"][name]
+    project.table_record.write_text(json.dumps({**record, "settings": {**record["settings"], "data.columns": columns}}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_table(project, use="targets")
 
 
 def test_a_copied_project_is_not_told_as_changed_and_an_edit_that_keeps_the_size_is(project: Project) -> None:

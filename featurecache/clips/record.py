@@ -79,7 +79,8 @@ def read_record(path: Path) -> TableRecord:
         files = {str(kind): dict(own) for kind, own in document["files"].items()}
         copies = tuple((str(one), str(other)) for one, other in document["copies"])
         compared = _texts(document["compared"])
-        return TableRecord(_texts(document["written"]), dict(document["settings"]), files, splits, compared, copies)
+        settings = _each_column(document["settings"])
+        return TableRecord(_texts(document["written"]), settings, files, splits, compared, copies)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return TableRecord(_texts(json.loads(path.read_bytes())["written"]))
     return TableRecord()
@@ -120,7 +121,14 @@ def settings_of(project: Project) -> dict[str, Any]:
         for name, value in dataclasses.asdict(getattr(settings, section)).items()
     }
     plain = json.dumps({name: value for name, value in found.items() if name not in _PLACES}, default=_plain)
-    return dict(json.loads(plain))
+    return _each_column(json.loads(plain))
+
+
+def _each_column(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with one for each column of a table, so that one which a later version adds is no change."""
+    columns = settings.get("data.columns", {})
+    others = {name: value for name, value in settings.items() if name != "data.columns"}
+    return {**others, **{f"data.columns.{name}": value for name, value in columns.items()}}
 
 
 def _plain(value: object) -> float | str:
