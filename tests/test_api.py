@@ -24,7 +24,7 @@ def test_every_documented_name_exists() -> None:
 
 
 def test_example_calls_what_exists_with_arguments_that_exist() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     checked = 0
     for call in calls:
