@@ -237,7 +237,7 @@ def _set_model(project: Path, model: str) -> None:
 
 def _other_architecture(project: Path) -> None:
     (project / "model").mkdir()
-    (project / "model/config.json").write_text('{"model_type": "qwen3_vl"}')
+    (project / "model/config.json").write_text('{"model_type": "paligemma"}')
     (project / "model/preprocessor_config.json").write_text("{}")
     _set_model(project, str(project / "model"))
 
