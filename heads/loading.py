@@ -117,9 +117,12 @@ def _targets(clips: Sequence[Clip], what: str, missing: Collection[str], *, purg
     if not had:
         beside = f" besides {purged} that touch clips which score them" if purged else ""
         todo = "See failed_clips.csv for what their extraction met" if clips else "Annotate more sessions"
+        way_out = "change the split in clips.csv"
+        if what == "the test split":
+            way_out = "score without it: featurecache evaluate --leave-one-session-out"
         raise TrainingDataError(
             f"{what} must have labelled clips with features, but it has {len(clips)} labelled clips{beside} "
-            f"and features of none. {todo}, or change the split in clips.csv."
+            f"and features of none. {todo}, or {way_out}."
         )
     clip_ids = tuple(clip.clip_id for clip in had)
     Y = np.array([clip.targets for clip in had], np.int8)  # (N, C)

@@ -650,6 +650,8 @@ def test_cache_forget_removes_a_recording_by_its_name(project: Path) -> None:
     left = json.loads(_run("extract", "--dry-run", "--config", project, "--json").stdout)
     assert left["todo"] == 0, "a withdrawn recording is not extracted again"
     assert "Did you mean 'S3.mp4'" in _run("cache", "forget", "S3.mp5", "--config", project).stderr
+    mistyped = _run("cache", "forget", "0123456789abcdef", "--config", project)
+    assert "nothing here is known to be of this recording" in " ".join(mistyped.output.split()), mistyped.output
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,13 @@ def forgotten(report: "Withdrawal") -> Iterator[Piece]:
     yield from (f"  removed {path}" for path in report.files_removed)
     yield from (f"  remains: {path}: {what}" for path, what in report.remaining)
     yield from (Warn(f"could not be searched: {path}: {why}") for path, why in report.unsearched)
+    if not (report.cache and report.cache.rows) and not (
+        report.files_cleaned or report.files_removed or report.remaining
+    ):
+        yield Warn(
+            "nothing here is known to be of this recording: compare what you typed with its sha256. It counts as "
+            f"withdrawn now; to take that back, remove {report.mark} from withdrawn/ in the cache"
+        )
     yield f"the record of it: {report.record}"
 
 

@@ -148,13 +148,16 @@ def _without_withdrawn(project: Project, found: Survey) -> Survey:
 
 def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable, *, redeal: bool) -> list[str]:
     """Which sessions kept their splits, and where new ones are."""
-    kept, _ = before.of_sessions(found.recordings, found.sessions)
+    known, _ = before.of_sessions(found.recordings, found.sessions)
+    of_session = {clip.session: clip.split for clip in table.clips if clip.split}
+    kept = [session for session, split in known.items() if of_session.get(session) == split]
     if redeal or not kept:
         return []
-    new = {clip.session: clip.split for clip in table.clips if clip.split and clip.session not in kept}
+    new = {session: split for session, split in of_session.items() if session not in known}
     named = ", ".join(f"{session} ({split})" for session, split in list(new.items())[:_NAMED])
     placed = f"; new: {named}{', ...' if len(new) > _NAMED else ''}" if new else ""
-    return [f"{len(kept)} sessions keep their splits{placed} (to assign all anew: featurecache clips --redeal)."]
+    keep = "1 session keeps its split" if len(kept) == 1 else f"{len(kept)} sessions keep their splits"
+    return [f"{keep}{placed} (to assign all anew: featurecache clips --redeal)."]
 
 
 def _absent_in_words(absent: Mapping[str, str]) -> list[str]:

@@ -30,12 +30,21 @@ def search_content(searches: Sequence[DrawnSearch], figures: dict[str, Figure]) 
                 if drawn
                 else {},
                 "reason": search.reason,
-                "settings": [(key, _by_label(value, run.best.get("labels"))) for key, value in settings.items()]
+                "settings": [
+                    (_setting_name(key, settings), _by_label(value, run.best.get("labels")))
+                    for key, value in settings.items()
+                ]
                 if isinstance(settings, Mapping)
                 else [],
             }
         )
     return {"searches": shown}
+
+
+def _setting_name(key: str, settings: Mapping[str, object]) -> str:
+    """A setting's name, with what it is for where this head did not read it: later training takes it from here."""
+    is_unread = settings.get("solver") == "convex" and key in ("learning_rate", "weight_decay", "batch_size", "epochs")
+    return f"{key} (for training by AdamW, such as LoRA; not read here)" if is_unread else key
 
 
 def _by_label(value: object, labels: object) -> str:

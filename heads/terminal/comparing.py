@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.terminal.extraction import failures
 from featurecache.terminal.text import Piece, Warn, plain_table, rough_time, score
+from heads.methods import TIMESFORMER, ZSC_J
 from heads.terminal.scores import method_scores
 
 if TYPE_CHECKING:
     from heads.workflow.comparing import Comparison, Row
+
+_NEEDS = {TIMESFORMER: " (set finetune.model first)", ZSC_J: " (set zeroshot.judge first)"}
+"""What a method's command needs besides the project's own model."""
 
 
 def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
@@ -22,7 +26,7 @@ def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
     headings = ["method", "to the highest", "p (Holm)", "another session's video", "time a clip", "free answers"]
     yield plain_table("Beside the scores", headings, [_beside(row) for row in found.rows])
     for method, command in found.missing.items():
-        yield f"{method}: missing; make it: {command}"
+        yield f"{method}: missing; make it: {command}{_NEEDS.get(method, '')}"
     yield (
         "another session's video: macro-F1 when each clip is given the scores of another session's clip; time a clip: "
         "the model's matrix products for one clip, measured here"

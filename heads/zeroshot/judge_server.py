@@ -78,7 +78,7 @@ class ServerJudge:
         """As `Judge`.
 
         Raises:
-            UnansweredError: If the server gives no answer after three tries.
+            UnansweredError: If the server gives no answer in time, or after three tries.
             JudgeUnreachableError: If it gave none to several captions in a row.
         """
         try:
@@ -122,6 +122,8 @@ class ServerJudge:
                 status, body = self._exchange(method, path, content)
             except (OSError, http.client.HTTPException) as error:
                 kind, said = _NoResponseError, f"{type(error).__name__}: {error}."
+                if isinstance(error, TimeoutError):
+                    raise kind(said) from error  # a second wait of minutes seldom helps
             else:
                 if 300 <= status < 400:
                     raise UnansweredError(f"a redirect (status {status}), which is not followed.")
