@@ -1,5 +1,6 @@
 """What commands show: tables that fit the screen, numbers with their nouns."""
 
+import logging
 import unicodedata
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import cli
 from featurecache.spelling import visible
-from featurecache.terminal.screen import Screen
+from featurecache.terminal.screen import Screen, waits_on_stderr
 from featurecache.terminal.text import Warn, counted, plain_table
 from heads.terminal.finetuning import unchanged
 from heads.terminal.scores import against_baseline, label_scores, method_scores
@@ -109,3 +110,13 @@ def test_shown_text_can_be_seen_and_is_shown_once(text: str) -> None:
 @pytest.mark.parametrize("name", ["toux forc\u00e9e", "\u05d4\u05d7\u05d9", "\u6c34 \u3000 \U0001f476", "a\u00a0b"])
 def test_names_of_any_script_are_shown_as_they_are(name: str) -> None:
     assert visible(name) == name
+
+
+def test_of_what_is_logged_a_terminal_shows_waits_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with waits_on_stderr():
+        log = logging.getLogger("featurecache.extraction.run")
+        logging.getLogger("featurecache").setLevel(logging.DEBUG)  # as on a terminal
+        log.debug("counts for programmers")
+        log.debug("loading ...", extra={"is_wait": True})
+        log.info("half of it is read")
+    assert capsys.readouterr().err == "loading ...\nhalf of it is read\n"

@@ -25,7 +25,7 @@ class _Teller(MetaPathFinder):
         """Leaves the finding to others."""
         del path, target
         if line := self._left.pop(name, ""):
-            _log.debug(line)
+            _log.debug(line, extra={"is_wait": True})
 
 
 @contextmanager

@@ -45,21 +45,24 @@ def warn_in_one_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waits_on_stderr() -> Iterator[None]:
-    """Shows what the library logs of its waits, a line each; of short waits on a terminal alone."""
-    log, handler = logging.getLogger("featurecache"), _Lines()
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG if sys.stderr.isatty() else logging.INFO)
+    """Shows what the library logs of its waits, a line each; of short waits, marked `is_wait`, on a terminal alone."""
+    logs, handler = [logging.getLogger(name) for name in ("featurecache", "heads")], _Lines()
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.addHandler(handler)
+        log.setLevel(logging.DEBUG if sys.stderr.isatty() else logging.INFO)
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.removeHandler(handler)
+            log.setLevel(level)
 
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{visible(record.getMessage())}\n")
+        if record.levelno >= logging.INFO or getattr(record, "is_wait", False):
+            sys.stderr.write(f"{visible(record.getMessage())}\n")
 
 
 class Screen:

@@ -93,7 +93,7 @@ def find_recordings(
     recordings: list[Recording] = []
     first_with: dict[str, str] = {}
     wait = Wait()
-    _log.debug("reading %d recordings ...", len(videos))
+    _log.debug("reading %d recordings ...", len(videos), extra={"is_wait": True})
     try:
         for number, (name, path) in enumerate(videos, 1):
             wait.recording = f"recording {number} of {len(videos)}"

@@ -1,5 +1,6 @@
 """The report of a project: what `featurecache report` calls."""
 
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,8 @@ from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project
 from heads.report import Report, write_report
+
+_log = logging.getLogger(__name__)
 
 
 def report(
@@ -29,6 +32,7 @@ def report(
         raise UsageError(f"--out must name an .html file, but it is {str(out)!r}. Write e.g. report.html.")
     if predictions is not None:
         os.scandir(predictions).close()  # a folder that is named must be there
+    _log.debug("reading runs, timelines and the cache ...", extra={"is_wait": True})
     check_table(project, use="nothing")
     return write_report(
         out if out is not None else project.runs / "report.html",
