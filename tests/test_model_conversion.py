@@ -208,7 +208,7 @@ UNFIT: dict[str, tuple[Callable[[Path], object], type[FeatureCacheError], str]] 
     ),
     "fifo": (os.mkfifo, UnsafeFileError, "is a FIFO"),
     "memory": (
-        lambda path: path.write_bytes(_legacy(b"cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x40\x85R.")),
+        lambda path: path.write_bytes(_legacy(b"cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\xc0\x00\x85R.")),
         UnsafeFileError,
         "more memory than its size explains",
     ),

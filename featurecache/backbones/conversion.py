@@ -129,7 +129,7 @@ def _new_name(source: str) -> str:
 
 def _convert(folder: Path, source: str, target: Path) -> dict[str, Any]:
     """One file, in a process of its own: its digest, the names of its weights and their bytes."""
-    # -P: python must not look for modules in the working folder, which may be the model's.
+    # -P: a module of featurecache.backbones must not be taken for one of Python's that has its name.
     command = [sys.executable, "-P", str(Path(__file__).with_name("pickled_weights.py"))]
     done = subprocess.run(  # noqa: S603  # this interpreter
         [*command, str((folder / source).resolve()), str(target.absolute())],
