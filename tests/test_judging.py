@@ -250,7 +250,7 @@ def test_a_caption_cannot_leave_its_quotation_or_make_a_turn_of_its_own() -> Non
 
 
 class Keyword:
-    """A stand-in that reads a caption by a word, for the audit alone."""
+    """A toy judge that reads a caption by one word, for the audit alone."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -1,6 +1,6 @@
 """What a video language model says after a video: its next words' probabilities, and the words it would go on with.
 
-The words before the video and the video run once; their keys and values are kept, and every question goes on from
+The words before the video and the video run once; their keys and values are kept, and every question continues from
 there. Numbers equal those of a forward of the whole text (1e-5 in float32). The key-value cache here is used for one
 batch of clips and never found again by token ids: all clips have the same placeholder tokens.
 

@@ -38,7 +38,7 @@ _TOKENS_AT_ONCE = 512  # of each clip, in an MLP on a CPU: fewer take longer, mo
 
 @dataclass(frozen=True)
 class Embedded:
-    """A batch of sequences that a language model reads, or goes on from.
+    """A batch of sequences that a language model reads, or resumes from.
 
     Attributes:
         states: Hidden states of each token, shape (B, S, D).

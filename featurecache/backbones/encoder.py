@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import SAMPLING_RULE, backbone_identity
+from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, load_frozen
 from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
 from featurecache.errors import SettingsError, UnsupportedModelError
 
@@ -73,6 +73,27 @@ class EncoderInputs:
             "sampling": {"frames": self.frames, "rule": SAMPLING_RULE},
             "preprocessing": self.frame_resize.identity(),
         }
+
+    def load(
+        self,
+        model_class: Any,
+        family: str,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16"],
+        device: str,
+        not_used: Sequence[str] = (),
+    ) -> Any:
+        """The model with its weights, by the attention that the identity names; all else as `load_frozen`."""
+        return load_frozen(
+            model_class,
+            self.folder,
+            family=family,
+            dtype=dtype,
+            device=device,
+            attention=self.attention,
+            config=self.config,
+            not_used=not_used,
+        )
 
     def normalize(self, pictures: Tensor, model: Any) -> Tensor:
         """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""

@@ -51,7 +51,7 @@ from transformers import (
 from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import EncoderInputs, Parts, siglip_parts, without_mask
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import UnsupportedModelError
 
@@ -162,15 +162,12 @@ def open_backbone(
 ) -> "FrameEncoder":
     """As `featurecache.backbones.open_backbone`."""
     tower, _ = _TOWERS[model_type_of(inputs.folder)]
-    model = load_frozen(
+    model = inputs.load(
         tower.model_class,
-        inputs.folder,
-        family=tower.family,
+        tower.family,
         dtype=dtype,
         device=device,
-        attention=ATTENTION,
         not_used=tower.not_used,
-        config=inputs.config,
     )
     return FrameEncoder(inputs, tower.apart(model, inputs.image_px))
 

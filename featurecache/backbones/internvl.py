@@ -18,11 +18,9 @@ from transformers import InternVLConfig, InternVLModel, InternVLVideoProcessor
 
 from featurecache.backbones.encoder import FINAL, Parts, tower_states
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import load_frozen
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.backbones.video_language import (
-    ATTENTION,
     Architecture,
     VideoLanguageBackbone,
     VideoLanguageInputs,
@@ -62,15 +60,7 @@ def open_backbone(
     inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(
-        InternVLModel,
-        inputs.folder,
-        family=FAMILY,
-        dtype=dtype,
-        device=device,
-        attention=ATTENTION,
-        config=inputs.config,
-    )
+    model = inputs.load(InternVLModel, dtype=dtype, device=device)
     tower = model.vision_tower
     parts, tap = (
         Parts(tower, tower.embeddings, tower.encoder.layer, tower.layernorm),

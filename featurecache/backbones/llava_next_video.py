@@ -17,10 +17,8 @@ from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVid
 
 from featurecache.backbones.encoder import tower_states
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import load_frozen
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.backbones.video_language import (
-    ATTENTION,
     Architecture,
     VideoLanguageBackbone,
     VideoLanguageInputs,
@@ -71,13 +69,10 @@ def open_backbone(
 ) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
     states = tower_states(inputs.config, inputs.folder)
-    model = load_frozen(
+    model = inputs.load(
         LlavaNextVideoModel,
-        inputs.folder,
-        family=FAMILY,
         dtype=dtype,
         device=device,
-        attention=ATTENTION,
         config=_without_unused_layers(inputs.config, max(1, *states)),
     )
 

@@ -19,10 +19,8 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisi
 
 from featurecache.backbones.encoder import siglip_parts, tower_states
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import load_frozen
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.backbones.video_language import (
-    ATTENTION,
     Architecture,
     VideoLanguageBackbone,
     VideoLanguageInputs,
@@ -57,15 +55,7 @@ def open_backbone(
     inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(
-        LlavaOnevisionModel,
-        inputs.folder,
-        family=FAMILY,
-        dtype=dtype,
-        device=device,
-        attention=ATTENTION,
-        config=inputs.config,
-    )
+    model = inputs.load(LlavaOnevisionModel, dtype=dtype, device=device)
     parts, tap = siglip_parts(model.vision_tower), _tower_tap(inputs.config, inputs.folder)
 
     def project(tokens: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ clip's beginning.
 
 Taps: `vision` is what the mergers get: for each token its 2 x 2 patches' states side by side, of the tower's end and
 then of each DeepStack layer. `layer_0` is what the first merger gives. `layer_k` is `hidden_states[k]`, the state
-behind layer k - 1 before anything is added to it. Language model and adapters can go on from `vision` alone.
+behind layer k - 1 before anything is added to it. Language model and adapters can resume from `vision` alone.
 
 Its processor keeps the sides of each recording, so that the number of tokens differs between recordings. A feature
 space needs one: frames become squares of 448 px (`resize = "model"` pads them), then the processor's bounds on pixels
@@ -33,12 +33,10 @@ from transformers.vision_utils import (
 )
 
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import load_frozen
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.preprocessing import Geometry, Resize, frame_rule, sides
 from featurecache.backbones.processor_files import WHOLE
 from featurecache.backbones.video_language import (
-    ATTENTION,
     Architecture,
     VideoLanguageBackbone,
     VideoLanguageInputs,
@@ -102,15 +100,7 @@ def open_backbone(
     inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(
-        Qwen3VLModel,
-        inputs.folder,
-        family=FAMILY,
-        dtype=dtype,
-        device=device,
-        attention=ATTENTION,
-        config=inputs.config,
-    )
+    model = inputs.load(Qwen3VLModel, dtype=dtype, device=device)
     visual, vision = model.visual, inputs.config.vision_config
     # The tower gives its states unmerged: the mergers are the projector here.
     mergers = model.mergers = nn.ModuleList([visual.merger, *visual.deepstack_merger_list])

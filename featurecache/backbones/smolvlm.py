@@ -23,12 +23,10 @@ from transformers import SmolVLMConfig, SmolVLMModel, SmolVLMVideoProcessor
 
 from featurecache.backbones.encoder import FINAL, Parts, siglip_parts
 from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import load_frozen
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, require_size, sides
 from featurecache.backbones.processor_files import SIZE
 from featurecache.backbones.video_language import (
-    ATTENTION,
     Architecture,
     VideoLanguageBackbone,
     VideoLanguageInputs,
@@ -87,15 +85,7 @@ def open_backbone(
     inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(
-        SmolVLMModel,
-        inputs.folder,
-        family=FAMILY,
-        dtype=dtype,
-        device=device,
-        attention=ATTENTION,
-        config=inputs.config,
-    )
+    model = inputs.load(SmolVLMModel, dtype=dtype, device=device)
     whole = siglip_parts(model.vision_model)
     side = model.vision_model.embeddings.num_patches_per_side
 

@@ -21,7 +21,7 @@ from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProce
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.model_folder import PROCESSOR_FILES
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import SettingsError, UnsupportedModelError
@@ -61,15 +61,7 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(
-        TimesformerModel,
-        inputs.folder,
-        family=FAMILY,
-        dtype=dtype,
-        device=device,
-        attention=ATTENTION,
-        config=inputs.config,
-    )
+    model = inputs.load(TimesformerModel, FAMILY, dtype=dtype, device=device)
     parts = Parts(model, model.embeddings, [_run(layer) for layer in model.encoder.layer], model.layernorm)
     shape = inputs.taps["final"]
 

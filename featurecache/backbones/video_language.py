@@ -15,7 +15,7 @@ Not here: what differs between families (a file for each), generating text, trai
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from featurecache.backbones.files import (
     TOKENIZER_FILES,
     backbone_identity,
     digests,
+    load_frozen,
     quiet_loading,
 )
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER, text_after_video
@@ -109,7 +110,7 @@ class VideoLanguageInputs:
         words: Token ids around and between the video's steps.
         text_after_video: What the prompt puts after the video; it cannot change a feature.
         taps: Every tap by name, in order of depth, with its shape.
-        resumable: Taps from whose stored tokens alone the language model can go on.
+        resumable: Taps from whose stored tokens alone the language model can resume.
         frame_resize: What makes a frame fit, as the processor's files say.
 
     Raises:
@@ -159,6 +160,25 @@ class VideoLanguageInputs:
         """Tokens from the first video token to the last, with the words between them."""
         video = self.architecture.video
         return video.steps * video.tokens_per_step + sum(map(len, self.words.between))
+
+    def load(
+        self,
+        model_class: Any,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16"],
+        device: str,
+        config: Any = None,
+    ) -> Any:
+        """The model with its weights, as `load_frozen`; by another configuration where one is given."""
+        return load_frozen(
+            model_class,
+            self.folder,
+            family=self.architecture.title,
+            dtype=dtype,
+            device=device,
+            attention=ATTENTION,
+            config=self.config if config is None else config,
+        )
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
         """Every input that changes the value of a tap's states, JSON-ready, for the fingerprint.
@@ -316,7 +336,7 @@ class VideoLanguageBackbone:
         return torch.stack([states[:, start : start + video.tokens_per_step] for start in starts], dim=1)
 
     def resumed(self, tokens: Tensor, tap: str) -> Embedded:
-        """The sequence that goes on from stored tokens (B, S, D) of `vision` or `layer_0` (one of `resumable`)."""
+        """The sequence that resumes from stored tokens (B, S, D) of `vision` or `layer_0` (one of `resumable`)."""
         in_steps = tokens.to(self.model.dtype).reshape(len(tokens), self.inputs.taps[tap].steps, -1, tokens.shape[-1])
         return self.embedded(self.project(in_steps) if tap == "vision" else in_steps)
 

@@ -19,7 +19,7 @@ from transformers import VideoMAEConfig, VideoMAEModel, VideoMAEVideoProcessor
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import UnsupportedModelError
 
@@ -61,15 +61,7 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(
-        VideoMAEModel,
-        inputs.folder,
-        family=FAMILY,
-        dtype=dtype,
-        device=device,
-        attention=ATTENTION,
-        config=inputs.config,
-    )
+    model = inputs.load(VideoMAEModel, FAMILY, dtype=dtype, device=device)
     parts = Parts(
         model,
         embed=lambda pixels: model.embeddings(pixels, None),

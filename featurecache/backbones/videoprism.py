@@ -26,7 +26,7 @@ from transformers import (
 from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import UnsupportedModelError
 
@@ -68,15 +68,12 @@ def open_backbone(
 ) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
     is_whole = isinstance(inputs.config, VideoPrismConfig)
-    model = load_frozen(
+    model = inputs.load(
         VideoPrismClipModel if is_whole else VideoPrismVisionModel,
-        inputs.folder,
-        family=FAMILY,
+        FAMILY,
         dtype=dtype,
         device=device,
-        attention=ATTENTION,
         not_used=("text_model",),
-        config=inputs.config,
     )
     encoder = model.video_model.vision_model if is_whole else model
     shape = inputs.taps["final"]

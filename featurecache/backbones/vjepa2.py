@@ -16,7 +16,7 @@ from transformers import VJEPA2Config, VJEPA2Model, VJEPA2VideoProcessor
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import SettingsError
 
@@ -54,16 +54,7 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = load_frozen(
-        VJEPA2Model,
-        inputs.folder,
-        family=FAMILY,
-        dtype=dtype,
-        device=device,
-        attention=ATTENTION,
-        not_used=("predictor",),
-        config=inputs.config,
-    )
+    model = inputs.load(VJEPA2Model, FAMILY, dtype=dtype, device=device, not_used=("predictor",))
     encoder = model.encoder
     parts = Parts(model, encoder.embeddings, [_run(layer) for layer in encoder.layer], encoder.layernorm)
     shape = inputs.taps["final"]

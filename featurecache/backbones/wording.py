@@ -90,7 +90,7 @@ class Wording:
         Raises:
             SettingsError: If the prompt does not hold the video once or ends with it, or a list takes more tokens.
             UnsupportedModelError: If the model has no token that ends an answer, or the tokenizer writes lists so that
-                they do not go on from the prompt.
+                they do not continue the prompt.
         """
         prompt = prompt.rstrip(" ")
         self._open([prompt, *lists])
