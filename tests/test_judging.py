@@ -4,8 +4,9 @@ import json
 import math
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -252,6 +253,13 @@ def test_a_caption_cannot_leave_its_quotation_or_make_a_turn_of_its_own() -> Non
 class Keyword:
     """A toy judge that reads a caption by one word, for the audit alone."""
 
+    says: ClassVar[dict[str, Callable[[bool], int | None]]] = {
+        "right": int,
+        "swapped": lambda on: int(not on),
+        "constant": lambda _: 0,
+        "mute": lambda _: None,
+    }
+
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
@@ -260,11 +268,11 @@ class Keyword:
         for question in questions:
             caption, label = question.split(" / ")
             on = label in caption
-            found.append(Verdict(0, 0, {"right": int(on), "swapped": int(not on), "constant": 0}[self.kind], True))
+            found.append(Verdict(0, 0, self.says[self.kind](on), True))
         return found
 
 
-@pytest.mark.parametrize("kind", ["right", "swapped", "constant"])
+@pytest.mark.parametrize("kind", ["right", "swapped", "constant", "mute"])
 def test_the_audit_names_a_judge_that_swaps_0_and_1_or_says_the_same_of_everything(kind: str) -> None:
     labels = ("ventilation", "suction")
     questions = tuple(Question(label, 0, False, f"{{caption}} / {label}") for label in labels)
@@ -273,6 +281,7 @@ def test_the_audit_names_a_judge_that_swaps_0_and_1_or_says_the_same_of_everythi
     targets = audited_targets(labels, Y)
     assert targets.tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
     found = audit_judge(Keyword(kind), Judged(labels, questions, "", asked, None), targets)  # type: ignore[arg-type]
-    assert found["mean_agreement"] == {"right": 1.0, "swapped": 0.0, "constant": 0.5}[kind]
+    assert found["mean_agreement"] == {"right": 1.0, "swapped": 0.0, "constant": 0.5, "mute": 0.0}[kind]
     assert found["swapped"] == (list(labels) if kind == "swapped" else [])
     assert found["constant"] == (list(labels) if kind == "constant" else [])
+    assert found["unparsable"] == (8 if kind == "mute" else 0)

@@ -61,8 +61,10 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
             ]
             for one in audit["questions"]
         ]
-        headings = ["question", "free yes", "free no", "unparsable", "mass on yes/no"]
-        who = "judge says about the captions" if "captions" in audit else "model says freely"
+        is_judged = "captions" in audit
+        yes, no = ("1", "0") if is_judged else ("yes", "no")
+        headings = ["question", f"free {yes}", f"free {no}", "unparsable", f"mass on {yes}/{no}"]
+        who = "judge says about the captions" if is_judged else "model says freely"
         yield plain_table(f"What the {who} of {counted(clips, 'clip')}", headings, rows)
         for one in audit["questions"]:
             said = [name for name in ("yes", "no", "unparsable") if one[name] == clips]
@@ -73,14 +75,15 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
                 )
             if one["below_least_mass"] and not one["is_negated"]:
                 yield Warn(
-                    f"{one['label']}, wording {one['wording'] + 1}: in {counted(one['below_least_mass'], 'clip')} yes "
-                    "and no together are less probable than other words: their scores say little. Change the question."
+                    f"{one['label']}, wording {one['wording'] + 1}: in {counted(one['below_least_mass'], 'clip')} "
+                    f"{yes} and {no} together are less probable than other words: their scores say little. "
+                    "Change the question."
                 )
         yield from _judged(audit)
         for label, share in audit["negation"].items():
             yield f"{label}: question and negation fit together in {share:.0%} of the clips (yes to one of them)"
         return
-    if audit["labels_not_in_prompt"]:
+    if audit["labels_not_in_prompt"] and audit["valid"] < clips:
         yield Warn(
             f"the prompt does not name {', '.join(audit['labels_not_in_prompt'])}: only a model that was trained on it "
             "can know these labels. Write {labels} where they shall stand."

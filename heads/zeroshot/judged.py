@@ -180,8 +180,9 @@ def audit_judge(judge: Judge, asking: Judged, targets: npt.NDArray[np.integer]) 
 
     Returns:
         JSON-ready: number of `captions`, how often the first wording of each label agrees with its target
-        (`agreement`), their mean, `unparsable` answers, and labels of which it always says the same (`constant`) or
-        mostly the opposite (`swapped`) although targets differ. Captions without an answer are left out.
+        (`agreement`), their mean, `unparsable` answers, and labels of which it always says the same, 0 or 1
+        (`constant`), or mostly the opposite (`swapped`) although targets differ. Captions without an
+        answer are left out.
     """
     rows, kept = [], []
     for target in targets.tolist():
@@ -206,7 +207,7 @@ def audit_judge(judge: Judge, asking: Judged, targets: npt.NDArray[np.integer]) 
     named: dict[str, list[str]] = {"constant": [], "swapped": []}
     for at, label in enumerate(asking.labels):
         differs = on[:, at].any() and not on[:, at].all()
-        if differs and len(set(read[:, at].tolist())) == 1:
+        if differs and set(read[:, at].tolist()) in ({"yes"}, {"no"}):
             named["constant"].append(label)
         elif differs and wrong[:, at].mean() >= _SWAPPED:
             named["swapped"].append(label)
