@@ -13,7 +13,6 @@ do so for ever.
 What this is not: a study that several processes work on.
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -174,18 +174,18 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = FileLock(folder / LOCK_NAME, timeout=0, mode=0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StudyError(
-                f"one process at a time may search in a folder, but another is searching in {folder}. "
-                "Wait for it, or stop it."
-            ) from error
+        lock.acquire()
+    except Timeout as error:
+        raise StudyError(
+            f"one process at a time may search in a folder, but another is searching in {folder}. "
+            "Wait for it, or stop it."
+        ) from error
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 @contextmanager
