@@ -159,12 +159,12 @@ def train(
     as_json: options.AsJson = False,
 ) -> int:
     """Fit one head with the settings of [train]."""
+    screen, project = Screen(as_json), _project(config)
     from heads.terminal.training import data_lines, trained_run
     from heads.workflow.training import train
 
-    screen = Screen(as_json)
     run = train(
-        _project(config),
+        project,
         seed=seed,
         features=features,
         allow_download=allow_download,
@@ -229,10 +229,10 @@ def lora_finetune(
 
     Resumes an interrupted run.
     """
+    screen, project = Screen(as_json), _project(config)
     from heads.terminal.finetuning import lora_report, watching_lora
     from heads.workflow.finetuning_lora import finetune_lora
 
-    screen, project = Screen(as_json), _project(config)
     with watching_lora(screen.console, screen.say, screen.show) as callbacks:
         report = finetune_lora(
             project,
@@ -263,10 +263,10 @@ def finetune(
 
     Resumes an interrupted run.
     """
+    screen, project = Screen(as_json), _project(config)
     from heads.terminal.finetuning import timesformer_report, watching_timesformer
     from heads.workflow.finetuning_timesformer import finetune_timesformer
 
-    screen, project = Screen(as_json), _project(config)
     report = finetune_timesformer(
         project,
         trials=trials,
@@ -401,11 +401,11 @@ def report(
     as_json: options.AsJson = False,
 ) -> int:
     """Write runs, search, timelines and cache into one HTML file."""
+    screen, project = Screen(as_json), _project(config)
     from heads.terminal.scores import report_pieces
     from heads.workflow.reporting import report
 
-    screen = Screen(as_json)
-    written = report(_project(config), with_frames=with_frames, predictions=predictions, out=out)
+    written = report(project, with_frames=with_frames, predictions=predictions, out=out)
     code = SOME_FAILED if written.problems else DONE
     return finish(screen, written, report_pieces(written, screen.width), code=code)
 
@@ -427,14 +427,14 @@ def predict(
 
     Replaces nothing that a person wrote or changed.
     """
+    screen, project = Screen(as_json), _project(config)
     from featurecache.terminal.progress import extraction_progress
     from heads.terminal.predictions import predictions
     from heads.workflow.predicting import predict
 
-    screen = Screen(as_json)
     with extraction_progress(screen.console, screen.say) as show:
         found = predict(
-            _project(config),
+            project,
             recordings,
             bundle=bundle,
             out=out,
@@ -494,11 +494,11 @@ def model_convert(
 @command("info", example="featurecache cache info", group=cache_app)
 def cache_info(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Show the feature spaces of the cache and what is damaged."""
+    screen, project = Screen(as_json), _project(config)
     from featurecache import FeatureCache
     from featurecache.terminal.cache import contents
 
-    screen = Screen(as_json)
-    cache = FeatureCache.open(_project(config).cache)
+    cache = FeatureCache.open(project.cache)
     screen.show(contents(cache))
     print_document(
         screen, {name: [dataclasses.asdict(one) for one in getattr(cache, name)] for name in ("spaces", "damage")}
@@ -513,10 +513,11 @@ def cache_why(
     as_json: options.AsJson = False,
 ) -> int:
     """Say why a clip's feature is found or not: which input differs."""
+    project = _project(config)
     from featurecache.extraction.why import explain
     from featurecache.terminal.cache import explanation
 
-    found = explain(_project(config), clip)
+    found = explain(project, clip)
     return finish(Screen(as_json), found, explanation(found))
 
 
@@ -528,10 +529,11 @@ def cache_verify(
     as_json: options.AsJson = False,
 ) -> int:
     """Check the cache against clips.csv; exits with 1 on any fault."""
+    project = _project(config)
     from featurecache.terminal.cache import check
     from featurecache.workflow.care import verify_project
 
-    report = verify_project(_project(config), deep=deep, part=part)
+    report = verify_project(project, deep=deep, part=part)
     return finish(Screen(as_json), report, check(report), code=DONE if report.is_sound else FAILED)
 
 
@@ -560,11 +562,11 @@ def cache_gc(
 
     Leftovers of dead writers, and replaced segments.
     """
+    screen, project = Screen(as_json), _project(config)
     from featurecache.store import gc
     from featurecache.terminal.cache import garbage
 
-    screen = Screen(as_json)
-    found = gc(_project(config).cache, apply=apply, spaces=space or (), quarantine=quarantine)
+    found = gc(project.cache, apply=apply, spaces=space or (), quarantine=quarantine)
     screen.show(garbage(found, applied=apply))
     print_document(screen, {"applied": apply, "garbage": [dataclasses.asdict(item) for item in found]})
     return FAILED if any(item.stays for item in found) else DONE
@@ -593,10 +595,11 @@ def cache_forget(
 
     For instance when consent is withdrawn. Ends with 1 if something could not be searched.
     """
+    project = _project(config)
     from featurecache.terminal.cache import forgotten
     from featurecache.workflow.withdrawal import withdraw
 
-    report = withdraw(_project(config), recording, everything=everything)
+    report = withdraw(project, recording, everything=everything)
     return finish(Screen(as_json), report, forgotten(report), code=FAILED if report.unsearched else DONE)
 
 
@@ -628,11 +631,11 @@ def cache_import(
 
     Features of withdrawn recordings are left out, and listed; it ends with 3 then.
     """
+    project = _project(config)
     from featurecache.clips.contents import contents
     from featurecache.store.exchange import import_features
     from featurecache.terminal.cache import imported
 
-    project = _project(config)
     report = import_features(project.cache, file, name=name, recordings=contents(project) if name else None)
     code = SOME_FAILED if report.withdrawn else DONE
     return finish(Screen(as_json), report, imported(report, name=name), code=code)
@@ -641,12 +644,12 @@ def cache_import(
 @command("doctor", example="featurecache doctor")
 def doctor(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Check machine, model and files; each failure has its fix."""
+    screen, project = Screen(as_json), _project(config)
     from featurecache.setup.doctor import examine
     from featurecache.terminal.models import checked
 
-    screen = Screen(as_json)
     checks = []
-    for check in examine(_project(config)):
+    for check in examine(project):
         checks.append(check)
         screen.show(checked(check))
     print_document(screen, {"checks": [dataclasses.asdict(check) for check in checks]})

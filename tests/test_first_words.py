@@ -24,6 +24,38 @@ for line in json.load(sys.stdin):
     done = CliRunner().invoke(cli.app, line)
     print(json.dumps([done.exit_code, done.output, sorted({"torch", "transformers", "sklearn"} & set(sys.modules))]))
 """
+FIRST_WORDS_OF_EACH = """
+import io, json, os, sys
+import typer
+import cli
+
+class Terminal(io.TextIOBase):
+    def isatty(self):
+        return True
+    def write(self, text):
+        if text.strip():
+            os.write(told, json.dumps([line, text, sorted(set(sys.modules))]).encode() + b"\\n")
+            os._exit(0)
+        return len(text)
+
+def each(command, *names):
+    for name, one in getattr(command, "commands", {}).items():
+        yield from each(one, *names, name)
+    if not hasattr(command, "commands"):
+        example = command.epilog.removeprefix("Example: featurecache ").split()
+        yield example + ["--config", sys.argv[1]] * any(one.name == "config" for one in command.params)
+
+told = os.dup(1)
+for line in each(typer.main.get_command(cli.app)):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    sys.stdout = sys.stderr = Terminal()
+    try:
+        cli.app(line)
+    finally:
+        os._exit(1)
+"""
 
 MISSING_TABLE, MISSING_BUNDLE = "there must be a clip table", "a bundle must be a folder with bundle.json"
 
@@ -94,13 +126,36 @@ def test_what_no_model_can_mend_is_said_before_torch_is_imported(projects: tuple
         assert not imported, line
 
 
+def test_every_command_says_a_word_on_a_terminal_before_imports_that_take_time(
+    projects: tuple[Path, Path], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_WORDS_OF_EACH, str(projects[0])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) >= 25, done.stderr
+    for line, said, imported in found:
+        is_told = "--config" in line
+        assert not is_told or said.startswith("reading "), (line, said)
+        slow = {"torch", "transformers", "sklearn", "zarr", "optuna"} | ({"av", "scipy"} if is_told else set())
+        assert not slow & set(imported), (line, said)
+
+
 def test_a_terminal_is_told_what_is_loaded_and_a_log_is_not(projects: tuple[Path, Path]) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "import cli; cli.main()", "train", "--config", str(projects[1])]
     with os.fdopen(theirs, "w") as terminal:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=True, env=ENVIRONMENT)
     with os.fdopen(ours, "rb", buffering=0) as said:
-        assert said.read(4096).splitlines()[0] == b"loading PyTorch ..."
-    assert b"loading" not in done.stdout
+        first, second = said.read(4096).splitlines()[:2]
+        assert first == f"reading {projects[1] / 'featurecache.toml'} ...".encode()
+        assert second == b"loading PyTorch ..."
     logged = subprocess.run(command, capture_output=True, check=True, env=ENVIRONMENT)
-    assert b"loading" not in logged.stderr
+    for quiet in (done.stdout, logged.stderr):
+        assert b"loading" not in quiet
+        assert b"reading" not in quiet

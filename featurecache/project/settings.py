@@ -8,6 +8,7 @@ of the fingerprint; `[extract]` alters only speed. Sections that learning owns (
 
 import dataclasses
 import difflib
+import logging
 import re
 import tomllib
 import warnings
@@ -30,6 +31,7 @@ _LARGEST_BATCH = 4096
 _SECONDS_OVERLAP = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})? ?s")
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 Name = Annotated[str, AfterValidator(plain_name)]
 Seconds = Annotated[Decimal, Field(ge=Decimal("0.01"), le=3600, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -309,6 +311,7 @@ def open_project(config: Path) -> Project:
         SettingsError: If it is not TOML, or a setting is unknown, of the wrong type or out of range.
     """
     path = config / SETTINGS_NAME if config.is_dir() else config
+    _log.debug("reading %s ...", path, extra={"is_wait": True})
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
