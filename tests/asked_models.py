@@ -13,15 +13,15 @@ from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.asking import Asked, AskedBackbone, AskedInputs
 from featurecache.backbones.wording import Wording
 from tests import tiny_families, tiny_models
-from tests.plain_language import plain_batch
+from tests.plain_forward import plain_batch
 from tests.published_layouts import change_config
 
 FRAMES = 4
 ANSWERS = ["yes", "Yes", "no", "none", ",", "ventilation", "suction", "tube", "stimulation", "is", "there", "</s>"]
 
 
-def make_llava_next_video(folder: Path) -> Path:
-    return tiny_models.make_llava_next_video(folder, words=[*tiny_models.WORDS, *ANSWERS[:-1]])
+def make_llava_next_video(folder: Path, seed: int = 0) -> Path:
+    return tiny_models.make_llava_next_video(folder, seed=seed, words=[*tiny_models.WORDS, *ANSWERS[:-1]])
 
 
 def make_llava_onevision(folder: Path) -> Path:

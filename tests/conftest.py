@@ -30,6 +30,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that gives several captions."""
+    from tests.asked_models import make_llava_next_video
+
+    return make_llava_next_video(tmp_path_factory.mktemp("captions") / "model", seed=7)
+
+
+@pytest.fixture(scope="session")
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one of four language model layers, for adapters above some of them."""
     from tests.tiny_models import make_llava_next_video

@@ -309,3 +309,9 @@ class Layout:
         """The folder, made."""
         self.make(folder)
         return change_config(folder, self.config) if self.files is None else lay_out(folder, self.files, self.config)
+
+
+BOUND = 1e-5
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "backbones.md"

@@ -55,6 +55,11 @@ def test_only_the_command_line_prints_or_ends_the_process(path: Path) -> None:
     assert not called & {"print", "exit", "quit", "breakpoint", "eval", "exec"}
 
 
+def test_what_tests_share_stands_in_modules_of_its_own_that_are_no_tests() -> None:
+    found = {p.name: name for p in ROOT.glob("tests/*.py") for name in _imports(p) if name.startswith("tests.test_")}
+    assert found == {}
+
+
 def _loaded_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -8,7 +8,7 @@ from featurecache.clips.audit import audit
 from featurecache.clips.clip import Clip
 from featurecache.clips.label_counts import LabelAudit
 from featurecache.clips.table import build_table
-from tests.test_clip_table import S, recording
+from tests.clip_samples import S, recording
 
 SPLITS = {"A": "train", "B": "validation", "C": "test", "D": "train"}
 RECORDINGS = [recording(f"{name}.mp4", 300) for name in "ABCDE"]

@@ -15,8 +15,7 @@ import pytest
 from featurecache.backbones import open_inputs
 from featurecache.backbones.cost import clip_cost
 from tests import published_layouts, tiny_families, tiny_models
-from tests.published_layouts import Files, lay_out
-from tests.test_published_layouts import DOCS
+from tests.published_layouts import DOCS, Files, lay_out
 
 BEGIN, END = "<!-- made by tests/test_backbone_costs.py -->\n", "<!-- end of costs -->"
 COLUMNS = (

@@ -6,7 +6,7 @@ import pytest
 from heads.data import LabelledFeatures
 from heads.scoring.metrics import macro_f1
 from heads.workflow.baselines import baseline_metrics
-from tests.test_training import LABELS, make_clips
+from tests.learning_samples import LABELS, make_clips
 
 
 def both(one: LabelledFeatures, other: LabelledFeatures) -> LabelledFeatures:

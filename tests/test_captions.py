@@ -1,6 +1,5 @@
 """`featurecache zeroshot zsc-j` on a small project: captions and judge's answers are kept apart, and none is lost."""
 
-import csv
 import json
 import shutil
 import signal
@@ -17,13 +16,10 @@ import pytest
 from featurecache import FeatureCache
 from featurecache.project.settings import open_project
 from heads.zeroshot.prompts import CAPTION_WORDING
-from tests import tiny_models
-from tests.asked_models import ANSWERS
+from tests.commands import run
 from tests.judges import Served, chat_answer, make_judge, served
-from tests.projects import make_project
-from tests.test_zeroshot import LABELS, run
-
-CLIPS = 24
+from tests.projects import LABELS
+from tests.zeroshot_projects import CLIPS, rows_of, set_up
 
 
 def rule(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -33,33 +29,14 @@ def rule(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that gives several captions."""
-    words = [*tiny_models.WORDS, *ANSWERS[:-1]]
-    return tiny_models.make_llava_next_video(tmp_path_factory.mktemp("captions") / "model", seed=7, words=words)
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     with served(rule) as found:
         yield found
 
 
-def set_up(root: Path, model: Path, judge: str) -> Path:
-    extra = f'[extract]\nbatch_size = 2\n[zeroshot]\njudge = "{judge}"\ncaption_tokens = 6\n'
-    project = make_project(root, model, sessions=6, extra=extra).root
-    folder = project / "prompts/zsc-j"
-    folder.mkdir(parents=True)
-    (folder / "caption.txt").write_text("<video> describe the baby .")
-    for label in LABELS:
-        (folder / f"{label}.txt").write_text('caption "{caption}" {label}\n')
-    run("clips", "--config", project)
-    return project
-
-
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, model: Path, server: Served) -> Path:
-    project = set_up(tmp_path_factory.mktemp("judged") / "project", model, server.address)
+def judged(tmp_path_factory: pytest.TempPathFactory, captioner: Path, server: Served) -> Path:
+    project = set_up(tmp_path_factory.mktemp("judged") / "project", captioner, server.address)
     server.asked.clear()
     document = run("zeroshot", "zsc-j", "--config", project)
     assert document["asked"] == CLIPS
@@ -72,11 +49,6 @@ def project(judged: Path, tmp_path: Path, server: Served) -> Iterator[Path]:
     server.behave = rule
     yield Path(shutil.copytree(judged, tmp_path / "project"))
     server.behave = rule
-
-
-def rows_of(project: Path) -> list[dict[str, str]]:
-    with (project / "runs/zeroshot-zsc-j/answers.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def spaces(project: Path) -> dict[str, int]:
@@ -193,9 +165,9 @@ def test_prompts_that_cannot_be_asked_are_named(project: Path, name: str, text: 
 
 
 def test_a_local_judge_answers_with_probabilities_and_withdrawal_takes_what_was_said(
-    tmp_path: Path, model: Path
+    tmp_path: Path, captioner: Path
 ) -> None:
-    project = set_up(tmp_path / "project", model, str(make_judge(tmp_path / "judge")))
+    project = set_up(tmp_path / "project", captioner, str(make_judge(tmp_path / "judge")))
     assert run("zeroshot", "zsc-j", "--config", project, "--dry-run")["judging_s"] > 0
     assert run("zeroshot", "zsc-j", "--config", project, "--limit", 5)["asked"] == 5
     found = run("zeroshot", "zsc-j", "--config", project)
@@ -230,9 +202,9 @@ cli.main()
 
 @pytest.mark.parametrize("method", ["zs-b", "zsc-j"])
 def test_processes_that_share_the_work_lose_nothing_and_ask_nothing_twice_when_one_is_killed(
-    tmp_path: Path, model: Path, server: Served, method: str
+    tmp_path: Path, captioner: Path, server: Served, method: str
 ) -> None:
-    project = set_up(tmp_path / "project", model, server.address)
+    project = set_up(tmp_path / "project", captioner, server.address)
     log = tmp_path / "log"
     log.touch()
     code = SLOW.format(log=str(log), arguments=["featurecache", "zeroshot", method, "--config", str(project)])
@@ -256,9 +228,9 @@ def test_processes_that_share_the_work_lose_nothing_and_ask_nothing_twice_when_o
 
 @pytest.mark.parametrize("method", ["zsc-co", "zsc-j"])
 def test_processes_of_its_own_ask_for_a_run_on_several_devices(
-    tmp_path: Path, model: Path, server: Served, method: str
+    tmp_path: Path, captioner: Path, server: Served, method: str
 ) -> None:
-    alone, together = (set_up(tmp_path / name, model, server.address) for name in ("alone", "together"))
+    alone, together = (set_up(tmp_path / name, captioner, server.address) for name in ("alone", "together"))
     more = ["--samples", 1] if method == "zsc-co" else []
     run("zeroshot", method, *more, "--config", alone)
     found = run("zeroshot", method, *more, "--devices", "cpu,cpu", "--config", together)

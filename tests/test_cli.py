@@ -15,28 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner, Result
 
 import cli
 from featurecache.project.settings import open_project, parse_section
 from heads.settings import HeadSettings, SearchSpace
+from tests.commands import invoke
 from tests.make_videos import write_video
 from tests.projects import make_project
 
 ROOT = Path(__file__).parents[1]
 
 
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A project taken through clips, extract and tune once; tests work on copies."""
     project = make_project(tmp_path_factory.mktemp("finished") / "project", tiny_model, sessions=7)
-    assert _run("clips", "--config", project.root).exit_code == 0
-    assert _run("extract", "--config", project.root).exit_code == 0
-    assert _run("tune", "--trials", 4, "--config", project.root).exit_code == 0
+    assert invoke("clips", "--config", project.root).exit_code == 0
+    assert invoke("extract", "--config", project.root).exit_code == 0
+    assert invoke("tune", "--trials", 4, "--config", project.root).exit_code == 0
     return project.root
 
 
@@ -249,14 +245,14 @@ def test_wrong_input_is_named_in_one_line(project: Path, name: str, monkeypatch:
     if name.startswith("unreadable") and os.geteuid() == 0:
         pytest.skip("root reads everything")
     act(project)
-    result = _run(*command.split(), "--config", project)
+    result = invoke(*command.split(), "--config", project)
     assert result.exit_code == code, result.output
     assert re.search(message, result.stderr), result.stderr
     assert "Traceback" not in result.output
     if code == 1:
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
-        as_json = _run(*command.split(), "--config", project, "--json")
+        as_json = invoke(*command.split(), "--config", project, "--json")
         assert json.loads(as_json.stdout)["error"]["message"] == errors[0].removeprefix("error: ")
         assert as_json.exit_code == 1
 
@@ -273,24 +269,24 @@ def test_every_command_prints_one_json_document_and_nothing_else_on_stdout(proje
         "cache info",
         "doctor",
     ):
-        result = _run(*command.split(), "--config", project, "--json")
+        result = invoke(*command.split(), "--config", project, "--json")
         assert result.exit_code == 0, (command, result.output)
         assert isinstance(json.loads(result.stdout), dict), command
 
 
 def test_evaluate_counts_a_bundle_once_whatever_command_scores_it_and_another_one_again(project: Path) -> None:
     def looks(*arguments: str) -> int:
-        return int(json.loads(_run(*arguments, "--config", project, "--json").stdout)["looks"])
+        return int(json.loads(invoke(*arguments, "--config", project, "--json").stdout)["looks"])
 
     assert [looks(*one.split()) for one in ("evaluate", "evaluate --leave-one-session-out", "compare")] == [1, 1, 1]
-    compared = _run("compare", "--config", project)
+    compared = invoke("compare", "--config", project)
     assert "optimistically biased" not in compared.stderr
     for baseline in ("nearest neighbours", "ridge regression"):
         assert baseline in compared.stdout
         assert f"\n{baseline},baseline,0." in (project / "runs/compare.csv").read_text()
-    _run("train", "--config", project)
+    invoke("train", "--config", project)
     assert looks("evaluate", str(project / "runs/train/bundle")) == 2
-    again = _run("evaluate", "--config", project)
+    again = invoke("evaluate", "--config", project)
     assert "test-set evaluation no. 2" in again.stdout
     assert "optimistically biased" in again.stderr
     metrics = json.loads((project / "runs/tune/test_metrics.json").read_text())
@@ -302,21 +298,21 @@ def test_evaluate_refuses_test_sessions_that_made_the_bundle(project: Path) -> N
     table = project / "clips.csv"
     swapped = table.read_text().replace(",test,", ",other,").replace(",train,", ",test,").replace(",other,", ",train,")
     table.write_text(swapped)
-    result = _run("evaluate", "--config", project)
+    result = invoke("evaluate", "--config", project)
     assert result.exit_code == 1
     assert re.search(
         r"sessions that it has not seen, but \d of the test split \(S\d.*Put those back, or tune", result.stderr
     )
     assert not (project / "runs" / "test_looks.jsonl").exists()
-    result = _run("clips", "--force", "--config", project)
+    result = invoke("clips", "--force", "--config", project)
     assert "sessions changed split" in result.stderr
-    assert _run("evaluate", "--config", project).exit_code == 0
+    assert invoke("evaluate", "--config", project).exit_code == 0
 
 
 def test_evaluate_compares_two_bundles_on_the_same_clips(project: Path) -> None:
-    assert _run("train", "--config", project).exit_code == 0
+    assert invoke("train", "--config", project).exit_code == 0
     rarer = ("--prevalence", "ventilation=0.05")
-    result = _run("evaluate", "--against", project / "runs/train/bundle", *rarer, "--config", project)
+    result = invoke("evaluate", "--against", project / "runs/train/bundle", *rarer, "--config", project)
     assert result.exit_code == 0, result.output
     assert "difference of macro-F1" in result.stdout
     assert re.search(r"where ventilation is on in 5\.00% of the clips, .*: precision 0\.", result.stdout)
@@ -328,10 +324,10 @@ def test_evaluate_compares_two_bundles_on_the_same_clips(project: Path) -> None:
     own = {name: json.loads((project / "runs" / name / "test_metrics.json").read_text()) for name in ("tune", "train")}
     assert comparison["difference"] == pytest.approx(own["tune"]["macro_f1"] - own["train"]["macro_f1"])
     assert {metrics["looks"] for metrics in own.values()} == {1}
-    assert _run("report", "--config", project).exit_code == 0
+    assert invoke("report", "--config", project).exit_code == 0
     assert "The test split was looked at" not in (project / "runs/report.html").read_text()
     timelines = (project / "runs/train/test_timelines.json").read_bytes()
-    alone = json.loads(_run("evaluate", project / "runs/train/bundle", "--config", project, "--json").stdout)
+    alone = json.loads(invoke("evaluate", project / "runs/train/bundle", "--config", project, "--json").stdout)
     assert alone["looks"] == 1
     assert alone["macro_f1"] == own["train"]["macro_f1"]
     assert (project / "runs/train/test_timelines.json").read_bytes() == timelines
@@ -341,7 +337,7 @@ def test_evaluate_compares_two_bundles_on_the_same_clips(project: Path) -> None:
 def test_evaluate_takes_no_look_when_the_other_bundle_cannot_be_compared(project: Path, other: str) -> None:
     if "copy" in other:
         shutil.copytree(project / "runs/tune/bundle", project / other)
-    result = _run("evaluate", "--against", project / other, "--config", project)
+    result = invoke("evaluate", "--against", project / other, "--config", project)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
     assert not (project / "runs/test_looks.jsonl").exists()
@@ -351,7 +347,7 @@ def test_evaluate_takes_no_look_when_the_other_bundle_cannot_be_compared(project
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_evaluate_takes_no_look_when_its_results_cannot_be_written(project: Path) -> None:
     (project / "runs/tune").chmod(0o500)
-    result = _run("evaluate", "--config", project)
+    result = invoke("evaluate", "--config", project)
     (project / "runs/tune").chmod(0o700)
     assert result.exit_code == 1
     assert "runs/tune must be usable" in result.stderr
@@ -365,28 +361,28 @@ def test_a_rule_of_an_unknown_label_is_refused_before_any_work(project: Path, co
 
     _edit(project / "featurecache.toml", "[features]", '[timeline]\nexclusive = [["ventilation", "x"]]\n[features]')
     before = files()
-    result = _run(*command.split(), "--config", project)
+    result = invoke(*command.split(), "--config", project)
     assert result.exit_code == 1
     assert re.search(r"'x' is none of ventilation, stimulation\. Correct exclusive", result.stderr)
     assert files() == before
 
 
 def test_evaluate_leaves_out_one_session_at_a_time_and_says_what_that_is_not(project: Path) -> None:
-    result = _run("evaluate", "--leave-one-session-out", "--config", project)
+    result = invoke("evaluate", "--leave-one-session-out", "--config", project)
     assert result.exit_code == 0, result.output
     assert "chosen on some of these sessions" in result.stderr
     metrics = json.loads((project / "runs/tune/leave_one_session_out_metrics.json").read_text())
     assert (metrics["n_sessions"], metrics["looks"], metrics["split_level"]) == (7, 1, "session")
     for of_test in (("--against", "x"), ("--prevalence", "ventilation=0.1")):
-        assert _run("evaluate", "--leave-one-session-out", *of_test, "--config", project).exit_code == 2
+        assert invoke("evaluate", "--leave-one-session-out", *of_test, "--config", project).exit_code == 2
 
 
 def test_evaluate_says_in_every_document_that_a_split_by_clips_was_forced(project: Path) -> None:
     table = project / "clips.csv"
     table.write_text(table.read_text().replace(",train,", ",test,", 1))
-    assert "allow_clip_level = true" in _run("evaluate", "--config", project).stderr
+    assert "allow_clip_level = true" in invoke("evaluate", "--config", project).stderr
     _edit(project / "featurecache.toml", "[features]", "[splits]\nallow_clip_level = true\n[features]")
-    result = _run("evaluate", "--config", project)
+    result = invoke("evaluate", "--config", project)
     assert result.exit_code == 0, result.output
     assert "splits cut sessions" in result.stderr
     metrics = json.loads((project / "runs/tune/test_metrics.json").read_text())
@@ -395,8 +391,8 @@ def test_evaluate_says_in_every_document_that_a_split_by_clips_was_forced(projec
 
 
 def test_report_writes_one_file_and_prints_the_methods(project: Path) -> None:
-    assert _run("evaluate", "--config", project).exit_code == 0
-    result = _run("report", "--config", project)
+    assert invoke("evaluate", "--config", project).exit_code == 0
+    result = invoke("report", "--config", project)
     assert result.exit_code == 0, result.output
     assert "FT-LC" in result.output
     assert "macro-F1" in result.output
@@ -418,7 +414,7 @@ def test_report_writes_nothing_when_a_place_is_not_as_it_must_be(
 ) -> None:
     monkeypatch.chdir(project)
     before = (project / "labels.csv").read_bytes()
-    result = _run("report", *option.split())
+    result = invoke("report", *option.split())
     assert result.exit_code == code
     assert re.search(message, result.stderr)
     assert (project / "labels.csv").read_bytes() == before
@@ -427,15 +423,15 @@ def test_report_writes_nothing_when_a_place_is_not_as_it_must_be(
 
 def test_report_ends_with_3_and_names_what_it_cannot_read(project: Path) -> None:
     (project / "runs" / "tune" / "best.json").write_text("{")
-    result = _run("report", "--config", project)
+    result = invoke("report", "--config", project)
     assert result.exit_code == 3
     assert "left out: tune/best.json" in result.stderr
 
 
 def test_tune_goes_on_where_it_was_and_adds_no_trial_when_there_are_enough(project: Path) -> None:
-    first = json.loads(_run("tune", "--trials", 4, "--config", project, "--json").stdout)
+    first = json.loads(invoke("tune", "--trials", 4, "--config", project, "--json").stdout)
     assert first["trials"]["completed"] + first["trials"]["pruned"] == 4
-    more = json.loads(_run("tune", "--trials", 6, "--config", project, "--json").stdout)
+    more = json.loads(invoke("tune", "--trials", 6, "--config", project, "--json").stdout)
     assert more["trials"]["completed"] + more["trials"]["pruned"] == 6
     assert len((project / "runs/tune/trials.csv").read_text().splitlines()) == 7
 
@@ -443,22 +439,22 @@ def test_tune_goes_on_where_it_was_and_adds_no_trial_when_there_are_enough(proje
 def test_clips_keeps_an_edited_table_until_it_is_forced(project: Path) -> None:
     _edit(project / "clips.csv", ",1,0\n", ",0,0\n")
     edited = (project / "clips.csv").read_bytes()
-    assert _run("clips", "--config", project).exit_code == 1
+    assert invoke("clips", "--config", project).exit_code == 1
     assert (project / "clips.csv").read_bytes() == edited
-    forced = _run("clips", "--force", "--config", project)
+    forced = invoke("clips", "--force", "--config", project)
     assert forced.exit_code == 0
     assert "clips.csv was edited by hand; that table is kept as clips.edited.csv" in forced.stderr
     assert (project / "clips.csv").read_bytes() != edited
     assert (project / "clips.edited.csv").read_bytes() == edited
-    assert "edited" not in _run("clips", "--force", "--config", project).stderr
+    assert "edited" not in invoke("clips", "--force", "--config", project).stderr
     _edit(project / "clips.csv", ",0,1\n", ",0,0\n")
-    assert "kept as clips.edited-2.csv" in _run("clips", "--force", "--config", project).stderr
+    assert "kept as clips.edited-2.csv" in invoke("clips", "--force", "--config", project).stderr
 
 
 def test_extract_lists_what_failed_and_ends_with_3(project: Path) -> None:
     (project / "videos/S0.mp4").unlink()
     shutil.rmtree(project / "features.zarr")
-    result = _run("extract", "--config", project, "--json")
+    result = invoke("extract", "--config", project, "--json")
     assert result.exit_code == 3
     assert {item["recording"] for item in json.loads(result.stdout)["failed"]} == {"S0.mp4"}
     assert "S0.mp4: 4 clips failed" in result.stderr
@@ -467,19 +463,19 @@ def test_extract_lists_what_failed_and_ends_with_3(project: Path) -> None:
 
 def test_features_serve_when_their_videos_were_moved_away(project: Path) -> None:
     shutil.move(project / "videos/S0.mp4", project / "S0.mp4")
-    result = _run("extract", "--config", project, "--json")
+    result = invoke("extract", "--config", project, "--json")
     assert (result.exit_code, json.loads(result.stdout)["present"], json.loads(result.stdout)["failed"]) == (0, 28, [])
     assert "S0.mp4" not in (project / "failed_clips.csv").read_text()
     shutil.rmtree(project / "runs")
     for command in ("train", "tune --trials 2"):
-        assert "left out" not in _run(*command.split(), "--config", project).stderr
+        assert "left out" not in invoke(*command.split(), "--config", project).stderr
     _settings("[features]\n", '[features]\nselect = ["final/mean", "layer_1/mean"]\n')(project)
-    assert _run("extract", "--config", project).exit_code == 3, "the other feature space lacks it"
+    assert invoke("extract", "--config", project).exit_code == 3, "the other feature space lacks it"
     rows = [line for line in (project / "failed_clips.csv").read_text().splitlines() if "S0.mp4" in line]
     assert len(rows) == 4
-    assert "left out" not in _run("train", "--config", project).stderr, "which reads final/mean alone"
+    assert "left out" not in invoke("train", "--config", project).stderr, "which reads final/mean alone"
     shutil.move(project / "S0.mp4", project / "videos/S0.mp4")
-    assert _run("extract", "--config", project).exit_code == 0
+    assert invoke("extract", "--config", project).exit_code == 0
     assert "S0.mp4" not in (project / "failed_clips.csv").read_text()
 
 
@@ -491,10 +487,10 @@ def test_predict_of_a_damaged_file_from_elsewhere_leaves_the_list_of_failures_al
     )
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size * 3 // 5])
     before = (project / "failed_clips.csv").read_bytes()
-    result = _run("predict", torn, "--out", tmp_path / "out", "--config", project)
+    result = invoke("predict", torn, "--out", tmp_path / "out", "--config", project)
     assert result.exit_code == 3, result.output
     assert (project / "failed_clips.csv").read_bytes() == before
-    assert _run("report", "--config", project).exit_code == 0
+    assert invoke("report", "--config", project).exit_code == 0
     assert "jane doe" not in (project / "runs/report.html").read_text()
 
 
@@ -503,15 +499,15 @@ def test_training_leaves_failed_clips_out_and_says_so(project: Path, tiny_model:
     (project / "videos" / train.split(",")[1]).unlink()
     shutil.rmtree(project / "features.zarr")
     shutil.rmtree(project / "runs")
-    assert _run("extract", "--config", project).exit_code == 3
-    result = _run("tune", "--trials", 2, "--config", project)
+    assert invoke("extract", "--config", project).exit_code == 3
+    result = invoke("tune", "--trials", 2, "--config", project)
     assert result.exit_code == 0, result.output
     assert "train: 4 labelled clips left out" in result.stderr
 
 
 def test_extract_says_that_words_behind_the_video_change_nothing(project: Path) -> None:
     _edit(project / "featurecache.toml", "<video>", "<video> what happens here ?")
-    result = _run("extract", "--config", project)
+    result = invoke("extract", "--config", project)
     assert result.exit_code == 0
     assert "cannot change a feature" in result.stderr
     assert "28 in the cache, 0 to do" in result.stdout
@@ -520,7 +516,7 @@ def test_extract_says_that_words_behind_the_video_change_nothing(project: Path) 
 def test_dry_run_says_what_it_takes_in_lines_that_fit_a_screen(project: Path) -> None:
     keep = [f"{tap}/{way}" for tap in ("final", "vision", "layer_1") for way in ("mean", "motion", "frames")]
     _edit(project / "featurecache.toml", "[features]", f"[features]\nselect = {json.dumps(keep)}")
-    said = _run("extract", "--dry-run", "--config", project).stdout
+    said = invoke("extract", "--dry-run", "--config", project).stdout
     assert all(name in said for name in keep)
     assert re.search(r"^disk    [\d.]+ MB of [\d.]+ GB that are free: final/mean [\d.]+ MB, ", said, re.MULTILINE)
     assert max(map(len, said.splitlines())) <= 90
@@ -529,7 +525,7 @@ def test_dry_run_says_what_it_takes_in_lines_that_fit_a_screen(project: Path) ->
 def test_dry_run_changes_nothing(project: Path) -> None:
     shutil.rmtree(project / "features.zarr")
     before = sorted(path for path in project.rglob("*"))
-    result = _run("extract", "--dry-run", "--config", project, "--json")
+    result = invoke("extract", "--dry-run", "--config", project, "--json")
     assert json.loads(result.stdout)["todo"] == 28
     assert sorted(path for path in project.rglob("*")) == before
 
@@ -537,7 +533,7 @@ def test_dry_run_changes_nothing(project: Path) -> None:
 def test_extract_refuses_a_table_without_a_clip(project: Path) -> None:
     table = project / "clips.csv"
     table.write_text(table.read_text().splitlines()[0] + "\n")
-    result = _run("extract", "--config", project)
+    result = invoke("extract", "--config", project)
     assert result.exit_code == 1
     assert "clips.csv must have a row for each clip, but it has none below its header." in result.stderr
 
@@ -545,25 +541,25 @@ def test_extract_refuses_a_table_without_a_clip(project: Path) -> None:
 def test_extract_makes_the_table_when_there_is_none(project: Path) -> None:
     (project / "clips.csv").unlink()
     (project / ".featurecache/clips.json").unlink()
-    assert _run("extract", "--config", project).exit_code == 0
+    assert invoke("extract", "--config", project).exit_code == 0
     assert (project / "clips.csv").exists()
 
 
 def test_init_proposes_settings_that_clips_accepts(project: Path, tmp_path: Path, tiny_model: Path) -> None:
     new = tmp_path / "new"
-    result = _run(
+    result = invoke(
         "init", new, "--videos", project / "videos", "--annotations", project / "labels.csv", "--model", tiny_model
     )
     assert result.exit_code == 0, result.output
     assert "ventilation" in result.stdout
     assert "is cut off" in result.stdout, "176 x 96 pictures lose their sides in the centre crop"
     _edit(new / "featurecache.toml", "length_s = 3", "length_s = 1")
-    assert _run("clips", "--config", new).exit_code == 0
-    assert _run("init", new, "--videos", project / "videos").exit_code == 1
+    assert invoke("clips", "--config", new).exit_code == 0
+    assert invoke("init", new, "--videos", project / "videos").exit_code == 1
 
 
 def test_init_shows_the_defaults_of_the_sections_that_learning_owns(project: Path, tmp_path: Path) -> None:
-    assert _run("init", tmp_path / "new", "--videos", project / "videos").exit_code == 0
+    assert invoke("init", tmp_path / "new", "--videos", project / "videos").exit_code == 0
     path = tmp_path / "new/featurecache.toml"
     head, _, sections = path.read_text().partition("[train]")
     path.write_text(f"{head}[train]{re.sub(r'(?m)^# ', '', sections)}")
@@ -585,7 +581,7 @@ def test_init_shows_the_defaults_of_the_sections_that_learning_owns(project: Pat
 )
 def test_init_names_what_is_missing(project: Path, tmp_path: Path, monkeypatch, options: str, message: str) -> None:
     monkeypatch.chdir(project)
-    result = _run("init", tmp_path / "new", *options.split())
+    result = invoke("init", tmp_path / "new", *options.split())
     assert result.exit_code == 1
     assert re.search(message, result.stderr)
     assert not (tmp_path / "new/featurecache.toml").exists()
@@ -593,7 +589,7 @@ def test_init_names_what_is_missing(project: Path, tmp_path: Path, monkeypatch, 
 
 def test_doctor_gives_the_fix_of_each_failure(project: Path) -> None:
     (project / "videos/empty.mp4").write_bytes(b"")
-    result = _run("doctor", "--config", project, "--json")
+    result = invoke("doctor", "--config", project, "--json")
     assert result.exit_code == 1
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert checks["model"]["ok"]
@@ -601,56 +597,56 @@ def test_doctor_gives_the_fix_of_each_failure(project: Path) -> None:
     assert "empty" in checks["recording"]["found"]
     assert "pad" in checks["crop"]["fix"]
     _set_model(project, "/no/such/model")
-    broken = json.loads(_run("doctor", "--config", project, "--json").stdout)["checks"]
+    broken = json.loads(invoke("doctor", "--config", project, "--json").stdout)["checks"]
     assert not next(check for check in broken if check["name"] == "model")["ok"]
 
 
 def test_cache_heals_after_damage(project: Path) -> None:
     _damage_a_segment(project)
-    assert _run("cache", "verify", "--config", project).exit_code == 0, "a quick check reads records and sizes"
-    assert _run("cache", "verify", "--deep", "--config", project).exit_code == 1
-    repaired = json.loads(_run("cache", "repair", "--config", project, "--json").stdout)
+    assert invoke("cache", "verify", "--config", project).exit_code == 0, "a quick check reads records and sizes"
+    assert invoke("cache", "verify", "--deep", "--config", project).exit_code == 1
+    repaired = json.loads(invoke("cache", "repair", "--config", project, "--json").stdout)
     assert len(repaired["set_aside"]) == 1
     assert len(repaired["lost"]) == 28
-    assert json.loads(_run("extract", "--config", project, "--json").stdout)["extracted"] == 28
-    assert _run("cache", "verify", "--deep", "--config", project).exit_code == 0
-    listed = json.loads(_run("cache", "gc", "--quarantine", "--config", project, "--json").stdout)
+    assert json.loads(invoke("extract", "--config", project, "--json").stdout)["extracted"] == 28
+    assert invoke("cache", "verify", "--deep", "--config", project).exit_code == 0
+    listed = json.loads(invoke("cache", "gc", "--quarantine", "--config", project, "--json").stdout)
     assert len(listed["garbage"]) == 1
     assert len(list(project.glob("features.zarr/spaces/*/quarantine/*"))) == 1
-    assert _run("cache", "gc", "--quarantine", "--apply", "--config", project).exit_code == 0
+    assert invoke("cache", "gc", "--quarantine", "--apply", "--config", project).exit_code == 0
     assert not list(project.glob("features.zarr/spaces/*/quarantine/*"))
 
 
 def test_cache_why_names_the_input_that_differs(project: Path) -> None:
     clip = (project / "clips.csv").read_text().splitlines()[1].split(",")[0]
-    assert "found" in _run("cache", "why", clip, "--config", project).stdout
+    assert "found" in invoke("cache", "why", clip, "--config", project).stdout
     _edit(project / "featurecache.toml", "frames = 4", "frames = 8")
-    reasons = json.loads(_run("cache", "why", clip, "--config", project, "--json").stdout)["reasons"]
+    reasons = json.loads(invoke("cache", "why", clip, "--config", project, "--json").stdout)["reasons"]
     assert re.search(r"computed otherwise: sampling\.frames: settings 8, cache 4\.$", reasons[0])
     _edit(project / "featurecache.toml", "frames = 8", "frames = 4")
     other = json.loads(
-        _run("cache", "why", clip.replace("-0-1000000", "-500000-1500000"), "--config", project, "--json").stdout
+        invoke("cache", "why", clip.replace("-0-1000000", "-500000-1500000"), "--config", project, "--json").stdout
     )
     assert "at other times" in other["reasons"][0]
     _edit(project / "featurecache.toml", "length_s = 1", "length_s = 2")
-    drifted = _run("cache", "why", clip, "--config", project)
+    drifted = invoke("cache", "why", clip, "--config", project)
     assert "clips.length_s was 1.0 and is 2.0" in drifted.stderr
-    unknown = json.loads(_run("cache", "why", f"{'0' * 16}-0-1000000", "--config", project, "--json").stdout)
+    unknown = json.loads(invoke("cache", "why", f"{'0' * 16}-0-1000000", "--config", project, "--json").stdout)
     assert "anything of this recording" in unknown["reasons"][0]
-    assert _run("cache", "why", "S0.mp4", "--config", project).exit_code == 1
+    assert invoke("cache", "why", "S0.mp4", "--config", project).exit_code == 1
 
 
 def test_cache_forget_removes_a_recording_by_its_name(project: Path) -> None:
     lines = (project / "clips.csv").read_text().splitlines()
     content = next(line for line in lines if ",S3.mp4," in line)[:16]
-    assert json.loads(_run("cache", "forget", "S3.mp4", "--config", project, "--json").stdout)["rows"] == 4
+    assert json.loads(invoke("cache", "forget", "S3.mp4", "--config", project, "--json").stdout)["rows"] == 4
     held = b"".join(path.read_bytes() for path in (project / "features.zarr").rglob("*") if path.is_file())
     assert bytes.fromhex(content) not in held
     assert content.encode() not in held
-    left = json.loads(_run("extract", "--dry-run", "--config", project, "--json").stdout)
+    left = json.loads(invoke("extract", "--dry-run", "--config", project, "--json").stdout)
     assert left["todo"] == 0, "a withdrawn recording is not extracted again"
-    assert "Did you mean 'S3.mp4'" in _run("cache", "forget", "S3.mp5", "--config", project).stderr
-    mistyped = _run("cache", "forget", "0123456789abcdef", "--config", project)
+    assert "Did you mean 'S3.mp4'" in invoke("cache", "forget", "S3.mp5", "--config", project).stderr
+    mistyped = invoke("cache", "forget", "0123456789abcdef", "--config", project)
     assert "nothing here is known to be of this recording" in " ".join(mistyped.output.split()), mistyped.output
 
 
@@ -661,7 +657,7 @@ def several(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     root = tmp_path_factory.mktemp("several") / "project"
     project = make_project(root, tiny_model, sessions=7, features=keep)
     for command in ("clips", "extract"):
-        assert _run(command, "--config", project.root).exit_code == 0
+        assert invoke(command, "--config", project.root).exit_code == 0
     return project.root
 
 
@@ -672,7 +668,7 @@ def _inputs_of_trials(project: Path) -> set[str]:
 
 def test_tune_searches_kept_vectors_alone_and_side_by_side(several: Path, tmp_path: Path) -> None:
     project = Path(shutil.copytree(several, tmp_path / "project"))
-    found = json.loads(_run("tune", "--trials", 24, "--permutations", 2, "--config", project, "--json").stdout)
+    found = json.loads(invoke("tune", "--trials", 24, "--permutations", 2, "--config", project, "--json").stdout)
     assert _inputs_of_trials(project) == {
         "final/mean",
         "final/motion",
@@ -685,30 +681,30 @@ def test_tune_searches_kept_vectors_alone_and_side_by_side(several: Path, tmp_pa
     assert list(found["fingerprints"]) == found["inputs"].split("+")
     assert found["split_level"] == "session"
     assert len(found["permutation_check"]["permuted"]) <= 2
-    result = _run("evaluate", "--config", project)
+    result = invoke("evaluate", "--config", project)
     assert result.exit_code == 0, result.output
-    assert _run("evaluate", "--leave-one-session-out", "--config", project).exit_code == 0
-    assert _run("predict", project / "videos/S0.mp4", "--out", tmp_path / "out", "--config", project).exit_code == 0
+    assert invoke("evaluate", "--leave-one-session-out", "--config", project).exit_code == 0
+    assert invoke("predict", project / "videos/S0.mp4", "--out", tmp_path / "out", "--config", project).exit_code == 0
 
 
 def test_train_and_tune_read_the_inputs_that_the_settings_name(several: Path, tmp_path: Path) -> None:
     project = Path(shutil.copytree(several, tmp_path / "project"))
-    assert json.loads(_run("train", "--config", project, "--json").stdout)["inputs"] == "final/mean"
+    assert json.loads(invoke("train", "--config", project, "--json").stdout)["inputs"] == "final/mean"
     _edit(
         project / "featurecache.toml",
         "[features]",
         '[train]\ninputs = "final/frames"\nkind = "attention"\n'
         '[search]\ninputs = ["final/frames"]\nkind = ["attention", "temporal"]\nhidden_width = [2, 4]\n[features]',
     )
-    assert json.loads(_run("train", "--config", project, "--json").stdout)["inputs"] == "final/frames"
-    assert _run("tune", "--trials", 4, "--config", project).exit_code == 0
+    assert json.loads(invoke("train", "--config", project, "--json").stdout)["inputs"] == "final/frames"
+    assert invoke("tune", "--trials", 4, "--config", project).exit_code == 0
     assert _inputs_of_trials(project) == {"final/frames"}
-    result = _run(
+    result = invoke(
         "evaluate", project / "runs/tune/bundle", "--against", project / "runs/train/bundle", "--config", project
     )
     assert result.exit_code == 0, result.output
     _edit(project / "featurecache.toml", 'inputs = ["final/frames"]', 'inputs = ["vision/mean"]')
-    stderr = _run("tune", "--config", project).stderr
+    stderr = invoke("tune", "--config", project).stderr
     assert re.search(
         r"that features\.select selects: final/mean.*; but 'vision/mean' is not one\. .*features\.select", stderr
     )
@@ -717,11 +713,11 @@ def test_train_and_tune_read_the_inputs_that_the_settings_name(several: Path, tm
 def test_learning_says_that_a_split_by_clips_was_forced_and_what_was_purged(project: Path) -> None:
     table = project / "clips.csv"
     table.write_text(table.read_text().replace(",train,", ",test,", 1))
-    assert "allow_clip_level = true" in _run("train", "--config", project).stderr
+    assert "allow_clip_level = true" in invoke("train", "--config", project).stderr
     _edit(project / "featurecache.toml", "[features]", "[splits]\nallow_clip_level = true\n[features]")
     shutil.rmtree(project / "runs")
     for command in ("train", "tune --trials 2"):
-        result = _run(*command.split(), "--config", project)
+        result = invoke(*command.split(), "--config", project)
         assert result.exit_code == 0, result.output
         assert "train: 1 clip left out for touching clips that score them" in result.stderr
         assert "splits cut sessions" in result.stderr
@@ -734,28 +730,28 @@ def test_learning_says_that_a_split_by_clips_was_forced_and_what_was_purged(proj
 def test_heads_train_on_features_made_by_others(project: Path, tmp_path: Path) -> None:
     ids = [line.split(",")[0] for line in (project / "clips.csv").read_text().splitlines()[1:]]
     np.savez(tmp_path / "other.npz", features=np.random.default_rng(0).normal(size=(28, 5)), clip_id=np.array(ids, "S"))
-    assert _run("cache", "import", tmp_path / "other.npz", "--config", project).exit_code == 1, "they need a name"
-    result = _run("cache", "import", tmp_path / "other.npz", "--name", "other", "--config", project)
+    assert invoke("cache", "import", tmp_path / "other.npz", "--config", project).exit_code == 1, "they need a name"
+    result = invoke("cache", "import", tmp_path / "other.npz", "--name", "other", "--config", project)
     assert result.exit_code == 0, result.output
-    assert _run("tune", "--trials", 2, "--features", "other", "--config", project).exit_code == 0
-    result = _run("evaluate", project / "runs/tune-other/bundle", "--config", project)
+    assert invoke("tune", "--trials", 2, "--features", "other", "--config", project).exit_code == 0
+    result = invoke("evaluate", project / "runs/tune-other/bundle", "--config", project)
     assert result.exit_code == 0, result.output
     assert (project / "runs/tune-other/test_metrics.json").exists()
 
 
 def test_export_comes_back_as_it_was(project: Path, tmp_path: Path) -> None:
-    assert _run("cache", "export", tmp_path / "features.h5", "--config", project).exit_code == 0
+    assert invoke("cache", "export", tmp_path / "features.h5", "--config", project).exit_code == 0
     shutil.rmtree(project / "features.zarr")
-    assert _run("cache", "import", tmp_path / "features.h5", "--config", project).exit_code == 0
-    assert json.loads(_run("extract", "--config", project, "--json").stdout)["todo"] == 0
+    assert invoke("cache", "import", tmp_path / "features.h5", "--config", project).exit_code == 0
+    assert json.loads(invoke("extract", "--config", project, "--json").stdout)["todo"] == 0
 
 
 def test_import_lists_withdrawn_recordings_that_it_left_out_and_ends_with_3(project: Path, tmp_path: Path) -> None:
-    assert _run("cache", "export", tmp_path / "features.h5", "--config", project).exit_code == 0
-    assert _run("cache", "forget", "S3.mp4", "--config", project).exit_code in (0, 1)
-    done = _run("cache", "import", tmp_path / "features.h5", "--config", project)
+    assert invoke("cache", "export", tmp_path / "features.h5", "--config", project).exit_code == 0
+    assert invoke("cache", "forget", "S3.mp4", "--config", project).exit_code in (0, 1)
+    done = invoke("cache", "import", tmp_path / "features.h5", "--config", project)
     assert (done.exit_code, "left out 4 features of 1 withdrawn recording:" in done.stderr) == (3, True), done.output
-    document = json.loads(_run("cache", "import", tmp_path / "features.h5", "--config", project, "--json").stdout)
+    document = json.loads(invoke("cache", "import", tmp_path / "features.h5", "--config", project, "--json").stdout)
     [(content, rows)] = document["withdrawn"]
     assert rows == 4
     assert content in done.output
@@ -765,7 +761,7 @@ def test_python_of_the_readme_runs(project: Path, monkeypatch: pytest.MonkeyPatc
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert code is not None
     _settings("[features]\n", '[features]\nselect = ["final/mean", "layer_1/mean"]\n')(project)
-    assert _run("extract", "--config", project).exit_code == 0
+    assert invoke("extract", "--config", project).exit_code == 0
     monkeypatch.chdir(project)
     ids = [line.split(",")[0] for line in (project / "clips.csv").read_text().splitlines()[1:]]
     names: dict[str, object] = {"clip_ids": ids}
@@ -797,7 +793,7 @@ def _commands(group: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Itera
 def test_help_fits_80_columns_and_ends_with_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for path in [(), *_commands(typer.main.get_command(cli.app))]:
-        lines = _run(*path, "--help").stdout.rstrip().splitlines()
+        lines = invoke(*path, "--help").stdout.rstrip().splitlines()
         assert max(map(len, lines)) <= 80, path
         assert not [line for line in lines if line.endswith("...") and "Usage" not in line], f"{path}: cut short"
         examples = [line.strip() for line in lines if line.startswith("  Example: ")]
@@ -807,7 +803,7 @@ def test_help_fits_80_columns_and_ends_with_an_example(monkeypatch: pytest.Monke
 
 
 def test_version_is_the_installed_one() -> None:
-    assert _run("--version").stdout == f"featurecache {version('featurecache')}\n"
+    assert invoke("--version").stdout == f"featurecache {version('featurecache')}\n"
 
 
 def test_a_shell_completes_commands() -> None:

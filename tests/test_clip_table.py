@@ -1,7 +1,6 @@
 """The builder: recordings, intervals and sessions to a whole table."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,24 +10,8 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import find_leak
 from featurecache.clips.table import build_table
 from featurecache.errors import ClipTableError, NoRecordingsError, SplitError
-from featurecache.video.probing import VideoInfo
 from featurecache.video.recordings import Recording, UnusableRecording
-
-S = 1_000_000
-
-
-def recording(name: str, duration_s: float = 12) -> Recording:
-    info = VideoInfo(
-        duration_us=round(duration_s * S),
-        width_px=64,
-        height_px=48,
-        rotation_deg=0,
-        codec="h264",
-        pixel_format="yuv420p",
-        average_fps=25.0,
-    )
-    return Recording(name, Path("/videos") / name, name.encode().hex().ljust(64, "0"), info)
-
+from tests.clip_samples import S, recording
 
 FOUR = [recording(f"S{i}.mp4") for i in range(4)]
 FIRST_HALF = {f"S{i}.mp4": [Interval(0, 6 * S, "suction")] for i in range(4)}

@@ -6,22 +6,11 @@ import numpy as np
 import pytest
 
 from featurecache.errors import SettingsError, TrainingDataError
-from heads.data import LabelledFeatures
 from heads.folds import session_folds
 from heads.scoring.cross_fitting import cross_fitted_scores, fold_scores, leave_one_session_out
 from heads.scoring.metrics import macro_f1
 from heads.scoring.permutation import permutation_check, shuffled_by_session
-
-LABELS = ("ventilation", "suction", "stimulation")
-
-
-def make_clips(*, sessions: int) -> LabelledFeatures:
-    """50 clips a session, of which a direction of the features tells each label."""
-    random = np.random.default_rng(0)
-    X = random.standard_normal((sessions * 50, 12)).astype(np.float32)
-    logits = 2 * X[:, :3] + random.standard_normal((len(X), 3)) - np.array([0, 1, 2])
-    names = np.repeat([f"s0-{number}" for number in range(sessions)], 50)
-    return LabelledFeatures(X, (logits > 0).astype(np.int8), names)
+from tests.learning_samples import LABELS, make_clips
 
 
 class Fitter:

@@ -1,33 +1,23 @@
 """The demo, whole: it learns above chance, shuffled labels score at chance, a second run computes nothing."""
 
-import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import format_table, read_table
+from tests.commands import run
 
 LABELS = ("baby_visible", "ventilation", "stimulation", "suction")
-
-
-def _json(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(cli.app, [*map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    assert isinstance(document, dict)
-    return document
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    return folder, _json("demo", folder, "--trials", 32)
+    return folder, run("demo", folder, "--trials", 32)
 
 
 def test_demo_learns_above_chance_on_unseen_sessions(demo: tuple[Path, dict[str, Any]]) -> None:
@@ -50,7 +40,7 @@ def test_demo_reads_annotations_at_their_time_origin(demo: tuple[Path, dict[str,
 
 def test_demo_computes_nothing_again_when_it_is_run_twice(demo: tuple[Path, dict[str, Any]]) -> None:
     folder, steps = demo
-    again = _json("demo", folder, "--trials", 32)
+    again = run("demo", folder, "--trials", 32)
     assert again["extract"]["todo"] == 0
     assert again["tune"]["value"] == steps["tune"]["value"]
     assert again["evaluate"]["macro_f1"] == steps["evaluate"]["macro_f1"]
@@ -69,8 +59,8 @@ def test_shuffled_labels_score_at_chance(demo: tuple[Path, dict[str, Any]], tmp_
         for clip, target in zip(table.clips, targets, strict=True)
     )
     (folder / "clips.csv").write_bytes(format_table(ClipTable(table.labels, clips)))
-    _json("tune", "--trials", 32, "--config", folder)
-    scores = _json("evaluate", "--config", folder)
+    run("tune", "--trials", 32, "--config", folder)
+    scores = run("evaluate", "--config", folder)
     floor = scores["always_yes"]
     assert scores["macro_f1"] < floor["macro_f1"] + 0.05
     for label in LABELS:

@@ -11,7 +11,7 @@ from featurecache.errors import LowMemoryWarning, SettingsError
 from heads.engines.fallback import first_that_fits
 from heads.engines.fitting import fit_head
 from heads.settings import HeadSettings
-from tests.test_cross_fitting import make_clips
+from tests.learning_samples import make_clips
 
 
 @pytest.mark.parametrize("name", ["mps", "xpu", "mps:0", "meta", "tpu", "gpu", "", "cuda:x", "cpu,cpu"])

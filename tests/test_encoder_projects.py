@@ -1,31 +1,22 @@
 """A project on a vision encoder, from recordings to a trained head: overlapping clips, several kept features."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-import cli
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.clips.csv_file import read_table
-from featurecache.project.settings import Project, open_project
+from featurecache.project.settings import open_project
 from featurecache.video.sampling import ClipFrames, read_clips
+from tests.commands import run
 from tests.projects import make_project, make_table
 from tests.tiny_families import make_clip, make_timesformer
 from tests.tiny_models import pixels_of
 
 KEPT = ["final/mean", "layer_1/frames", "final/cls", "layer_2/motion"]
-
-
-def _run(project: Project, *arguments: str) -> dict[str, Any]:
-    done = CliRunner().invoke(cli.app, [*arguments, "--config", str(project.root), "--json"])
-    assert done.exit_code == 0, done.output
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
 
 
 @pytest.mark.parametrize("make", [make_clip, make_timesformer], ids=["frame encoder", "clip encoder"])
@@ -36,7 +27,7 @@ def test_project_goes_from_recordings_to_a_head_when_the_model_is_a_vision_encod
     settings.write_text(settings.read_text().replace("stride_s = 1", "stride_s = 0.5"))
     project = open_project(project.root)
     make_table(project)
-    _run(project, "extract")
+    run("extract", "--config", project.root)
     clips = read_table(project.clips).clips
     assert len(clips) > 30
     cache = FeatureCache.open(project.cache)
@@ -62,5 +53,5 @@ def test_project_goes_from_recordings_to_a_head_when_the_model_is_a_vision_encod
         for kept, feature in by_hand.items():
             assert (torch.from_numpy(stored[kept][row]) - feature[0]).abs().max() <= 1e-5, (kept, row)
 
-    _run(project, "train")
+    run("train", "--config", project.root)
     assert (project.runs / "train" / "bundle").is_dir()

@@ -23,7 +23,7 @@ from heads.engines.fitting import fit_head
 from heads.models import head_scores
 from heads.settings import HeadSettings
 from tests.cache_samples import make_rows, names, space, values, write
-from tests.test_cross_fitting import make_clips
+from tests.learning_samples import make_clips
 
 BOTH = (LinearHeadClassifier(), MLPHeadClassifier(epochs=10))
 

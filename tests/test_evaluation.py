@@ -23,7 +23,7 @@ from heads.workflow.evaluation import (
     evaluate_bundles,
     evaluate_without_each_session,
 )
-from tests.test_bundle import LABELS, SPACE, held_out, make_bundle
+from tests.bundle_samples import LABELS, SPACE, held_out, make_bundle
 
 FORCED = {"split_level": "clip", "split_warning": "splits cut sessions"}
 

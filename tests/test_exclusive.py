@@ -14,8 +14,8 @@ from heads.bundle import load_bundle, save_bundle
 from heads.scoring.exclusive import choose_exclusive, predicted_labels, violations
 from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1
 from heads.workflow.evaluation import evaluate_bundle
-from tests.test_bundle import LABELS as NAMES
-from tests.test_bundle import SPACE, features, held_out, make_bundle
+from tests.bundle_samples import LABELS as NAMES
+from tests.bundle_samples import SPACE, features, held_out, make_bundle
 
 LABELS = ("a", "b", "c")
 HALF = np.full(3, 0.5)

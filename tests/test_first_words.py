@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-import cli
+from tests.commands import run
 from tests.projects import make_project
 
 ROOT = Path(__file__).parents[1]
@@ -60,18 +59,14 @@ for line in each(typer.main.get_command(cli.app)):
 MISSING_TABLE, MISSING_BUNDLE = "there must be a clip table", "a bundle must be a folder with bundle.json"
 
 
-def _run(*arguments: object) -> int:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments]).exit_code
-
-
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
     """A project in which nothing was run, and one with a trained head."""
     root = tmp_path_factory.mktemp("projects")
     new = make_project(root / "new", tiny_model, sessions=7).root
     trained = Path(shutil.copytree(new, root / "trained"))
-    assert _run("extract", "--config", trained) == 0
-    assert _run("train", "--config", trained) == 0
+    run("extract", "--config", trained)
+    run("train", "--config", trained)
     shutil.copytree(trained / "runs" / "train", trained / "runs" / "tune")
     return new, trained
 

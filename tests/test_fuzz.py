@@ -18,6 +18,7 @@ from featurecache.store.exchange import export_features, import_features
 from featurecache.store.index import read_index, write_checkpoint
 from heads.bundle import load_bundle, save_bundle
 from heads.search.study import JOURNAL_NAME, open_study
+from tests.bundle_samples import make_bundle
 from tests.cache_samples import (
     PROVENANCE,
     Fault,
@@ -33,7 +34,6 @@ from tests.cache_samples import (
     values,
     write,
 )
-from tests.test_bundle import make_bundle
 
 __all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")

@@ -7,7 +7,8 @@ from featurecache.errors import SettingsError, TrainingDataError
 from heads.data import KeptSplit, LearningData
 from heads.engines.prepared import KEPT_BASES, KEPT_INPUTS, Prepared
 from heads.inputs import default_inputs
-from tests.test_search import LABELS, SPACE, side_by_side
+from tests.learning_samples import LABELS
+from tests.studies import SPACE, side_by_side
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from heads.bundle import load_bundle
 from tests.lora_samples import SMALL, begin, network, randomize, relative, starting_scores, stored, tuned
-from tests.plain_language import at_video, plain_batch
+from tests.plain_forward import at_video, plain_batch
 from tests.projects import make_project, make_table
 from tests.tiny_families import LAYERS, VIDEO_LANGUAGE
 from tests.tiny_models import pixels_of

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from heads.scoring.metrics import (
@@ -17,25 +16,9 @@ from heads.scoring.metrics import (
     metrics_document,
     session_counts,
 )
+from tests.learning_samples import random_predictions, targets_and_scores
 
 LABELS = ("ventilation", "suction", "stimulation")
-
-
-@st.composite
-def targets_and_scores(draw: st.DrawFn, columns: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Few distinct scores, so that ties are common; float32 as heads give them."""
-    rows = draw(st.integers(1, 40))
-    Y = draw(arrays.arrays(np.int8, (rows, columns), elements=st.integers(0, 1)))
-    steps = draw(arrays.arrays(np.int8, (rows, columns), elements=st.integers(0, 12)))
-    return Y, (steps / 12).astype(np.float32)
-
-
-def random_predictions(sessions: int, clips_each: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    rate = np.repeat(random.uniform(0.1, 0.6, (sessions, 3)), clips_each, axis=0)
-    Y = (random.random(rate.shape) < rate).astype(np.int8)
-    scores = np.clip(0.3 * Y + 0.7 * random.random(rate.shape), 0, 1).astype(np.float32)
-    return Y, scores, np.repeat([f"s{number}" for number in range(sessions)], clips_each)
 
 
 @given(targets_and_scores())

@@ -6,39 +6,28 @@ The reference opens each part by its class: the processor's numbers by the proce
 in `architectures`.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-import transformers
-from torch import Tensor
-from torchvision.transforms.v2.functional import resize
-from transformers import AutoTokenizer
 
-from featurecache.backbones import open_backbone, open_inputs
 from featurecache.errors import FeatureCacheError
 from tests import published_layouts, tiny_families, tiny_models
-from tests.plain_language import at_video, plain_batch
+from tests.plain_forward import decoded, extracted, plain
 from tests.published_layouts import (
     ALL_ON,
+    BOUND,
     CLIP_STATISTICS,
+    DOCS,
     HALF,
     IMAGENET,
     Layout,
     shortest_edge,
 )
-from tests.tiny_models import pixels_of
 
-FRAMES = 4
-PROMPT = "user: describe the hand . <video>"
-BOUND = 1e-5
-DOCS = Path(__file__).parents[1] / "docs" / "backbones.md"
 BEGIN, END = "<!-- made by tests/test_published_layouts.py -->\n", "<!-- end -->\n"
 
 LNV_PX, OV_PX, PX = tiny_models.IMAGE_PX, 40, tiny_families.IMAGE_PX
@@ -210,101 +199,6 @@ LAYOUTS = [
         },
     ),
 ]
-
-
-def decoded(seed: int = 0) -> np.ndarray:
-    """Noise on gradients, (F, H, W, 3): sharp enough for every difference in scaling to show."""
-    random = np.random.default_rng(seed)
-    slope = np.linspace(0, 255, 80)[None, None, :, None] * np.ones((FRAMES, 60, 1, 3))
-    return np.where(
-        random.random((FRAMES, 60, 80, 1)) < 0.5, slope, random.integers(0, 256, (FRAMES, 60, 80, 3))
-    ).astype(np.uint8)
-
-
-def extracted(folder: Path, frames: np.ndarray) -> Tensor:
-    """The extraction's way: `final` tokens of one clip, (S, D)."""
-    backbone = open_backbone(
-        open_inputs(folder, prompt=PROMPT, frames=len(frames), resize="model"), dtype="float32", device="cpu"
-    )
-    encoded = backbone.encode_frames(pixels_of(backbone, frames), ["final"])
-    states = dict(backbone.states(encoded[None], ["final"]))["final"].tokens
-    shape = backbone.inputs.taps["final"]
-    assert states.shape == (1, shape.steps, shape.tokens_per_step, shape.width)
-    return states[0].flatten(0, 1)
-
-
-def plain(folder: Path, frames: np.ndarray) -> Tensor:
-    """The naive recipe: the processor class on the folder's numbers, the whole model, `final` tokens (S, D)."""
-    config = json.loads((folder / "config.json").read_text())
-    model_class = getattr(transformers, config["architectures"][0])
-    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
-    kind = model_class.config_class.model_type
-    channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    processor = PROCESSORS[kind](**_settings(folder, PROCESSORS[kind]))
-    with torch.no_grad():
-        if kind == "dinov3_vit":  # scales in floating point; the extraction's pixels are scaled in 8 bits
-            channels_first = resize(channels_first, [PX, PX], antialias=True)
-        if kind == "qwen3_vl":  # its processor gets the padded square that the extraction makes of a frame
-            square = torch.full((FRAMES, 3, 80, 80), 128, dtype=torch.uint8)
-            square[:, :, 10:70] = channels_first
-            batch = plain_batch(model.config, AutoTokenizer.from_pretrained(folder), torch.zeros(4, 3, PX, PX), PROMPT)
-            batch |= dict(processor([square], do_sample_frames=False, return_tensors="pt"))
-            return model(**batch, output_hidden_states=True).hidden_states[-1][0, at_video(model.config, batch)]
-        if kind in ("llava_next_video", "llava_onevision", "smolvlm", "internvl"):
-            pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
-            return _plain_language(folder, model, pixels)
-        if issubclass(PROCESSORS[kind], transformers.video_processing_utils.BaseVideoProcessor):
-            pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
-        else:
-            pixels = processor(list(channels_first), return_tensors="pt")["pixel_values"]
-        encoder = next(
-            (getattr(model, part) for part in ("vision_model", *sorted(PROCESSORS)) if hasattr(model, part)), model
-        )
-        out = encoder(pixels, output_hidden_states=True)
-    states = out.last_hidden_state
-    if kind in ("clip", "clip_vision_model"):
-        with torch.no_grad():
-            return encoder.post_layernorm(out.hidden_states[-1])[:, 1:].flatten(0, 1)
-    if kind.startswith("dinov"):
-        return states[:, 1 + getattr(model.config, "num_register_tokens", 0) :].flatten(0, 1)
-    if kind == "timesformer":  # each patch's frames after one another; the extraction has each frame's patches
-        return states[0, 1:].unflatten(0, (-1, FRAMES)).transpose(0, 1).flatten(0, 1)
-    return states.flatten(0, 1)
-
-
-PROCESSORS: dict[str, Any] = {
-    "llava_next_video": transformers.LlavaNextVideoVideoProcessor,
-    "llava_onevision": transformers.LlavaOnevisionVideoProcessor,
-    "smolvlm": transformers.SmolVLMVideoProcessor,
-    "qwen3_vl": transformers.Qwen3VLVideoProcessor,
-    "internvl": transformers.InternVLVideoProcessor,
-    "timesformer": transformers.VideoMAEImageProcessor,
-    "videomae": transformers.VideoMAEVideoProcessor,
-    "vjepa2": transformers.VJEPA2VideoProcessor,
-    "videoprism_vision_model": transformers.LlavaOnevisionVideoProcessor,
-    "clip": transformers.CLIPImageProcessor,
-    "clip_vision_model": transformers.CLIPImageProcessor,
-    "siglip": transformers.SiglipImageProcessor,
-    "siglip_vision_model": transformers.SiglipImageProcessor,
-    "dinov2": transformers.BitImageProcessor,
-    "dinov2_with_registers": transformers.BitImageProcessor,
-    "dinov3_vit": transformers.DINOv3ViTImageProcessor,
-}
-
-
-def _settings(folder: Path, processor_class: Any) -> dict[str, Any]:
-    """What the class itself reads, or the file that is for videos alone."""
-    own = folder / "video_processor"
-    is_own = (own / "preprocessor_config.json").exists() and "VideoProcessor" in processor_class.__name__
-    where = own if is_own else folder
-    reader = getattr(processor_class, "get_video_processor_dict", processor_class.get_image_processor_dict)
-    return {**reader(where)[0]}
-
-
-def _plain_language(folder: Path, model: Any, pixels: Tensor) -> Tensor:
-    batch = plain_batch(model.config, AutoTokenizer.from_pretrained(folder), pixels[0], PROMPT)
-    states: Tensor = model(**batch, output_hidden_states=True).hidden_states[-1]
-    return states[0, at_video(model.config, batch)]
 
 
 @pytest.fixture(scope="module")

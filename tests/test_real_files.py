@@ -1,27 +1,16 @@
 """The whole way on videos that nobody here wrote: odd ones run through, broken ones are listed."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from featurecache.annotations import Interval, write_csv
 from featurecache.video.recordings import find_recordings
+from tests.commands import run
 
 VIDEOS = Path(__file__).parents[1].parent / "shared/data/video"
 
 pytestmark = pytest.mark.skipif(not VIDEOS.exists(), reason="the shared real files are not on this machine")
-
-
-def _json(code: int, *arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(cli.app, [*map(str, arguments), "--json"])
-    assert result.exit_code == code, result.output
-    document = json.loads(result.stdout)
-    assert isinstance(document, dict)
-    return document
 
 
 def test_real_videos_go_the_whole_way(tmp_path: Path) -> None:
@@ -33,23 +22,23 @@ def test_real_videos_go_the_whole_way(tmp_path: Path) -> None:
         intervals[recording.name] = [Interval(0, third, "first"), Interval(third, 2 * third, "second")]
     write_csv(tmp_path / "labels.csv", intervals)
     project = tmp_path / "project"
-    _json(0, "init", project, "--videos", VIDEOS, "--annotations", tmp_path / "labels.csv", "--model", "demo")
+    run("init", project, "--videos", VIDEOS, "--annotations", tmp_path / "labels.csv", "--model", "demo")
     settings = project / "featurecache.toml"
     text = settings.read_text().replace("length_s = 3", "length_s = 1").replace("stride_s = 3", "stride_s = 0.5")
     settings.write_text(text)
-    clips = _json(3, "clips", "--config", project)
+    clips = run("clips", "--config", project, code=3)
     assert {item["name"] for item in clips["unusable"]} == {
         "mp_result.webm",
         "decord_video_0.mov",
         "decord_video_90.mov",
     }
-    extracted = _json(3, "extract", "--config", project)
+    extracted = run("extract", "--config", project, code=3)
     assert {item["recording"] for item in extracted["failed"]} == {"decord_corrupted.mp4"}
     assert all(item["reason"] for item in extracted["failed"])
     assert extracted["extracted"] == extracted["planned"] - len(extracted["failed"]) > 80
-    best = _json(0, "tune", "--trials", 20, "--config", project)
+    best = run("tune", "--trials", 20, "--config", project)
     assert best["trials"]["completed"] + best["trials"]["pruned"] == 20
-    scores = _json(0, "evaluate", "--config", project)
+    scores = run("evaluate", "--config", project)
     assert scores["n_sessions"] < 5
     assert scores["macro_f1_ci95"] is None
     assert "5 sessions" in scores["macro_f1_ci95_reason"]

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.test_captions import CLIPS, model, rows_of, set_up
-from tests.test_zeroshot import LABELS, run
-
-__all__ = ["model"]  # a fixture
+from tests.commands import run
+from tests.projects import LABELS
+from tests.zeroshot_projects import CLIPS, rows_of, set_up
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,10 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("default")  # of the reader of GGUF files
 def test_a_published_judge_is_loaded_its_answers_are_cached_and_a_run_is_resumed(
     tmp_path: Path,
-    model: Path,
+    captioner: Path,
     smollm2: Path,
 ) -> None:
-    project = set_up(tmp_path / "project", model, str(smollm2))
+    project = set_up(tmp_path / "project", captioner, str(smollm2))
     for label in LABELS:
         (project / f"prompts/zsc-j/{label}.txt").unlink()
     shutil.rmtree(project / "prompts")

@@ -14,8 +14,8 @@ import pytest
 
 from featurecache.errors import FeatureCacheError
 from tests import tiny_families, tiny_models
-from tests.published_layouts import PROCESSOR_FILES, lay_out
-from tests.test_published_layouts import BOUND, DOCS, decoded, extracted, plain
+from tests.plain_forward import decoded, extracted, plain
+from tests.published_layouts import BOUND, DOCS, PROCESSOR_FILES, lay_out
 
 HUB = Path(__file__).parents[1].parent / "shared/data/hub"
 FOLDERS = sorted(HUB.iterdir()) if HUB.exists() else []

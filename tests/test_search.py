@@ -1,6 +1,5 @@
 """The search: same seed same numbers, nothing lost or repeated after a kill, refusals, and real multi-label sets."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -28,51 +27,28 @@ from heads.models import head_scores
 from heads.runs import train_bundle
 from heads.scoring.metrics import average_precision, macro_f1
 from heads.search.choosing import Finalist, choose_among
-from heads.search.search import search_heads
 from heads.search.study import open_study
 from heads.search.summary import importances, in_words
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings, SearchSpace
+from tests.learning_samples import LABELS, make_clips
 from tests.multilabel_sets import read_set
-from tests.test_training import LABELS, make_clips, make_frames
-
-SPACE = FeatureSpace({"model": "tiny", "tap": "final", "pooling": "mean", "stored_dtype": "float32"})
-QUICK = SearchSpace(epochs=(2, 12), batch_size=(64,), solver=("adamw",))
-CONVEX = SearchSpace(solver=("convex",))
-
-
-def kept(split: LabelledFeatures, **more: np.ndarray) -> KeptSplit:
-    return KeptSplit({"final/mean": split.X, **more}, split.Y, split.sessions)
-
-
-def learning(train: LabelledFeatures, validation: LabelledFeatures, labels: tuple[str, ...] = LABELS) -> LearningData:
-    return LearningData(kept(train), kept(validation), labels, {"final/mean": SPACE})
-
-
-def noisy(noise: float = 2.0, **changes: Any) -> LearningData:
-    return dataclasses.replace(learning(make_clips(noise=noise), make_clips(noise=noise, seed=1)), **changes)
-
-
-def search(folder: Path, *, trials: int, data: LearningData | None = None, **changes: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"search_space": QUICK, "seed": 0, "stacked_trials": 8, **changes}
-    return search_heads(noisy() if data is None else data, trials=trials, folder=folder, **arguments)
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def stored(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """The trials as Optuna itself reads the journal."""
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
-    return optuna.load_study(study_name="tune", storage=storage).trials
-
-
-def ended(folder: Path) -> dict[int, str]:
-    """How finished trials ended: number -> state, value and settings."""
-    finished = [trial for trial in stored(folder) if trial.state.name in ("COMPLETE", "PRUNED")]
-    return {trial.number: f"{trial.state.name} {trial.value} {trial.params}" for trial in finished}
+from tests.studies import (
+    COMBINATIONS,
+    CONVEX,
+    INPUTS,
+    QUICK,
+    SPACE,
+    by_place,
+    ended,
+    kept,
+    learning,
+    noisy,
+    search,
+    side_by_side,
+    stored,
+    table,
+)
 
 
 def test_search_heads_goes_on_with_fewer_heads_at_once_when_memory_is_not_enough(
@@ -280,25 +256,6 @@ def test_a_label_that_one_session_alone_has_keeps_its_default_threshold(tmp_path
         None,
     )
     assert best["value"] > 0.5
-
-
-def side_by_side() -> LearningData:
-    """Two kept features, of which the second tells the labels and the first is noise; and one of frames."""
-    frames = [make_frames(seed=seed) for seed in (0, 1)]
-    splits = []
-    for seed, of_frames in enumerate(frames):
-        told = of_frames.X.sum(axis=1)
-        noise = np.random.default_rng(seed).standard_normal((len(told), 7)).astype(np.float16)
-        features = {"layer_2/mean": noise, "final/mean": told, "final/frames": of_frames.X}
-        splits.append(KeptSplit(features, of_frames.Y, of_frames.sessions))
-    spaces = {
-        name: FeatureSpace({**SPACE.inputs, "tap": name.split("/")[0], "pooling": name.split("/")[1]})
-        for name in ("layer_2/mean", "final/mean", "final/frames")
-    }
-    return LearningData(*splits, LABELS, spaces)
-
-
-INPUTS = ("layer_2/mean", "final/mean", "layer_2/mean+final/mean")
 
 
 def test_search_heads_chooses_inputs_with_both_solvers(tmp_path: Path) -> None:
@@ -621,7 +578,7 @@ def test_search_heads_finds_itself_done_when_called_again(tmp_path: Path) -> Non
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.test_search import search
+from tests.studies import search
 def die(finished, asked, best):
     if finished == 11:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -645,14 +602,6 @@ def test_search_heads_loses_and_repeats_no_finished_trial_when_killed(tmp_path: 
     assert len({line.split(" ", 2)[2] for line in after.values()}) == 24
     assert 1 <= best["trials"]["interrupted"] <= 8, "what was in training"
     assert {row["state"] for row in table(folder)} >= {"complete", "interrupted"}
-
-
-def by_place(folder: Path) -> dict[int, list[optuna.trial.FrozenTrial]]:
-    """The tries of each trial in the order in which trials were first begun; the last try is the one that counts."""
-    tries: dict[int, list[optuna.trial.FrozenTrial]] = {}
-    for trial in stored(folder):
-        tries.setdefault(trial.user_attrs.get("again", trial.number), []).append(trial)
-    return dict(enumerate(tries.values()))
 
 
 def test_search_heads_goes_on_with_the_same_trials_wherever_a_kill_cuts_the_journal(tmp_path: Path) -> None:
@@ -702,7 +651,7 @@ def test_search_heads_gives_a_trial_up_when_each_try_is_interrupted(tmp_path: Pa
 KILLED_WHILE_SOLVING = """
 import os, signal, sys
 from pathlib import Path
-from tests.test_search import COMBINATIONS, search
+from tests.studies import COMBINATIONS, search
 begun = 0
 def die(frame, event, argument):
     global begun
@@ -713,13 +662,6 @@ def die(frame, event, argument):
 sys.setprofile(die)
 search(Path(sys.argv[1]), trials=8, search_space=COMBINATIONS)
 """
-COMBINATIONS = dataclasses.replace(
-    QUICK,
-    solver=("convex", "adamw"),
-    normalization=("standardize", "l2"),
-    components=(0, 8),
-    variance_exponent=(1.0,),
-)
 
 
 def test_search_heads_solves_a_combination_again_when_a_kill_interrupted_it(tmp_path: Path) -> None:

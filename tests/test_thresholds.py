@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from heads.folds import session_folds
 from heads.scoring.thresholds import best_f1_thresholds, tuned_thresholds
-from tests.test_metrics import random_predictions, targets_and_scores
+from tests.learning_samples import random_predictions, targets_and_scores
 
 
 @given(targets_and_scores())

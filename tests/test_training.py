@@ -26,29 +26,7 @@ from heads.engines.training_clips import TrainingClips, View
 from heads.finetuning.training_state import positive_weight
 from heads.models import Front, Head, LinearHead, MLPHead, head_scores
 from heads.settings import HeadSettings, SearchSpace
-
-LABELS = ("ventilation", "suction", "stimulation")
-
-
-def make_clips(
-    *, sessions: int = 4, clips_each: int = 50, width: int = 24, seed: int = 0, noise: float = 1.0, prefix: str = "s"
-) -> LabelledFeatures:
-    """Features of which a fixed direction tells each label, with off-centre, differently scaled columns."""
-    direction = np.random.default_rng(123).standard_normal((width, len(LABELS))) / width**0.5
-    random = np.random.default_rng(seed)
-    z = random.standard_normal((sessions * clips_each, width))
-    logits = 3 * z @ direction + noise * random.standard_normal((len(z), len(LABELS))) - np.array([0.0, 1.0, 2.5])
-    X = (z * np.linspace(0.5, 2, width) + np.linspace(-1, 1, width)).astype(np.float32)
-    names = np.repeat([f"{prefix}{seed}-{number}" for number in range(sessions)], clips_each)
-    return LabelledFeatures(X, (logits > 0).astype(np.int8), names)
-
-
-def make_frames(*, seed: int = 0, frames: int = 5) -> LabelledFeatures:
-    """Features (N, T, D) that tell each label in one of the frames only; the other frames are noise."""
-    data, random = make_clips(seed=seed), np.random.default_rng(seed + 100)
-    X = random.standard_normal((len(data.X), frames, data.X.shape[1])).astype(np.float32) * data.X.std(0)
-    X[np.arange(len(X)), random.integers(frames, size=len(X))] = data.X
-    return dataclasses.replace(data, X=X)
+from tests.learning_samples import LABELS, make_clips, make_frames
 
 
 def untrained_head(clips: TrainingClips, settings: HeadSettings) -> Head:

@@ -10,7 +10,7 @@ from featurecache.errors import TrainingDataError
 from heads.engines import axes as axes_module
 from heads.engines import training_clips as training_clips_module
 from heads.engines.training_clips import TrainingClips, View, on_device
-from tests.test_training import make_clips, make_frames
+from tests.learning_samples import make_clips, make_frames
 
 RAW = View("none", 0)
 

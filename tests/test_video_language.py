@@ -16,7 +16,7 @@ from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.family import Backbone, TapStates
 from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
-from tests.plain_language import at_video, plain_batch
+from tests.plain_forward import at_video, plain_batch
 from tests.published_layouts import change_config
 from tests.tiny_families import FRAMES, IMAGE_PX, VIDEO_LANGUAGE
 from tests.tiny_models import pixels_of

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -20,18 +19,11 @@ from featurecache.clips.csv_file import read_table
 from featurecache.errors import CacheNotFoundError
 from featurecache.project.settings import open_project
 from tests.asked_models import make_llava_next_video
-from tests.projects import make_project
+from tests.commands import invoke, run
+from tests.projects import LABELS, make_project
+from tests.zeroshot_projects import rows_of
 
-LABELS = ("ventilation", "stimulation")
 QUESTION = "user: <video> is there {label} ? assistant:"
-
-
-def run(*arguments: object, code: int = 0) -> dict[str, Any]:
-    result = CliRunner().invoke(cli.app, [*map(str, arguments), "--json"])
-    assert result.exit_code == code, result.output
-    document = json.loads(result.stdout)
-    assert isinstance(document, dict)
-    return document
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +49,6 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(asked: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(asked, tmp_path / "project"))
-
-
-def rows_of(project: Path, method: str) -> list[dict[str, str]]:
-    with (project / f"runs/zeroshot-{method}/answers.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_answers_are_a_table_for_people_without_a_recordings_name_and_for_this_user_alone(project: Path) -> None:
@@ -188,7 +175,7 @@ def test_without_annotations_a_timeline_comes_and_says_that_nobody_knows_how_goo
     run("clips", "--force", "--config", project)
     assert read_table(project / "clips.csv").labels == ()
     arguments = ["zeroshot", "zs-b", "--labels", ",".join(LABELS), "--config", str(project)]
-    result = CliRunner().invoke(cli.app, arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     assert "how good the answers are is unknown" in result.stderr
     bundle = project / "runs/zeroshot-zs-b/bundle"
