@@ -5,6 +5,7 @@ processes inherit both. Recordings are the same bytes in every run (`make_videos
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,28 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import make_llava_next_video
 
     return make_llava_next_video(tmp_path_factory.mktemp("deep"), layers=4)
+
+
+@pytest.fixture
+def make_eaf(tmp_path: Path) -> Callable[..., Path]:
+    """Writes an ELAN file of `tests.eaf_samples.eaf_text`'s arguments, and gives its path."""
+    from tests.eaf_samples import eaf_text
+
+    def write(body: str = "", slots: str = "", name: str = "a.eaf", **more: str) -> Path:
+        path = tmp_path / name
+        path.write_text(eaf_text(body, slots, **more), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_table(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a table of annotations, text or bytes, and gives its path."""
+
+    def write(text: str | bytes, encoding: str = "utf-8") -> Path:
+        path = tmp_path / "labels.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+        return path
+
+    return write
