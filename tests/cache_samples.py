@@ -283,3 +283,18 @@ class LosingOs:
 
 
 NO_SPACE, IO_ERROR = errno.ENOSPC, errno.EIO
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Eight rows in four segments."""
+    write(tmp_path / "cache", make_rows(8), max_rows=2)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def checkpointed(tmp_path: Path) -> Path:
+    """Forty rows in forty segments, and a checkpoint of them."""
+    write(tmp_path / "cache", make_rows(40), max_rows=1)
+    [_] = (tmp_path / "cache").glob("spaces/*/index/*.npz")
+    return tmp_path / "cache"

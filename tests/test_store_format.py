@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import google_crc32c
@@ -15,10 +16,10 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from featurecache.errors import NewerFormatError
-from featurecache.store import format
+from featurecache.store import FeatureCache, compact, format, verify
 from featurecache.store.checksums import joined_checksums, row_checksums, wrong_rows
 from featurecache.store.segment import Rows, encode_segment
-from tests.cache_samples import digest, make_rows, segments, space, unsynced, values, write
+from tests.cache_samples import PROVENANCE, digest, make_rows, names, segments, serves, space, unsynced, values, write
 
 __all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -176,3 +177,21 @@ def test_segment_ids_sort_by_time_and_never_repeat() -> None:
     assert len(set(ids)) == 100
     assert all(format.SEGMENT_ID.fullmatch(name) for name in ids)
     assert format.new_segment_id(1) < ids[0] < ids[-1] or ids[0][:20] == ids[-1][:20]
+
+
+def test_a_cache_of_version_1_stays_readable_for_ever(tmp_path: Path) -> None:
+    """`tests/data/cache_v1` was written by the first release; never write it again."""
+    old = Path(__file__).parent / "data" / "cache_v1"
+    assert sum(path.stat().st_size for path in old.rglob("*") if path.is_file()) < 40_000
+    rows = make_rows(5, "old")
+    cache = FeatureCache.open(old)
+    assert cache.damage == ()
+    [one] = cache.spaces
+    assert (one.rows, one.dim, one.stored_dtype, one.provenance) == (5, 24, "float16", (PROVENANCE,))
+    np.testing.assert_array_equal(cache.load(names(rows)), values(rows))
+    np.testing.assert_array_equal(cache.timestamps_us(names(rows)), np.stack([row.timestamps_us for row in rows]))
+    assert verify(old, deep=True).damage == ()
+    shutil.copytree(old, tmp_path / "cache")
+    write(tmp_path / "cache", make_rows(7, "old")[5:])
+    compact(tmp_path / "cache")
+    serves(tmp_path / "cache", make_rows(7, "old"))
