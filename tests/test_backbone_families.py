@@ -49,6 +49,7 @@ CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS
 TUBELETS = {"videomae", "videomae pretrained", "vjepa2", "vjepa2 pretrained"}
 SIDE = 4  # patches across a frame, of all of them
 TAPS = [*(f"layer_{depth}" for depth in range(LAYERS + 1)), "final"]
+JOINT = {"clip", "clip vision", "siglip", "videoprism lvt"}
 
 SAVED_AS = {
     "timesformer": (TimesformerForVideoClassification, "timesformer"),
@@ -142,7 +143,8 @@ def test_every_tap_equals_the_plain_forward(
 ) -> None:
     backbone, pixels = backbones[name], _pixels()
     ours, plain = _states(backbone, pixels, TAPS), _plain(name, folders[name], pixels)
-    assert list(ours) == TAPS == list(backbone.inputs.taps)
+    assert list(ours) == TAPS
+    assert list(backbone.inputs.taps) == TAPS + ["joint"] * (name in JOINT)
     for tap, (tokens, cls) in plain.items():
         shape = backbone.inputs.taps[tap]
         assert ours[tap].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
@@ -151,6 +153,40 @@ def test_every_tap_equals_the_plain_forward(
         assert (cls is not None) == shape.has_cls == (ours[tap].cls is not None)
         if cls is not None:
             assert (ours[tap].cls - cls).abs().max() <= 1e-5, tap
+
+
+@pytest.mark.parametrize("name", sorted(JOINT))
+def test_joint_equals_the_embeddings_that_the_whole_model_compares_with_texts(
+    folders: dict[str, Path], backbones: dict[str, Backbone], name: str
+) -> None:
+    backbone, pixels = backbones[name], _pixels()
+    model: Any = SAVED_AS[name][0].from_pretrained(folders[name], dtype=torch.float32).eval()
+    frames, ids = pixels.flatten(0, 1), torch.tensor([[5, 6, 2]])
+    with torch.no_grad():
+        if name == "clip vision":  # without a text tower its class leaves the length to its caller
+            embeds = torch.nn.functional.normalize(model(frames).image_embeds, dim=-1)
+        elif name == "videoprism lvt":
+            embeds = model(pixel_values_videos=pixels, input_ids=ids).video_embeds
+        else:
+            embeds = model(pixel_values=frames, input_ids=ids).image_embeds
+    assert (embeds.norm(dim=-1) - 1).abs().max() <= 1e-4
+    states = _states(backbone, pixels, ["layer_1", "final", "joint"])
+    shape = backbone.inputs.taps["joint"]
+    assert states["joint"].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
+    assert (states["joint"].tokens.flatten(0, 2) - embeds).abs().max() <= 1e-5
+    alone = _states(backbone, pixels, ["joint"])
+    assert list(alone) == ["joint"]
+    assert torch.equal(alone["joint"].tokens, states["joint"].tokens)
+    (final,) = _states(backbone, pixels, ["final"]).values()
+    assert torch.equal(states["final"].tokens, final.tokens)
+
+
+def test_a_clip_has_no_joint_tap_when_its_weights_have_no_projection(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["clip vision"], tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert list(_open(folder).inputs.taps) == TAPS
 
 
 def test_states_equal_the_plain_forward_when_vjepa2_sees_fewer_frames_than_it_was_trained_on(

@@ -2,7 +2,9 @@
 
 Each is an embedding, a pile of layers and a final norm. `layer_k` is the state in front of layer k (so `layer_0` is
 the embedding), and with L layers `layer_L` is the state behind the last one, before the norm; `final` is behind the
-norm. The pile is walked by hand and left at the deepest tap. A family says which modules these are and how tokens lie.
+norm. `joint` is the embedding that the whole model compares with a text's, made of `final`; it is there where the
+weights hold what makes it. The pile is walked by hand and left at the deepest tap. A family says which modules these
+are and how tokens lie.
 
 There is no language model: no prompt, and nothing of a prompt in the identity.
 
@@ -23,7 +25,7 @@ from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, load_
 from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
 from featurecache.errors import SettingsError, UnsupportedModelError
 
-FINAL = "final"
+FINAL, JOINT = "final", "joint"
 
 
 class EncoderInputs:
@@ -36,7 +38,7 @@ class EncoderInputs:
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the model sees it.
         text_after_video: Always empty: there is no prompt.
-        taps: `layer_0` .. `layer_L` and `final`, all of one shape.
+        taps: `layer_0` .. `layer_L` and `final`, all of one shape; `joint` where the model has it.
         attention: transformers' name of the attention implementation.
         frame_resize: What makes a frame fit, as the processor says.
     """
@@ -53,6 +55,7 @@ class EncoderInputs:
         rule: FrameRule,
         layers: int,
         shape: TapShape,
+        joint: TapShape | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
@@ -63,6 +66,8 @@ class EncoderInputs:
         self.image_px = rule.image_px
         self.text_after_video = ""
         self.taps = dict.fromkeys([*(f"layer_{k}" for k in range(layers + 1)), FINAL], shape)
+        if joint is not None:
+            self.taps[JOINT] = joint
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:  # noqa: ARG002
         """Every input that changes the value of a tap's states; the same for every tap, as files are taken whole."""
@@ -109,12 +114,14 @@ class Parts:
         embed: Pixels -> `layer_0`, shape (N, S, D), whatever N counts.
         layers: The pile.
         final_norm: State behind the last layer -> `final`.
+        joint: `final` -> `joint`, laid out as states are, with one token; None where the model has none.
     """
 
     model: Any
     embed: Callable[[Tensor], Tensor]
     layers: Sequence[Callable[[Tensor], Tensor]]
     final_norm: Callable[[Tensor], Tensor]
+    joint: Callable[[Tensor], Tensor] | None = None
 
     def walk(self, pixels: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """(tap, its states (N, S, D)) in order of depth; no layer above the deepest tap is run."""
@@ -128,7 +135,11 @@ class Parts:
                 return
             if depth < len(self.layers):
                 states = self.layers[depth](states)
-        yield FINAL, self.final_norm(states)
+        states = self.final_norm(states)
+        if FINAL in left:
+            yield FINAL, states
+        if JOINT in left and self.joint is not None:
+            yield JOINT, self.joint(states)
 
     def state(self, pixels: Tensor, tap: str) -> Tensor:
         """One tap's states (N, S, D)."""

@@ -6,8 +6,12 @@ tower is loaded.
 
 `final` is every token behind the tower's last norm. Of CLIP, transformers norms only the class token (its
 `pooler_output`, bit for bit our class token); the patches are normed here with the same weights. SigLIP has no class
-token, and its attention pooling head is left out. SigLIP 2 checkpoints of one fixed size are SigLIP to transformers;
-the variable-size ones (`siglip2`) are not supported.
+token. SigLIP 2 checkpoints of one fixed size are SigLIP to transformers; the variable-size ones (`siglip2`) are not
+supported.
+
+`joint` is a frame's `image_embeds`, as the whole model compares it with a text's: of CLIP the projected class token, of
+SigLIP what the attention pooling head gives, at unit length. So the mean over a clip's frames, times a text's embedding
+and the model's scale, is the mean of the frames' logits. Checkpoints without projection or head have no such tap.
 
 Register tokens (DINOv2 with registers, DINOv3) run along and are no part of a tap.
 
@@ -35,6 +39,7 @@ from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
+    CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
@@ -49,10 +54,11 @@ from transformers import (
 )
 
 from featurecache.backbones import model_type_of
-from featurecache.backbones.encoder import EncoderInputs, Parts, siglip_parts, without_mask
+from featurecache.backbones.encoder import JOINT, EncoderInputs, Parts, siglip_parts, without_mask
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import UnsupportedModelError
 
 ATTENTION = "sdpa"
@@ -78,18 +84,30 @@ class _Tower:
     also: tuple[str, ...] = ()
 
 
-_CLIP = _Tower(
-    "clip",
-    CLIPImageProcessor,
-    CLIPVisionModel,
-    has_cls=True,
-    apart=lambda model, _px: Parts(
+def _clip_parts(model: Any, _px: int) -> Parts:
+    return Parts(
         model,
         embed=lambda pixels: model.pre_layrnorm(model.embeddings(pixels)),
         layers=without_mask(model.encoder.layers),
         final_norm=model.post_layernorm,
-    ),
-)
+    )
+
+
+def _clip_joint_parts(model: Any, px: int) -> Parts:
+    joint = lambda final: _unit_length(model.visual_projection(final[:, :1]))  # noqa: E731
+    return replace(_clip_parts(model.vision_model, px), model=model, joint=joint)
+
+
+def _siglip_joint_parts(model: Any, _px: int) -> Parts:
+    return replace(siglip_parts(model), joint=lambda final: _unit_length(model.head(final)[:, None]))
+
+
+def _unit_length(embeddings: Tensor) -> Tensor:
+    lengths: Tensor = embeddings.norm(dim=-1, keepdim=True)
+    return embeddings / lengths
+
+
+_CLIP = _Tower("clip", CLIPImageProcessor, CLIPVisionModel, has_cls=True, apart=_clip_parts)
 _SIGLIP = _Tower(
     "siglip",
     SiglipImageProcessor,
@@ -98,6 +116,14 @@ _SIGLIP = _Tower(
     apart=lambda model, _px: siglip_parts(model),
     not_used=("head",),
 )
+_WITH_JOINT = {
+    "clip": (
+        "visual_projection.weight",
+        replace(_CLIP, model_class=CLIPVisionModelWithProjection, apart=_clip_joint_parts),
+    ),
+    "siglip": ("head.probe", replace(_SIGLIP, not_used=(), apart=_siglip_joint_parts)),
+}
+"""Family -> the end of the name of a weight that makes `joint`, and the tower with that part."""
 
 
 def _dinov2_parts(model: Any, _px: int) -> Parts:
@@ -154,7 +180,18 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
         rule=rule,
         layers=config.num_hidden_layers,
         shape=TapShape(frames, (rule.image_px // config.patch_size) ** 2, config.hidden_size, has_cls=tower.has_cls),
+        joint=_joint_shape(tower.family, config, folder, frames),
     )
+
+
+def _joint_shape(family: str, config: Any, folder: Path, frames: int) -> TapShape | None:
+    """Shape of `joint`; None where the model or its weights have nothing that makes it."""
+    if family not in _WITH_JOINT or not getattr(config, "vision_use_head", True):
+        return None
+    weight, _ = _WITH_JOINT[family]
+    if not any(name.endswith(weight) for name in find_weight_files(folder).shapes):
+        return None
+    return TapShape(frames, 1, config.projection_dim if family == "clip" else config.hidden_size)
 
 
 def open_backbone(
@@ -162,6 +199,8 @@ def open_backbone(
 ) -> "FrameEncoder":
     """As `featurecache.backbones.open_backbone`."""
     tower, _ = _TOWERS[model_type_of(inputs.folder)]
+    if JOINT in inputs.taps:
+        _, tower = _WITH_JOINT[tower.family]
     model = inputs.load(
         tower.model_class,
         tower.family,
@@ -191,14 +230,20 @@ class FrameEncoder:
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:
-        """The states of K taps in order of depth, of all tokens: (F, 3, image_px, image_px) -> (F, K, S, D)."""
-        return torch.stack([states for _, states in self.parts.walk(pixels, taps)], dim=1)
+        """All tokens of all taps in order of depth, side by side: (F, 3, image_px, image_px) -> (F, sum of S x D)."""
+        return torch.cat([states.flatten(1) for _, states in self.parts.walk(pixels, taps)], dim=1)
 
     def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
-        """Each tap's states in order of depth, of the states (B, T, K, S, D) of the same taps."""
-        for k, tap in enumerate(tap for tap in self.inputs.taps if tap in taps):
-            states = encoded[:, :, k]  # (B, T, S, D)
-            if self.inputs.taps[tap].has_cls:
+        """Each tap's states in order of depth, of the tokens (B, T, sum of S x D) of the same taps."""
+        first = 0
+        for tap, shape in self.inputs.taps.items():
+            if tap not in taps:
+                continue
+            tokens = shape.tokens_per_step + self._not_patches * shape.has_cls
+            end = first + tokens * shape.width
+            states = encoded[..., first:end].reshape(*encoded.shape[:2], tokens, shape.width)  # (B, T, S, D)
+            first = end
+            if shape.has_cls:
                 yield tap, TapStates(tokens=states[:, :, self._not_patches :], cls=states[:, :, 0])
             else:
                 yield tap, TapStates(tokens=states)
@@ -209,4 +254,6 @@ def _tower_and_config(folder: Path) -> tuple[_Tower, Any]:
     tower, config_class = _TOWERS[model_type_of(folder)]
     with quiet_loading(folder, tower.family):
         config = config_class.from_pretrained(folder, **LOCAL_ONLY)
+    if tower is _CLIP and config_class is CLIPConfig:
+        config.vision_config.projection_dim = config.projection_dim  # the whole model's word counts, as for its class
     return tower, getattr(config, "vision_config", config)

@@ -4,13 +4,14 @@ The first layers see each frame alone, the others each patch's frames. `layer_k`
 `layer_S` is the last spatial state, `layer_{S+1}` the first one after time has been seen. Between them lies a norm, and
 the positions in time are added. There is no class token. Frames and their size must be those of the checkpoint.
 
-Attention logits are capped, which only transformers' eager attention does. Of the models with a text tower (LvT) the
-video tower's encoder is run; its auxiliary layers, its pooling head and the text tower are left out.
+Attention logits are capped, which only transformers' eager attention does. Models with a text tower (LvT) have `joint`:
+the clip's `video_embeds`, one vector, made of `final` by auxiliary layers and a pooling head, which serve it alone.
 
 Source: Zhao et al., VideoPrism: A Foundational Visual Encoder for Video Understanding. https://arxiv.org/abs/2402.13217
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from transformers import (
     VideoPrismVisionConfig,
     VideoPrismVisionModel,
 )
+from transformers.models.videoprism.modeling_videoprism import l2norm
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
@@ -60,6 +62,7 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
         rule=rule,
         layers=vision.num_spatial_layers + vision.num_temporal_layers,
         shape=TapShape(frames, (vision.image_size // patch[0]) ** 2, vision.hidden_size),
+        joint=TapShape(1, 1, vision.hidden_size) if vision is not config else None,
     )
 
 
@@ -95,7 +98,17 @@ def open_backbone(
         lambda states: _temporal(first)(in_time(states)),
         *(_temporal(layer) for layer in others),
     ]
-    return ClipEncoder(inputs, Parts(model, embed, layers, encoder.layernorm2), lambda states: TapStates(states))
+    joint = partial(_joint, model.video_model) if is_whole else None
+    return ClipEncoder(inputs, Parts(model, embed, layers, encoder.layernorm2, joint), lambda states: TapStates(states))
+
+
+def _joint(tower: Any, final: Tensor) -> Tensor:
+    """What the model compares with a text, of the encoder's states: (B, T, P, D) -> (B, 1, 1, D)."""
+    states = final.flatten(1, 2)
+    for layer in tower.auxiliary_layers:
+        states = layer(states)
+    embedding: Tensor = tower.head_layernorm(tower.head(states)[0])  # (B, 1, D)
+    return (l2norm(embedding) if tower.config.apply_l2norm else embedding)[:, None]
 
 
 def _by_frame(states: Tensor, batch: int) -> Tensor:
