@@ -6,7 +6,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,spec project clips clips_csv st
 	thresholds batches pixels))
 SCHEMA := $(VENV)/EAFv3.0.xsd
 
-.PHONY: demo test lint types lowest wheel clean
+.PHONY: demo test lint types lowest site wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/featurecache demo demo
@@ -28,6 +28,12 @@ lowest: $(VENV)/installed
 	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --group dev --editable .
 	$(VENV)-lowest/bin/python -m pytest -m "not slow and not gpu" -W default $(QUICK)
 
+# Every page of the documentation, with the reference from the docstrings; a link that leads nowhere is an error.
+site: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -E -c docs . site
+	@echo "open site/README.html"
+
 wheel: $(VENV)/installed
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -43,4 +49,4 @@ $(SCHEMA): $(VENV)/installed
 	-tar --extract --gzip --to-stdout --file $(VENV)/schema/pympi_ling-1.71.tar.gz pympi_ling-1.71/test/EAFv3.0.xsd >$@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist site *.egg-info demo .mypy_cache .pytest_cache .ruff_cache

@@ -112,8 +112,8 @@ class HeadSettings:
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
         solver: "adamw", or "convex": the optimum of a linear head without dropout, for the penalty l2; it takes no
             steps, so that learning_rate, weight_decay, batch_size and epochs do not count.
-        l2: Penalty of the convex solver: it minimises the mean loss plus (l2 / 2) |w|^2 per label, where
-            variance_exponent is 0.
+        l2: Penalty of the convex solver: it minimises the mean loss plus half of l2 times the squared length of w, per
+            label, where variance_exponent is 0.
         variance_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
             its variance) to this power: 0 treats all alike, 1 holds weights down where features hardly vary.
         learning_rate: Step size of AdamW, constant over the epochs.
