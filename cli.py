@@ -644,12 +644,13 @@ def cache_import(
 @command("doctor", example="featurecache doctor")
 def doctor(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Check machine, model and files; each failure has its fix."""
-    screen, project = Screen(as_json), _project(config)
-    from featurecache.setup.doctor import examine
+    from featurecache.project.settings import find_project
+
+    screen, project, checks = Screen(as_json), find_project(config), []
+    from featurecache.setup.doctor import examine, examine_machine
     from featurecache.terminal.models import checked
 
-    checks = []
-    for check in examine(project):
+    for check in examine(project) if project else examine_machine(config):
         checks.append(check)
         screen.show(checked(check))
     print_document(screen, {"checks": [dataclasses.asdict(check) for check in checks]})

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from featurecache.project.settings import Project, open_project
-from featurecache.setup.doctor import Check, examine
+from featurecache.errors import ProjectNotFoundError
+from featurecache.project.settings import Project, find_project, open_project
+from featurecache.setup.doctor import Check, examine, examine_machine
 from featurecache.workflow.clips import make_clips
 from tests.make_videos import packet_places
 from tests.projects import make_project, make_table
@@ -45,6 +46,19 @@ def test_examine_finds_nothing_wrong_when_all_is_well(project: Project) -> None:
     assert "llava_next_video" in found["model"].found
     assert "1 file" in found["weights"].found
     assert "4 frames" in found["decoding"].found
+
+
+def test_a_machine_is_checked_where_there_is_no_project_yet(tmp_path: Path) -> None:
+    assert find_project(tmp_path) is None
+    found = list(examine_machine(tmp_path))
+    assert [check.name for check in found] == ["network", "device", "disk", "project"]
+    assert all(check.ok for check in found)
+    assert "featurecache init" in found[-1].fix
+
+
+def test_a_project_that_is_named_and_absent_is_no_machine_to_check(tmp_path: Path) -> None:
+    with pytest.raises(ProjectNotFoundError, match="none at"):
+        find_project(tmp_path / "mistyped")
 
 
 def test_examine_writes_nothing_but_what_it_remembers_of_files(project: Project) -> None:

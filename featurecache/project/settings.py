@@ -300,6 +300,11 @@ class Project:
         return self.state / "digests.json"
 
 
+def find_project(config: Path) -> Project | None:
+    """The project, as `open_project` reads it; None for a folder that holds none yet."""
+    return None if config.is_dir() and not (config / SETTINGS_NAME).exists() else open_project(config)
+
+
 def open_project(config: Path) -> Project:
     """Reads a project.
 

@@ -9,6 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,15 @@ from featurecache.video.sampling import ClipFailure, read_clips
 
 _DECODING_LIMIT_S = 60.0
 _SPARE_BYTES = 1 * GIB
+
+
+def examine_machine(folder: Path) -> Iterator[Check]:
+    """Runs the checks that need no project, as in a folder where one shall be."""
+    yield _network()
+    yield check_device("auto", "float32")
+    yield _room(folder, 0, "here")
+    found = f"none in {folder.absolute()}: where there is one, its model and recordings are checked, too"
+    yield Check("project", True, found, "Make one: featurecache init --videos VIDEOS --annotations ANNOTATIONS")
 
 
 def examine(project: Project) -> Iterator[Check]:
@@ -117,15 +127,20 @@ def _disk(project: Project, *, is_planned: bool) -> Check:
     """Free space, against the plan where there is a clip table."""
     from featurecache.extraction.plan import plan_extraction
 
-    free = shutil.disk_usage(project.root).free
-    found, needed = f"{size(free)} free beside the project", 0
+    needed, planned = 0, ""
     if is_planned and project.clips.exists():
         try:
             plan = plan_extraction(project)
         except FeatureCacheError as error:
             return failed("plan", error)
         needed = plan.bytes_to_write
-        found += f"; {plan.todo} clips to do need about {size(needed)}"
+        planned = f"; {plan.todo} clips to do need about {size(needed)}"
+    return _room(project.root, needed, f"beside the project{planned}")
+
+
+def _room(folder: Path, needed: int, words: str) -> Check:
+    free = shutil.disk_usage(folder).free
+    found = f"{size(free)} free {words}"
     if free > needed + _SPARE_BYTES:
         return Check("disk", True, found)
     fix = (
