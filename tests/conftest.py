@@ -5,6 +5,7 @@ processes inherit both. Recordings are the same bytes in every run (`make_videos
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,22 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import make_llava_next_video
 
     return make_llava_next_video(tmp_path_factory.mktemp("deep"), layers=4)
+
+
+@pytest.fixture(scope="session")
+def written_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with everything that a report shows, and its report; tests change copies."""
+    from tests.report_samples import report_on, write_project
+
+    root = write_project(tmp_path_factory.mktemp("report") / "project")
+    report_on(root)
+    return root
+
+
+@pytest.fixture
+def reported(written_report: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(written_report, tmp_path / "project"))
 
 
 @pytest.fixture

@@ -3,12 +3,16 @@
 import hashlib
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from featurecache.clips.clip import Clip, ClipTable, clip_id
 from featurecache.clips.csv_file import format_table
@@ -132,8 +136,6 @@ def write_learning(folder: Path, epochs: int, kept: int) -> None:
 
 def write_study(journal: Path, trials: int, *, numeric_choice: bool = False) -> None:
     """A study in Optuna's journal file, as a search leaves it."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
     journal.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -219,3 +221,41 @@ def write_json(path: Path, document: Any) -> None:
     """A document of a run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document))
+
+
+HOSTILE = '<script>alert("1")</script>'
+
+
+RIGHT_TO_LEFT = "\u05d4\u05d7\u05d9\u05d9\u05d0\u05d4 \u202e\u2067"
+
+
+class Page(HTMLParser):
+    """What a browser would see: its elements with their attributes, its text, its two JSON blocks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[list[str]] = []
+        self.texts: list[str] = []
+        self.blocks: dict[str, Any] = {}
+        self._in: tuple[str, dict[str, str | None]] = ("", {})
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._in = (tag, dict(attributes))
+        self.elements.append(self._in)
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self._in
+        if tag == "script" and attributes.get("type") == "application/json" and data.strip():
+            self.blocks[str(attributes["id"])] = json.loads(data)
+        elif tag not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
