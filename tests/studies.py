@@ -91,3 +91,7 @@ COMBINATIONS = dataclasses.replace(
     components=(0, 8),
     variance_exponent=(1.0,),
 )
+
+
+def sessions_of(count: int, seed: int) -> LabelledFeatures:
+    return make_clips(noise=2.0, sessions=count, clips_each=200 // count, seed=seed)
