@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from featurecache.errors import UsageError
-from featurecache.terminal import options
-from featurecache.terminal.command import DONE, FAILED, SOME_FAILED, added, finish, print_document, print_version
+from featurecache.terminal import cache_commands, options
+from featurecache.terminal.command import (
+    DONE,
+    FAILED,
+    SOME_FAILED,
+    added,
+    finish,
+    print_document,
+    print_version,
+    project_of,
+)
 from featurecache.terminal.screen import Screen
 from heads.terminal import options as learning
 
@@ -36,8 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Example: featurecache demo",
 )
-cache_app = typer.Typer(help="Look after the feature cache.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(cache_app, name="cache", epilog="Example: featurecache cache info")
+app.add_typer(cache_commands.app, name="cache", epilog="Example: featurecache cache info")
 model_app = typer.Typer(help="Look after model folders.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model_app, name="model", epilog="Example: featurecache model convert timesformer-base-finetuned-ssv2")
 
@@ -45,12 +53,6 @@ app.add_typer(model_app, name="model", epilog="Example: featurecache model conve
 def command(name: str, *, example: str, group: typer.Typer = app) -> Callable[[Callable[P, int]], Callable[P, None]]:
     """Adds a command to a group, as `featurecache.terminal.command.added`."""
     return added(group, name, example=example)
-
-
-def _project(config: Path) -> "Project":
-    from featurecache.project.settings import open_project
-
-    return open_project(config)
 
 
 @app.callback()
@@ -94,7 +96,7 @@ def clips(
     Sets each clip's targets and split, and writes clips.csv; sessions keep their splits.
     """
     screen = Screen(as_json)
-    made = _clips(screen, _project(config), force=force, redeal=redeal)
+    made = _clips(screen, project_of(config), force=force, redeal=redeal)
     print_document(screen, made.to_mapping())
     return SOME_FAILED if made.unusable else DONE
 
@@ -121,7 +123,13 @@ def extract(
     """Run the backbone over every clip missing from the cache."""
     screen = Screen(as_json)
     report = _extract(
-        screen, _project(config), limit=limit, dry_run=dry_run, devices=devices, ray=ray, allow_download=allow_download
+        screen,
+        project_of(config),
+        limit=limit,
+        dry_run=dry_run,
+        devices=devices,
+        ray=ray,
+        allow_download=allow_download,
     )
     print_document(screen, report.to_mapping())
     return SOME_FAILED if report.failed else DONE
@@ -159,7 +167,7 @@ def train(
     as_json: options.AsJson = False,
 ) -> int:
     """Fit one head with the settings of [train]."""
-    screen, project = Screen(as_json), _project(config)
+    screen, project = Screen(as_json), project_of(config)
     from heads.terminal.training import data_lines, trained_run
     from heads.workflow.training import train
 
@@ -191,7 +199,7 @@ def tune(
     screen = Screen(as_json)
     run = _tune(
         screen,
-        _project(config),
+        project_of(config),
         trials=trials,
         seed=seed,
         permutations=permutations,
@@ -229,7 +237,7 @@ def lora_finetune(
 
     Resumes an interrupted run.
     """
-    screen, project = Screen(as_json), _project(config)
+    screen, project = Screen(as_json), project_of(config)
     from heads.terminal.finetuning import lora_report, watching_lora
     from heads.workflow.finetuning_lora import finetune_lora
 
@@ -263,7 +271,7 @@ def finetune(
 
     Resumes an interrupted run.
     """
-    screen, project = Screen(as_json), _project(config)
+    screen, project = Screen(as_json), project_of(config)
     from heads.terminal.finetuning import timesformer_report, watching_timesformer
     from heads.workflow.finetuning_timesformer import finetune_timesformer
 
@@ -290,7 +298,7 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> int:
     """Score a bundle on the test split, which is logged."""
-    screen, project = Screen(as_json), _project(config)
+    screen, project = Screen(as_json), project_of(config)
     if not leave_one_session_out:
         found = _evaluate(screen, project, bundle, against=against or (), prevalence=prevalence or ())
         print_document(screen, found.to_mapping())
@@ -342,7 +350,7 @@ def zeroshot(
     screen = Screen(as_json)
     report = _zeroshot(
         screen,
-        _project(config),
+        project_of(config),
         method,
         labels=learning.names_in(labels),
         limit=limit,
@@ -375,7 +383,7 @@ def compare(config: options.Config = Path(), as_json: options.AsJson = False) ->
     The paper's six methods and other runs; a missing one is named with its command.
     """
     screen = Screen(as_json)
-    found = _compare(screen, _project(config))
+    found = _compare(screen, project_of(config))
     print_document(screen, found.to_mapping())
     return SOME_FAILED if found.failed or found.left_out else DONE
 
@@ -401,7 +409,7 @@ def report(
     as_json: options.AsJson = False,
 ) -> int:
     """Write runs, search, timelines and cache into one HTML file."""
-    screen, project = Screen(as_json), _project(config)
+    screen, project = Screen(as_json), project_of(config)
     from heads.terminal.scores import report_pieces
     from heads.workflow.reporting import report
 
@@ -427,7 +435,7 @@ def predict(
 
     Replaces nothing that a person wrote or changed.
     """
-    screen, project = Screen(as_json), _project(config)
+    screen, project = Screen(as_json), project_of(config)
     from featurecache.terminal.progress import extraction_progress
     from heads.terminal.predictions import predictions
     from heads.workflow.predicting import predict
@@ -489,156 +497,6 @@ def model_convert(
     path = find_model(folder, setting="FOLDER")
     done = convert_weights(path)
     return finish(Screen(as_json), done, conversion(done, path))
-
-
-@command("info", example="featurecache cache info", group=cache_app)
-def cache_info(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
-    """Show the feature spaces of the cache and what is damaged."""
-    screen, project = Screen(as_json), _project(config)
-    from featurecache import FeatureCache
-    from featurecache.terminal.cache import contents
-
-    cache = FeatureCache.open(project.cache)
-    screen.show(contents(cache))
-    print_document(
-        screen, {name: [dataclasses.asdict(one) for one in getattr(cache, name)] for name in ("spaces", "damage")}
-    )
-    return FAILED if cache.damage else DONE
-
-
-@command("why", example="featurecache cache why 0123456789abcdef-0-3000000", group=cache_app)
-def cache_why(
-    clip: Annotated[str, typer.Argument(help="A clip_id of clips.csv.")],
-    config: options.Config = Path(),
-    as_json: options.AsJson = False,
-) -> int:
-    """Say why a clip's feature is found or not: which input differs."""
-    project = _project(config)
-    from featurecache.extraction.why import explain
-    from featurecache.terminal.cache import explanation
-
-    found = explain(project, clip)
-    return finish(Screen(as_json), found, explanation(found))
-
-
-@command("verify", example="featurecache cache verify --deep", group=cache_app)
-def cache_verify(
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte, not only records and sizes.")] = False,
-    part: Annotated[str, typer.Option(help="With --deep: read portion I of N only, e.g. 3/30.")] = "1/1",
-    config: options.Config = Path(),
-    as_json: options.AsJson = False,
-) -> int:
-    """Check the cache against clips.csv; exits with 1 on any fault."""
-    project = _project(config)
-    from featurecache.terminal.cache import check
-    from featurecache.workflow.care import verify_project
-
-    report = verify_project(project, deep=deep, part=part)
-    return finish(Screen(as_json), report, check(report), code=DONE if report.is_sound else FAILED)
-
-
-@command("repair", example="featurecache cache repair", group=cache_app)
-def cache_repair(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
-    """Set damaged segments aside.
-
-    The next extract computes their clips again.
-    """
-    from featurecache.store import repair
-    from featurecache.terminal.cache import repaired
-
-    report = repair(_project(config).cache)
-    return finish(Screen(as_json), report, repaired(report))
-
-
-@command("gc", example="featurecache cache gc --apply", group=cache_app)
-def cache_gc(
-    apply: Annotated[bool, typer.Option("--apply", help="Remove it; otherwise only list it.")] = False,
-    space: Annotated[list[str] | None, typer.Option(help="Also this feature space (8 digits or more).")] = None,
-    quarantine: Annotated[bool, typer.Option("--quarantine", help="Also what repair has quarantined.")] = False,
-    config: options.Config = Path(),
-    as_json: options.AsJson = False,
-) -> int:
-    """List what nobody needs; remove it with --apply.
-
-    Leftovers of dead writers, and replaced segments.
-    """
-    screen, project = Screen(as_json), _project(config)
-    from featurecache.store import gc
-    from featurecache.terminal.cache import garbage
-
-    found = gc(project.cache, apply=apply, spaces=space or (), quarantine=quarantine)
-    screen.show(garbage(found, applied=apply))
-    print_document(screen, {"applied": apply, "garbage": [dataclasses.asdict(item) for item in found]})
-    return FAILED if any(item.stays for item in found) else DONE
-
-
-@command("compact", example="featurecache cache compact", group=cache_app)
-def cache_compact(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
-    """Merge small segments, so that the cache opens and reads faster."""
-    from featurecache.store import compact
-    from featurecache.terminal.cache import compaction
-
-    report = compact(_project(config).cache)
-    return finish(Screen(as_json), report, compaction(report))
-
-
-@command("forget", example="featurecache cache forget S01.mp4", group=cache_app)
-def cache_forget(
-    recording: Annotated[str, typer.Argument(help="Its name in clips.csv, or 16 to 64 digits of its sha256.")],
-    everything: Annotated[
-        bool, typer.Option("--everything", help="Also clean tables and memo, remove reports, timelines, predictions.")
-    ] = False,
-    config: options.Config = Path(),
-    as_json: options.AsJson = False,
-) -> int:
-    """Remove every feature of a recording, and list what else holds it.
-
-    For instance when consent is withdrawn. Ends with 1 if something could not be searched.
-    """
-    project = _project(config)
-    from featurecache.terminal.cache import forgotten
-    from featurecache.workflow.withdrawal import withdraw
-
-    report = withdraw(project, recording, everything=everything)
-    return finish(Screen(as_json), report, forgotten(report), code=FAILED if report.unsearched else DONE)
-
-
-@command("export", example="featurecache cache export features.h5", group=cache_app)
-def cache_export(
-    file: Annotated[Path, typer.Argument(help="A new .h5, .hdf5 or .npz file.")],
-    tap: options.ExportedTap = None,
-    pooling: options.ExportedPooling = None,
-    space: options.ExportedSpace = None,
-    config: options.Config = Path(),
-    as_json: options.AsJson = False,
-) -> int:
-    """Write one feature space to one HDF5 or npz file."""
-    from featurecache.store.exchange import export_features
-    from featurecache.terminal.cache import exported
-
-    report = export_features(_project(config).cache, file, tap=tap, pooling=pooling, space=space)
-    return finish(Screen(as_json), report, exported(report))
-
-
-@command("import", example="featurecache cache import clip.npz --name clip", group=cache_app)
-def cache_import(
-    file: Annotated[Path, typer.Argument(help="An export, or a file with `features` and `clip_id`.")],
-    name: Annotated[str | None, typer.Option(help="What to call features made by others.")] = None,
-    config: options.Config = Path(),
-    as_json: options.AsJson = False,
-) -> int:
-    """Read an export, or features made by others, into the cache.
-
-    Features of withdrawn recordings are left out, and listed; it ends with 3 then.
-    """
-    project = _project(config)
-    from featurecache.clips.contents import contents
-    from featurecache.store.exchange import import_features
-    from featurecache.terminal.cache import imported
-
-    report = import_features(project.cache, file, name=name, recordings=contents(project) if name else None)
-    code = SOME_FAILED if report.withdrawn else DONE
-    return finish(Screen(as_json), report, imported(report, name=name), code=code)
 
 
 @command("doctor", example="featurecache doctor")

@@ -1,1 +1,1 @@
-"""What commands of `featurecache` show: documents to rich objects and plain lines. Nothing here prints."""
+"""The terminal: documents to rich objects and plain lines, what commands share, and those that need no `heads`."""

@@ -1,6 +1,6 @@
 """A command of the command line: its surroundings, and how it ends.
 
-Named errors become one line on stderr, and a document with `--json`. `cli.py` alone uses this.
+Named errors become one line on stderr, and a document with `--json`. `cli.py` and `cache_commands.py` alone use this.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import typer
 
@@ -20,6 +21,9 @@ from featurecache.spelling import visible
 from featurecache.terminal.loading import slow_imports_told
 from featurecache.terminal.screen import Screen, waits_on_stderr, warn_in_one_line
 from featurecache.terminal.text import Piece, system_error
+
+if TYPE_CHECKING:
+    from featurecache.project.settings import Project
 
 DONE, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 _ENVIRONMENT = {
@@ -64,6 +68,13 @@ def added(group: typer.Typer, name: str, *, example: str) -> Callable[[Callable[
         return group.command(name, epilog=f"Example: {example}")(run)
 
     return decorate
+
+
+def project_of(config: Path) -> "Project":
+    """Opens the project that a command works in; what reads settings is loaded here, not by `--help`."""
+    from featurecache.project.settings import open_project
+
+    return open_project(config)
 
 
 def finish(screen: Screen, found: Any, pieces: Iterable[Piece], *, code: int = DONE) -> int:
