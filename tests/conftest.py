@@ -48,6 +48,24 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tuned_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A project taken through clips, extract and tune, for `tuned`."""
+    from tests.commands import run
+    from tests.projects import make_project
+
+    project = make_project(tmp_path_factory.mktemp("tuned") / "project", tiny_model, sessions=7)
+    for command in (["clips"], ["extract"], ["tune", "--trials", 4]):
+        run(*command, "--config", project.root)
+    return project.root
+
+
+@pytest.fixture
+def tuned(tuned_once: Path, tmp_path: Path) -> Path:
+    """A project after clips, extract and tune, to change; its recordings keep their times and remembered digests."""
+    return Path(shutil.copytree(tuned_once, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
 def written_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with everything that a report shows, and its report; tests change copies."""
     from tests.report_samples import report_on, write_project

@@ -1,6 +1,7 @@
 """Small real projects for tests: numbered videos in sessions, a CSV of labels, a tiny random model."""
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,27 @@ stored_dtype = "float32"
 """
     )
     return open_project(root)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replaces a text in a file, which must have it."""
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new))
+
+
+def set_model(project: Path, model: str) -> None:
+    """Names another model in the settings."""
+    path = project / "featurecache.toml"
+    path.write_text(re.sub(r"model = .*", f'model = "{model}"', path.read_text()))
+
+
+def damage_a_segment(project: Path) -> None:
+    """Flips a bit of a stored feature."""
+    shard = next((project / "features.zarr").glob("spaces/*/segments/*/features/c.0.0"))
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1
+    shard.write_bytes(data)
 
 
 def make_table(project: Project) -> None:
