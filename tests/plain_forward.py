@@ -139,6 +139,8 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
         encoder = next(
             (getattr(model, part) for part in ("vision_model", *sorted(PROCESSORS)) if hasattr(model, part)), model
         )
+        if kind.startswith("pe_"):
+            encoder = getattr(model, "video_model", model).video_encoder
         out = encoder(pixels, output_hidden_states=True)
     states = out.last_hidden_state
     if kind in ("clip", "clip_vision_model"):
@@ -168,6 +170,8 @@ PROCESSORS: dict[str, Any] = {
     "dinov2": transformers.BitImageProcessor,
     "dinov2_with_registers": transformers.BitImageProcessor,
     "dinov3_vit": transformers.DINOv3ViTImageProcessor,
+    "pe_video": transformers.PeVideoVideoProcessor,
+    "pe_audio_video": transformers.PeVideoVideoProcessor,
 }
 
 

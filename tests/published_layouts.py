@@ -280,6 +280,14 @@ def videoprism(px: int) -> Files:
     return {"video_preprocessor_config.json": {**own, "video_processor_type": "LlavaOnevisionVideoProcessor"}}
 
 
+def pe_video(px: int) -> Files:
+    """As PE-AV: squashed, by the class's own interpolation, with nulls for sampling."""
+    own = {"do_convert_rgb": True, "do_sample_frames": False, "num_frames": None, "size": {"height": px, "width": px}}
+    switches = {key: ALL_ON[key] for key in ("do_normalize", "do_rescale", "do_resize")}
+    named = {"video_processor_type": "PeVideoVideoProcessor"}
+    return {"video_preprocessor_config.json": {**own, **switches, **HALF, **named}}
+
+
 def dinov2(px: int, short: int) -> Files:
     """With the list of keys that some versions wrote."""
     named = {"image_processor_type": "BitImageProcessor", "do_convert_rgb": True, "resample": 3}

@@ -172,6 +172,18 @@ SIZES = {
             "tubelet_size": [1, 18, 18],
         },
     ),
+    "PE-AV-large, video": Size(
+        tiny_families.make_pe_video,
+        published_layouts.pe_video(336),
+        {
+            "video_config": {
+                **_layers(1792, 4800, 6, 14),
+                **{"num_key_value_heads": 14, "head_dim": 128},
+                "vision_config": {"model_args": None, "num_labels": 1024, "label_names": None, "num_classes": None},
+            }
+        },
+        licence="apache-2.0",
+    ),
     "TimeSformer-base": Size(
         tiny_families.make_timesformer,
         published_layouts.timesformer(224),

@@ -21,6 +21,9 @@ from transformers import (
     DINOv3ViTImageProcessor,
     DINOv3ViTModel,
     LlavaOnevisionVideoProcessor,
+    PeAudioVideoModel,
+    PeVideoModel,
+    PeVideoVideoProcessor,
     SiglipImageProcessor,
     SiglipModel,
     SiglipVisionModel,
@@ -41,11 +44,14 @@ from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.family import Backbone, TapStates
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
+from tests.published_layouts import change_config
 from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, LAYERS, WIDTH, make_timesformer
 from tests.tiny_models import pixels_of
 
 FRAME_ENCODERS = {"clip", "clip vision", "siglip", "siglip vision", "dinov2", "dinov2 registers", "dinov3"}
-CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS
+PERCEPTION = {"pe video", "pe audio video"}
+"""Families that embed each frame alone, then join the embeddings of a clip."""
+CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS - PERCEPTION
 TUBELETS = {"videomae", "videomae pretrained", "vjepa2", "vjepa2 pretrained"}
 SIDE = 4  # patches across a frame, of all of them
 TAPS = [*(f"layer_{depth}" for depth in range(LAYERS + 1)), "final"]
@@ -66,6 +72,8 @@ SAVED_AS = {
     "videomae pretrained": (VideoMAEForPreTraining, "videomae"),
     "vjepa2": (VJEPA2ForVideoClassification, "vjepa2"),
     "vjepa2 pretrained": (VJEPA2Model, ""),
+    "pe video": (PeVideoModel, "video_encoder"),
+    "pe audio video": (PeAudioVideoModel, "video_model"),
 }
 
 
@@ -100,6 +108,8 @@ def _plain(name: str, folder: Path, pixels: Tensor) -> dict[str, tuple[Tensor, T
     whole = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     encoder = getattr(whole, encoder_name) if encoder_name else whole
     clips, frames = pixels.shape[:2]
+    if name in PERCEPTION:
+        return _plain_perception(getattr(encoder, "video_encoder", encoder), pixels)
     with torch.no_grad():
         if name in FRAME_ENCODERS:
             out = encoder(pixels.flatten(0, 1), output_hidden_states=True)
@@ -137,18 +147,34 @@ def _plain_videoprism(encoder: Any, pixels: Tensor) -> dict[str, tuple[Tensor, T
     return {tap: (one, None) for tap, one in zip(TAPS, [*states, in_time, last], strict=True)}
 
 
+def _plain_perception(encoder: Any, pixels: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """What the class's own forward gives its first projection, each layer, and the caller."""
+    seen: list[Tensor] = []
+    encoder.embedder.proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    for layer in encoder.layers:
+        layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    encoder.norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        out = encoder(pixels)
+    vision, *states = seen
+    last = (out.last_hidden_state[:, :, None], out.pooler_output[:, None])
+    depths = {f"layer_{depth}": (one[:, 1:, None], one[:, :1]) for depth, one in enumerate(states)}
+    return {"vision": (vision[:, :, None], None), **depths, "final": last}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_tap_equals_the_plain_forward(
     folders: dict[str, Path], backbones: dict[str, Backbone], name: str
 ) -> None:
     backbone, pixels = backbones[name], _pixels()
-    ours, plain = _states(backbone, pixels, TAPS), _plain(name, folders[name], pixels)
-    assert list(ours) == TAPS
-    assert list(backbone.inputs.taps) == TAPS + ["joint"] * (name in JOINT)
+    taps = ["vision", *TAPS] if name in PERCEPTION else TAPS
+    ours, plain = _states(backbone, pixels, taps), _plain(name, folders[name], pixels)
+    assert list(ours) == taps
+    assert list(backbone.inputs.taps) == taps + ["joint"] * (name in JOINT)
     for tap, (tokens, cls) in plain.items():
         shape = backbone.inputs.taps[tap]
         assert ours[tap].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
-        assert tokens.std() > 0.1
+        assert tokens.std() > 0.02 * tokens.abs().max()
         assert (ours[tap].tokens - tokens).abs().max() <= 1e-5, tap
         assert (cls is not None) == shape.has_cls == (ours[tap].cls is not None)
         if cls is not None:
@@ -198,7 +224,7 @@ def test_states_equal_the_plain_forward_when_vjepa2_sees_fewer_frames_than_it_wa
     assert (ours - _plain("vjepa2", folders["vjepa2"], pixels)["final"][0]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - PERCEPTION))
 def test_tokens_lie_in_time_and_row_by_row(backbones: dict[str, Backbone], name: str) -> None:
     backbone, pixels = backbones[name], _pixels(1)
     other = pixels.clone()
@@ -217,7 +243,7 @@ def test_no_layer_above_the_deepest_tap_is_run(
     pixels = _pixels(1)
     whole = _states(backbones[name], pixels, TAPS)
     backbone: Any = _open(folders[name])
-    above = re.compile(r"(layer|layers|spatial_layers)\.[1-9]|temporal_(layers|embeddings)|layernorm2")
+    above = re.compile(r"(layer|layers|spatial_layers)\.[1-9]|temporal_(layers|embeddings)|layernorm2|^norm|^output")
     for key, parameter in backbone.parts.model.named_parameters():
         if above.search(key):
             parameter.fill_(torch.nan)
@@ -241,6 +267,49 @@ def test_encode_frames_does_all_of_a_frame_encoders_work_on_each_frame_alone(
         parameter.fill_(torch.nan)
     for _, states in backbone.states(encoded.unflatten(0, (2, FRAMES)), taps):
         assert states.tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(PERCEPTION))
+def test_perception_encoder_embeds_each_frame_alone_and_a_time_step_is_a_frame(
+    folders: dict[str, Path], name: str
+) -> None:
+    backbone: Any = _open(folders[name])
+    pixels = _pixels()
+    encoded = backbone.encode_frames(pixels.flatten(0, 1), ["final"])
+    alone = backbone.encode_frames(pixels[1, 2][None], ["final"])
+    assert (encoded[FRAMES + 2] - alone[0]).abs().max() <= 1e-6
+    for parameter in backbone.parts.model.embedder.vision_model.parameters():
+        parameter.fill_(torch.nan)  # no longer needed
+    other = encoded.unflatten(0, (2, FRAMES)).clone()
+    other[:, 0] = other[:, 1]
+    before, after = (
+        dict(backbone.states(one, ["vision", "layer_3"])) for one in (encoded.unflatten(0, (2, FRAMES)), other)
+    )
+    changed = (before["vision"].tokens != after["vision"].tokens).any(dim=(0, 2, 3))
+    assert changed.tolist() == [True, False, False, False]
+    assert (before["layer_3"].tokens != after["layer_3"].tokens).any(dim=(0, 2, 3)).all()  # time is joined
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "hf-hub:someone/model"},
+        {"architecture": "vit_base_patch16_224"},
+        {"model_args": {"checkpoint_path": "/etc/passwd"}},
+        {"model_args": {"img_size": [32, 64]}},
+        {"model_args": {"depth": 10**6}},
+        {"model_args": {"embed_dim": True}},
+    ],
+    ids=str,
+)
+def test_perception_encoder_hands_timm_nothing_but_sizes_of_a_known_model(
+    folders: dict[str, Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(folders["pe video"], tmp_path / "model")
+    change_config(folder, {"video_config": {"vision_config": changes}})
+    with pytest.raises(UnsupportedModelError, match=r"frame encoder must be a vit_pe_core_ model of timm") as caught:
+        open_inputs(folder, prompt="", frames=FRAMES, resize="model")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", sorted(CLIP_ENCODERS))
@@ -283,13 +352,14 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
         ("videomae", VideoMAEVideoProcessor),
         ("videomae pretrained", VideoMAEImageProcessor),
         ("vjepa2", VJEPA2VideoProcessor),
+        ("pe video", PeVideoVideoProcessor),
     ],
 )
 def test_preprocess_equals_the_models_own_processor_bit_for_bit(
     folders: dict[str, Path], backbones: dict[str, Backbone], name: str, processor_class: Any
 ) -> None:
     backbone = backbones[name]
-    assert backbone.inputs.frame_resize.resize == ("squash" if name in ("siglip", "videoprism") else "crop")
+    assert backbone.inputs.frame_resize.resize == ("squash" if name in ("siglip", "videoprism", "pe video") else "crop")
     for size in ((60, 80), (100, 44), (32, 32), (240, 428)):
         frames = _noise(*size)
         ours, plain = pixels_of(backbone, frames), _processed(processor_class, folders[name], frames)
@@ -364,7 +434,9 @@ def test_open_backbone_refuses_a_checkpoint_that_lacks_a_weight(
     folder = shutil.copytree(folders[name], tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     key = next(
-        key for key in sorted(weights) if ".1." in key and not key.startswith(("text_model", "decoder", "pooler"))
+        key
+        for key in sorted(weights)
+        if ".1." in key and not key.startswith(("text_model", "decoder", "pooler", "audio"))
     )
     weights[key.replace(".1.", ".one.")] = weights.pop(key)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -184,6 +184,8 @@ LAYOUTS = [
     Layout("DINOv2 with registers", tiny_families.make_dinov2_registers),
     Layout("DINOv3, transformers 4.56: nulls; frames scaled in 8 bits", tiny_families.make_dinov3),
     Layout("VideoPrism: LLaVA-OneVision's video processor without a mean", tiny_families.make_videoprism),
+    Layout("PE-AV: squashed, nulls for sampling", tiny_families.make_pe_audio_video),
+    Layout("PE Video, its video half alone", tiny_families.make_pe_video),
     Layout(
         "DINOv2, written by hand: no name of a class, plain integers",
         tiny_families.make_dinov2,

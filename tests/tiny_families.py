@@ -22,6 +22,10 @@ from transformers import (
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    PeAudioVideoConfig,
+    PeAudioVideoModel,
+    PeVideoConfig,
+    PeVideoModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -186,6 +190,39 @@ def make_vjepa2_pretrained(folder: Path, *, seed: int = 0) -> Path:
     return _save(VJEPA2Model(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
 
 
+_PE_LAYERS = {**_LAYERS, "head_dim": WIDTH // 2}
+_PE_TEXT = {**_TEXT, "model_type": "modernbert", "num_hidden_layers": 1, "global_attn_every_n_layers": 1}
+_PE_TEXT |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+
+
+def _pe_frames(**changes: Any) -> dict[str, Any]:
+    """PE core, a model of timm by its name, with sizes of its own."""
+    sizes = {"embed_dim": WIDTH, "depth": 2, "img_size": IMAGE_PX, "patch_size": 8, "num_heads": 2, **changes}
+    named = {"model_type": "timm_wrapper", "architecture": "vit_pe_core_large_patch14_336", "global_pool": "map"}
+    return {**named, "do_pooling": True, "model_args": sizes, "label_names": [f"LABEL_{k}" for k in range(16)]}
+
+
+def make_pe_video(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """A PE Video with its text tower: embeddings of frames by PE core of 4 x 4 patches, and three layers in time."""
+    video = {**_PE_LAYERS, "vision_config": _pe_frames(**changes)}
+    model = PeVideoModel(PeVideoConfig(text_config=_PE_TEXT, video_config=video))
+    return _save(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
+
+
+def make_pe_audio_video(folder: Path, *, seed: int = 0) -> Path:
+    """A whole PE-AV: towers for text and audio besides, and one for both."""
+    codec = {"model_type": "dac", "encoder_hidden_size": 8, "downsampling_ratios": [2, 4], "hidden_size": 16}
+    small = {"decoder_hidden_size": 16, "n_codebooks": 1, "codebook_size": 8, "codebook_dim": 4}
+    both = {
+        **_PE_LAYERS,
+        "num_hidden_layers": 1,
+        "audio_config": {**_PE_LAYERS, "model_type": "pe_audio_encoder", "dac_config": {**codec, **small}},
+        "video_config": {**_PE_LAYERS, "model_type": "pe_video_encoder", "vision_config": _pe_frames()},
+    }
+    model = PeAudioVideoModel(PeAudioVideoConfig(text_config=_PE_TEXT, audio_video_config=both))
+    return _save(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
+
+
 _WORDS = ["user:", "describe", "the", "hand", "moves", "what", "?", "."]
 
 
@@ -322,5 +359,7 @@ FAMILIES: dict[str, Callable[..., Path]] = {
     "videomae pretrained": make_videomae_pretrained,
     "vjepa2": make_vjepa2,
     "vjepa2 pretrained": make_vjepa2_pretrained,
+    "pe video": make_pe_video,
+    "pe audio video": make_pe_audio_video,
 }
 """The vision encoders, each once as fine-tuned or whole, some once more as pre-trained or alone."""

@@ -36,6 +36,8 @@ _FAMILIES = {
     "videoprism": "videoprism",
     "videoprism_vision_model": "videoprism",
     "vjepa2": "vjepa2",
+    "pe_audio_video": "perception",
+    "pe_video": "perception",
     "llava_onevision": "llava_onevision",
     "smolvlm": "smolvlm",
     "qwen3_vl": "qwen3_vl",

@@ -157,7 +157,12 @@ class _Noted(TorchFunctionMode):
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         batch, heads, tokens, width = args[0].shape  # the query's
-        self._attentions[batch, tokens, heads, width, bool((kwargs or {}).get("is_causal"))] += 1
+        keys = args[1].shape[2]
+        if keys == tokens:
+            self._attentions[batch, tokens, heads, width, bool((kwargs or {}).get("is_causal"))] += 1
+        else:  # of a pooling query to all tokens: no square, and timed as the two products that it is
+            self._note(batch * heads * tokens, width, keys)
+            self._note(batch * heads * tokens, keys, width)
         return torch.empty_like(args[0])
 
     def _note(self, rows: int, inner: int, columns: int) -> int:

@@ -1,0 +1,154 @@
+"""Perception Encoder for video (PE Video, and the video half of PE-AV) as a frozen feature extractor.
+
+A frame encoder (PE core, a ViT of the timm library) makes one embedding of each frame; a short transformer reads them,
+with a class token before the first. So a time step is a frame, and has one token.
+
+Taps: `vision` is each frame's embedding, scaled to length 1, as the video encoder gets it; `layer_0` is behind the
+convolutions over time that embed them, `layer_k` before layer k, and `final` behind the last norm and projection:
+`final/cls` is the model's `pooler_output`. Audio and text are left out.
+
+Sources: Bolya et al., Perception Encoder. https://arxiv.org/abs/2504.13181; Vyas et al., PE-AV.
+https://arxiv.org/abs/2512.19687
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PeAudioVideoConfig, PeVideoConfig, PeVideoEncoder, PeVideoVideoProcessor
+
+from featurecache.backbones import model_type_of
+from featurecache.backbones.encoder import EncoderInputs, Parts
+from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
+from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.errors import SettingsError, UnsupportedModelError
+
+FAMILY = "Perception Encoder"
+ATTENTION = "sdpa"
+
+_PREFIXES = {"pe_audio_video": "video_model.video_encoder", "pe_video": "video_encoder"}
+"""`model_type` -> what the encoder's weights are called before their names in it."""
+_FRAME_ENCODER = "vit_pe_core_"
+_SIZES = {"depth": 256, "embed_dim": 65_536, "img_size": 2048, "num_heads": 1024, "patch_size": 2048}
+"""What a folder may tell timm of the frame encoder besides its name, and the most it may say."""
+
+
+def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
+    """As `featurecache.backbones.open_inputs`."""
+    if find_spec("timm") is None:
+        raise SettingsError(
+            f"{FAMILY} needs the package timm, but it is not installed here. "
+            "Install it: pip install 'featurecache[timm]'."
+        )
+    with quiet_loading(folder, FAMILY):
+        if model_type_of(folder) == "pe_audio_video":
+            config = PeAudioVideoConfig.from_pretrained(folder, **LOCAL_ONLY).audio_video_config.video_config
+        else:
+            config = PeVideoConfig.from_pretrained(folder, **LOCAL_ONLY).video_config
+        image_px = _image_px(folder, config.vision_config)
+    rule = frame_rule(folder, PeVideoVideoProcessor, also=("PeVideo",))
+    require_size(rule, image_px, folder)
+    inputs = EncoderInputs(
+        folder,
+        config=config,
+        family="perception",
+        attention=ATTENTION,
+        frames=frames,
+        resize=resize,
+        rule=rule,
+        layers=config.num_hidden_layers,
+        shape=TapShape(frames, 1, config.hidden_size, has_cls=True),
+    )
+    inputs.taps = {"vision": TapShape(frames, 1, config.vision_config.num_labels), **inputs.taps}
+    return inputs
+
+
+def open_backbone(
+    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
+) -> "PerceptionEncoder":
+    """As `featurecache.backbones.open_backbone`."""
+    prefix = _PREFIXES[model_type_of(inputs.folder)]
+    model_class = type("PeVideoEncoder", (PeVideoEncoder,), {"base_model_prefix": prefix})
+    model = inputs.load(model_class, FAMILY, dtype=dtype, device=device)
+    places = model.rotary_emb(
+        torch.empty(0, dtype=model.dtype, device=model.device),
+        torch.arange(inputs.frames + 1, device=model.device)[None],
+    )
+
+    def run(layer: Any) -> Any:
+        return lambda states: layer(states, attention_mask=None, position_embeddings=places)
+
+    parts = Parts(
+        model,
+        embed=lambda seen: model.patch_embedder(model.embedder.data_proj(model.embedder.proj(seen)))[0],
+        layers=[run(layer) for layer in model.layers],
+        final_norm=lambda states: model.output(model.norm(states)),
+    )
+    return PerceptionEncoder(inputs, parts)
+
+
+class PerceptionEncoder:
+    """A loaded Perception Encoder for video.
+
+    Attributes:
+        inputs: All but the weights.
+        parts: The loaded model; its `embed` takes the embeddings of a clip's frames (B, T, D_vision).
+    """
+
+    def __init__(self, inputs: EncoderInputs, parts: Parts) -> None:
+        self.inputs = inputs
+        self.parts = parts
+
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
+        return self.inputs.normalize(pictures, self.parts.model)
+
+    @torch.inference_mode()
+    def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:  # noqa: ARG002
+        """Embeddings of frames, of length 1: (F, 3, image_px, image_px) -> (F, D_vision)."""
+        return normalize(self.parts.model.embedder.vision_model(pixels).logits, dim=-1)
+
+    @torch.inference_mode()
+    def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
+        """Each tap's states in order of depth, of the embeddings (B, T, D_vision) of the clips' frames."""
+        if "vision" in taps:
+            yield "vision", TapStates(encoded[:, :, None])
+        deeper = [tap for tap in taps if tap != "vision"]
+        if deeper:
+            for tap, states in self.parts.walk(encoded, deeper):
+                yield tap, TapStates(states[:, 1:, None], cls=states[:, :1])
+
+
+def _image_px(folder: Path, vision: Any) -> int:
+    """Size of the frame encoder's frames, where it is one that timm may be asked for.
+
+    timm takes more by these two fields than a description of a model: files to read, repositories to fetch.
+
+    Raises:
+        UnsupportedModelError: If the fields say anything else.
+    """
+    from timm.models import get_pretrained_cfg, list_models
+
+    name, given = vision.architecture, vision.model_args or {}
+    is_known = isinstance(given, Mapping) and name.startswith(_FRAME_ENCODER) and name in list_models()
+    if not is_known or not all(_is_size(key, value) for key, value in given.items()):
+        raise UnsupportedModelError(
+            f"the frame encoder must be a {_FRAME_ENCODER} model of timm, changed at most in {', '.join(_SIZES)}, but "
+            f"{folder / 'config.json'} says architecture = {name!r:.100} and model_args = {given!r:.100}. "
+            "Take config.json from the model's own repository, e.g. facebook/pe-av-base."
+        )
+    known: Any = get_pretrained_cfg(name)
+    size = given.get("img_size") or known.input_size[-1]
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _is_size(key: str, value: Any) -> bool:
+    """Whether this is a size that timm may be told: a number, or the same one for height and width."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    is_one = bool(listed) and all(type(one) is int and one == listed[0] for one in listed)
+    return is_one and 0 < listed[0] <= _SIZES.get(key, 0)
