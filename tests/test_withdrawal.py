@@ -47,6 +47,7 @@ def project(tmp_path: Path) -> Project:
     (made.runs / "tune" / "settings.json").write_text("{}")
     (made.runs / "report.html").write_text("<td>S1.mp4</td>")
     (made.runs / "report.activities.csv").write_text("recording,S1,S1.mp4,test")
+    (made.runs / "confusions.csv").write_text("0.98,S1.mp4,S2.mp4")
     made.predictions.mkdir()
     (made.predictions / "S1.predicted.csv").write_text("a,b")
     (made.predictions / "S11.predicted.csv").write_text("S11.mp4")
@@ -66,6 +67,7 @@ def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) 
         "labels.csv",
         "notes.txt",
         "predictions/S1.predicted.csv",
+        "runs/confusions.csv",
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/bundle/bundle.json",
@@ -83,6 +85,7 @@ def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project:
     assert set(done.files_cleaned) == {"clips.csv", ".featurecache/digests.json"}
     assert set(done.files_removed) == {
         "predictions/S1.predicted.csv",
+        "runs/confusions.csv",
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/test_timelines.json",
@@ -204,6 +207,7 @@ def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(proj
         (project.predictions / f"{name}.predicted.csv").write_text(f"{name}.mp4")
     assert withdraw(project, "S1.mp4", everything=True).files_removed == (
         "predictions/S1.predicted.csv",
+        "runs/confusions.csv",
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/test_timelines.json",

@@ -21,3 +21,12 @@ ExportedPooling = Annotated[
 ]
 ExportedSpace = Annotated[str | None, typer.Option(help="Fingerprint, or its first digits: says alone which features.")]
 Model = Annotated[str, typer.Option(help="The backbone: a folder, a hub name, or demo.")]
+Confusions = Annotated[
+    bool, typer.Option("--confusions", help="The nearest pairs with different targets, for annotators to look at.")
+]
+Duplicates = Annotated[
+    bool, typer.Option("--duplicates", help="Clips nearly identical to one of another split: a leak.")
+]
+Feature = Annotated[
+    str | None, typer.Option(help="tap/pooling, or imported/NAME; the first vector of features.select if left out.")
+]

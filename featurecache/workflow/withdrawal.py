@@ -22,6 +22,7 @@ from featurecache.project.settings import Project
 from featurecache.store import ForgetReport, forget
 from featurecache.store.withdrawn import mark_of
 from featurecache.video.digests import DigestMemo
+from featurecache.workflow.neighbours import CONFUSIONS_NAME, DUPLICATES_NAME
 from featurecache.workflow.traces import Traces
 
 RECORDS = "withdrawals"
@@ -121,14 +122,14 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
 
 
 def _is_made_again(project: Project, path: Path) -> bool:
-    """Whether a command makes a file anew from what is left: reports, timelines, predictions and answers."""
+    """Whether a command makes a file anew from what is left: reports, timelines, predictions, answers, neighbours."""
     if path.is_relative_to(project.predictions):
         return True
     return path.is_relative_to(project.runs) and (
         path.suffix == ".html"
         or path.name.endswith(".activities.csv")
         or "timelines" in path.name
-        or path.name == "answers.csv"
+        or path.name in ("answers.csv", CONFUSIONS_NAME, DUPLICATES_NAME)
     )
 
 

@@ -1,0 +1,151 @@
+"""Exact nearest clips, pairs that annotators should look at, and copies across splits."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache import FeatureCache
+from featurecache.clips.csv_file import read_table
+from featurecache.errors import ClipTableError, SettingsError
+from featurecache.extraction.spaces import project_spaces
+from featurecache.files import sha256_of_file
+from featurecache.project.settings import Project, open_project
+from featurecache.store import CacheWriter, Row, bfloat16
+from featurecache.store.nearest import BLOCK_ROWS, Directions, nearest
+from featurecache.workflow.neighbours import confusions, duplicates, neighbours
+from tests.cache_samples import make_rows, names, space, write
+from tests.commands import invoke, run
+from tests.projects import make_project, make_table
+
+WIDTH = 32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_nearest_clips_are_those_of_all_cosines_at_once_however_blocks_cut_them(tmp_path: Path, dtype: str) -> None:
+    rows, of = make_rows(2 * BLOCK_ROWS + 100), space(stored_dtype=dtype)
+    values = np.stack([row.feature for row in rows]).astype(np.float32) + 5
+    stored = bfloat16.from_float32(values) if dtype == "bfloat16" else values.astype(np.float16)
+    kept = bfloat16.to_float32(stored) if dtype == "bfloat16" else stored.astype(np.float32)
+    rows = [
+        Row(r.video_sha256, r.start_us, r.end_us, one, r.timestamps_us) for r, one in zip(rows, stored, strict=True)
+    ]
+    write(tmp_path, rows, of=of)
+    directions = Directions(FeatureCache.open(tmp_path), names(rows), of.fingerprint)
+    queries, candidates = np.arange(0, len(rows), 2), np.arange(1, len(rows), 2)
+    found, cosines = nearest(
+        directions, queries, candidates, top=3, allowed=lambda one, other: abs(one[:, None] - other) > 1
+    )
+    spread = np.unique(np.linspace(0, len(rows) - 1, 4096).astype(int))
+    vectors = kept.astype(np.float64) - kept[spread].astype(np.float64).mean(axis=0)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    whole = vectors[queries] @ vectors[candidates].T
+    whole[abs(queries[:, None] - candidates) <= 1] = -2
+    best = np.sort(whole, axis=1)[:, :-4:-1]
+    np.testing.assert_allclose(cosines, best, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(whole, found // 2, axis=1), best, atol=1e-5)
+
+
+def test_fewer_neighbours_than_asked_are_told_as_none(tmp_path: Path) -> None:
+    rows = make_rows(3)
+    write(tmp_path, rows)
+    directions = Directions(FeatureCache.open(tmp_path), names(rows), space().fingerprint)
+    found, _ = nearest(directions, np.array([0]), np.arange(3), top=5, allowed=lambda one, other: one[:, None] != other)
+    assert sorted(found[0].tolist()) == [-1, -1, -1, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
+    """Ten sessions of eight clips with features of no clip like another's, but for what `_planted` adds."""
+    project = make_project(tmp_path_factory.mktemp("near") / "project", tiny_model, sessions=10, clips=8)
+    make_table(project)
+    return project
+
+
+def _planted(project: Project, pairs: int = 0, seed: int = 0) -> list[tuple[str, str]]:
+    """Fills the cache with drawn features, of which so many scoring clips are nearly a training clip's."""
+    draw = np.random.default_rng(seed)
+    clips = read_table(project.clips).clips
+    common = draw.standard_normal(WIDTH) * 5  # the large shared direction of hidden states
+    features = {clip.clip_id: common + draw.standard_normal(WIDTH) for clip in clips}
+    scoring = [clip.clip_id for clip in clips if clip.split in ("validation", "test")]
+    training = [clip.clip_id for clip in clips if clip.split == "train"]
+    chosen = list(
+        zip(draw.permutation(training)[:pairs].tolist(), draw.permutation(scoring)[:pairs].tolist(), strict=True)
+    )
+    for learns, scores in chosen:
+        features[scores] = features[learns] + 0.02 * draw.standard_normal(WIDTH)
+    digests = {path.name: sha256_of_file(path) for path in project.videos.iterdir()}
+    _, spaces = project_spaces(project)
+    with CacheWriter(project.cache, spaces["final/mean"], {}) as writer:
+        for clip in clips:
+            times = np.linspace(clip.start_us, clip.end_us, 4).astype(np.int64)
+            feature = features[clip.clip_id].astype(np.float32)
+            writer.add(Row(digests[clip.recording], clip.start_us, clip.end_us, feature, times))
+    return chosen
+
+
+@pytest.fixture
+def project(drawn: Project, tmp_path: Path) -> Project:
+    return open_project(Path(shutil.copytree(drawn.root, tmp_path / "project")))
+
+
+def test_twenty_planted_copies_across_splits_are_all_found_and_nothing_else(project: Project) -> None:
+    planted = _planted(project, 20)
+    found = duplicates(project)
+    assert {(pair.clip.clip_id, pair.other.clip_id) for pair in found.pairs} == set(planted)
+    assert len(planted) == 20
+    document = run("neighbours", "--duplicates", "--config", project.root, code=1)
+    assert len(document["pairs"]) == 20
+    with (project.runs / "duplicates.csv").open(newline="") as file:
+        assert {row["other_split"] for row in csv.DictReader(file)} <= {"validation", "test"}
+
+
+def test_clips_that_only_share_what_all_clips_share_are_no_copies(project: Project) -> None:
+    _planted(project)
+    assert duplicates(project).pairs == ()
+    done = invoke("neighbours", "--duplicates", "--config", project.root)
+    assert (done.exit_code, "none that scores" in done.stdout) == (0, True)
+
+
+def test_confusions_differ_in_targets_and_show_no_test_clip_and_no_clip_twice(project: Project) -> None:
+    _planted(project)
+    found = confusions(project, top=15)
+    assert found.pairs
+    shown = [clip for pair in found.pairs for clip in (pair.clip, pair.other)]
+    assert len({clip.clip_id for clip in shown}) == len(shown)
+    assert {clip.split for clip in shown} <= {"train", "validation"}
+    assert all(pair.clip.targets != pair.other.targets for pair in found.pairs)
+    assert all(pair.clip.recording != pair.other.recording for pair in found.pairs)
+    cosines = [pair.cosine for pair in found.pairs]
+    assert cosines == sorted(cosines, reverse=True)
+    assert "for annotators" in invoke("neighbours", "--confusions", "--config", project.root).stdout
+
+
+def test_neighbours_of_a_clip_leave_out_the_same_moment_and_do_not_tell_what_is_on_in_test(project: Project) -> None:
+    _planted(project)
+    clips = read_table(project.clips).clips
+    found = neighbours(project, clips[3].clip_id, top=len(clips))
+    others = {pair.other.clip_id for pair in found.pairs}
+    assert not others & {clip.clip_id for clip in clips[2:5]}
+    assert len(others) == len(clips) - 3
+    for row in found.to_mapping()["pairs"]:
+        assert (row["other_on"] == "not told") == (row["other_split"] == "test")
+    listed = invoke("neighbours", clips[3].clip_id, "--config", project.root, "--top", 2).stdout
+    assert "re-identify" in listed
+    assert found.pairs[0].other.clip_id in listed
+
+
+def test_what_names_no_clip_or_no_vector_is_refused_in_words(project: Project) -> None:
+    _planted(project)
+    with pytest.raises(ClipTableError, match="that has a feature"):
+        neighbours(project, "S0.mp4")
+    assert invoke("neighbours", "--config", project.root).exit_code == 2
+    assert invoke("neighbours", "x", "--duplicates", "--config", project.root).exit_code == 2
+    rows = [Row(r.video_sha256, r.start_us, r.end_us, np.stack([r.feature] * 2), r.timestamps_us) for r in make_rows(2)]
+    frames = space(pooling="frames")
+    write(project.root / "frames", rows, of=frames)
+    with pytest.raises(SettingsError, match="one vector a clip"):
+        Directions(FeatureCache.open(project.root / "frames"), names(rows), frames.fingerprint)
