@@ -1,5 +1,6 @@
 """Annotations as people keep them: what is read, what is asked, what is left out, and what each rule does to clips."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from featurecache.workflow.clips import make_clips
 from tests.make_videos import write_video
 
 SECOND = 1_000_000
+END = "</ANNOTATION_DOCUMENT>"
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,25 @@ def test_spellings_that_differ_by_little_are_asked_about_and_either_answer_is_ta
     assert kept.targets(two, recording="S1.mp4") == [0] * 6
 
 
+VOCABULARY = (
+    '<LINGUISTIC_TYPE LINGUISTIC_TYPE_ID="coded" TIME_ALIGNABLE="true" CONTROLLED_VOCABULARY_REF="v"/>'
+    '<CONTROLLED_VOCABULARY CV_ID="v"><CV_ENTRY_ML CVE_ID="e1"><CVE_VALUE LANG_REF="eng">left</CVE_VALUE>'
+    '<CVE_VALUE LANG_REF="deu">links</CVE_VALUE></CV_ENTRY_ML></CONTROLLED_VOCABULARY></ANNOTATION_DOCUMENT>'
+)
+
+
+def test_values_of_one_entry_of_a_vocabulary_are_read_by_its_id_and_asked_about_in_two_languages(kept: Kept) -> None:
+    for number, value in enumerate(("left", "", "left", "left")):
+        path = kept.eaf(f"S{number}.eaf", {"hand": [(1, 2, value), (4, 5, value)]})
+        text = path.read_text().replace('TYPE_REF="interval"', 'TYPE_REF="coded"')
+        path.write_text(text.replace("TIME_SLOT_REF1", 'CVE_REF="e1" TIME_SLOT_REF1').replace(END, VOCABULARY))
+    by_values = 'labels_from = "values"\nlabels = ["left"]'
+    assert kept.targets(by_values, recording="S1.mp4") == [0, 1, 0, 0, 1, 0]
+    path.write_text(path.read_text().replace("VALUE>left</ANNOTATION", "VALUE>links</ANNOTATION"))
+    with pytest.raises(AnnotationError, match=r'one spelling.*rename\."links" = "left"'):
+        kept.targets(by_values)
+
+
 def test_labels_that_a_digit_a_first_letter_or_a_short_word_tells_apart_are_not_asked_about(kept: Kept) -> None:
     names = ["hand 1", "hand 2", "walking", "talking", "grasp L", "grasp R", "on", "off"]
     every(kept, {name: [(1, 3, "")] for name in names})
@@ -294,6 +315,22 @@ def test_init_proposes_the_columns_of_an_export_and_clips_reads_it(kept: Kept) -
         Interval(SECOND, 3 * SECOND, "a"),
         Interval(SECOND, 3 * SECOND, "b"),
     ]
+
+
+def test_tables_next_to_eaf_files_are_not_passed_over_in_silence(kept: Kept) -> None:
+    kept.eaf("S0.eaf", {"a": [(1, 2, "")]})
+    kept.csv("recording,start_s,end_s,label\nS1.mp4,1,2,a\n", "others.csv")
+    kept.csv("Ask Anna about\nsession 3\n", "remarks.txt")
+    for notes in (kept.propose().notes, survey(kept.open('labels = ["a"]')).notes):
+        assert [note for note in notes if note.startswith("others.csv: not read, since there are .eaf files")]
+        assert not any("remarks" in note for note in notes)
+
+
+def test_a_pipe_called_as_an_annotation_file_is_left_out_and_not_waited_for(kept: Kept) -> None:
+    every(kept, {"a": [(1, 2, "")]})
+    os.mkfifo(kept.root / "notes" / "S4.eaf")
+    (left_out,) = make_clips(kept.open('labels = ["a"]')).unusable
+    assert "must be a plain file" in left_out.reason
 
 
 def test_a_folder_of_one_table_for_each_recording_is_read(kept: Kept) -> None:

@@ -158,6 +158,8 @@ EXPORTS = {
     "microseconds": "video,start_us,end_us,activity\nS1,1500000,2250000,vent\n",
     "minutes": "Video,Start (min),End (min),Label\nS1,0.025,0.0375,vent\n",
     "no-break spaces": "video,start (s),end (s),label\nS1,\u00a01.5,2.25\u00a0,vent\n",
+    "in German": "Zeile\tAnfangszeit - ss.msec\tEndzeit - ss.msec\tAnnotation\tDatei\nvent\t1.5\t2.25\t\tS1.eaf\n",
+    "in Italian": "Livello\tInizio - msec\tFine - msec\tAnnotazione\tFile\nvent\t1500\t2250\tsì\tS1.eaf\n",
     "duration": "file;Onset;Duration;Code\nS1;1,5;0,75;vent\n",
 }
 

@@ -44,6 +44,13 @@ def sessions_of(names: list[str]) -> dict[str, str]:
         [["P01/cam1.mp4", "P01/cam2.mp4"], ["P02/cam1.mp4"]],
         [["study/P01/cam1.mp4", "study/P01/a/cam2.mp4"], ["study/P02/cam1.mp4"]],
         [["P01_a.mp4", "P01_b.mp4"], ["P02_a.mp4"]],
+        [["P01a.mp4", "P01b.mp4"], ["P02a.mp4"]],
+        [["P01.mp4", "P01_lowres.mp4"], ["P02.mp4"]],
+        [["P01 vorher.mp4", "P01 nachher.mp4"], ["P02 vorher.mp4"]],
+        [["patient1 (1).mp4", "patient1 (2).mp4"], ["patient2 (1).mp4"]],
+        [["sub-01_ses-1.mp4", "sub-01_ses-2.mp4"], ["sub-02_ses-1.mp4"]],
+        [["front_P01.mp4", "top_P01.mp4"], ["front_P02.mp4", "top_P02.mp4"]],
+        [["patient 1.mp4"], ["patient 2.mp4"], ["patient 3.mp4"]],
         [["GX010034.MP4", "GX020034.MP4"], ["GX010035.MP4"]],
         [["session_01.mp4"], ["session_02.mp4"], ["session_03.mp4"]],
         [["s1/CAM0001.MP4"], ["s2/CAM0002.MP4"], ["s5/CAM0009.MP4"]],
@@ -101,7 +108,7 @@ def test_same_session_names_recordings_that_are_there() -> None:
 
 
 def test_names_are_alike_in_one_folder_or_in_folders_of_cameras_alone() -> None:
-    assert named_alike(["P1_cam1.mp4", "P1_cam2.mp4", "P2_cam1.mp4"])[0] == ["P1_cam1.mp4", "P1_cam2.mp4"]
+    assert named_alike(["P1_cam1.mp4", "P1_cam2.mp4", "P2_cam1.mp4"]) == [["P1_cam1.mp4", "P1_cam2.mp4"]]
     assert named_alike(["cam1/P1.mp4", "cam2/P1.mp4", "cam1/P2.mp4"]) == [["cam1/P1.mp4", "cam2/P1.mp4"]]
     assert named_alike(["P1/rec1.mp4", "P2/rec1.mp4", "P2/rec2.mp4"]) == []
     assert named_alike(["session_01.mp4", "session_02.mp4"]) == []

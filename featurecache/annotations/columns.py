@@ -17,22 +17,30 @@ _NAMES = {
     "recording": (
         "recording", "media file name", "media file", "media file path", "media", "video", "video file", "video name",
         "file", "file name", "filename", "file path", "source", "observation id", "aufnahme", "videodatei", "datei",
-        "vidéo", "fichier",
+        "dateiname", "vidéo", "fichier", "archivo", "arquivo", "bestand", "fil", "filnamn",
     ),
     "start": ("start", "start time", "begin", "begin time", "onset", "from", "time", "time start", "start timestamp",
-              "anfangszeit", "startzeit", "beginn", "temps de départ", "tiempo inicial", "begintijd"),
+              "anfangszeit", "startzeit", "beginn", "temps de départ", "temps de début", "début", "tiempo inicial",
+              "inicio", "tempo inicial", "início", "tempo di inizio", "tempo iniziale", "inizio", "begintijd",
+              "starttid"),
     "end": ("end", "end time", "stop", "stop time", "offset", "to", "time end", "time stop",
-            "endzeit", "ende", "temps de fin", "tiempo final", "eindtijd"),
-    "duration": ("duration", "length", "dauer", "durée", "duración", "duur"),
-    "label": ("label", "behavior", "behaviour", "tier", "activity", "action", "code", "class", "category", "event",
-              "annotation", "aktivität", "verhalten", "bezeichnung", "activité", "comportement", "étiquette"),
-    "value": ("value", "annotation", "modifiers", "modifier"),
+            "endzeit", "ende", "temps de fin", "fin", "tiempo final", "tempo final", "fim", "tempo di fine",
+            "tempo finale", "fine", "eindtijd", "sluttid"),
+    "duration": ("duration", "length", "dauer", "durée", "duración", "duração", "durata", "duur", "varaktighet",
+                 "varighed", "varighet"),
+    "label": ("label", "behavior", "behaviour", "tier", "zeile", "acteur", "línea", "trilha", "livello", "activity",
+              "action", "code", "class", "category", "event", "annotation", "aktivität", "verhalten", "bezeichnung",
+              "activité", "comportement", "étiquette"),
+    "value": ("value", "annotation", "anotación", "anotação", "annotazione", "annotatie", "annotering", "modifiers",
+              "modifier"),
     "event": ("behavior type", "behaviour type", "status", "event type"),
     "subject": ("subject",),
     "session": ("session",),
     "annotator": ("annotator", "coder", "observer", "rater"),
 }  # fmt: skip
 """What a column holds -> its usual names, without units, the surer ones first."""
+_TIER = ("tier", "zeile", "acteur", "línea", "trilha", "livello")
+"""What ELAN calls a tier in its languages: the annotation is its value then."""
 _MILLISECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:ms|msec|milliseconds?|millis)\W*$")
 _MICROSECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:us|µs|μs|usec|microseconds?|micros)\W*$")
 _MINUTES = re.compile(r"(?:[\s_\-(\[]+)(?:min|mins|minutes?|minuten)\W*$")
@@ -83,7 +91,7 @@ def recognise(header: Sequence[str]) -> ColumnSettings | None:
     units: set[Unit] = {_OF_NUMBERS.get(found[key][2], "s") for key in ("start", "end", "duration") if key in found}
     if len(units) > 1:
         return None
-    if found["label"][1].lower() != "tier":
+    if found["label"][1].lower() not in _TIER:
         found.pop("value", None)
     names: dict[str, Any] = {key: found[key][1] if key in found else "" for key in _NAMES}
     return ColumnSettings(**names, unit=units.pop())

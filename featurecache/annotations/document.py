@@ -165,18 +165,32 @@ class EafDocument:
             found[self.attribute(element, "CV_ID")] = tuple(dict.fromkeys(value for value in values if value))
         return found
 
+    @property
+    def vocabulary_entries(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """What a vocabulary's entry is called in each of its languages, by the ids of the vocabulary and the entry."""
+        return {
+            (self.attribute(element, "CV_ID"), self.attribute(entry, "CVE_ID")): tuple(
+                value.text.strip() for value in entry.iterfind("CVE_VALUE") if value.text and value.text.strip()
+            )
+            for element in self.root.iterfind("CONTROLLED_VOCABULARY")
+            for entry in element.iterfind("CV_ENTRY_ML")
+        }
+
     def raw_annotations(self, tier: Tier) -> Iterator[RawAnnotation]:
-        """The annotations of a tier, in file order.
+        """The annotations of a tier, in file order; one whose value is an entry of a vocabulary alone has its name.
 
         Raises:
             AnnotationError: If one lacks an identifier or a reference that its kind needs.
         """
+        entries = self.vocabulary_entries if tier.vocabulary else {}
         for element in tier.element.iterfind("ANNOTATION/*"):
+            names = entries.get((tier.vocabulary or "", element.get("CVE_REF", "")), ())
+            value = _value(element) or (names[0] if names else "")
             if element.tag == "ALIGNABLE_ANNOTATION":
                 yield RawAnnotation(
                     self.attribute(element, "ANNOTATION_ID"),
                     tier.name,
-                    _value(element),
+                    value,
                     start_slot=self.attribute(element, "TIME_SLOT_REF1"),
                     end_slot=self.attribute(element, "TIME_SLOT_REF2"),
                 )
@@ -184,7 +198,7 @@ class EafDocument:
                 yield RawAnnotation(
                     self.attribute(element, "ANNOTATION_ID"),
                     tier.name,
-                    _value(element),
+                    value,
                     reference=self.attribute(element, "ANNOTATION_REF"),
                     previous=element.get("PREVIOUS_ANNOTATION"),
                 )

@@ -3,18 +3,19 @@
 - Are two labels that differ in case, spaces, punctuation or one letter the same?
 - Does a value such as "0" or "No" say that the activity is absent?
 - What does a value mean that the settings' mapping does not name?
+- Are two labels the same that are one entry of a vocabulary in two languages?
 
 Each is an error with the line that answers it in the settings. Nothing is guessed: one activity in two spellings would
 be a negative of itself, and an absence a positive.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from featurecache.annotations.rules import ANY_OTHER, LabelRule
 from featurecache.errors import AnnotationError
 from featurecache.project.toml_text import mapping_line, quoted
-from featurecache.spelling import look_alikes, typos
+from featurecache.spelling import look_alikes, plain_name, typos
 
 Uses = Mapping[tuple[str, str], int]
 """(tier, value) -> how often, both as they were typed."""
@@ -33,13 +34,14 @@ _MAX_CODE_LENGTH = 40
 _SHOWN = 5
 
 
-def ask(uses: Uses, rule: LabelRule, labels: Sequence[str]) -> None:
+def ask(uses: Uses, rule: LabelRule, labels: Sequence[str], translations: Iterable[Sequence[str]] = ()) -> None:
     """Raises the first question that annotations leave open.
 
     Args:
         uses: Every tier and value of a project; a tier without an annotation stands with the value "" and 0.
         rule: How labels are made.
         labels: The labels asked for; empty asks about all.
+        translations: Groups of values that are one entry of a vocabulary in several languages.
 
     Raises:
         AnnotationError: With the lines for the settings that answer it.
@@ -47,7 +49,7 @@ def ask(uses: Uses, rule: LabelRule, labels: Sequence[str]) -> None:
     values = values_by_tier(uses, rule)
     _ask_unmapped(values, rule)
     _ask_absence(values, rule, labels)
-    _ask_spelling(uses, rule, labels)
+    _ask_spelling(uses, rule, labels, translations)
 
 
 def values_by_tier(uses: Uses, rule: LabelRule) -> dict[str, Counter[str]]:
@@ -124,7 +126,7 @@ def _ask_absence(values: Mapping[str, Counter[str]], rule: LabelRule, labels: Se
         )
 
 
-def _ask_spelling(uses: Uses, rule: LabelRule, labels: Sequence[str]) -> None:
+def _ask_spelling(uses: Uses, rule: LabelRule, labels: Sequence[str], translations: Iterable[Sequence[str]]) -> None:
     counts: Counter[str] = Counter()
     for (tier, value), count in uses.items():
         for name in {rule.label(tier, value), rule.name(tier) if rule.labels_from == "tiers" else ""}:
@@ -132,6 +134,7 @@ def _ask_spelling(uses: Uses, rule: LabelRule, labels: Sequence[str]) -> None:
     wanted = {*labels, *rule.tiers, *rule.mapping}
     found = {name for name in counts if name} - set(rule.rename)
     alike = [group for group in look_alikes(found) if not labels or wanted & set(group)]
+    alike += same_entry(found, translations)
     alike += [pair for pair in typos(wanted & found, found) if not set(pair) <= wanted]
     for group in alike:
         kept = max(group, key=lambda name: (name in labels, counts[name]))
@@ -141,6 +144,14 @@ def _ask_spelling(uses: Uses, rule: LabelRule, labels: Sequence[str]) -> None:
             f"{' and '.join(f'{name!r} ({counts[name]} times)' for name in group)}. If they are one, add under [data]: "
             f"rename.{quoted(other)} = {quoted(kept)}; if they are two: rename.{quoted(other)} = {quoted(other)}"
         )
+
+
+def same_entry(names: Iterable[str], translations: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Groups of names that are one entry of a controlled vocabulary in several languages, its first language last."""
+    known = set(names)
+    entries = (dict.fromkeys(map(plain_name, reversed(entry))) for entry in translations)
+    groups = {tuple(name for name in entry if name in known) for entry in entries}
+    return sorted(group for group in groups if len(group) > 1)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from featurecache.project.columns import ColumnSettings
 
 OWN_COLUMNS = ("recording", "start_s", "end_s", "label")
 _OWN = ColumnSettings()
+_SETTINGS = " (init without --annotations writes the file; then set annotations and columns there)"
 _PLAYER = re.compile(r"player ?#?[0-9]+:", re.IGNORECASE)
 _STARTS, _STOPS, _POINTS = {"start", "state start", "begin", "on"}, {"stop", "state stop", "end", "off"}, {"point"}
 
@@ -280,9 +281,9 @@ def _places(text: TableText, columns: ColumnSettings) -> dict[str, int]:
             if (tiers := tiers_of(header))
             else f"Times of one unit can be read; bring {near[0]!r} to seconds and call it {missing[0]}."
             if near and unit_of(near[0]) not in ("", "s", "clock")
-            else f"Rename {near[0]!r}, or name the columns under [data]."
+            else f"Rename {near[0]!r}, or name the columns under [data]{_SETTINGS}."
             if near and near[0].lower() not in OWN_COLUMNS
-            else f"Begin the file with {','.join(OWN_COLUMNS)}, or name its columns under [data]."
+            else f"Begin the file with {','.join(OWN_COLUMNS)}, or name its columns under [data]{_SETTINGS}."
         )
         raise AnnotationError(
             f"{where}: the header must name {', '.join(_told(columns))}, but {missing[0]} is missing from "

@@ -5,6 +5,7 @@ asked, not guessed: two spellings, values that may mean absence, two annotators.
 with the recordings of a whole project; `matching` looks up single ones.
 """
 
+import contextlib
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +25,10 @@ from featurecache.annotations import (
     resolve_times,
     untimed,
 )
+from featurecache.annotations.columns import recognise
 from featurecache.annotations.media import MatchedBy, match_name, names_looked_for, nearest
 from featurecache.annotations.questions import ask
+from featurecache.annotations.table import header_of
 from featurecache.errors import AnnotationError, FeatureCacheError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import DataSettings, Project
@@ -98,12 +101,14 @@ def read_annotations(project: Project, candidates: Sequence[Sequence[str]]) -> A
     reading = AnnotationReading()
     documents, tables, unread = read_files(project.annotations, project.settings.data.columns)
     reading.left_out.extend(unread)
+    reading.notes.extend(tables_not_read(project.annotations) if documents else ())
     data = project.settings.data
     rule = rule_of(data)
     if documents:
         _check_tiers(documents.values(), data)
     rule_of_tables = rule if data.columns.value else LabelRule(rename=data.rename, mapping=data.mapping, span=rule.span)
-    ask(_uses(documents.values()), rule, data.labels)
+    translations = (names for one in documents.values() for names in one.vocabulary_entries.values())
+    ask(_uses(documents.values()), rule, data.labels, translations)
     ask(_uses_of_tables(tables.values()), rule_of_tables, data.labels)
     for path, document in documents.items():
         _read_document(reading, path, document, candidates, data, rule)
@@ -173,6 +178,19 @@ def annotation_paths(folder: Path) -> list[Path]:
             "Correct it, or leave it out where there are no annotations."
         )
     return found
+
+
+def tables_not_read(place: Path) -> list[str]:
+    """A sentence on the tables of annotations in a folder of `.eaf` files, if there are any."""
+    found = []
+    for path in sorted(place.rglob("*")) if place.is_dir() else ():
+        with contextlib.suppress(FeatureCacheError):
+            if path.suffix.lower() in TABLE_SUFFIXES and path.is_file() and recognise(header_of(path)) is not None:
+                found.append(path.name)
+    return [
+        f"{_some(found)}: not read, since there are .eaf files. If other recordings need such tables, bring all "
+        "into one form (ELAN imports tables: File > Import)."
+    ] * bool(found)
 
 
 def _uses(documents: Iterable[EafDocument]) -> Counter[tuple[str, str]]:

@@ -156,8 +156,9 @@ def files_of(project: Project, *, digests: bool = False) -> Files:
 
 def annotation_digest(place: Path, name: str) -> str:
     """sha256 of an annotation file by its path as `files_of` names it; empty where it cannot be read."""
+    path = (place if place.is_dir() else place.parent) / name
     with contextlib.suppress(OSError):
-        return sha256_of_file((place if place.is_dir() else place.parent) / name)
+        return sha256_of_file(path) if path.is_file() else ""  # a pipe would be waited for
     return ""
 
 

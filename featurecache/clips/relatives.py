@@ -14,11 +14,17 @@ _VIEW = (
     r"(?:cam(?:era)?|view|angle|part|pt|seg(?:ment)?|take|chunk|left|right|front|back|rear|side|top|ceiling|overhead"
     r"|wide|close|gopro|mic|ch)"
 )
-BY_VIEW = rf"^(?:.*/)?([^/]*?[^/ _.\-])(?:(?:[ _.\-]+|(?<=[0-9]))(?i:{_VIEW})[ _.\-]*[0-9]{{0,2}}[a-dA-D]?)*\.[^./]+$"
+BY_VIEW = (
+    rf"^(?:.*/)?([^/]*?[^/ _.\-])(?:(?:[ _.\-]+|(?<=[0-9]))(?i:{_VIEW})[ _.\-]*[0-9]{{0,2}}[a-dA-D]?)*"
+    r"(?:(?<=[0-9])[a-dA-D])?\.[^./]+$"
+)
 """Finds in any path the file's name without suffix and without what names a camera or a part at its end."""
 
-BY_PREFIX = r"^([^_\-/]+)[_\-]"
-"""Finds the first part of a name, before the first underscore or hyphen."""
+BY_VIEW_BEFORE = rf"^(?:.*/)?(?i:{_VIEW})[0-9]{{0,2}}[a-dA-D]?[ _.\-]+([^/]*)\.[^./]+$"
+"""Finds the file's name without suffix and without the camera at its beginning."""
+
+BY_PREFIX = r"^(sub-[0-9A-Za-z]+|[^_\- (/]+)(?:[_\- (]|\.[^./]+$)"
+"""Finds the first part of a name, before the first underscore, hyphen, space or bracket; BIDS's subject, `sub-01`."""
 
 BY_CHAPTER = r"^(?:.*/)?(?:G[HXLS][0-9]{2}|GOPR|GP[0-9]{2})([0-9]{4})\."
 """Finds the number that the chapters of one GoPro recording share."""
@@ -50,7 +56,7 @@ def named_alike(names: Sequence[str]) -> list[list[str]]:
     returns in folders which are sessions themselves.
     """
     groups: list[list[str]] = []
-    for pattern in (BY_VIEW, BY_PREFIX, BY_CHAPTER):
+    for pattern in (BY_VIEW, BY_VIEW_BEFORE, BY_PREFIX, BY_CHAPTER):
         found = grouped([name if pattern == BY_VIEW else PurePosixPath(name).name for name in names], pattern)
         if len(found) < 2:
             continue
@@ -58,7 +64,7 @@ def named_alike(names: Sequence[str]) -> list[list[str]]:
             full = own if pattern == BY_VIEW else [name for name in names if PurePosixPath(name).name in own]
             if len(full) > 1 and (pattern == BY_CHAPTER or re.search("[0-9]", key)) and _side_by_side(full):
                 groups.append(sorted(full))
-    return groups
+    return [group for at, group in enumerate(groups) if group not in groups[:at]]
 
 
 def _side_by_side(names: Sequence[str]) -> bool:

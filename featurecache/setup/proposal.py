@@ -25,11 +25,11 @@ from featurecache.annotations import (
 from featurecache.annotations.columns import columns_line, recognise
 from featurecache.annotations.media import match_name, names_looked_for
 from featurecache.annotations.proposing import propose_from_values, span_like
-from featurecache.annotations.questions import values_by_tier
+from featurecache.annotations.questions import same_entry, values_by_tier
 from featurecache.annotations.table import header_of
 from featurecache.backbones import DEMO_MODEL, find_model
 from featurecache.backbones.obtaining import repository_of
-from featurecache.clips.annotated import annotation_paths, read_files
+from featurecache.clips.annotated import annotation_paths, read_files, tables_not_read
 from featurecache.device import device_of, lacks_bfloat16
 from featurecache.errors import AnnotationError, NoRecordingsError, ProjectExistsError
 from featurecache.project.columns import ColumnSettings
@@ -87,8 +87,8 @@ def propose(
     recordings, unusable = find_recordings(videos)
     if not recordings:
         raise NoRecordingsError(
-            f"a project needs a usable recording, but all {len(unusable)} in {videos} are not, "
-            f"e.g. {unusable[0].name}: {unusable[0].reason}. Repair them, or name another folder with --videos."
+            f"a project needs a usable recording, but all {len(unusable)} in {videos} are not, e.g. "
+            f"{unusable[0].name}: {unusable[0].reason.rstrip('.')}. Repair them, or name another folder with --videos."
         )
     names = [recording.name for recording in recordings]
     hours = sum(recording.info.duration_us for recording in recordings) / 3.6e9
@@ -121,7 +121,9 @@ def propose(
             looked_for = [name for table in tables.values() for name in table.recordings]
             if not of_here and looked_for:
                 warnings.append(_none_is_here(len(tables), looked_for, names))
-        proposed = _one_spelling(proposed, notes)
+        translations = [names for one in documents.values() for names in one.vocabulary_entries.values()]
+        proposed = _one_spelling(proposed, notes, translations)
+        notes += tables_not_read(annotations) if documents else ()
         sessions = {name: session for table in tables.values() for name, session in table.sessions.items()}
     labels, reason = proposed.labels, proposed.reason
     notes.append(f"labels: {', '.join(labels) or 'none'} ({reason})")
@@ -258,14 +260,15 @@ def _propose_from_tables(tables: Iterable[AnnotationTable], columns: ColumnSetti
     return LabelProposal("tiers", (), labels, reason, {}, span)
 
 
-def _one_spelling(proposed: LabelProposal, notes: list[str]) -> LabelProposal:
-    """The proposal with one label of those that look alike; `clips` asks whether they are one."""
+def _one_spelling(proposed: LabelProposal, notes: list[str], translations: Sequence[Sequence[str]]) -> LabelProposal:
+    """The proposal with one label of those that look alike or translate each other; `clips` asks about them."""
     dropped: set[str] = set()
-    for group in [*look_alikes(proposed.labels), *typos(proposed.labels, proposed.labels)]:
+    labels = proposed.labels
+    for group in [*look_alikes(labels), *typos(labels, labels), *same_entry(labels, translations)]:
         if not dropped & set(group):
             dropped |= set(group[:-1])
-            notes.append(f"{' and '.join(map(repr, group))} look alike; clips asks whether they are one label")
-    return dataclasses.replace(proposed, labels=tuple(label for label in proposed.labels if label not in dropped))
+            notes.append(f"{' and '.join(map(repr, group))} may be one label; clips asks whether they are")
+    return dataclasses.replace(proposed, labels=tuple(label for label in labels if label not in dropped))
 
 
 def _relative(path: Path, directory: Path) -> str:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from featurecache.clips.clip import SessionFrom, session_of
-from featurecache.clips.relatives import BY_CHAPTER, BY_PREFIX, BY_VIEW, grouped, is_camera, recorded_together
+from featurecache.clips.relatives import (
+    BY_CHAPTER,
+    BY_PREFIX,
+    BY_VIEW,
+    BY_VIEW_BEFORE,
+    grouped,
+    is_camera,
+    recorded_together,
+)
 from featurecache.spelling import caseless
 
 
@@ -70,7 +78,7 @@ def _by_names(names: Sequence[str], column: Mapping[str, str]) -> tuple[SessionF
         of_one = ", ".join(example[:2])
         reason = f"{len(views)}, by names without camera or part ({of_one} are one); check that it is right"
         return "pattern", BY_VIEW, reason
-    for pattern in (BY_CHAPTER, BY_PREFIX):
+    for pattern in (BY_CHAPTER, BY_VIEW_BEFORE, BY_PREFIX):
         groups = grouped(names, pattern)
         numbered = all(re.search("[0-9]", key) for key in groups)
         if sum(map(len, groups.values())) == len(names) > len(groups) >= (2 if numbered else 3):
