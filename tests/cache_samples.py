@@ -84,10 +84,10 @@ def assert_serves(root: Path, rows: list[Row]) -> None:
         np.testing.assert_array_equal(cache.load(names(rows)), values(rows))
 
 
-def flip(path: Path, at: int = 0) -> None:
+def flip(path: Path, at: int = 0, bit: int = 4) -> None:
     """Flip a bit of one byte."""
     data = bytearray(path.read_bytes())
-    data[at] ^= 16
+    data[at] ^= 1 << bit
     path.write_bytes(data)
 
 

@@ -81,6 +81,22 @@ def reported(written_report: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written_report, tmp_path / "project"))
 
 
+@pytest.fixture(scope="session")
+def drawn_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of recordings of every kind: `tests.video_samples.KINDS`."""
+    from tests.video_samples import write_kinds
+
+    return write_kinds(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def grouped_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of recordings with frames that need not be decoded: `tests.video_samples.GROUPED`."""
+    from tests.video_samples import write_groups
+
+    return write_groups(tmp_path_factory.mktemp("grouped"))
+
+
 @pytest.fixture
 def make_eaf(tmp_path: Path) -> Callable[..., Path]:
     """Writes an ELAN file of `tests.eaf_samples.eaf_text`'s arguments, and gives its path."""

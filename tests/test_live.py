@@ -20,6 +20,7 @@ from tests.cache_samples import (
     digest,
     fails_with,
     file_system,
+    flip,
     make_rows,
     segments,
     space,
@@ -34,12 +35,6 @@ pytestmark = pytest.mark.usefixtures("unsynced")
 @pytest.fixture(autouse=True)
 def listed_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "_RELIST_S", 0.0)
-
-
-def flip(path: Path, at: int) -> None:
-    contents = bytearray(path.read_bytes())
-    contents[at] ^= 1
-    path.write_bytes(contents)
 
 
 def lacking(view: LiveCache, rows: list[Row], **inputs: object) -> list[Row]:

@@ -26,6 +26,7 @@ from tests.cache_samples import (
     edit_record,
     fails_with,
     file_system,
+    flip,
     make_row,
     make_rows,
     names,
@@ -49,12 +50,6 @@ def cache_root(tmp_path: Path) -> Path:
 
 def all_rows() -> list[Row]:
     return [*make_rows(20, "a"), *make_rows(10, "b")]
-
-
-def flip(path: Path, at: int, bit: int = 0) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1 << bit
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("order", ["stored", "reversed", "shuffled", "repeated", "some", "one"])

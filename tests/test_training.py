@@ -2,11 +2,6 @@
 
 import dataclasses
 import itertools
-import json
-import re
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,16 +11,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from featurecache.errors import SettingsError, TrainingDataError
-from featurecache.project.settings import parse_section
-from heads.data import LabelledFeatures, check_labelled, check_training
+from featurecache.errors import SettingsError
+from heads.data import LabelledFeatures
 from heads.engines.fitting import fit_head, refitting
 from heads.engines.stack import HeadStack
 from heads.engines.training import FittedHead, StackedTrainer, fit_heads
 from heads.engines.training_clips import TrainingClips, View
 from heads.finetuning.training_state import positive_weight
 from heads.models import Front, Head, LinearHead, MLPHead, head_scores
-from heads.settings import HeadSettings, SearchSpace
+from heads.settings import HeadSettings
 from tests.learning_samples import LABELS, make_clips, make_frames
 
 
@@ -425,67 +419,6 @@ def test_run_gives_out_a_diverged_head_and_the_others_train_on() -> None:
 # --- data that is refused -------------------------------------------------------------------------
 
 
-def with_changes(data: LabelledFeatures, **arrays: Callable[[np.ndarray], np.ndarray]) -> LabelledFeatures:
-    return dataclasses.replace(data, **{name: change(getattr(data, name).copy()) for name, change in arrays.items()})
-
-
-def put(value: float, at: Any) -> Callable[[np.ndarray], np.ndarray]:
-    def change(array: np.ndarray) -> np.ndarray:
-        array[at] = value
-        return array
-
-    return change
-
-
-BAD_SPLITS = {
-    "no rows": ({"X": lambda x: x[:0], "Y": lambda y: y[:0], "sessions": lambda s: s[:0]}, "must have labelled clips"),
-    "row missing": ({"Y": lambda y: y[1:]}, "their shapes are"),
-    "label missing": ({"Y": lambda y: y[:, 1:]}, "Y has 2 columns"),
-    "float64": ({"X": lambda x: x.astype(np.float64)}, "are float64"),
-    "unlabelled": ({"Y": put(-1, (7, 1))}, "1 of 200 clips have another .first: row 7."),
-    "NaN target": ({"Y": lambda y: put(np.nan, (7, 1))(y.astype(np.float32))}, "first: row 7"),
-    "NaN feature": ({"X": put(np.nan, (11, 0))}, "row 11 of the train split"),
-    "infinite feature": ({"X": put(np.inf, (11, 0))}, "row 11 of the train split"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPLITS)
-def test_check_labelled_refuses_a_split_when_its_arrays_are_unusable(case: str) -> None:
-    changes, message = BAD_SPLITS[case]
-    check_labelled(make_clips(), LABELS, "train")
-    with pytest.raises(TrainingDataError, match=message):
-        check_labelled(with_changes(make_clips(), **changes), LABELS, "train")
-
-
-BAD_PAIRS = {
-    "never on": ({"Y": put(0, (slice(None), 1))}, {}, "never are: suction"),
-    "always on": ({"Y": put(1, (slice(None), 2))}, {}, "off in at least one .* never are: stimulation"),
-    "one session": (
-        {"sessions": lambda s: np.full_like(s, "one")},
-        {"sessions": lambda s: np.full_like(s, "one")},
-        "one",
-    ),
-    "other width": ({}, {"X": lambda x: x[:, :-1]}, r"have \(24,\) and \(23,\)"),
-    "none in validation": ({}, {"Y": put(0, slice(None))}, "none of ventilation, suction, stimulation"),
-    "unlabelled in validation": ({}, {"Y": put(2, (0, 0))}, "validation split must be 0 or 1"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_PAIRS)
-def test_check_training_refuses_splits_when_nothing_honest_can_be_learned(case: str) -> None:
-    of_train, of_validation, message = BAD_PAIRS[case]
-    train, validation = make_clips(), make_clips(seed=1)
-    check_training(train, validation, LABELS)
-    with pytest.raises(TrainingDataError, match=message):
-        check_training(with_changes(train, **of_train), with_changes(validation, **of_validation), LABELS)
-
-
-def test_training_clips_refuse_a_label_that_is_never_on() -> None:
-    data = with_changes(make_clips(), Y=put(0, (slice(None), 1)))
-    with pytest.raises(TrainingDataError, match="some training clips"):
-        TrainingClips(data.X, data.Y, seed=0)
-
-
 # --- exponents label by label ----------------------------------------------------------------------
 
 EXPONENTS = (0.2, 0.9, 0.0)
@@ -524,103 +457,6 @@ def test_exponents_of_another_number_of_labels_are_refused(settings: HeadSetting
 
 
 # --- settings, and a light import -----------------------------------------------------------------
-
-
-def test_head_settings_are_the_same_when_read_back_from_json() -> None:
-    for settings in (*MIXED, HeadSettings(positive_weight_exponent=EXPONENTS)):
-        assert HeadSettings.from_mapping(json.loads(json.dumps(settings.to_mapping()))) == settings
-    assert json.loads(json.dumps(SearchSpace().to_mapping())) == SearchSpace().to_mapping()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("kind", "svm"),
-        ("hidden_width", 0),
-        ("hidden_width", ()),
-        ("hidden_width", (4, 0)),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("weight_decay", -1.0),
-        ("positive_weight_exponent", 2.5),
-        ("positive_weight_exponent", (0.5, 2.5)),
-        ("positive_weight_exponent", ()),
-        ("positive_weight_exponent", "0.5"),
-        ("dropout", 1.0),
-        ("batch_size", 2.5),
-        ("epochs", 0),
-        ("normalization", "whiten"),
-        ("solver", "sgd"),
-        ("inputs", "final"),
-        ("inputs", "final/mean+final/mean"),
-        ("components", -1),
-        ("l2", 0.0),
-        ("positive_weight_exponent", 2.1),
-        ("patience", -1),
-    ],
-)
-def test_head_settings_are_refused_when_out_of_range(name: str, value: Any) -> None:
-    with pytest.raises(SettingsError, match=f"^{name} must be .*, but it is "):
-        HeadSettings(**{name: value})
-
-
-@pytest.mark.parametrize("other", [{"kind": "mlp"}, {"dropout": 0.1}, {"patience": 3}])
-def test_head_settings_are_refused_when_the_convex_solver_cannot_fit_them(other: dict[str, Any]) -> None:
-    assert HeadSettings(solver="convex").solver == "convex"
-    with pytest.raises(SettingsError, match=r'Set solver = "adamw"'):
-        HeadSettings(solver="convex", **other)
-
-
-def test_head_settings_of_a_file_that_names_label_smoothing_load_when_it_was_off() -> None:
-    mapping = HeadSettings().to_mapping()
-    assert HeadSettings.from_mapping({**mapping, "label_smoothing": 0.0}) == HeadSettings()
-    with pytest.raises(SettingsError, match="these differ: label_smoothing"):
-        HeadSettings.from_mapping({**mapping, "label_smoothing": 0.1})
-
-
-def test_head_settings_are_refused_when_a_name_is_unknown_or_missing() -> None:
-    mapping = HeadSettings().to_mapping()
-    with pytest.raises(SettingsError, match="momentum"):
-        HeadSettings.from_mapping({**mapping, "momentum": 0.9})
-    del mapping["dropout"]
-    with pytest.raises(SettingsError, match="dropout"):
-        HeadSettings.from_mapping(mapping)
-
-
-def test_search_space_reads_from_a_settings_section() -> None:
-    table = {"learning_rate": [1e-4, 1], "kind": ["linear", "mlp"], "epochs": [5, 5]}
-    space = parse_section(table, SearchSpace, "search")
-    assert space == SearchSpace(learning_rate=(1e-4, 1.0), kind=("linear", "mlp"), epochs=(5, 5))
-    with pytest.raises(SettingsError, match=r"search\.epochs must be two numbers, the lower one first"):
-        parse_section({"epochs": [9, 5]}, SearchSpace, "search")
-    with pytest.raises(SettingsError, match=r"train\.learning_rate must be greater than 0, but it is -1"):
-        parse_section({"learning_rate": -1}, HeadSettings, "train")
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "rule"),
-    [
-        ("epochs", [5], "two values"),
-        ("epochs", [5, 6, 7], "two values"),
-        ("epochs", 5, r"a list \(in Python a tuple\)"),
-        ("kind", [], "a list of 1 or more"),
-        ("kind", "linear", r"a list \(in Python a tuple\)"),
-        ("components", [0, 64, 0], "choices that differ from each other"),
-        ("inputs", ["final/mean", "final/mean"], "choices that differ from each other"),
-        ("folds", 1, "greater than or equal to 2"),
-    ],
-)
-def test_a_search_space_that_is_no_list_of_its_kind_is_refused_in_plain_words(name: str, value: Any, rule: str) -> None:
-    with pytest.raises(
-        SettingsError, match=f"^search.{name} must be {rule}, but it is {re.escape(repr(value))}. Correct"
-    ):
-        parse_section({name: value}, SearchSpace, "search")
-
-
-def test_import_of_heads_and_its_settings_loads_no_torch() -> None:
-    code = "import sys, heads\nheads.HeadSettings(), heads.SearchSpace()\nprint('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("widths", [9, (9, 7)])
