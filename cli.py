@@ -20,6 +20,7 @@ from featurecache.terminal.command import (
     FAILED,
     SOME_FAILED,
     added,
+    document,
     finish,
     print_document,
     print_version,
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from featurecache.project.settings import Project
     from featurecache.workflow.clips import MadeClips
     from featurecache.workflow.extraction import ExtractionReport
+    from heads.report import Report
     from heads.workflow.comparing import Comparison
     from heads.workflow.evaluating import TestScores
+    from heads.workflow.predicting import Predictions
     from heads.workflow.training import TrainedRun
     from heads.workflow.zeroshot import ZeroShotReport
 
@@ -410,12 +413,18 @@ def report(
 ) -> int:
     """Write runs, search, timelines and cache into one HTML file."""
     screen, project = Screen(as_json), project_of(config)
+    written = _report(screen, project, with_frames=with_frames, predictions=predictions, out=out)
+    print_document(screen, document(written))
+    return SOME_FAILED if written.problems else DONE
+
+
+def _report(screen: Screen, project: "Project", **options: Any) -> "Report":
     from heads.terminal.scores import report_pieces
     from heads.workflow.reporting import report
 
-    written = report(project, with_frames=with_frames, predictions=predictions, out=out)
-    code = SOME_FAILED if written.problems else DONE
-    return finish(screen, written, report_pieces(written, screen.width), code=code)
+    written = report(project, **options)
+    screen.show(report_pieces(written, screen.width))
+    return written
 
 
 # --- timelines --------------------------------------------------------------------------------------
@@ -436,21 +445,21 @@ def predict(
     Replaces nothing that a person wrote or changed.
     """
     screen, project = Screen(as_json), project_of(config)
+    options = {"bundle": bundle, "out": out, "stride_s": stride, "allow_download": allow_download}
+    found = _predict(screen, project, recordings, **options)
+    print_document(screen, found.to_mapping())
+    return SOME_FAILED if found.is_partial else DONE
+
+
+def _predict(screen: Screen, project: "Project", recordings: list[Path], **options: Any) -> "Predictions":
     from featurecache.terminal.progress import extraction_progress
     from heads.terminal.predictions import predictions
     from heads.workflow.predicting import predict
 
     with extraction_progress(screen.console, screen.say) as show:
-        found = predict(
-            project,
-            recordings,
-            bundle=bundle,
-            out=out,
-            stride_s=stride,
-            allow_download=allow_download,
-            on_progress=show,
-        )
-    return finish(screen, found, predictions(found), code=SOME_FAILED if found.is_partial else DONE)
+        found = predict(project, recordings, on_progress=show, **options)
+    screen.show(predictions(found))
+    return found
 
 
 @command("agreement", example="featurecache agreement a.eaf b.eaf")
@@ -553,7 +562,7 @@ def demo(
     as_json: options.AsJson = False,
 ) -> int:
     """The whole way on embedded data: no download, no GPU."""
-    from featurecache.workflow.demo import make_demo
+    from featurecache.workflow.demo import make_demo, unseen_recording
     from heads.sections import SECTIONS
 
     screen = Screen(as_json)
@@ -570,11 +579,17 @@ def demo(
         "zeroshot zsc-co": lambda: _zeroshot(screen, project, "zsc-co"),
         "evaluate": lambda: _evaluate(screen, project, against=asked),
         "compare": lambda: _compare(screen, project),
+        "predict": lambda: _predict(screen, project, [unseen_recording(project)]),
+        "report": lambda: _report(screen, project),
     }
     for name, step in chain.items():
         screen.say()
         screen.say(f"featurecache {name}")
-        steps[name] = step().to_mapping()
+        steps[name] = document(step())
+    screen.say()
+    screen.say(
+        "Your own recordings, step by step: docs/guide.md. It begins with: featurecache init myproject --videos VIDEOS"
+    )
     print_document(screen, steps)
     return SOME_FAILED if steps["clips"]["unusable"] or steps["extract"]["failed"] else DONE
 

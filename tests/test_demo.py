@@ -30,6 +30,15 @@ def test_demo_learns_above_chance_on_unseen_sessions(demo: tuple[Path, dict[str,
         assert scores["per_class"][label]["average_precision"] > 1.25 * prevalence, label
 
 
+def test_demo_ends_with_a_timeline_of_an_unseen_recording_and_the_report(demo: tuple[Path, dict[str, Any]]) -> None:
+    folder, steps = demo
+    (timeline,) = steps["predict"]["written"]
+    assert (folder / "predictions" / timeline["recording"]).with_suffix(".predicted.eaf").exists()
+    table = read_table(folder / "clips.csv")
+    assert {clip.split for clip in table.clips if clip.recording == timeline["recording"]} == {"test"}
+    assert (folder / "runs/report.html").exists()
+
+
 def test_demo_reads_annotations_at_their_time_origin(demo: tuple[Path, dict[str, Any]]) -> None:
     folder, steps = demo
     origins = [path.read_text().partition('TIME_ORIGIN="')[2].partition('"')[0] for path in folder.rglob("*.eaf")]

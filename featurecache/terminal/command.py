@@ -87,8 +87,13 @@ def finish(screen: Screen, found: Any, pieces: Iterable[Piece], *, code: int = D
         code: The exit code, which is returned.
     """
     screen.show(pieces)
-    print_document(screen, found.to_mapping() if hasattr(found, "to_mapping") else dataclasses.asdict(found))
+    print_document(screen, document(found))
     return code
+
+
+def document(found: Any) -> dict[str, Any]:
+    """What a call returned, as the JSON document that `--json` prints."""
+    return dict(found.to_mapping() if hasattr(found, "to_mapping") else dataclasses.asdict(found))
 
 
 def print_document(screen: Screen, document: Mapping[str, Any]) -> None:

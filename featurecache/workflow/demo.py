@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.backbones import DEMO_MODEL
+from featurecache.clips.csv_file import read_table
 from featurecache.demo.captions import LIST_REQUESTS, QUESTIONS
 from featurecache.demo.dataset import make_dataset
 from featurecache.demo.script import LABEL_OF, LABELS
@@ -81,3 +82,9 @@ def _write_prompts(directory: Path) -> None:
 
 def _asked(question: str) -> str:
     return f"USER: <video>\n{question} ASSISTANT:"
+
+
+def unseen_recording(project: Project) -> Path:
+    """The first recording of the test split, which no head was trained on."""
+    table = read_table(project.clips)
+    return project.videos / min(clip.recording for clip in table.clips if clip.split == "test")
