@@ -1,5 +1,6 @@
 """Small random models that can be asked: their vocabulary has yes, no and labels, and answers can end."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def make_qwen3_vl(folder: Path) -> Path:
     return change_config(folder, {"text_config": {"eos_token_id": tiny_families.QWEN_WORDS + len(ANSWERS) - 1}})
 
 
+def make_qwen2_5_vl(folder: Path) -> Path:
+    tiny_families.make_qwen2_5_vl(folder, more_words=ANSWERS)
+    end = {"eos_token_id": tiny_families.QWEN_WORDS + len(ANSWERS) - 1}
+    (folder / "generation_config.json").write_text(json.dumps(end))
+    return folder
+
+
 def make_internvl(folder: Path) -> Path:
     tiny_families.make_internvl(folder, more_words=ANSWERS)
     return change_config(folder, {"text_config": {"eos_token_id": tiny_families.INTERN_WORDS + len(ANSWERS) - 1}})
@@ -48,6 +56,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "llava_next_video": make_llava_next_video,
     "llava_onevision": make_llava_onevision,
     "smolvlm": make_smolvlm,
+    "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
     "internvl": make_internvl,
 }

@@ -1,6 +1,7 @@
 """The plain forward of transformers that features are held against, and what it is given: ids and pixels by hand."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,28 @@ def _internvl(config: Any, frames: int) -> str:
     return "\n".join(f"Frame{k}: <img>" + "<IMG_CONTEXT>" * 4 + "</img>" for k in range(1, frames + 1))
 
 
+def _qwen2_5_vl(config: Any, clip: Tensor) -> dict[str, Any]:
+    """The vision inputs of a clip (T, 3, px, px), and `text`: what the processor writes in its place."""
+    vision, frames = config.vision_config, len(clip)
+    patches, *grid = transformers.Qwen2VLVideoProcessor().patchify(clip[None], vision.patch_size, 2, 2)
+    return {
+        "text": "<|vision_start|>" + "<|video_pad|>" * (math.prod(grid) // 4) + "<|vision_end|>",
+        "pixel_values_videos": patches[0],
+        "video_grid_thw": torch.tensor([grid]),
+        "second_per_grid_ts": torch.tensor([2 * CLIP_S / frames]),
+    }
+
+
 _TEXTS = {"smolvlm": _smolvlm, "qwen3_vl": _qwen3_vl, "internvl": _internvl}
 
 
 def plain_batch(config: Any, tokenizer: Any, clip: Tensor, prompt: str, more: Sequence[int] = ()) -> dict[str, Tensor]:
     """What the model's forward takes for a prompt about a clip (T, 3, px, px) and tokens after it."""
+    if config.model_type == "qwen2_5_vl":
+        inputs = _qwen2_5_vl(config, clip)
+        ids = torch.tensor([[*tokenizer(prompt.replace("<video>", inputs.pop("text")))["input_ids"], *more]])
+        is_video = (ids == config.video_token_id).int()
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": 2 * is_video, **inputs}
     video = _TEXTS.get(config.model_type, _llava)(config, len(clip))
     ids = torch.tensor([[*tokenizer(prompt.replace("<video>", video))["input_ids"], *more]])
     if config.model_type == "qwen3_vl":
@@ -122,10 +140,15 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
     with torch.no_grad():
         if kind == "dinov3_vit":  # scales in floating point; the extraction's pixels are scaled in 8 bits
             channels_first = resize(channels_first, [IMAGE_PX, IMAGE_PX], antialias=True)
-        if kind == "qwen3_vl":  # its processor gets the padded square that the extraction makes of a frame
-            square = torch.full((FRAMES, 3, 80, 80), 128, dtype=torch.uint8)
+        if kind in (
+            "qwen2_5_vl",
+            "qwen3_vl",
+        ):  # the processor gets the padded square that the extraction makes of a frame
+            grey = torch.tensor([round(255 * mean) for mean in processor.image_mean], dtype=torch.uint8)
+            square = grey[None, :, None, None].repeat(FRAMES, 1, 80, 80)
             square[:, :, 10:70] = channels_first
-            pixels, tokenizer = torch.zeros(4, 3, IMAGE_PX, IMAGE_PX), AutoTokenizer.from_pretrained(folder)
+            px = 48 if kind == "qwen2_5_vl" else IMAGE_PX
+            pixels, tokenizer = torch.zeros(4, 3, px, px), AutoTokenizer.from_pretrained(folder)
             batch = plain_batch(model.config, tokenizer, pixels, PROMPT)
             batch |= dict(processor([square], do_sample_frames=False, return_tensors="pt"))
             return model(**batch, output_hidden_states=True).hidden_states[-1][0, at_video(model.config, batch)]
@@ -157,6 +180,7 @@ PROCESSORS: dict[str, Any] = {
     "llava_next_video": transformers.LlavaNextVideoVideoProcessor,
     "llava_onevision": transformers.LlavaOnevisionVideoProcessor,
     "smolvlm": transformers.SmolVLMVideoProcessor,
+    "qwen2_5_vl": transformers.Qwen2VLVideoProcessor,
     "qwen3_vl": transformers.Qwen3VLVideoProcessor,
     "internvl": transformers.InternVLVideoProcessor,
     "timesformer": transformers.VideoMAEImageProcessor,

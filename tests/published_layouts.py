@@ -207,6 +207,31 @@ def qwen3_vl(patch_px: int = 8, least: int = 256, most: int = 4096) -> Files:
     }
 
 
+def qwen2_5_vl(patch_px: int = 8, least: int = 256, most: int = 2304) -> Files:
+    """As of 2025: one file, for images, that bounds a frame's pixels and tells no size."""
+    bounds = {"max_pixels": most, "min_pixels": least, "merge_size": 2, "patch_size": patch_px}
+    named = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+    return {"preprocessor_config.json": {**bounds, **CLIP_STATISTICS, **named, "temporal_patch_size": 2}}
+
+
+def name_qwen2_5_vl_as_published(folder: Path) -> None:
+    """A language model's fields beside those of the whole, and the names of weights that transformers 4.49 had."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope.pop("rope_theta")
+    text["rope_scaling"] = {**rope, "type": "default"}
+    config["vision_config"] |= {"model_type": "qwen2_5_vl", "in_chans": 3}
+    path.write_text(json.dumps({**text, **config}))
+    weights = load_file(folder / "model.safetensors")
+    new = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): one
+        for name, one in weights.items()
+    }
+    save_file(new, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 _MROPE = {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "rope_type": "default"}
 QWEN3_VL_CONFIG = {"text_config": {"rope_parameters": None, "rope_theta": 5000000, "rope_scaling": _MROPE}}
 """Rotary positions as transformers 4.57 wrote them."""

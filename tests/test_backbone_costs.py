@@ -69,6 +69,15 @@ def _qwen3_vl(text: dict[str, Any], vision: dict[str, Any]) -> "Size":
     return Size(tiny_families.make_qwen3_vl, published_layouts.qwen3_vl(16, 4096, 25165824), config)
 
 
+def _qwen2_5_vl(text: dict[str, Any]) -> "Size":
+    rope = {"type": "default", "mrope_section": [16, 24, 24]}
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14}
+    windows = {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "out_hidden_size": text["hidden_size"]}
+    files = published_layouts.qwen2_5_vl(14, 3136, 12845056)
+    config = {**text, "rope_scaling": rope, "layer_types": None, "vision_config": {**vision, **windows}}
+    return Size(tiny_families.make_qwen2_5_vl, files, config)
+
+
 _QWEN_VIT = {
     "depth": 24,
     "hidden_size": 1024,
@@ -129,6 +138,8 @@ SIZES = {
             "scale_factor": 3,
         },
     ),
+    "Qwen2.5-VL-3B": _qwen2_5_vl(_text(2048, 11008, 36, 16, 2, 128, 151936)),
+    "Qwen2.5-VL-7B": _qwen2_5_vl(_text(3584, 18944, 28, 28, 4, 128, 152064)),
     "Qwen3-VL-2B": _qwen3_vl(_text(2048, 6144, 28, 16, 8, 128, 151936), _QWEN_VIT),
     "Qwen3-VL-4B": _qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT),
     "Qwen3-VL-8B": _qwen3_vl(_text(4096, 12288, 36, 32, 8, 128, 151936), {**_QWEN_VIT, **_QWEN_SO400M}),

@@ -28,7 +28,13 @@ from tests.tiny_models import pixels_of
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 
 PROMPT = "user: describe the hand . <video>"
-FROZEN = {"llava_onevision": "layer_0", "smolvlm": "layer_0", "qwen3_vl": "vision", "internvl": "layer_0"}
+FROZEN = {
+    "llava_onevision": "layer_0",
+    "smolvlm": "layer_0",
+    "qwen2_5_vl": "layer_0",
+    "qwen3_vl": "vision",
+    "internvl": "layer_0",
+}
 """What each is trained from here."""
 
 
@@ -88,7 +94,9 @@ def test_network_from_a_deeper_layer_has_the_loss_of_the_full_forward(model: Pat
                 if "lora" in name and ".layers.0." not in name:
                     nn.init.constant_(parameter, 0.05)
         losses.append(each(stored(each, frames(), tokens)).square().mean().item())
-    assert len(losses) == {"llava_onevision": 3, "smolvlm": 2, "qwen3_vl": 1, "internvl": 2}[model.name]
+    assert (
+        len(losses) == {"llava_onevision": 3, "smolvlm": 2, "qwen2_5_vl": 2, "qwen3_vl": 1, "internvl": 2}[model.name]
+    )
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
 
 

@@ -124,6 +124,10 @@ LAYOUTS = [
             }
         },
     ),
+    Layout(
+        "Qwen2.5-VL, 2025: flat config.json, old names of weights, bounds on pixels alone",
+        tiny_families.make_qwen2_5_vl,
+    ),
     Layout("Qwen3-VL, transformers 5: both processors nested, `rope_scaling` of 4.57", tiny_families.make_qwen3_vl),
     Layout(
         "Qwen3-VL, transformers 4.57: one file, for images, with nulls, `min_pixels` and `max_pixels`",

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(not FOLDERS, reason="the small files of real rep
 MAKERS: list[tuple[str, Callable[[Path], Path], int]] = [
     ("llava-hf__LLaVA-NeXT-Video", tiny_models.make_llava_next_video, tiny_models.IMAGE_PX),
     ("llava-hf__llava-onevision", tiny_families.make_llava_onevision, 40),
+    ("Qwen__Qwen2.5-VL", tiny_families.make_qwen2_5_vl, tiny_families.IMAGE_PX),
     ("Qwen__Qwen3-VL", tiny_families.make_qwen3_vl, tiny_families.IMAGE_PX),
     ("HuggingFaceTB__SmolVLM2", tiny_families.make_smolvlm, tiny_families.IMAGE_PX),
     ("facebook__timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
@@ -70,6 +71,8 @@ def _small_frames(settings: Any, px: int) -> Any:
     }
     if nested:
         return {**settings, **nested}
+    if "merge_size" in settings and "size" not in settings:  # bounds on the pixels of a frame
+        return {**settings, "patch_size": 8, "min_pixels": 256, "max_pixels": 2304}
     if "merge_size" in settings:  # bounds on the pixels of a video of four frames, and patches as in the small models
         return {**settings, "patch_size": 8, "size": {"longest_edge": 4 * px**2, "shortest_edge": 256}}
     sizes = {key: settings[key] for key in ("size", "crop_size", "max_image_size") if settings.get(key)}

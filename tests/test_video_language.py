@@ -18,7 +18,7 @@ from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsE
 from featurecache.files import sha256_of_file
 from tests.plain_forward import at_video, plain_batch
 from tests.published_layouts import change_config
-from tests.tiny_families import FRAMES, IMAGE_PX, VIDEO_LANGUAGE
+from tests.tiny_families import FRAMES, VIDEO_LANGUAGE
 from tests.tiny_models import pixels_of
 
 FAMILIES = [name for name in VIDEO_LANGUAGE if name != "llava_onevision"]
@@ -37,8 +37,9 @@ def _open(folder: Path, prompt: str = PROMPT, *, dtype: str = "float32", **setti
     return open_backbone(inputs, dtype=dtype, device="cpu")
 
 
-def _pixels(clips: int = 2) -> Tensor:
-    return torch.randn(clips, FRAMES, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(0))
+def _pixels(backbone: Backbone, clips: int = 2) -> Tensor:
+    px = backbone.inputs.image_px
+    return torch.randn(clips, FRAMES, 3, px, px, generator=torch.Generator().manual_seed(0))
 
 
 def _states(backbone: Backbone, pixels: Tensor, taps: list[str]) -> dict[str, TapStates]:
@@ -63,7 +64,8 @@ def _plain(folder: Path, pixels: Tensor, prompt: str) -> list[Tensor]:
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_tap_equals_the_plain_forward(folders: dict[str, Path], name: str, prompt: str) -> None:
-    backbone, pixels = _open(folders[name], prompt), _pixels()
+    backbone = _open(folders[name], prompt)
+    pixels = _pixels(backbone)
     taps = list(backbone.inputs.taps)
     ours, plain = _states(backbone, pixels, taps), _plain(folders[name], pixels, prompt)
     assert list(ours) == taps == ["vision", *(f"layer_{depth}" for depth in range(len(plain) - 1)), "final"]
@@ -80,7 +82,8 @@ def test_every_tap_equals_the_plain_forward(folders: dict[str, Path], name: str,
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_vision_is_what_makes_the_video_tokens_of_its_own_step_alone(folders: dict[str, Path], name: str) -> None:
-    backbone, pixels = _open(folders[name]), _pixels(1)
+    backbone = _open(folders[name])
+    pixels = _pixels(backbone, 1)
     other = pixels.clone()
     other[0, -1] += 1  # of two frames that are joined, the second
     for tap in ("vision", "layer_0"):
@@ -92,13 +95,14 @@ def test_vision_is_what_makes_the_video_tokens_of_its_own_step_alone(folders: di
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_layer_above_the_deepest_tap_is_run(folders: dict[str, Path], name: str) -> None:
-    whole = _states(_open(folders[name]), _pixels(1), ["vision", "layer_1"])
     backbone = _open(folders[name])
+    pixels = _pixels(backbone, 1)
+    whole = _states(backbone, pixels, ["vision", "layer_1"])
     for parameter in backbone.decoder.layers[1:].parameters():
         parameter.fill_(torch.nan)
-    shallow = _states(backbone, _pixels(1), ["vision", "layer_1"])
+    shallow = _states(backbone, pixels, ["vision", "layer_1"])
     assert all(torch.equal(shallow[tap].tokens, whole[tap].tokens) for tap in whole)
-    assert _states(backbone, _pixels(1), ["final"])["final"].tokens.isnan().any()  # the poison works
+    assert _states(backbone, pixels, ["final"])["final"].tokens.isnan().any()  # the poison works
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -106,11 +110,14 @@ def test_no_layer_above_the_deepest_tap_is_run(folders: dict[str, Path], name: s
 def test_preprocess_equals_the_models_own_processor_bit_for_bit(
     folders: dict[str, Path], name: str, size: tuple[int, int]
 ) -> None:
+    if name == "qwen2_5_vl":  # above the bound on a frame's pixels
+        size = (2 * size[0], 2 * size[1])
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *size, 3), dtype=np.uint8)
-    class_name = {"smolvlm": "SmolVLM", "qwen3_vl": "Qwen3VL", "internvl": "InternVL"}[name] + "VideoProcessor"
-    processor = getattr(transformers, class_name).from_pretrained(folders[name])
-    if name == "qwen3_vl":  # the processor keeps a frame's sides; the extraction pads them to a square first
-        square = np.full((FRAMES, max(size), max(size), 3), 128, dtype=np.uint8)
+    class_name = {"smolvlm": "SmolVLM", "qwen2_5_vl": "Qwen2VL", "qwen3_vl": "Qwen3VL", "internvl": "InternVL"}[name]
+    processor = getattr(transformers, f"{class_name}VideoProcessor").from_pretrained(folders[name])
+    if name.startswith("qwen"):  # the processor keeps a frame's sides; the extraction pads them to a square first
+        square = np.empty((FRAMES, max(size), max(size), 3), dtype=np.uint8)
+        square[:] = [round(255 * mean) for mean in processor.image_mean]
         top, left = (max(size) - size[0]) // 2, (max(size) - size[1]) // 2
         square[:, top : top + size[0], left : left + size[1]] = frames
         plain = processor([torch.from_numpy(square).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt")
@@ -188,8 +195,8 @@ def test_states_are_computed_in_the_dtype_that_is_asked_for(
     folders: dict[str, Path], name: str, dtype: str, bound: float
 ) -> None:
     half, exact = (
-        _states(_open(folders[name], dtype=each), _pixels(1).to(getattr(torch, each)), ["final"])["final"]
-        for each in (dtype, "float32")
+        _states(backbone, _pixels(backbone, 1).to(backbone.model.dtype), ["final"])["final"]
+        for backbone in (_open(folders[name], dtype=each) for each in (dtype, "float32"))
     )
     assert half.tokens.dtype == getattr(torch, dtype)
     assert 1e-6 < (half.tokens.float() - exact.tokens).norm() / exact.tokens.norm() < bound
@@ -223,6 +230,11 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], type[Fe
     ("smolvlm", {}, {}, {"frames": 1000}, SettingsError, "at most 999"),
     ("internvl", {"vision_feature_select_strategy": "full"}, {}, {}, UnsupportedModelError, "without the class token"),
     ("internvl", {"downsample_ratio": 0.3}, {}, {}, UnsupportedModelError, "divides its patches"),
+    ("qwen2_5_vl", {}, {}, {"frames": 3}, SettingsError, r"multiple of 2 .*but it is 3\. Set frames = 4"),
+    ("qwen2_5_vl", {}, {"max_pixels": 100}, {}, UnsupportedModelError, "size = "),
+    ("qwen2_5_vl", {}, {"min_pixels": "few"}, {}, UnsupportedModelError, "min_pixels of a processor must be"),
+    ("qwen2_5_vl", {"vision_config": {"window_size": 8}}, {}, {}, UnsupportedModelError, "window_size must hold"),
+    ("qwen2_5_vl", {"use_sliding_window": True, "sliding_window": 4}, {}, {}, UnsupportedModelError, "window is 4"),
     ("qwen3_vl", {}, {}, {"frames": 3}, SettingsError, r"multiple of 2 .*but it is 3\. Set frames = 4"),
     ("qwen3_vl", {}, {"patch_size": 16}, {}, UnsupportedModelError, "patch_size = 16"),
     ("qwen3_vl", {}, {"size": {"shortest_edge": 64}}, {}, UnsupportedModelError, "size = "),
@@ -244,7 +256,9 @@ def test_open_inputs_refuses_what_it_would_compute_otherwise(
 ) -> None:
     folder = change_config(shutil.copytree(folders[name], tmp_path / "model"), config)
     if processor:
-        (folder / "processor_config.json").unlink()  # the flat files alone, of which each has all settings
+        (folder / "processor_config.json").unlink(
+            missing_ok=True
+        )  # the flat files alone, of which each has all settings
         file = next(folder.glob("*preprocessor_config.json"))
         file.write_text(json.dumps({**json.loads(file.read_text()), **processor}))
     with pytest.raises(kind, match=message) as caught:

@@ -27,6 +27,8 @@ from transformers import (
     PeVideoConfig,
     PeVideoModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen3Config,
     Qwen3VLConfig,
@@ -314,6 +316,29 @@ def make_qwen3_vl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = ()
     return lay_out(folder, published_layouts.qwen3_vl(), published_layouts.QWEN3_VL_CONFIG)
 
 
+def make_qwen2_5_vl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
+    """A Qwen2.5-VL of 6 x 6 patches, merged to 3 x 3 tokens, in windows of up to 2 x 2 tokens but for one layer."""
+    words = _save_tokenizer(folder, _QWEN_SPECIAL, [*_WORDS, *_QWEN_TEXT, *more_words])
+    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    vision = {"depth": LAYERS, "hidden_size": WIDTH, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
+    windows = {"window_size": 32, "fullatt_block_indexes": [1], "tokens_per_second": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(
+        **{
+            "vision_config": {**vision, **windows},
+            "text_config": {**text, "rope_parameters": rope, "pad_token_id": 1},
+            "video_token_id": 2,
+            "vision_start_token_id": 3,
+            "vision_end_token_id": 4,
+            "image_token_id": 5,
+            **changes,
+        }
+    )
+    _save(Qwen2_5_VLForConditionalGeneration(config), published_layouts.qwen2_5_vl(), folder, seed)
+    published_layouts.name_qwen2_5_vl_as_published(folder)
+    return folder
+
+
 _INTERN_SPECIAL = ["<IMG_CONTEXT>", "<img>", "</img>"]
 _INTERN_TEXT = ["Frame1", "Frame2", "Frame3", "Frame4", ":"]
 INTERN_WORDS = 2 + len(_INTERN_SPECIAL) + len(_WORDS) + len(_INTERN_TEXT)
@@ -339,6 +364,7 @@ def make_internvl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = ()
 VIDEO_LANGUAGE: dict[str, Callable[..., Path]] = {
     "llava_onevision": make_llava_onevision,
     "smolvlm": make_smolvlm,
+    "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
     "internvl": make_internvl,
 }

@@ -41,11 +41,12 @@ _FAMILIES = {
     "llava_onevision": "llava_onevision",
     "smolvlm": "smolvlm",
     "qwen3_vl": "qwen3_vl",
+    "qwen2_5_vl": "qwen2_5_vl",
     "internvl": "internvl",
 }
 """`model_type` in config.json -> the module here that has `open_inputs` and `open_backbone` for it."""
 
-_WITH_WORDS = ("llava_next_video", "llava_onevision", "smolvlm", "qwen3_vl", "internvl")
+_WITH_WORDS = ("llava_next_video", "llava_onevision", "smolvlm", "qwen2_5_vl", "qwen3_vl", "internvl")
 """The families with a language model, whose features depend on the prompt."""
 
 

@@ -30,6 +30,7 @@ from transformers import (
     InternVLForConditionalGeneration,
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
@@ -47,6 +48,7 @@ _WHOLE_MODELS = {
     "llava_next_video": LlavaNextVideoForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "internvl": InternVLForConditionalGeneration,
 }

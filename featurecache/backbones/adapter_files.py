@@ -17,7 +17,7 @@ from featurecache.backbones.weight_files import read_header
 from featurecache.errors import ModelNotFoundError, UnsafeFileError
 from featurecache.files import sha256_of_file
 
-FAMILIES = ("llava_next_video", "llava_onevision", "smolvlm", "qwen3_vl", "internvl")
+FAMILIES = ("llava_next_video", "llava_onevision", "smolvlm", "qwen2_5_vl", "qwen3_vl", "internvl")
 """`model_type` in config.json of the models that can resume from stored tokens, and so can be trained from them."""
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"

@@ -351,6 +351,7 @@ ANSWERING: Mapping[str, tuple[str, str]] = {
     "llava_onevision": ("<|im_start|>user <video>\n", "<|im_end|><|im_start|>assistant\n"),
     "smolvlm": ("<|im_start|>User: <video>", "<end_of_utterance>\nAssistant:"),
     "internvl": ("<|im_start|>user\n<video>\n", "<|im_end|>\n<|im_start|>assistant\n"),
+    "qwen2_5_vl": ("<|im_start|>user\n<video>", "<|im_end|>\n<|im_start|>assistant\n"),
     "qwen3_vl": ("<|im_start|>user\n<video>", "<|im_end|>\n<|im_start|>assistant\n"),
 }
 """Models that can be asked -> what their chat template puts before and after a question."""

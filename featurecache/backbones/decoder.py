@@ -23,7 +23,7 @@ from torch import Tensor
 from featurecache.backbones.family import TapShape
 from featurecache.errors import UnsupportedModelError
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_vl_text")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
 """Model types whose forward is exactly this loop, and whose layers are exactly these two sums."""
 
 _FIXED_ROPES = ("default", "linear", "llama3", "yarn")
@@ -52,8 +52,8 @@ class Embedded:
 
     @property
     def next_position(self) -> int:
-        """The place of a token that follows."""
-        return self.states.shape[1] if self.positions is None else int(self.positions.max()) + 1
+        """The place of a token that follows: behind all columns, of a video that lies in time too."""
+        return self.states.shape[1] if self.positions is None else int(self.positions[-1].max()) + 1
 
 
 def decoder_of(model: Any) -> Any:

@@ -17,7 +17,7 @@ apply.
 Source: Bai et al., Qwen3-VL Technical Report. https://arxiv.org/abs/2511.21631
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -46,12 +46,12 @@ from featurecache.errors import SettingsError, UnsupportedModelError
 
 FAMILY = "Qwen3-VL"
 
-_START, _END = "<|vision_start|>", "<|vision_end|>"
-_SQUARE_PX = 448
+START, END = "<|vision_start|>", "<|vision_end|>"
+SQUARE_PX = 448
 """Side of a frame: 14 x 14 tokens a step of patches of 16 px."""
 
 _SWITCH = ("true or false", lambda value: isinstance(value, bool))
-_FIELDS = {
+FIELDS = {
     "cap_pixels_per_frame": _SWITCH,
     "max_video_tokens": WHOLE,
     "merge_size": WHOLE,
@@ -64,12 +64,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     """As `featurecache.backbones.open_inputs`."""
     config = read_config(folder, Qwen3VLConfig, FAMILY)
     vision, joined = config.vision_config, config.vision_config.temporal_patch_size
-    if frames % joined:
-        near = max(1, round(frames / joined)) * joined
-        raise SettingsError(
-            f"features.frames must be a multiple of {joined} (temporal_patch_size in {folder / 'config.json'}), but "
-            f"it is {frames}. Set frames = {near}."
-        )
+    require_joined(frames, joined, folder)
     layers, levels = config.text_config.num_hidden_layers, vision.deepstack_visual_indexes
     if len(levels) > layers or not all(0 <= level < vision.depth for level in levels):
         raise UnsupportedModelError(
@@ -77,7 +72,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
             f"but {folder / 'config.json'} says {list(levels)}. Take config.json from the model's own repository."
         )
     geometry = partial(_geometry, frames=frames, vision=vision)
-    rule = frame_rule(folder, Qwen3VLVideoProcessor, geometry, more_fields=_FIELDS, also=("Qwen2VL", "Qwen3VL"))
+    rule = frame_rule(folder, Qwen3VLVideoProcessor, geometry, more_fields=FIELDS, also=("Qwen2VL", "Qwen3VL"))
     tokens = (rule.image_px // vision.patch_size // vision.spatial_merge_size) ** 2
     steps, width = frames // joined, vision.hidden_size * vision.spatial_merge_size**2
     architecture = Architecture(
@@ -87,7 +82,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
         vision=TapShape(steps, tokens, width * (1 + len(levels))),
         video=TapShape(steps, tokens, config.text_config.hidden_size),
         video_text=video_text(frames, joined, clip_s),
-        markers=(_START, _END),
+        markers=(START, END),
         joined_frames=joined,
         deepstack=len(levels),
     )
@@ -109,8 +104,8 @@ def open_backbone(
     merged = vision.hidden_size * vision.spatial_merge_size**2
 
     def tower(steps: Tensor) -> Tensor:
-        patches = _patches(steps, vision)
-        found = visual(patches, torch.zeros(0), **_places(len(steps), steps.shape[-1] // vision.patch_size, visual))
+        flat = patches(steps, vision)
+        found = visual(flat, torch.zeros(0), **_places(len(steps), steps.shape[-1] // vision.patch_size, visual))
         states = [found.pooler_output, *found.deepstack_features]
         return torch.cat([one.reshape(len(steps), -1, merged) for one in states], dim=-1)
 
@@ -133,7 +128,7 @@ def open_backbone(
 def video_text(frames: int, joined: int, clip_s: float) -> str:
     """What the processor writes in the place of a clip, with `<video>` for the tokens of each step."""
     times = [(k + joined / 2) * clip_s / frames for k in range(0, frames, joined)]  # the middle of a step's frames
-    return "".join(f"<{time:.1f} seconds>{_START}{VIDEO_PLACEHOLDER}{_END}" for time in times)
+    return "".join(f"<{time:.1f} seconds>{START}{VIDEO_PLACEHOLDER}{END}" for time in times)
 
 
 def positions(words: Sequence[int], side: int) -> Tensor:
@@ -157,7 +152,7 @@ def positions(words: Sequence[int], side: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _patches(steps: Tensor, vision: Any) -> Tensor:
+def patches(steps: Tensor, vision: Any) -> Tensor:
     """Frames (N, joined, 3, px, px) as the tower's patches, those of a token after one another: (patches, values)."""
     count, joined, channels, px, _ = steps.shape
     merge, patch = vision.spatial_merge_size, vision.patch_size
@@ -189,6 +184,27 @@ def _places(steps: int, side: int, visual: Any) -> dict[str, Any]:
 
 def _geometry(settings: Mapping[str, Any], *, frames: int, vision: Any) -> Geometry:
     """A padded square within the processor's bounds on a video's pixels."""
+
+    def square_px(least: int, most: int, factor: int) -> int:
+        if settings.get("cap_pixels_per_frame"):
+            cap = settings["max_video_tokens"] * factor**2
+            most = max(min(cap, most // frames), int(least * 1.05)) * frames
+        px, _ = smart_resize(
+            frames, SQUARE_PX, SQUARE_PX, vision.temporal_patch_size, factor, min_pixels=least, max_pixels=most
+        )
+        return int(px)
+
+    return padded_square(settings, vision, square_px)
+
+
+def padded_square(settings: Mapping[str, Any], vision: Any, square_px: Callable[[int, int, int], int]) -> Geometry:
+    """A square of whole tokens, of frames that are padded to one.
+
+    Args:
+        settings: The processor's.
+        vision: The tower's configuration, with which they must agree.
+        square_px: Least and most pixels that the processor allows, and pixels across a token -> the square's side.
+    """
     size = sides(settings.get("size"))
     least, most = size.get("shortest_edge", 0), size.get("longest_edge", 0)
     refused = {
@@ -200,11 +216,19 @@ def _geometry(settings: Mapping[str, Any], *, frames: int, vision: Any) -> Geome
     named = next((name for name, is_refused in refused.items() if is_refused), "")
     if named:
         return Geometry(0, "pad", 0, refused=named)
-    factor = vision.patch_size * vision.spatial_merge_size
-    if settings.get("cap_pixels_per_frame"):
-        cap = settings["max_video_tokens"] * factor**2
-        most = max(min(cap, most // frames), int(least * 1.05)) * frames
-    px, _ = smart_resize(
-        frames, _SQUARE_PX, _SQUARE_PX, vision.temporal_patch_size, factor, min_pixels=least, max_pixels=most
-    )
+    px = square_px(least, most, vision.patch_size * vision.spatial_merge_size)
     return Geometry(px, "pad", px)
+
+
+def require_joined(frames: int, joined: int, folder: Path) -> None:
+    """Refuses frames that do not fill time steps.
+
+    Raises:
+        SettingsError: Naming the nearest number that does.
+    """
+    if frames % joined:
+        near = max(1, round(frames / joined)) * joined
+        raise SettingsError(
+            f"features.frames must be a multiple of {joined} (temporal_patch_size in {folder / 'config.json'}), but "
+            f"it is {frames}. Set frames = {near}."
+        )
