@@ -151,6 +151,7 @@ def write_run(
         fitted_on=spans_of(clips.clip_ids or ()),
         exclusive=data.exclusive,
         of_run={
+            "value": fitted.value,
             "epochs_kept": None if fitted.train_loss is None else fitted.settings.epochs,
             "train_clips": len(clips.Y),
             "train_loss": fitted.train_loss,

@@ -1,6 +1,7 @@
 """The convex engine: parity with scikit-learn, columns that share nothing, folds that see nothing, true flags."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -246,6 +247,23 @@ def test_a_fold_equals_a_fit_on_its_clips_alone() -> None:
     without_folds = solve_exactly(basis, Y, [point])
     torch.testing.assert_close(grid.weights, without_folds.weights, rtol=1e-7, atol=1e-10)
     assert without_folds.out_of_fold.shape == (0, 1, len(X), 2)
+
+
+@pytest.mark.parametrize(("variance_exponent", "components"), [(1.0, 0), (0.0, 5), (0.5, 5)])
+def test_of_few_sessions_a_fold_knows_no_axis_that_held_out_clips_made(
+    variance_exponent: float, components: int
+) -> None:
+    X, Y = make_clips(N=60, D=80)
+    front = TrainingClips(X, Y, seed=0, shuffle=False).front(View("standardize", 0))
+    folds = np.stack([np.arange(60) // 20, np.arange(60) % 3])
+    solve = partial(
+        solve_exactly, points=[GridPoint(1e-2, 0.7)], components=components, variance_exponent=variance_exponent
+    )
+    found = solve(Basis.fit(X, front, precision="float64"), Y, fold_of=folds).out_of_fold
+    for repeat, fold in itertools.product(range(2), range(3)):
+        train = folds[repeat] != fold
+        alone = solve(Basis.fit(X[train], front, precision="float64"), Y[train])
+        np.testing.assert_allclose(found[repeat][:, ~train], alone.scores(X[~train]), atol=1e-5)
 
 
 def test_out_of_fold_scores_do_not_depend_on_held_out_targets() -> None:

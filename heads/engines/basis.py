@@ -67,6 +67,7 @@ class Basis:
         variances: Variances of the features along the axes, shape (M,).
         rest_variance: Mean variance of the D - M other directions; 0 where there are none.
         projected: X along the axes, shape (N, M); the first P columns are the PCA of width P.
+        squares: Squared length of each row of X, shape (N,), float64.
     """
 
     front: Front
@@ -76,6 +77,7 @@ class Basis:
     variances: Tensor
     rest_variance: float
     projected: Tensor
+    squares: Tensor
 
     @classmethod
     @torch.no_grad()
@@ -124,19 +126,39 @@ class Basis:
                 lambda: [centred], (len(stored), front.feature_width), components, projections=projected
             )
         )
-        spread = sum(float(centred[rows].square().sum(dtype=torch.float64)) for rows in row_blocks(len(centred)))
-        rest = centred.shape[1] - len(variances)
-        total_variance, of_axes = spread / len(centred), float(variances.sum(dtype=torch.float64))
-        is_spread = rest > 0 and total_variance - of_axes > _LEAST_REST * total_variance
-        rest_variance = (total_variance - of_axes) / rest if is_spread else 0.0
-        return cls(
-            front, center, centred, axes, variances, rest_variance, projected[0] if projected else centred @ axes
+        squares = torch.cat(
+            [centred[rows].square().sum(dim=1, dtype=torch.float64) for rows in row_blocks(len(centred))]
         )
+        rest_variance = _rest_variance(centred, variances, centred.new_full(squares.shape, 1 / len(centred)), squares)
+        along = projected[0] if projected else centred @ axes
+        return cls(front, center, centred, axes, variances, rest_variance, along, squares)
 
     def in_double(self) -> "Basis":
         """The same in double precision."""
         parts = {name: getattr(self, name).double() for name in ("center", "X", "axes", "variances", "projected")}
         return replace(self, **parts)
+
+    def of_clips(self, chosen: Tensor) -> "Basis":
+        """The same features along the principal axes of some clips alone, within the span of these axes.
+
+        Args:
+            chosen: Which clips, shape (N,), bool.
+        """
+        own = self.projected[chosen]
+        own = own - own.mean(dim=0)
+        variances, turned = torch.linalg.eigh((own.T @ own).double() / len(own))
+        variances, turned = variances.flip(0).clamp(min=0).to(self.X), turned.flip(1).to(self.X)
+        return replace(
+            self,
+            axes=self.axes @ turned,
+            variances=variances,
+            rest_variance=_rest_variance(self.X, variances, chosen.to(self.X) / len(own), self.squares),
+            projected=self.projected @ turned,
+        )
+
+    def read(self, components: int) -> Tensor:
+        """What a head of so many principal components reads, (N, P); of 0, all features (N, D)."""
+        return self.projected[:, :components] if components else self.X
 
     def relative_variances(self) -> tuple[Tensor, Tensor]:
         """Variances along the axes (M,) and beyond them (), over the mean of all directions."""
@@ -172,3 +194,10 @@ class Basis:
         if rotated.axes is not None:
             rotated.axes.copy_(self.axes[:, :components])
         return rotated
+
+
+def _rest_variance(X: Tensor, variances: Tensor, share: Tensor, squares: Tensor) -> float:
+    """Mean variance beyond axes that have these variances (M,), of clips that count by their share (N,)."""
+    whole = float(squares @ share.double()) - float((share @ X).square().sum(dtype=torch.float64))
+    rest, beyond = X.shape[1] - len(variances), whole - float(variances.sum(dtype=torch.float64))
+    return beyond / rest if rest > 0 and beyond > _LEAST_REST * whole else 0.0

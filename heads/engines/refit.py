@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.errors import SettingsError
-from heads.engines.fitting import refitting, solve_head
+from heads.data import LabelledFeatures
+from heads.engines.fitting import OutOfFold, refitting, solve_head
 from heads.engines.prepared import Prepared
 from heads.engines.training import FittedHead, fit_heads
 from heads.engines.training_clips import TrainingClips
 from heads.models import Head
-from heads.scoring.cross_fitting import out_of_fold_scores
-from heads.scoring.metrics import macro_f1
+from heads.scoring.cross_fitting import out_of_fold_counts, out_of_fold_scores
+from heads.scoring.metrics import f1_scores, macro_f1, macro_over_labels
 from heads.settings import HeadSettings
 
 
@@ -39,6 +40,7 @@ class Refitted:
     head: Head
     settings: HeadSettings
     scores: npt.NDArray[np.float64]
+    value: float
     train_loss: float | None
 
 
@@ -61,7 +63,7 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
             )
         basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
         head, scores = solve_head(basis, clips.Y, settings, prepared.folds)
-        return Refitted(head, settings, scores.mean(axis=0, dtype=np.float64), None)
+        return Refitted(head, settings, scores.mean(axis=0, dtype=np.float64), _value(clips, scores), None)
     if settings.patience:
         settings = dataclasses.replace(settings, patience=0, epochs=_early_stopped(prepared, settings).epochs)
     scores = step_scores(prepared, settings)
@@ -69,7 +71,12 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
     (fitted,) = fit_heads(
         TrainingClips(clips.X, clips.Y, seed=prepared.seed, device=prepared.device, part_widths=widths), [settings]
     )
-    return Refitted(_finished(fitted), settings, scores.mean(axis=0), fitted.train_loss)
+    return Refitted(_finished(fitted), settings, scores.mean(axis=0), _value(clips, scores), fitted.train_loss)
+
+
+def _value(clips: LabelledFeatures, scores: OutOfFold) -> float:
+    counts = out_of_fold_counts(clips.Y, scores, clips.sessions)
+    return float(macro_over_labels(f1_scores(counts.sum(axis=0))))
 
 
 def step_scores(prepared: Prepared, settings: HeadSettings) -> npt.NDArray[np.float64]:

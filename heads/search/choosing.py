@@ -70,12 +70,14 @@ class Chosen:
     Attributes:
         trial: The trial.
         settings: Its settings.
-        optimism: Selection bias of its out-of-fold score (`statistics.selection_optimism`).
+        value: Its out-of-fold macro-F1 at a threshold of 0.5, of the confusion counts of all assignments to folds.
+        optimism: Selection bias of that score (`statistics.selection_optimism`).
         finalists: The trials trained by AdamW that it was compared with, or is one of.
     """
 
     trial: FrozenTrial
     settings: HeadSettings
+    value: float
     optimism: dict[str, Any]
     finalists: tuple[Finalist, ...]
 
@@ -120,13 +122,14 @@ def choose_among(
     """
     found: list[tuple[Chosen, npt.NDArray[np.int64]]] = []
     if (best := best_trial(solved)) is not None:
+        its_counts = np.array(best.user_attrs[OWN], np.int64)
         optimism = selection_optimism([_candidates(one, points, positives) for one in solved], seed=seed)
         settings = HeadSettings.from_mapping(best.user_attrs[CHOSEN])
-        found.append((Chosen(best, settings, optimism, tuple(finalists)), np.array(best.user_attrs[OWN], np.int64)))
+        found.append((_chosen(best, settings, trial_value(best), optimism, finalists), its_counts))
     if finalists:
         leader = max(finalists, key=lambda one: one.value)
         optimism = selection_optimism([Candidates.alone(one.counts) for one in finalists], seed=seed)
-        found.append((Chosen(leader.trial, leader.settings, optimism, tuple(finalists)), leader.counts))
+        found.append((_chosen(leader.trial, leader.settings, leader.value, optimism, finalists), leader.counts))
     if len(found) < 2:
         return found[0][0] if found else None
     (by_solver, its_counts), (by_steps, their_counts) = found
@@ -137,6 +140,19 @@ def choose_among(
         and by_steps.optimism["corrected"] > by_solver.optimism["corrected"]
     )
     return by_steps if is_beyond_doubt else by_solver
+
+
+def _chosen(
+    trial: FrozenTrial,
+    settings: HeadSettings,
+    value: float,
+    optimism: dict[str, Any],
+    finalists: Sequence[Finalist],
+) -> Chosen:
+    """With the bias subtracted from the trial's own score: the estimate may choose points inside it that it did not."""
+    bias = optimism["optimism"]
+    own = {"best": value, "corrected": None if bias is None else value - bias}
+    return Chosen(trial, settings, value, optimism | own, tuple(finalists))
 
 
 def _finalists(

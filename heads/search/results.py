@@ -50,6 +50,7 @@ def write_results(
         folder=folder,
         choose_timeline=choose_timeline,
         of_study={
+            "value": chosen.value,
             "trial": chosen.trial.number,
             "finalists": [
                 {"trial": one.trial.number, "validation": one.trial.value, "out_of_fold": one.value}
