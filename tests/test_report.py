@@ -45,6 +45,28 @@ def test_report_says_what_was_found_and_how_sure_it_is(written_report: Path) -> 
     assert page.text.count("How to read this.") >= 12
 
 
+def test_a_paragraph_for_a_paper_holds_the_runs_own_numbers_and_claims_nothing_else(
+    written_report: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(written_report, tmp_path / "project"))
+    metrics = json.loads((root / "runs" / "tune" / "test_metrics.json").read_text())
+    low, high = metrics["macro_f1_ci95"]
+    clips = {"length_us": 3_000_000, "stride_us": 1_000_000, "min_overlap_us": 600_000}
+    edit(root / "runs" / "tune" / "bundle" / "bundle.json", clips=clips)
+    edit(root / "runs" / "tune" / "best.json", scored="out-of-fold", trials="lost")
+    report_on(root)
+    text = Page(root / "runs" / "report.html").text
+    assert "clips of 3 s, one each 1 s; an activity counted as present in a clip when its annotations covered" in text
+    assert "40 clips of 1 session for training" in text
+    assert (
+        f"macro-F1 was {metrics['macro_f1']:.2f} (95% confidence interval over sessions {low:.2f} to {high:.2f})"
+        in text
+    )
+    assert "Its settings were set beforehand" in text
+    assert "trials of a TPE search" not in text
+    assert "Features were computed once" not in text, "its bundle does not say how"
+
+
 def test_report_has_every_figure_when_every_document_is_there(written_report: Path) -> None:
     figures = Page(written_report / "runs" / "report.html").blocks["figures"]
     panels = {f"{kind}-{at}" for kind in ("pr", "reliability", "threshold", "decision") for at in range(len(LABELS))}

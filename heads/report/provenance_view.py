@@ -7,6 +7,7 @@ from featurecache.spec import flatten
 from featurecache.store.reader import Space
 from heads.report.documents import Documents, Run
 from heads.report.figures import Figure, keep
+from heads.report.methods_paragraph import CITATIONS, methods_paragraph
 from heads.report.names import ShownNames, last_part
 from heads.report.searching import DrawnSearch
 
@@ -63,6 +64,8 @@ def _shown(value: object) -> str:
 def provenance_content(documents: Documents, names: ShownNames, features: Mapping[str, Any]) -> dict[str, Any]:
     """What the provenance section shows; a model's folder is named without the way to it."""
     return {
+        "paragraph": methods_paragraph(documents),
+        "citations": CITATIONS,
         "asked": [(key, last_part(str(value)) if key == "model" else _shown(value)) for key, value in features.items()],
         "spaces": [_space_row(space, documents.runs) for space in documents.spaces],
         "runs": [
