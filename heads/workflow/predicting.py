@@ -48,10 +48,9 @@ from heads.bundle_files import stated_in
 from heads.clip_rule import ClipRule
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.rules import timeline_rules
-from heads.timelines.timeline import default_settings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import exclusive_labels, tuned_bundle
-from heads.workflow.timelines import clip_scores
+from heads.workflow.timelines import clip_scores, predicted_timeline
 
 _MOST_STRIDE_S = 3600.0
 
@@ -174,41 +173,22 @@ def predict(
     extraction = run_asked(own, plan, on_progress=on_progress)
     reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
     annotations = find_annotations(project, [recording.name for recording in usable])
-    settings = tuned.settings if tuned is not None else default_settings(length_us)
     written = []
     for recording in usable:
         try:
             scored, scores, unscored = _scores(project, head, recording, wanted[recording.sha256], reasons)
-            predicted = predict_intervals(
-                scored,
-                scores,
-                labels=head.labels,
-                thresholds=head.thresholds,
-                exclusive=exclusive,
-                calibrated=None if head.calibration is None else head.calibration.apply(scores),
-                **dataclasses.asdict(settings),
-            )
             found = annotations.of.get(recording.name)
-            timeline = Timeline(
-                recording=recording.name,
-                content=recording.sha256[:16],
-                duration_us=recording.info.duration_us,
-                labels=head.labels,
-                thresholds=head.thresholds,
-                length_us=length_us,
-                stride_us=stride_us,
-                spans_us=scored,
-                scores=scores,
-                predicted=predicted,
-                annotated=None if found is None else found.intervals,
-                annotated_us=None
+            duration_us, data = recording.info.duration_us, project.settings.data
+            timeline = predicted_timeline(
+                head,
+                tuned,
+                exclusive,
+                recording=(recording.name, recording.sha256[:16], duration_us),
+                clips=(scored, scores),
+                windows=(length_us, stride_us),
+                annotation=(None, None)
                 if found is None
-                else annotated_spans(found, project.settings.data, recording.info.duration_us),
-                settings=settings,
-                tuned=tuned is not None,
-                exclusive=exclusive,
-                calibrated=head.calibration is not None,
-                bundle=head.digest,
+                else (found.intervals, annotated_spans(found, data, duration_us)),
                 failed=unscored,
             )
             written.append((timeline, _write(timeline, recording, annotations, out)))

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
+from featurecache.annotations import Interval
 from featurecache.clips.clip import Clip, ClipTable, union_of
 from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.errors import TrainingDataError
@@ -32,7 +33,7 @@ from heads.loading import NONE_KNOWN, read_features
 from heads.runs import HeldOut
 from heads.timelines.files import Timeline, timeline_document
 from heads.timelines.scores import compare_timelines, disagreements, intersection, scores_document
-from heads.timelines.timeline import default_settings, predict_intervals
+from heads.timelines.timeline import Spans, default_settings, predict_intervals
 from heads.timelines.tuning import ScoredRecording, TunedTimeline, tune_timeline
 
 
@@ -99,7 +100,6 @@ def evaluate_timelines(
         MissingFeaturesError: If a clip is missing from the cache for no known reason.
     """
     clips = bundle.clips or ClipRule.of(project)
-    settings = tuned.settings if tuned is not None else default_settings(clips.length_us)
     comparisons, sessions, documents = [], [], []
     cache = FeatureCache.open(project.cache)
     labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
@@ -107,37 +107,18 @@ def evaluate_timelines(
     had = [clip for clip in labelled if clip.clip_id not in missing]
     for one in _recordings(project, had, lambda ids: clip_scores(bundle, cache, ids), split):
         spans, scores, annotated, within = one.clips.spans_us, one.clips.scores, one.clips.annotated, one.clips.within
-        predicted = predict_intervals(
-            spans,
-            scores,
-            labels=bundle.labels,
-            thresholds=bundle.thresholds,
-            exclusive=exclusive,
-            calibrated=None if bundle.calibration is None else bundle.calibration.apply(scores),
-            **dataclasses.asdict(settings),
+        timeline = predicted_timeline(
+            bundle,
+            tuned,
+            exclusive,
+            recording=(one.name, one.content, int(spans.max())),
+            clips=(spans, scores),
+            windows=(clips.length_us, clips.stride_us),
+            annotation=(annotated, within),
         )
-        intervals = [each.interval for each in predicted]
+        intervals = [each.interval for each in timeline.predicted]
         comparisons.append(compare_timelines(annotated, intervals, labels=bundle.labels, within=within))
         sessions.append(one.session)
-        timeline = Timeline(
-            recording=one.name,
-            content=one.content,
-            duration_us=int(spans.max()),
-            labels=bundle.labels,
-            thresholds=bundle.thresholds,
-            length_us=clips.length_us,
-            stride_us=clips.stride_us,
-            spans_us=spans,
-            scores=scores,
-            predicted=predicted,
-            annotated=annotated,
-            annotated_us=within,
-            settings=settings,
-            tuned=tuned is not None,
-            exclusive=exclusive,
-            calibrated=bundle.calibration is not None,
-            bundle=bundle.digest,
-        )
         differing = disagreements(annotated, intervals, labels=bundle.labels, within=within)
         documents.append(
             {
@@ -147,6 +128,61 @@ def evaluate_timelines(
             }
         )
     return {"scores": scores_document(comparisons, sessions, labels=bundle.labels), "recordings": documents}
+
+
+def predicted_timeline(
+    bundle: Bundle,
+    tuned: TunedTimeline | None,
+    exclusive: Sequence[Sequence[str]],
+    *,
+    recording: tuple[str, str, int],
+    clips: tuple[npt.NDArray[np.int64], npt.NDArray[np.floating]],
+    windows: tuple[int, int],
+    annotation: tuple[Sequence[Interval] | None, Spans | None] = (None, None),
+    failed: Sequence[tuple[int, int, str]] = (),
+) -> Timeline:
+    """What a bundle predicts of one recording whose clips are scored.
+
+    Args:
+        bundle: The bundle.
+        tuned: Its timeline settings; None for the defaults.
+        exclusive: Groups of labels of which one at most is on at a time.
+        recording: Its name, the first 16 hex digits of its sha256, and its length in microseconds.
+        clips: The scored clips, shape (N, 2), and their scores as trained, shape (N, C).
+        windows: Length of a clip, and from one clip's start to the next one's, in microseconds.
+        annotation: The annotator's intervals and what was annotated; None where nobody annotated.
+        failed: Clips without a score, as (start_us, end_us, reason).
+    """
+    (name, content, duration_us), (spans, scores), (length_us, stride_us) = recording, clips, windows
+    settings = tuned.settings if tuned is not None else default_settings(length_us)
+    return Timeline(
+        recording=name,
+        content=content,
+        duration_us=duration_us,
+        labels=bundle.labels,
+        thresholds=bundle.thresholds,
+        length_us=length_us,
+        stride_us=stride_us,
+        spans_us=spans,
+        scores=scores,
+        predicted=predict_intervals(
+            spans,
+            scores,
+            labels=bundle.labels,
+            thresholds=bundle.thresholds,
+            exclusive=exclusive,
+            calibrated=None if bundle.calibration is None else bundle.calibration.apply(scores),
+            **dataclasses.asdict(settings),
+        ),
+        annotated=annotation[0],
+        annotated_us=annotation[1],
+        settings=settings,
+        tuned=tuned is not None,
+        exclusive=exclusive,
+        calibrated=bundle.calibration is not None,
+        bundle=bundle.digest,
+        failed=failed,
+    )
 
 
 def clip_scores(bundle: Bundle, cache: FeatureCache, clip_ids: Sequence[str]) -> npt.NDArray[np.float32]:
