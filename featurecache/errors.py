@@ -71,6 +71,10 @@ class SplitError(FeatureCacheError, ValueError):
     """The sessions cannot be split as asked."""
 
 
+class ReviewConflictError(FeatureCacheError, RuntimeError):
+    """A review was changed by another window or program since it was read."""
+
+
 class OutputExistsError(FeatureCacheError, FileExistsError):
     """A file to be written is already there, and replacing it was not asked for."""
 

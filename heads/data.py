@@ -108,6 +108,7 @@ class LearningData:
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
         clips: What a clip is; None where that is not known.
         exclusive: Groups of labels of which one at most is on at a time.
+        seen: Ids of clips that are labelled by a review with predictions in sight: they train, and score nothing.
     """
 
     train: KeptSplit
@@ -117,6 +118,7 @@ class LearningData:
     leakage: Mapping[str, Any] = field(default_factory=dict)
     clips: ClipRule | None = None
     exclusive: tuple[tuple[str, ...], ...] = ()
+    seen: frozenset[str] = frozenset()
 
     @cached_property
     def fitting(self) -> KeptSplit:

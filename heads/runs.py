@@ -10,8 +10,9 @@ fine-tuned backbone, which is trained once, from scores of the validation split.
     best.json                  settings, feature spaces, seed and versions; written last
 """
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.clips.leakage import Spans, spans_of
+from featurecache.errors import TrainingDataError
 from featurecache.files import private_folder, write_private
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
@@ -63,6 +65,26 @@ class HeldOut:
     def is_scored(self) -> npt.NDArray[np.bool_]:
         """Labels that have scores, (C,)."""
         return np.asarray(~np.isnan(self.scores).any(axis=0))
+
+    def without(self, seen: Collection[str]) -> "HeldOut":
+        """The clips that others labelled than who saw the predictions: the independent ones.
+
+        Args:
+            seen: Ids of clips that are labelled by a review with predictions in sight.
+
+        Raises:
+            TrainingDataError: If no clip is left.
+        """
+        if self.clip_ids is None or not seen:
+            return self
+        rows = np.array([clip_id not in seen for clip_id in self.clip_ids], bool)
+        if not rows.any():
+            raise TrainingDataError(
+                "scores need clips that were labelled without sight of predictions, but all are of reviews with them. "
+                "Annotate some sessions, or review them blind."
+            )
+        ids = tuple(itertools.compress(self.clip_ids, rows))
+        return HeldOut(self.name, self.scores[rows], self.Y[rows], self.sessions[rows], ids)
 
 
 ChooseTimeline = Callable[[Bundle, HeldOut], TunedTimeline | None]
@@ -140,7 +162,7 @@ def write_run(
     fitted = refit(prepared, settings)
     return write_fitted(
         fitted.head,
-        HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids),
+        HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids).without(data.seen),
         fitted.settings,
         labels=data.labels,
         spaces={name: data.spaces[name] for name in settings.inputs.split("+")},

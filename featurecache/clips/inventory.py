@@ -32,6 +32,7 @@ class Survey:
         points: Recording -> annotations of no duration, as intervals that end where they begin.
         accounts: Recording -> what each of its annotators says; several where it is doubly annotated.
         elsewhere: Label that files of absent recordings use -> such a file's name.
+        annotated: Recording -> what of it was annotated, where that is not what the settings make of its intervals.
     """
 
     recordings: tuple[Recording, ...]
@@ -42,6 +43,7 @@ class Survey:
     points: Mapping[str, Sequence[Interval]] = field(default_factory=dict)
     accounts: Mapping[str, Sequence[Account]] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)
+    annotated: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
 def survey(project: Project) -> Survey:
@@ -74,7 +76,7 @@ def survey(project: Project) -> Survey:
 
 
 def make_table(
-    project: Project, found: Survey, *, kept: KeptSplits = NO_SPLITS
+    project: Project, found: Survey, *, kept: KeptSplits = NO_SPLITS, fixed: Mapping[str, str] | None = None
 ) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
     """The clip table of a survey by the project's settings, and the recordings too short for a clip.
 
@@ -82,6 +84,7 @@ def make_table(
         project: The project.
         found: What it holds.
         kept: Splits that sessions keep unless the settings fix another; new sessions are placed around them.
+        fixed: Session -> split, over those that sessions keep.
 
     Raises:
         ClipTableError: If a label is unknown, or no recording is long enough.
@@ -98,7 +101,8 @@ def make_table(
         sessions=found.sessions,
         fractions=(settings.splits.train, settings.splits.validation, settings.splits.test),
         seed=settings.splits.seed,
-        fixed_splits={**of_sessions, **spelled_as(settings.splits.sessions, found.sessions.values())},
+        fixed_splits={**of_sessions, **(fixed or {}), **spelled_as(settings.splits.sessions, found.sessions.values())},
+        annotated=found.annotated,
         annotated_span=settings.data.annotated_span,
         until_last=settings.data.unannotated_time == "until_last_annotation",
         min_overlap_us=settings.clips.min_overlap_us,

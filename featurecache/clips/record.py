@@ -42,6 +42,7 @@ class TableRecord:
         splits: First 16 digits of a recording's sha256 -> its split, and a digest of its session's name.
         compared: Such digits of the recordings whose looks were compared with each other.
         copies: Pairs of them that show the same pictures.
+        seen: Such digits -> stretches that are labelled by a review with predictions in sight: no independent truth.
     """
 
     written: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ class TableRecord:
     splits: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     compared: tuple[str, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    seen: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes the record, 0600.
@@ -68,7 +70,8 @@ class TableRecord:
         splits = {content: found for content, found in self.splits.items() if not digits.startswith(content)}
         compared = tuple(content for content in self.compared if not digits.startswith(content))
         copies = tuple(pair for pair in self.copies if not any(digits.startswith(content) for content in pair))
-        return dataclasses.replace(self, files=files, splits=splits, compared=compared, copies=copies)
+        seen = {content: spans for content, spans in self.seen.items() if not digits.startswith(content)}
+        return dataclasses.replace(self, files=files, splits=splits, compared=compared, copies=copies, seen=seen)
 
 
 def read_record(path: Path) -> TableRecord:
@@ -80,7 +83,11 @@ def read_record(path: Path) -> TableRecord:
         copies = tuple((str(one), str(other)) for one, other in document["copies"])
         compared = _texts(document["compared"])
         settings = _each_column(document["settings"])
-        return TableRecord(_texts(document["written"]), settings, files, splits, compared, copies)
+        seen = {
+            str(content): [(int(start), int(end)) for start, end in spans]
+            for content, spans in document.get("seen", {}).items()
+        }
+        return TableRecord(_texts(document["written"]), settings, files, splits, compared, copies, seen)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return TableRecord(_texts(json.loads(path.read_bytes())["written"]))
     return TableRecord()

@@ -30,6 +30,7 @@ def build_table(
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
     seed: int = 0,
     fixed_splits: Mapping[str, str] | None = None,
+    annotated: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     annotated_span: str | None = None,
     until_last: bool = False,
     min_overlap_us: int | None = None,
@@ -50,6 +51,7 @@ def build_table(
         fractions: Shares of the labelled clips for train, validation and test.
         seed: Chooses among equally good splits.
         fixed_splits: Session -> split, as the user decided.
+        annotated: Recording -> what of it was annotated, where that is not what the next two make of its intervals.
         annotated_span: Label whose intervals mark what was annotated; clips not wholly inside are unlabelled. In a
             recording without it nothing counts as annotated. None: annotated recordings are annotated throughout.
         until_last: Whether clips that end behind a recording's last annotation are unlabelled.
@@ -94,7 +96,8 @@ def build_table(
             spans,
             intervals.get(name),
             labels,
-            annotated_spans(intervals.get(name, ()), points.get(name, ()), annotated_span, until_last),
+            (annotated or {}).get(name)
+            or annotated_spans(intervals.get(name, ()), points.get(name, ()), annotated_span, until_last),
             min_overlap_us,
         )
         for name, spans in windows.items()

@@ -13,6 +13,7 @@ from featurecache.clips.inventory import Survey, make_table, survey
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import LabelAudit
 from featurecache.clips.record import files_of, read_record, record_of
+from featurecache.clips.reviewed import ReviewedTable, reviewed_table
 from featurecache.clips.session_notes import (
     across_splits,
     few_in_words,
@@ -75,6 +76,7 @@ def make_clips(
     *,
     force: bool = False,
     redeal: bool = False,
+    with_reviewed: bool = False,
     on_left_out: Callable[[Sequence[UnusableRecording]], None] = lambda _: None,
 ) -> MadeClips:
     """Cuts the recordings into clips, sets targets and splits, and writes the table.
@@ -85,6 +87,8 @@ def make_clips(
         project: The project.
         force: Whether a table that a person edited is replaced; it is kept as `clips.edited.csv`.
         redeal: Assign all sessions anew, whatever their splits were.
+        with_reviewed: Whether reviews label their stretches: blind ones as annotation does, those made with predictions
+            in sight for training alone.
         on_left_out: Called with files that cannot be used as they are found: where nothing is left, they say why.
 
     Raises:
@@ -101,11 +105,17 @@ def make_clips(
     before = kept_splits(project.clips, earlier)
     found = _without_withdrawn(project, survey(project))
     on_left_out(found.unusable)
-    table, short = make_table(project, found, kept=NO_SPLITS if redeal else before)
+    kept = NO_SPLITS if redeal else before
+    if with_reviewed:
+        made = reviewed_table(project, found, kept=kept)
+    else:
+        made = ReviewedTable(found, *make_table(project, found, kept=kept))
+    found, table, short = made.survey, made.table, (*made.short, *made.left_out)
     on_left_out(short)
     compared, copies = find_copies(found.recordings, earlier.compared, earlier.copies)
     earlier = replace(earlier, compared=tuple(compared), copies=tuple(copies))
     record = record_of(project, table, files, replace(earlier, splits={}) if redeal else earlier)
+    record = replace(record, seen=made.seen)
     edited = keep_edited(project.clips, earlier.written) if force else None
     write_table(table, project.clips, state_path=project.table_record, force=force, record=record)
     findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)

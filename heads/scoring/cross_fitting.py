@@ -9,7 +9,7 @@ What this is not: a way to choose settings; a caller that chose them on some of 
 (`CHOSEN_HERE`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -203,6 +203,7 @@ def leave_one_session_out(
     labels: Sequence[str],
     clip_ids: Sequence[str] | None = None,
     exclusive: Sequence[Sequence[str]] = (),
+    seen: Collection[str] = (),
 ) -> dict[str, Any]:
     """Leave-one-session-out scores of given settings: refitted without each session, predictions pooled.
 
@@ -215,6 +216,7 @@ def leave_one_session_out(
         labels: Names of the C labels.
         clip_ids: N clip ids; where given, training clips that overlap or touch held-out ones are left out.
         exclusive: Groups of labels of which one at most is predicted for a clip.
+        seen: Ids of clips whose labels are no independent truth: they train, and are not scored.
 
     Returns:
         The document of `*_metrics.json`, whose `threshold` is the mean over sessions, with a `caveat`, and
@@ -226,6 +228,10 @@ def leave_one_session_out(
     """
     fold_of = session_folds(Y, sessions)
     scores = cross_fitted_scores(fit_scores, Y, fold_of, clip_ids=clip_ids)
+    if seen:
+        rows = np.array([clip_id not in seen for clip_id in clip_ids or ()], bool)
+        Y, scores, sessions = Y[rows], scores[rows], sessions[rows]
+        fold_of = np.unique(fold_of[rows], return_inverse=True)[1]
     scored = np.asarray(~np.isnan(scores).any(axis=0))
     thresholds = np.full((fold_of.max() + 1, Y.shape[1]), np.nan)
     for session in range(len(thresholds)):

@@ -14,6 +14,7 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
+from featurecache.clips.record import read_record
 from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
 from featurecache.extraction.failures import KnownFailures, known_failures
@@ -124,12 +125,24 @@ def learning_data(
         leakage=leakage,
         clips=rule,
         exclusive=rules.exclusive,
+        seen=clips_seen(project, table),
     )
     summaries = {
         name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)
         for name, one in loaded.items()
     }
     return data, DataSummary(summaries, leakage)
+
+
+def clips_seen(project: Project, table: ClipTable) -> frozenset[str]:
+    """Ids of clips that touch a stretch labelled by a review with predictions in sight: no independent truth."""
+    seen = read_record(project.table_record).seen
+    own = [clip for clip in table.clips if clip.content in seen and clip.labelled]
+    return frozenset(
+        clip.clip_id
+        for clip in own
+        if any(clip.start_us < end and start < clip.end_us for start, end in seen[clip.content])
+    )
 
 
 def scoring_data(project: Project, bundle: Bundle) -> ScoringData:

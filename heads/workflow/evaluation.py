@@ -7,7 +7,7 @@ were all scored on the same clips before are no second one. Leave-one-session-ou
 so it counts as an evaluation of its bundle.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,7 @@ def evaluate_without_each_session(
     test_clips: Sequence[Clip],
     log: Path,
     leakage: Mapping[str, Any] | None = None,
+    seen: Collection[str] = (),
 ) -> dict[str, Any]:
     """Leave-one-session-out: refits a bundle's settings without each session and scores that session.
 
@@ -226,6 +227,7 @@ def evaluate_without_each_session(
         test_clips: The test split's labelled clips, for the log.
         log: The evaluation log.
         leakage: As `evaluate_bundle`.
+        seen: Ids of clips whose labels are no independent truth: they train, and are not scored.
 
     Returns:
         The document of `leave_one_session_out`, with `looks`.
@@ -243,6 +245,7 @@ def evaluate_without_each_session(
         labels=bundle.labels,
         clip_ids=data.clip_ids,
         exclusive=bundle.exclusive,
+        seen=seen,
     )
     held_out = {clip.clip_id for clip in test_clips}
     rows = [row for row, clip_id in enumerate(data.clip_ids or ()) if clip_id in held_out]

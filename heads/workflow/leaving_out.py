@@ -11,7 +11,7 @@ from featurecache.project.settings import Project
 from heads.bundle import load_bundle
 from heads.loading import load_all_splits
 from heads.runs import write_document
-from heads.workflow.data import scoring_data, training_device, tuned_bundle
+from heads.workflow.data import clips_seen, scoring_data, training_device, tuned_bundle
 from heads.workflow.evaluation import evaluate_without_each_session
 
 
@@ -74,6 +74,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         test_clips=[clip for clip in source.table.clips if clip.split == "test" and clip.labelled],
         log=project.runs / "test_looks.jsonl",
         leakage=source.leakage,
+        seen=clips_seen(project, source.table),
     )
     path = folder.parent / "leave_one_session_out_metrics.json"
     write_document(path, metrics)

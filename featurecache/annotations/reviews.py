@@ -1,0 +1,203 @@
+"""Reviews: what a person decided about a recording's stretches, saved as an ELAN file of the project's own.
+
+A tier for each label holds what is on; an annotation's value says how it came to be, by whom and when, such as
+`corrected by anna at 2026-11-30T17:05:12+00:00`. Tiers `ventilation (rejected)` hold rejected predictions, and the tier
+`reviewed stretches` the time in which everything that is on was marked: only there does a review say anything.
+
+A recording has up to two reviews. `S1.mp4.reviewed.eaf` was made with the predictions in sight, so it is no independent
+truth: who sees a proposal tends to accept it. `S1.mp4.blind.eaf` was made without them, and is.
+
+A review is replaced as a whole, and only by who read the version that is there, so that two writers cannot overwrite
+each other. What ELAN wrote is read too: there a value that says nothing of the above counts as added by hand.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+from xml.etree.ElementTree import SubElement
+
+from filelock import FileLock
+
+from featurecache.annotations.eaf import eaf_bytes, read_eaf
+from featurecache.annotations.eaf_writer import add_tier, new_document
+from featurecache.annotations.interval import Interval
+from featurecache.annotations.linking import link_media
+from featurecache.annotations.timing import Annotation, resolve_times
+from featurecache.errors import ReviewConflictError
+from featurecache.files import private_folder, write_private
+
+How = Literal["annotated", "accepted", "corrected", "added", "rejected", "reviewed"]
+"""What a mark says: on as the annotators had it, as predicted, with a border moved, added by hand; or that a prediction
+was rejected; or that a stretch was reviewed, whose label is empty."""
+
+FOLDER = "reviewed"
+"""The folder of reviews, in the project's."""
+STRETCHES = "reviewed stretches"
+_REJECTED = " (rejected)"
+_HOW: dict[str, How] = {how: how for how in get_args(How)}
+_VALUE = re.compile(rf"({'|'.join(_HOW)})(?: by (.*) at (\S+))?", re.DOTALL)
+_CONTENT = "featurecache recording"
+
+
+@dataclass(frozen=True, order=True)
+class Mark:
+    """`[start_us, end_us)` of a recording, whole milliseconds, with what a person said of it.
+
+    Attributes:
+        start_us: Start on the recording's clock.
+        end_us: End, exclusive.
+        label: The label; empty for a reviewed stretch.
+        how: What the mark says.
+        by: Who made it.
+        at: When, as ISO 8601.
+    """
+
+    start_us: int
+    end_us: int
+    label: str
+    how: How
+    by: str = ""
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class Review:
+    """What was decided about a recording.
+
+    Attributes:
+        marks: In order of time.
+        version: Of the file that holds them; empty where there is none.
+    """
+
+    marks: tuple[Mark, ...] = ()
+    version: str = ""
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """What is on."""
+        return [
+            Interval(one.start_us, one.end_us, one.label)
+            for one in self.marks
+            if one.how not in ("rejected", "reviewed")
+        ]
+
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """The reviewed stretches, `[start_us, end_us)`."""
+        return [(one.start_us, one.end_us) for one in self.marks if one.how == "reviewed"]
+
+
+def review_path(folder: Path, recording: str, *, blind: bool) -> Path:
+    """Where a recording's review lies.
+
+    Args:
+        folder: The project's folder of reviews.
+        recording: Its name, relative to the folder of videos.
+        blind: Whether it was made without sight of predictions.
+    """
+    return folder / f"{recording}.{'blind' if blind else 'reviewed'}.eaf"
+
+
+def read_review(path: Path, *, content: str) -> Review:
+    """A recording's review; an empty one where there is no file.
+
+    Args:
+        path: The file.
+        content: First 16 hex digits of the recording's sha256.
+
+    Raises:
+        AnnotationError: If the file is no sound ELAN file, or of another recording's content.
+    """
+    if not os.path.lexists(path):
+        return Review()
+    document = read_eaf(path)
+    named = document.root.find(f"HEADER/PROPERTY[@NAME='{_CONTENT}']")
+    if named is not None and (named.text or "").strip() != content:
+        raise document.error(
+            "a review must be of the recording that is there, but this one was made of another video of the same name. "
+            "Move it away, or put that video back."
+        )
+    return Review(tuple(sorted(map(_mark, resolve_times(document)))), _version(path))
+
+
+def save_review(
+    path: Path,
+    marks: Iterable[Mark],
+    *,
+    labels: Sequence[str],
+    recording: Path,
+    content: str,
+    author: str,
+    version: str,
+) -> Review:
+    """Replaces a review, whole or not at all, if it still is the version that the marks were made from.
+
+    Args:
+        path: The file; missing folders are made.
+        marks: All marks, whole milliseconds; those of one label must not overlap, nor reviewed stretches.
+        labels: The labels; each has a tier.
+        recording: The video.
+        content: First 16 hex digits of its sha256.
+        author: Who saves.
+        version: The version that the marks were made from.
+
+    Raises:
+        ReviewConflictError: If another writer has replaced it since.
+        AnnotationError: If marks overlap.
+        OSError: If it cannot be written; the old review is then still there.
+    """
+    private_folder(path.parent)
+    document = new_document(path.name, media_name=recording.name)
+    document.root.set("AUTHOR", author)
+    link_media(document, recording, path.parent, time_origin_ms=0, source=path)
+    header = document.root.find("HEADER")
+    if header is not None:
+        SubElement(header, "PROPERTY", NAME=_CONTENT).text = content
+    for tier, own in _by_tier(marks, labels).items():
+        add_tier(document, tier, [Interval(one.start_us, one.end_us, _value(one)) for one in own], time_origin_ms=0)
+    data = eaf_bytes(document)
+    with FileLock(path.parent / ".lock", mode=0o600):
+        if _version(path) != version:
+            raise ReviewConflictError(
+                f"a review must be saved over the version that it was made from, but {path.name} was changed since, "
+                "in another window or in ELAN. Load it again."
+            )
+        write_private(path, data)
+    return read_review(path, content=content)
+
+
+def _by_tier(marks: Iterable[Mark], labels: Sequence[str]) -> dict[str, list[Mark]]:
+    tiers: dict[str, list[Mark]] = {label: [] for label in labels}
+    for one in sorted(marks):
+        suffix = _REJECTED if one.how == "rejected" else ""
+        tiers.setdefault(STRETCHES if one.how == "reviewed" else f"{one.label}{suffix}", []).append(one)
+    return tiers
+
+
+def _value(one: Mark) -> str:
+    return f"{one.how} by {one.by} at {one.at}"
+
+
+def _mark(annotation: Annotation) -> Mark:
+    found = _VALUE.fullmatch(annotation.value)
+    said, by, at = found.groups(default="") if found else ("", "", "")
+    label, how = annotation.tier, _HOW.get(said, "added")
+    if label == STRETCHES:
+        label, how = "", "reviewed"
+    elif label.endswith(_REJECTED) and (how == "rejected" or not said):
+        label, how = label.removesuffix(_REJECTED), "rejected"
+    elif how in ("rejected", "reviewed"):
+        how = "added"
+    return Mark(annotation.start_us, annotation.end_us, label, how, by, at)
+
+
+def _version(path: Path) -> str:
+    """Of the file's content; empty where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except FileNotFoundError:
+        return ""

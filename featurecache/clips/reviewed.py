@@ -1,0 +1,145 @@
+"""Reviews as annotation: within a recording's reviewed stretches they say what is on; elsewhere they say nothing.
+
+A blind review is annotation like any other. One that was made with the predictions in sight is no independent truth, so
+it trains and never scores: in sessions of the test split it is not used, it moves no annotated session to another
+split, and a session that has nothing else trains. Its stretches are recorded with the table, for out-of-fold scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from featurecache.annotations import Interval
+from featurecache.annotations.reviews import FOLDER, Review, read_review, review_path
+from featurecache.clips.clip import ClipTable, union_of
+from featurecache.clips.inventory import Survey, make_table
+from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
+from featurecache.clips.table import annotated_spans
+from featurecache.errors import FeatureCacheError
+from featurecache.project.settings import DataSettings, Project
+from featurecache.video.recordings import Recording, UnusableRecording
+
+_CUT = "its session is cut into parts, of which one is tested; annotate three sessions first"
+
+
+@dataclass(frozen=True)
+class ReviewedTable:
+    """A table that takes reviews in.
+
+    Attributes:
+        survey: What the project holds, with what the reviews say.
+        table: The table.
+        short: Recordings that are shorter than a clip.
+        seen: Content of a recording -> stretches that are labelled by a review with predictions in sight.
+        left_out: Reviews that are not used, and why.
+    """
+
+    survey: Survey
+    table: ClipTable
+    short: tuple[UnusableRecording, ...]
+    seen: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    left_out: tuple[UnusableRecording, ...] = ()
+
+
+def reviewed_table(project: Project, found: Survey, *, kept: KeptSplits = NO_SPLITS) -> ReviewedTable:
+    """The clip table of a survey and of the reviews of its recordings.
+
+    Args:
+        project: The project.
+        found: What it holds.
+        kept: Splits that sessions keep.
+
+    Raises:
+        ClipTableError, SplitError: As `make_table`.
+    """
+    data = project.settings.data
+    blind, unread = _read(project, found.recordings, blind=True)
+    seen, more_unread = _read(project, found.recordings, blind=False)
+    left_out = [*unread, *more_unread]
+    labels = {one.label for review in seen.values() for one in review.intervals}
+    independent = with_reviews(found, blind, data)
+    known = replace(independent, elsewhere={**dict.fromkeys(labels, "a review"), **independent.elsewhere})
+    table, short = make_table(project, known, kept=kept)
+    split_of = {clip.recording: clip.split for clip in table.clips}
+    cut = {clip.recording for clip in table.clips if clip.session != found.sessions[clip.recording]}
+    refused = {
+        name: "its session is of the test split, and it was made with the predictions in sight; review it blind"
+        for name in seen
+        if split_of.get(name) == "test"
+    }
+    refused |= {name: _CUT for name in seen if cut}
+    left_out += [UnusableRecording(f"review of {name}", why) for name, why in sorted(refused.items())]
+    used = {name: review for name, review in seen.items() if name not in refused}
+    if not used:
+        return ReviewedTable(independent, table, short, {}, tuple(left_out))
+    both = with_reviews(independent, used, data)
+    splits = {clip.session: clip.split for clip in table.clips if clip.split}
+    fixed = {**{found.sessions[name]: "train" for name in used}, **splits}
+    table, short = make_table(project, both, kept=kept, fixed=fixed)
+    content = {one.name: one.sha256[:16] for one in found.recordings}
+    spans = {content[name]: union_of(review.stretches) for name, review in used.items()}
+    return ReviewedTable(both, table, short, spans, tuple(left_out))
+
+
+def with_reviews(found: Survey, reviews: Mapping[str, Review], data: DataSettings) -> Survey:
+    """A survey in which reviews say what is on in their stretches.
+
+    Args:
+        found: The survey.
+        reviews: Recording -> its review.
+        data: How annotations are read.
+    """
+    intervals, annotated = dict(found.intervals), dict(found.annotated)
+    durations = {one.name: one.info.duration_us for one in found.recordings}
+    for name, review in reviews.items():
+        stretches = union_of(review.stretches)
+        whole = [(0, durations[name])]
+        before = annotated.get(name, []) if name in annotated or name not in intervals else None
+        if before is None:
+            until_last = data.unannotated_time == "until_last_annotation"
+            points = found.points.get(name, ())
+            before = annotated_spans(intervals[name], points, data.annotated_span, until_last) or whole
+        outside = _without(whole, stretches)
+        own = [one for one in intervals.get(name, ()) if one.label == data.annotated_span]
+        rest = [one for one in intervals.get(name, ()) if one.label != data.annotated_span]
+        intervals[name] = sorted({*own, *_within(rest, outside), *_within(review.intervals, stretches)})
+        annotated[name] = union_of([*before, *stretches])
+    return replace(found, intervals=intervals, annotated=annotated)
+
+
+def _read(
+    project: Project, recordings: Sequence[Recording], *, blind: bool
+) -> tuple[dict[str, Review], list[UnusableRecording]]:
+    """The reviews with a reviewed stretch, and those that cannot be read."""
+    found, unread = {}, []
+    for one in recordings:
+        path = review_path(project.root / FOLDER, one.name, blind=blind)
+        try:
+            review = read_review(path, content=one.sha256[:16])
+        except FeatureCacheError as error:
+            unread.append(UnusableRecording.because(path.name, error))
+            continue
+        if review.stretches:
+            found[one.name] = review
+        elif review.marks:
+            unread.append(UnusableRecording(f"review of {one.name}", "no stretch of it is marked as reviewed"))
+    return found, unread
+
+
+def _within(intervals: Sequence[Interval], spans: Sequence[tuple[int, int]]) -> list[Interval]:
+    return [
+        Interval(max(one.start_us, start), min(one.end_us, end), one.label)
+        for one in intervals
+        for start, end in spans
+        if max(one.start_us, start) < min(one.end_us, end)
+    ]
+
+
+def _without(spans: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What of disjoint, ordered spans the disjoint, ordered others leave free."""
+    edges = [edge for span in others for edge in span]
+    return [
+        (max(start, low), min(end, high))
+        for start, end in spans
+        for low, high in zip([start, *edges[1::2]], [*edges[::2], end], strict=True)
+        if max(start, low) < min(end, high)
+    ]
