@@ -91,6 +91,7 @@ def init(
 def clips(
     force: Annotated[bool, typer.Option("--force", help="Replace a clips.csv that was edited.")] = False,
     redeal: Annotated[bool, typer.Option("--redeal", help="Assign all sessions to splits anew.")] = False,
+    with_reviewed: Annotated[bool, typer.Option("--with-reviewed", help="Also label what was reviewed.")] = False,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
@@ -99,7 +100,7 @@ def clips(
     Sets each clip's targets and split, and writes clips.csv; sessions keep their splits.
     """
     screen = Screen(as_json)
-    made = _clips(screen, project_of(config), force=force, redeal=redeal)
+    made = _clips(screen, project_of(config), force=force, redeal=redeal, with_reviewed=with_reviewed)
     print_document(screen, made.to_mapping())
     return SOME_FAILED if made.unusable else DONE
 
@@ -460,6 +461,27 @@ def _predict(screen: Screen, project: "Project", recordings: list[Path], **optio
         found = predict(project, recordings, on_progress=show, **options)
     screen.show(predictions(found))
     return found
+
+
+@command("review", example="featurecache review runs/tune/bundle")
+def review(
+    bundle: learning.ReviewedBundle = None,
+    reviewer: learning.Reviewer = None,
+    port: learning.Port = 0,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
+) -> int:
+    """Correct predictions beside the video, in a local page.
+
+    On this machine alone; every change is saved at once into reviewed/, never into an annotator's file.
+    """
+    screen, project = Screen(as_json), project_of(config)
+    from heads.terminal.reviewing import open_review, reviewing
+    from heads.workflow.reviewing import review
+
+    on_open = lambda page: screen.show(open_review(page))  # noqa: E731
+    found = review(project, bundle, reviewer=reviewer, port=port, on_open=on_open)
+    return finish(screen, found, reviewing(found), code=SOME_FAILED if found.left_out else DONE)
 
 
 @command("agreement", example="featurecache agreement a.eaf b.eaf")

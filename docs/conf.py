@@ -24,6 +24,7 @@ autodoc_member_order = "groupwise"
 PAGES = {
     "For the study": [
         "docs/guide",
+        "docs/review",
         "docs/install",
         "docs/splits",
         "docs/evaluation",

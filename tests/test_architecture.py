@@ -107,7 +107,7 @@ LOWER_FIRST = {
             "zeroshot",
             "sections",
         ),
-        *("evaluation_log", "report", "workflow", "terminal"),
+        *("evaluation_log", "report", "review", "workflow", "terminal"),
     ],
 }
 """The parts of each package; each imports only from itself and from those before it."""

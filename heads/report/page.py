@@ -75,7 +75,8 @@ def render_page(
     """
     figures: dict[str, Figure] = {}
     parts = files("heads.report") / "parts"
-    report_js, css = ((parts / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
+    own = ("report.js", "look.css", "report.css")
+    report_js, look, css = ((parts / name).read_text(encoding="utf-8") for name in own)
     plotly_js = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     content = {
         **activities_content(rows, best_run(documents.runs), documents.agreement, names, figures),
@@ -97,7 +98,7 @@ def render_page(
         "made_at": made_at,
         "version": version("featurecache"),
         "policy": _policy(plotly_js, report_js),
-        "css": Markup(css),  # noqa: S704 - our own files, as are the two programs
+        "css": Markup(look + css),  # noqa: S704 - our own files, as are the two programs
         "plotly_js": Markup(plotly_js),  # noqa: S704
         "report_js": Markup(report_js),  # noqa: S704
         "figures_json": _json_block(figures),

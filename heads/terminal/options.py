@@ -49,6 +49,11 @@ Stride = Annotated[
     float | None,
     typer.Option("--stride", min=0.01, max=3600, help="Seconds between clips; half a clip if left out."),
 ]
+ReviewedBundle = Annotated[
+    Path | None, typer.Argument(help="The bundle whose predictions are shown; runs/tune/bundle if left out.")
+]
+Reviewer = Annotated[str | None, typer.Option(help="Who decides, as the files say it; your user name if left out.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine; a free one if left out.")]
 ZeroShotMethod = Annotated[str, typer.Argument(help="zs-b: yes or no for each label; zsc-co: a list; zsc-j: captions.")]
 AskedLabels = Annotated[str | None, typer.Option("--labels", help="Ask about these labels alone: a,b,c.")]
 Samples = Annotated[

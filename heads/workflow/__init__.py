@@ -15,6 +15,7 @@ _HOMES = {
     "leave_one_session_out": "heads.workflow.leaving_out",
     "predict": "heads.workflow.predicting",
     "report": "heads.workflow.reporting",
+    "review": "heads.workflow.reviewing",
     "train": "heads.workflow.training",
     "tune": "heads.workflow.training",
     "zero_shot": "heads.workflow.zeroshot",

@@ -355,6 +355,19 @@
     }
   }
 
+  // Served by `featurecache review`, each moment leads to its video. A file on the disk leads nowhere: there the row's
+  // recording and time say where to look.
+  function leadToVideo(button, index, start_us) {
+    const link = document.createElement("a");
+    link.href = `./#name=${encodeURIComponent(TIMELINES[index].name)}&t=${start_us / 1e6}`;
+    link.textContent = "video";
+    button.after(" ", link);
+  }
+  if (location.protocol === "http:") {
+    for (const button of document.querySelectorAll("[data-goto]")) leadToVideo(button, ...button.dataset.goto.split(" ").map(Number));
+    for (const button of document.querySelectorAll("[data-open]")) leadToVideo(button, Number(button.dataset.open), 0);
+  }
+
   const region = document.getElementById("timeline-viewer");
   const viewer = region ? new Viewer(region) : null;
   const opened = viewer ? viewer.open(0) : Promise.resolve();

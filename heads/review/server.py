@@ -1,0 +1,304 @@
+"""The page's server: recordings, their timelines and videos out, reviews in. Loopback alone, behind `Guard`.
+
+    GET  /                              the page, and its own files by name
+    GET  /report                        the report of the project, whose moments then lead to their videos
+    GET  /api/recordings                what there is to review, in order
+    GET  /api/recordings/ID[?blind=1]   a timeline, what was decided so far, and its version
+    PUT  /api/recordings/ID[?blind=1]   {"version", "marks"}: replaces the review; 409 where another one was quicker
+    GET  /api/video/ID                  whether the video can be played yet
+    GET  /api/sample                    a stretch drawn at random from what nobody annotated, for a blind review
+    POST /api/retrain                   trains again on what was reviewed; GET says how that went
+    GET  /video/ID                      the video, in ranges
+
+An id is the first 16 hex digits of a recording's sha256 and is looked up, so no path ever comes from a request. Blind
+answers hold no score, prediction or annotation. Nothing is kept in memory that is not on disk: a killed server loses
+nothing.
+"""
+
+import json
+import logging
+import secrets
+import socketserver
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import bottle
+
+from featurecache.annotations.reviews import Mark, Review, read_review, review_path, save_review
+from featurecache.clips.clip import union_of
+from featurecache.errors import FeatureCacheError, ReviewConflictError
+from heads.review.background import Background, Retrain
+from heads.review.guard import REPORT_POLICY, Guard
+from heads.review.media import PlayableVideos
+from heads.review.order import blind_candidates, differing
+from heads.review.recordings import Reviewable
+from heads.review.saving import stamped_marks
+
+_log = logging.getLogger(__name__)
+
+_MOST_BYTES = 16 << 20
+_PAGE_FILES = {
+    "": "text/html",
+    "review.css": "text/css",
+    "look.css": "text/css",
+    "review.js": "text/javascript",
+    "lanes.js": "text/javascript",
+    "marks.js": "text/javascript",
+    "player.js": "text/javascript",
+    "saver.js": "text/javascript",
+}
+
+
+class ReviewServer:
+    """Serves the page of some recordings until it is closed.
+
+    Args:
+        recordings: What is reviewed.
+        folder: The project's folder of reviews.
+        copies: Where videos are encoded that a browser cannot play.
+        reviewer: Who decides.
+        report: The report of the project, which may be missing.
+        retrain: Trains again, for the button of that name.
+        port: Of the loopback interface; 0 for a free one.
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Reviewable],
+        *,
+        folder: Path,
+        copies: Path,
+        reviewer: str,
+        report: Path,
+        retrain: Retrain,
+        port: int = 0,
+    ) -> None:
+        self._recordings = {one.content: one for one in recordings}
+        self._folder, self._reviewer, self._report = folder, reviewer, report
+        self._videos = PlayableVideos({one.content: one.path for one in recordings}, copies)
+        self._background = Background(retrain, self._replace)
+        self._guard = Guard(self._routes())
+        self._server = make_server("127.0.0.1", port, self._guard, _ThreadedServer, _QuietHandler)
+        self._guard.port = self._server.server_port
+
+    @property
+    def address(self) -> str:
+        """The page's address, with its token."""
+        return self._guard.address
+
+    def serve(self) -> None:
+        """Answers until `stop`, or until the process is interrupted."""
+        self._server.serve_forever()
+
+    def stop(self) -> None:
+        """Ends `serve`, from another thread."""
+        self._server.shutdown()
+
+    def close(self) -> None:
+        """Frees the port and removes every copy of a video."""
+        self._server.server_close()
+        self._videos.close()
+
+    def _routes(self) -> bottle.Bottle:
+        app = bottle.Bottle()
+        bottle.BaseRequest.MEMFILE_MAX = _MOST_BYTES  # larger bodies are refused by `request.json`
+        app.default_error_handler = lambda error: _refusal(error.status_code, str(error.body)).body
+        app.install(_told)
+        app.get("/", callback=lambda: _page_file(""))
+        app.get("/<name:re:[a-z]+[.](?:css|js)>", callback=_page_file)
+        app.get("/report", callback=self._report_page)
+        app.get("/api/recordings", callback=self._list)
+        app.get("/api/recordings/<content>", callback=self._open)
+        app.put("/api/recordings/<content>", callback=self._save)
+        app.get("/api/sample", callback=self._sample)
+        app.get("/api/retrain", callback=lambda: self._background.state)
+        app.post("/api/retrain", callback=lambda: self._background.start())
+        app.get("/api/video/<content>", callback=self._video_state)
+        app.get("/video/<content>", callback=self._video)
+        return app
+
+    def _list(self) -> dict[str, Any]:
+        recordings = [self._summary(one) for one in self._recordings.values()]
+        return {"reviewer": self._reviewer, "has_report": self._report.is_file(), "recordings": recordings}
+
+    def _report_page(self) -> bottle.HTTPResponse:
+        if not self._report.is_file():
+            raise bottle.HTTPError(404, "there is no report yet; run: featurecache report")
+        headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": REPORT_POLICY}
+        return bottle.HTTPResponse(self._report.read_bytes(), headers=headers)
+
+    def _summary(self, one: Reviewable) -> dict[str, Any]:
+        reviewed_us = [
+            sum(end - start for start, end in union_of(self._review(one, blind=blind).stretches))
+            for blind in (False, True)
+        ]
+        return {
+            "id": one.content,
+            "name": one.name,
+            "session": one.session,
+            "split": one.split,
+            "duration_us": one.timeline["recording"]["duration_us"],
+            "disagreement": one.disagreement,
+            "doubt": one.doubt,
+            "reviewed_us": reviewed_us[0],
+            "blind_us": reviewed_us[1],
+        }
+
+    def _open(self, content: str) -> dict[str, Any]:
+        one, blind = self._recording(content), _is_blind()
+        review = self._review(one, blind=blind)
+        timeline = one.timeline
+        answer = {
+            "id": content,
+            "name": one.name,
+            "split": one.split,
+            "duration_us": timeline["recording"]["duration_us"],
+            "fps": one.fps or 25.0,
+            "labels": timeline["labels"],
+            "blind": blind,
+            **_sent(review),
+        }
+        if blind:
+            return answer
+        if not review.version:
+            answer["marks"] = _annotated_marks(timeline)
+        shown = ("predicted", "annotated", "annotated_us", "scored_us", "thresholds", "clips")
+        return {**answer, **{key: timeline[key] for key in shown}, "differing": differing(timeline)}
+
+    def _save(self, content: str) -> dict[str, Any]:
+        one, blind, sent = self._recording(content), _is_blind(), bottle.request.json
+        if not isinstance(sent, dict) or not isinstance(sent.get("version"), str):
+            raise bottle.HTTPError(400, "a review must be sent as JSON with its version")
+        labels = one.timeline["labels"]
+        marks = stamped_marks(
+            sent.get("marks"),
+            self._review(one, blind=blind),
+            labels=labels,
+            duration_us=one.timeline["recording"]["duration_us"],
+            reviewer=self._reviewer,
+        )
+        saved = save_review(
+            review_path(self._folder, one.name, blind=blind),
+            marks,
+            labels=labels,
+            recording=one.path,
+            content=content,
+            author=self._reviewer,
+            version=sent["version"],
+        )
+        return _sent(saved)
+
+    def _sample(self) -> dict[str, Any]:
+        free = {
+            content: blind_candidates(one.timeline, self._review(one, blind=True).stretches)
+            for content, one in self._recordings.items()
+        }
+        every = [(content, span) for content, spans in free.items() for span in spans]
+        if not every:
+            raise bottle.HTTPError(404, "all that nobody annotated is reviewed blind")
+        content, (start, end) = every[secrets.randbelow(len(every))]
+        return {"id": content, "start_us": start, "end_us": end, "left": len(every)}
+
+    def _replace(self, recordings: Sequence[Reviewable]) -> None:
+        """The recordings as another head sees them; those that were not on the page stay away."""
+        seen = {one.content: one for one in recordings if one.content in self._recordings}
+        self._recordings = {**self._recordings, **seen}
+
+    def _video_state(self, content: str) -> dict[str, Any]:
+        self._recording(content)
+        found = self._videos.of(content)
+        return {"state": found.state, "share": found.share, "reason": found.reason}
+
+    def _video(self, content: str) -> bottle.HTTPResponse:
+        self._recording(content)
+        path = self._videos.of(content).path
+        if path is None:
+            raise bottle.HTTPError(404, "the video is not ready")
+        mime_type = "video/webm" if path.suffix.lower() == ".webm" else "video/mp4"
+        return bottle.static_file(path.name, root=str(path.parent.absolute()), mimetype=mime_type)
+
+    def _recording(self, content: str) -> Reviewable:
+        if content not in self._recordings:
+            raise bottle.HTTPError(404, "there is no such recording")
+        return self._recordings[content]
+
+    def _review(self, one: Reviewable, *, blind: bool) -> Review:
+        return read_review(review_path(self._folder, one.name, blind=blind), content=one.content)
+
+
+def _is_blind() -> bool:
+    return bool(bottle.request.query.get("blind") == "1")
+
+
+def _sent(review: Review) -> dict[str, Any]:
+    return {"version": review.version, "marks": [_mark(one) for one in review.marks]}
+
+
+def _mark(one: Mark) -> dict[str, Any]:
+    return {
+        "start_us": one.start_us,
+        "end_us": one.end_us,
+        "label": one.label,
+        "how": one.how,
+        "by": one.by,
+        "at": one.at,
+    }
+
+
+def _annotated_marks(timeline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a review begins with: the annotators' own intervals."""
+    return [
+        _mark(Mark(start, end, label, "annotated"))
+        for label, own in (timeline["annotated"] or {}).items()
+        for start, end in union_of([(start, end) for start, end in own])
+    ]
+
+
+def _page_file(name: str) -> bottle.HTTPResponse:
+    if name not in _PAGE_FILES:
+        raise bottle.HTTPError(404, "there is no such file")
+    place = files("heads.report") / "parts" if name == "look.css" else files("heads.review") / "page"
+    body = (place / (name or "review.html")).read_bytes()
+    return bottle.HTTPResponse(body, headers={"Content-Type": f"{_PAGE_FILES[name]}; charset=utf-8"})
+
+
+def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """A route whose named errors are answered in the library's own words."""
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return answer(*args, **kwargs)
+        except ReviewConflictError as error:
+            return _refusal(409, str(error))
+        except FeatureCacheError as error:
+            return _refusal(422, str(error))
+        except OSError as error:
+            _log.warning("the page could not be answered: %s", error)
+            return _refusal(500, f"it could not be read or saved: {error.strerror or error}")
+
+    return told
+
+
+def _refusal(status: int, why: str) -> bottle.HTTPResponse:
+    return bottle.HTTPResponse(json.dumps({"error": why}), status, {"Content-Type": "application/json"})
+
+
+class _ThreadedServer(socketserver.ThreadingMixIn, WSGIServer):
+    """A thread for each request, so that a save does not wait for a video."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as the base class calls it
+        """A browser that goes away in the middle of a video is no error."""
+        _log.debug("a connection ended early", exc_info=True)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def address_string(self) -> str:
+        return str(self.client_address[0])
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Addresses hold the token, so none is logged."""
