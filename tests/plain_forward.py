@@ -159,6 +159,14 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
             pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
         else:
             pixels = processor(list(channels_first), return_tensors="pt")["pixel_values"]
+        if kind == "siglip2":  # as for Qwen: its processor gets the padded square
+            square = torch.full((FRAMES, 3, 80, 80), 128, dtype=torch.uint8)
+            square[:, :, 10:70] = channels_first
+            batch = processor(list(square), return_tensors="pt")
+            return model.vision_model(**batch).last_hidden_state.flatten(0, 1)
+        if kind == "xclip":
+            states = model.vision_model(pixels[0]).last_hidden_state
+            return model.vision_model.post_layernorm(states)[:, 1:].flatten(0, 1)
         encoder = next(
             (getattr(model, part) for part in ("vision_model", *sorted(PROCESSORS)) if hasattr(model, part)), model
         )
@@ -190,6 +198,8 @@ PROCESSORS: dict[str, Any] = {
     "clip": transformers.CLIPImageProcessor,
     "clip_vision_model": transformers.CLIPImageProcessor,
     "siglip": transformers.SiglipImageProcessor,
+    "siglip2": transformers.Siglip2ImageProcessor,
+    "xclip": transformers.VideoMAEImageProcessor,
     "siglip_vision_model": transformers.SiglipImageProcessor,
     "dinov2": transformers.BitImageProcessor,
     "dinov2_with_registers": transformers.BitImageProcessor,

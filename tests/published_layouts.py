@@ -292,6 +292,26 @@ def siglip(px: int, resample: int = 3) -> Files:
     return {"preprocessor_config.json": {**ALL_ON, **HALF, **named, "size": {"height": px, "width": px}}}
 
 
+def siglip2(patches: int, patch_px: int = 8) -> Files:
+    """As the NaFlex repositories: a number of patches, and no size."""
+    own = {"do_convert_rgb": None, "image_processor_type": "Siglip2ImageProcessorFast", "resample": 2}
+    return {"preprocessor_config.json": {**ALL_ON, **HALF, **own, "max_num_patches": patches, "patch_size": patch_px}}
+
+
+def xclip(px: int) -> Files:
+    """As of 2022: the class that is gone, plain integers; at 224 px crop_size is left out."""
+    named = {"feature_extractor_type": "VideoMAEFeatureExtractor", "resample": 2, "size": px, "crop_size": px}
+    return {
+        "preprocessor_config.json": {
+            **named,
+            **IMAGENET,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+        }
+    }
+
+
 def dinov3(px: int) -> Files:
     """As transformers 4.56: squashed, in floating point."""
     named = {"image_processor_type": "DINOv3ViTImageProcessorFast", "resample": 2, "do_center_crop": None}

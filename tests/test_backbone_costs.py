@@ -154,6 +154,25 @@ SIZES = {
     "CLIP ViT-L/14-336": Size(
         tiny_families.make_clip_vision, published_layouts.clip(336), _vit(1024, 4096, 24, 16, 336, 14)
     ),
+    "SigLIP 2 so400m-patch16-naflex": Size(
+        tiny_families.make_siglip2,
+        published_layouts.siglip2(256, 16),
+        {"vision_config": {**_layers(1152, 4304, 27, 16), "patch_size": 16, "num_patches": 256}},
+    ),
+    "MedSigLIP-448": Size(
+        tiny_families.make_siglip_vision,
+        published_layouts.siglip(448),
+        _vit(1152, 4304, 27, 16, 448, 14),
+        licence="health-ai-developer-foundations",
+    ),
+    "X-CLIP base-patch32": Size(
+        tiny_families.make_xclip,
+        published_layouts.xclip(224),
+        {"vision_config": {**_vit(*_BASE, 224, 32), "num_frames": 8}},
+        frames=8,
+        licence="mit",
+    ),
+    "PubMedCLIP ViT-B/32": Size(tiny_families.make_clip_vision, published_layouts.clip(224), _vit(*_BASE, 224, 32)),
     "SigLIP so400m-patch14-384": Size(
         tiny_families.make_siglip_vision,
         published_layouts.siglip(384),

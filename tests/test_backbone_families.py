@@ -24,6 +24,7 @@ from transformers import (
     PeAudioVideoModel,
     PeVideoModel,
     PeVideoVideoProcessor,
+    Siglip2Model,
     SiglipImageProcessor,
     SiglipModel,
     SiglipVisionModel,
@@ -37,7 +38,9 @@ from transformers import (
     VJEPA2ForVideoClassification,
     VJEPA2Model,
     VJEPA2VideoProcessor,
+    XCLIPModel,
 )
+from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from featurecache.backbones import open_backbone, open_inputs
@@ -48,7 +51,7 @@ from tests.published_layouts import change_config
 from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, LAYERS, WIDTH, make_timesformer
 from tests.tiny_models import pixels_of
 
-FRAME_ENCODERS = {"clip", "clip vision", "siglip", "siglip vision", "dinov2", "dinov2 registers", "dinov3"}
+FRAME_ENCODERS = {"clip", "clip vision", "siglip", "siglip vision", "siglip2", "dinov2", "dinov2 registers", "dinov3"}
 PERCEPTION = {"pe video", "pe audio video"}
 """Families that embed each frame alone, then join the embeddings of a clip."""
 CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS - PERCEPTION
@@ -63,6 +66,8 @@ SAVED_AS = {
     "clip vision": (CLIPVisionModelWithProjection, "vision_model"),
     "siglip": (SiglipModel, "vision_model"),
     "siglip vision": (SiglipVisionModel, ""),
+    "siglip2": (Siglip2Model, "vision_model"),
+    "xclip": (XCLIPModel, "vision_model"),
     "dinov2": (Dinov2ForImageClassification, "dinov2"),
     "dinov2 registers": (Dinov2WithRegistersModel, ""),
     "dinov3": (DINOv3ViTModel, ""),
@@ -111,12 +116,16 @@ def _plain(name: str, folder: Path, pixels: Tensor) -> dict[str, tuple[Tensor, T
     if name in PERCEPTION:
         return _plain_perception(getattr(encoder, "video_encoder", encoder), pixels)
     with torch.no_grad():
-        if name in FRAME_ENCODERS:
+        if name == "siglip2":
+            patches = torch.stack([convert_image_to_patches(frame, 8) for frame in pixels.flatten(0, 1)])
+            shapes = torch.tensor([[SIDE, SIDE]]).expand(len(patches), -1)
+            out = encoder(patches, torch.ones(patches.shape[:2]), shapes, output_hidden_states=True)
+        elif name in FRAME_ENCODERS or name == "xclip":
             out = encoder(pixels.flatten(0, 1), output_hidden_states=True)
         else:
             out = encoder(pixels, output_hidden_states=True)
         last = out.last_hidden_state
-        if name.startswith("clip"):  # transformers norms the class token alone
+        if name.startswith("clip") or name == "xclip":  # transformers norms the class token alone
             last = encoder.post_layernorm(out.hidden_states[-1])
             torch.testing.assert_close(last[:, 0], out.pooler_output, rtol=0, atol=0)
     if name.startswith("videoprism"):
@@ -125,7 +134,7 @@ def _plain(name: str, folder: Path, pixels: Tensor) -> dict[str, tuple[Tensor, T
     for tap, states in zip(TAPS, [*out.hidden_states, last], strict=True):
         if name == "timesformer":
             taps[tap] = (states[:, 1:].reshape(clips, SIDE**2, frames, WIDTH).transpose(1, 2), states[:, :1])
-        elif name in CLIP_ENCODERS:
+        elif name in TUBELETS:
             taps[tap] = (states.reshape(clips, frames // 2, SIDE**2, WIDTH), None)
         elif name.startswith("siglip"):
             taps[tap] = (states.reshape(clips, frames, SIDE**2, WIDTH), None)
@@ -347,6 +356,7 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
         ("timesformer", VideoMAEImageProcessor),
         ("clip", CLIPImageProcessor),
         ("siglip", SiglipImageProcessor),
+        ("xclip", VideoMAEImageProcessor),
         ("dinov2", BitImageProcessor),
         ("videoprism", LlavaOnevisionVideoProcessor),
         ("videomae", VideoMAEVideoProcessor),
@@ -415,7 +425,9 @@ def test_identity_changes_when_anything_that_changes_values_does(
     assert identity(folders[name], prompt="other words") == base
     assert identity(folders[name], resize="pad") != base
     assert identity(folders[name], dtype="bfloat16") != base
-    assert name.startswith(("timesformer", "videomae", "videoprism")) or identity(folders[name], frames=2) != base
+    assert (
+        name.startswith(("timesformer", "videomae", "videoprism", "xclip")) or identity(folders[name], frames=2) != base
+    )
     copy = shutil.copytree(folders[name], tmp_path / "copy")
     assert identity(copy) == base
     other = FAMILIES[name](tmp_path / "other", seed=1)
@@ -468,6 +480,7 @@ def test_open_backbone_says_what_is_wrong_when_weights_are_torn_or_the_device_is
         ("timesformer", 8, 4),
         ("videomae", 2, 4),
         ("videoprism", 8, 4),
+        ("xclip", 8, 4),
         ("vjepa2", 5, 4),
         ("vjepa2", 1, 2),
         ("vjepa2", 7, 8),
@@ -508,6 +521,9 @@ def test_states_equal_the_plain_forward_when_timesformer_attends_jointly(tmp_pat
         ("clip", {"size": {"shortest_edge": 32, "longest_edge": 64}}, "size"),
         ("siglip", {"size": {"height": 32, "width": 64}}, "size"),
         ("siglip", {"do_center_crop": True, "crop_size": {"height": 16, "width": 16}}, "make 16 px"),
+        ("siglip2", {"max_num_patches": 0}, "max_num_patches = 0"),
+        ("siglip2", {"patch_size": 16}, "patch_size = 16"),
+        ("siglip2", {"image_processor_type": "SiglipImageProcessor"}, "size = "),
         ("siglip", {"size": "32 pixels"}, "whole numbers by their side"),
         ("clip", {"image_processor_type": "Qwen2VLImageProcessor"}, "names 'Qwen2VLImageProcessor'"),
         ("vjepa2", {"video_processor_type": "Qwen3VLVideoProcessor"}, "names 'Qwen3VLVideoProcessor'"),

@@ -184,6 +184,37 @@ LAYOUTS = [
     ),
     Layout("SigLIP: squashed", tiny_families.make_siglip),
     Layout("SigLIP 2 of one fixed size: bilinear, null for `do_convert_rgb`", tiny_families.make_siglip_vision),
+    Layout(
+        "MedSigLIP: SigLIP at 448 px, a scale of eleven digits",
+        tiny_families.make_siglip,
+        {
+            "preprocessor_config.json": {
+                **{**ALL_ON, "rescale_factor": 0.00392156862},
+                **HALF,
+                "image_processor_type": "SiglipImageProcessor",
+                "processor_class": "SiglipProcessor",
+                "resample": 3,
+                "size": {"height": PX, "width": PX},
+            }
+        },
+    ),
+    Layout(
+        "PubMedCLIP, 2023: CLIPFeatureExtractor with sizes by their sides",
+        tiny_families.make_clip,
+        {
+            "preprocessor_config.json": {
+                **shortest_edge(PX),
+                **CLIP_STATISTICS,
+                "do_convert_rgb": True,
+                "feature_extractor_type": "CLIPFeatureExtractor",
+                "image_processor_type": "CLIPFeatureExtractor",
+                "resample": 3,
+            }
+        },
+        {"dtype": None, "torch_dtype": "float32"},
+    ),
+    Layout("SigLIP 2 NaFlex: a number of patches, no size", tiny_families.make_siglip2),
+    Layout("X-CLIP, 2022: class VideoMAEFeatureExtractor, plain integers", tiny_families.make_xclip),
     Layout("DINOv2: larger frames in training, `_valid_processor_keys`", tiny_families.make_dinov2),
     Layout("DINOv2 with registers", tiny_families.make_dinov2_registers),
     Layout("DINOv3, transformers 4.56: nulls; frames scaled in 8 bits", tiny_families.make_dinov3),

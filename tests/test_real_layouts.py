@@ -32,6 +32,7 @@ MAKERS: list[tuple[str, Callable[[Path], Path], int]] = [
     ("timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
     ("MCG-NJU__videomae", tiny_families.make_videomae_pretrained, tiny_families.IMAGE_PX),
     ("openai__clip", tiny_families.make_clip, tiny_families.IMAGE_PX),
+    ("microsoft__xclip", tiny_families.make_xclip, tiny_families.IMAGE_PX),
     ("google__siglip", tiny_families.make_siglip, tiny_families.IMAGE_PX),
     ("facebook__dinov3", tiny_families.make_dinov3, tiny_families.IMAGE_PX),
     ("optimum-intel-internal-testing__tiny-random-dinov-3", tiny_families.make_dinov3, tiny_families.IMAGE_PX),
@@ -78,6 +79,8 @@ def _small_frames(settings: Any, px: int) -> Any:
     sizes = {key: settings[key] for key in ("size", "crop_size", "max_image_size") if settings.get(key)}
     if not sizes:
         return settings
+    if settings.get("do_center_crop"):  # X-CLIP's file leaves it to the class, whose default is the size it names
+        sizes.setdefault("crop_size", sizes["size"])
     largest = sizes.get("crop_size") or sizes.get("max_image_size") or sizes["size"]
     full = largest if isinstance(largest, int) else next(iter(largest.values()))
 

@@ -33,6 +33,8 @@ from transformers import (
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Siglip2Config,
+    Siglip2Model,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -51,6 +53,8 @@ from transformers import (
     VJEPA2Config,
     VJEPA2ForVideoClassification,
     VJEPA2Model,
+    XCLIPConfig,
+    XCLIPModel,
 )
 
 from tests import published_layouts
@@ -110,6 +114,22 @@ def make_siglip_vision(folder: Path, *, seed: int = 0) -> Path:
     """SigLIP's vision tower without the pooling head."""
     config = SiglipVisionConfig(**_SMALL, vision_use_head=False)
     return _save(SiglipVisionModel(config), published_layouts.siglip(IMAGE_PX, resample=2), folder, seed)
+
+
+def make_siglip2(folder: Path, *, seed: int = 0) -> Path:
+    """A SigLIP 2 NaFlex, whose positions were learned on 3 x 3 patches."""
+    vision = {**_LAYERS, "patch_size": 8, "num_patches": 9}
+    config = Siglip2Config(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=vision)
+    return _save(Siglip2Model(config), published_layouts.siglip2(16), folder, seed)
+
+
+def make_xclip(folder: Path, *, seed: int = 0) -> Path:
+    """A whole X-CLIP."""
+    joined = {"mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_attention_heads": 2, "num_frames": FRAMES}
+    text = {**_TEXT, "eos_token_id": 2}
+    more = {"projection_dim": 16, "prompt_num_attention_heads": 2, "prompt_layers": 1}
+    model = XCLIPModel(XCLIPConfig(text_config=text, vision_config={**_SMALL, **joined}, **more))
+    return _save(model, published_layouts.xclip(IMAGE_PX), folder, seed)
 
 
 def make_dinov2(folder: Path, *, seed: int = 0) -> Path:
@@ -376,6 +396,8 @@ FAMILIES: dict[str, Callable[..., Path]] = {
     "clip vision": make_clip_vision,
     "siglip": make_siglip,
     "siglip vision": make_siglip_vision,
+    "siglip2": make_siglip2,
+    "xclip": make_xclip,
     "dinov2": make_dinov2,
     "dinov2 registers": make_dinov2_registers,
     "dinov3": make_dinov3,

@@ -27,6 +27,8 @@ _FAMILIES = {
     "timesformer": "timesformer",
     "clip": "frame_encoder",
     "clip_vision_model": "frame_encoder",
+    "xclip": "xclip",
+    "siglip2": "frame_encoder",
     "siglip": "frame_encoder",
     "siglip_vision_model": "frame_encoder",
     "dinov2": "frame_encoder",

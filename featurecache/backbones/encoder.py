@@ -207,6 +207,11 @@ class ClipEncoder:
             yield tap, self.arrange(states)
 
 
+def inside(model_class: Any, prefix: str) -> Any:
+    """A transformers class that finds its weights in a whole model's, where their names begin with a prefix."""
+    return type(model_class.__name__, (model_class,), {"base_model_prefix": prefix})
+
+
 def require_frames(frames: int, fixed: int, name: str, folder: Path) -> None:
     """Refuses another number of frames than a model's positions were learned for.
 

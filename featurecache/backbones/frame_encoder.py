@@ -6,8 +6,9 @@ tower is loaded.
 
 `final` is every token behind the tower's last norm. Of CLIP, transformers norms only the class token (its
 `pooler_output`, bit for bit our class token); the patches are normed here with the same weights. SigLIP has no class
-token. SigLIP 2 checkpoints of one fixed size are SigLIP to transformers; the variable-size ones (`siglip2`) are not
-supported.
+token. SigLIP 2 checkpoints of one fixed size are SigLIP to transformers. The variable-size ones (NaFlex, `siglip2`)
+keep the sides of each frame; a feature space needs one number of tokens, so frames become squares (`resize = "model"`
+pads them) of as many patches as fit into the processor's `max_num_patches`.
 
 `joint` is a frame's `image_embeds`, as the whole model compares it with a text's: of CLIP the projected class token, of
 SigLIP what the attention pooling head gives, at unit length. So the mean over a clip's frames, times a text's embedding
@@ -25,9 +26,10 @@ Oquab et al., https://arxiv.org/abs/2304.07193; Darcet et al., https://arxiv.org
 https://arxiv.org/abs/2508.10104
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +49,9 @@ from transformers import (
     DINOv3ViTConfig,
     DINOv3ViTImageProcessor,
     DINOv3ViTModel,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2VisionModel,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipVisionConfig,
@@ -57,7 +62,8 @@ from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import JOINT, EncoderInputs, Parts, siglip_parts, without_mask
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, require_size, square_geometry
+from featurecache.backbones.processor_files import WHOLE
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import UnsupportedModelError
 
@@ -72,6 +78,8 @@ class _Tower:
         apart: The loaded model taken apart, for frames of a size in pixels.
         any_size: Whether frames may have another size than in training.
         also: As `processor_settings`.
+        more_fields: As `processor_settings`.
+        geometry: The tower's patch size and the processor's settings -> how a frame becomes a square.
     """
 
     family: str
@@ -82,6 +90,8 @@ class _Tower:
     not_used: tuple[str, ...] = ()
     any_size: bool = False
     also: tuple[str, ...] = ()
+    more_fields: Mapping[str, Any] = field(default_factory=dict)
+    geometry: Callable[[int, Mapping[str, Any]], Geometry] = lambda _patch, settings: square_geometry(settings)
 
 
 def _clip_parts(model: Any, _px: int) -> Parts:
@@ -126,6 +136,29 @@ _WITH_JOINT = {
 """Family -> the end of the name of a weight that makes `joint`, and the tower with that part."""
 
 
+def _siglip2_parts(model: Any, px: int) -> Parts:
+    embeddings, patch = model.embeddings, model.config.patch_size
+    side, table = px // patch, embeddings.position_embedding.weight
+    grid, shape = embeddings.position_embedding_size, torch.tensor([[side, side]])
+    places = embeddings.resize_positional_embeddings(table.reshape(grid, grid, -1), shape, side**2)
+
+    def embed(pixels: Tensor) -> Tensor:
+        cut = pixels.reshape(len(pixels), -1, side, patch, side, patch).permute(0, 2, 4, 3, 5, 1)
+        embedded: Tensor = embeddings.patch_embedding(cut.reshape(len(pixels), side**2, -1)) + places
+        return embedded
+
+    return Parts(model, embed=embed, layers=without_mask(model.encoder.layers), final_norm=model.post_layernorm)
+
+
+def _siglip2_geometry(patch: int, settings: Mapping[str, Any]) -> Geometry:
+    """A padded square of at most as many patches as the processor makes."""
+    most = settings.get("max_num_patches") or 0
+    if settings.get("patch_size") != patch or settings.get("size"):  # a size is of the processor of fixed sizes
+        return Geometry(0, "pad", 0, refused="size" if settings.get("size") else "patch_size")
+    px = isqrt(most) * patch if most > 0 else 0
+    return Geometry(px, "pad", px, refused="" if 0 < px <= LARGEST_PX else "max_num_patches")
+
+
 def _dinov2_parts(model: Any, _px: int) -> Parts:
     return Parts(model, embed=model.embeddings, layers=without_mask(model.encoder.layer), final_norm=model.layernorm)
 
@@ -147,11 +180,24 @@ _DINOV3 = _Tower(
     any_size=True,
     also=("DINOv3ViT",),
 )
+_SIGLIP2 = _Tower(
+    "siglip2",
+    Siglip2ImageProcessor,
+    Siglip2VisionModel,
+    has_cls=False,
+    apart=_siglip2_parts,
+    not_used=("head",),
+    any_size=True,
+    also=("Siglip2",),
+    more_fields={"max_num_patches": WHOLE, "patch_size": WHOLE},
+    geometry=_siglip2_geometry,
+)
 _TOWERS = {
     "clip": (_CLIP, CLIPConfig),
     "clip_vision_model": (_CLIP, CLIPVisionConfig),
     "siglip": (_SIGLIP, SiglipConfig),
     "siglip_vision_model": (_SIGLIP, SiglipVisionConfig),
+    "siglip2": (_SIGLIP2, Siglip2Config),
     "dinov2": (_DINOV2, Dinov2Config),
     "dinov2_with_registers": (_REGISTERS, Dinov2WithRegistersConfig),
     "dinov3_vit": (_DINOV3, DINOv3ViTConfig),
@@ -162,7 +208,8 @@ _TOWERS = {
 def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
     tower, config = _tower_and_config(folder)
-    rule = frame_rule(folder, tower.processor_class, also=tower.also)
+    geometry = partial(tower.geometry, config.patch_size)
+    rule = frame_rule(folder, tower.processor_class, geometry, more_fields=tower.more_fields, also=tower.also)
     if not tower.any_size:
         require_size(rule, config.image_size, folder)
     elif rule.image_px % config.patch_size:

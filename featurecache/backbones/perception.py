@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from transformers import PeAudioVideoConfig, PeVideoConfig, PeVideoEncoder, PeVideoVideoProcessor
 
 from featurecache.backbones import model_type_of
-from featurecache.backbones.encoder import EncoderInputs, Parts
+from featurecache.backbones.encoder import EncoderInputs, Parts, inside
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
@@ -72,8 +72,7 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> "PerceptionEncoder":
     """As `featurecache.backbones.open_backbone`."""
-    prefix = _PREFIXES[model_type_of(inputs.folder)]
-    model_class = type("PeVideoEncoder", (PeVideoEncoder,), {"base_model_prefix": prefix})
+    model_class = inside(PeVideoEncoder, _PREFIXES[model_type_of(inputs.folder)])
     model = inputs.load(model_class, FAMILY, dtype=dtype, device=device)
     places = model.rotary_emb(
         torch.empty(0, dtype=model.dtype, device=model.device),
