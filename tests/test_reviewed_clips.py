@@ -9,10 +9,12 @@ import pytest
 from featurecache.annotations.reviews import How, Mark, review_path, save_review
 from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
+from featurecache.clips.drift import check_table
 from featurecache.clips.record import read_record
-from featurecache.errors import TrainingDataError
+from featurecache.errors import OutdatedTableWarning, TrainingDataError
 from featurecache.project.settings import Project
 from featurecache.workflow.clips import MadeClips, make_clips
+from featurecache.workflow.withdrawal import withdraw
 from heads.runs import HeldOut
 from heads.scoring.cross_fitting import leave_one_session_out
 from heads.workflow.data import clips_seen
@@ -118,6 +120,25 @@ def test_clips_of_a_review_with_predictions_in_sight_are_known(project: Project,
     assert not record.without(next(iter(record.seen)) + "0" * 48, lambda _: False).seen
     make_clips(project)
     assert clips_seen(project, read_table(project.clips)) == frozenset()
+
+
+def test_commands_tell_when_a_review_of_the_table_has_changed(project: Project, reviewing: Reviewing) -> None:
+    path = reviewing("new.mp4")
+    check_table(project, use="targets")  # a table without reviews: those that come are not told
+    make_clips(project, with_reviewed=True)
+    check_table(project, use="targets")
+    path.write_bytes(path.read_bytes().replace(b"accepted by", b"corrected by"))
+    with pytest.warns(OutdatedTableWarning, match=r"reviews: 1 changed .*clips --with-reviewed"):
+        check_table(project, use="targets")
+    assert any("held reviews, this one does not" in one for one in make_clips(project).audit.warnings)
+
+
+def test_review_of_a_withdrawn_recording_is_named(project: Project, reviewing: Reviewing) -> None:
+    path = reviewing("new.mp4")
+    (project.videos / "new.mp4").unlink()
+    report = withdraw(project, clips_of(project, "new.mp4")[0].content, everything=True)
+    found = dict(report.remaining)[path.relative_to(project.root).as_posix()]
+    assert found == "its annotations, or they name it: remove them"
 
 
 def test_review_that_cannot_be_used_is_named(project: Project, reviewing: Reviewing) -> None:

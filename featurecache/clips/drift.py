@@ -59,14 +59,15 @@ def check_table(project: Project, *, use: Use) -> None:
             f"{project.clips.name} must be made with the settings of today, but {'; '.join(told)}. "
             f"Make it again: featurecache clips; or put that back in {SETTINGS_NAME}."
         )
-    files = files_of(project)
+    with_reviews = "reviews" in record.files
+    files = files_of(project, reviews=with_reviews)
     for kind, own in files.items():
         place = project.annotations if kind == "annotations" else None
         told += filter(None, [_file_changes(kind, record.files.get(kind, {}), own, place)])
     if told:
         warnings.warn(
             f"{project.clips.name} is used as it was made, but since then {'; '.join(told)}. "
-            "To take that in: featurecache clips.",
+            f"To take that in: featurecache clips{' --with-reviewed' * with_reviews}.",
             OutdatedTableWarning,
             stacklevel=2,
         )

@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from featurecache.annotations.reviews import FOLDER
 from featurecache.clips.annotated import annotation_paths
 from featurecache.clips.clip import ClipTable
 from featurecache.errors import AnnotationError
@@ -25,8 +26,8 @@ from featurecache.spelling import caseless
 from featurecache.video.recordings import video_paths
 
 Files = Mapping[str, Mapping[str, Sequence[int | str]]]
-"""Kind, "videos" or "annotations" -> path relative to the kind's folder -> size in bytes, mtime in ns, and in a record
-of annotation files sha256 (64 hex digits)."""
+"""Kind, "videos", "annotations" or (of a table that holds them) "reviews" -> path relative to the kind's folder -> size
+in bytes, mtime in ns, and in a record of annotation files sha256 (64 hex digits)."""
 
 _PLACES = frozenset({"data.videos", "data.annotations", "splits.allow_clip_level"})
 
@@ -142,12 +143,13 @@ def _plain(value: object) -> float | str:
     return float(value) if isinstance(value, Decimal) else str(value)
 
 
-def files_of(project: Project, *, digests: bool = False) -> Files:
+def files_of(project: Project, *, digests: bool = False, reviews: bool = False) -> Files:
     """The videos and annotation files that are there, with size and time of last change.
 
     Args:
         project: The project.
         digests: Whether annotation files are read for their digests too; otherwise none is opened.
+        reviews: Whether the files of reviews are told, too.
     """
     annotations: dict[str, list[int | str]] = {}
     if project.annotations is not None:
@@ -155,9 +157,11 @@ def files_of(project: Project, *, digests: bool = False) -> Files:
         if digests:
             for name, state in annotations.items():
                 state.extend(filter(None, [annotation_digest(project.annotations, name)]))
+    folder = project.root / FOLDER
     return {
         "videos": _states(project.videos, list(video_paths(project.videos).values())),
         "annotations": annotations,
+        **({"reviews": _states(folder, sorted(folder.rglob("*.eaf")))} if reviews else {}),
     }
 
 

@@ -98,7 +98,8 @@ def make_clips(
         NoRecordingsError: If there is no usable recording.
         SplitError: If the sessions cannot be split as asked.
     """
-    files = files_of(project, digests=True)  # before anything is read, so that what changes meanwhile is noticed later
+    # Before anything is read, so that what changes meanwhile is noticed later.
+    files = files_of(project, digests=True, reviews=with_reviewed)
     earlier = read_record(project.table_record)
     if earlier.written and not force:
         refuse_edited(project.clips, earlier.written)
@@ -126,6 +127,8 @@ def make_clips(
     findings.warnings[:0] = [*found.notes, *_absent_in_words(absent), *lost_in_words(lost)]
     if edited is not None:
         findings.warnings.insert(0, f"{project.clips.name} was edited by hand; that table is kept as {edited.name}.")
+    if "reviews" in earlier.files and not with_reviewed:
+        findings.warnings.append("the table held reviews, this one does not: featurecache clips --with-reviewed.")
     if moved := before.moved(table):
         findings.warnings.append(_moved_warning(moved))
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from featurecache.annotations.reviews import FOLDER
 from featurecache.clips.contents import content_of
 from featurecache.clips.record import read_record
 from featurecache.files import private_folder, write_private
@@ -136,7 +137,8 @@ def _is_made_again(project: Project, path: Path) -> bool:
 def _what_to_do(project: Project, traces: Traces, path: Path) -> str:
     if path.is_relative_to(traces.videos):
         return "the recording itself, or named like it: remove it"
-    if traces.annotations is not None and path.is_relative_to(traces.annotations):
+    by_persons = [place for place in (traces.annotations, project.root / FOLDER) if place is not None]
+    if any(path.is_relative_to(place) for place in by_persons):
         return "its annotations, or they name it: remove them"
     if path in (project.clips, project.failures, project.digest_memo, project.table_record) or _is_made_again(
         project, path

@@ -291,7 +291,7 @@ const SAYS = {
 };
 
 function draw() {
-  lanes.show(marks(), edit.proposals(recording, marks()), selected, stretch || (selected && chosenSpan()));
+  lanes.show(marks(), edit.proposals(recording, marks()), selected, stretch);
   lanes.head(player.time_us, false);
   const span = chosenSpan();
   const time = span ? `${clock(span.start_us)} – ${clock(span.end_us)}, ${((span.end_us - span.start_us) / 1e6).toFixed(2)} s` : "";
