@@ -34,9 +34,10 @@ from featurecache.spec import FeatureSpace, canonical_json, differences, sealed
 from heads.bundle_files import DOCUMENT_NAME, FORMAT, FORMAT_WITH_RULES, HEAD_NAME, damaged, read_files
 from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head, method_of_question
+from heads.samples.joining import join_of, selected
 from heads.scoring.calibration import Calibration
 from heads.scoring.exclusive import predicted_labels
-from heads.settings import HeadSettings
+from heads.settings import OF_FRAMES, HeadSettings
 from heads.timelines.timeline import exclusive_groups
 from heads.timelines.tuning import TunedTimeline, save_timeline
 
@@ -126,7 +127,7 @@ class Bundle:
     @property
     def kept(self) -> dict[str, FeatureSpace]:
         """The feature spaces it reads by the name of the selected feature (`tap/pooling`), in order."""
-        return dict(zip(self.settings.inputs.split("+"), self.spaces, strict=True))
+        return dict(zip(selected(self.settings.inputs), self.spaces, strict=True))
 
     @property
     def fingerprint(self) -> str:
@@ -159,7 +160,7 @@ class Bundle:
         """
         if fingerprint != self.fingerprint:
             raise self._mismatch(fingerprint.split("+"))
-        is_of_frames = self.settings.kind in ("attention", "temporal")
+        is_of_frames = self.settings.kind in OF_FRAMES
         if X.ndim != 2 + is_of_frames or X.shape[-1] != self.feature_width:
             shape = f"(N, {'T, ' if is_of_frames else ''}{self.feature_width})"
             raise BundleError(f"features must have shape {shape}, but have {X.shape}. Load them from the cache.")
@@ -332,12 +333,12 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         raise damaged(path, f"thresholds are {document['thresholds']!r}, not one in [0, 1] for each label")
     exclusive = tuple(tuple(group) for group in document.get("exclusive", ()))
     exclusive_groups(exclusive, labels)
-    if "+".join(spaces) != settings.inputs:
+    if list(spaces) != selected(settings.inputs):
         raise damaged(path, f"its head reads {settings.inputs}, but the feature spaces are of {', '.join(spaces)}")
     for name, space in spaces.items():
         if space.fingerprint != document["inputs"][name]["fingerprint"] or f"{space.tap}/{space.pooling}" != name:
             raise damaged(path, f"name and fingerprint of {name} are not those of its feature_inputs")
-    if len(part_widths) != len(spaces) or sum(part_widths) != width:
+    if (len(part_widths) != len(spaces) and not join_of(settings.inputs)) or sum(part_widths) != width:
         raise damaged(path, f"size mismatch: part_widths are {part_widths} where {len(spaces)} parts make {width}")
     import torch  # not before all else is known to be sound: it takes seconds
     from safetensors.torch import load

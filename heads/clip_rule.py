@@ -1,7 +1,7 @@
 """What a clip is: its length, the distance to the next, and how much of it a label must cover to be on.
 
 A bundle keeps the rule it was fitted with: clips of another length are other features, and targets by another overlap
-are other questions.
+or of other samples are other questions.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,13 @@ class ClipRule:
         length_us: Length of a clip.
         stride_us: From one clip's start to the next one's.
         min_overlap_us: Time that a label must cover.
+        samples: The rule by which several clips are one sample (`SampleSettings.rule`); "none" where each clip is one.
     """
 
     length_us: int
     stride_us: int
     min_overlap_us: int
+    samples: str = "none"
 
     @classmethod
     def of(cls, project: Project) -> "ClipRule":
@@ -41,13 +43,14 @@ class ClipRule:
             ValueError: If it is none.
         """
         found = cls(**record)
-        if not all(type(value) is int and value > 0 for value in asdict(found).values()):
+        times = (value for name, value in asdict(found).items() if name != "samples")
+        if type(found.samples) is not str or not all(type(value) is int and value > 0 for value in times):
             raise ValueError(f"a clip rule must be of whole microseconds above 0, but is {record!r}")
         return found
 
-    def to_mapping(self) -> dict[str, int]:
-        """The rule as a document holds it."""
-        return asdict(self)
+    def to_mapping(self) -> dict[str, Any]:
+        """The rule as a document holds it; earlier versions read one whose samples are clips."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("samples", "none")}
 
     def check_table(self, table: ClipTable) -> None:
         """Refuses a table of clips of another length, whoever made it.
@@ -71,6 +74,12 @@ class ClipRule:
         """
         if fitted is None or fitted == self:
             return
+        if fitted.samples != self.samples:
+            raise BundleError(
+                f'a bundle must be used on samples as it was fitted on, but its are of rule = "{fitted.samples}" '
+                f'and these of "{self.samples}". Use it where {SETTINGS_NAME} has that rule under [samples], or take a '
+                "bundle that was fitted on such samples."
+            )
         name = next(name for name, value in self.to_mapping().items() if fitted.to_mapping()[name] != value)
         theirs, ours = (_seconds(rule.to_mapping()[name]) for rule in (fitted, self))
         setting = name.removesuffix("_us")

@@ -1,9 +1,10 @@
 """Labelled features as arrays, and the checks that come before learning from them.
 
 What a head reads is *inputs*: one kept feature (`final/mean`), or several side by side
-(`final/mean+final/motion`). A split holds each kept feature once; inputs are put side by side when they are asked
-for. A split is refused before any work when nothing honest can be learned from it: no positive clip of a label, a
-session on both sides, unlabelled rows, features that are not finite. This file makes no split and reads no file.
+(`final/mean+final/motion`); of samples of several clips, all parts of them or parts joined (`pair(final/mean)`). A
+split holds each kept feature once; inputs are put side by side when they are asked for. A split is refused before any
+work when nothing honest can be learned from it: no positive clip of a label, a session on both sides, unlabelled rows,
+features that are not finite. This file makes no split and reads no file.
 """
 
 import hashlib
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.clips.samples import Sample
 from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.clip_rule import ClipRule
+from heads.samples.joining import join_of, joined, joined_widths, selected
 
 ROWS_AT_ONCE = 1024
 """Rows converted to float32 in one go, so that memory stays bounded by (1024, D)."""
@@ -33,12 +36,15 @@ class LabelledFeatures:
         Y: Targets, shape (N, C), 0 or 1.
         sessions: The session of each clip, shape (N,), str.
         clip_ids: Ids of the N clips, which tell whether a bundle was made with them. None where unknown.
+        samples: The samples of several clips that the rows are, with X of shape (N, P, D) where parts are not joined,
+            NaN where a part is absent; None where rows are clips.
     """
 
     X: npt.NDArray[np.floating]
     Y: npt.NDArray[np.integer]
     sessions: npt.NDArray[np.str_]
     clip_ids: tuple[str, ...] | None = None
+    samples: tuple[Sample, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +56,15 @@ class KeptSplit:
         Y: Targets, shape (N, C), 0 or 1.
         sessions: The session of each clip, shape (N,), str.
         clip_ids: Ids of the N clips; None where unknown.
+        samples: The samples of several clips that the rows are; features are then (N, P, D), and NaN where a part is
+            absent. None where rows are clips.
     """
 
     features: Mapping[str, npt.NDArray[np.floating]]
     Y: npt.NDArray[np.integer]
     sessions: npt.NDArray[np.str_]
     clip_ids: tuple[str, ...] | None = None
+    samples: tuple[Sample, ...] | None = None
 
     def of(self, inputs: str) -> LabelledFeatures:
         """What a head with these inputs reads: the array itself of one kept feature, a new one of several.
@@ -65,22 +74,31 @@ class KeptSplit:
         """
         parts = self._parts(inputs)
         X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids)
+        if join := join_of(inputs):
+            X = joined(X, join)
+        return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids, self.samples)
 
     def part_widths(self, inputs: str) -> list[int]:
-        """Widths of the kept features that stand side by side in these inputs."""
-        return [part.shape[-1] for part in self._parts(inputs)]
+        """Widths of what stands side by side in these inputs."""
+        parts = self._parts(inputs)
+        return joined_widths([part.shape[-1] for part in parts], parts[0].shape[1], join_of(inputs))
 
     def most_components(self, inputs: str) -> int:
         """The highest rank that the centred features of these inputs can have."""
-        return min(sum(self.part_widths(inputs)), math.prod(self._parts(inputs)[0].shape[:-1]) - 1)
+        rows = self._parts(inputs)[0].shape[:-1]
+        return min(sum(self.part_widths(inputs)), math.prod(rows[:1] if join_of(inputs) else rows) - 1)
 
     def are_frames(self, inputs: str) -> bool:
-        """Whether these inputs are features of a clip's frames, not one vector."""
-        return self._parts(inputs)[0].ndim == 3
+        """Whether these inputs are features of a clip's frames or of a sample's parts, not one vector."""
+        return self._parts(inputs)[0].ndim == 3 and not join_of(inputs)
 
     def _parts(self, inputs: str) -> list[npt.NDArray[np.floating]]:
-        names = inputs.split("+")
+        names = selected(inputs)
+        if join_of(inputs) and self.samples is None:
+            raise SettingsError(
+                f"inputs must join parts only where samples have several clips, but they are {inputs} and each sample "
+                "is one clip. Set a rule under [samples], or leave the brackets out."
+            )
         missing = [name for name in names if name not in self.features]
         if missing:
             raise SettingsError(
@@ -130,6 +148,7 @@ class LearningData:
             np.concatenate([part.Y for part in both]),
             np.concatenate([part.sessions for part in both]),
             None if ids[0] is None or ids[1] is None else ids[0] + ids[1],
+            None if self.train.samples is None else self.train.samples + (self.validation.samples or ()),
         )
 
     def check(self) -> None:
@@ -192,7 +211,8 @@ def check_labelled(data: LabelledFeatures, labels: Sequence[str], split: str) ->
             f"(first: row {unlabelled[0]}). Leave unlabelled clips out."
         )
     for rows in row_blocks(len(X)):
-        bad = np.flatnonzero(~np.isfinite(X[rows]).reshape(len(X[rows]), -1).all(axis=1))
+        is_sound = np.isfinite(X[rows]) if data.samples is None else ~np.isinf(X[rows])  # absent parts are NaN
+        bad = np.flatnonzero(~is_sound.reshape(len(X[rows]), -1).all(axis=1))
         if len(bad):
             raise TrainingDataError(
                 f"features must be finite, but row {rows.start + bad[0]} of the {split} split is not. "

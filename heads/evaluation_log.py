@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.clips.samples import BETWEEN_PARTS
 from featurecache.files import private_folder
 
 
@@ -94,7 +95,7 @@ def log_evaluation(
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "split": split,
         "sessions": _digests(sessions),
-        "recordings": _digests([one.rsplit("-", 2)[0] for one in clip_ids or ()]),
+        "recordings": _digests([part.rsplit("-", 2)[0] for one in clip_ids or () for part in one.split(BETWEEN_PARTS)]),
     }
     lines = [json.dumps({**evaluation, **asdict(one)}) for one in seen]
     private_folder(log.parent)

@@ -2,7 +2,8 @@
 
 Only labelled clips of the split are read. A clip that the cache lacks for a recorded reason is left out and counted,
 and so is one whose window overlaps or touches a clip that scores this split; any other clip without a feature is an
-error, since leaving it out would change what is trained or scored without a word.
+error, since leaving it out would change what is trained or scored without a word. Of samples of several clips, a clip
+that is left out is an absent part, and a sample without any part is left out.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from featurecache import FeatureCache
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.leakage import purged_clips
+from featurecache.clips.samples import Sample, SampleTable
 from featurecache.errors import TrainingDataError
 from featurecache.extraction.failures import KnownFailures
 from featurecache.spec import FeatureSpace
@@ -46,8 +48,9 @@ def load_split(
     *,
     known: KnownFailures = NONE_KNOWN,
     needed: Iterable[FeatureSpace] = (),
+    samples: SampleTable | None = None,
 ) -> LoadedSplit:
-    """The labelled clips of a split with their features, in order of the table.
+    """The labelled clips of a split with their features, in order of the table; or its labelled samples.
 
     Args:
         table: The clip table.
@@ -56,12 +59,20 @@ def load_split(
         spaces: The feature spaces to read, by the name of the selected feature.
         known: Why clips could not be extracted; those that the cache lacks for such a reason are left out.
         needed: Feature spaces that clips must be in besides, though they are not read here.
+        samples: The samples of several clips, where targets are theirs; None: each clip is a sample.
 
     Raises:
-        TrainingDataError: If the table has no label, or the split no labelled clip with features.
+        TrainingDataError: If the table has no label, or the split no labelled clip with features; or a part of a
+            sample has several vectors, or one that is not finite.
         MissingFeaturesError: If the cache lacks a clip for no known reason.
         DamagedSegmentError: If a feature is damaged on disk.
     """
+    if samples is not None:
+        gone = purged_clips(table.clips).get(split, frozenset())
+        own = [sample for sample in samples.samples if sample.split == split and sample.labelled]
+        kept = [sample for sample in own if gone.isdisjoint(sample.clip_ids)]
+        purged = len(own) - len(kept)
+        return _of_samples(kept, samples.places, f"the {split} split", cache, spaces, known, purged, needed)
     clips, purged = _labelled(table, split)
     return _with_features(clips, f"the {split} split", cache, spaces, known, purged=purged, needed=needed)
 
@@ -85,7 +96,12 @@ def _labelled(table: ClipTable, split: str) -> tuple[list[Clip], int]:
 
 
 def load_all_splits(
-    table: ClipTable, cache: FeatureCache, spaces: Mapping[str, FeatureSpace], *, known: KnownFailures = NONE_KNOWN
+    table: ClipTable,
+    cache: FeatureCache,
+    spaces: Mapping[str, FeatureSpace],
+    *,
+    known: KnownFailures = NONE_KNOWN,
+    samples: SampleTable | None = None,
 ) -> LoadedSplit:
     """The labelled clips of all splits, for callers that divide them anew and purge for themselves.
 
@@ -94,10 +110,14 @@ def load_all_splits(
         cache: An open cache.
         spaces: The feature spaces to read, by the name of the selected feature.
         known: As `load_split`.
+        samples: As `load_split`.
 
     Raises:
         TrainingDataError, MissingFeaturesError, DamagedSegmentError: As `load_split`.
     """
+    if samples is not None:
+        own = [sample for sample in samples.samples if sample.split and sample.labelled]
+        return _of_samples(own, samples.places, "the sample table", cache, spaces, known)
     labelled = [clip for clip in table.clips if clip.split and clip.labelled]
     return _with_features(labelled, "the clip table", cache, spaces, known)
 
@@ -112,7 +132,42 @@ def read_features(cache: FeatureCache, clip_ids: Sequence[str], space: FeatureSp
     return bfloat16.to_float32(stored) if space.inputs.get("stored_dtype") == bfloat16.NAME else stored
 
 
-def _targets(clips: Sequence[Clip], what: str, missing: Collection[str], *, purged: int) -> LoadedSplit:
+def _of_samples(
+    samples: Sequence[Sample],
+    places: int,
+    what: str,
+    cache: FeatureCache,
+    spaces: Mapping[str, FeatureSpace],
+    known: KnownFailures,
+    purged: int = 0,
+    needed: Iterable[FeatureSpace] = (),
+) -> LoadedSplit:
+    """Samples with the features of their parts, (N, P, D), NaN where a part is absent."""
+    ids = list(dict.fromkeys(part for sample in samples for part in sample.clip_ids))
+    missing = known.missing(cache, ids, [*spaces.values(), *needed])
+    row_of = {clip_id: row for row, clip_id in enumerate(one for one in ids if one not in missing)}
+    without = {sample.clip_id for sample in samples if row_of.keys().isdisjoint(sample.clip_ids)}
+    loaded = _targets(samples, what, without, purged=purged)
+    had = tuple(sample for sample in samples if sample.clip_id not in without)
+    rows = np.full((len(had), places), len(row_of))  # of what is read, and one more that stands for an absent part
+    for at, sample in enumerate(had):
+        rows[at, : len(sample.parts)] = [row_of.get(part, len(row_of)) for part in sample.parts]
+    features = {}
+    for name, space in spaces.items():
+        read = read_features(cache, list(row_of), space)
+        if read.ndim != 2 or not np.isfinite(read).all():
+            raise TrainingDataError(
+                f"parts of samples must have one finite vector a clip, but those of {name} are "
+                f"{'not finite' if read.ndim == 2 else f'of shape {read.shape[1:]}'}. Choose a pooled feature, e.g. "
+                "final/mean, or find the damage: featurecache cache verify."
+            )
+        features[name] = np.concatenate([read, np.full((1, read.shape[1]), np.nan, read.dtype)])[rows]
+    return replace(loaded, data=replace(loaded.data, features=features, samples=had))
+
+
+def _targets(
+    clips: Sequence[Clip] | Sequence[Sample], what: str, missing: Collection[str], *, purged: int
+) -> LoadedSplit:
     had = [clip for clip in clips if clip.clip_id not in missing]
     if not had:
         beside = f" besides {purged} that touch clips which score them" if purged else ""

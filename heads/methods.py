@@ -8,13 +8,25 @@ from heads.settings import HeadKind
 FT_C_LORA, TIMESFORMER = "FT-C-LoRA", "TimeSformer"
 ZSC_CO, ZS_B, ZSC_J = "ZSC-CO", "ZS-B", "ZSC-J"
 
-PAPER_ORDER = (TIMESFORMER, ZSC_CO, ZS_B, ZSC_J, "FT-LC", "FT-MLP", "FT-Attention", "FT-Temporal", FT_C_LORA)
+PAPER_ORDER = (
+    TIMESFORMER,
+    ZSC_CO,
+    ZS_B,
+    ZSC_J,
+    "FT-LC",
+    "FT-MLP",
+    "FT-Attention",
+    "FT-Weighted",
+    "FT-Temporal",
+    FT_C_LORA,
+)
 """Rows of the paper's Table 1 from top to bottom; other heads on frozen features stand beside its FT-LC."""
 
 _OF_KIND: dict[HeadKind, str] = {
     "linear": "FT-LC",
     "mlp": "FT-MLP",
     "attention": "FT-Attention",
+    "weighted": "FT-Weighted",
     "temporal": "FT-Temporal",
 }
 

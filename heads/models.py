@@ -6,8 +6,9 @@ zero, so an untrained head predicts each label's prevalence. What is done to fea
 feeds the output layer. Training many heads at once is `training.py`, which fills these modules afterwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from heads.data import ROWS_AT_ONCE
+from heads.settings import HeadKind
 
 
 def log_prior_odds(Y: npt.NDArray[np.integer]) -> Tensor:
@@ -80,7 +82,13 @@ class Front(nn.Module):
             parts = torch.split(x, self.part_widths, dim=-1)
             x = torch.cat([normalize(part, dim=-1) * part.shape[-1] ** 0.5 for part in parts], dim=-1)
         z = (x - self.mean) / self.scale
+        z = torch.where(z.isnan(), 0.0, z)  # what is absent is as it is on average
         return z if self.axes is None else z @ self.axes
+
+    def keeping_absent(self, x: Tensor) -> Tensor:
+        """As `forward`, but of parts (..., P, D), those that are absent stay NaN, for heads that leave them out."""
+        z: Tensor = self(x)
+        return z if x.ndim < 3 else z.masked_fill(x[..., :1].isnan(), torch.nan)
 
 
 class LinearHead(nn.Module):
@@ -139,29 +147,37 @@ class MLPHead(nn.Module):
 
 
 class AttentionHead(nn.Module):
-    """Each label has its own query, which weighs the frames it looks at; queries of zero make it the mean of frames.
+    """Queries weigh the frames of a clip, or the parts of a sample; queries of zero make it their mean.
 
-    Source: the gateless form of Ilse et al., https://arxiv.org/abs/1802.04712, with a query per label.
+    Source: the gateless form of Ilse et al., https://arxiv.org/abs/1802.04712, with a query per label or one for all.
+    A part that is absent (NaN) has no weight.
 
     Args:
         front: What features go through first.
         label_count: C.
+        query_count: Q, 1 for the same weights for all labels; None for C, a query per label.
         dropout: Share of features dropped in training, of what is weighed but not of what weighs.
     """
 
-    def __init__(self, front: Front, label_count: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, front: Front, label_count: int, *, query_count: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         self.front = front
-        self.query = nn.Parameter(torch.zeros(label_count, front.output_width))
+        self.query = nn.Parameter(torch.zeros(query_count or label_count, front.output_width))
         self.dropout = nn.Dropout(dropout)
         self.output = _output_layer(front.output_width, label_count)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of frames (B, T, D) float32 -> logits (B, C)."""
-        z = self.front(x)
-        weights = torch.softmax(z @ self.query.T * z.shape[-1] ** -0.5, dim=1)  # (B, T, C)
-        logits: Tensor = (weights * self.output(self.dropout(z))).sum(dim=1)  # weights sum to 1, so the bias passes
+        weights = self.weights(x)
+        values = self.output(self.dropout(self.front(x)))  # (B, T, C)
+        logits: Tensor = (weights * values).sum(dim=1)  # weights sum to 1, so the bias passes
         return logits
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Features of frames or parts (B, T, D) float32 -> their weights (B, T, Q), which sum to 1 over T."""
+        z = self.front(x)
+        scores = z @ self.query.T * z.shape[-1] ** -0.5
+        return torch.softmax(scores.masked_fill(x[..., :1].isnan(), -torch.inf), dim=1)
 
 
 class TemporalHead(nn.Module):
@@ -197,7 +213,7 @@ def build_head(
     """An untrained head of a kind by its name in the settings.
 
     Args:
-        kind: `linear`, `mlp`, `attention` or `temporal`.
+        kind: `linear`, `mlp`, `attention`, `weighted` or `temporal`.
         front: What features go through first.
         label_count: C.
         hidden_widths: Units of each hidden layer of `mlp`, channels of `temporal`; the others have none.
@@ -205,16 +221,20 @@ def build_head(
     """
     if kind == "linear":
         return LinearHead(front, label_count, dropout=dropout)
-    if kind == "attention":
-        return AttentionHead(front, label_count, dropout=dropout)
+    if kind in ("attention", "weighted"):
+        return AttentionHead(front, label_count, query_count=query_count(kind, label_count), dropout=dropout)
     if kind == "mlp":
         return MLPHead(front, label_count, hidden_widths=hidden_widths, dropout=dropout)
     if kind == "temporal":
         return TemporalHead(front, label_count, hidden_width=hidden_widths[0], dropout=dropout)
-    raise ValueError(f"kind must be linear, mlp, attention or temporal, but it is {kind!r}. Give one of these.")
+    raise ValueError(f"kind must be one of {', '.join(get_args(HeadKind))}, but it is {kind!r}. Give one of these.")
 
 
-@torch.no_grad()
+def query_count(kind: str, label_count: int) -> int:
+    """Q of a head that weighs frames: a query per label of `attention`, one for all of `weighted`."""
+    return label_count if kind == "attention" else 1
+
+
 def head_scores(head: Head, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """Each label's probability, in bounded memory.
 
@@ -225,14 +245,25 @@ def head_scores(head: Head, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float
     Returns:
         Probabilities, (N, C).
     """
+    return _in_blocks(head, lambda block: torch.sigmoid(head(block)), X)
+
+
+def part_weights(head: Head, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """How much a head that weighs parts makes of each of them, for each label: (N, P, D) -> (N, P, C)."""
+    if not isinstance(head, AttentionHead):
+        raise TypeError(f"a head must weigh parts to have weights, but it is a {type(head).__name__}.")
+    label_count = head.output.out_features
+    return _in_blocks(head, lambda block: head.weights(block).expand(-1, -1, label_count), X)
+
+
+@torch.no_grad()
+def _in_blocks(head: Head, of: Callable[[Tensor], Tensor], X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """What a function of features makes of all of them, in blocks where the head's parameters are."""
     head.eval()
     device = head.output.weight.device
-    scores = np.empty((len(X), head.output.out_features), np.float32)
     clips_at_once = max(1, ROWS_AT_ONCE // (X.shape[1] if X.ndim == 3 else 1))
-    for start in range(0, len(X), clips_at_once):
-        block = torch.tensor(X[start : start + clips_at_once]).to(device).float()
-        scores[start : start + clips_at_once] = torch.sigmoid(head(block)).cpu().numpy()
-    return scores
+    blocks = (torch.tensor(X[start : start + clips_at_once]) for start in range(0, max(len(X), 1), clips_at_once))
+    return np.concatenate([of(block.to(device).float()).cpu().numpy() for block in blocks], dtype=np.float32)
 
 
 def _output_layer(width: int, label_count: int) -> nn.Linear:

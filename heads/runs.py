@@ -27,6 +27,7 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
 from heads.clip_rule import ClipRule
 from heads.data import LearningData
+from heads.samples.joining import selected
 from heads.scoring.calibration import calibration_document, cross_calibrated, fit_calibration
 from heads.scoring.curves import curves
 from heads.scoring.exclusive import choose_exclusive, predicted_labels
@@ -165,7 +166,7 @@ def write_run(
         HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids).without(data.seen),
         fitted.settings,
         labels=data.labels,
-        spaces={name: data.spaces[name] for name in settings.inputs.split("+")},
+        spaces={name: data.spaces[name] for name in selected(settings.inputs)},
         seed=prepared.seed,
         folder=folder,
         leakage=data.leakage,
@@ -177,6 +178,7 @@ def write_run(
             "epochs_kept": None if fitted.train_loss is None else fitted.settings.epochs,
             "train_clips": len(clips.Y),
             "train_loss": fitted.train_loss,
+            **({"input_weights": dict(fitted.input_weights)} if fitted.input_weights else {}),
             **(of_study or {}),
         },
         choose_timeline=choose_timeline,

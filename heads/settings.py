@@ -28,6 +28,7 @@ from pydantic import (
 
 from featurecache.errors import SettingsError
 from featurecache.project.rules import first_validation_error
+from heads.samples.joining import join_of, selected
 
 T = TypeVar("T")
 
@@ -50,9 +51,9 @@ def _different(choices: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def _kept_features(inputs: str) -> str:
-    parts = inputs.split("+")
-    if len(set(parts)) < len(parts) or not all(re.fullmatch(r"[^/+]+/[^/+]+", part) for part in parts):
-        raise ValueError('different selected features as "tap/pooling", joined by "+"')
+    parts = selected(inputs)
+    if len(set(parts)) < len(parts) or not all(re.fullmatch(r"[^/+()]+/[^/+()]+", part) for part in parts):
+        raise ValueError('different selected features as "tap/pooling", joined by "+", or of samples "pair(...)"')
     return inputs
 
 
@@ -68,8 +69,13 @@ def _in_plain_words(words: str) -> WrapValidator:
     return WrapValidator(checked)
 
 
-HeadKind = Literal["linear", "mlp", "attention", "temporal"]
+HeadKind = Literal["linear", "mlp", "attention", "weighted", "temporal"]
+WEIGHING: tuple[HeadKind, ...] = ("attention", "weighted")
+"""Kinds that weigh frames or parts."""
+OF_FRAMES: tuple[HeadKind, ...] = (*WEIGHING, "temporal")
+"""Kinds that read the features of a clip's frames, or of a sample's parts."""
 Solver = Literal["adamw", "convex"]
+InputWeights = Literal["equal", "learned"]
 Normalization = Literal["none", "standardize", "l2"]
 Inputs = Annotated[str, AfterValidator(_kept_features)]
 HiddenWidth = Annotated[int, Field(ge=1, le=65536)]
@@ -102,9 +108,11 @@ class HeadSettings:
 
     Attributes:
         kind: "linear" is the paper's FT-LC; "mlp" has hidden ReLU layers. On features of a clip's frames:
-            "attention" weighs frames by a learned query per label; "temporal" convolves over three time steps.
+            "attention" weighs frames by a learned query per label, "weighted" by one for all labels; "temporal"
+            convolves over three time steps. Of samples of several clips these read the parts.
         inputs: The selected features it reads, concatenated in this order: "final/mean+final/motion"; left out in
-            featurecache.toml: the first of features.select.
+            featurecache.toml: the first of features.select. Of samples of several clips, linear heads and "mlp" read
+            joined parts: "mean(final/mean)"; "concat(...)" side by side; "pair(...)", which is [a, b, b - a].
         hidden_width: Hidden units of "mlp", several numbers for as many layers ([256, 64]); channels of "temporal"; no
             other kind reads it.
         normalization: What features go through first: "none"; "standardize", centred and scaled by the training clips'
@@ -112,6 +120,8 @@ class HeadSettings:
         components: Principal components that the normalised features are reduced to; 0 keeps the features.
         solver: "adamw", or "convex": the optimum of a linear head without dropout, for the penalty l2; it takes no
             steps, so that learning_rate, weight_decay, batch_size and epochs do not count.
+        input_weights: "equal", or "learned" by the convex solver: a weight for each of several inputs, which sum to 1;
+            one that does not help ends at 0.
         l2: Penalty of the convex solver: it minimises the mean loss plus half of l2 times the squared length of w, per
             label, where variance_exponent is 0.
         variance_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
@@ -133,6 +143,7 @@ class HeadSettings:
     normalization: Normalization = "standardize"
     components: Components = 0
     solver: Solver = "adamw"
+    input_weights: InputWeights = "equal"
     l2: Penalty = 1e-2
     variance_exponent: VarianceExponent = 0.0
     learning_rate: LearningRate = 1e-3
@@ -152,6 +163,18 @@ class HeadSettings:
                 'Set solver = "adamw", or change these.'
             )
 
+        if self.input_weights == "learned" and (
+            self.solver != "convex"
+            or len(selected(self.inputs)) < 2
+            or join_of(self.inputs) not in ("", "mean")
+            or self.components
+            or self.variance_exponent
+        ):
+            raise SettingsError(
+                'input_weights = "learned" must have several inputs, not joined by concat or pair, the convex solver, '
+                f"and components and variance_exponent of 0, but inputs are {self.inputs}, solver is {self.solver!r}, "
+                f"components {self.components} and variance_exponent {self.variance_exponent:g}. Change these."
+            )
         if self.kind == "temporal" and isinstance(self.hidden_width, tuple):
             raise SettingsError(
                 f"a temporal head must have one hidden_width, but it is {self.hidden_width}. Give one number."
@@ -199,6 +222,7 @@ class HeadSettings:
         names = {field.name for field in dataclasses.fields(cls)}
         gone = (("label_smoothing", 0.0), ("positive_weight_scale", 1.0))
         mapping = {name: value for name, value in mapping.items() if (name, value) not in gone}
+        mapping.setdefault("input_weights", "equal")  # which earlier versions do not name
         if set(mapping) != names:
             raise SettingsError(
                 f"head settings must name exactly {', '.join(sorted(names))}, but these differ: "

@@ -94,7 +94,19 @@ LOWER_FIRST = {
         *("backbones", "store", "extraction", "workers", "setup", "demo", "workflow", "terminal", "__main__"),
     ],
     "heads": [
-        *("settings", "inputs", "methods", "clip_rule", "data", "models", "folds", "scoring", "timelines", "engines"),
+        *(
+            "samples",
+            "settings",
+            "inputs",
+            "methods",
+            "clip_rule",
+            "data",
+            "models",
+            "folds",
+            "scoring",
+            "timelines",
+            "engines",
+        ),
         *(
             "loading",
             "bundle_files",

@@ -234,12 +234,15 @@ def test_search_heads_searches_heads_on_frames_beside_others(tmp_path: Path) -> 
         ),
         (
             {"inputs": ("final/frames",)},
-            r'a head that reads frames, attention or temporal, but search.inputs are \["final/frames"\] and '
-            r'search.kind is \["linear"\]. Write kind = \["attention", "temporal"\] in',
+            r'a head that reads frames, attention, weighted or temporal, but search.inputs are \["final/frames"\] and '
+            r'search.kind is \["linear"\]. Write kind = \["attention", "weighted", "temporal"\] in',
         ),
-        ({"inputs": ("final/mean", "final/frames")}, r'Write kind = \["linear", "attention", "temporal"\] in'),
+        (
+            {"inputs": ("final/mean", "final/frames")},
+            r'Write kind = \["linear", "attention", "weighted", "temporal"\] in',
+        ),
         ({"kind": ("attention",)}, r'reads them, linear or mlp, .* Write kind = \["linear"\] in'),
-        ({"kind": ("mlp",), "inputs": ("final/frames",)}, r'Write kind = \["attention", "temporal"\] in'),
+        ({"kind": ("mlp",), "inputs": ("final/frames",)}, r'Write kind = \["attention", "weighted", "temporal"\] in'),
         (
             {"kind": ("mlp", "temporal"), "inputs": ("final/frames",)},
             "of kind 'mlp' must have inputs of one vector a clip, .* or leave mlp out of kind",

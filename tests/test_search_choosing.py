@@ -157,7 +157,7 @@ def test_a_grid_searched_coarse_to_fine_ends_near_the_whole_grids_choice(
     for name, width in (("whole", 1024), ("coarse to fine", 100)):
         monkeypatch.setattr("heads.search.convex_trials.SEARCHED_WHOLE", width)
         monkeypatch.setattr("heads.engines.prepared.AXES_AT_ONCE", 40)
-        monkeypatch.setattr("heads.engines.fitting.AXES_AT_ONCE", 40)
+        monkeypatch.setattr("heads.engines.solving.AXES_AT_ONCE", 40)
         best = search(tmp_path / name, trials=2, data=learning(*wide), search_space=CONVEX)
         found[name] = best["value"]
         assert load_bundle(tmp_path / name / "bundle").head.front.output_width == 160, "the head reads all features"

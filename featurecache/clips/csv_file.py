@@ -82,7 +82,13 @@ def write_table(
         EditedTableError: If the file is neither what was last written nor equal to `table`.
         ClipTableError: If the table cannot be written.
     """
-    data = format_table(table)
+    return write_unedited(format_table(table), path, state_path=state_path, force=force, record=record)
+
+
+def write_unedited(
+    data: bytes, path: Path, *, state_path: Path, force: bool = False, record: TableRecord | None = None
+) -> bool:
+    """As `write_table`, of any table that people may edit."""
     new = hashlib.sha256(data).hexdigest()
     try:
         if not force:
@@ -101,16 +107,18 @@ def write_table(
     return present != new
 
 
-def refuse_edited(path: Path, written: Sequence[str]) -> None:
-    """Refuses a table that is there and has none of these sha256.
+def refuse_edited(
+    path: Path, written: Sequence[str], *, keep: str = "Keep it, and correct annotations in their own files"
+) -> None:
+    """Refuses a table that is there and has none of these sha256; `keep` says what to do with the edits.
 
     Raises:
         EditedTableError: If it was edited.
     """
     if _digest(path) not in (None, *written):
         raise EditedTableError(
-            f"{path.name} must be as it was last written, but it was edited since. Keep it, and correct annotations in "
-            f"their own files; or replace it: featurecache clips --force, which keeps yours as {path.stem}.edited.csv."
+            f"{path.name} must be as it was last written, but it was edited since. {keep}; or replace it: "
+            f"featurecache clips --force, which keeps yours as {path.stem}.edited.csv."
         )
 
 
@@ -152,8 +160,8 @@ def read_table(path: Path, *, allow_clip_level: bool = False) -> ClipTable:
         ClipTableError: Naming line and column, if it is not a sound clip table.
     """
     lines = array("L")
-    with _opened(path) as file:
-        delimiter = _delimiter(file)
+    with opened_table(path) as file:
+        delimiter = delimiter_of(file, COLUMNS[0])
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             labels = _labels(path.name, next(rows, []))
@@ -201,7 +209,7 @@ def missing_table(path: Path) -> ClipTableError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
+def opened_table(path: Path) -> Iterator[io.TextIOWrapper]:
     """The table's text, read as it is needed.
 
     Raises:
@@ -235,11 +243,11 @@ def _undecodable(data: bytes) -> tuple[int, int]:
     return 1, 0
 
 
-def _delimiter(file: io.TextIOWrapper) -> str:
-    """What separates the cells, by the header; the file stands at its beginning again."""
+def delimiter_of(file: io.TextIOWrapper, first: str) -> str:
+    """What separates the cells, by the header, which begins with this column; the file stands at its beginning."""
     header = file.readline(_MOST_HEADER).lstrip('"')
     file.seek(0)
-    return next((mark for mark in ";\t" if header.startswith((f"clip_id{mark}", f'clip_id"{mark}'))), ",")
+    return next((mark for mark in ";\t" if header.startswith((f"{first}{mark}", f'{first}"{mark}'))), ",")
 
 
 def _labels(name: str, header: Sequence[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ by content and time, never by a file's name.
 What this is not: a search for re-encoded copies. The same bytes under two names are found, another encoding is not.
 """
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.clips.clip import Clip, ClipColumns, union_of
+from featurecache.clips.samples import BETWEEN_PARTS
 from featurecache.spelling import caseless, plain_name
 
 FORCED = "splits cut sessions: clips of one session train and score, so these scores are optimistically biased"
@@ -175,9 +177,8 @@ def spans_of(clip_ids: Iterable[str], *, beside: Spans | None = None) -> dict[st
     found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     for content, spans in (beside or {}).items():
         found[content].extend(spans)
-    for clip_id in clip_ids:
-        content, start, end = clip_id.split("-")
-        found[content].append((int(start), int(end)))
+    for content, start, end in itertools.chain.from_iterable(map(_windows, clip_ids)):
+        found[content].append((start, end))
     return {content: union_of(found[content]) for content in sorted(found)}
 
 
@@ -185,15 +186,15 @@ def sessions_in(clip_ids: Iterable[str], sessions: Iterable[str], spans: Spans) 
     """Sessions of which a clip overlaps one of the stretches, in their order.
 
     Args:
-        clip_ids: N clip ids.
+        clip_ids: N ids, of clips or of samples of several.
         sessions: The session of each.
         spans: The stretches.
     """
     found: dict[str, None] = {}
     for clip_id, session in zip(clip_ids, sessions, strict=True):
-        content, start, end = _window(clip_id)
-        if any(start_us < end and start < end_us for start_us, end_us in spans.get(content, ())):
-            found[session] = None
+        for content, start, end in _windows(clip_id):
+            if any(start_us < end and start < end_us for start_us, end_us in spans.get(content, ())):
+                found[session] = None
     return list(found)
 
 
@@ -206,22 +207,23 @@ def touching(clip_ids: Sequence[str], others: Iterable[str]) -> NDArray[np.bool_
     """Which windows overlap or touch one of the others in the same content.
 
     Args:
-        clip_ids: N clip ids.
-        others: Clip ids.
+        clip_ids: N ids, of clips or of samples of several, which touch where one of their clips does.
+        others: Such ids.
 
     Returns:
         Shape (N,). A window that ends where another begins touches it: they share a border frame.
     """
     spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for content, start_us, end_us in map(_window, others):
+    for content, start_us, end_us in itertools.chain.from_iterable(map(_windows, others)):
         spans[content].append((start_us, end_us))
     unions = {content: np.array(union_of(windows), np.int64) for content, windows in spans.items()}  # (M, 2) each
     touches = np.zeros(len(clip_ids), bool)
-    for index, (content, start_us, end_us) in enumerate(map(_window, clip_ids)):
-        if content in unions:
-            union = unions[content]
-            first = int(np.searchsorted(union[:, 1], start_us))  # the first span that ends at our start or later
-            touches[index] = first < len(union) and union[first, 0] <= end_us
+    for index, windows_here in enumerate(map(_windows, clip_ids)):
+        for content, start_us, end_us in windows_here:
+            if content in unions:
+                union = unions[content]
+                first = int(np.searchsorted(union[:, 1], start_us))  # the first span that ends at our start or later
+                touches[index] |= first < len(union) and union[first, 0] <= end_us
     return touches
 
 
@@ -272,6 +274,7 @@ def _doubled(pairs: Iterable[tuple[str, str]]) -> list[str]:
     return sorted(name for name, count in Counter(first for first, _ in pairs).items() if count > 1)
 
 
-def _window(clip_id: str) -> tuple[str, int, int]:
-    content, start_us, end_us = clip_id.split("-")
-    return content, int(start_us), int(end_us)
+def _windows(clip_id: str) -> list[tuple[str, int, int]]:
+    """Content and times of a clip, or of each clip of a sample."""
+    parts = (part.split("-") for part in clip_id.split(BETWEEN_PARTS))
+    return [(content, int(start_us), int(end_us)) for content, start_us, end_us in parts]

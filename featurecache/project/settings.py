@@ -23,6 +23,7 @@ from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, Validat
 from featurecache.errors import ProjectNotFoundError, SettingsError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.rules import first_validation_error
+from featurecache.project.samples import SampleSettings
 from featurecache.spelling import plain_name
 
 SETTINGS_NAME = "featurecache.toml"
@@ -223,6 +224,7 @@ class Settings:
     clips: ClipSettings = field(default_factory=ClipSettings)
     splits: SplitSettings = field(default_factory=SplitSettings)
     extract: ExtractSettings = field(default_factory=ExtractSettings)
+    samples: SampleSettings = field(default_factory=SampleSettings)
     train: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
     timeline: dict[str, Any] = field(default_factory=dict)

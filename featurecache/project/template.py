@@ -15,6 +15,7 @@ from typing import Any
 
 from featurecache.errors import ProjectExistsError
 from featurecache.files import private_folder, write_private
+from featurecache.project.samples import SampleSettings
 from featurecache.project.settings import (
     SETTINGS_NAME,
     ClipSettings,
@@ -31,6 +32,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "splits": SplitSettings,
     "features": FeatureSettings,
     "extract": ExtractSettings,
+    "samples": SampleSettings,
 }
 _WRITTEN_OUT = {
     "clips": ("length_s", "stride_s"),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from featurecache.clips.samples_file import SAMPLES_NAME
 from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def made_clips(made: "MadeClips") -> Iterator[Piece]:
     """What `clips` did; files that are left out were shown as they were found."""
     yield from label_audit(made.audit)
     yield from made.rules
+    if made.samples is not None:
+        yield f"{counted(made.samples, 'sample')} of several clips in {made.path.with_name(SAMPLES_NAME)}"
     yield f"wrote {made.path}"
 
 

@@ -14,6 +14,7 @@ from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import LabelAudit
 from featurecache.clips.record import files_of, read_record, record_of
 from featurecache.clips.reviewed import ReviewedTable, reviewed_table
+from featurecache.clips.samples_file import write_samples
 from featurecache.clips.session_notes import (
     across_splits,
     few_in_words,
@@ -48,6 +49,7 @@ class MadeClips:
         lost: Annotations that mark no clip, per label.
         unusable: Recordings and annotation files that are left out, with the reasons.
         session_recordings: Session -> its recordings.
+        samples: Number of samples of several clips that were written; None where the settings name no rule.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class MadeClips:
     lost: tuple[LostAnnotations, ...]
     unusable: tuple[UnusableRecording, ...]
     session_recordings: Mapping[str, Sequence[str]]
+    samples: int | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache clips --json`."""
@@ -68,6 +71,7 @@ class MadeClips:
             "unannotated_time": [asdict(item) for item in self.unannotated],
             "lost_annotations": [asdict(item) for item in self.lost],
             "unusable": [asdict(item) for item in self.unusable],
+            **({} if self.samples is None else {"samples": self.samples}),
         }
 
 
@@ -134,6 +138,7 @@ def make_clips(
     rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
     findings.warnings.extend([*across_splits(table, found.recordings, copies), *few_in_words(table)])
     sessions = {one.name: found.sessions[one.name] for one in found.recordings}
+    made_by = project.settings.samples.rule
     rules = (*rules, sessions_in_words(sessions), *_placed_in_words(before, found, table, redeal=redeal))
     return MadeClips(
         project.clips,
@@ -143,6 +148,7 @@ def make_clips(
         tuple(lost),
         (*found.unusable, *short),
         recordings_of_sessions(sessions),
+        None if made_by in ("none", "file") else len(write_samples(project, table, force=force).samples),
     )
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from heads.data import LabelledFeatures, LearningData
 from heads.engines.axes import AXES_AT_ONCE
 from heads.engines.basis import Basis
-from heads.engines.fitting import basis_of
+from heads.engines.solving import basis_of
 from heads.engines.training_clips import TrainingClips
 from heads.scoring.cross_fitting import FOLDS, CrossFolds
 

@@ -8,18 +8,22 @@ What this is not: the choice of settings (`search/choosing.py`), or anything tha
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from featurecache.errors import SettingsError
 from heads.data import LabelledFeatures
-from heads.engines.fitting import OutOfFold, refitting, solve_head
+from heads.engines.fitting import refitting
+from heads.engines.fusion import fit_fused
 from heads.engines.prepared import Prepared
+from heads.engines.solving import OutOfFold, solve_head
 from heads.engines.training import FittedHead, fit_heads
 from heads.engines.training_clips import TrainingClips
 from heads.models import Head
+from heads.samples.joining import selected
 from heads.scoring.cross_fitting import out_of_fold_counts, out_of_fold_scores
 from heads.scoring.metrics import f1_scores, macro_f1, macro_over_labels
 from heads.settings import HeadSettings
@@ -35,6 +39,7 @@ class Refitted:
         scores: Out-of-fold scores of the N clips, mean over the assignments to folds, shape (N, C); NaN for a label
             that cannot be learned without some fold.
         train_loss: Mean loss over the last epoch; None where the solver takes no steps.
+        input_weights: The weight of each input, where these were learned.
     """
 
     head: Head
@@ -42,6 +47,7 @@ class Refitted:
     scores: npt.NDArray[np.float64]
     value: float
     train_loss: float | None
+    input_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
@@ -61,6 +67,12 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
                 "the convex solver must have one feature vector per clip, but "
                 f'{settings.inputs} are features of frames. Choose other inputs, or kind = "attention".'
             )
+        if settings.input_weights == "learned":
+            widths = prepared.data.train.part_widths(settings.inputs)
+            fused = fit_fused(clips.X, clips.Y, settings, widths=widths, device=prepared.device)
+            weights = dict(zip(selected(settings.inputs), fused.weights.tolist(), strict=True))
+            without = step_scores(prepared, settings)
+            return Refitted(fused.head, settings, without.mean(axis=0), _value(clips, without), None, weights)
         basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
         head, scores = solve_head(basis, clips.Y, settings, prepared.folds)
         return Refitted(head, settings, scores.mean(axis=0, dtype=np.float64), _value(clips, scores), None)
@@ -80,7 +92,7 @@ def _value(clips: LabelledFeatures, scores: OutOfFold) -> float:
 
 
 def step_scores(prepared: Prepared, settings: HeadSettings) -> npt.NDArray[np.float64]:
-    """Out-of-fold scores of settings that are trained by AdamW, for each of R assignments to folds, shape (R, N, C).
+    """Out-of-fold scores by a fit without each fold, for each of R assignments to folds, shape (R, N, C).
 
     Raises:
         SettingsError: If training diverges.

@@ -17,7 +17,6 @@ A head's numbers do not depend on its neighbours, up to the rounding of sums ove
 What this is not: a model to keep. `export` copies a head into a plain module of `models.py`.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import pairwise
@@ -27,9 +26,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from heads.data import ROWS_AT_ONCE
-from heads.engines.stack_parameters import Member, Parameter
-from heads.models import Front, Head, build_head
-from heads.settings import HeadSettings
+from heads.engines.stack_parameters import Member, Parameter, initial_hidden, split_deeper
+from heads.models import Front, Head, build_head, query_count
+from heads.settings import WEIGHING, HeadSettings
 
 BETA_GRADIENT, BETA_SQUARE, EPSILON = 0.9, 0.999, 1e-8
 """AdamW's usual constants, those of `torch.optim.AdamW`."""
@@ -65,6 +64,7 @@ class HeadStack:
     ) -> None:
         self.kind = kind
         self.label_count = len(prior_log_odds)
+        self.queries = query_count(kind, self.label_count) if kind in WEIGHING else 0
         self.feature_width, self.clip_count, self.seed, self.device = feature_width, clip_count, seed, device
         self.prior_log_odds = prior_log_odds
         self.members: list[Member] = []
@@ -92,18 +92,18 @@ class HeadStack:
         widths, C, D = settings.hidden_widths, self.label_count, self.feature_width
         if self.has_hidden:
             taps = TAPS if self.kind == "temporal" else 1
-            weight, bias = _initial_hidden(widths[0], taps, D, self.seed)
+            weight, bias = initial_hidden(widths[0], taps, D, self.seed)
             self.first.append(weight)
             self.hidden_bias.append(bias)
             self.output.append(torch.zeros(widths[-1], C))
             layers = [
-                _initial_hidden(above, 1, below, self.seed + depth)
+                initial_hidden(above, 1, below, self.seed + depth)
                 for depth, (below, above) in enumerate(pairwise(widths), 1)
             ]
             for parameter, values in zip(self.deeper, zip(*layers, strict=True) if layers else ((), ()), strict=True):
                 parameter.append(torch.cat([torch.zeros(0, 1), *(value.view(-1, 1) for value in values)]))
         else:
-            self.first.append(torch.zeros(2 * C if self.kind == "attention" else C, D))
+            self.first.append(torch.zeros(C + self.queries, D))
         self.output_bias.append(self.prior_log_odds.unsqueeze(1))
         self.members.append(member)
         self.positive_weights = torch.cat([self.positive_weights, positive_weights.to(self.positive_weights)[None]])
@@ -143,8 +143,9 @@ class HeadStack:
             values = [parameter.value for parameter in parameters]
         else:
             values = [torch.cat([p.value[p.rows(head)] for head in heads]) for p in parameters]
-        first = (values[0] @ x.reshape(-1, self.feature_width).T).T  # faster this way round for the rows of few heads
-        return self._middle(first, values[1:], [self.members[head] for head in heads], len(x))
+        rows, absent = self._rows(x)
+        first = (values[0] @ rows.T).T  # faster this way round for the rows of few heads
+        return self._middle(first, values[1:], [self.members[head] for head in heads], len(x), absent=absent)
 
     def take_loss(self) -> list[float]:
         """Each head's mean loss since the last call, over one epoch."""
@@ -175,11 +176,11 @@ class HeadStack:
             weight = first.view(-1, widths[0], D).permute(1, 2, 0)
             state["hidden.weight"] = weight.reshape(state["hidden.weight"].shape)
             state["hidden.bias"], state["output.weight"] = values[2][:, 0], values[3].T
-            for at, (weight, bias) in enumerate(_split_deeper([widths], values[4], values[5])[0]):
+            for at, (weight, bias) in enumerate(split_deeper([widths], values[4], values[5])[0]):
                 state[f"deeper.{at}.weight"], state[f"deeper.{at}.bias"] = weight, bias
         else:
             state["output.weight"] = first[:C]
-            if self.kind == "attention":
+            if self.queries:
                 state["query"] = first[C:]
         module.load_state_dict(state)
         return module.eval()
@@ -224,12 +225,20 @@ class HeadStack:
             self._buffer = torch.empty(x.numel(), device=self.device)
         return self._buffer[: x.numel()].view(x.shape).copy_(x)
 
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features as rows (B, D), or (B * T, D); where parts are weighed, also which are absent (NaN, zero here)."""
+        rows = x.reshape(-1, self.feature_width)
+        if not self.queries:
+            return rows, None
+        absent = rows[:, 0].isnan()
+        return rows.masked_fill(absent[:, None], 0.0), absent
+
     def _accumulate(self, x: Tensor, y: Tensor, start: int) -> None:
         """Adds the gradients and losses of a slice of clips that begins at `start` of the epoch."""
         if self.has_hidden:
             self._draw_noise(start)
         weights = self.first.value if self._effective is None else self._effective
-        rows = x.view(-1, self.feature_width)  # (B, D), or (B * T, D)
+        rows, absent = self._rows(x)
         first = torch.mm(rows, weights.T)  # (B, R)
         leaves = [parameter.value.detach() for parameter in self.small]
         if self.kind == "linear":  # nothing lies between, and autograd's overhead would count
@@ -239,7 +248,7 @@ class HeadStack:
         else:
             with torch.enable_grad():
                 wanted = [tensor.requires_grad_() for tensor in (first, *leaves)]
-                z = self._middle(first, leaves, self.members, len(x), start)
+                z = self._middle(first, leaves, self.members, len(x), start, absent)
             to_logits = self._loss_gradient(z.detach(), y, self._one_over_terms(start))
             to_first, *to_leaves = torch.autograd.grad(z, wanted, to_logits, materialize_grads=True)  # some are empty
         self.first.gradient.addmm_(to_first.T, rows)
@@ -247,7 +256,13 @@ class HeadStack:
             parameter.gradient.add_(gradient)
 
     def _middle(
-        self, first: Tensor, small: Sequence[Tensor], members: Sequence[Member], clips: int, start: int | None = None
+        self,
+        first: Tensor,
+        small: Sequence[Tensor],
+        members: Sequence[Member],
+        clips: int,
+        start: int | None = None,
+        absent: Tensor | None = None,
     ) -> Tensor:
         """From the products with all rows to logits; with hidden dropout where `start` of the slice is given.
 
@@ -257,6 +272,7 @@ class HeadStack:
             members: The heads.
             clips: B.
             start: Where in the epoch the slice begins.
+            absent: Which parts are to have no weight, (B * T,); None: none of them.
 
         Returns:
             Logits, (B, K, C).
@@ -265,10 +281,13 @@ class HeadStack:
         bias = small[0].view(K, C)
         if self.kind == "linear":
             return first.view(clips, K, C) + bias
-        if self.kind == "attention":
-            values, queries = first.view(clips, -1, K, 2, C).unbind(dim=3)  # (B, T, K, C)
-            weights = torch.softmax(queries * self.feature_width**-0.5, dim=1)
-            return (weights * values).sum(dim=1) + bias
+        if self.queries:
+            sizes = [C, self.queries]
+            values, queries = first.view(clips, -1, K, sum(sizes)).split_with_sizes(sizes, dim=3)  # (B, T, K, ...)
+            queries = queries * self.feature_width**-0.5
+            if absent is not None:
+                queries = queries.masked_fill(absent.view(clips, -1, 1, 1), -torch.inf)
+            return (torch.softmax(queries, dim=1) * values).sum(dim=1) + bias
         widths = [member.settings.hidden_widths[0] for member in members]
         last = [member.settings.hidden_widths[-1] for member in members]
         if self.kind == "mlp":
@@ -281,7 +300,7 @@ class HeadStack:
                 for product, width, bias in zip(products, widths, biases, strict=True)
             )
         logits = []
-        deeper = _split_deeper([member.settings.hidden_widths for member in members], *small[3:5])
+        deeper = split_deeper([member.settings.hidden_widths for member in members], *small[3:5])
         for of_head, layers, weight, member in zip(hidden, deeper, torch.split(small[2], last), members, strict=True):
             for matrix, bias_above in layers:
                 of_head = torch.relu(of_head @ matrix.T + bias_above)
@@ -347,7 +366,7 @@ class HeadStack:
         the step.
         """
         value, _, effective = member.dropped
-        if self.kind == "attention":
+        if self.queries:
             member.undropped[1].copy_(member.undropped[0])
         if member.masks is None:
             effective.copy_(value)
@@ -371,26 +390,3 @@ def _convolved(products: Tensor, bias: Tensor) -> Tensor:
     before, here, after = products.unbind(dim=2)  # what a frame adds to the next one, to itself, to the one before
     summed = here + pad(before[:, :-1], (0, 0, 1, 0)) + pad(after[:, 1:], (0, 0, 0, 1))
     return torch.relu(summed + bias.T).mean(dim=1)
-
-
-def _split_deeper(
-    widths: Sequence[Sequence[int]], weights: Tensor, biases: Tensor
-) -> list[list[tuple[Tensor, Tensor]]]:
-    """The layers above the first of each head: values of all heads, (n, 1), as matrices (above, below) and biases."""
-    of_heads, weight_at, bias_at = [], 0, 0
-    for own in widths:
-        layers = []
-        for below, above in pairwise(own):
-            matrix = weights[weight_at : weight_at + above * below].view(above, below)
-            layers.append((matrix, biases[bias_at : bias_at + above, 0]))
-            weight_at, bias_at = weight_at + above * below, bias_at + above
-        of_heads.append(layers)
-    return of_heads
-
-
-def _initial_hidden(width: int, taps: int, feature_width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Hidden weights (taps * H, D) and biases (H, 1), uniform as `torch.nn.Linear` and `Conv1d` draw them."""
-    generator = torch.Generator().manual_seed(seed)
-    bound = 1 / math.sqrt(taps * feature_width)
-    weight = torch.empty(taps * width, feature_width).uniform_(-bound, bound, generator=generator)
-    return weight, torch.empty(width, 1).uniform_(-bound, bound, generator=generator)

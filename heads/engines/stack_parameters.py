@@ -1,5 +1,9 @@
 """The parameters of stacked heads: one tensor for all, and what each head has of it."""
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -73,3 +77,24 @@ class Member:
         self.groups: list[tuple[float, list[list[Tensor]]]] = []  # decay; values, gradients, means, squares
         self.dropped: list[Tensor] = []  # rows that feature dropout acts on: value, gradient, effective value
         self.undropped: list[Tensor] = []  # the other rows: value, effective value
+
+
+def split_deeper(widths: Sequence[Sequence[int]], weights: Tensor, biases: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+    """The layers above the first of each head: values of all heads, (n, 1), as matrices (above, below) and biases."""
+    of_heads, weight_at, bias_at = [], 0, 0
+    for own in widths:
+        layers = []
+        for below, above in pairwise(own):
+            matrix = weights[weight_at : weight_at + above * below].view(above, below)
+            layers.append((matrix, biases[bias_at : bias_at + above, 0]))
+            weight_at, bias_at = weight_at + above * below, bias_at + above
+        of_heads.append(layers)
+    return of_heads
+
+
+def initial_hidden(width: int, taps: int, feature_width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Hidden weights (taps * H, D) and biases (H, 1), uniform as `torch.nn.Linear` and `Conv1d` draw them."""
+    generator = torch.Generator().manual_seed(seed)
+    bound = 1 / math.sqrt(taps * feature_width)
+    weight = torch.empty(taps * width, feature_width).uniform_(-bound, bound, generator=generator)
+    return weight, torch.empty(width, 1).uniform_(-bound, bound, generator=generator)

@@ -27,7 +27,7 @@ from heads.data import row_blocks
 from heads.engines.stack import HeadStack
 from heads.engines.training_clips import Features, TrainingClips, View, as_tensor, on_device
 from heads.models import Head
-from heads.settings import HeadSettings
+from heads.settings import OF_FRAMES, HeadSettings
 
 Scores = npt.NDArray[np.float32]
 Outcome = Literal["finished", "stopped", "diverged"]
@@ -217,12 +217,17 @@ class StackedTrainer:
                 f"patience must be 0 where no validation clips are scored, but it is {settings.patience}. "
                 "Give validation clips, or set patience = 0."
             )
-        of_frames = settings.kind in ("attention", "temporal")
+        of_frames = settings.kind in OF_FRAMES
         if len(self._clips.row_shape) != 1 + of_frames:
-            needs = "features of frames (T, D)" if of_frames else "one feature vector (D,)"
+            needs = "features of frames or parts (T, D)" if of_frames else "one feature vector (D,)"
             raise SettingsError(
                 f"a head of kind {settings.kind!r} must have {needs} per clip, but a clip's features have shape "
                 f"{self._clips.row_shape}. Choose other inputs, or another kind."
+            )
+        if settings.kind == "temporal" and self._clips.has_absent:
+            raise SettingsError(
+                'a head of kind "temporal" must have all time steps, but some samples have absent parts. Choose '
+                'kind = "attention", which leaves them out.'
             )
 
     def _train_epoch(self) -> None:
@@ -303,7 +308,7 @@ class StackedTrainer:
             front = self._clips.front(view)
             copy = torch.empty(*X.shape[:-1], front.output_width, device=self._clips.device)
             for rows in row_blocks(len(X)):
-                copy[rows] = on_device(front(X[rows].float()), self._clips.device)
+                copy[rows] = on_device(front.keeping_absent(X[rows].float()), self._clips.device)
             self._validation[view] = copy
         return self._validation[view]
 

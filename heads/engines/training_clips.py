@@ -9,7 +9,6 @@ Notable choices:
 - Statistics are summed in float64, block by block.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -53,6 +52,7 @@ class TrainingClips:
         prior_log_odds: Log-odds of each label's frequency, (C,).
         negatives_per_positive: Negative clips per positive clip of each label, (C,).
         row_shape: A clip's features: (D,), or (T, D) of frames.
+        has_absent: Whether some samples have absent parts, which are NaN.
 
     Raises:
         TrainingDataError: If a label is never or always on: its prior odds are not finite.
@@ -74,6 +74,9 @@ class TrainingClips:
         self._fronts: dict[View, Front] = {}
         self._axes: dict[tuple[str, int], Tensor] = {}  # by normalisation, and how many were looked for
         self._X = as_tensor(X)
+        self.has_absent = any(
+            bool(rows.sum(dtype=torch.float32).isnan()) for rows in torch.split(self._X, ROWS_AT_ONCE)
+        )
         self.row_shape = tuple(self._X.shape[1:])
         self._count_labels(Y.sum(axis=0, dtype=np.int64), len(Y))
         self._order = (
@@ -90,12 +93,14 @@ class TrainingClips:
         """The features of a view in order, (N, ...), in the stored dtype; components may not fit it and are float32."""
         if view not in self._copies:
             front = self.front(view)
-            is_identity = view == View("none", 0)
+            is_identity = view == View("none", 0) and not self.has_absent
             dtype = torch.float32 if view.components else self._X.dtype
             copy = torch.empty(*self._X.shape[:-1], front.output_width, dtype=dtype, device=self.device)
             for rows in row_blocks(len(self)):
                 block = self._X[self._order[rows]]
-                copy[rows] = on_device(block if is_identity else front(block.float()).to(dtype), self.device)
+                copy[rows] = on_device(
+                    block if is_identity else front.keeping_absent(block.float()).to(dtype), self.device
+                )
             self._copies[view] = copy
         return self._copies[view]
 
@@ -132,26 +137,30 @@ class TrainingClips:
         self.prior_log_odds = -self.negatives_per_positive.log().float()
 
     def _row_blocks(self) -> Iterator[Tensor]:
-        """All stored features as rows (n, D), a thousand at once."""
-        yield from torch.split(self._X.reshape(-1, self.feature_width), ROWS_AT_ONCE)
+        """All stored features as rows (n, D), a thousand at once, without parts that are absent."""
+        for rows in torch.split(self._X.reshape(-1, self.feature_width), ROWS_AT_ONCE):
+            yield rows[~rows[:, 0].isnan()] if self.has_absent and len(self.row_shape) > 1 else rows
 
     def _mean_and_scale(self, front: Front) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of what the front makes, before it is filled; 1 where a feature is constant.
 
         Source: Chan, Golub and LeVeque, 1983 (merging the moments of blocks).
         """
-        count = 0
+        count = torch.zeros(self.feature_width, dtype=torch.float64)  # of each feature, where it is there
         mean = torch.zeros(self.feature_width, dtype=torch.float64)
         squares = torch.zeros_like(mean)
         for rows in self._row_blocks():
             block = (front(rows.float()) if front.unit_length else rows).double()
-            of_block = block.mean(dim=0)
+            here = torch.full_like(mean, len(block))
+            if self.has_absent:
+                here = (~block.isnan()).sum(dim=0).double()
+            of_block = block.nansum(dim=0) / here.clamp(min=1)
             difference = of_block - mean
-            together = count + len(block)
-            squares += (block - of_block).square_().sum(dim=0) + difference.square() * (count * len(block) / together)
-            mean += difference * (len(block) / together)
-            count = together
-        deviation = (squares / count).sqrt()
+            together = (count + here).clamp(min=1)
+            squares += (block - of_block).square_().nansum(dim=0) + difference.square() * (count * here / together)
+            mean += difference * (here / together)
+            count += here
+        deviation = (squares / count.clamp(min=1)).sqrt()
         is_constant = deviation <= mean.abs() * torch.finfo(torch.float32).eps
         return mean.float(), torch.where(is_constant, 1.0, deviation).float()
 
@@ -159,7 +168,7 @@ class TrainingClips:
         """Axes (D, M) of what the front makes; M is the view's components, or the rank where that is lower."""
         found = view.normalization, max(view.components, AXES_AT_ONCE)
         if found not in self._axes:
-            row_count = len(self) * math.prod(self.row_shape[:-1])
+            row_count = sum(map(len, self._row_blocks()))
             axes, _ = leading_axes(
                 lambda: (front(rows.float()) for rows in self._row_blocks()), (row_count, self.feature_width), found[1]
             )

@@ -56,7 +56,8 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
-from heads.engines.fitting import basis_of, fit_head, solve_head
+from heads.engines.fitting import fit_head
+from heads.engines.solving import basis_of, solve_head
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
 from heads.finetuning.data import CachedClips, check_targets, digest_of
 from heads.finetuning.loop import FineTuning

@@ -11,6 +11,7 @@ from heads.report.documents import Document, Documents, Run, number
 from heads.report.elsewhere import elsewhere_content
 from heads.report.figures import Figure, keep, numbers, per_class
 from heads.report.names import last_part
+from heads.report.sample_view import sample_content
 from heads.report.summary import all_positive_f1, floor_of
 
 
@@ -150,6 +151,7 @@ def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str
         "label_rows": [_label_row(_of_split(shown, split), label) for label in labels] if shown is not None else [],
         **_sessions(of_shown, labels, figures),
         **elsewhere_content(of_shown, figures),
+        **sample_content(of_shown, figures),
         "least_clips": draw.LEAST_CLIPS,
         "curve_split": split,
         "legend": [

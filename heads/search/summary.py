@@ -13,9 +13,10 @@ from typing import Any
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from heads.samples.joining import selected
 from heads.search.study import CHOSEN, DIVERGED, FINISHED, SOLVER
 from heads.search.trial_settings import Choices
-from heads.settings import HeadSettings
+from heads.settings import WEIGHING, HeadSettings
 
 _ENOUGH = 20
 """Scored trials from which importances are told."""
@@ -121,7 +122,7 @@ def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> str:
 
 def used_settings(settings: HeadSettings) -> dict[str, Any]:
     """The settings that its kind and solver read, by name."""
-    unused = {"hidden_width"} if settings.kind in ("linear", "attention") else set()
+    unused = {"hidden_width"} if settings.kind in ("linear", *WEIGHING) else set()
     if settings.solver == "convex":
         unused |= {"learning_rate", "weight_decay", "dropout", "batch_size", "epochs", "patience"}
     else:
@@ -198,6 +199,7 @@ _KINDS = {
     "linear": "a linear head",
     "mlp": "a head with hidden layers",
     "attention": "a head that weighs frames",
+    "weighted": "a head that weighs frames alike for all labels",
     "temporal": "a head that convolves frames",
 }
 _NORMALIZATIONS = {"none": "as they are", "standardize": "standardised", "l2": "scaled to one length"}
@@ -207,7 +209,7 @@ def _head(settings: HeadSettings) -> str:
     widths = " and ".join(map(str, settings.hidden_widths))
     width = f", {widths} units" if settings.kind in ("mlp", "temporal") else ""
     components = f", {settings.components} principal components" if settings.components else ""
-    side = " and ".join(settings.inputs.split("+"))
+    side = " and ".join(selected(settings.inputs))
     return f"{_KINDS[settings.kind]}{width} on {side}, {_NORMALIZATIONS[settings.normalization]}{components}"
 
 

@@ -21,12 +21,11 @@ import optuna
 from featurecache.errors import SettingsError
 from heads.data import LearningData
 from heads.engines.convex import GridPoint, grid_points
-from heads.settings import HeadSettings, SearchSpace
+from heads.settings import OF_FRAMES, HeadSettings, SearchSpace
 
 Trial = optuna.Trial | optuna.trial.FixedTrial
 T = TypeVar("T", str, int, float)
 
-OF_FRAMES = ("attention", "temporal")
 _PENALTIES, _EXPONENTS = 8, 6
 
 
@@ -146,7 +145,8 @@ def _check_fit(space: SearchSpace, vectors: Sequence[str], frames: Sequence[str]
     if frames and not of_frames:
         kinds = [*(of_vectors if vectors else ()), *OF_FRAMES]
         raise SettingsError(
-            f"features of frames must have a head that reads frames, attention or temporal, but {found}. "
+            f"features of frames must have a head that reads frames, {', '.join(OF_FRAMES[:-1])} or "
+            f"{OF_FRAMES[-1]}, but {found}. "
             f"Write kind = {_written(kinds)} in [search], or inputs of one vector a clip, such as final/mean."
         )
     if vectors and not of_vectors:

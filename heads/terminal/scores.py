@@ -67,6 +67,21 @@ def method_scores(methods: Mapping[str, Mapping[str, Any]], width: int) -> Itera
         yield f"no confidence interval: {reason}"
 
 
+def sample_scores(metrics: Mapping[str, Any]) -> Iterator[Piece]:
+    """Of samples of several clips: the score of each slice, and how well weights find the clips with a label."""
+    rows = [
+        [f"{column}: {value}", str(one["n_clips"]), score(one["macro_f1"]), f"{low:.2f} to {high:.2f}" if low else "-"]
+        for column, values in metrics.get("slices", {}).items()
+        for value, one in values.items()
+        for low, high in [one["macro_f1_ci95"] or (None, None)]
+    ]
+    if rows:
+        yield plain_table("slices of the test samples", ["slice", "samples", "macro-F1", "95% CI"], rows)
+    found = [f"{label} {score(one['auroc'])}" for label, one in metrics.get("part_weights", {}).items()]
+    if found:
+        yield f"AUROC of the weights against the clips' own labels: {', '.join(found)}"
+
+
 def adapted_plan(plan: "Plan") -> Iterator[Piece]:
     """What a bundle's own model or questions are to be run on before it can be scored."""
     if plan.todo:
@@ -94,6 +109,7 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     for one in found.metrics["exclusive_violations"]:
         if one["clips"]:
             yield f"{' and '.join(one['labels'])} exclude each other, but {one['clips']} of {one['of']} clips have both"
+    yield from sample_scores(found.metrics)
     for one in found.bundles:
         yield from _test_timelines(one, width)
 

@@ -19,9 +19,9 @@ def data_lines(data: "DataSummary") -> Iterator[Piece]:
     for split, one in data.splits.items():
         yield from left_out_clips(split, one.left_out)
         if one.purged:
-            yield Warn(f"{split}: {counted(one.purged, 'clip')} left out for touching clips that score them")
+            yield Warn(f"{split}: {counted(one.purged, data.unit)} left out for touching clips that score them")
     yield ", ".join(
-        f"{name}: {counted(one.clips, 'clip')} of {counted(one.sessions, 'session')}"
+        f"{name}: {counted(one.clips, data.unit)} of {counted(one.sessions, 'session')}"
         for name, one in data.splits.items()
     )
     if "split_warning" in data.leakage:
@@ -38,6 +38,8 @@ def trained_run(run: "TrainedRun", width: int) -> Iterator[Piece]:
             f"timelines: segment F1 {run.timeline.segment_f1:.2f} by {scored} scores with the settings "
             f"chosen by them, {run.timeline.untuned_segment_f1:.2f} with the defaults"
         )
+    if weights := run.best.get("input_weights"):
+        yield f"weights of inputs: {', '.join(f'{name} {weight:.2f}' for name, weight in weights.items())}"
     for rule in run.best.get("exclusive", ()):
         yield exclusive_rule(rule, scored)
     yield from label_scores(run.metrics, width)

@@ -34,13 +34,12 @@ from featurecache.spec import parse_feature
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import DOCUMENT_NAME
 from heads.data import LabelledFeatures, LearningData
-from heads.loading import load_split
 from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J
 from heads.report.documents import read_json
 from heads.runs import write_document
 from heads.scoring.intervals import holm
 from heads.scoring.metrics import macro_f1
-from heads.workflow.data import ScoringData, scoring_data
+from heads.workflow.data import ScoringData, reads_samples, scoring_data
 from heads.workflow.evaluating import check_scorable, extract_adapted, with_details
 from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_evaluations, evaluate_bundles
 from heads.zeroshot.controls import other_sessions_clips
@@ -130,8 +129,7 @@ class _Candidate:
     def loaded(self, others: Sequence["_Candidate"] = ()) -> LabelledFeatures:
         """The test clips that this and the other bundles can all read."""
         needed = [space for other in others for space in other.bundle.spaces]
-        source = self.source
-        split = load_split(source.table, "test", source.cache, self.bundle.kept, known=source.known, needed=needed)
+        split = self.source.load("test", self.bundle.kept, needed=needed)
         return split.data.of(self.bundle.settings.inputs)
 
 
@@ -210,10 +208,7 @@ def _baselines(
     for one, test in zip(candidates, data, strict=True):
         bundle, source = one.bundle, one.source
         if bundle.adapter is None and bundle.backbone is None and bundle.asked is None and test.X.ndim == 2:
-            train, validation = (
-                load_split(source.table, split, source.cache, bundle.kept, known=source.known).data
-                for split in ("train", "validation")
-            )
+            train, validation = (source.load(split, bundle.kept).data for split in ("train", "validation"))
             fitting = LearningData(train, validation, bundle.labels, bundle.kept).fitting
             from heads.workflow.baselines import baseline_metrics  # scikit-learn takes a second to load
 
@@ -242,6 +237,9 @@ def _candidates(
             earlier = digests.setdefault(bundle.digest, folder.name)
             if earlier != folder.name:
                 left_out[folder.name] = f"it holds the same bundle as {earlier}"
+                continue
+            if not reads_samples(bundle) and (rule := project.settings.samples.rule) != "none":
+                left_out[folder.name] = f'it scores clips, and here samples are several clips (samples.rule = "{rule}")'
                 continue
             check_scorable(project, folder / "bundle", bundle)
             failed += extract_adapted(project, bundle, "test", on_plan=on_plan, on_progress=on_progress)

@@ -4,8 +4,8 @@ What is left out is counted: clips that are missing from the cache for a recorde
 one that scores them. Labels, rules of the timeline and settings that do not fit are refused before any work.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
 from featurecache.clips.record import read_record
+from featurecache.clips.samples import SampleTable
+from featurecache.clips.samples_file import project_samples
 from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
 from featurecache.extraction.failures import KnownFailures, known_failures
@@ -25,9 +27,13 @@ from heads.bundle import Bundle
 from heads.bundle_files import Stated
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit, LearningData
-from heads.loading import load_split
+from heads.loading import LoadedSplit, load_split
+from heads.samples.joining import selected
 from heads.timelines.rules import checked_rules, timeline_rules
 from heads.timelines.timeline import exclusive_groups
+
+NO_TIMELINES = "timelines are made of the scores of clips, and this head scores samples of several clips"
+"""Why there are none."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,17 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a head learns from: each split's clips, and what the documents say of the splits (`leakage_record`)."""
+    """What a head learns from: each split's clips, and what the documents say of the splits (`leakage_record`).
+
+    Attributes:
+        splits: The splits by name.
+        leakage: See above.
+        unit: What is counted: "clip", or "sample" of several clips.
+    """
 
     splits: Mapping[str, SplitSummary]
     leakage: Mapping[str, Any]
+    unit: str = "clip"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +77,20 @@ class ScoringData:
         cache: The open cache.
         known: Why clips could not be extracted.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits.
+        samples: The samples of several clips that the bundle scores; None where it scores clips.
     """
 
     table: ClipTable
     cache: FeatureCache
     known: KnownFailures
     leakage: Mapping[str, Any]
+    samples: SampleTable | None = None
+
+    def load(
+        self, split: str, spaces: Mapping[str, FeatureSpace], *, needed: Iterable[FeatureSpace] = ()
+    ) -> LoadedSplit:
+        """What the bundle scores of a split, as `load_split`."""
+        return load_split(self.table, split, self.cache, spaces, known=self.known, needed=needed, samples=self.samples)
 
 
 def learning_data(
@@ -96,7 +117,7 @@ def learning_data(
         MissingFeaturesError: If a clip is missing from the cache for no recorded reason.
     """
     check_table(project, use="targets")
-    names = list(dict.fromkeys(name for one in features for name in one.split("+")))
+    names = list(dict.fromkeys(name for one in features for name in selected(one)))
     kept = project.settings.features.select
     unknown = [name for name in names if name not in kept] if imported is None else []
     if unknown:
@@ -107,6 +128,9 @@ def learning_data(
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     rule = ClipRule.of(project)
     rule.check_table(table)
+    samples = None
+    if project.settings.samples.rule != "none":
+        rule, samples = replace(rule, samples=project.settings.samples.rule), project_samples(project, table)
     rules = checked_rules(project, table.labels)
     cache = FeatureCache.open(project.cache)
     if imported is None:
@@ -114,35 +138,44 @@ def learning_data(
     else:
         spaces = {names[0]: FeatureSpace(cache.describe("imported", imported).inputs)}
     known = known_failures(project) if imported is None else KnownFailures()
-    loaded = {split: load_split(table, split, cache, spaces, known=known) for split in ("train", "validation")}
+    loaded = {
+        split: load_split(table, split, cache, spaces, known=known, samples=samples)
+        for split in ("train", "validation")
+    }
     splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
     leakage = leakage_record(table.clips)
     data = LearningData(
         splits["train"],
         splits["validation"],
-        table.labels,
+        table.labels if samples is None else samples.labels,
         spaces,
         leakage=leakage,
         clips=rule,
-        exclusive=rules.exclusive,
-        seen=clips_seen(project, table),
+        seen=clips_seen(project, table, samples),
+        exclusive=rules.exclusive if samples is None else (),  # which exclude each other in one clip
     )
     summaries = {
         name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)
         for name, one in loaded.items()
     }
-    return data, DataSummary(summaries, leakage)
+    return data, DataSummary(summaries, leakage, "clip" if samples is None else "sample")
 
 
-def clips_seen(project: Project, table: ClipTable) -> frozenset[str]:
-    """Ids of clips that touch a stretch labelled by a review with predictions in sight: no independent truth."""
+def clips_seen(project: Project, table: ClipTable, samples: SampleTable | None = None) -> frozenset[str]:
+    """Ids of clips that touch a stretch labelled by a review with predictions in sight: no independent truth.
+
+    Of samples of several clips, ids of those that hold such a clip.
+    """
     seen = read_record(project.table_record).seen
     own = [clip for clip in table.clips if clip.content in seen and clip.labelled]
-    return frozenset(
+    found = frozenset(
         clip.clip_id
         for clip in own
         if any(clip.start_us < end and start < clip.end_us for start, end in seen[clip.content])
     )
+    if samples is None:
+        return found
+    return frozenset(sample.clip_id for sample in samples.samples if not found.isdisjoint(sample.clip_ids))
 
 
 def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
@@ -154,7 +187,13 @@ def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
     """
     table = own_table(project, bundle)
     cache = FeatureCache.open(project.cache)
-    return ScoringData(table, cache, known_failures(project), leakage_record(table.clips))
+    samples = project_samples(project, table) if reads_samples(bundle) else None
+    return ScoringData(table, cache, known_failures(project), leakage_record(table.clips), samples)
+
+
+def reads_samples(bundle: Bundle | Stated) -> bool:
+    """Whether a bundle scores samples of several clips, not clips."""
+    return bundle.clips is not None and bundle.clips.samples != "none"
 
 
 def own_table(project: Project, bundle: Bundle) -> ClipTable:
@@ -167,13 +206,18 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     if bundle.asked is not None and set(bundle.labels) <= set(table.labels):
         table = table.of_labels(bundle.labels)
-    if table.labels != bundle.labels:
-        raise BundleError(
-            f"a bundle must be scored on its own labels, but it has {', '.join(bundle.labels)} and clips.csv has "
-            f"{', '.join(table.labels)}. Train again: featurecache tune."
-        )
     rule = ClipRule.of(project)
     rule.check_table(table)
+    labels, where = table.labels, "clips.csv"
+    if reads_samples(bundle):
+        rule = replace(rule, samples=project.settings.samples.rule)
+        rule.check_fitted(bundle.clips)
+        labels, where = project_samples(project, table).labels, "samples.csv"
+    if labels != bundle.labels:
+        raise BundleError(
+            f"a bundle must be scored on its own labels, but it has {', '.join(bundle.labels)} and {where} has "
+            f"{', '.join(labels)}. Train again: featurecache tune."
+        )
     rule.check_fitted(bundle.clips)
     return table
 

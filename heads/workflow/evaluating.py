@@ -24,13 +24,13 @@ from featurecache.project.settings import Project
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import read_files
 from heads.finetuning.extraction import plan_split
-from heads.loading import load_split
 from heads.runs import write_document
 from heads.scoring.exclusive import violations
 from heads.timelines.clip_rules import overlap_sensitivity
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import ScoringData, exclusive_labels, own_table, scoring_data, tuned_bundle
+from heads.workflow.data import NO_TIMELINES, ScoringData, exclusive_labels, own_table, scoring_data, tuned_bundle
 from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_with_each, evaluate_bundles
+from heads.workflow.sample_scores import sample_details
 from heads.workflow.timelines import evaluate_timelines
 
 
@@ -156,10 +156,7 @@ def evaluate(
         for clip in extract_adapted(project, head, "test", on_plan=on_plan, on_progress=on_progress)
     ]
     sources = [scoring_data(project, head) for head in heads]
-    loaded = [
-        load_split(source.table, "test", source.cache, head.kept, known=source.known)
-        for head, source in zip(heads, sources, strict=True)
-    ]
+    loaded = [source.load("test", head.kept) for head, source in zip(heads, sources, strict=True)]
     candidates = [
         (head, own.data.of(head.settings.inputs), head.fingerprint) for head, own in zip(heads, loaded, strict=True)
     ]
@@ -182,10 +179,15 @@ def evaluate(
         several = {"comparisons": comparisons} if len(comparisons) > 1 else {}
         write_document(first.parent / "test_comparison.json", comparisons[0] | several)
     scored = []
-    each = zip(folders, heads, sources, outcomes, tuned, rules, strict=True)
-    for folder, head, source, outcome, settings, exclusive in each:
+    read = [data for _, data, _ in candidates]
+    each = zip(folders, heads, sources, read, outcomes, tuned, rules, strict=True)
+    for folder, head, source, data, outcome, settings, exclusive in each:
         found, why = _timelines(project, folder, head, source, settings, exclusive)
-        metrics = {**outcome.metrics, "exclusive_violations": _violations(head, outcome, exclusive)}
+        metrics = {
+            **outcome.metrics,
+            "exclusive_violations": _violations(head, outcome, exclusive),
+            **sample_details(head, data, outcome.predicted, source, folder.parent),
+        }
         if found is not None:
             metrics["overlap_sensitivity"] = overlap_sensitivity(found["recordings"], head.labels, head.predicted)
         write_document(folder.parent / "test_metrics.json", metrics)
@@ -196,7 +198,7 @@ def evaluate(
     return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
 
 
-_DETAILS = ("exclusive_violations", "overlap_sensitivity", "prevalence_shift")
+_DETAILS = ("exclusive_violations", "overlap_sensitivity", "prevalence_shift", "slices", "part_weights")
 
 
 def with_details(path: Path, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -309,6 +311,8 @@ def _timelines(
     exclusive: Sequence[Sequence[str]],
 ) -> tuple[Mapping[str, Any] | None, str]:
     """The test recordings' timelines with their scores, a part of the evaluation that was logged; or why none."""
+    if source.samples is not None:
+        return None, NO_TIMELINES
     try:
         found = evaluate_timelines(
             project, head, source.table, "test", tuned=tuned, exclusive=exclusive, known=source.known

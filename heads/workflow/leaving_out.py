@@ -63,7 +63,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         )
     check_table(project, use="targets")
     source = scoring_data(project, head)
-    loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known)
+    loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known, samples=source.samples)
     from heads.engines.fitting import refitting  # not before there is something to refit: it takes seconds
 
     data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)
@@ -74,7 +74,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         test_clips=[clip for clip in source.table.clips if clip.split == "test" and clip.labelled],
         log=project.runs / "test_looks.jsonl",
         leakage=source.leakage,
-        seen=clips_seen(project, source.table),
+        seen=clips_seen(project, source.table, source.samples),
     )
     path = folder.parent / "leave_one_session_out_metrics.json"
     write_document(path, metrics)

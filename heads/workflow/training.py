@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 from featurecache.errors import AnnotationError, TrainingDataError
 from featurecache.project.settings import Project, parse_section
 from heads.bundle import Bundle
-from heads.inputs import default_inputs
+from heads.inputs import default_inputs, sample_inputs
 from heads.runs import METRICS_NAMES, HeldOut, train_bundle
-from heads.settings import HeadSettings, SearchSpace
+from heads.settings import OF_FRAMES, HeadSettings, SearchSpace
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import DataSummary, learning_data, own_table, run_folder, training_device
+from heads.workflow.data import (
+    NO_TIMELINES,
+    DataSummary,
+    learning_data,
+    own_table,
+    reads_samples,
+    run_folder,
+    training_device,
+)
 from heads.workflow.timelines import tune_on_held_out
 
 if TYPE_CHECKING:
@@ -72,8 +80,9 @@ def train(
     """
     section = project.settings.train
     if features is not None or "inputs" not in section:
-        selected = project.settings.features.select[0] if features is None else f"imported/{features}"
-        section = {**section, "inputs": selected}
+        first = project.settings.features.select[0] if features is None else f"imported/{features}"
+        joins = project.settings.samples.rule != "none" and section.get("kind", "linear") not in OF_FRAMES
+        section = {**section, "inputs": f"mean({first})" if joins else first}
     settings = parse_section(section, HeadSettings, "train")
     data, summary = learning_data(project, [settings.inputs], imported=features, allow_download=allow_download)
     on_data(summary)
@@ -114,11 +123,12 @@ def tune(
         FeatureCacheError: As `heads.workflow.data.learning_data`.
     """
     section = project.settings.search
-    space = parse_section(section, SearchSpace, "search")
+    space, rule = parse_section(section, SearchSpace, "search"), project.settings.samples.rule
     if features is not None:
-        space = replace(space, inputs=(f"imported/{features}",))
+        space = replace(space, inputs=sample_inputs((f"imported/{features}",), rule, space.kind))
     elif "inputs" not in section:
-        space = replace(space, inputs=default_inputs(project.settings.features.select, space.kind))
+        chosen = default_inputs(project.settings.features.select, space.kind if rule == "none" else ("linear",))
+        space = replace(space, inputs=sample_inputs(chosen, rule, space.kind))
     data, summary = learning_data(project, space.inputs, imported=features, allow_download=allow_download)
     on_data(summary)
     folder, timeline = run_folder(project, "tune", features), TimelineChoice(project)
@@ -154,7 +164,10 @@ class TimelineChoice:
         self.reason = "there was nothing to choose by when the bundle was made"
 
     def __call__(self, bundle: Bundle, held_out: HeldOut) -> TunedTimeline | None:
-        """The settings; None where there is no annotated recording to choose them by."""
+        """The settings; None where there is no annotated recording to choose them by, or clips are not scored."""
+        if reads_samples(bundle):
+            self.reason = NO_TIMELINES
+            return None
         try:
             return tune_on_held_out(self._project, bundle, own_table(self._project, bundle), held_out)
         except (AnnotationError, TrainingDataError) as error:

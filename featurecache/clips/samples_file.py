@@ -1,0 +1,199 @@
+"""`samples.csv`: the sample table as people read and write it.
+
+One line per part: sample, part (a clip id; empty where the part is missing), role, order, then one column per label
+(0, 1 or empty) and any others that the settings name as slices. A sample's lines agree in all but part, role and
+order. Where lines have roles, each role is a place of its own; otherwise parts stand in their order, or as listed.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from featurecache.clips.clip import Clip, ClipTable, check_labels
+from featurecache.clips.csv_file import (
+    delimiter_of,
+    keep_edited,
+    opened_table,
+    refuse_edited,
+    write_unedited,
+)
+from featurecache.clips.record import read_record
+from featurecache.clips.samples import Sample, SampleTable, make_samples
+from featurecache.csv_fields import guard_cell, unguard_cell
+from featurecache.errors import ClipTableError
+from featurecache.project.settings import Project
+
+COLUMNS = ("sample", "part", "role", "order")
+SAMPLES_NAME = "samples.csv"
+
+_KEEP = 'Set rule = "file" under [samples] to read it as it is'
+_TARGETS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": None}
+
+_Row = tuple[int, Mapping[str, str]]
+"""Line number, and cells by column."""
+
+
+def write_samples(project: Project, table: ClipTable, *, force: bool = False) -> SampleTable:
+    """Writes the samples that the project's rule makes of a clip table, but never over a person's edits.
+
+    Args:
+        project: The project.
+        table: The clip table.
+        force: Replace an edited file; it is kept as `samples.edited.csv`.
+
+    Raises:
+        EditedTableError: If the file was edited and `force` is not set.
+        SettingsError, ClipTableError: As `make_samples`; or if it cannot be written.
+    """
+    path, state = project.root / SAMPLES_NAME, project.state / "samples.json"
+    found = make_samples(table, project.settings.samples)
+    written = read_record(state).written
+    if force:
+        keep_edited(path, written)
+    else:
+        refuse_edited(path, written, keep=_KEEP)
+    write_unedited(format_samples(found), path, state_path=state, force=force)
+    return found
+
+
+def project_samples(project: Project, table: ClipTable) -> SampleTable:
+    """The project's samples: by its rule from the clips of today, or as `samples.csv` says.
+
+    Raises:
+        EditedTableError: If the file was edited, but the rule is not "file".
+        SettingsError, ClipTableError: As `make_samples` and `read_samples`.
+    """
+    settings, path = project.settings.samples, project.root / SAMPLES_NAME
+    if settings.rule == "file":
+        return read_samples(path, table, settings.slices)
+    refuse_edited(path, read_record(project.state / "samples.json").written, keep=_KEEP)
+    return make_samples(table, settings)
+
+
+def format_samples(table: SampleTable) -> bytes:
+    """The samples as the bytes of `samples.csv`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *map(guard_cell, table.labels)])
+    for sample in table.samples:
+        for place, part in enumerate(sample.parts):
+            role = guard_cell(table.roles[place]) if table.roles else ""
+            writer.writerow([guard_cell(sample.name), part, role, place + 1, *sample.targets])
+    return text.getvalue().encode()
+
+
+def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> SampleTable:
+    """Reads `samples.csv`, checked against the clips that it puts together.
+
+    Args:
+        path: The file.
+        table: The clip table.
+        slices: Columns that are no labels.
+
+    Raises:
+        ClipTableError: Naming line and column, if it is not a sound sample table: a part is no clip of the table, a
+            sample lies in several sessions or splits, or its lines differ in what must agree.
+    """
+    of_sample: defaultdict[str, list[_Row]] = defaultdict(list)
+    with opened_table(path) as file:
+        rows = csv.reader(file, delimiter=delimiter_of(file, COLUMNS[0]), strict=True)
+        try:
+            header = [unguard_cell(cell.strip()) for cell in next(rows, [])]
+            labels = _labels(path.name, header, slices)
+            for row in rows:
+                if any(row):
+                    if len(row) != len(header):
+                        raise _fault(path, rows.line_num, "sample", f"it has {len(row)} cells where {len(header)} are")
+                    cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+                    of_sample[unguard_cell(cells["sample"])].append((rows.line_num, cells))
+        except csv.Error as error:
+            raise _fault(path, rows.line_num, "sample", f"it is not CSV ({error})") from error
+    clips = {clip.clip_id: clip for clip in table.clips}
+    roles = _roles(path, [row for rows in of_sample.values() for row in rows])
+    found = [_sample(path, name, rows, clips, roles, labels, slices) for name, rows in of_sample.items()]
+    return SampleTable(labels, tuple(found), roles)
+
+
+def _labels(name: str, header: Sequence[str], slices: Sequence[str]) -> tuple[str, ...]:
+    missing = [column for column in (*COLUMNS, *slices) if column not in header]
+    if missing or tuple(header[: len(COLUMNS)]) != COLUMNS:
+        raise ClipTableError(
+            f"{name}, line 1: the columns must be {', '.join(COLUMNS)}, then labels and slices, but they are "
+            f"{', '.join(header)}{f' and {missing[0]!r} is missing' if missing else ''}. Correct the header."
+        )
+    labels = tuple(column for column in header[len(COLUMNS) :] if column not in slices)
+    try:
+        check_labels([*labels, *slices])
+    except ClipTableError as error:
+        raise ClipTableError(f"{name}, line 1: {error}") from error
+    if not labels:
+        raise ClipTableError(f"{name}, line 1: a label must be among the columns, but there is none. Add a column.")
+    return labels
+
+
+def _roles(path: Path, rows: Sequence[_Row]) -> tuple[str, ...]:
+    """The roles by the order of their lines; none where no line has one."""
+    without = next((number for number, cells in rows if not cells["role"]), None)
+    if without is not None:
+        if any(cells["role"] for _, cells in rows):
+            raise _fault(path, without, "role", "it is empty, but other lines have roles")
+        return ()
+    first = sorted(rows, key=lambda row: _order(path, row))
+    return tuple(dict.fromkeys(unguard_cell(cells["role"]) for _, cells in first))
+
+
+def _order(path: Path, row: _Row) -> int:
+    number, cells = row
+    try:
+        return int(cells["order"] or 0)
+    except ValueError:
+        raise _fault(path, number, "order", f"{cells['order']!r} is no whole number") from None
+
+
+def _sample(
+    path: Path,
+    name: str,
+    rows: Sequence[_Row],
+    clips: Mapping[str, Clip],
+    roles: Sequence[str],
+    labels: Sequence[str],
+    slices: Sequence[str],
+) -> Sample:
+    places: dict[int, str] = {}
+    for place, row in enumerate(sorted(rows, key=lambda row: _order(path, row))):
+        number, cells = row
+        part, at = cells["part"], roles.index(unguard_cell(cells["role"])) if roles else place
+        if part and part not in clips:
+            raise _fault(path, number, "part", f"{part!r} is no clip of clips.csv")
+        if at in places or (part and part in places.values()):
+            raise _fault(path, number, "part", f"{name!r} has its role or its clip on another line too")
+        places[at] = part
+    there = [clips[part] for part in places.values() if part]
+    first, cells = rows[0]
+    if not there:
+        raise _fault(path, first, "part", f"{name!r} has no clip on any line")
+    for column, of in (("session", [clip.session for clip in there]), ("split", [clip.split for clip in there])):
+        if len(set(of)) > 1:
+            raise _fault(
+                path, first, "part", f"{name!r} lies in the {column}s {' and '.join(sorted(set(of)))}, not whole in one"
+            )
+    for number, others in rows[1:]:
+        unlike = next((column for column in (*labels, *slices) if others[column] != cells[column]), None)
+        if unlike is not None:
+            raise _fault(path, number, unlike, f"{name!r} has {cells[unlike]!r} on line {first}")
+    unknown = next((label for label in labels if cells[label] not in _TARGETS), None)
+    if unknown is not None:
+        raise _fault(path, first, unknown, f"{cells[unknown]!r} is not 0, 1 or empty")
+    parts = tuple(places.get(place, "") for place in range(len(roles) or len(rows)))
+    columns = {column: unguard_cell(cells[column]) for column in slices}
+    targets = tuple(_TARGETS[cells[label]] for label in labels)
+    return Sample(name, parts, there[0].session, there[0].split, targets, columns)
+
+
+def _fault(path: Path, line: int, column: str, found: str) -> ClipTableError:
+    return ClipTableError(
+        f"{path.name}, line {line}, column {column}: samples must be of clips of one session and split and agree on "
+        f"their lines, but {found}. Correct the line, or delete the sample."
+    )

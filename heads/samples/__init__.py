@@ -1,0 +1,1 @@
+"""Heads over several clips: how the parts of a sample reach a head."""
