@@ -75,7 +75,7 @@ def init(
     directory: Annotated[Path, typer.Argument(help="The new project's folder.")] = Path(),
     videos: Annotated[Path, typer.Option(help="The folder of recordings.")] = Path("videos"),
     annotations: Annotated[Path | None, typer.Option(help="A folder of .eaf files, or a CSV.")] = None,
-    model: options.Model = "llava-hf/LLaVA-NeXT-Video-7B-hf",
+    model: options.Model = "",
     as_json: options.AsJson = False,
 ) -> int:
     """Look at the files and write a commented featurecache.toml."""

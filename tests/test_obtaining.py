@@ -16,6 +16,7 @@ from featurecache.setup.doctor import examine
 from featurecache.setup.proposal import propose
 from featurecache.terminal.extraction import outlook_lines
 from tests.projects import make_project, make_table
+from tests.tiny_families import make_smolvlm
 
 COMMIT = "1a2b3c4d" * 5
 GIB = 1024**3
@@ -87,6 +88,16 @@ def test_init_takes_a_repository_that_is_not_here_yet_and_warns(
     made = propose(tmp_path / "new", videos=project.videos, annotations=None, model="some-group/some-model")
     (warning,) = (one for one in made.warnings if one.startswith("model: "))
     assert "hf download some-group/some-model" in warning
+
+
+def test_init_without_a_model_writes_the_proposed_one_and_says_why(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = make_smolvlm(tmp_path / "models" / "small")
+    made = propose(tmp_path / "new", videos=project.videos, annotations=None)
+    assert f'model = "{folder}"' in made.path.read_text()
+    assert any(note.startswith(f"proposed: {folder}") for note in made.notes)
 
 
 def test_init_says_what_the_model_is_and_what_it_needs(project: Project, tmp_path: Path) -> None:

@@ -84,6 +84,16 @@ def _repository(name: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
 
 
+def snapshots_here() -> dict[str, Path]:
+    """The main snapshot of every repository in the Hugging Face cache, by the repository's name."""
+    from huggingface_hub import constants
+
+    repositories = sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*"))
+    names = [path.name.removeprefix("models--").replace("--", "/", 1) for path in repositories]
+    found = {name: _repository(name) / "snapshots" / _commit(name, "main") for name in names}
+    return {name: path for name, path in found.items() if path.is_dir()}
+
+
 def _snapshots(name: str) -> Sequence[Path]:
     """Folders of a repository's snapshots on this machine, each named by its commit."""
     folder = _repository(name) / "snapshots"

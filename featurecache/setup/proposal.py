@@ -37,6 +37,7 @@ from featurecache.project.settings import SETTINGS_NAME, open_project
 from featurecache.project.template import write_settings
 from featurecache.setup.doctor import crop_loss
 from featurecache.setup.model_checks import check_device, check_model
+from featurecache.setup.model_choice import choose_model
 from featurecache.setup.sessions import propose_sessions
 from featurecache.spelling import look_alikes, typos
 from featurecache.video.recordings import Recording, find_recordings
@@ -59,7 +60,7 @@ def propose(
     *,
     videos: Path,
     annotations: Path | None,
-    model: str,
+    model: str = "",
     sections: Mapping[str, type[Any]] | None = None,
 ) -> Proposal:
     """Writes `featurecache.toml` from what the files look like.
@@ -68,7 +69,7 @@ def propose(
         directory: The project's folder; made if missing.
         videos: The folder of recordings.
         annotations: A folder of .eaf files or a CSV. None: .eaf files beside the videos, if there are any.
-        model: The backbone: a folder, the name of a hub repository, or `demo`.
+        model: The backbone: a folder, the name of a hub repository, or `demo`. Empty: as `choose_model` proposes.
         sections: Sections of the settings that other packages own, as `write_settings` takes them.
 
     Raises:
@@ -82,6 +83,7 @@ def propose(
             f"init writes only new settings, but {directory / SETTINGS_NAME} is there. "
             "Edit it, or move it away and run init again."
         )
+    model, why = (model, "") if model else choose_model(directory)
     if repository_of(model) is None:
         find_model(model, setting="--model")
     recordings, unusable = find_recordings(videos)
@@ -92,7 +94,7 @@ def propose(
         )
     names = [recording.name for recording in recordings]
     hours = sum(recording.info.duration_us for recording in recordings) / 3.6e9
-    notes = [f"{len(recordings)} recordings, {hours:.2f} h"]
+    notes = [f"{len(recordings)} recordings, {hours:.2f} h", *([why] if why else [])]
     notes += [f"left out: {item.name}: {item.reason}" for item in unusable]
     notes += [f"{recording.name}: {warning}" for recording in recordings for warning in recording.info.warnings]
     if annotations is None and any(path.suffix.lower() == ".eaf" for path in videos.rglob("*")):

@@ -20,7 +20,9 @@ ExportedPooling = Annotated[
     str | None, typer.Option(help="How tokens became one array; mean if neither this nor --space.")
 ]
 ExportedSpace = Annotated[str | None, typer.Option(help="Fingerprint, or its first digits: says alone which features.")]
-Model = Annotated[str, typer.Option(help="The backbone: a folder, a hub name, or demo.")]
+Model = Annotated[
+    str, typer.Option(help="The backbone: a folder, a hub name, or demo; without it, the best that is here and fits.")
+]
 Confusions = Annotated[
     bool, typer.Option("--confusions", help="The nearest pairs with different targets, for annotators to look at.")
 ]
