@@ -40,19 +40,19 @@ def confused(found: "Neighbours") -> Iterator[Piece]:
 
 
 def duplicated(found: "Neighbours") -> Iterator[Piece]:
-    """Near-identical clips across splits."""
+    """Copies across splits."""
     if not found.pairs:
-        yield f"of {found.searched} clips none that scores is nearly identical to one that learns, by {found.feature}"
+        yield f"of {found.searched} clips none that scores is a copy of one that learns, by {found.feature}"
         return
     rows = [
         (_place(pair.clip), pair.clip.split, _place(pair.other), pair.other.split, _cosine(pair.cosine))
         for pair in found.pairs[:MOST_LISTED]
     ]
-    yield plain_table("nearly identical across splits", ("clip", "split", "other clip", "split", "cosine"), rows)
+    yield plain_table("copies across splits", ("clip", "split", "other clip", "split", "cosine"), rows)
     sessions = sorted({pair.other.session for pair in found.pairs})
     yield Warn(
-        f"{counted(len(found.pairs), 'clip')} of {counted(len(sessions), 'session')} that score are nearly identical "
-        f"to clips that learn, so scores are optimistically biased: {found.file}. If the recordings are copies, take "
+        f"{counted(len(found.pairs), 'clip')} of {counted(len(sessions), 'session')} that score are copies of clips "
+        f"that learn, so scores are optimistically biased: {found.file}. If the recordings are copies, take "
         "one away, or put both sessions into one split of clips.csv."
     )
 

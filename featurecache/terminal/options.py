@@ -27,7 +27,7 @@ Confusions = Annotated[
     bool, typer.Option("--confusions", help="The nearest pairs with different targets, for annotators to look at.")
 ]
 Duplicates = Annotated[
-    bool, typer.Option("--duplicates", help="Clips nearly identical to one of another split: a leak.")
+    bool, typer.Option("--duplicates", help="Copies across splits, also in another encoding: a leak.")
 ]
 Feature = Annotated[
     str | None, typer.Option(help="tap/pooling, or imported/NAME; the first vector of features.select if left out.")

@@ -3,8 +3,9 @@
 Notable choices: clips whose windows overlap or touch are no pair, since they show the same moment. Pairs with different
 targets come from training and validation alone, each clip in one pair at most: an annotation of a test session that is
 corrected because of what features say would make its score optimistically biased. For the same reason a test clip's
-targets are not told. Copies across splits are told by cosine alone, so that copies in another encoding or cut count,
-whatever their names and lengths.
+targets are not told. A copy of a recording in another encoding has features of its own, which the cosine of a clip
+cannot tell from likeness; what tells it is that one clip after the other has its nearest clip in one other recording,
+always as much later or earlier.
 
 Privacy: neighbours join sessions by what they look like, so they can tell that two recordings show the same person or
 room, though no name says so. What this writes is to be kept as the recordings are.
@@ -13,6 +14,7 @@ room, though no name says so. What this writes is to be kept as the recordings a
 import csv
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,9 @@ from featurecache.store.nearest import Directions, Positions, nearest
 
 CONFUSIONS_NAME, DUPLICATES_NAME = "confusions.csv", "duplicates.csv"
 NEAR_IDENTICAL = 0.995
-"""The least cosine of clips that count as copies."""
+"""The least cosine at which a clip alone counts as a copy."""
+IN_STEP, IN_STEP_SHARE = 5, 0.5
+"""Clips of a recording, and their share of it, that make it a copy where their nearest clips keep step with them."""
 
 _VECTORS = ("mean", "motion", "cls", "last")
 
@@ -209,13 +213,15 @@ def confusions(project: Project, *, top: int = 50, feature: str | None = None) -
 
 
 def duplicates(project: Project, *, at_least: float = NEAR_IDENTICAL, feature: str | None = None) -> Neighbours:
-    """Clips of validation and test that are nearly identical to one of a split which learns: a leak.
+    """Clips of validation and test that are copies of clips of a split which learns: a leak.
 
-    They are written to `runs/duplicates.csv`, each clip that scores with the nearest of those that learn.
+    Nearly identical ones, and those of a recording of which at least five clips and half of all have their nearest clip
+    in one other recording at one distance in time. They are written to `runs/duplicates.csv`, each clip that scores
+    with the nearest of those that learn.
 
     Args:
         project: The project.
-        at_least: The least cosine.
+        at_least: The least cosine of nearly identical clips.
         feature: As for `neighbours`.
 
     Raises:
@@ -229,7 +235,14 @@ def duplicates(project: Project, *, at_least: float = NEAR_IDENTICAL, feature: s
         np.flatnonzero((rank == 0) | (rank == 1)),
         lambda one, other: own.apart(one, other) & (rank[one, None] > rank[other]),
     )
-    found = own.found((cosine, other, one) for cosine, one, other in pairs if cosine >= at_least)
+    steps = [(own.content[one], own.content[other], own.start_us[one] - own.start_us[other]) for _, one, other in pairs]
+    in_step, of_recording = Counter(steps), Counter(content for content, _, _ in steps)
+    is_copy = {step for step, count in in_step.items() if count >= max(IN_STEP, IN_STEP_SHARE * of_recording[step[0]])}
+    found = own.found(
+        (cosine, other, one)
+        for (cosine, one, other), step in zip(pairs, steps, strict=True)
+        if cosine >= at_least or step in is_copy
+    )
     return found.written(project.runs / DUPLICATES_NAME)
 
 
