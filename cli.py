@@ -484,6 +484,31 @@ def review(
     return finish(screen, found, reviewing(found), code=SOME_FAILED if found.left_out else DONE)
 
 
+@command("suggest", example="featurecache suggest --minutes 20 --order suggested")
+def suggest(
+    minutes: Annotated[float, typer.Option(min=0.1, max=100_000, help="Time that can be annotated.")] = 10,
+    order: learning.SuggestedOrder = "random",
+    stretch: Annotated[
+        float, typer.Option(min=1, max=86_400, help="Seconds of a stretch, where data.annotated_span is set.")
+    ] = 30,
+    bundle: learning.BundleOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random order.")] = 0,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
+) -> int:
+    """Choose what to annotate next, and write it for ELAN.
+
+    Unlabelled time of sessions that do not test, as a table and as .eaf files with a tier "please annotate".
+    """
+    screen, project = Screen(as_json), project_of(config)
+    from heads.terminal.suggesting import suggested
+    from heads.workflow.suggesting import checked_order
+    from heads.workflow.suggesting import suggest as choose
+
+    found = choose(project, minutes=minutes, order=checked_order(order), stretch_s=stretch, bundle=bundle, seed=seed)
+    return finish(screen, found, suggested(found), code=SOME_FAILED if found.left_out else DONE)
+
+
 @command("agreement", example="featurecache agreement a.eaf b.eaf")
 def agreement(
     first: Annotated[Path | None, typer.Argument(help="The reference: an .eaf or a CSV; none: the project's.")] = None,

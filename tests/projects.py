@@ -2,11 +2,15 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from featurecache.annotations import Interval, write_csv
 from featurecache.project.settings import Project, open_project
+from featurecache.spec import FeatureSpace
 from tests.make_videos import write_video
 
 LABELS = ("ventilation", "stimulation")
@@ -86,6 +90,23 @@ def make_table(project: Project) -> None:
     from featurecache.clips.inventory import survey
 
     write_table(build(project, survey(project))[0], project.clips, state_path=project.state / "clips.json")
+
+
+def fill_cache(project: Project, features: Mapping[str, npt.NDArray[np.floating]]) -> FeatureSpace:
+    """Stores such features of clips, by clip id, as the first that the settings select; gives their feature space."""
+    from featurecache.clips.csv_file import read_table
+    from featurecache.extraction.spaces import project_spaces
+    from featurecache.files import sha256_of_file
+    from featurecache.store import CacheWriter, Row
+
+    space = next(iter(project_spaces(project)[1].values()))
+    digests: dict[str, str] = {}
+    with CacheWriter(project.cache, space, {}) as writer:
+        for clip in read_table(project.clips).clips:
+            digest = digests.setdefault(clip.recording, sha256_of_file(project.videos / clip.recording))
+            times = np.linspace(clip.start_us, clip.end_us, 4).astype(np.int64)
+            writer.add(Row(digest, clip.start_us, clip.end_us, features[clip.clip_id].astype(np.float32), times))
+    return space
 
 
 def failed_clip_ids(project: Project) -> set[str]:

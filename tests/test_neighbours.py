@@ -10,15 +10,13 @@ import pytest
 from featurecache import FeatureCache
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import ClipTableError, SettingsError
-from featurecache.extraction.spaces import project_spaces
-from featurecache.files import sha256_of_file
 from featurecache.project.settings import Project, open_project
-from featurecache.store import CacheWriter, Row, bfloat16
+from featurecache.store import Row, bfloat16
 from featurecache.store.nearest import BLOCK_ROWS, Directions, nearest
 from featurecache.workflow.neighbours import confusions, duplicates, neighbours
 from tests.cache_samples import make_rows, names, space, write
 from tests.commands import invoke, run
-from tests.projects import make_project, make_table
+from tests.projects import fill_cache, make_project, make_table
 
 WIDTH = 32
 
@@ -86,13 +84,7 @@ def _planted(project: Project, pairs: int = 0, *, recompressed: bool = False, se
         for (recording, start_us), clip_id in of.items():
             if recording == first["test"]:
                 features[clip_id] = features[of[first["train"], start_us]] + 0.5 * draw.standard_normal(WIDTH)
-    digests = {path.name: sha256_of_file(path) for path in project.videos.iterdir()}
-    _, spaces = project_spaces(project)
-    with CacheWriter(project.cache, spaces["final/mean"], {}) as writer:
-        for clip in clips:
-            times = np.linspace(clip.start_us, clip.end_us, 4).astype(np.int64)
-            feature = features[clip.clip_id].astype(np.float32)
-            writer.add(Row(digests[clip.recording], clip.start_us, clip.end_us, feature, times))
+    fill_cache(project, features)
     return chosen
 
 

@@ -48,6 +48,8 @@ def project(tmp_path: Path) -> Project:
     (made.runs / "report.html").write_text("<td>S1.mp4</td>")
     (made.runs / "report.activities.csv").write_text("recording,S1,S1.mp4,test")
     (made.runs / "confusions.csv").write_text("0.98,S1.mp4,S2.mp4")
+    (made.root / "suggestions" / "round-1").mkdir(parents=True)
+    (made.root / "suggestions" / "round-1" / "suggestions.csv").write_text("1,S1.mp4")
     made.predictions.mkdir()
     (made.predictions / "S1.predicted.csv").write_text("a,b")
     (made.predictions / "S11.predicted.csv").write_text("S11.mp4")
@@ -72,6 +74,7 @@ def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) 
         "runs/report.html",
         "runs/tune/bundle/bundle.json",
         "runs/tune/test_timelines.json",
+        "suggestions/round-1/suggestions.csv",
         "videos/S1.mp4",
     }
     assert (done.files_cleaned, done.files_removed, done.unsearched) == ((), (), ())
@@ -89,6 +92,7 @@ def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project:
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/test_timelines.json",
+        "suggestions/round-1/suggestions.csv",
     }
     remaining = dict(done.remaining)
     assert set(remaining) == {"labels.csv", "notes.txt", "runs/tune/bundle/bundle.json", "videos/S1.mp4"}
@@ -211,6 +215,7 @@ def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(proj
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/test_timelines.json",
+        "suggestions/round-1/suggestions.csv",
     )
 
 

@@ -8,9 +8,9 @@ from featurecache.annotations.eaf import eaf_bytes, read_eaf, save_eaf
 from featurecache.annotations.eaf_writer import add_tier, new_document, write_eaf
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.labels import Marks, intervals, marks
-from featurecache.annotations.linking import link_media
+from featurecache.annotations.linking import link_media, linked_document
 from featurecache.annotations.media import MediaMatch, matching_recordings
-from featurecache.annotations.predictions import add_predictions, predicted_intervals
+from featurecache.annotations.predictions import add_predictions, add_requests, predicted_intervals
 from featurecache.annotations.proposing import LabelProposal, propose_labels
 from featurecache.annotations.rules import LabelRule
 from featurecache.annotations.table import AnnotationTable, read_csv, write_csv
@@ -28,10 +28,12 @@ __all__ = [
     "MediaMatch",
     "Tier",
     "add_predictions",
+    "add_requests",
     "add_tier",
     "eaf_bytes",
     "intervals",
     "link_media",
+    "linked_document",
     "marks",
     "matching_recordings",
     "new_document",

@@ -1,4 +1,4 @@
-"""Links from a document to media files, so that ELAN opens a prediction with the recording that was read.
+"""Links from a document to media files, so that ELAN opens what we write with the recording that was read.
 
 ELAN looks at the absolute path first, then at the one relative to the document. It writes paths as they are, without
 percent-encoding, and so does this.
@@ -11,8 +11,34 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from featurecache.annotations.document import EafDocument
+from featurecache.annotations.eaf_writer import new_document
 from featurecache.annotations.media import is_audio, same_name
 from featurecache.csv_fields import UNWRITABLE
+
+
+def linked_document(
+    path: Path,
+    recording: Path,
+    *,
+    document: EafDocument | None = None,
+    source: Path | None = None,
+    time_origin_ms: int = 0,
+) -> EafDocument:
+    """A document that is about to be written, linked to its recording.
+
+    Args:
+        path: The file to be written.
+        recording: The file that was read.
+        document: The annotator's document, which is changed in place; None for a new one.
+        source: The file that `document` was read from; where unknown, its links stay.
+        time_origin_ms: As `link_media`.
+    """
+    if document is None:
+        link = Path(os.path.relpath(recording.absolute(), path.parent.absolute())).as_posix()
+        return new_document(path.name, media_name=link, mime_type=mimetypes.guess_type(recording.name)[0] or "video/*")
+    if source is not None:
+        link_media(document, recording, path.parent, time_origin_ms=time_origin_ms, source=source)
+    return document
 
 
 def link_media(document: EafDocument, recording: Path, folder: Path, *, time_origin_ms: int, source: Path) -> None:

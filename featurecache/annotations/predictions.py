@@ -1,9 +1,9 @@
-"""Predictions in an ELAN document: tiers of their own, `ventilation (predicted)`, beside the annotator's.
+"""Tiers of our own in an ELAN document, beside the annotator's: predictions, and stretches to be annotated.
 
-An annotation's value is what a reviewer should see on its bar, such as "0.87". Where a tier of that name exists
-already, the new one is `ventilation (predicted 2)`, and so on: no tier that was there is touched. Readers of
-annotations skip files named `*.predicted.eaf`, and tiers called so that the settings do not name, so a prediction never
-becomes a label by accident.
+A tier is called `ventilation (predicted)` or `please annotate`, and an annotation's value is what a reviewer should see
+on its bar, such as "0.87". Where a tier of that name exists already, the new one is `ventilation (predicted 2)`, and so
+on: no tier that was there is touched. Readers of annotations skip files named `*.predicted.eaf` and `*.suggested.eaf`,
+and tiers called so that the settings do not name, so neither becomes a label by accident.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,29 @@ def add_predictions(
     Returns:
         Microseconds of intervals that lie before the document's time zero.
     """
+    return sum(
+        _add(document, (f"{label} (predicted", ")"), own, time_origin_ms=time_origin_ms)
+        for label, own in predictions.items()
+    )
+
+
+def add_requests(document: EafDocument, stretches: Sequence[Interval], *, time_origin_ms: int) -> int:
+    """Adds a tier `please annotate`, or `please annotate 2`, and so on; else as `add_predictions`.
+
+    Args:
+        document: Changed in place.
+        stretches: In media time, not overlapping; an interval's `label` is the value shown.
+        time_origin_ms: As `add_predictions`.
+    """
+    return _add(document, ("please annotate", ""), stretches, time_origin_ms=time_origin_ms)
+
+
+def _add(document: EafDocument, name: tuple[str, str], own: Sequence[Interval], *, time_origin_ms: int) -> int:
     zero_us = 1000 * time_origin_ms
-    before_us = 0
-    for label, own in predictions.items():
-        before_us += sum(max(0, min(one.end_us, zero_us) - one.start_us) for one in own)
-        cut = [Interval(max(one.start_us, zero_us), one.end_us, one.label) for one in own if one.end_us > zero_us]
-        shown = [one for one in cut if (one.start_us + 500) // 1000 < (one.end_us + 500) // 1000]
-        add_tier(document, _new_name(document, label), shown, time_origin_ms=time_origin_ms)
-    return before_us
+    cut = [Interval(max(one.start_us, zero_us), one.end_us, one.label) for one in own if one.end_us > zero_us]
+    shown = [one for one in cut if (one.start_us + 500) // 1000 < (one.end_us + 500) // 1000]
+    add_tier(document, _new_name(document, *name), shown, time_origin_ms=time_origin_ms)
+    return sum(max(0, min(one.end_us, zero_us) - one.start_us) for one in own)
 
 
 def predicted_intervals(document: EafDocument, *, time_origin_ms: int) -> list[Interval]:
@@ -59,9 +74,9 @@ def predicted_intervals(document: EafDocument, *, time_origin_ms: int) -> list[I
     )
 
 
-def _new_name(document: EafDocument, label: str) -> str:
-    number, name, known = 1, f"{label} (predicted)", document.tiers
+def _new_name(document: EafDocument, begin: str, end: str) -> str:
+    number, name, known = 1, f"{begin}{end}", document.tiers
     while name in known:
         number += 1
-        name = f"{label} (predicted {number})"
+        name = f"{begin} {number}{end}"
     return name

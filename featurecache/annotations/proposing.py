@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from featurecache.annotations.document import EafDocument
 from featurecache.annotations.questions import ABSENT, PRESENT, is_coded, proposed_mapping, says_absence
-from featurecache.annotations.rules import PREDICTED_TIER, LabelsFrom
+from featurecache.annotations.rules import LabelsFrom, is_written_here
 from featurecache.annotations.timing import resolve_times
 from featurecache.errors import AnnotationError
 from featurecache.spelling import plain_name
@@ -73,7 +73,7 @@ def propose_labels(documents: Iterable[EafDocument]) -> LabelProposal:
             if tier.vocabulary:
                 vocabulary[plain_name(tier.name)] = tuple(map(plain_name, entries.get(tier.vocabulary, ())))
         for annotation in resolve_times(document):
-            if PREDICTED_TIER.fullmatch(annotation.tier):
+            if is_written_here(annotation.tier):
                 continue
             values.setdefault(plain_name(annotation.tier), Counter())[plain_name(annotation.value)] += 1
     if not values:

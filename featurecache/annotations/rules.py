@@ -15,6 +15,13 @@ ANY_OTHER = "*"
 """The value of a mapping that stands for every value it does not name."""
 PREDICTED_TIER = re.compile(r"(?P<label>.+) \(predicted(?: (?P<number>[0-9]{1,6}))?\)", re.DOTALL)
 """What a tier of predictions is called: no annotation until a person renames it, or the settings name it."""
+REQUESTED_TIER = re.compile(r"please annotate(?: [0-9]{1,6})?")
+"""What a tier is called whose stretches are to be annotated; no annotation either."""
+
+
+def is_written_here(tier: str) -> bool:
+    """Whether a tier is called as those that this program adds to documents: predictions, and what to annotate."""
+    return (PREDICTED_TIER.fullmatch(tier) or REQUESTED_TIER.fullmatch(tier)) is not None
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class LabelRule:
         name = self.name(tier)
         if name in self.mapping or name == self.span:
             return True
-        return name in self.tiers if self.tiers else PREDICTED_TIER.fullmatch(name) is None
+        return name in self.tiers if self.tiers else not is_written_here(name)
 
     def label(self, tier: str, value: str) -> str:
         """The label of an annotation; "" where it has none: absence, another tier, or no value."""

@@ -161,12 +161,15 @@ def read_files(
 
 
 def annotation_paths(folder: Path) -> list[Path]:
-    """Every `.eaf` below a folder, or every table where there is no `.eaf`; no hidden ones and no predictions.
+    """Every `.eaf` below a folder, or every table where there is no `.eaf`; no hidden ones, predictions, suggestions.
 
     Raises:
         AnnotationError: If the folder is missing or holds neither.
     """
-    paths = sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and ".predicted." not in p.name)
+    ours = (".predicted.", ".suggested.")
+    paths = sorted(
+        p for p in folder.rglob("*") if not p.name.startswith(".") and not any(infix in p.name for infix in ours)
+    )
     documents = [path for path in paths if path.suffix.lower() == ".eaf"]
     found = documents or [path for path in paths if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
     if not found:

@@ -26,6 +26,9 @@ from featurecache.video.digests import DigestMemo
 from featurecache.workflow.neighbours import CONFUSIONS_NAME, DUPLICATES_NAME
 from featurecache.workflow.traces import Traces
 
+SUGGESTIONS = "suggestions"
+"""The folder of a project for what to annotate next."""
+
 RECORDS = "withdrawals"
 _NO_CACHE = (("", "it is not there: nothing in it was searched, and nothing keeps the recording out of a new one"),)
 
@@ -123,8 +126,8 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
 
 
 def _is_made_again(project: Project, path: Path) -> bool:
-    """Whether a command makes a file anew from what is left: reports, timelines, predictions, answers, neighbours."""
-    if path.is_relative_to(project.predictions):
+    """Whether a command makes a file anew from what is left: reports, timelines, predictions, answers, suggestions."""
+    if path.is_relative_to(project.predictions) or path.is_relative_to(project.root / SUGGESTIONS):
         return True
     return path.is_relative_to(project.runs) and (
         path.suffix == ".html"

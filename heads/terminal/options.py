@@ -54,6 +54,9 @@ ReviewedBundle = Annotated[
 ]
 Reviewer = Annotated[str | None, typer.Option(help="Who decides, as the files say it; your user name if left out.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine; a free one if left out.")]
+SuggestedOrder = Annotated[
+    str, typer.Option("--order", help="random; doubt; suggested: doubt and novelty, rare labels first, over sessions.")
+]
 ZeroShotMethod = Annotated[str, typer.Argument(help="zs-b: yes or no for each label; zsc-co: a list; zsc-j: captions.")]
 AskedLabels = Annotated[str | None, typer.Option("--labels", help="Ask about these labels alone: a,b,c.")]
 Samples = Annotated[

@@ -31,7 +31,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import mimetypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.annotations import EafDocument, Interval, add_predictions, eaf_bytes, link_media, new_document
+from featurecache.annotations import EafDocument, Interval, add_predictions, eaf_bytes, linked_document
 from featurecache.clips.clip import union_of
 from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.errors import OutputExistsError
@@ -187,12 +186,7 @@ def write_timeline(
     """
     paths = {suffix: stem.with_name(f"{stem.name}.predicted.{suffix}") for suffix in ("eaf", "csv", "json")}
     found = {suffix: _own_digest(path, paths["json"]) for suffix, path in paths.items()}
-    if document is None:
-        link = Path(os.path.relpath(media.absolute(), stem.parent.absolute())).as_posix()
-        mime_type = mimetypes.guess_type(media.name)[0] or "video/*"
-        document = new_document(paths["eaf"].name, media_name=link, mime_type=mime_type)
-    elif source is not None:
-        link_media(document, media, stem.parent, time_origin_ms=time_origin_ms, source=source)
+    document = linked_document(paths["eaf"], media, document=document, source=source, time_origin_ms=time_origin_ms)
     shown: dict[str, list[Interval]] = {label: [] for label in timeline.labels}
     for one in timeline.predicted:
         shown[one.label].append(Interval(one.start_us, one.end_us, f"{one.confidence:.2f}"))
