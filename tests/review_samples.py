@@ -12,6 +12,7 @@ from heads.review.server import ReviewServer
 from tests.make_videos import write_video
 
 LABELS = ("ventilation", "suction")
+HOSTILE_NAME = "S3 <img src=x onerror=document.title=1>.avi"
 SECOND_US = 1_000_000
 DURATION_US = 20 * SECOND_US
 
@@ -32,7 +33,7 @@ def reviewables(root: Path, *, better: bool = False) -> list[Reviewable]:
     annotated = {"ventilation": [[2, 6]], "suction": [[9, 11]]}
     made = []
     for at, (name, codec, split) in enumerate(
-        [("S1.mp4", "libx264", "train"), ("S2.mp4", "libx264", "test"), ("S3.avi", "mpeg4", "")]
+        [("S1.mp4", "libx264", "train"), ("S2.mp4", "libx264", "test"), (HOSTILE_NAME, "mpeg4", "")]
     ):
         path = root / name
         if not path.exists():

@@ -18,10 +18,10 @@ from selenium.webdriver.support.wait import WebDriverWait
 from featurecache.annotations.reviews import Mark, read_review, review_path
 from heads.review.server import ReviewServer
 from tests.report_samples import report_on, write_project
-from tests.review_samples import SECOND_US, served
+from tests.review_samples import HOSTILE_NAME, SECOND_US, served
 
 ANNOTATED, TEST, OTHER_CODEC = (f"{at:016x}" for at in range(3))
-NAMES = {ANNOTATED: "S1.mp4", TEST: "S2.mp4", OTHER_CODEC: "S3.avi"}
+NAMES = {ANNOTATED: "S1.mp4", TEST: "S2.mp4", OTHER_CODEC: HOSTILE_NAME}
 
 
 @pytest.fixture
@@ -94,7 +94,9 @@ def test_page_loads_without_an_error_and_asks_nobody_but_its_server(page: Any, s
     asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
     assert {url for url in asked if not url.startswith((server.address, "about:", "data:"))} == set()
     names = [one.text for one in page.find_elements(By.CSS_SELECTOR, "#recordings bdi")]
-    assert names == ["S1.mp4", "S2.mp4", "S3.avi"]  # the annotated ones differ, the last one cannot
+    assert names == ["S1.mp4", "S2.mp4", HOSTILE_NAME]  # the annotated ones differ, the last one cannot
+    assert page.title == "Review"  # the name runs no script
+    assert not page.find_elements(By.TAG_NAME, "img")
     page.find_element(By.CSS_SELECTOR, "[data-sort=name]").click()
     assert [one.text for one in page.find_elements(By.CSS_SELECTOR, "#recordings bdi")] == names
     assert "3 places to look at" in text(page, "selection")

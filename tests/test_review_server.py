@@ -19,7 +19,7 @@ from featurecache.annotations import read_eaf, resolve_times
 from featurecache.annotations.reviews import read_review, review_path
 from heads.review.server import ReviewServer
 from tests.eaf_schema import violations
-from tests.review_samples import SECOND_US, served
+from tests.review_samples import HOSTILE_NAME, SECOND_US, served
 
 MARKS = [
     {"start_us": 2 * SECOND_US, "end_us": 7 * SECOND_US, "label": "ventilation", "how": "accepted"},
@@ -152,8 +152,8 @@ def test_recordings_tell_disagreement_and_doubt(server: ReviewServer) -> None:
     found = {one["name"]: one for one in json.loads(ask(server, "api/recordings")[2])["recordings"]}
     # In 8 of 20 s one of them has a label: 6 to 7, 9 to 11, 12 to 15 and 16 to 18 s.
     assert found["S1.mp4"]["disagreement"] == pytest.approx(8 / 20)
-    assert found["S3.avi"]["disagreement"] is None
-    assert 0 < found["S3.avi"]["doubt"] < 1
+    assert found[HOSTILE_NAME]["disagreement"] is None
+    assert 0 < found[HOSTILE_NAME]["doubt"] < 1
 
 
 def test_blind_answer_holds_nothing_that_the_model_or_an_annotator_said(server: ReviewServer) -> None:
@@ -239,6 +239,9 @@ def test_review_of_another_video_of_the_same_name_is_not_shown(tmp_path: Path) -
         status, _, body = ask(server, f"api/recordings/{FIRST}")
         assert status == 422
         assert "another video" in json.loads(body)["error"]
+        path.write_bytes(b"no ELAN file")
+        problems = {one["name"]: one["problem"] for one in json.loads(ask(server, "api/recordings")[2])["recordings"]}
+        assert [name for name, problem in problems.items() if problem] == ["S1.mp4"]  # the others are there
 
 
 def test_copy_of_a_video_that_no_browser_plays_is_private_and_goes(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def test_page_has_every_recording_with_features_and_one_page_at_a_time(project: 
     page, left = opened(project, bundle)
     assert (page.recordings, page.left_out) == (10, ())  # of the table, and the one that predict found elsewhere
     assert (left.recordings, left.reviewed) == (10, 0)
+    (project.predictions / "no.predicted.json").write_text('{"recording": {"content": "0123"}}')
+    (project.predictions / "far.predicted.eaf").unlink()
+    reasons = {one.name: one.reason for one in opened(project, bundle)[0].left_out}
+    assert reasons.keys() == {"no.predicted.json", "far.predicted.json"}
+    assert reasons["no.predicted.json"].startswith("it is no timeline")
     save(project, "new.mp4", blind=True)
     assert opened(project, bundle)[1].reviewed == 1
 

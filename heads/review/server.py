@@ -15,6 +15,7 @@ answers hold no score, prediction or annotation. Nothing is kept in memory that 
 nothing.
 """
 
+import contextlib
 import json
 import logging
 import secrets
@@ -131,10 +132,12 @@ class ReviewServer:
         return bottle.HTTPResponse(self._report.read_bytes(), headers=headers)
 
     def _summary(self, one: Reviewable) -> dict[str, Any]:
-        reviewed_us = [
-            sum(end - start for start, end in union_of(self._review(one, blind=blind).stretches))
-            for blind in (False, True)
-        ]
+        try:
+            reviews = [self._review(one, blind=blind) for blind in (False, True)]
+            problem = ""
+        except (FeatureCacheError, OSError) as error:  # one bad file hides no other recording
+            reviews, problem = [Review(), Review()], str(error)
+        reviewed_us = [sum(end - start for start, end in union_of(review.stretches)) for review in reviews]
         return {
             "id": one.content,
             "name": one.name,
@@ -145,6 +148,7 @@ class ReviewServer:
             "doubt": one.doubt,
             "reviewed_us": reviewed_us[0],
             "blind_us": reviewed_us[1],
+            "problem": problem,
         }
 
     def _open(self, content: str) -> dict[str, Any]:
@@ -192,10 +196,10 @@ class ReviewServer:
         return _sent(saved)
 
     def _sample(self) -> dict[str, Any]:
-        free = {
-            content: blind_candidates(one.timeline, self._review(one, blind=True).stretches)
-            for content, one in self._recordings.items()
-        }
+        free = {}
+        for content, one in self._recordings.items():
+            with contextlib.suppress(FeatureCacheError, OSError):  # the list tells of a bad file
+                free[content] = blind_candidates(one.timeline, self._review(one, blind=True).stretches)
         every = [(content, span) for content, spans in free.items() for span in spans]
         if not every:
             raise bottle.HTTPError(404, "all that nobody annotated is reviewed blind")

@@ -27,7 +27,7 @@ from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine, find_recordings
 from heads.bundle import Bundle, load_bundle
 from heads.clip_rule import ClipRule
-from heads.report.documents import read_json
+from heads.report.documents import Document, read_json
 from heads.review.recordings import Reviewable
 from heads.timelines.files import timeline_document
 from heads.timelines.tuning import load_timeline
@@ -231,25 +231,37 @@ def _predicted_elsewhere(
     found, memo, wait = [], DigestMemo(project.digest_memo), Wait()
     for path in sorted(project.predictions.rglob("*.predicted.json")):
         document = read_json(path, problems)
-        if not document or document["recording"]["content"] in known:
-            continue
-        name = document["recording"]["name"]
         try:
-            eaf = read_eaf(path.with_suffix(".eaf"))
-            urls = [one.media_url.removeprefix("file://") for one in eaf.media] + [
-                one.relative_media_url or "" for one in eaf.media
-            ]
-            video = next((path.parent / url for url in urls if url and (path.parent / url).is_file()), None)
-            if video is None:
-                raise UnreadableVideoError("its video is not where it was when it was predicted")
-            sha256, info = examine(video, memo, wait)
-            if sha256[:16] != document["recording"]["content"] or document["labels"] != list(bundle.labels):
-                raise UnreadableVideoError("video or labels have changed since it was predicted; predict it again")
+            if not document or document["recording"]["content"] in known:
+                continue
+            one = _elsewhere(path, document, bundle, memo, wait)
         except (FeatureCacheError, OSError) as error:
-            left_out.append(UnusableRecording(name, str(error)))
-            continue
-        known.add(sha256[:16])
-        found.append(Reviewable(sha256[:16], name, video, "", "", info.average_fps, document))
+            left_out.append(UnusableRecording(path.name, str(error)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            left_out.append(UnusableRecording(path.name, f"it is no timeline ({type(error).__name__}: {error})"))
+        else:
+            known.add(one.content)
+            found.append(one)
     memo.save()
     left_out += [UnusableRecording(*problem.split(": ", 1)) for problem in problems]
     return found
+
+
+def _elsewhere(path: Path, document: Document, bundle: Bundle, memo: DigestMemo, wait: Wait) -> Reviewable:
+    """The recording of a timeline that `predict` wrote.
+
+    Raises:
+        UnreadableVideoError: If its video is gone, or it is of another one or of another head's labels.
+    """
+    name, content = str(document["recording"]["name"]), str(document["recording"]["content"])
+    media = read_eaf(path.with_suffix(".eaf")).media
+    urls = [one.media_url.removeprefix("file://") for one in media] + [one.relative_media_url or "" for one in media]
+    video = next((path.parent / url for url in urls if url and (path.parent / url).is_file()), None)
+    if video is None:
+        raise UnreadableVideoError("its video is not where it was when it was predicted")
+    sha256, info = examine(video, memo, wait)
+    if sha256[:16] != content or document["labels"] != list(bundle.labels):
+        raise UnreadableVideoError("video or labels have changed since it was predicted; predict it again")
+    one = Reviewable(content, name, video, "", "", info.average_fps, document)
+    _ = one.disagreement, one.doubt, one.timeline["predicted"], one.timeline["clips"]["length_us"]  # it is whole
+    return one

@@ -58,13 +58,14 @@ function list() {
     name.textContent = one.name;
     const texts = [
       minutes(one.duration_us),
-      one.disagreement === null ? "not annotated" : `differs ${percent(one.disagreement)}`,
+      one.problem ? "cannot be read" : one.disagreement === null ? "not annotated" : `differs ${percent(one.disagreement)}`,
       `doubt ${percent(one.doubt)}`,
     ].map((text) => Object.assign(document.createElement("small"), { textContent: text }));
     const done = document.createElement("progress");
     done.max = one.duration_us;
     done.value = one.reviewed_us;
     done.setAttribute("aria-label", `${percent(one.reviewed_us / one.duration_us)} reviewed`);
+    button.title = one.problem;
     button.append(name, texts[0], texts[1], texts[2], done);
     button.addEventListener("click", () => open(one.id, false));
     const row = document.createElement("li");
