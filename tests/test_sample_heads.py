@@ -22,6 +22,8 @@ from heads.models import AttentionHead, head_scores
 from heads.samples.joining import joined
 from heads.settings import HeadKind, HeadSettings
 from heads.workflow import report
+from heads.workflow.retraining import retrain
+from heads.workflow.reviewing import review
 from heads.workflow.sample_scores import WEIGHTS_NAME
 from tests.learning_samples import LABELS
 from tests.learning_samples import make_clips as drawn_clips
@@ -194,13 +196,16 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
     assert leave_one_session_out(own).metrics["n_clips"] == 24
     table = compare(own)
     assert {row.run for row in table.rows} == {"train", "tune"}
-    with pytest.raises(BundleError, match="timelines must be made by a bundle that scores clips"):
-        predict(own, [own.videos / "S0.mp4"])
+    for step in (lambda: predict(own, [own.videos / "S0.mp4"]), lambda: review(own), lambda: retrain(own, run.bundle)):
+        with pytest.raises(BundleError, match="timelines must be made by a bundle that scores clips"):
+            step()
     assert load_bundle(run.bundle).clips == dataclasses.replace(load_bundle(run.bundle).clips, samples="recording")
     other = with_settings(own, '[samples]\nrule = "none"\n[train]')
     with pytest.raises(BundleError, match='samples as it was fitted on, but its are of rule = "recording"'):
         evaluate(other, run.bundle)
-    with_settings(own, '[samples]\nrule = "recording"\nmost_clips = 2\n[train]')
+    train(other)
+    own = with_settings(own, '[samples]\nrule = "recording"\nmost_clips = 2\n[train]')
+    assert compare(own).left_out["train"].startswith("it scores clips, and here samples are several clips")
 
 
 def test_samples_that_a_person_edited_are_read_by_the_rule_file_alone(project: Project) -> None:

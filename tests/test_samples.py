@@ -128,7 +128,10 @@ HEADER = "sample,part,role,order,x\n"
         (f"{HEADER}p,{A},,1\n", "line 2, column sample: .*4 cells where 5"),
         ("sample,part,order,x\n", "line 1: the columns must be sample, part, role, order"),
         ("sample,part,role,order\n", "line 1: a label must be among the columns"),
-        (f"{HEADER[:-1]},x\n", "line 1: labels must be distinct"),
+        (f"{HEADER[:-1]},x\n", "line 1: the columns must be .* each once"),
+        (f"{HEADER[:-1]},part\np,{A},,1,1,{B}\n", "line 1: the columns must be .* each once"),
+        (f"{HEADER[:-1]},split\n", "line 1: labels must be distinct, plain names, but 'split' is not"),
+        (f"{HEADER},{A},,1,1\n", "line 2, column sample: .*it is empty"),
     ],
 )
 def test_a_file_that_is_no_sound_sample_table_is_refused_by_line_and_column(
@@ -136,6 +139,21 @@ def test_a_file_that_is_no_sound_sample_table_is_refused_by_line_and_column(
 ) -> None:
     with pytest.raises(ClipTableError, match=words):
         read_samples(written(tmp_path, text), TABLE)
+
+
+def test_a_missing_file_says_what_to_write_in_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        ClipTableError, match=r'rule is "file", but .* does not exist. Write it, with the columns sample'
+    ):
+        read_samples(tmp_path / "samples.csv", TABLE)
+
+
+def test_cameras_are_known_by_what_names_say_besides_the_session_which_must_agree() -> None:
+    named = [dataclasses.replace(one, recording=f"{one.session}/{one.recording}") for one in CAMERAS]
+    assert make_samples(ClipTable(("x", "y"), tuple(named)), SampleSettings("moment")).roles == ("front", "top")
+    differ = [dataclasses.replace(one, recording=f"{at // 2}.mp4") for at, one in enumerate(CAMERAS)]
+    with pytest.raises(ClipTableError, match=r"a camera must have the same name in all sessions, but .*0, 1, 2, 3"):
+        make_samples(ClipTable(("x", "y"), tuple(differ)), SampleSettings("moment"))
 
 
 def test_a_sample_that_splits_cut_is_refused_even_where_splits_go_by_clips(tmp_path: Path) -> None:

@@ -122,10 +122,18 @@ def _moments(table: ClipTable) -> SampleTable:
                 "under [samples] and write samples.csv."
             )
     cameras = tuple(sorted({camera for moment in together.values() for camera in moment}))
-    if len(cameras) < 2:
+    recordings = {(clip.session, clip.recording) for clip in table.clips}
+    sessions = len({session for session, _ in recordings})
+    if len(recordings) == sessions:
         raise ClipTableError(
             'samples.rule = "moment" must have sessions of several recordings, but each session has one. Set '
             "session_from or same_session under [data] so that a session holds all its cameras."
+        )
+    if len(cameras) == len(recordings) and sessions > 1:
+        raise ClipTableError(
+            "a camera must have the same name in all sessions, but the names of the recordings without their sessions "
+            f"all differ: {', '.join(cameras[:5])}{', ...' if len(cameras) > 5 else ''}. Name them e.g. S01_front.mp4 "
+            'and S02_front.mp4, or set rule = "file" under [samples] and write samples.csv.'
         )
     return SampleTable(
         table.labels,
@@ -140,7 +148,7 @@ def _moments(table: ClipTable) -> SampleTable:
 
 def _camera(clip: Clip) -> str:
     """What a recording's name says besides its session: `front` of S01_front.mp4 in the session S01."""
-    return str(PurePosixPath(clip.recording).with_suffix("")).replace(clip.session, "", 1).strip("/_-. ") or "camera"
+    return str(PurePosixPath(clip.recording).with_suffix("")).replace(clip.session, "").strip("/_-. ") or "camera"
 
 
 def _events(clips: Iterable[Clip], labels: tuple[str, ...], event: str | None) -> SampleTable:

@@ -96,6 +96,11 @@ def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> Sa
         ClipTableError: Naming line and column, if it is not a sound sample table: a part is no clip of the table, a
             sample lies in several sessions or splits, or its lines differ in what must agree.
     """
+    if not path.exists():
+        raise ClipTableError(
+            f'there must be a sample table where samples.rule is "file", but {path} does not exist. Write it, with the '
+            f"columns {', '.join(COLUMNS)} and one per label; or choose another rule under [samples]."
+        )
     of_sample: defaultdict[str, list[_Row]] = defaultdict(list)
     with opened_table(path) as file:
         rows = csv.reader(file, delimiter=delimiter_of(file, COLUMNS[0]), strict=True)
@@ -107,6 +112,8 @@ def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> Sa
                     if len(row) != len(header):
                         raise _fault(path, rows.line_num, "sample", f"it has {len(row)} cells where {len(header)} are")
                     cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+                    if not cells["sample"]:
+                        raise _fault(path, rows.line_num, "sample", "it is empty")
                     of_sample[unguard_cell(cells["sample"])].append((rows.line_num, cells))
         except csv.Error as error:
             raise _fault(path, rows.line_num, "sample", f"it is not CSV ({error})") from error
@@ -118,9 +125,9 @@ def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> Sa
 
 def _labels(name: str, header: Sequence[str], slices: Sequence[str]) -> tuple[str, ...]:
     missing = [column for column in (*COLUMNS, *slices) if column not in header]
-    if missing or tuple(header[: len(COLUMNS)]) != COLUMNS:
+    if missing or tuple(header[: len(COLUMNS)]) != COLUMNS or len({*header}) < len(header):
         raise ClipTableError(
-            f"{name}, line 1: the columns must be {', '.join(COLUMNS)}, then labels and slices, but they are "
+            f"{name}, line 1: the columns must be {', '.join(COLUMNS)}, then labels and slices, each once, but are "
             f"{', '.join(header)}{f' and {missing[0]!r} is missing' if missing else ''}. Correct the header."
         )
     labels = tuple(column for column in header[len(COLUMNS) :] if column not in slices)

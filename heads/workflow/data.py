@@ -196,6 +196,19 @@ def reads_samples(bundle: Bundle | Stated) -> bool:
     return bundle.clips is not None and bundle.clips.samples != "none"
 
 
+def refuse_samples(bundle: Bundle | Stated, folder: Path) -> None:
+    """Refuses a bundle that scores samples of several clips where timelines are made.
+
+    Raises:
+        BundleError: Naming the folder.
+    """
+    if reads_samples(bundle):
+        raise BundleError(
+            f"timelines must be made by a bundle that scores clips, but {folder} scores samples of several clips. "
+            'Use one that was tuned with rule = "none" under [samples].'
+        )
+
+
 def own_table(project: Project, bundle: Bundle) -> ClipTable:
     """The clip table, refused where labels or clips are not the bundle's; of a zero-shot bundle, its own labels.
 

@@ -32,7 +32,6 @@ from featurecache.clips.clip import clip_id, clip_windows
 from featurecache.clips.matching import Annotations, annotated_spans, find_annotations
 from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import (
-    BundleError,
     CacheNotFoundError,
     FeatureCacheError,
     UnreadableVideoError,
@@ -50,7 +49,7 @@ from heads.clip_rule import ClipRule
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.rules import timeline_rules
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import exclusive_labels, reads_samples, tuned_bundle
+from heads.workflow.data import exclusive_labels, refuse_samples, tuned_bundle
 from heads.workflow.timelines import clip_scores, predicted_timeline
 
 _MOST_STRIDE_S = 3600.0
@@ -140,11 +139,7 @@ def predict(
     out = out if out is not None else project.predictions
     rules = timeline_rules(project)
     stated = stated_in(folder)
-    if reads_samples(stated):
-        raise BundleError(
-            f"timelines must be made by a bundle that scores clips, but {folder} scores samples of several clips. "
-            'Predict with one that was tuned with rule = "none" under [samples].'
-        )
+    refuse_samples(stated, folder)
     length_us = (stated.clips or ClipRule.of(project)).length_us
     stated_us = project.settings.clips.length_us
     note = ""

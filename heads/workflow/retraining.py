@@ -26,7 +26,7 @@ from heads.scoring.statistics import paired_comparison
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
 from heads.timelines.tuning import TunedTimeline
-from heads.workflow.data import learning_data, training_device
+from heads.workflow.data import learning_data, refuse_samples, training_device
 from heads.workflow.training import TimelineChoice
 
 
@@ -60,6 +60,7 @@ def retrain(project: Project, bundle: Path) -> Retrained:
         MissingFeaturesError: If a reviewed clip has no feature yet.
     """
     head = load_bundle(bundle)
+    refuse_samples(head, bundle)
     if head.is_fine_tuned or head.asked is not None:
         raise BundleError(
             f"training again fits a head on cached features, but {bundle} is of {head.method}. "

@@ -31,7 +31,7 @@ from heads.report.documents import Document, read_json
 from heads.review.recordings import Reviewable
 from heads.timelines.files import timeline_document
 from heads.timelines.tuning import load_timeline
-from heads.workflow.data import exclusive_labels, own_table, tuned_bundle
+from heads.workflow.data import exclusive_labels, own_table, refuse_samples, tuned_bundle
 from heads.workflow.predicting import scored_windows
 from heads.workflow.timelines import clip_scores, predicted_timeline
 
@@ -106,6 +106,7 @@ def review(
     folder = bundle if bundle is not None else tuned_bundle(project)
     check_table(project, use="windows")
     head = load_bundle(folder)
+    refuse_samples(head, folder)
     found, left_out = _reviewable(project, folder, head)
     if not found:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:3])
