@@ -113,7 +113,13 @@ def metrics_of(Y: Any, scores: Any, labels: Sequence[str], split: str) -> dict[s
         "decision_curves": decision_curves(Y, scores, labels=labels),
         "prevalence_shift": prevalence_shift(Y, scores >= 0.4, np.full(len(labels), 0.4), labels=labels),
         "overlap_sensitivity": [
-            {"share": share, "macro_f1": 0.5, "macro_f1_ci95": [0.4, 0.6], "support": dict.fromkeys(labels, 9)}
+            {
+                "share": share,
+                "own": share == 0,
+                "macro_f1": 0.5,
+                "macro_f1_ci95": [0.4, 0.6],
+                "support": dict.fromkeys(labels, 9),
+            }
             for share in (0.0, 0.5)
         ],
         "exclusive_violations": [{"labels": list(labels[:2]), "clips": 3, "of": 168}],

@@ -24,6 +24,7 @@ def test_evaluate_counts_a_bundle_once_whatever_command_scores_it_and_another_on
     for baseline in ("nearest neighbours", "ridge regression"):
         assert baseline in compared.stdout
         assert f"\n{baseline},baseline,0." in (tuned / "runs/compare.csv").read_text()
+        assert f"\n{baseline} & 0." in (tuned / "runs/compare.tex").read_text()
     invoke("train", "--config", tuned)
     assert looks("evaluate", str(tuned / "runs/train/bundle")) == 2
     again = invoke("evaluate", "--config", tuned)

@@ -161,11 +161,15 @@ def test_report_shows_what_compare_found_beside_the_scores_and_what_is_missing(r
     }
     damaged = {"run": 3, "difference": [1], "audit": None, "another_session": "x"}
     missing = {"TimeSformer": "featurecache finetune"}
-    write_json(reported / "runs" / "compare.json", {"rows": [row, damaged, "row"], "missing": missing})
+    baselines = {"ridge regression": {"macro_f1": 0.123, "macro_f1_ci95": [0.1, 0.15]}, "none": {}, "text": "x"}
+    write_json(
+        reported / "runs" / "compare.json", {"rows": [row, damaged, "row"], "missing": missing, "baselines": baselines}
+    )
     report_on(reported)
     text = " ".join(Page(reported / "runs" / "report.html").text.split())
     for shown in ("-0.123", "-0.200 to +0.010", "0.04", "0.31", "1.5", "TimeSformer is missing: featurecache finetune"):
         assert shown in text
+    assert "ridge regression compare 0.12 0.10 to 0.15" in text
 
 
 def test_differences_are_listed_longest_first_with_their_times(written_report: Path) -> None:
@@ -307,7 +311,7 @@ def test_report_shows_every_comparison_with_its_adjusted_p_value(reported: Path)
 
 def test_report_shows_how_far_the_score_depends_on_rule_prevalence_and_cost(reported: Path) -> None:
     text = Page(reported / "runs" / "report.html").text
-    assert "any time of it 0.50 0.40 to 0.60 27" in text
+    assert "any time of it, as here 0.50 0.40 to 0.60 27" in text
     assert "are predicted together in 3 of 168 clips" in text
     kept = [{"labels": ["ventilation", "suction"], "clips": 0, "of": 168, "kept": True}]
     edit(reported / "runs" / "tune" / "test_metrics.json", exclusive_violations=kept)

@@ -51,7 +51,7 @@ def _overlap_row(one: Document) -> dict[str, Any]:
     share, interval, support = number(one.get("share")), numbers(one.get("macro_f1_ci95")), one.get("support")
     counts = [number(count) or 0 for count in support.values()] if isinstance(support, Mapping) else []
     return {
-        "share": "any time of it" if not share else f"{share:.0%} of it",
+        "share": ("any time of it" if not share else f"{share:.0%} of it") + (", as here" if one.get("own") else ""),
         "macro": number(one.get("macro_f1")),
         "interval": interval if len(interval) == 2 and None not in interval else None,
         "positives": sum(counts),

@@ -34,7 +34,15 @@ def methods_content(documents: Documents, figures: dict[str, Figure]) -> dict[st
         rows.append(
             _method_row("all-positive baseline", [floor.get(label) for label in labels], floor_of(tested[0].test))
         )
-        rows[0]["floor"] = True
+        rows += [
+            _method_row(
+                str(name), [number(per_class(one, label).get("f1")) for label in labels], number(one["macro_f1"])
+            )
+            | {"run": "compare", "interval": draw.interval_of(one)}
+            for name, one in _low_cost(documents.compared).items()
+        ]
+        for row in rows:
+            row["floor"] = True
     for run in documents.runs:
         rows.append(_run_row(run, run.test, labels))
         rows[-1] |= {"validation": number(run.validation.get("macro_f1")), "looks": run.looks}
@@ -53,6 +61,13 @@ def methods_content(documents: Documents, figures: dict[str, Figure]) -> dict[st
         **_compared(documents.compared),
         "macro_id": keep(figures, "macro", figure),
     }
+
+
+def _low_cost(document: Document) -> Mapping[str, Document]:
+    """Metrics of the low-cost baselines that `featurecache compare` fitted, by name."""
+    found = document.get("baselines")
+    known = found.items() if isinstance(found, Mapping) else ()
+    return {name: one for name, one in known if isinstance(one, Mapping) and "macro_f1" in one}
 
 
 def _compared(document: Document) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
     yield from failures(found.failed)
     for run, reason in found.left_out.items():
         yield Warn(f"{run} is left out: {reason}")
-    methods: dict[str, Mapping[str, Any]] = {"all-positive baseline": found.all_positive, **found.baselines}
+    methods: dict[str, Mapping[str, Any]] = dict(found.floors)
     methods |= {f"{row.method} ({row.run})": row.metrics for row in found.rows}
     yield from method_scores(methods, width)
     headings = ["method", "to the highest", "p (Holm)", "another session's video", "time a clip", "free answers"]

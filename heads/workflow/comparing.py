@@ -106,6 +106,11 @@ class Comparison:
     looks: int
     written: tuple[Path, ...]
 
+    @property
+    def floors(self) -> dict[str, Mapping[str, Any]]:
+        """Metrics of what a method should be above, by name."""
+        return {"all-positive baseline": self.all_positive, **self.baselines}
+
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache compare --json`, and of `compare.json`."""
         return {
@@ -316,7 +321,7 @@ def _as_csv(found: Comparison) -> str:
         counts = [row.audit.get(name, "") for name in ("unparsable", "hallucinated", "violations", "n_clips")]
         cells = ["" if one is None else f"{one:.6g}" for one in numbers]
         writer.writerow([row.method, guard_cell(row.run), *cells, *counts, ""])
-    for name, metrics in found.baselines.items():
+    for name, metrics in found.floors.items():
         f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
         numbers = [*f1, metrics["macro_f1"], *(metrics["macro_f1_ci95"] or (None, None))]
         cells = ["" if one is None else f"{one:.6g}" for one in numbers]
@@ -328,15 +333,15 @@ def _as_csv(found: Comparison) -> str:
 
 
 def _as_latex(found: Comparison) -> str:
-    """A tabular as the paper's Table 1, with the interval; a missing row has dashes."""
+    """A tabular as the paper's Table 1, with the interval, after the baselines; a missing row has dashes."""
     head = " & ".join(["Method", *map(_tex, found.labels), "macro-F1", "95\\% CI"])
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(found.labels) + 1)}l}}", "\\hline", f"{head} \\\\", "\\hline"]
-    for row in found.rows:
-        f1 = [row.metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
-        interval = row.metrics["macro_f1_ci95"]
-        cells = ["--" if one is None else f"{one:.2f}" for one in (*f1, row.metrics["macro_f1"])]
+    for name, metrics in [*found.floors.items(), *((f"{row.method} ({row.run})", row.metrics) for row in found.rows)]:
+        f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
+        interval = metrics["macro_f1_ci95"]
+        cells = ["--" if one is None else f"{one:.2f}" for one in (*f1, metrics["macro_f1"])]
         span = "--" if interval is None else f"{interval[0]:.2f}--{interval[1]:.2f}"
-        lines.append(" & ".join([_tex(f"{row.method} ({row.run})"), *cells, span]) + " \\\\")
+        lines.append(" & ".join([_tex(name), *cells, span]) + " \\\\")
     for method in found.missing:
         lines.append(" & ".join([_tex(method), *["--"] * (len(found.labels) + 2)]) + " \\\\ % missing")
     return "\n".join([*lines, "\\hline", "\\end{tabular}", ""])

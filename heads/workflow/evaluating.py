@@ -23,6 +23,7 @@ from featurecache.extraction.plan import Plan
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import read_files
+from heads.clip_rule import ClipRule
 from heads.finetuning.extraction import plan_split
 from heads.runs import write_document
 from heads.scoring.exclusive import violations
@@ -189,7 +190,10 @@ def evaluate(
             **sample_details(head, data, outcome.predicted, source, folder.parent),
         }
         if found is not None:
-            metrics["overlap_sensitivity"] = overlap_sensitivity(found["recordings"], head.labels, head.predicted)
+            own_us = (head.clips or ClipRule.of(project)).min_overlap_us
+            metrics["overlap_sensitivity"] = overlap_sensitivity(
+                found["recordings"], head.labels, head.predicted, own_us
+            )
         write_document(folder.parent / "test_metrics.json", metrics)
         scored.append(
             ScoredBundle(folder.parent, head.method, metrics, None if found is None else found["scores"], why)
