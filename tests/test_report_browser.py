@@ -286,6 +286,9 @@ def test_page_is_no_wider_than_its_window(browser: Any, page: Path, width: int) 
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+
+
 @pytest.mark.parametrize("label_count", [3, 10])
 def test_no_table_hides_its_score_column(browser: Any, tmp_path: Path, label_count: int) -> None:
     labels = [f"positive pressure ventilation {at}" for at in range(label_count)]
@@ -305,6 +308,20 @@ def test_no_table_hides_its_score_column(browser: Any, tmp_path: Path, label_cou
     seen, hidden = browser.execute_script(script)
     assert seen >= 10
     assert hidden == []
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    try:
+        _open(browser, root / "runs" / "report.html")
+        on_a_phone = """
+            const box = (element) => element.getBoundingClientRect();
+            const table = document.getElementById('methods-table');
+            const [head, score] = [table.querySelector('.score-column'), table.querySelector('tbody td')];
+            return [box(table.closest('.wide')).right, box(head).right, box(score).right, innerWidth];
+        """
+        ends = browser.execute_script(on_a_phone)
+        assert ends[0] <= ends[3] == 390
+        assert max(ends[1:3]) <= ends[0] + 1
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_print_has_the_figures_on_white_even_in_the_dark(opened: Any) -> None:
