@@ -633,7 +633,7 @@ def demo(
         screen.say()
         screen.say(f"featurecache {name}")
         steps[name] = document(step())
-    screen.say()
+    screen.say(f"\nTo use these and other commands on the demo: cd {directory}, or give each --config {directory}")
     screen.say(
         "Your own recordings, step by step: docs/guide.md. It begins with: featurecache init myproject --videos VIDEOS"
     )

@@ -2,7 +2,7 @@
 
 Two spellings that nobody can tell apart on a screen (accents composed or not, zero-width characters, no-break spaces,
 spaces at the ends) are one name. Two that a reader can tell apart are never joined here: `look_alikes` finds them, and
-whoever calls asks the user. `visible` is how any text from outside is shown.
+whoever calls asks the user. `visible` is how any text from outside is shown, `counted` how numbers of things are.
 """
 
 import re
@@ -24,6 +24,11 @@ def plain_name(text: str) -> str:
     seen = "".join(character for character in text if unicodedata.category(character) != "Cf")
     seen = _SPACES.sub(" ", _VARIATION_SELECTORS.sub("", seen))
     return unicodedata.normalize("NFC", seen).strip() or text.strip()
+
+
+def counted(number: int, noun: str, verbs: tuple[str, str] | None = None) -> str:
+    """A number and its noun, and the verb of one or of many: 1 clip, 2 clips; 1 clip is, 2 clips are."""
+    return f"{number} {noun}{'s' * (number != 1)}" + (f" {verbs[number != 1]}" if verbs else "")
 
 
 def visible(text: str) -> str:

@@ -172,6 +172,14 @@ def row_blocks(row_count: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS_AT_ONCE, row_count)) for start in range(0, row_count, ROWS_AT_ONCE))
 
 
+def more_sessions(split: str) -> str:
+    """What to do where a split lacks clips that a label needs."""
+    return (
+        f'If a session of another split has such clips, fix it (sessions = {{ NAME = "{split}" }} under [splits]) and '
+        "run featurecache clips; else annotate more sessions, or take the labels out of labels under [data]."
+    )
+
+
 def check_labelled(data: LabelledFeatures, labels: Sequence[str], split: str) -> None:
     """Refuses a split whose arrays do not fit together or hold what no head can use.
 
@@ -246,10 +254,10 @@ def check_training(train: LabelledFeatures, validation: LabelledFeatures, labels
             names = ", ".join(label for label, is_bad in zip(labels, here, strict=True) if is_bad)
             raise TrainingDataError(
                 f"each label must be {state} in at least one training clip, but these never are: {names}. "
-                f"Move a session that has them into train, or leave these labels out."
+                f"{more_sessions('train')}"
             )
     if not validation.Y.any():
         raise TrainingDataError(
             f"at least one label must be on in validation, but none of {', '.join(labels)} is. "
-            "Move a session with annotated activity into validation."
+            f"{more_sessions('validation')}"
         )

@@ -100,5 +100,5 @@ def test_propose_labels_prefers_controlled_vocabularies_when_real_transcripts_re
 
 
 def test_propose_labels_refuses_when_nothing_is_annotated(make_eaf):
-    with pytest.raises(AnnotationError, match="at least one annotation, but 1 files have none"):
+    with pytest.raises(AnnotationError, match="at least one annotation, but 1 file has none"):
         propose_labels([read_eaf(make_eaf(tier_text("x")))])

@@ -1,5 +1,6 @@
 """A project on a vision encoder, from recordings to a trained head: overlapping clips, several kept features."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,26 @@ import torch
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.clips.csv_file import read_table
-from featurecache.project.settings import open_project
+from featurecache.project.settings import FeatureSettings, open_project
+from featurecache.setup.proposal import propose
 from featurecache.video.sampling import ClipFrames, read_clips
 from tests.commands import run
+from tests.make_videos import write_video
 from tests.projects import make_project, make_table
 from tests.tiny_families import make_clip, make_timesformer
 from tests.tiny_models import pixels_of
 
 KEPT = ["final/mean", "layer_1/frames", "final/cls", "layer_2/motion"]
+
+
+def test_init_proposes_the_frames_that_a_clip_encoder_was_made_for(tmp_path: Path) -> None:
+    model = make_timesformer(tmp_path / "model")
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", count=10, fps=5)
+    found = propose(tmp_path / "new", videos=tmp_path / "videos", annotations=None, model=str(model))
+    wanted = json.loads((model / "config.json").read_text())["num_frames"]
+    assert open_project(found.path).settings.features.frames == wanted != FeatureSettings("demo").frames
+    assert not [line for line in found.warnings if line.startswith("model")]
 
 
 @pytest.mark.parametrize("make", [make_clip, make_timesformer], ids=["frame encoder", "clip encoder"])

@@ -1,9 +1,11 @@
 """Judges: a local one answers as the whole model of transformers does, a served one is on this machine or refused."""
 
 import json
+import logging
 import math
 import shutil
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -158,13 +160,32 @@ def test_a_judge_on_another_machine_is_refused(address: str) -> None:
         ServerJudge(address, "judge")
 
 
-def test_a_name_that_also_leads_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_name_but_localhost_is_looked_up_and_it_must_lead_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     def both(*_: Any, **__: Any) -> list[Any]:
         return [(socket.AF_INET, 1, 6, "", (address, 8000)) for address in ("127.0.0.1", "10.1.2.3")]
 
-    monkeypatch.setattr(socket, "getaddrinfo", both)
-    with pytest.raises(SettingsError, match=r"judge\.local is 10\.1\.2\.3"):
+    with monkeypatch.context() as changed:
+        changed.setattr(socket, "getaddrinfo", both)
+        with pytest.raises(SettingsError, match=r"localhost is 10\.1\.2\.3"):
+            ServerJudge("http://LOCALHOST:8000/v1", "judge")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
+    with pytest.raises(SettingsError, match=r"must be an address of this machine, .*'judge\.local' does not appear"):
         ServerJudge("http://judge.local:8000/v1", "judge")
+
+
+def test_a_judge_that_takes_its_time_is_told_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("heads.zeroshot.judge_server._FIRST_WORD_S", 0.01)
+    asked = threading.Event()
+
+    def slow(_: Any) -> tuple[int, Any]:
+        while not any("waiting for the judge" in one.message for one in caplog.records):
+            asked.wait(0.01)
+        return 200, chat_answer("1")
+
+    with caplog.at_level(logging.INFO), served(slow) as server:
+        assert ServerJudge(server.address, "judge").ask(["?"])[0].said == 1
 
 
 def test_no_proxy_is_used_and_no_redirect_followed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.table import Table
 from typer.testing import CliRunner
 
 from cli import app
@@ -199,6 +200,8 @@ def test_predict_keeps_the_folders_of_recordings_inside_the_project(project: Pro
         "day 1/S0.predicted.eaf",
         "S0.predicted.eaf",
     ]
+    (table,) = (piece for piece in predictions(found) if isinstance(piece, Table))
+    assert [*table.columns[2].cells] == ["day 1/S0.predicted.eaf", "S0.predicted.eaf"]
 
 
 def test_predict_uses_tuned_settings_when_the_bundle_has_them(project: Project, tmp_path: Path) -> None:

@@ -61,7 +61,12 @@ def test_open_project_keeps_decimals_exact_when_clips_are_fractions_of_a_second(
             r'extract\.batch_size must be "auto" or a whole number from 1 to 4096, but it is 0',
         ),
         ("[extract]\nbatch_size = 2.5", r"extract\.batch_size must be .*, but it is 2\.5"),
-        ("[extract]\nbatch_size = true", r"extract\.batch_size must be .*, but it is True"),
+        ("[extract]\nbatch_size = true", r"extract\.batch_size must not be true or false, but it is true"),
+        ("[clips]\nlength_s = true", r"clips\.length_s must not be true or false, but it is true"),
+        ("[clips]\nlength_s = [3]", r"clips\.length_s must be a number, but it is \[3\]"),
+        ('[splits]\nseed = "x"', r"splits\.seed must be a whole number, but it is 'x'"),
+        ("[splits]\nallow_clip_level = 3", r"splits\.allow_clip_level must be true or false, but it is 3"),
+        ("[splits]\nsessions = 3", r"splits\.sessions must be a table, but it is 3"),
         ('[extract]\nbatch_size = "all"', r"extract\.batch_size must be .*, but it is 'all'"),
         ("[extract", r"must be TOML in UTF-8"),
     ],
@@ -86,7 +91,10 @@ def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: 
             '[data]\nvideos = "v"\nsession_from = "pattern"\n[features]\nmodel = "demo"\n',
             r"session_pattern must be given",
         ),
-        ('[data]\nvideos = 3\n[features]\nmodel = "demo"\n', r"data\.videos must be .*, but it is 3"),
+        (
+            '[data]\nvideos = ["a"]\n[features]\nmodel = "demo"\n',
+            r"data\.videos must be text in quotes, but it is \['a'\]",
+        ),
     ],
 )
 def test_open_project_names_the_setting_when_it_is_missing_or_does_not_fit(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import stat
 import time
@@ -171,13 +172,14 @@ def test_find_recordings_says_so_when_there_is_none(tmp_path: Path) -> None:
         find_recordings(tmp_path / "loop")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "a.txt").touch()
-    with pytest.raises(NoRecordingsError, match=r"has none among 1 files \(known: \.3g2"):
+    with pytest.raises(NoRecordingsError, match=r"has none among 1 file \(known: \.3g2"):
         find_recordings(tmp_path / "videos")
 
 
 def test_find_recordings_opens_nothing_when_the_memo_knows_it(
-    videos: Path, memo: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, memo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "featurecache")
     first = find_recordings(videos, memo)
     assert [stat.S_IMODE(p.stat().st_mode) for p in (memo, memo.parent)] == [0o600, 0o700]
     age(memo)
@@ -187,6 +189,7 @@ def test_find_recordings_opens_nothing_when_the_memo_knows_it(
     assert find_recordings(videos, memo) == first
     assert probed == []
     assert memo.read_bytes() == written
+    assert len([one for one in caplog.messages if one.startswith("reading ")]) == 1
 
 
 def test_find_recordings_reads_again_when_the_memo_was_made_too_soon(

@@ -13,9 +13,9 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 import cli
-from featurecache.spelling import visible
+from featurecache.spelling import counted, visible
 from featurecache.terminal.screen import Screen, waits_on_stderr
-from featurecache.terminal.text import Warn, counted, plain_table
+from featurecache.terminal.text import Warn, plain_table
 from heads.terminal.finetuning import unchanged
 from heads.terminal.scores import against_baseline, label_scores, method_scores
 
@@ -69,6 +69,7 @@ def test_lora_finetune_says_that_adapters_which_kept_their_start_changed_nothing
 @pytest.mark.parametrize(("number", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips")])
 def test_counted_writes_one_without_an_s(number: int, text: str) -> None:
     assert counted(number, "clip") == text
+    assert counted(number, "clip", ("is", "are")) == f"{text} {'is' if number == 1 else 'are'}"
 
 
 ACTING = "\x1b[2J\x9b31m\u202e\u2066\u200b\u2028\u2029\x85\x07\u3164"

@@ -14,7 +14,7 @@ from featurecache.annotations.questions import ABSENT, PRESENT, is_coded, propos
 from featurecache.annotations.rules import LabelsFrom, is_written_here
 from featurecache.annotations.timing import resolve_times
 from featurecache.errors import AnnotationError
-from featurecache.spelling import plain_name
+from featurecache.spelling import counted, plain_name
 
 _KINDS = 8
 _SPAN = re.compile(
@@ -78,7 +78,8 @@ def propose_labels(documents: Iterable[EafDocument]) -> LabelProposal:
             values.setdefault(plain_name(annotation.tier), Counter())[plain_name(annotation.value)] += 1
     if not values:
         raise AnnotationError(
-            f"labels need at least one annotation, but {n_documents} files have none. Annotate first, or name a CSV."
+            f"labels need at least one annotation, but {counted(n_documents, 'file', ('has', 'have'))} none. "
+            "Annotate first, or name a CSV."
         )
     return propose_from_values(values, vocabulary)
 
@@ -102,7 +103,7 @@ def propose_from_values(
         labels_from, tiers = "values", coded
         labels = [code for code in codes if code.casefold() not in ABSENT]
         reason = (
-            f"{_tiers(len(coded))} {'holds' if len(coded) == 1 else 'hold'} {len(codes)} short values that "
+            f"{counted(len(coded), 'tier', ('holds', 'hold'))} {len(codes)} short values that "
             "repeat, so the values are the labels"
         )
     elif bare or coded:
@@ -110,13 +111,15 @@ def propose_from_values(
         mapped += [tier for tier in coded if says_absence(values[tier]) or len(values[tier]) <= _KINDS]
         labels = [tier for tier in tiers if tier not in mapped]
         reason = (
-            f"{_tiers(len(tiers))} with {'an empty or constant value' if not coded else 'few values'}, "
+            f"{counted(len(tiers), 'tier')} with {'an empty or constant value' if not coded else 'few values'}, "
             "so each tier is one activity and its name the label"
         )
     else:
         tiers = tuple(rest)
         labels = list(tiers)
-        reason = f"the values of {_tiers(len(tiers))} look like free text, so only the tiers' names can be labels"
+        reason = (
+            f"the values of {counted(len(tiers), 'tier')} look like free text, so only the tiers' names can be labels"
+        )
     mapping = {
         tier: proposed_mapping(tier, sorted({*values[tier], *vocabulary.get(tier, ())}))
         for tier in values
@@ -145,7 +148,3 @@ def _is_bare(counts: Counter[str]) -> bool:
     total = sum(counts.values())
     only = counts.keys() - {""}
     return (len(only) <= 1 and not {value.casefold() for value in only} & ABSENT) or counts[""] >= 0.8 * total
-
-
-def _tiers(count: int) -> str:
-    return "1 tier" if count == 1 else f"{count} tiers"

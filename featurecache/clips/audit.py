@@ -15,6 +15,7 @@ from featurecache.clips.clip import Clip, ClipTable, covered_us, union_of
 from featurecache.clips.label_counts import GroupCounts, LabelAudit, LabelCounts, OutOfRange, PairCounts, SilentTail
 from featurecache.clips.leakage import purged_clips, shared_recordings, split_level
 from featurecache.clips.splits import SPLITS
+from featurecache.spelling import counted
 from featurecache.video.recordings import Recording
 
 NEAR_HALF = (0.4, 0.6)
@@ -202,8 +203,8 @@ def _warnings(audit: LabelAudit) -> list[str]:
             continue
         if label.no_positive_in:
             lines.append(
-                f"{label.label}: no positive clip in {_and(label.no_positive_in)} (positive in {label.sessions} "
-                f"session{'s' * (label.sessions != 1)}); it cannot be scored there."
+                f"{label.label}: no positive clip in {_and(label.no_positive_in)} (positive in "
+                f"{counted(label.sessions, 'session')}); it cannot be scored there."
             )
         if label.no_negative_in:
             lines.append(
@@ -211,7 +212,8 @@ def _warnings(audit: LabelAudit) -> list[str]:
             )
         if label.near_half > label.positives / 5:
             lines.append(
-                f"{label.label}: {label.near_half} clips are covered by 40 to 60%, beside {label.positives} positive "
+                f"{label.label}: {counted(label.near_half, 'clip', ('is', 'are'))} covered by 40 to 60%, beside "
+                f"{label.positives} positive "
                 "ones; the half rule decides many of them by little."
             )
     for pair in audit.pairs:
@@ -226,25 +228,27 @@ def _warnings(audit: LabelAudit) -> list[str]:
             )
     if audit.unlabelled_recordings:
         lines.append(
-            f"{_count(audit.unlabelled_recordings, 'recording')} without annotations, extracted but neither trained "
+            f"{counted(len(audit.unlabelled_recordings), 'recording')} without annotations, extracted but neither "
+            "trained "
             f"nor scored on: {_some(audit.unlabelled_recordings)}."
         )
     if audit.unmatched_annotations:
         lines.append(
-            f"annotations of {_count(audit.unmatched_annotations, 'recording')} that cannot be used or found: "
+            f"annotations of {counted(len(audit.unmatched_annotations), 'recording')} that cannot be used or found: "
             f"{_some(audit.unmatched_annotations)}."
         )
     outside = [f"{o.recording} ({o.before_s:g} s before 0, {o.beyond_s:g} s beyond the end)" for o in audit.out_of_range
                if o.before_s + o.beyond_s > _OUTSIDE_S]  # fmt: skip
     if outside:
         lines.append(
-            f"{_count(outside, 'recording')} with annotated time outside the video, so check time origin and file: "
+            f"{counted(len(outside), 'recording')} with annotated time outside the video, so check time origin and "
+            "file: "
             f"{_some(outside)}."
         )
     silent = [f"{t.recording} (after {t.last_interval_s:g} of {t.duration_s:g} s)" for t in audit.silent_tails]
     if silent:
         lines.append(
-            f"{_count(silent, 'recording')} with nothing annotated in a long end, which all counts as negative: "
+            f"{counted(len(silent), 'recording')} with nothing annotated in a long end, which all counts as negative: "
             f"{_some(silent)}; if annotation stopped there, mark what was annotated and set annotated_span, or set "
             'unannotated_time = "until_last_annotation" under [data].'
         )
@@ -257,25 +261,24 @@ def _warnings(audit: LabelAudit) -> list[str]:
         )
     if audit.shared_recordings:
         lines.append(
-            f"{_count(audit.shared_recordings, 'recording')} with several sessions, which are less apart than they "
+            f"{counted(len(audit.shared_recordings), 'recording')} with several sessions, which are less apart than "
+            "they "
             f"look: {_some(audit.shared_recordings)}."
         )
     for split, gone in audit.purged_clips.items():
         if gone:
             lines.append(
-                f"{gone} labelled clips are left out of {split}, because they overlap or touch clips that score it."
+                f"{counted(gone, 'labelled clip', ('is', 'are'))} left out of {split}, because they overlap or touch "
+                "clips that score it."
             )
     if audit.left_out_clips:
-        lines.append(f"{audit.left_out_clips} labelled clips have no split and take part in nothing.")
+        have = ("has no split and takes", "have no split and take")
+        lines.append(f"{counted(audit.left_out_clips, 'labelled clip', have)} part in nothing.")
     return lines
 
 
 def _and(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _count(items: Sequence[str], noun: str) -> str:
-    return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
 
 
 def _some(items: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import split_level
 from featurecache.clips.relatives import named_alike, recorded_together
 from featurecache.project.toml_text import toml_value
+from featurecache.spelling import counted
 from featurecache.video.recordings import Recording
 
 FEW_SESSIONS = 5
@@ -43,7 +44,8 @@ def sessions_in_words(sessions: Mapping[str, str]) -> str:
         for session, own in list(several.items())[:_SHOWN]
     )
     more = "; ..." if len(several) > _SHOWN else ""
-    return f"{len(several)} of {len(set(sessions.values()))} sessions have several recordings ({named}{more})."
+    of_all = f"{len(several)} of {counted(len(set(sessions.values())), 'session')}"
+    return f"{of_all} {'has' if len(several) == 1 else 'have'} several recordings ({named}{more})."
 
 
 def few_in_words(table: ClipTable) -> list[str]:
@@ -60,7 +62,8 @@ def few_in_words(table: ClipTable) -> list[str]:
     if not 0 < found < FEW_SESSIONS:
         return []
     return [
-        f"few sessions: test has {found} with {len(tested)} clips, and below {FEW_SESSIONS} a score has no interval; "
+        f"few sessions: test has {found} with {counted(len(tested), 'clip')}, and below {FEW_SESSIONS} a score has "
+        "no interval; "
         f"{instead_of_interval(annotated_sessions(table))}."
     ]
 
@@ -78,10 +81,7 @@ def instead_of_interval(annotated: int) -> str:
             "after featurecache tune"
         )
     missing = FEW_SESSIONS - annotated
-    return (
-        f"annotate at least {missing} more session{'s' * (missing > 1)}: until then each session's own score is what "
-        "there is"
-    )
+    return f"annotate at least {counted(missing, 'more session')}: until then each session's own score is what there is"
 
 
 def across_splits(

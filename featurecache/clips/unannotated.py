@@ -13,6 +13,7 @@ import numpy as np
 from featurecache.annotations import Interval
 from featurecache.clips.clip import Clip, ClipTable, covered_us, union_of
 from featurecache.project.settings import Settings
+from featurecache.spelling import counted
 from featurecache.video.recordings import Recording
 
 _SHOWN = 5
@@ -131,7 +132,8 @@ def lost_in_words(lost: Sequence[LostAnnotations]) -> list[str]:
         parts = [f"{one.points} of no duration"] * bool(one.points)
         parts += [f"{one.short} too short or cut by clip borders"] * bool(one.short)
         lines.append(
-            f"{one.label}: {one.points + one.short} of {one.of} annotations mark no clip ({' and '.join(parts)}), "
+            f"{one.label}: {one.points + one.short} of {counted(one.of, 'annotation')} mark no clip "
+            f"({' and '.join(parts)}), "
             'since a label must cover min_overlap of a clip; min_overlap = "0.2 s" or "any" under [clips], or shorter '
             "clips, take them in."
         )
@@ -147,8 +149,8 @@ def unannotated_in_words(found: Sequence[UnannotatedTime]) -> list[str]:
     named = ", ".join(f"{one.recording} ({one.longest_s:g} s)" for one in longest)
     clips = sum(one.negative_clips for one in negative)
     return [
-        f"{clips} clips of {len(negative)} recordings are negative since nothing is annotated in them; the longest "
-        f"stretches: {named}."
+        f"{counted(clips, 'clip')} of {counted(len(negative), 'recording')} {'is' if clips == 1 else 'are'} negative "
+        f"since nothing is annotated in them; the longest stretches: {named}."
     ]
 
 

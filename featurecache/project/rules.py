@@ -7,6 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+_TYPES = {"bool": "true or false", "string": "text in quotes", "path": "text in quotes", "dict": "a table"}
+_TYPES |= {"int": "a whole number", "float": "a number", "decimal": "a number"}
+
 
 def first_validation_error(error: ValidationError) -> tuple[tuple[int | str, ...], str, Any]:
     """The first validation error: where, what must hold ("greater than 0"), and what was found.
@@ -24,5 +27,8 @@ def first_validation_error(error: ValidationError) -> tuple[tuple[int | str, ...
         return where, f"a list of {least} or more", found
     if kind in ("tuple_type", "list_type"):
         return where, "a list (in Python a tuple)", found
+    wanted, _, fault = kind.partition("_")
+    if fault in ("type", "parsing", "parsing_size", "from_float") and wanted in _TYPES:
+        return where, _TYPES[wanted], found
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should ").removeprefix("be ")
     return where, rule.rstrip("."), found

@@ -392,6 +392,10 @@ def _refuse_unknown(table: Mapping[str, Any], kind: type[Any], name: str) -> Non
             hint = f"Did you mean {near[0]!r}?" if near else f"Valid names: {', '.join(fields)}."
             raise SettingsError(f"every name in {SETTINGS_NAME} must be known, but {where!r} is not: {what}. {hint}")
         inner = fields[key]
+        if isinstance(value, bool) and inner is not bool:
+            raise SettingsError(
+                f"{where} must not be true or false, but it is {str(value).lower()}. Correct it in {SETTINGS_NAME}."
+            )
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             if not isinstance(value, Mapping):
                 raise SettingsError(

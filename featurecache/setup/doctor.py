@@ -19,6 +19,7 @@ from featurecache.errors import FeatureCacheError, OutdatedTableError, OutdatedT
 from featurecache.project.settings import Project
 from featurecache.setup.checks import GIB, Check, failed, size
 from featurecache.setup.model_checks import check_device, check_model
+from featurecache.spelling import counted
 from featurecache.video.recordings import Recording, find_recordings
 from featurecache.video.sampling import ClipFailure, read_clips
 
@@ -86,7 +87,7 @@ def _decoding(recording: Recording, frames: int) -> Check:
         if not isinstance(clip, ClipFailure):
             spent_s = time.perf_counter() - began
             where = f"{length_us / 1e6:.1f} s from {start_us / 1e6:.1f} s on"
-            return Check("decoding", True, f"{frames} frames of {what}, {where}, in {spent_s:.2f} s")
+            return Check("decoding", True, f"{counted(frames, 'frame')} of {what}, {where}, in {spent_s:.2f} s")
         reasons.append(clip.reason)
     fix = "Play it to see whether it is whole; convert it: ffmpeg -i RECORDING -c:v libx264 -crf 16 NEW.mp4"
     return Check("decoding", False, f"{what}: {reasons[0]}", fix)
@@ -134,7 +135,7 @@ def _disk(project: Project, *, is_planned: bool) -> Check:
         except FeatureCacheError as error:
             return failed("plan", error)
         needed = plan.bytes_to_write
-        planned = f"; {plan.todo} clips to do need about {size(needed)}"
+        planned = f"; {counted(plan.todo, 'clip', ('to do needs', 'to do need'))} about {size(needed)}"
     return _room(project.root, needed, f"beside the project{planned}")
 
 

@@ -17,6 +17,7 @@ from featurecache.errors import FeatureCacheError
 from featurecache.project.settings import Settings
 from featurecache.setup.checks import Check, failed, size
 from featurecache.spec import parse_feature
+from featurecache.spelling import counted
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs, TapShape
@@ -83,7 +84,9 @@ def check_device(name: str, dtype: str) -> Check:
 def _model(inputs: "Inputs") -> Check:
     taps = ", ".join(_widths(inputs.taps))
     family = model_type_of(inputs.folder)
-    return Check("model", True, f"{family}, {inputs.frames} frames of {inputs.image_px} px a clip; taps {taps}")
+    return Check(
+        "model", True, f"{family}, {counted(inputs.frames, 'frame')} of {inputs.image_px} px a clip; taps {taps}"
+    )
 
 
 def _widths(taps: "Mapping[str, TapShape]") -> Iterator[str]:
@@ -102,7 +105,7 @@ def _weights(folder: Path) -> Check:
         return failed("weights", error)
     files, of = len(weights.paths), provenance_of(folder)
     found = (
-        f"{files} file{'s' * (files > 1)}, {size(weights.size_bytes)}, headers whole; "
+        f"{counted(files, 'file')}, {size(weights.size_bytes)}, headers whole; "
         f"{f'revision {of.revision}' if of.revision else 'revision not recorded'}; "
         f"{f'licence {of.licence}' if of.licence else 'no licence in the folder'}"
     )

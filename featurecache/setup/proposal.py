@@ -4,6 +4,7 @@ A proposal is a starting point for a person: every guess is written down as a no
 says where to change it.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -27,11 +28,11 @@ from featurecache.annotations.media import match_name, names_looked_for
 from featurecache.annotations.proposing import propose_from_values, span_like
 from featurecache.annotations.questions import same_entry, values_by_tier
 from featurecache.annotations.table import header_of
-from featurecache.backbones import DEMO_MODEL, find_model
+from featurecache.backbones import DEMO_MODEL, find_model, read_config
 from featurecache.backbones.obtaining import repository_of
 from featurecache.clips.annotated import annotation_paths, read_files, tables_not_read
 from featurecache.device import device_of, lacks_bfloat16
-from featurecache.errors import AnnotationError, NoRecordingsError, ProjectExistsError
+from featurecache.errors import AnnotationError, FeatureCacheError, NoRecordingsError, ProjectExistsError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import SETTINGS_NAME, open_project
 from featurecache.project.template import write_settings
@@ -39,7 +40,7 @@ from featurecache.setup.doctor import crop_loss
 from featurecache.setup.model_checks import check_device, check_model
 from featurecache.setup.model_choice import choose_model
 from featurecache.setup.sessions import propose_sessions
-from featurecache.spelling import look_alikes, typos
+from featurecache.spelling import counted, look_alikes, typos
 from featurecache.video.recordings import Recording, find_recordings
 
 _SHOWN = 5
@@ -94,7 +95,7 @@ def propose(
         )
     names = [recording.name for recording in recordings]
     hours = sum(recording.info.duration_us for recording in recordings) / 3.6e9
-    notes = [f"{len(recordings)} recordings, {hours:.2f} h", *([why] if why else [])]
+    notes = [f"{counted(len(recordings), 'recording')}, {hours:.2f} h", *([why] if why else [])]
     notes += [f"left out: {item.name}: {item.reason}" for item in unusable]
     notes += [f"{recording.name}: {warning}" for recording in recordings for warning in recording.info.warnings]
     if annotations is None and any(path.suffix.lower() == ".eaf" for path in videos.rglob("*")):
@@ -167,6 +168,7 @@ def propose(
     features = {
         "model": model if model == DEMO_MODEL or not Path(model).is_dir() else str(Path(model).resolve()),
         "dtype": "float32" if model == DEMO_MODEL else "float16" if emulated else "bfloat16",
+        "frames": _frames_of(model),
     }
     path = write_settings(directory, {"data": data, "features": features}, sections=sections, reason=reason)
     if model != DEMO_MODEL:
@@ -271,6 +273,16 @@ def _one_spelling(proposed: LabelProposal, notes: list[str], translations: Seque
             dropped |= set(group[:-1])
             notes.append(f"{' and '.join(map(repr, group))} may be one label; clips asks whether they are")
     return dataclasses.replace(proposed, labels=tuple(label for label in labels if label not in dropped))
+
+
+def _frames_of(model: str) -> int | None:
+    """How many frames a model on this machine was made for, where its config.json says so."""
+    with contextlib.suppress(FeatureCacheError):
+        config = read_config(find_model(model))
+        vision = config.get("vision_config")
+        found = config.get("num_frames", vision.get("num_frames") if isinstance(vision, dict) else None)
+        return found if type(found) is int and found > 0 else None
+    return None
 
 
 def _relative(path: Path, directory: Path) -> str:

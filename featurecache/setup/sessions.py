@@ -16,7 +16,7 @@ from featurecache.clips.relatives import (
     is_camera,
     recorded_together,
 )
-from featurecache.spelling import caseless
+from featurecache.spelling import caseless, counted
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def propose_sessions(
     together = [group for group in recorded_together(spans) if len({sessions[name] for name in group}) > 1]
     if together:
         reason += (
-            f"; {len(together)} groups were recorded at the same time by their clocks and are proposed as one session "
-            f"each in same_session (e.g. {', '.join(together[0])}); check that the clocks were set"
+            f"; {counted(len(together), 'group', ('was', 'were'))} recorded at the same time by their clocks, and "
+            f"each is proposed as one session in same_session (e.g. {', '.join(together[0])}); check that the clocks "
+            "were set"
         )
     return SessionProposal(how, pattern, tuple(map(tuple, together)), reason)
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
+from featurecache.spelling import counted
+from featurecache.terminal.text import MOST_LISTED, Piece, Warn
 
 if TYPE_CHECKING:
     from featurecache.extraction.why import Explanation

@@ -1,12 +1,15 @@
 """Settings and clip table as `init` and `clips` show them: the label audit, and recordings that are left out."""
 
+import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from featurecache.clips.samples_file import SAMPLES_NAME
-from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted
+from featurecache.spelling import counted
+from featurecache.terminal.text import MOST_LISTED, Piece, Warn
 
 if TYPE_CHECKING:
     from featurecache.clips.label_counts import LabelAudit
@@ -20,7 +23,8 @@ def proposal(found: "Proposal") -> Iterator[Piece]:
     yield f"wrote {found.path}"
     yield from (f"  {note}" for note in found.notes)
     yield from (Warn(warning) for warning in found.warnings)
-    yield "Look it over, then: featurecache clips"
+    folder = found.path.parent
+    yield f"Look it over, then: featurecache clips{'' if folder == Path() else f' --config {shlex.quote(str(folder))}'}"
 
 
 def made_clips(made: "MadeClips") -> Iterator[Piece]:

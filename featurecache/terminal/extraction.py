@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from featurecache.terminal.text import MOST_LISTED, ROOMY_WIDTH, Piece, Warn, counted, rough_size, rough_time
+from featurecache.spelling import counted
+from featurecache.terminal.text import MOST_LISTED, ROOMY_WIDTH, Piece, Warn, rough_size, rough_time
 
 if TYPE_CHECKING:
     from featurecache.extraction.failures import FailedClip

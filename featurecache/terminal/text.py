@@ -24,11 +24,6 @@ Piece = str | Table | Warn
 """What a command shows, in order."""
 
 
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: 1 clip, 2 clips."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def rough_size(size_bytes: float) -> str:
     """A size to one decimal, in MB or GB."""
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.1f} MB"

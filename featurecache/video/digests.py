@@ -58,6 +58,13 @@ class DigestMemo:
         self._changed = True
         return str(entry["sha256"])
 
+    def knows(self, path: Path) -> bool:
+        """Whether a file seems to be as it was when it was read; `sha256` looks more closely."""
+        entry = self._files.get(_key(path))
+        with contextlib.suppress(OSError):
+            return entry is not None and entry["state"] == _state(path.stat())
+        return False
+
     def refuse_change(self, path: Path) -> None:
         """Check that a file is what it was when its digest was asked for.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import FeatureCacheError, NoRecordingsError, UnreadableVideoError, UnsafeFileError
-from featurecache.spelling import visible
+from featurecache.spelling import counted, visible
 from featurecache.video.digests import DigestMemo
 from featurecache.video.probing import PROBE_VERSION, VideoInfo, probe
 
@@ -87,13 +87,14 @@ def find_recordings(
     )
     if not videos and not unusable:
         raise NoRecordingsError(
-            f"the folder of videos must hold recordings, but {folder} has none among {len(paths)} files "
+            f"the folder of videos must hold recordings, but {folder} has none among {counted(len(paths), 'file')} "
             f"(known: {', '.join(sorted(VIDEO_SUFFIXES))}). Set videos under [data] to the right folder."
         )
     recordings: list[Recording] = []
     first_with: dict[str, str] = {}
     wait = Wait()
-    _log.debug("reading %d recordings ...", len(videos), extra={"is_wait": True})
+    if not all(memo.knows(path) for _, path in videos):
+        _log.debug("reading %s ...", counted(len(videos), "recording"), extra={"is_wait": True})
     try:
         for number, (name, path) in enumerate(videos, 1):
             wait.recording = f"recording {number} of {len(videos)}"

@@ -31,6 +31,7 @@ from featurecache.clips.unannotated import (
     unannotated_time,
 )
 from featurecache.project.settings import Project
+from featurecache.spelling import counted
 from featurecache.store.withdrawn import read_withdrawn
 from featurecache.video.recordings import UnusableRecording
 
@@ -175,7 +176,7 @@ def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable, *, red
     new = {session: split for session, split in of_session.items() if session not in known}
     named = ", ".join(f"{session} ({split})" for session, split in list(new.items())[:_NAMED])
     placed = f"; new: {named}{', ...' if len(new) > _NAMED else ''}" if new else ""
-    keep = "1 session keeps its split" if len(kept) == 1 else f"{len(kept)} sessions keep their splits"
+    keep = counted(len(kept), "session", ("keeps its split", "keep their splits"))
     return [f"{keep}{placed} (to assign all anew: featurecache clips --redeal)."]
 
 
@@ -193,8 +194,8 @@ def _absent_in_words(absent: Mapping[str, str]) -> list[str]:
 
 def _moved_warning(moved: Sequence[str]) -> str:
     named = ", ".join(moved[:_NAMED]) + (", ..." if len(moved) > _NAMED else "")
-    sessions = "1 session" if len(moved) == 1 else f"{len(moved)} sessions"
     return (
-        f"{sessions} changed split ({named}): tune again before you evaluate, for no bundle is tested on sessions that "
+        f"{counted(len(moved), 'session')} changed split ({named}): tune again before you evaluate, for no bundle is "
+        "tested on sessions that "
         "made it."
     )

@@ -13,7 +13,7 @@ from featurecache.errors import TrainingDataError
 from featurecache.extraction.pixels import PixelStore
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
-from heads.data import KeptSplit
+from heads.data import KeptSplit, more_sessions
 
 PIXELS = "pixels"
 """Key of decoded frames among a network's rows."""
@@ -105,7 +105,7 @@ def check_targets(Y: npt.NDArray[np.integer], labels: Sequence[str]) -> None:
     if one_sided:
         raise TrainingDataError(
             "each label must be on in some training clips and off in others, but these are not: "
-            f"{', '.join(one_sided)}. Move a session that has them into train, or leave these labels out."
+            f"{', '.join(one_sided)}. {more_sessions('train')}"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.splits import SPLITS
+from featurecache.spelling import counted
 from heads.report import figures as draw
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.elsewhere import elsewhere_content
@@ -227,8 +228,8 @@ def _splits(table: ClipTable | None) -> list[dict[str, Any]]:
     return [
         {
             "name": split,
-            "about": f"{len({clip.session for clip in clips if clip.split == split})} sessions, "
-            f"{sum(clip.split == split for clip in clips)} clips",
+            "about": f"{counted(len({clip.session for clip in clips if clip.split == split}), 'session')}, "
+            f"{counted(sum(clip.split == split for clip in clips), 'clip')}",
         }
         for split in SPLITS
     ]

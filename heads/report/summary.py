@@ -10,7 +10,7 @@ from typing import Any
 
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import split_level
-from featurecache.spelling import visible
+from featurecache.spelling import counted, visible
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.figures import interval_of, numbers, per_class, prevalence_of, row_names
 from heads.report.names import isolated
@@ -86,7 +86,8 @@ def extent(table: ClipTable | None) -> str:
     hours = sum(lengths.values()) / 3.6e9
     length = f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.0f} minutes"
     return (
-        f"{sessions} sessions, {len(lengths)} recordings, {length} of video; {labelled} of {len(table.clips)} clips "
+        f"{counted(sessions, 'session')}, {counted(len(lengths), 'recording')}, {length} of video; {labelled} of "
+        f"{len(table.clips)} clips "
         "are annotated"
     )
 
@@ -192,13 +193,16 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
         names = ", ".join(map(isolated, undefined))
         cautions.append(f"Without a positive clip in the test split, and so without a score: {names}.")
     if documents.failures:
-        cautions.append(f"{sum(documents.failures.values())} clips could not be extracted and take part in nothing.")
+        cautions.append(
+            f"{counted(sum(documents.failures.values()), 'clip')} could not be extracted, and no result counts them."
+        )
     if documents.damage:
         cautions.append(
-            f"The cache is damaged in {len(documents.damage)} places. Quarantine it: featurecache cache repair"
+            f"The cache is damaged in {counted(len(documents.damage), 'place')}. Quarantine it: featurecache cache "
+            "repair"
         )
     if documents.problems:
-        cautions.append(f"{len(documents.problems)} files could not be read; they are listed under provenance.")
+        cautions.append(f"{counted(len(documents.problems), 'file')} could not be read, as listed under provenance.")
     return cautions
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from featurecache.spelling import counted
 from heads.samples.joining import selected
 from heads.search.study import CHOSEN, DIVERGED, FINISHED, SOLVER
 from heads.search.trial_settings import Choices
@@ -140,9 +141,9 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
     counts = best["trials"]
     pruned = f"{counts['pruned']} pruned" + (f" ({counts['diverged']} diverged)" if counts["diverged"] else "")
     lines = [
-        f"{counts['convex']} trials by the convex solver, "
+        f"{counted(counts['convex'], 'trial')} by the convex solver, "
         f"{counts['completed'] + counts['pruned'] - counts['convex']} by AdamW: "
-        f"{counts['completed']} trials completed, {pruned}; best is trial {best['trial']}: "
+        f"{counted(counts['completed'], 'trial')} completed, {pruned}; best is trial {best['trial']}: "
         f"{_head(settings)}. Chosen out of fold, then refitted on all training and validation sessions."
     ]
     if settings.solver == "convex":
@@ -229,5 +230,5 @@ def _positive_weights(settings: HeadSettings, labels: Sequence[str]) -> str:
 def _steps(settings: HeadSettings) -> str:
     return (
         f"learning rate {settings.learning_rate:.2g}, weight decay {settings.weight_decay:.2g}, "
-        f"{settings.epochs} epochs in batches of {settings.batch_size}"
+        f"{counted(settings.epochs, 'epoch')} in batches of {settings.batch_size}"
     )

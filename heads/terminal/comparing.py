@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from featurecache.spelling import counted
 from featurecache.terminal.extraction import failures
 from featurecache.terminal.text import Piece, Warn, plain_table, rough_time, score
 from heads.methods import TIMESFORMER, ZSC_J
@@ -44,9 +45,9 @@ def _beside(row: "Row") -> list[str]:
         value, span = row.difference["difference"], row.difference["difference_ci95"]
         difference = "undefined" if value is None else f"{value:+.3f}"
         difference += "" if span is None else f" ({span[0]:+.3f} to {span[1]:+.3f})"
-        difference += f" on {len(row.difference['labels'])} labels" if "labels" in row.difference else ""
+        difference += f" on {counted(len(row.difference['labels']), 'label')}" if "labels" in row.difference else ""
         p_value = f"{row.difference['p_holm']:.3g}" if "p_holm" in row.difference else "-"
     seconds = "unknown" if row.seconds_per_clip is None else rough_time(row.seconds_per_clip)
     counts = [f"{row.audit[name]} {name}" for name in ("unparsable", "hallucinated", "violations") if name in row.audit]
-    said = f"of {row.audit['n_clips']} clips: {', '.join(counts)}" if counts else "-"
+    said = f"of {counted(row.audit['n_clips'], 'clip')}: {', '.join(counts)}" if counts else "-"
     return [f"{row.method} ({row.run})", difference, p_value, score(row.another_session), seconds, said]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from featurecache.spelling import counted
 from featurecache.terminal.extraction import failures, forecast_pieces
 from featurecache.terminal.progress import Pace, Say, extraction_progress
-from featurecache.terminal.text import Piece, Warn, counted, rough_size, rough_time
+from featurecache.terminal.text import Piece, Warn, rough_size, rough_time
 from heads.terminal.training import trained_run
 from heads.workflow.finetuning_lora import LoraCallbacks
 from heads.workflow.finetuning_timesformer import TimesformerCallbacks

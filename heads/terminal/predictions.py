@@ -1,5 +1,6 @@
 """Predicted timelines as `predict` shows them."""
 
+import os.path
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,11 @@ def predictions(found: "Predictions") -> Iterator[Piece]:
     for timeline, files in found.written:
         annotated = "no" if timeline.annotated is None else "yes"
         table.add_row(
-            timeline.recording, annotated, files.eaf.name, _bouts(timeline.predicted), str(len(timeline.failed))
+            timeline.recording,
+            annotated,
+            os.path.relpath(files.eaf, found.out),
+            _bouts(timeline.predicted),
+            str(len(timeline.failed)),
         )
         if files.before_zero_us:
             yield Warn(

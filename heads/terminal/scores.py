@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from featurecache.spelling import counted
 from featurecache.terminal.extraction import failures
 from featurecache.terminal.text import (
     MOST_LISTED,
@@ -13,7 +14,6 @@ from featurecache.terminal.text import (
     ROOMY_WIDTH,
     Piece,
     Warn,
-    counted,
     plain_table,
     score,
 )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from featurecache.terminal.text import Piece, Warn, counted
+from featurecache.spelling import counted
+from featurecache.terminal.text import Piece, Warn
 from heads.terminal.scores import label_scores, left_out_clips
 
 if TYPE_CHECKING:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from featurecache.spelling import counted
 from featurecache.terminal.extraction import failures, forecast_pieces
-from featurecache.terminal.text import MOST_LISTED, Piece, Warn, counted, plain_table, rough_time, score
+from featurecache.terminal.text import MOST_LISTED, Piece, Warn, plain_table, rough_time, score
 from heads.terminal.training import trained_run
 
 if TYPE_CHECKING:

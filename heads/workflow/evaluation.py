@@ -120,7 +120,7 @@ def evaluate_bundles(
         if not data.Y.any():
             raise TrainingDataError(
                 f"at least one label must be on in the {split} split, but none of {', '.join(bundle.labels)} is. "
-                f"Move a session with annotated activity into {split}."
+                f"Annotate more in its sessions; or assign all anew (featurecache clips --redeal), and tune again."
             )
     _check_comparable(candidates)
     if (leakage or {}).get("split_level") != "clip":  # a split that cuts sessions by force says so in the document

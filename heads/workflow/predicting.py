@@ -41,6 +41,7 @@ from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import plan_recordings
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
+from featurecache.spelling import counted
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
 from heads.bundle import Bundle, load_bundle
@@ -234,7 +235,7 @@ def _scores(
     scored = [span for span in spans if (recording.sha256, *span) not in missing]
     if not scored:
         raise UnreadableVideoError(
-            f"none of its {len(spans)} clips could be extracted, the first because {unscored[0][2]}"
+            f"none of its {counted(len(spans), 'clip')} could be extracted, the first because {unscored[0][2]}"
         )
     ids = [clip_id(recording.sha256, *span) for span in scored]
     return np.array(scored, np.int64), clip_scores(bundle, FeatureCache.open(project.cache), ids), unscored

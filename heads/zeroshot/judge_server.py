@@ -1,9 +1,9 @@
 """A judge that is served on this machine by an OpenAI-compatible server: vLLM, llama.cpp, Ollama.
 
-Captions are about patients, so they leave for no other machine: every address that the name resolves to must be a
-loopback address, the connection goes to the address that was checked, redirects are not followed, and no proxy is used
-(`http.client` reads no setting of the environment). Which weights the server runs only the server knows: answers are
-found again by the name of its model.
+Captions are about patients, so they leave for no other machine: the host is a loopback address or `localhost` (no other
+name is looked up, since asking for it would leave the machine), the connection goes to the address that was checked,
+redirects are not followed, and no proxy is used (`http.client` reads no setting of the environment). Which weights the
+server runs only the server knows: answers are found again by the name of its model.
 
 Where it gives the probabilities of the first tokens (`logprobs`), they are used; some servers accept the wish and drop
 it, and then an answer is 0 or 1 and its verdict says so.
@@ -12,8 +12,10 @@ it, and then an answer is 0 or 1 and its verdict says so.
 import http.client
 import ipaddress
 import json
+import logging
 import math
 import re
+import select
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,8 @@ _LARGEST_BYTES = 4 << 20
 _PAUSES_S = (0.2, 1.0)
 _MOST_SILENT, _MOST_FAILED = 3, 20
 """So many captions in a row without a response, or with none that is an answer, and the run ends."""
+_FIRST_WORD_S, _WORD_EVERY_S = 2.0, 10.0
+_log = logging.getLogger(__name__)
 _BEGINS = re.compile(r"[\s\"'*(]*([01])(?!\d|[.,]\d)")
 
 
@@ -149,6 +153,7 @@ class ServerJudge:
             body = None if content is None else json.dumps(content)
             headers = {"Accept": "application/json", "Content-Type": "application/json", "Connection": "close"}
             connection.request(method, self._path + path, body, headers)
+            self._wait_for(connection.sock, end)
             response = connection.getresponse()
             received = b""
             while part := response.read1(1 << 16):
@@ -160,6 +165,20 @@ class ServerJudge:
             return response.status, received
         finally:
             connection.close()
+
+    def _wait_for(self, answer: socket.socket, end: float) -> None:
+        """Waits until an answer begins, and says so now and then.
+
+        Raises:
+            TimeoutError: If none begins until `end` on the monotonic clock.
+        """
+        word_s = _FIRST_WORD_S
+        while not select.select([answer], [], [], max(0.0, min(word_s, end - time.monotonic())))[0]:
+            if time.monotonic() >= end:
+                raise TimeoutError(f"no answer within {self._timeout_s:g} s")
+            left_s = end - time.monotonic()
+            _log.info("waiting for the judge at %s, at most %.0f s more ...", self._address, left_s)
+            word_s = _WORD_EVERY_S
 
 
 def first_token_masses(logprobs: Any) -> tuple[float, float] | None:
@@ -195,7 +214,10 @@ def _resolved(address: str) -> tuple[str, int, str]:
         host, port = parts.hostname or "", parts.port or 80
         if parts.scheme != "http" or not host or parts.query or parts.fragment or parts.username is not None:
             raise ValueError("it is no plain http://HOST:PORT/PATH")
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        if host == "localhost":
+            found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        else:
+            found = {str(ipaddress.ip_address(host))}
     except (ValueError, OSError) as error:
         raise SettingsError(
             f"zeroshot.judge must be an address of this machine, but {address!r}: {error}. {mend}"

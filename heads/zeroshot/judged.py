@@ -4,6 +4,8 @@
 captions, made from targets: a judge that does not agree with them cannot be trusted with real ones.
 """
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from heads.zeroshot.prompts import Question
 from heads.zeroshot.reading import columns_head, columns_of, fitting_negations, scores_by_wording
 from heads.zeroshot.verdicts import Answers, Judge, row_of
 
+_log = logging.getLogger(__name__)
+_WORD_EVERY_S = 5.0
 _SWAPPED = 0.8
 """A judge whose answers are wrong so often says 0 where it means 1."""
 
@@ -185,7 +189,11 @@ def audit_judge(judge: Judge, asking: Judged, targets: npt.NDArray[np.integer]) 
         answer are left out.
     """
     rows, kept = [], []
-    for target in targets.tolist():
+    due = time.monotonic() + _WORD_EVERY_S
+    for number, target in enumerate(targets.tolist()):
+        if time.monotonic() >= due:
+            _log.info("the judge is tried on perfect captions: %d of %d", number, len(targets))
+            due = time.monotonic() + _WORD_EVERY_S
         try:
             rows.append(
                 row_of(
