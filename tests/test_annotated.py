@@ -256,6 +256,14 @@ def test_annotations_of_no_duration_are_counted_and_min_overlap_takes_them_in(ke
     assert kept.targets('labels = ["kick"]', "min_overlap = 0.05") == [0] * 6
 
 
+def test_annotations_outside_of_the_annotated_time_are_not_called_too_short(kept: Kept) -> None:
+    every(kept, {"a": [(0, 1, ""), (4, 5, ""), (7, 9, "")], "watched": [(0, 3, "")]})
+    made = make_clips(kept.open('labels = ["a"]\nannotated_span = "watched"'))
+    assert [(one.short, one.outside, one.of) for one in made.lost] == [(0, 8, 12)]
+    (told,) = (line for line in made.audit.warnings if "mark no clip" in line)
+    assert told.endswith("mark no clip (8 outside of the time that counts as annotated, or of the video).")
+
+
 def test_a_label_that_never_lasts_stops_nothing_and_is_told_with_the_setting_that_takes_it(kept: Kept) -> None:
     every(kept, {"kick": [(2, 2, "")]})
     (told, *_) = make_clips(kept.open('labels = ["kick"]')).audit.warnings

@@ -174,7 +174,7 @@ def test_audit_names_what_crosses_the_splits_when_the_table_is_edited() -> None:
     assert edited(cut).purged_clips == {"train": 1, "validation": 0}
     text = "\n".join(edited(cut).warnings)
     assert "the splits cut sessions" in text
-    assert "1 labelled clips are left out of train, because they overlap or touch" in text
+    assert "1 labelled clip is left out of train, because they overlap or touch" in text
     shared = [
         dataclasses.replace(clip, session="A2") if clip.split == "test" and clip.session == "A" else clip
         for clip in cut

@@ -46,6 +46,7 @@ class LostAnnotations:
         label: Its name.
         points: Annotations of no duration.
         short: Intervals none of whose clips they are enough for.
+        outside: Intervals that lie where no clip is labelled: outside of what was annotated, or of the video.
         of: All annotations of the label.
     """
 
@@ -53,6 +54,7 @@ class LostAnnotations:
     points: int
     short: int
     of: int
+    outside: int = 0
 
 
 def unannotated_time(
@@ -84,13 +86,17 @@ def lost_annotations(
     for clip in table.clips:
         clips.setdefault(clip.recording, []).append(clip)
     short: Counter[str] = Counter()
+    outside: Counter[str] = Counter()
     count: Counter[str] = Counter(one.label for name, own in intervals.items() if name in clips for one in own)
     for name, own in intervals.items():
         for at, label in enumerate(table.labels):
             on = [(clip.start_us, clip.end_us) for clip in clips.get(name, ()) if clip.targets[at]]
             spans = [(one.start_us, one.end_us) for one in own if one.label == label]
             if name in clips and spans:
-                short[label] += int((covered_us(spans, on) == 0).sum()) if on else len(spans)
+                lost = covered_us(spans, on) == 0
+                away = covered_us(spans, [(clip.start_us, clip.end_us) for clip in clips[name] if clip.labelled]) == 0
+                short[label] += int((lost & ~away).sum())
+                outside[label] += int(away.sum())
     at_once: Counter[str] = Counter()
     for name, own in points.items():
         for one in own:
@@ -101,9 +107,9 @@ def lost_annotations(
             count[one.label] += 1
             at_once[one.label] += not any(clip.targets[column] for clip in holding)
     return [
-        LostAnnotations(label, at_once[label], short[label], count[label])
+        LostAnnotations(label, at_once[label], short[label], count[label], outside[label])
         for label in table.labels
-        if at_once[label] or short[label]
+        if at_once[label] or short[label] or outside[label]
     ]
 
 
@@ -131,11 +137,14 @@ def lost_in_words(lost: Sequence[LostAnnotations]) -> list[str]:
     for one in lost:
         parts = [f"{one.points} of no duration"] * bool(one.points)
         parts += [f"{one.short} too short or cut by clip borders"] * bool(one.short)
+        parts += [f"{one.outside} outside of the time that counts as annotated, or of the video"] * bool(one.outside)
+        advice = (
+            ', since a label must cover min_overlap of a clip; min_overlap = "0.2 s" or "any" under [clips], or '
+            "shorter clips, take the short ones in"
+        )
         lines.append(
-            f"{one.label}: {one.points + one.short} of {counted(one.of, 'annotation')} mark no clip "
-            f"({' and '.join(parts)}), "
-            'since a label must cover min_overlap of a clip; min_overlap = "0.2 s" or "any" under [clips], or shorter '
-            "clips, take them in."
+            f"{one.label}: {one.points + one.short + one.outside} of {counted(one.of, 'annotation')} mark no clip "
+            f"({' and '.join(parts)}){advice if one.points or one.short else ''}."
         )
     return lines
 
