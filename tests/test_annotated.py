@@ -313,6 +313,20 @@ def test_absence_in_a_table_with_a_column_of_values_is_no_positive(kept: Kept) -
     assert found.intervals["S0.mp4"] == [Interval(2 * SECOND, 4 * SECOND, "Goal")]
 
 
+def test_init_takes_sessions_of_a_table_that_names_recordings_loosely_and_tells_of_a_gap(kept: Kept) -> None:
+    rows = [f"S{n},1,2,{label},P{n % 2}" for n, label in enumerate(("a", "None", "a", "b"))]
+    kept.csv("\n".join(["recording,start_s,end_s,label,session", *rows]))
+    found = kept.propose()
+    data = open_project(found.path).settings.data
+    assert data.session_from == "column"
+    assert data.labels == ("a", "b")
+    assert any("without 'None', taken to say that nothing happens" in note for note in found.notes)
+    found.path.unlink()
+    kept.csv("\n".join(["recording,start_s,end_s,label,session", *rows])[:-2])
+    (told,) = (note for note in kept.propose().notes if note.startswith("sessions: "))
+    assert "the table's session column is not used, since it names no session of S3.mp4: fill it in" in told
+
+
 def test_init_proposes_the_columns_of_an_export_and_clips_reads_it(kept: Kept) -> None:
     rows = "".join(f"{tier}\t1000\t{3000}\t\tS{n}.eaf\n" for n in range(4) for tier in ("a", "b"))
     kept.csv("Tier\tBegin Time - msec\tEnd Time - msec\tAnnotation\tFile\n" + rows, "export.txt")

@@ -26,7 +26,7 @@ from featurecache.annotations import (
 from featurecache.annotations.columns import columns_line, recognise
 from featurecache.annotations.media import match_name, names_looked_for
 from featurecache.annotations.proposing import propose_from_values, span_like
-from featurecache.annotations.questions import same_entry, values_by_tier
+from featurecache.annotations.questions import ABSENT, same_entry, values_by_tier
 from featurecache.annotations.table import header_of
 from featurecache.backbones import DEMO_MODEL, find_model, read_config
 from featurecache.backbones.obtaining import repository_of
@@ -127,7 +127,7 @@ def propose(
         translations = [names for one in documents.values() for names in one.vocabulary_entries.values()]
         proposed = _one_spelling(proposed, notes, translations)
         notes += tables_not_read(annotations) if documents else ()
-        sessions = {name: session for table in tables.values() for name, session in table.sessions.items()}
+        sessions = _sessions_of(names, tables.values())
     labels, reason = proposed.labels, proposed.reason
     notes.append(f"labels: {', '.join(labels) or 'none'} ({reason})")
     if proposed.unread:
@@ -253,14 +253,28 @@ def _rows_of(names: Sequence[str], table: AnnotationTable) -> AnnotationTable | 
     return dataclasses.replace(table, rows=[row for row in table.rows if row.recording in known]) if known else None
 
 
+def _sessions_of(names: Sequence[str], tables: Iterable[AnnotationTable]) -> dict[str, str]:
+    """Recording -> session, where a table says so, as loosely as `clips` matches names."""
+    found = {}
+    for table in tables:
+        for name, session in table.sessions.items():
+            with contextlib.suppress(AnnotationError):
+                if match := match_name(name, names, where=""):
+                    found[match[0]] = session
+    return found
+
+
 def _propose_from_tables(tables: Iterable[AnnotationTable], columns: ColumnSettings) -> LabelProposal:
     uses = Counter((row.label, row.value) for table in tables for row in table.rows)
     values = values_by_tier(uses, LabelRule())
     if columns.value and values:
         return propose_from_values(values)
     span = next((label for label in values if span_like(label)), None)
-    labels = tuple(sorted(label for label in values if label != span))
+    absent = sorted(label for label in values if label.casefold() in ABSENT)
+    labels = tuple(sorted(label for label in values if label != span and label not in absent))
     reason = f"labels are those of the column {columns.label!r} ({len(labels)})"
+    if absent:
+        reason += f", without {', '.join(map(repr, absent))}, taken to say that nothing happens"
     return LabelProposal("tiers", (), labels, reason, {}, span)
 
 

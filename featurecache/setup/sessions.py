@@ -47,6 +47,13 @@ def propose_sessions(
         spans: Recording -> start and end on the clock, where the file tells.
     """
     how, pattern, reason = _by_names(names, column)
+    if column and how != "column":
+        lacking = [name for name in names if name not in column]
+        reason += (
+            f"; the table's session column is not used, since it names no session of {lacking[0]}"
+            f"{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}: fill it in, and set "
+            'session_from = "column"'
+        )
     sessions = {
         name: caseless(session_of(name, how, pattern=pattern, column=column)) for name in names if name in spans
     }
