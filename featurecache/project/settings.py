@@ -393,9 +393,7 @@ def _refuse_unknown(table: Mapping[str, Any], kind: type[Any], name: str) -> Non
             raise SettingsError(f"every name in {SETTINGS_NAME} must be known, but {where!r} is not: {what}. {hint}")
         inner = fields[key]
         if isinstance(value, bool) and inner is not bool:
-            raise SettingsError(
-                f"{where} must not be true or false, but it is {str(value).lower()}. Correct it in {SETTINGS_NAME}."
-            )
+            raise SettingsError(f"{where} must not be true or false, but it is. Correct it in {SETTINGS_NAME}.")
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             if not isinstance(value, Mapping):
                 raise SettingsError(

@@ -26,7 +26,6 @@ from featurecache.errors import (
     NewerFormatError,
 )
 from featurecache.spec import FeatureSpace, canonical_json, differences
-from featurecache.spelling import counted
 from featurecache.store import format, layout
 from featurecache.store.checksums import wrong_rows
 from featurecache.store.clip_columns import PART_CLIPS, Clip, Clips, parse_clip_ids
@@ -372,8 +371,7 @@ class _View:
         if self.damage:
             return DamagedSegmentError(
                 f"the cache must hold every clip asked for, but {len(names)} of {asked} are not readable ({shown}) "
-                f"and {counted(len(self.damage), 'segment', ('is', 'are'))} damaged, the first because "
-                f"{self.damage[0].reason}"
+                f"and {len(self.damage)} segments are damaged, the first because {self.damage[0].reason}"
             )
         return MissingFeaturesError(
             f"the cache must hold every clip asked for, but {len(names)} of {asked} are missing from feature space "
