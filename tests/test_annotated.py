@@ -313,6 +313,13 @@ def test_absence_in_a_table_with_a_column_of_values_is_no_positive(kept: Kept) -
     assert found.intervals["S0.mp4"] == [Interval(2 * SECOND, 4 * SECOND, "Goal")]
 
 
+def test_init_proposes_no_label_of_which_the_annotations_say_only_that_it_is_absent(kept: Kept) -> None:
+    every(kept, {"Look": [(0, 2, "yes"), (3, 4, "no")], "Cry": [(0, 1, "no"), (2, 3, "no")]})
+    project = open_project(kept.propose().path)
+    assert project.settings.data.labels == ("Look",)
+    assert make_clips(project).audit.labels[0].positives
+
+
 def test_init_takes_sessions_of_a_table_that_names_recordings_loosely_and_tells_of_a_gap(kept: Kept) -> None:
     rows = [f"S{n},1,2,{label},P{n % 2}" for n, label in enumerate(("a", "None", "a", "b"))]
     kept.csv("\n".join(["recording,start_s,end_s,label,session", *rows]))

@@ -175,6 +175,9 @@ def _find(
                 f"{', '.join(sorted(best)[:5])}. Put the .eaf into a folder named as the recording's, name the folder "
                 "in the table, or rename them."
             )
+        if not ignore_folders and (elsewhere := _another_sessions_media(paths, tuple(best[0].split("/")))):
+            refused = best[0], elsewhere
+            continue
         return best[0], fits[best[0]][1]
     if refused is not None:
         recording, path = refused
@@ -241,6 +244,13 @@ def _contradicts(path: _Path, own: Sequence[str]) -> bool:
     """Whether a path lies in another folder than the recording, or its document in one of another session."""
     agreeing = _common_folders(own, path.written) == min(len(own), len(path.written)) - 1
     return not agreeing or _other_session(own, path.folder)
+
+
+def _another_sessions_media(paths: Sequence[_Path], own: Sequence[str]) -> _Path | None:
+    """A path of a document that is filed under the recording's session, but whose media are all of another session."""
+    placed = [path for path in paths if len(path.written) > 1]
+    is_seen = any(_common_folders(own, path.places[0]) == len(own) - 1 for path in paths if path.places)
+    return placed[0] if placed and not is_seen and all(_other_session(own, one.written[-2]) for one in placed) else None
 
 
 def _bare(paths: Sequence[_Path], own: Sequence[str]) -> bool:

@@ -125,7 +125,9 @@ def propose_from_values(
         for tier in values
         if tier in mapped
     }
-    labels += [label for own in mapping.values() for label in dict.fromkeys(own.values()) if label]
+    labels += dict.fromkeys(
+        label for tier, own in mapping.items() for value, label in own.items() if label and values[tier][value]
+    )
     if mapping:
         reason = ("" if labels_from != "values" and not rest else f"{reason}; ") + (
             f"the values of {', '.join(mapping)} say which kind it is or that it is absent: look over mapping"
