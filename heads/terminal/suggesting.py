@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from featurecache.csv_fields import format_seconds
 from featurecache.terminal.clips import left_out
-from featurecache.terminal.text import MOST_LISTED, Piece, counted, plain_table, rough_time
+from featurecache.spelling import counted
+from featurecache.terminal.text import MOST_LISTED, Piece, plain_table, rough_time
 
 if TYPE_CHECKING:
     from heads.workflow.suggesting import Suggestions
