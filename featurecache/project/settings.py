@@ -32,7 +32,6 @@ _LARGEST_BATCH = 4096
 _SECONDS_OVERLAP = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})? ?s")
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
 Name = Annotated[str, AfterValidator(plain_name)]
 Seconds = Annotated[Decimal, Field(ge=Decimal("0.01"), le=3600, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -318,7 +317,7 @@ def open_project(config: Path) -> Project:
         SettingsError: If it is not TOML, or a setting is unknown, of the wrong type or out of range.
     """
     path = config / SETTINGS_NAME if config.is_dir() else config
-    _log.debug("reading %s ...", path, extra={"is_wait": True})
+    logging.getLogger(__name__).debug("reading %s ...", path, extra={"is_wait": True})
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -345,8 +344,7 @@ def open_project(config: Path) -> Project:
     if (settings.data.session_from == "pattern") != (settings.data.session_pattern is not None):
         raise SettingsError(
             f"data.session_pattern must be given exactly when data.session_from is 'pattern', but they are "
-            f"{settings.data.session_pattern!r} and {settings.data.session_from!r}. "
-            f"Correct one of them in {SETTINGS_NAME}."
+            f"{settings.data.session_pattern!r} and {settings.data.session_from!r}. Correct one of them in {SETTINGS_NAME}."
         )
     return Project(path.parent, settings, path.name)
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from featurecache.csv_fields import format_seconds
-from featurecache.terminal.clips import left_out
 from featurecache.spelling import counted
+from featurecache.terminal.clips import left_out
 from featurecache.terminal.text import MOST_LISTED, Piece, plain_table, rough_time
 
 if TYPE_CHECKING:
