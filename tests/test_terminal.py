@@ -16,7 +16,8 @@ import cli
 from featurecache.spelling import counted, visible
 from featurecache.terminal.screen import Screen, waits_on_stderr
 from featurecache.terminal.text import Warn, plain_table
-from heads.terminal.finetuning import unchanged
+from heads.finetuning.training_state import Training
+from heads.terminal.finetuning import training_progress, unchanged
 from heads.terminal.scores import against_baseline, label_scores, method_scores
 
 
@@ -64,6 +65,15 @@ def test_lora_finetune_says_that_adapters_which_kept_their_start_changed_nothing
     (line,) = unchanged(0)
     assert "the adapters changed nothing" in str(line)
     assert not [*unchanged(1), *unchanged(None)]
+
+
+def test_time_left_of_a_training_leaves_out_what_came_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurecache.terminal.progress.PLAIN_LINE_EVERY_S", 0.0)
+    said: list[str] = []
+    show = training_progress(said.append)
+    for step, elapsed_s in ((1, 600.0), (2, 601.0), (6, 605.0)):
+        show(Training(step, 100, 0.5, (), 4, elapsed_s, step))
+    assert [line.partition("loss 0.5000")[2] for line in said] == ["", ", at most 98 s left", ", at most 94 s left"]
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips")])

@@ -344,7 +344,7 @@ def open_project(config: Path) -> Project:
     if (settings.data.session_from == "pattern") != (settings.data.session_pattern is not None):
         raise SettingsError(
             f"data.session_pattern must be given exactly when data.session_from is 'pattern', but they are "
-            f"{settings.data.session_pattern!r} and {settings.data.session_from!r}. Correct one of them in {SETTINGS_NAME}."
+            f"{settings.data.session_pattern!r} and {settings.data.session_from!r}. Correct one in {SETTINGS_NAME}."
         )
     return Project(path.parent, settings, path.name)
 

@@ -62,9 +62,12 @@ def watching_timesformer(say: Say, show: Show) -> TimesformerCallbacks:
 def training_progress(say: Say) -> "Callable[[Training], None]":
     """A callback for the loop: a line after each epoch, and now and then between."""
     pace, told = Pace(), 0
+    first: Training | None = None
 
     def show(now: "Training") -> None:
-        nonlocal told
+        nonlocal told, first
+        if first is None or now.elapsed_s < first.elapsed_s:  # what came before was loading, scoring and warming up
+            first = None if now.loss is None else now
         if len(now.epochs) > told:
             epoch, told = now.epochs[-1], len(now.epochs)
             loss = "" if epoch.train_loss is None else f"training loss {epoch.train_loss:.4f}, "
@@ -73,8 +76,11 @@ def training_progress(say: Say) -> "Callable[[Training], None]":
                 f"macro-F1 {epoch.validation_macro_f1:.3f}"
             )
         elif now.loss is not None and pace.is_due():
-            left = (now.steps - now.step) * now.elapsed_s / max(1, now.steps_here)
-            say(f"step {now.step} of {now.steps}, loss {now.loss:.4f}, at most {rough_time(left)} left")
+            said = f"step {now.step} of {now.steps}, loss {now.loss:.4f}"
+            if first is not None and now.step > first.step:
+                step_s = (now.elapsed_s - first.elapsed_s) / (now.step - first.step)
+                said += f", at most {rough_time((now.steps - now.step) * step_s)} left"
+            say(said)
 
     return show
 
