@@ -5,7 +5,6 @@ a folder of this user alone below the project, which goes when the server ends; 
 next one starts. The copy keeps the recording's clock: zero is where the container begins.
 """
 
-import logging
 import os
 import shutil
 import tempfile
@@ -26,8 +25,6 @@ from featurecache.errors import FeatureCacheError
 from featurecache.files import private_folder
 from featurecache.video.containers import MAX_PIXELS, open_video
 from featurecache.video.frames import to_rgb
-
-_log = logging.getLogger(__name__)
 
 _PLAYED = {"mp4": {"h264"}, "m4v": {"h264"}, "webm": {"vp8", "vp9", "av1"}}
 _PLAYED_PIXELS = {"yuv420p", "yuvj420p"}
@@ -100,7 +97,6 @@ class PlayableVideos:
                 self._copy(content, path, target)
                 state = Playable("ready", 1.0, target)
             except (FeatureCacheError, OSError, av.error.FFmpegError) as error:
-                _log.debug("%s cannot be encoded for the page", path.name, exc_info=True)
                 state = Playable("failed", reason=f"it cannot be played here: {error}")
             self._states[content] = state
 

@@ -280,7 +280,7 @@ def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
         except FeatureCacheError as error:
             return _refusal(422, str(error))
         except OSError as error:
-            _log.warning("the page could not be answered: %s", error)
+            _log.warning("the page could not be answered: %s", error.strerror or type(error).__name__)  # names no file
             return _refusal(500, f"it could not be read or saved: {error.strerror or error}")
 
     return told
