@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from featurecache.annotations.reviews import How, Mark, review_path, save_review
+from featurecache.clips.annotated import read_files
 from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.record import read_record
 from featurecache.errors import OutdatedTableWarning, TrainingDataError
+from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import Project
 from featurecache.workflow.clips import MadeClips, make_clips
 from featurecache.workflow.withdrawal import withdraw
@@ -139,6 +141,13 @@ def test_review_of_a_withdrawn_recording_is_named(project: Project, reviewing: R
     report = withdraw(project, clips_of(project, "new.mp4")[0].content, everything=True)
     found = dict(report.remaining)[path.relative_to(project.root).as_posix()]
     assert found == "its annotations, or they name it: remove them"
+
+
+def test_review_among_annotations_is_none_of_them(project: Project, reviewing: Reviewing) -> None:
+    documents, _, unread = read_files(reviewing("new.mp4").parent, ColumnSettings())
+    assert not documents
+    assert [one.name for one in unread] == ["new.mp4.reviewed.eaf"]
+    assert "--with-reviewed" in unread[0].reason
 
 
 def test_review_that_cannot_be_used_is_named(project: Project, reviewing: Reviewing) -> None:

@@ -22,6 +22,7 @@ from xml.etree.ElementTree import SubElement
 
 from filelock import FileLock
 
+from featurecache.annotations.document import EafDocument
 from featurecache.annotations.eaf import eaf_bytes, read_eaf
 from featurecache.annotations.eaf_writer import add_tier, new_document
 from featurecache.annotations.interval import Interval
@@ -100,6 +101,11 @@ def review_path(folder: Path, recording: str, *, blind: bool) -> Path:
         blind: Whether it was made without sight of predictions.
     """
     return folder / f"{recording}.{'blind' if blind else 'reviewed'}.eaf"
+
+
+def is_review(document: EafDocument) -> bool:
+    """Whether a document is a review, whatever it is called and wherever it lies."""
+    return document.root.find(f"HEADER/PROPERTY[@NAME='{_CONTENT}']") is not None
 
 
 def read_review(path: Path, *, content: str) -> Review:

@@ -28,12 +28,14 @@ from featurecache.annotations import (
 from featurecache.annotations.columns import recognise
 from featurecache.annotations.media import MatchedBy, match_name, names_looked_for, nearest
 from featurecache.annotations.questions import ask
+from featurecache.annotations.reviews import is_review
 from featurecache.annotations.table import header_of
 from featurecache.errors import AnnotationError, FeatureCacheError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import DataSettings, Project
 from featurecache.video.recordings import UnusableRecording
 
+_A_REVIEW = "a review, which is no annotation; featurecache clips --with-reviewed takes in those of the folder reviewed"
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 _WORKBOOK_SUFFIXES = frozenset({".xls", ".xlsx", ".ods", ".numbers"})
 
@@ -152,7 +154,11 @@ def read_files(
     for path in paths:
         try:
             if path.suffix.lower() == ".eaf":
-                documents[path] = read_eaf(path)
+                document = read_eaf(path)
+                if is_review(document):
+                    unread.append(UnusableRecording(path.name, _A_REVIEW))
+                else:
+                    documents[path] = document
             else:
                 tables[path] = read_csv(path, columns)
         except FeatureCacheError as error:
