@@ -6,7 +6,7 @@ FEATURECACHE_WRITE_TABLE=1 python -m pytest -m "" tests/test_backbone_costs.py  
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ SIZES = {
             "text_config": _text(960, 2560, 32, 15, 5, 64, 49280),
             "scale_factor": 4,
         },
+        licence="apache-2.0",
     ),
     "SmolVLM2-2.2B": Size(
         tiny_families.make_smolvlm,
@@ -137,11 +138,12 @@ SIZES = {
             "text_config": _text(2048, 8192, 24, 32, 32, 64, 49280),
             "scale_factor": 3,
         },
+        licence="apache-2.0",
     ),
     "Qwen2.5-VL-3B": _qwen2_5_vl(_text(2048, 11008, 36, 16, 2, 128, 151936)),
     "Qwen2.5-VL-7B": _qwen2_5_vl(_text(3584, 18944, 28, 28, 4, 128, 152064)),
     "Qwen3-VL-2B": _qwen3_vl(_text(2048, 6144, 28, 16, 8, 128, 151936), _QWEN_VIT),
-    "Qwen3-VL-4B": _qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT),
+    "Qwen3-VL-4B": replace(_qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT), licence="apache-2.0"),
     "Qwen3-VL-8B": _qwen3_vl(_text(4096, 12288, 36, 32, 8, 128, 151936), {**_QWEN_VIT, **_QWEN_SO400M}),
     "InternVL3-1B": Size(
         tiny_families.make_internvl,
