@@ -25,7 +25,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_METHODS = frozenset({"GET", "HEAD", "PUT", "POST"})
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -80,8 +79,6 @@ class Guard:
             return "403 Forbidden", "Another page may not ask this server."
         if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
             return "403 Forbidden", "Another page may not ask this server."
-        if environ["REQUEST_METHOD"] not in _METHODS:
-            return "405 Method Not Allowed", "This server answers GET, HEAD, PUT and POST."
         # WSGI's paths are bytes in the guise of latin-1; a token is ASCII.
         start = environ.get("PATH_INFO", "").encode("latin-1", "replace")[: len(self.token) + 2]
         if not hmac.compare_digest(start, f"/{self.token}/".encode()):

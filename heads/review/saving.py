@@ -1,12 +1,12 @@
 """What a page sends as a recording's review: checked, stamped with who and when, and written.
 
 A mark that the version before has keeps who made it and when. Times are rounded to ELAN's milliseconds. What the page
-must not send is refused with the reason: unknown labels, times outside of the recording, overlaps on one tier.
+must not send is refused with the reason: unknown labels, times outside of the recording. Overlaps are refused by who
+writes the tiers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
 from featurecache.annotations.reviews import Mark, Review
@@ -37,7 +37,6 @@ def stamped_marks(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     known = {(one.start_us, one.end_us, one.label, one.how): one for one in before.marks}
     marks = sorted({_checked(one, labels, duration_us) for one in sent})
-    _refuse_overlaps(marks)
     return [
         known.get((one.start_us, one.end_us, one.label, one.how))
         or Mark(one.start_us, one.end_us, one.label, one.how, reviewer, now)
@@ -65,17 +64,3 @@ def _checked(sent: Any, labels: Sequence[str], duration_us: int) -> Mark:
             f"{start / 1e6:g} to {end / 1e6:g} s. Undo it."
         )
     return Mark(start, end, label, how)
-
-
-def _refuse_overlaps(marks: Iterable[Mark]) -> None:
-    tiers: dict[tuple[str, bool], list[Mark]] = {}
-    for one in marks:
-        tiers.setdefault((one.label, one.how == "rejected"), []).append(one)
-    for (label, _), own in tiers.items():
-        for first, second in pairwise(own):
-            if second.start_us < first.end_us:
-                what = f"of {visible(label)}" if label else "of reviewed stretches"
-                raise AnnotationError(
-                    f"marks {what} must not overlap, but one ends at {first.end_us / 1e6:g} s and another starts at "
-                    f"{second.start_us / 1e6:g} s. Undo it."
-                )
