@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from heads.workflow.evaluating import TestScores
     from heads.workflow.predicting import Predictions
     from heads.workflow.training import TrainedRun
-    from heads.workflow.zeroshot import ZeroShotReport
+    from heads.workflow.zeroshot_report import ZeroShotReport
 
 P = ParamSpec("P")
 app = typer.Typer(
@@ -349,7 +349,7 @@ def zeroshot(
     """Ask the model about every clip, without training.
 
     zs-b: a yes/no question for each label. zsc-co: one list of labels. zsc-j: a caption, which a language model judges.
-    Resumes; answers are cached like features.
+    text: words for each label, with CLIP and the like. Resumes; answers are cached like features.
     """
     screen = Screen(as_json)
     report = _zeroshot(

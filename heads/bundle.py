@@ -14,7 +14,7 @@ import json
 import platform
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from importlib.metadata import version
@@ -27,13 +27,26 @@ from safetensors import SafetensorError
 
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.leakage import Spans, sessions_in
-from featurecache.errors import BundleError, FingerprintMismatchError, ModelNotFoundError, SettingsError
-from featurecache.files import private_folder, sha256_of_file, write_private
+from featurecache.errors import BundleError, FingerprintMismatchError, SettingsError
+from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences, sealed
-from heads.bundle_files import DOCUMENT_NAME, FORMAT, FORMAT_WITH_RULES, HEAD_NAME, damaged, read_files
+from heads.bundle_files import (
+    ADAPTER_NAME,
+    BACKBONE_NAME,
+    DOCUMENT_NAME,
+    FORMAT,
+    FORMAT_WITH_RULES,
+    HEAD_NAME,
+    adapter_in,
+    backbone_in,
+    copy_files,
+    damaged,
+    file_digests,
+    read_files,
+)
 from heads.clip_rule import ClipRule
-from heads.methods import FT_C_LORA, TIMESFORMER, method_of_head, method_of_question
+from heads.methods import FT_C_LORA, TIMESFORMER, ZS_TEXT, method_of_head, method_of_question
 from heads.samples.joining import join_of, selected
 from heads.scoring.calibration import Calibration
 from heads.scoring.exclusive import predicted_labels
@@ -44,8 +57,6 @@ from heads.timelines.tuning import TunedTimeline, save_timeline
 if TYPE_CHECKING:
     from featurecache.backbones.asking import Asked
     from heads.models import Head
-
-ADAPTER_NAME, BACKBONE_NAME = "adapter", "backbone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +76,7 @@ class Bundle:
         fitted_on: Stretches of the recordings that trained, chose or tuned it, where these are known.
         clips: What a clip was when it was fitted; None where that is not known.
         exclusive: Groups of labels of which it predicts one at most for a clip.
+        words: Of a head that was made from words alone: the text tower's fingerprint and the prompts; None of others.
     """
 
     head: "Head"
@@ -79,6 +91,12 @@ class Bundle:
     fitted_on: Spans = field(default_factory=dict)
     clips: ClipRule | None = None
     exclusive: tuple[tuple[str, ...], ...] = ()
+    words: Mapping[str, Any] | None = None
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether nothing was trained: it reads answers, or its head was made from words."""
+        return self.asked is not None or self.words is not None
 
     @property
     def asked(self) -> "Asked | None":
@@ -100,6 +118,8 @@ class Bundle:
         """What it is by the paper's names: FT-LC, FT-C-LoRA, TimeSformer, ..."""
         if self.backbone is not None:
             return TIMESFORMER
+        if self.words is not None:
+            return ZS_TEXT
         if self.asked is not None:
             return method_of_question(self.asked.kind)
         return FT_C_LORA if self.adapter is not None else method_of_head(self.settings.kind)
@@ -244,9 +264,10 @@ class Bundle:
             "feature_width": self.feature_width,
             "head_sha256": hashlib.sha256(head_bytes).hexdigest(),
             "adapter": None if self.adapter is None else dict(open_adapter(self.adapter).sha256),
-            **({} if self.backbone is None else {"backbone": _digests(self.backbone)}),
+            **({} if self.backbone is None else {"backbone": file_digests(self.backbone)}),
             **({} if self.clips is None else {"clips": self.clips.to_mapping()}),
             **({"exclusive": [list(group) for group in self.exclusive]} if self.exclusive else {}),
+            **({} if self.words is None else {"words": dict(self.words)}),
             "fitted_on": {content: [list(span) for span in spans] for content, spans in self.fitted_on.items()},
             "versions": dict(self.versions),
         }
@@ -282,9 +303,9 @@ def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = 
         if timeline is not None:
             save_timeline(timeline, beside)
         if bundle.adapter is not None:
-            _copy(bundle.adapter, open_adapter(bundle.adapter).sha256, beside / ADAPTER_NAME)
+            copy_files(bundle.adapter, open_adapter(bundle.adapter).sha256, beside / ADAPTER_NAME)
         if bundle.backbone is not None:
-            _copy(bundle.backbone, _digests(bundle.backbone), beside / BACKBONE_NAME)
+            copy_files(bundle.backbone, file_digests(bundle.backbone), beside / BACKBONE_NAME)
         if path.exists():
             replaced = path.with_name(f"{beside.name}.replaced")
             path.rename(replaced)
@@ -294,12 +315,6 @@ def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = 
             beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _copy(folder: Path, names: Iterable[str], to: Path) -> None:
-    private_folder(to)
-    for name in names:
-        Path(shutil.copyfile(folder / name, to / name)).chmod(0o600)
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -366,34 +381,10 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         tuple(spaces.values()),
         dict(document["versions"]),
         None if calibration is None else Calibration.from_mapping(calibration, len(labels)),
-        _adapter(document["adapter"], path),
-        _backbone(document.get("backbone"), path),
+        adapter_in(path, document["adapter"]),
+        backbone_in(path, document.get("backbone")),
         fitted_on={content: [(int(start), int(end)) for start, end in spans] for content, spans in seen.items()},
         clips=None if document.get("clips") is None else ClipRule.from_mapping(document["clips"]),
         exclusive=exclusive,
+        words=document.get("words"),
     )
-
-
-def _adapter(record: Mapping[str, Any] | None, path: Path) -> Path | None:
-    if record is None:
-        return None
-    try:
-        found = open_adapter(path / ADAPTER_NAME)
-    except ModelNotFoundError as error:
-        raise damaged(path, str(error).split(". ")[0]) from error
-    if dict(found.sha256) != record:
-        raise damaged(path, f"the files in {ADAPTER_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
-    return found.folder
-
-
-def _backbone(record: Mapping[str, Any] | None, path: Path) -> Path | None:
-    if record is None:
-        return None
-    if not (path / BACKBONE_NAME).is_dir() or _digests(path / BACKBONE_NAME) != record:
-        raise damaged(path, f"the files in {BACKBONE_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
-    return path / BACKBONE_NAME
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of each file of a folder, by name."""
-    return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.is_file()}

@@ -4,12 +4,15 @@ So a command that needs a bundle says within a moment that there is none, before
 """
 
 import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import BundleError
+from featurecache.backbones.adapter_files import open_adapter
+from featurecache.errors import BundleError, ModelNotFoundError
+from featurecache.files import private_folder, sha256_of_file
 from featurecache.spec import json_object, unsealed
 from heads.clip_rule import ClipRule
 
@@ -19,6 +22,7 @@ FORMAT, FORMAT_WITH_RULES = 4, 5
 3 had no digest of the document, 2 no variance exponent, 1 a single feature space."""
 
 HEAD_NAME, DOCUMENT_NAME = "head.safetensors", "bundle.json"
+ADAPTER_NAME, BACKBONE_NAME = "adapter", "backbone"
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,12 @@ class Stated:
     Attributes:
         labels: Names of the C labels.
         clips: What a clip was when it was fitted; None where that is not known.
-        asked: What the model is asked, as a feature space holds it; None where the head reads the model's states.
+        is_zero_shot: Whether nothing was trained.
     """
 
     labels: tuple[str, ...]
     clips: ClipRule | None
-    asked: Mapping[str, Any] | None
+    is_zero_shot: bool
 
 
 def stated_in(path: Path) -> Stated:
@@ -49,7 +53,7 @@ def stated_in(path: Path) -> Stated:
         return Stated(
             tuple(document["labels"]),
             None if clips is None else ClipRule.from_mapping(clips),
-            first["feature_inputs"].get("asked"),
+            "words" in document or "asked" in first["feature_inputs"],
         )
     except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
         raise damaged(path, f"reading it gave {type(error).__name__}: {error}") from error
@@ -91,3 +95,37 @@ def read_files(path: Path) -> tuple[dict[str, Any], bytes]:
 def damaged(path: Path, found: str) -> BundleError:
     """What is said of a bundle that is not whole."""
     return BundleError(f"a bundle must be whole, but {path} is damaged: {found}. Train again, or restore the folder.")
+
+
+def copy_files(folder: Path, names: Iterable[str], to: Path) -> None:
+    """Copies these files of a folder into a private one."""
+    private_folder(to)
+    for name in names:
+        Path(shutil.copyfile(folder / name, to / name)).chmod(0o600)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a folder, by name."""
+    return {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def adapter_in(path: Path, record: Mapping[str, Any] | None) -> Path | None:
+    """The folder of a bundle's adapter, held against the digests in its document; None where that has none."""
+    if record is None:
+        return None
+    try:
+        found = open_adapter(path / ADAPTER_NAME)
+    except ModelNotFoundError as error:
+        raise damaged(path, str(error).split(". ")[0]) from error
+    if dict(found.sha256) != record:
+        raise damaged(path, f"the files in {ADAPTER_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
+    return found.folder
+
+
+def backbone_in(path: Path, record: Mapping[str, Any] | None) -> Path | None:
+    """The folder of a bundle's own model; as `adapter_in`."""
+    if record is None:
+        return None
+    if not (path / BACKBONE_NAME).is_dir() or file_digests(path / BACKBONE_NAME) != record:
+        raise damaged(path, f"the files in {BACKBONE_NAME} do not have the sha256 that {DOCUMENT_NAME} names")
+    return path / BACKBONE_NAME

@@ -6,13 +6,14 @@ What this is not: the names of head kinds in settings (`settings.py`), or of the
 from heads.settings import HeadKind
 
 FT_C_LORA, TIMESFORMER = "FT-C-LoRA", "TimeSformer"
-ZSC_CO, ZS_B, ZSC_J = "ZSC-CO", "ZS-B", "ZSC-J"
+ZSC_CO, ZS_B, ZSC_J, ZS_TEXT = "ZSC-CO", "ZS-B", "ZSC-J", "ZS-Text"
 
 PAPER_ORDER = (
     TIMESFORMER,
     ZSC_CO,
     ZS_B,
     ZSC_J,
+    ZS_TEXT,
     "FT-LC",
     "FT-MLP",
     "FT-Attention",
@@ -20,7 +21,7 @@ PAPER_ORDER = (
     "FT-Temporal",
     FT_C_LORA,
 )
-"""Rows of the paper's Table 1 from top to bottom; other heads on frozen features stand beside its FT-LC."""
+"""Rows of the paper's Table 1 from top to bottom; scores from words and other heads stand beside what they are like."""
 
 _OF_KIND: dict[HeadKind, str] = {
     "linear": "FT-LC",
@@ -30,11 +31,11 @@ _OF_KIND: dict[HeadKind, str] = {
     "temporal": "FT-Temporal",
 }
 
-_OF_QUESTION = {"zs-b": ZS_B, "zsc-co": ZSC_CO, "zsc-j": ZSC_J}
+_OF_QUESTION = {"zs-b": ZS_B, "zsc-co": ZSC_CO, "zsc-j": ZSC_J, "text": ZS_TEXT}
 
 
 def method_of_question(kind: str) -> str:
-    """The zero-shot method that asks questions of a kind (`featurecache.backbones.asking`)."""
+    """The zero-shot method by its command's name: a kind of question (`featurecache.backbones.asking`), or `text`."""
     return _OF_QUESTION[kind]
 
 

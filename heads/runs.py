@@ -201,6 +201,7 @@ def write_fitted(
     exclusive: Sequence[Sequence[str]] = (),
     adapter: Path | None = None,
     backbone: Path | None = None,
+    words: Mapping[str, Any] | None = None,
     choose_timeline: ChooseTimeline = no_timeline,
 ) -> dict[str, Any]:
     """Writes the run of a head that is fitted, however that was done.
@@ -221,6 +222,7 @@ def write_fitted(
             held-out scores nothing (`heads/scoring/exclusive.py`).
         adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
         backbone: The folder of the model itself, where it is not the project's; the bundle gets a copy.
+        words: As `Bundle`.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
@@ -269,6 +271,7 @@ def write_fitted(
         fitted_on,
         clips,
         kept,
+        words,
     )
     save_bundle(bundle, folder / "bundle", timeline=choose_timeline(bundle, held_out))
     write_document(folder / METRICS_NAMES[held_out.name], metrics)

@@ -1,11 +1,12 @@
 """Small models of every family but LLaVA-NeXT-Video: real classes, random weights, laid out as published."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -91,8 +92,26 @@ def make_timesformer(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     return _save(model, published_layouts.timesformer(IMAGE_PX), folder, seed)
 
 
+TEXT_WORDS = ["a", "photo", "of", "video", "something", "else", "ventilation", "stimulation", "hands", "on", "chest"]
+
+
+def _save_text_tokenizer(folder: Path, kind: str, form: str, fill: str) -> None:
+    """Writes an image-text model's tokenizer of whole words in lower case, as `form` ends and begins a text."""
+    vocabulary = ["<unk>", "<pad>", *TEXT_WORDS, "</s>", "<|startoftext|>", "<|endoftext|>"]
+    ids = {word: k for k, word in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    special = [(word, ids[word]) for word in form.split() if word in ids]
+    backend.post_processor = processors.TemplateProcessing(single=form, special_tokens=special)
+    backend.save(str(folder / "tokenizer.json"))
+    own = {"tokenizer_class": kind, "pad_token": fill, "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+
+
 def make_clip(folder: Path, *, seed: int = 0) -> Path:
-    """A whole CLIP, text tower included."""
+    """A whole CLIP, text tower and tokenizer included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_text_tokenizer(folder, "CLIPTokenizer", "<|startoftext|> $A <|endoftext|>", "<|endoftext|>")
     text = {**_TEXT, "projection_dim": 16, "eos_token_id": 2}
     config = CLIPConfig(text_config=text, vision_config={**_SMALL, "projection_dim": 16}, projection_dim=16)
     return _save(CLIPModel(config), published_layouts.clip(IMAGE_PX), folder, seed)
@@ -105,7 +124,9 @@ def make_clip_vision(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_siglip(folder: Path, *, seed: int = 0) -> Path:
-    """A whole SigLIP, text tower and pooling head included."""
+    """A whole SigLIP, text tower, tokenizer and pooling head included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_text_tokenizer(folder, "SiglipTokenizer", "$A </s>", "</s>")
     config = SiglipConfig(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=_SMALL)
     return _save(SiglipModel(config), published_layouts.siglip(IMAGE_PX), folder, seed)
 
@@ -170,7 +191,9 @@ def make_videoprism(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_videoprism_lvt(folder: Path, *, seed: int = 0) -> Path:
-    """A VideoPrism with auxiliary layers, a pooling head and a text tower."""
+    """A VideoPrism with auxiliary layers, a pooling head, a text tower and its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_text_tokenizer(folder, "VideoPrismTokenizer", "$A", "<pad>")
     text = {**_TEXT, "max_position_embeddings": 8}
     model = VideoPrismClipModel(VideoPrismConfig(vision_config=_PRISM, text_config=text))
     return _save(model, published_layouts.videoprism(IMAGE_PX), folder, seed)

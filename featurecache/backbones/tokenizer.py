@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
@@ -48,21 +49,47 @@ def open_tokenizer(folder: Path, text: Sequence[str], token_id: int, *, family: 
         UnsafeFileError: If it takes more time or memory, or has more tokens, than any tokenizer.
         UnsupportedModelError: If it leaves the choice of tokens to chance.
     """
+    _require(folder, family)
+    _try(folder, text, token_id, _added_texts(folder))
+    with quiet_loading(folder, family):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
+    _refuse_dropout(folder, getattr(tokenizer, "backend_tokenizer", None))
+    return tokenizer
+
+
+def open_encoder(folder: Path, texts: Sequence[str], *, family: str) -> Tokenizer:
+    """The tokenizer.json by itself, without any class of transformers: some of these need further libraries.
+
+    It neither cuts off nor fills up.
+
+    Args:
+        folder: The model's files.
+        texts: What it will encode.
+        family: As `open_tokenizer`, whose errors it raises.
+    """
+    _require(folder, family)
+    _try(folder, [], 0, [*texts, *_added_texts(folder)])
+    tokenizer = Tokenizer.from_file(str(folder / _NAME))
+    _refuse_dropout(folder, tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _require(folder: Path, family: str) -> None:
     if not (folder / _NAME).exists():
         raise ModelNotFoundError(
             f"the folder of a {family} must hold its tokenizer, but {folder} has no {_NAME}. "
             f"Fetch it from the model's repository: {download_command(f'{_NAME} tokenizer_config.json', folder)}"
         )
-    _try(folder, text, token_id, _added_texts(folder))
-    with quiet_loading(folder, family):
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if dropout := getattr(getattr(backend, "model", None), "dropout", None):
+
+
+def _refuse_dropout(folder: Path, tokenizer: Any) -> None:
+    if dropout := getattr(getattr(tokenizer, "model", None), "dropout", None):
         raise UnsupportedModelError(
             f"a tokenizer must make the same tokens of a prompt each time, but {folder / _NAME} sets dropout = "
             f"{dropout}. Set it to null there, as it is after training."
         )
-    return tokenizer
 
 
 def _added_texts(folder: Path) -> list[str]:

@@ -53,7 +53,8 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
-from heads.bundle import ADAPTER_NAME, Bundle, load_bundle
+from heads.bundle import Bundle, load_bundle
+from heads.bundle_files import ADAPTER_NAME
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.engines.fitting import fit_head
@@ -120,8 +121,8 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         UnsupportedModelError: If the model's family cannot continue from stored tokens.
     """
     head = load_bundle(bundle)
-    if head.adapter is not None or head.asked is not None:
-        found = "has an adapter" if head.asked is None else f"is of {head.method}, which reads answers"
+    if head.adapter is not None or head.is_zero_shot:
+        found = f"is of {head.method}, which trains nothing" if head.is_zero_shot else "has an adapter"
         raise BundleError(
             f"fine-tuning must start from a head on the model's states as it is, but {bundle} {found}. "
             "Give the bundle of featurecache tune."

@@ -21,7 +21,7 @@ from featurecache.spec import json_object
 from featurecache.store.index import Damage
 from featurecache.store.reader import Space
 from heads.evaluation_log import EvaluationLog, read_evaluation_log
-from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J, method_of_head
+from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZS_TEXT, ZSC_CO, ZSC_J, method_of_head
 from heads.runs import METRICS_NAMES
 from heads.search.study import JOURNAL_NAME
 from heads.settings import HeadKind
@@ -36,6 +36,7 @@ _METHOD_OF_FOLDER = {
     "zeroshot-zs-b": ZS_B,
     "zeroshot-zsc-co": ZSC_CO,
     "zeroshot-zsc-j": ZSC_J,
+    "zeroshot-text": ZS_TEXT,
 }
 
 

@@ -57,7 +57,9 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine;
 SuggestedOrder = Annotated[
     str, typer.Option("--order", help="random; doubt; suggested: doubt and novelty, rare labels first, over sessions.")
 ]
-ZeroShotMethod = Annotated[str, typer.Argument(help="zs-b: yes or no for each label; zsc-co: a list; zsc-j: captions.")]
+ZeroShotMethod = Annotated[
+    str, typer.Argument(help="zs-b: yes or no for each label; zsc-co: a list; zsc-j: captions; text: words.")
+]
 AskedLabels = Annotated[str | None, typer.Option("--labels", help="Ask about these labels alone: a,b,c.")]
 Samples = Annotated[
     int, typer.Option(min=0, max=64, help="Of zsc-co: also draw so many answers of each clip, to see their spread.")

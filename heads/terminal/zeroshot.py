@@ -10,7 +10,7 @@ from heads.terminal.training import trained_run
 
 if TYPE_CHECKING:
     from featurecache.extraction.plan import Plan
-    from heads.workflow.zeroshot import ZeroShotReport
+    from heads.workflow.zeroshot_report import ZeroShotReport
 
 
 def asking_lines(plan: "Plan") -> Iterator[Piece]:
@@ -53,6 +53,19 @@ def zeroshot_report(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
 
 def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
     clips = audit["n_clips"]
+    if "words" in audit:
+        rows = [
+            [
+                one["label"],
+                str(one["wordings"]),
+                f"{one['mean_score']:.2g}",
+                *("-" if one[name] is None else str(one[name]) for name in ("above_half", "nearer_than_not")),
+            ]
+            for one in audit["words"]
+        ]
+        headings = ["label", "wordings", "mean score", "clips above 0.5", 'nearer than its "not" words']
+        yield plain_table(f"Words against {counted(clips, 'clip')}", headings, rows)
+        return
     if "questions" in audit:
         rows = [
             [
@@ -157,7 +170,7 @@ def _controls(controls: Mapping[str, Any], out_of_fold: Mapping[str, Any]) -> It
     rows = [
         ["the answers; wordings and thresholds fitted to them", score(controls["answers"])],
         ["the answers; wordings chosen out of fold", score(out_of_fold["macro_f1"])],
-        ["the free answers, as they are", score(controls["free_answers"])],
+        ["the free answers (of words: scores at 0.5), as they are", score(controls["free_answers"])],
     ]
     if drawn := controls["drawn_lists"]:
         spread = f"{min(drawn):.2f} to {max(drawn):.2f}"

@@ -217,7 +217,7 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
         OutdatedTableError: If its clips are of another length than the settings say.
     """
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    if bundle.asked is not None and set(bundle.labels) <= set(table.labels):
+    if bundle.is_zero_shot and set(bundle.labels) <= set(table.labels):
         table = table.of_labels(bundle.labels)
     rule = ClipRule.of(project)
     rule.check_table(table)
@@ -242,7 +242,7 @@ def exclusive_labels(project: Project, bundle: Bundle | Stated) -> tuple[tuple[s
         TimelineError: If a rule names a label that there is not.
     """
     groups = timeline_rules(project).exclusive
-    if bundle.asked is not None:
+    if bundle.is_zero_shot:
         groups = tuple(tuple(label for label in group if label in bundle.labels) for group in groups)
         groups = tuple(group for group in groups if len(group) > 1)
     exclusive_groups(groups, bundle.labels)

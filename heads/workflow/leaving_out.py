@@ -56,7 +56,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
             f"leaving sessions out refits a head alone, but {folder} has {found}, which saw them all. "
             "Evaluate it on the test split."
         )
-    if head.asked is not None:
+    if head.is_zero_shot:
         raise BundleError(
             f"leaving sessions out refits a head, but {folder} is of {head.method}, which fits none. "
             "Its thresholds are out-of-fold already: evaluate it on the test split."

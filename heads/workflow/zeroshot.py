@@ -14,8 +14,8 @@ Nothing of the test split is scored here.
 import csv
 import io
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from featurecache.extraction.failures import known_failures
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
+from featurecache.extraction.words import JOINT_FEATURE
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project, parse_section
 from featurecache.spelling import visible
@@ -43,7 +44,8 @@ from heads.data import KeptSplit
 from heads.loading import load_split, read_features
 from heads.timelines.rules import checked_rules
 from heads.workflow.data import run_folder
-from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
+from heads.workflow.training import TimelineChoice, finished_run
+from heads.workflow.zeroshot_report import ZeroShotReport
 from heads.zeroshot.lists import Rules, check_rules
 from heads.zeroshot.prompts import (
     METHODS,
@@ -56,73 +58,7 @@ from heads.zeroshot.prompts import (
 from heads.zeroshot.settings import ZeroshotSettings
 
 if TYPE_CHECKING:
-    from featurecache.extraction.forecast import Forecast
     from heads.zeroshot.methods import Numbers, ZeroShot
-
-
-@dataclass(frozen=True, eq=False)
-class ZeroShotReport:
-    """What asking found and did.
-
-    Attributes:
-        method: `zs-b`, `zsc-co` or `zsc-j`.
-        labels: The labels that were asked about.
-        prompts_written: Files of prompts that were made, to be edited.
-        prompts_unread: What is wrong with each file beside them that is not read.
-        plan: What there was to ask.
-        outcome: What was asked; None for a dry run.
-        forecast: What it will take; None unless this was a dry run with something to do.
-        judging_s: What the judge will take besides; None unless forecast, and of a served one.
-        answers: `answers.csv`; None where nothing was answered yet.
-        audit: What the free answers are like.
-        controls: What the scores on training and validation sessions are to be held against; None without labels.
-        bundle: The written bundle; None where clips are still to be asked about.
-        run: The run with its out-of-fold scores; None without a labelled clip.
-        crashes: Processes that ended without a result.
-    """
-
-    method: str
-    labels: tuple[str, ...]
-    prompts_written: tuple[Path, ...]
-    prompts_unread: tuple[str, ...]
-    plan: Plan
-    outcome: Extraction | None
-    forecast: "Forecast | None"
-    answers: Path | None = None
-    audit: Mapping[str, Any] | None = None
-    controls: Mapping[str, Any] | None = None
-    bundle: Path | None = None
-    run: TrainedRun | None = None
-    judging_s: float | None = None
-    crashes: tuple[WorkerCrash, ...] = ()
-
-    @property
-    def failed(self) -> int:
-        """Clips that could not be asked about."""
-        return len(self.plan.failures if self.outcome is None else self.outcome.failures)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The document of `featurecache zeroshot --json`."""
-        document: dict[str, Any] = {
-            "method": self.method,
-            "labels": list(self.labels),
-            "prompts_written": [str(path) for path in self.prompts_written],
-            "prompts_unread": list(self.prompts_unread),
-            "planned": self.plan.planned,
-            "present": self.plan.present,
-            "todo": self.plan.todo,
-            "failed": [asdict(one) for one in (self.outcome or self.plan).failures],
-            "forecast": None if self.forecast is None else asdict(self.forecast),
-            "judging_s": self.judging_s,
-            "answers": self.answers,
-            "audit": self.audit,
-            "controls": self.controls,
-            "bundle": self.bundle,
-        }
-        if self.outcome is not None:
-            document |= {"asked": self.outcome.progress.extracted, "elapsed_s": self.outcome.progress.elapsed_s}
-            document["deaths"] = [asdict(crash) for crash in self.crashes]
-        return document | ({} if self.run is None else {"run": self.run.to_mapping()})
 
 
 def zero_shot(
@@ -144,8 +80,8 @@ def zero_shot(
 
     Args:
         project: The project; its clip table must exist.
-        method: `zs-b` (a yes/no question for each label), `zsc-co` (a list of labels) or `zsc-j` (a caption, and a
-            language model that judges it).
+        method: `zs-b` (a yes/no question for each label), `zsc-co` (a list of labels), `zsc-j` (a caption, and a
+            language model that judges it) or `text` (words held against the clips' embeddings; for image-text models).
         labels: Ask about these labels alone; None: about all.
         limit: Ask about at most this many clips more.
         dry_run: Check the prompts, forecast time, memory and disk, and ask nothing.
@@ -160,7 +96,7 @@ def zero_shot(
     Raises:
         UsageError: If there is no such method, a label is not one of the clip table's, or the method takes no samples.
         SettingsError: If a prompt, a label or a rule cannot be asked.
-        UnsupportedModelError: If the model cannot be asked in words.
+        UnsupportedModelError: If the model cannot be asked in words, or for `text` has no text tower.
         FeatureCacheError: As `featurecache.extraction.plan.plan_extraction` and `run_plan`.
     """
     if method not in METHODS:
@@ -287,6 +223,14 @@ def _prepared(
     allow_download: bool,
 ) -> "tuple[list[Path], ZeroShot]":
     """Prompts that were written, and the method with its checked prompts."""
+    recordings = sorted({clip.recording for clip in table.clips})
+    if method == "text":
+        from featurecache.extraction.words import ProjectWords
+        from heads.zeroshot.words import prepare_words
+
+        tower = ProjectWords(project, allow_download=allow_download)
+        written = write_defaults(project.prompts, method, table.labels, ("", ""))
+        return written, prepare_words(tower, project.prompts, table.labels, recordings)
     from featurecache.backbones.asking import ANSWERING, check_can_answer
     from featurecache.backbones.wording import Wording
     from heads.zeroshot.methods import prepare_lists, prepare_yes_no
@@ -297,7 +241,6 @@ def _prepared(
     way: Any = {"frames": features.frames, "resize": features.resize, "clip_s": clip_s}
     wording = Wording(open_inputs(model, prompt="<video>", **way))
     written = write_defaults(project.prompts, method, table.labels, ANSWERING[model_type])
-    recordings = sorted({clip.recording for clip in table.clips})
     if method == "zs-b":
         return written, prepare_yes_no(wording, project.prompts, table.labels, recordings)
     settings = parse_section(project.settings.zeroshot, ZeroshotSettings, "zeroshot")
@@ -344,7 +287,7 @@ def _forecast(project: Project, plan: Plan, report: ZeroShotReport) -> ZeroShotR
 
 def _names(asking: "ZeroShot") -> list[str]:
     """The taps of a method as selected features."""
-    return [f"{tap}/mean" for tap in asking.asked.widths]
+    return [JOINT_FEATURE] if asking.asked is None else [f"{tap}/mean" for tap in asking.asked.widths]
 
 
 def _answers(project: Project, plan: Plan, table: ClipTable) -> "tuple[list[str], Numbers]":

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from featurecache.backbones import open_backbone
-from featurecache.backbones.asking import AskedInputs
 from featurecache.backbones.captioning import CAPTION_TAP, JUDGED_TAP
+from featurecache.backbones.pooling import pool
 from featurecache.device import device_of
 from featurecache.errors import UnansweredError
 from featurecache.extraction.plan import Plan
@@ -71,11 +71,11 @@ class Beside:
 
     def _about_black(self) -> dict[str, list[float]]:
         features, inputs = self._project.settings.features, self._plan.model.open()
-        assert isinstance(inputs, AskedInputs)  # noqa: S101  # the plan was made with questions
+        taps = [space.tap for space in self._plan.spaces.values()]
         backbone = open_backbone(inputs, dtype=features.dtype, device=device_of(self._project.settings.extract.device))
         pixels = torch.zeros(inputs.frames, inputs.image_px, inputs.image_px, 3, dtype=torch.uint8)
-        encoded = backbone.encode_frames(backbone.normalize(pixels), list(inputs.taps))[None]
-        answers = {tap: one.tokens[0, 0, 0].tolist() for tap, one in backbone.states(encoded, list(inputs.taps))}
+        encoded = backbone.encode_frames(backbone.normalize(pixels), taps)[None]
+        answers = {tap: pool(states, "mean")[0].tolist() for tap, states in backbone.states(encoded, taps)}
         if isinstance(self._asking, Judged):
             asked = self._asking.asked
             (caption,) = caption_texts(self._asking.wording, np.array([answers[CAPTION_TAP]]))

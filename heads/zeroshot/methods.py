@@ -1,6 +1,7 @@
 """A zero-shot method as the command runs it: what it asks, how its cached answers are read, and what it reports.
 
-`prepare_yes_no` and `prepare_lists` check prompts and labels before any weight is loaded. The object they give turns
+`prepare_yes_no` and `prepare_lists` check prompts and labels before any weight is loaded, as do `judged.py` and
+`words.py`. The object they give turns
 cached numbers into candidate scores, heads that a bundle holds, an audit, and the rows of `answers.csv`.
 """
 
@@ -44,8 +45,8 @@ class ZeroShot(Protocol):
         ...
 
     @property
-    def asked(self) -> Asked:
-        """What the model is asked."""
+    def asked(self) -> Asked | None:
+        """What the model is asked; None where words are held against the tap `joint`."""
         ...
 
     @property
@@ -85,6 +86,11 @@ class ZeroShot(Protocol):
     def prompts(self) -> list[dict[str, Any]]:
         """The prompts as they were asked, JSON-ready."""
         ...
+
+
+def kind_of(asking: ZeroShot) -> str:
+    """A method by its command's name."""
+    return "text" if asking.asked is None else asking.asked.kind
 
 
 @dataclass(frozen=True, eq=False)

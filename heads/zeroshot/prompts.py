@@ -1,11 +1,12 @@
 """Prompts as files that people write.
 
 `prompts/zs-b/<label>.txt`, `prompts/zsc-co/prompt.txt`; `prompts/zsc-j/caption.txt`, and there `<label>.txt`, which a
-judge is asked about `{caption}`.
+judge is asked about `{caption}`; `prompts/text/<label>.txt`, words alone.
 
 A file holds one wording or several, a line `---` between them; a wording after a line `--- not` asks for the opposite
-and is a control, never scored. `{label}` is the label as people say it; a list's prompt has `{labels}` and `{rules}`.
-Where a method has no folder of prompts, ones that follow the model's chat template are written, to be edited.
+and is a control, never scored (of words: what the label's compete with). `{label}` is the label as people say it; a
+list's prompt has `{labels}` and `{rules}`. Where a method has no folder of prompts, ones that follow the model's chat
+template are written, to be edited.
 
 Checked before a model is loaded: every label has its file, placeholders are known, the video stands once, and no
 prompt names a recording.
@@ -23,7 +24,7 @@ from featurecache.files import private_folder, write_private
 from featurecache.spelling import caseless, composed, visible
 from heads.zeroshot.lists import Rules, spoken
 
-METHODS = ("zs-b", "zsc-co", "zsc-j")
+METHODS = ("zs-b", "zsc-co", "zsc-j", "text")
 LIST_NAME, CAPTION_NAME = "prompt.txt", "caption.txt"
 _SEPARATOR = re.compile(r"^---[ \t]*(not)?[ \t]*$\n?", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -53,15 +54,20 @@ JUDGE_WORDING = (
 )
 
 
+TEXT_WORDINGS = ("a photo of {label}", "a video of {label}", "{label}")
+NOT_WORDINGS = ("a photo", "a video of something else")
+"""Image-text models do not understand a negation: what stands here is what is seen without the label."""
+
+
 @dataclass(frozen=True)
 class Question:
-    """One question about one label.
+    """One question about one label, or words for it.
 
     Attributes:
         label: The label.
         wording: Its place among the label's wordings, from 0; of a negation its place among those.
         is_negated: Whether yes means that the label is off.
-        prompt: The words, around `<video>`.
+        prompt: The words, around `<video>` where a video language model is asked.
     """
 
     label: str
@@ -80,9 +86,9 @@ def write_defaults(folder: Path, method: str, labels: Sequence[str], chat: tuple
 
     Args:
         folder: The folder of prompts.
-        method: `zs-b`, `zsc-co` or `zsc-j`.
+        method: One of `METHODS`.
         labels: The labels that are asked about.
-        chat: What the model's chat template puts before and after a question, `<video>` included.
+        chat: What the model's chat template puts before and after a question, `<video>` included; unused by `text`.
 
     Returns:
         The files that were written; none where the folder was there.
@@ -99,6 +105,9 @@ def write_defaults(folder: Path, method: str, labels: Sequence[str], chat: tuple
     elif method == "zsc-j":
         texts = {CAPTION_NAME: f"{before}{CAPTION_WORDING}{after}\n"}
         texts |= {file_name(label): f"{JUDGE_WORDING}\n" for label in labels}
+    elif method == "text":
+        words = "\n---\n".join(TEXT_WORDINGS) + "".join(f"\n--- not\n{one}" for one in NOT_WORDINGS) + "\n"
+        texts = {file_name(label): words for label in labels}
     private_folder(own)
     for name, text in texts.items():
         write_private(own / name, text.encode())
@@ -119,13 +128,13 @@ def read_questions(
         folder: The folder of prompts.
         labels: The labels that are asked about.
         recordings: Names of recordings, none of which may stand in a prompt.
-        method: `zs-b`, or `zsc-j`, whose questions keep `{caption}`.
+        method: `zs-b`, `zsc-j`, whose questions keep `{caption}`, or `text`, whose words hold no video.
 
     Raises:
         SettingsError: If a label has no file or no wording, a placeholder is unknown, a prompt names a recording, or
-            one about a caption does not hold it once.
+            one about a caption does not hold it once, or words hold a video.
     """
-    about_caption = method == "zsc-j"
+    about_caption, is_alone = method == "zsc-j", method == "text"
     found = []
     names = sorted(recordings)
     for label in labels:
@@ -138,11 +147,15 @@ def read_questions(
         text = _read(path, f"every label must have its question, but {label} has none: there is no {path}")
         for is_negated, wordings in _wordings(text).items():
             if not wordings and not is_negated:
-                around = "{caption}" if about_caption else "<video>"
-                raise SettingsError(f"{path} must hold a question, but it is empty. Write one, around {around}.")
+                around = "of words alone" if is_alone else f"around {'{caption}' if about_caption else '<video>'}"
+                raise SettingsError(f"{path} must hold a question, but it is empty. Write one, {around}.")
             for number, wording in enumerate(wordings):
                 kept = {"caption": "{caption}"} if about_caption else {}
                 prompt = _filled(wording, {"label": spoken(label), **kept}, path)
+                if is_alone and "<video>" in prompt:
+                    raise SettingsError(
+                        f"words must stand alone, but {path} holds <video>, which a text tower never sees. Take it out."
+                    )
                 if about_caption and (prompt.count("{caption}") != 1 or "<video>" in prompt):
                     raise SettingsError(
                         f"a judge's question must hold {{caption}} once and no <video>, which it never sees, but in "
@@ -150,7 +163,7 @@ def read_questions(
                     )
                 _refuse_names(prompt, names, path)
                 found.append(Question(label, number, is_negated, prompt))
-                if not about_caption:
+                if not about_caption and not is_alone:
                     require_one_video(prompt, f"{path}, {found[-1].name},")
     return found
 
@@ -202,11 +215,11 @@ def unread_files(folder: Path, method: str, labels: Sequence[str]) -> list[str]:
 
     Args:
         folder: The folder of prompts.
-        method: `zs-b`, `zsc-co` or `zsc-j`.
+        method: One of `METHODS`.
         labels: All labels there are, those that are not asked about included.
     """
     of_labels = {composed(file_name(label)) for label in labels}
-    read = {"zs-b": of_labels, "zsc-co": {LIST_NAME}, "zsc-j": {CAPTION_NAME, *of_labels}}[method]
+    read = {"zsc-co": {LIST_NAME}, "zsc-j": {CAPTION_NAME, *of_labels}}.get(method, of_labels)
     by_spelling = {caseless(label): label for label in labels}
     found = []
     for path in sorted((folder / method).iterdir()):

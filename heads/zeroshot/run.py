@@ -24,7 +24,8 @@ from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1
 from heads.settings import HeadSettings
 from heads.zeroshot.choosing import Choice, choose
 from heads.zeroshot.controls import controls_document
-from heads.zeroshot.methods import Numbers, ZeroShot
+from heads.zeroshot.methods import Numbers, ZeroShot, kind_of
+from heads.zeroshot.words import Words
 
 
 def write_zero_shot_run(
@@ -74,11 +75,12 @@ def write_zero_shot_run(
         clips=clips,
         fitted_on=spans_of(data.clip_ids or ()),
         of_run={
-            "method": method_of_question(asking.asked.kind),
+            "method": method_of_question(kind_of(asking)),
             "prompts": asking.prompts(),
             "audit": dict(audit),
         },
         exclusive=exclusive,
+        words=_words(asking),
         choose_timeline=choose_timeline,
     )
     controls = controls_document(
@@ -106,10 +108,11 @@ def write_unsure_run(
     thresholds = np.full(len(asking.labels), DEFAULT_THRESHOLD)
     settings = HeadSettings(inputs=name, normalization="none")
     private_folder(folder)
-    bundle = Bundle(head, asking.labels, thresholds, settings, (spaces[name],), tool_versions(), clips=clips)
+    made_by, made_of = tool_versions(), (spaces[name],)
+    bundle = Bundle(head, asking.labels, thresholds, settings, made_of, made_by, clips=clips, words=_words(asking))
     save_bundle(bundle, folder / "bundle")
     best = {
-        "method": method_of_question(asking.asked.kind),
+        "method": method_of_question(kind_of(asking)),
         "settings": settings.to_mapping(),
         "inputs": name,
         "fingerprints": {name: spaces[name].fingerprint},
@@ -121,6 +124,13 @@ def write_unsure_run(
     }
     write_document(folder / "best.json", best)
     return best
+
+
+def _words(asking: ZeroShot) -> dict[str, Any] | None:
+    """What a bundle says of the words that made its head; None of a model that was asked."""
+    if not isinstance(asking, Words):
+        return None
+    return {"fingerprint": asking.tower.fingerprint, "prompts": asking.prompts()}
 
 
 def _choices(choice: Choice, names: list[str], labels: tuple[str, ...]) -> dict[str, Any]:

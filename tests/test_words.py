@@ -1,0 +1,234 @@
+"""Labels given as words: text vectors and logits against the plain models, and `zeroshot text` in a project."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import CLIPModel, SiglipModel, VideoPrismClipModel
+from typer.testing import CliRunner
+
+import cli
+from featurecache import FeatureCache, open_project
+from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.text_tower import TextTower
+from featurecache.clips.csv_file import read_table
+from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
+from featurecache.extraction.words import ProjectWords
+from featurecache.files import sha256_of_file
+from featurecache.project.settings import Project
+from featurecache.video.sampling import ClipFrames, read_clips
+from heads import load_bundle
+from tests.projects import LABELS, make_project, make_table
+from tests.tiny_families import make_clip, make_clip_vision, make_dinov2, make_siglip, make_videoprism_lvt
+from tests.tiny_models import pixels_of
+
+TEXTS = ["a photo of ventilation", "Hands on a chest", "something else"]
+WHOLE: dict[str, tuple[Callable[..., Path], Any]] = {
+    "clip": (make_clip, CLIPModel),
+    "siglip": (make_siglip, SiglipModel),
+    "videoprism": (make_videoprism_lvt, VideoPrismClipModel),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("whole")
+    return {name: make(root / name) for name, (make, _) in WHOLE.items()}
+
+
+def _plain_inputs(folder: Path) -> dict[str, Tensor]:
+    """All texts as the model's own processor lays them out: one length for all, filled up at the end."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [encoder.encode(text).ids for text in TEXTS]
+    length = {"clip": max(map(len, ids)), "siglip": 64, "videoprism": 8}[kind]
+    fill = encoder.token_to_id(json.loads((folder / "tokenizer_config.json").read_text())["pad_token"])
+    told = {"input_ids": torch.tensor([one + [fill] * (length - len(one)) for one in ids])}
+    if kind != "siglip":
+        told["attention_mask"] = torch.tensor([[1] * len(one) + [0] * (length - len(one)) for one in ids])
+    return told
+
+
+def _plain(name: str, folder: Path, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Text vectors (Q, D), and of each of B clips (B, T, 3, px, px) the mean of its frames' logits (B, Q)."""
+    model = WHOLE[name][1].from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        if name == "videoprism":
+            out = model(pixel_values_videos=pixels, **_plain_inputs(folder))
+            return out.text_embeds, out.video_embeds @ out.text_embeds.T
+        out = model(pixel_values=pixels.flatten(0, 1), **_plain_inputs(folder))
+    return out.text_embeds, out.logits_per_image.unflatten(0, pixels.shape[:2]).mean(dim=1)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_vectors_and_logits_equal_those_of_the_plain_model(folders: dict[str, Path], name: str) -> None:
+    pixels = torch.randn(3, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tower = TextTower(folders[name])
+    ours, (scale, bias) = tower.embed(TEXTS), tower.scale_and_bias
+    plain, logits = _plain(name, folders[name], pixels)
+    assert (plain[0] - plain[1]).norm() > 0.1
+    assert (ours - plain).abs().max() <= 1e-5
+    backbone = open_backbone(
+        open_inputs(folders[name], prompt="", frames=4, resize="model"), dtype="float32", device="cpu"
+    )
+    encoded = backbone.encode_frames(pixels.flatten(0, 1), ["joint"]).unflatten(0, (3, 4))
+    ((_, states),) = backbone.states(encoded, ["joint"])
+    assert (scale * states.tokens.mean(dim=(1, 2)) @ ours.T + bias - logits).abs().max() <= 1e-5
+
+
+def test_fingerprint_of_words_changes_with_weights_and_tokenizer_but_not_with_the_processor(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def identity(folder: Path) -> dict[str, Any]:
+        return TextTower(folder).identity(sha256_of_file)
+
+    base = identity(folders["clip"])
+    assert json.loads(json.dumps(base)) == base
+    assert identity(make_clip(tmp_path / "other", seed=1)) != base
+    copy = shutil.copytree(folders["clip"], tmp_path / "copy")
+    (copy / "preprocessor_config.json").write_text((copy / "preprocessor_config.json").read_text() + "\n")
+    assert identity(copy) == base
+    (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + "\n")
+    assert identity(copy) != base
+
+
+@pytest.mark.parametrize("make", [make_dinov2, make_clip_vision])
+def test_a_model_without_a_text_tower_is_refused_by_name(tmp_path: Path, make: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="need a model with a text tower"):
+        TextTower(make(tmp_path / "model"))
+
+
+def test_texts_that_are_too_long_or_empty_are_refused_and_never_cut_off(folders: dict[str, Path]) -> None:
+    for text, count in (("video " * 9, 9), (" ", 0)):
+        with pytest.raises(SettingsError, match=rf"must have 1 to 8 of the model's tokens, but .* has {count}"):
+            TextTower(folders["videoprism"]).embed([text])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "found"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), ModelNotFoundError, "no tokenizer.json"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), UnsupportedModelError, "no pad_token"),
+        (lambda folder: _smaller_vocabulary(folder), UnsupportedModelError, "makes token 13 where the text tower"),
+    ],
+    ids=["no tokenizer", "nothing to fill up with", "another model's tokenizer"],
+)
+def test_a_folder_whose_tokenizer_does_not_serve_is_refused(
+    folders: dict[str, Path], tmp_path: Path, spoil: Any, error: type[Exception], found: str
+) -> None:
+    folder = shutil.copytree(folders["siglip"], tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(error, match=found):
+        TextTower(folder).embed(TEXTS)
+
+
+def _smaller_vocabulary(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 12
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _project(tmp_path: Path, model: Path) -> Project:
+    project = make_project(tmp_path / "project", model, sessions=5, features='select = ["final/mean"]')
+    make_table(project)
+    return project
+
+
+def _run(project: Project, *arguments: str, code: int = 0) -> Any:
+    done = CliRunner().invoke(cli.app, [*arguments, "--config", str(project.root), "--json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_zeroshot_text_scores_clips_as_the_plain_model_does_and_joins_the_other_runs(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    project = _project(tmp_path, folders[name])
+    planned = _run(project, "zeroshot", "text", "--dry-run")
+    assert planned["todo"] == 20
+    assert planned["forecast"] is not None
+    assert not (project.state / "words").exists()
+    for label, words in zip(LABELS, TEXTS, strict=False):
+        (project.prompts / "text" / f"{label}.txt").write_text(f"{words}\n--- not\n{TEXTS[2]}\n")
+    report = _run(project, "zeroshot", "text")
+    assert report["asked"] == 20
+    assert report["audit"]["n_clips"] == 20
+    assert report["controls"]["black_video"] is not None
+    assert [one["label"] for one in report["audit"]["words"]] == list(LABELS)
+
+    bundle = load_bundle(project.runs / "zeroshot-text" / "bundle")
+    assert bundle.method == "ZS-Text"
+    assert bundle.words is not None
+    clip = read_table(project.clips).clips[3]
+    (read,) = read_clips(project.videos / clip.recording, [(clip.start_us, clip.end_us)], 4)
+    assert isinstance(read, ClipFrames)
+    backbone = open_backbone(
+        open_inputs(folders[name], prompt="", frames=4, resize="model"), dtype="float32", device="cpu"
+    )
+    _, logits = _plain(name, folders[name], pixels_of(backbone, read.frames)[None])
+    expected = logits[0, :2] if name == "siglip" else logits[0, :2] - logits[0, 2]
+    X = FeatureCache.open(project.cache).load([clip.clip_id], "joint", "mean")
+    with torch.no_grad():
+        assert (bundle.head(torch.from_numpy(X))[0] - expected).abs().max() <= 1e-5
+
+    _run(project, "evaluate", str(project.runs / "zeroshot-text" / "bundle"))
+    compared = _run(project, "compare")
+    assert [row["method"] for row in compared["rows"]] == ["ZS-Text"]
+    _run(project, "report")
+    again = _run(project, "zeroshot", "text")
+    assert again["asked"] == 0
+    assert again["controls"] == report["controls"]
+
+
+def test_zeroshot_text_needs_no_label_and_takes_any_words(folders: dict[str, Path], tmp_path: Path) -> None:
+    project = _project(tmp_path, folders["siglip"])
+    settings = project.root / "featurecache.toml"
+    settings.write_text(
+        settings.read_text().replace("annotations =", "# annotations =").replace("labels =", "# labels =")
+    )
+    make_table(open_project(project.root))
+    report = _run(open_project(project.root), "zeroshot", "text", "--labels", "hands,chest")
+    assert report["labels"] == ["hands", "chest"]
+    assert load_bundle(Path(report["bundle"])).labels == ("hands", "chest")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a photo", "must have words for when the label is off"),
+        ("<video> a photo\n--- not\na video", "words must stand alone"),
+        ("a photo " * 50 + "\n--- not\na video", "1 to 77 of the model's tokens"),
+        ("--- not\na video", "must hold a question"),
+    ],
+)
+def test_zeroshot_text_refuses_words_that_cannot_be_scored_before_anything_is_computed(
+    folders: dict[str, Path], tmp_path: Path, text: str, found: str
+) -> None:
+    project = _project(tmp_path, folders["clip"])
+    for label in LABELS:
+        path = project.prompts / "text" / f"{label}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert found in " ".join(_run(project, "zeroshot", "text", code=1).split())
+    assert not project.cache.exists()
+
+
+def test_vectors_are_remembered_and_computed_again_where_the_memo_is_damaged(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "project", folders["siglip"], sessions=1)
+    first = ProjectWords(project).vectors(TEXTS)
+    (memo,) = (project.state / "words").iterdir()
+    assert not any(word in memo.read_text() for text in TEXTS for word in text.split() if len(word) > 4)
+    assert memo.stat().st_mode & 0o777 == 0o600
+    for content in (memo.read_text(), memo.read_text().replace("0.1", "0.2", 1), "{"):
+        memo.write_text(content)
+        assert np.array_equal(ProjectWords(project).vectors(TEXTS), first)
