@@ -564,6 +564,25 @@ def neighbours(
     return finish(screen, found, shown.duplicated(found), code=FAILED if found.pairs else DONE)
 
 
+@command("find", example='featurecache find "hands on the chest" --top 20 --out hits.csv')
+def find(
+    words: Annotated[str, typer.Argument(help="What to search for, as one would describe a picture of it.")],
+    top: Annotated[int, typer.Option(min=1, help="Hits wanted; none overlaps a better one.")] = 20,
+    out: options.HitsFile = None,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
+) -> int:
+    """Search the recordings by words, with CLIP and the like.
+
+    By the similarity of cached embeddings (joint/mean) to the words; nothing is extracted.
+    """
+    from featurecache.terminal.finding import hits
+    from featurecache.workflow.finding import find
+
+    found = find(project_of(config), words, top=top, out=out)
+    return finish(Screen(as_json), found, hits(found))
+
+
 # --- looking after it -------------------------------------------------------------------------------
 
 

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from featurecache.workflow.clips import make_clips
     from featurecache.workflow.demo import make_demo
     from featurecache.workflow.extraction import extract
+    from featurecache.workflow.finding import find
 
 __all__ = [
     "FeatureCache",
     "FeatureCacheError",
     "FeatureSpace",
     "extract",
+    "find",
     "make_clips",
     "make_demo",
     "open_project",
@@ -32,6 +34,7 @@ _HOMES = {
     "FeatureCacheError": "featurecache.errors",
     "FeatureSpace": "featurecache.spec",
     "extract": "featurecache.workflow.extraction",
+    "find": "featurecache.workflow.finding",
     "make_clips": "featurecache.workflow.clips",
     "make_demo": "featurecache.workflow.demo",
     "open_project": "featurecache.project.settings",

@@ -1,5 +1,6 @@
-"""Labels given as words: text vectors and logits against the plain models, and `zeroshot text` in a project."""
+"""Words: text vectors and logits against the plain models, `zeroshot text` and `find` in a project."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from transformers import CLIPModel, SiglipModel, VideoPrismClipModel
 from typer.testing import CliRunner
 
 import cli
-from featurecache import FeatureCache, open_project
+from featurecache import FeatureCache, find, open_project
+from featurecache.annotations import predicted_intervals, read_csv, read_eaf
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.text_tower import TextTower
 from featurecache.clips.csv_file import read_table
@@ -232,3 +234,57 @@ def test_vectors_are_remembered_and_computed_again_where_the_memo_is_damaged(
     for content in (memo.read_text(), memo.read_text().replace("0.1", "0.2", 1), "{"):
         memo.write_text(content)
         assert np.array_equal(ProjectWords(project).vectors(TEXTS), first)
+
+
+@pytest.fixture(scope="module")
+def searchable(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project of overlapping clips whose joint embeddings are cached."""
+    root = tmp_path_factory.mktemp("find") / "project"
+    project = make_project(root, folders["siglip"], sessions=3, features='select = ["joint/mean", "joint/frames"]')
+    settings = root / "featurecache.toml"
+    settings.write_text(settings.read_text().replace("stride_s = 1", "stride_s = 0.5"))
+    project = open_project(root)
+    make_table(project)
+    _run(project, "extract")
+    return project
+
+
+def test_find_lists_the_clips_nearest_to_the_words_none_overlapping_a_better_one(
+    folders: dict[str, Path], searchable: Project
+) -> None:
+    cache, clips = FeatureCache.open(searchable.cache), read_table(searchable.clips).clips
+    frames = cache.load([clip.clip_id for clip in clips], "joint", "frames")
+    by_hand = frames @ TextTower(folders["siglip"]).embed(["hands on chest"])[0].numpy()  # (N, T)
+    best = max(clips, key=lambda clip: by_hand[clips.index(clip)].mean())
+    found = find(searchable, "hands on chest", top=5)
+    assert found.searched == len(clips) > 15
+    assert len(found.hits) == 5
+    assert found.hits[0].clip_id == best.clip_id
+    assert found.hits[0].similarity == pytest.approx(by_hand[clips.index(best)].mean(), abs=1e-5)
+    assert [hit.similarity for hit in found.hits] == sorted((hit.similarity for hit in found.hits), reverse=True)
+    every = find(searchable, "hands on chest", top=1000).hits
+    for one, other in itertools.combinations(every, 2):
+        assert one.recording != other.recording or one.end_us <= other.start_us or other.end_us <= one.start_us
+
+
+def test_hits_become_a_table_of_annotations_or_predicted_elan_files_and_replace_nothing(
+    searchable: Project, tmp_path: Path
+) -> None:
+    document = _run(searchable, "find", "hands on chest", "--top", "6", "--out", str(tmp_path / "hits.csv"))
+    table = read_csv(tmp_path / "hits.csv")
+    assert len(table.rows) == 6 == len(document["hits"])
+    assert {row.label for row in table.rows} == {"hands on chest"}
+    document = _run(searchable, "find", "hands on chest", "--top", "6", "--out", str(tmp_path / "hits.eaf"))
+    recordings = sorted({hit["recording"] for hit in document["hits"]})
+    assert [Path(path).name for path in document["written"]] == [f"hits.{one}.predicted.eaf" for one in recordings]
+    shown = [one for path in document["written"] for one in predicted_intervals(read_eaf(Path(path)), time_origin_ms=0)]
+    assert len(shown) == 6
+    assert {one.label for one in shown} == {"hands on chest"}
+    for name in ("hits.csv", "hits.eaf"):
+        assert "must not replace another" in _run(searchable, "find", "a", "--out", str(tmp_path / name), code=1)
+
+
+def test_find_says_what_to_do_when_it_cannot_search(folders: dict[str, Path], tmp_path: Path) -> None:
+    project = _project(tmp_path, folders["siglip"])
+    assert "featurecache extract" in _run(project, "find", "hands", code=1)
+    assert "go into a .csv or an .eaf" in _run(project, "find", "hands", "--out", "hits.txt", code=2)

@@ -20,6 +20,9 @@ ExportedPooling = Annotated[
     str | None, typer.Option(help="How tokens became one array; mean if neither this nor --space.")
 ]
 ExportedSpace = Annotated[str | None, typer.Option(help="Fingerprint, or its first digits: says alone which features.")]
+HitsFile = Annotated[
+    Path | None, typer.Option("--out", help="A new .csv, or an .eaf: one NAME.RECORDING.predicted.eaf a recording.")
+]
 Model = Annotated[
     str, typer.Option(help="The backbone: a folder, a hub name, or demo; without it, the best that is here and fits.")
 ]
