@@ -65,10 +65,9 @@ def shares(config: Path, project: Project, plan: Plan, *, devices: Sequence[str]
     fingerprints = tuple(sorted(space.fingerprint for space in plan.spaces.values()))
     each = -(-len(plan.work) // max(1, len(devices)))
     decoders = min(project.settings.extract.decoders, each)
-    select = () if plan.asked is None else tuple(plan.spaces)
     # The fields of the last tap, that of decisions and words, are all that there are.
     asked = "" if plan.asked is None else json.dumps(plan.asked.fields(list(plan.asked.widths)[-1]))
-    return [Share(str(config), ids, fingerprints, device, decoders, select, asked) for device in devices]
+    return [Share(str(config), ids, fingerprints, device, decoders, tuple(plan.spaces), asked) for device in devices]
 
 
 def run_share(share: Share, *, on_progress: Callable[[Progress], None]) -> Extraction:

@@ -61,7 +61,7 @@ def retrain(project: Project, bundle: Path) -> Retrained:
     """
     head = load_bundle(bundle)
     refuse_samples(head, bundle)
-    if head.is_fine_tuned or head.asked is not None:
+    if head.is_fine_tuned or head.is_zero_shot:
         raise BundleError(
             f"training again fits a head on cached features, but {bundle} is of {head.method}. "
             "Review with the bundle of tune or train."
