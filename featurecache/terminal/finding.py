@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from featurecache.csv_fields import format_seconds
-from featurecache.terminal.text import Piece, Warn, counted, plain_table
+from featurecache.spelling import counted
+from featurecache.terminal.text import Piece, Warn, plain_table
 
 if TYPE_CHECKING:
     from featurecache.workflow.finding import Found
