@@ -19,6 +19,7 @@ from featurecache.csv_fields import guard_cell
 from featurecache.files import write_private
 from heads.bundle import Bundle
 from heads.data import LabelledFeatures
+from heads.samples.joining import present
 from heads.scoring.metrics import metrics_document
 from heads.settings import WEIGHING
 from heads.workflow.data import ScoringData
@@ -98,6 +99,7 @@ def _found_clips(
     label: str,
 ) -> dict[str, Any]:
     """How well weights (N, P) tell the clips in which a label is on, among those of the samples in which it is."""
+    there = present(data.X)  # (N, P)
     is_on: list[int] = []
     sure: list[float] = []
     shown: list[dict[str, Any]] = []
@@ -106,7 +108,7 @@ def _found_clips(
         parts = [(place, clips[part]) for place, part in enumerate(sample.parts) if part in clips]
         known = [clip.targets[labels.index(label)] if label in labels else None for _, clip in parts]
         for (place, _), target in zip(parts, known, strict=True):
-            if target is not None and weights[row, place] > 0:
+            if target is not None and there[row, place]:
                 is_on.append(target)
                 sure.append(float(weights[row, place]) * len(parts))
         if len(shown) < _SHOWN:
