@@ -258,10 +258,11 @@ def test_compare_scores_all_runs_in_one_evaluation_and_says_what_makes_the_missi
     assert part["difference"]["difference"] == pytest.approx(f1[0] - f1[1])
     with (project / "runs/compare.csv").open() as file:
         rows = list(csv.DictReader(file))
-    baselines, missing = ["nearest neighbours", "ridge regression"], ["TimeSformer", "ZSC-J", "FT-C-LoRA"]
+    baselines = ["all-positive baseline", "nearest neighbours", "ridge regression"]
+    missing = ["TimeSformer", "ZSC-J", "FT-C-LoRA"]
     assert [row["method"] for row in rows] == ["ZSC-CO", "ZS-B", "FT-LC", *baselines, *missing]
-    assert rows[5]["run"] == "missing"
-    assert rows[5]["made_by"] == "featurecache finetune"
+    assert rows[6]["run"] == "missing"
+    assert rows[6]["made_by"] == "featurecache finetune"
     assert "FT-C-LoRA & -- & -- & -- & --" in (project / "runs/compare.tex").read_text()
     result = CliRunner().invoke(cli.app, ["compare", "--config", str(project)])
     assert "FT-C-LoRA: missing; make it: featurecache lora-finetune" in result.stdout
