@@ -484,6 +484,28 @@ def review(
     return finish(screen, found, reviewing(found), code=SOME_FAILED if found.left_out else DONE)
 
 
+@command("maps", example="featurecache maps 0123456789abcdef-0-3000000 --with-frames")
+def maps(
+    clip: Annotated[str, typer.Argument(help="A clip_id of clips.csv.")],
+    bundle: learning.BundleOption = None,
+    with_frames: Annotated[
+        bool, typer.Option("--with-frames", help="Also draw pictures, which hold frames; the report shows them.")
+    ] = False,
+    config: options.Config = Path(),
+    as_json: options.AsJson = False,
+) -> int:
+    """Map which moments and patches of a clip raise its scores.
+
+    Exact, for linear heads on a mean whose tokens or frames are in the cache.
+    """
+    screen, project = Screen(as_json), project_of(config)
+    from heads.terminal.mapping import mapped
+    from heads.workflow.mapping import map_clip
+
+    found = map_clip(project, clip, bundle=bundle, with_frames=with_frames)
+    return finish(screen, found, mapped(found))
+
+
 @command("suggest", example="featurecache suggest --minutes 20 --order suggested")
 def suggest(
     minutes: Annotated[float, typer.Option(min=0.1, max=100_000, help="Time that can be annotated.")] = 10,

@@ -101,6 +101,22 @@ def test_report_holds_frames_only_when_asked(reported: Path) -> None:
     assert any("frames of a.mp4: it is not in the folder" in problem for problem in report.problems)
 
 
+def test_maps_of_what_a_head_uses_are_shown_with_frames_alone_and_a_damaged_one_is_named(reported: Path) -> None:
+    for name, label in (("one", "suction"), ("other", "<b>")):
+        folder = reported / "runs" / "maps" / name
+        folder.mkdir(parents=True)
+        labels = {label: {"log_odds": 1.5, "picture": "label-1.jpg"}, "none": {"log_odds": 0, "picture": None}}
+        document = {"recording": "ward/z.mp4", "start_us": 0, "labels": labels}
+        (folder / "map.json").write_text(json.dumps(document))
+        (folder / "label-1.jpg").write_bytes(b"\xff\xd8\xff and so on" if name == "one" else b"<script>")
+    assert report_on(reported).frames == 0
+    report = report_on(reported, with_frames=True)
+    page = Page(reported / "runs" / "report.html")
+    assert [str(a["alt"]) for tag, a in page.elements if tag == "img"] == ["What raises suction in z.mp4 at 0:00:00"]
+    assert "This file holds frames of the recordings" in page.text
+    assert any("maps/other: it is no map" in problem for problem in report.problems)
+
+
 def test_a_frame_is_the_one_shown_in_the_middle_of_its_difference(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()

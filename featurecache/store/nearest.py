@@ -102,7 +102,6 @@ def nearest(
             best = np.argsort(-both, axis=1, kind="stable")[:, :top] if top > 1 else both.argmax(axis=1)[:, None]
             cosines[part] = np.take_along_axis(both, best, axis=1)
             found[part] = np.take_along_axis(places, best, axis=1)
-    found[np.isneginf(cosines)] = -1
     return found, cosines
 
 

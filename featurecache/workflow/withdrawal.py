@@ -126,11 +126,12 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
 
 
 def _is_made_again(project: Project, path: Path) -> bool:
-    """Whether a command makes a file anew from what is left: reports, timelines, predictions, answers, suggestions."""
+    """Whether a command makes a file anew from what is left: reports, timelines, suggestions, answers, maps."""
     if path.is_relative_to(project.predictions) or path.is_relative_to(project.root / SUGGESTIONS):
         return True
     return path.is_relative_to(project.runs) and (
-        path.suffix == ".html"
+        path.is_relative_to(project.runs / "maps")
+        or path.suffix == ".html"
         or path.name.endswith(".activities.csv")
         or "timelines" in path.name
         or path.name in ("answers.csv", CONFUSIONS_NAME, DUPLICATES_NAME)

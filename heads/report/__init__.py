@@ -22,6 +22,7 @@ from heads.report.documents import TIMELINES_NAME, Run, has_scores, number, read
 from heads.report.figures import row_names
 from heads.report.frames import thumbnails
 from heads.report.learning import learning_problem
+from heads.report.maps import read_maps
 from heads.report.names import ShownNames
 from heads.report.page import render_page
 from heads.report.searching import draw_searches
@@ -41,7 +42,7 @@ class Report:
         methods: Name of a method -> its metrics on the test split, in the order of the paper's Table 1.
         recordings: Recordings with a timeline.
         differences: Number of stretches in which only one of annotator and model has a label.
-        frames: Number of frames of recordings that the page holds.
+        frames: Number of pictures of recordings that the page holds.
         problems: Files that could not be read, and why.
     """
 
@@ -80,7 +81,7 @@ def write_report(
         predictions: The folder of predicted timelines; looked through with its subfolders.
         videos: The folder of recordings; read only with `with_frames`.
         features: Settings of `[features]`, shown as they are but for the folders of a model.
-        with_frames: Put a frame of each of the largest differences into the page.
+        with_frames: Put a frame of each of the largest differences into the page, and the pictures of `maps`.
 
     Raises:
         OSError: If it cannot be written.
@@ -89,12 +90,14 @@ def write_report(
     timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
     found = differences(timelines)
     pictures, not_pictured = thumbnails(found, videos) if with_frames else ([], [])
+    maps, not_mapped = read_maps(runs / "maps") if with_frames else ([], [])
     searches, damaged = draw_searches(documents.runs)
     tested = [run for run in documents.runs if has_scores(run.test)]
     not_shown = [f"{run.name}/{why}" for run in documents.runs for why in _not_shown(run)]
-    documents = documents.with_problems([*unread, *damaged, *not_shown, *not_pictured])
+    documents = documents.with_problems([*unread, *damaged, *not_shown, *not_pictured, *not_mapped])
     ordered = in_order(timelines)
-    names = ShownNames([one.recording for one in ordered] + [recording for recording, _ in documents.failures])
+    of_maps, of_failures = (one.recording for one in maps), (recording for recording, _ in documents.failures)
+    names = ShownNames([*(one.recording for one in ordered), *of_maps, *of_failures])
     rows = activity_rows(ordered)
     page = render_page(
         documents,
@@ -102,6 +105,7 @@ def write_report(
         ordered,
         found,
         pictures,
+        maps,
         rows,
         summarize(documents, timelines, found),
         names,
@@ -121,7 +125,7 @@ def write_report(
         methods=dict(zip(row_names(tested), (run.test for run in tested), strict=True)),
         recordings=len(timelines),
         differences=len(found),
-        frames=len(pictures),
+        frames=len(pictures) + len(maps),
         problems=documents.problems,
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import av.error
 import numpy as np
+import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -74,7 +75,7 @@ def thumbnails(found: Sequence[Difference], videos: Path) -> tuple[list[Thumbnai
         if frame is None:
             without[one.recording] = "it cannot be opened or decoded there"
             continue
-        jpeg, width, height = _jpeg(frame)
+        jpeg, width, height = as_jpeg(np.ascontiguousarray(to_rgb(frame, VideoReformatter())), WIDTH_PX)
         made.append(Thumbnail(one, time_us, jpeg, width, height))
     return made, [f"frames of {Path(recording).name}: {why}" for recording, why in without.items()]
 
@@ -91,15 +92,18 @@ def _frame_at(video: OpenVideo, time_us: int) -> VideoFrame | None:
     return last
 
 
-def _jpeg(frame: VideoFrame) -> tuple[bytes, int, int]:
-    """The frame upright, `WIDTH_PX` wide, as JPEG with its width and height."""
-    upright = np.ascontiguousarray(to_rgb(frame, VideoReformatter()))
-    width = WIDTH_PX
-    height = max(2, 2 * round(upright.shape[0] * width / upright.shape[1] / 2))
-    small = VideoFrame.from_ndarray(upright, format="rgb24").reformat(width, height, format="yuvj420p")
+def as_jpeg(upright: npt.NDArray[np.uint8], width_px: int) -> tuple[bytes, int, int]:
+    """A picture as JPEG with its width and height.
+
+    Args:
+        upright: Shape (height, width, 3), RGB.
+        width_px: Width of the JPEG; an even number.
+    """
+    height = max(2, 2 * round(upright.shape[0] * width_px / upright.shape[1] / 2))
+    small = VideoFrame.from_ndarray(upright, format="rgb24").reformat(width_px, height, format="yuvj420p")
     encoder = av.CodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuvj420p"
+    encoder.width, encoder.height, encoder.pix_fmt = width_px, height, "yuvj420p"
     encoder.time_base = Fraction(1, 25)
     small.pts = 0
     packets = [*encoder.encode(small), *encoder.encode(None)]
-    return b"".join(bytes(packet) for packet in packets), width, height
+    return b"".join(bytes(packet) for packet in packets), width_px, height

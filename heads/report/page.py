@@ -24,6 +24,7 @@ from heads.report.documents import Documents
 from heads.report.figures import Figure
 from heads.report.frames import Thumbnail
 from heads.report.learning import learning_content
+from heads.report.maps import MapPicture, maps_content
 from heads.report.names import ShownNames
 from heads.report.provenance_view import provenance_content, search_content
 from heads.report.scores_view import labels_content, methods_content
@@ -50,6 +51,7 @@ def render_page(
     timelines: Sequence[Timeline],
     found: Sequence[Difference],
     thumbnails: Sequence[Thumbnail],
+    maps: Sequence[MapPicture],
     rows: Sequence[Row],
     summary: Summary,
     names: ShownNames,
@@ -66,6 +68,7 @@ def render_page(
         timelines: Recordings with predictions, in the page's order.
         found: Their differences, the longest first.
         thumbnails: Frames of the first of them; empty unless asked for.
+        maps: Pictures of what heads use; empty unless asked for.
         rows: What each activity took in them.
         summary: The summary at the top of the page.
         names: What recordings are called.
@@ -86,6 +89,7 @@ def render_page(
         **learning_content(documents, figures),
         **timeline_scores_content(best_run(documents.runs), documents.agreement),
         **timelines_content(timelines, found, thumbnails, names),
+        **maps_content(maps, names),
         **provenance_content(documents, names, features),
         # Their lines isolate names, with characters that `_seen` would show; names in them were made visible before.
         "summary": replace(
