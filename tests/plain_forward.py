@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 from transformers import AutoTokenizer
@@ -129,11 +130,20 @@ def extracted(folder: Path, frames: np.ndarray) -> Tensor:
     return states[0].flatten(0, 1)
 
 
+def whole_model(model_class: Any, folder: Path) -> Any:
+    """The model of a folder, in float32; PE-AV by torch's own loading, which transformers 5.23 fails at."""
+    if model_class is transformers.PeAudioVideoModel:
+        model = model_class(model_class.config_class.from_pretrained(folder))
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        return model.eval()
+    return model_class.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def plain(folder: Path, frames: np.ndarray) -> Tensor:
     """The naive recipe: the processor class on the folder's numbers, the whole model, `final` tokens (S, D)."""
     config = json.loads((folder / "config.json").read_text())
     model_class = getattr(transformers, config["architectures"][0])
-    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    model = whole_model(model_class, folder)
     kind = model_class.config_class.model_type
     channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
     processor = PROCESSORS[kind](**_settings(folder, PROCESSORS[kind]))

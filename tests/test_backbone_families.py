@@ -47,6 +47,7 @@ from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.family import Backbone, TapStates
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
+from tests.plain_forward import whole_model
 from tests.published_layouts import change_config
 from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, LAYERS, WIDTH, make_timesformer
 from tests.tiny_models import pixels_of
@@ -110,7 +111,7 @@ def _states(backbone: Backbone, pixels: Tensor, taps: list[str]) -> dict[str, Ta
 def _plain(name: str, folder: Path, pixels: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Each tap by the naive recipe: the class that was saved, every hidden state kept; (tokens, class tokens)."""
     model_class, encoder_name = SAVED_AS[name]
-    whole = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    whole = whole_model(model_class, folder)
     encoder = getattr(whole, encoder_name) if encoder_name else whole
     clips, frames = pixels.shape[:2]
     if name in PERCEPTION:
