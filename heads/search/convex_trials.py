@@ -14,8 +14,7 @@ What this is not: a search over combinations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,20 +53,20 @@ class Solved:
     converged: float
 
 
-def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[GridPoint, ...]) -> Solved:
+def solve_trial(prepared: Prepared, settings: HeadSettings, points: tuple[GridPoint, ...]) -> Solved:
     """Solves a grid and takes points of it.
 
     Args:
         prepared: The clips and their folds.
-        combination: `inputs`, `normalization`, `components` and `variance_exponent`.
+        settings: Settings of the trial's heads, but for what differs between points.
         points: The grid.
 
     Raises:
         TrainingDataError: If no point converged for all labels.
     """
     clips, folds = prepared.data.fitting, prepared.folds
-    basis = prepared.basis(combination["inputs"], combination["normalization"], combination["components"])
-    components = min(combination["components"], basis.axes.shape[1])
+    basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
+    components = min(settings.components, basis.axes.shape[1])
     labels, positives = np.arange(clips.Y.shape[1]), clips.Y.sum(axis=0)
     everywhere = np.ones((len(points), len(labels)), bool)
     converged = []
@@ -79,7 +78,7 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
             clips.Y,
             points,
             components=components,
-            variance_exponent=combination["variance_exponent"],
+            variance_exponent=settings.variance_exponent,
             fold_of=folds.of,
             beside=folds.beside,
             wanted=wanted,
@@ -117,11 +116,10 @@ def solve_trial(prepared: Prepared, combination: dict[str, Any], points: tuple[G
     own = np.moveaxis(counts[choice, :, :, labels], 0, -1)  # (M, 3, C)
     exponents = [points[at].positive_weight_exponent for at in choice]
     return Solved(
-        settings=HeadSettings(
-            solver="convex",
-            **combination,
-            **vars(points[choice[0]])
-            | {"positive_weight_exponent": exponents[0] if len(set(exponents)) == 1 else tuple(exponents)},
+        settings=replace(
+            settings,
+            l2=points[choice[0]].l2,
+            positive_weight_exponent=exponents[0] if len(set(exponents)) == 1 else tuple(exponents),
         ),
         value=float(macro_over_labels(f1_scores(own.sum(axis=0)))),
         counts=counts,

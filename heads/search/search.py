@@ -65,7 +65,7 @@ from heads.search.study import (
     open_study,
 )
 from heads.search.summary import best_trial, trial_settings, trial_value
-from heads.search.trial_settings import Choices
+from heads.search.trial_settings import Choices, combination_name, combination_params
 from heads.settings import HeadSettings, SearchSpace
 
 OnProgress = Callable[[int, int, float | None], None]
@@ -154,11 +154,10 @@ def search_heads(
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A trial that this process has asked for: its settings, or the combination that a convex trial solves."""
+    """A trial that this process has asked for; a convex one chooses some of its settings inside."""
 
     trial: optuna.Trial
-    settings: HeadSettings | None
-    combination: dict[str, Any]
+    settings: HeadSettings
 
 
 @dataclass(eq=False)
@@ -237,36 +236,40 @@ class _Search:
             if (interrupted := interrupted_trial(known)) is not None:
                 self._queue_again(interrupted)
             elif (fixed := self._next_convex(known)) is not None:
-                self._study.enqueue_trial(fixed, user_attrs={SOLVER: "convex", COMBINATION: _name(fixed)})
+                self._queue_convex(fixed)
             elif not self._steps_too:
                 return None
         trial, _ = self._opened.ask(self._prepared.seed)
         if trial.user_attrs.get(SOLVER) == "convex":
-            return _Asked(trial, None, self._choices.ask_convex(trial))
-        return _Asked(trial, self._choices.ask(trial), {})
+            return _Asked(trial, self._choices.ask_convex(trial))
+        return _Asked(trial, self._choices.ask(trial))
+
+    def _queue_convex(self, settings: HeadSettings, **notes: Any) -> None:
+        """Queues a trial that solves a combination."""
+        notes = {SOLVER: "convex", COMBINATION: combination_name(settings), **notes}
+        self._study.enqueue_trial(combination_params(settings), user_attrs=notes)
 
     def _queue_again(self, interrupted: FrozenTrial) -> None:
         """Queues a trial with its settings; interrupted while they were drawn, it draws them again."""
         attributes = interrupted.user_attrs
         again = {AGAIN: attributes.get(AGAIN, interrupted.number)}
         if attributes.get(SOLVER) == "convex":
-            combination = next(one for one in self._combinations if _name(one) == attributes[COMBINATION])
-            notes = {SOLVER: "convex", COMBINATION: attributes[COMBINATION], **again}
-            self._study.enqueue_trial(combination, user_attrs=notes)
+            named = {combination_name(one): one for one in self._combinations}
+            self._queue_convex(named[attributes[COMBINATION]], **again)
         else:
             is_drawn = trial_settings(interrupted, self._choices) is not None
             self._study.enqueue_trial(interrupted.params if is_drawn else {}, user_attrs=again)
 
-    def _next_convex(self, known: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+    def _next_convex(self, known: Sequence[FrozenTrial]) -> HeadSettings | None:
         """The combination that the convex solver takes next; None after the last."""
         started = {trial.user_attrs[COMBINATION] for trial in known if trial.user_attrs.get(SOLVER) == "convex"}
         if len(started) >= min(self._convex, self._trials):
             return None
-        return next(one for one in self._combinations if _name(one) not in started)
+        return next(one for one in self._combinations if combination_name(one) not in started)
 
     def _begin(self, asked: _Asked) -> None:
         """Solves a convex trial, or queues one that is trained by AdamW with those of the same inputs."""
-        if asked.settings is None:
+        if asked.settings.solver == "convex":
             self._solve(asked)
             return
         inputs = asked.settings.inputs
@@ -284,7 +287,7 @@ class _Search:
 
     def _solve(self, asked: _Asked) -> None:
         try:
-            solved = solve_trial(self._prepared, asked.combination, self._points)
+            solved = solve_trial(self._prepared, asked.settings, self._points)
         except TrainingDataError as error:  # no point converged; the study records the reason
             self._end(asked.trial, None, {"reason": str(error)})
             return
@@ -320,7 +323,7 @@ class _Search:
             self._end_steps(stack.training.pop(fitted.number).trial, fitted)
 
     def _is_pruned(self, asked: _Asked, report: RungReport) -> bool:
-        is_solved = self._convex > 0 and asked.settings is not None and asked.settings.kind == "linear"
+        is_solved = self._convex > 0 and asked.settings.kind == "linear"
         if report.epoch == 1 and not is_solved:  # the median's rungs begin at 2
             return False
         self._study.pruner = HALVING if is_solved else self._median
@@ -348,7 +351,3 @@ class _Search:
             solved = [one for one in finished if one.user_attrs.get(SOLVER) == "convex"]
             best = best_trial(solved) or best_trial(finished)
             self._on_progress(len(finished), self._trials, None if best is None else trial_value(best))
-
-
-def _name(combination: dict[str, Any]) -> str:
-    return "{inputs} {normalization} {components} {variance_exponent:g}".format(**combination)

@@ -4,7 +4,8 @@ Notable choices: a setting that the search space fixes is not asked for, so impo
 varies. Trials of the two solvers ask for the same names where they mean the same, so the sampler learns from the
 quick converged ones which features are good. What lies outside a convex trial's grid (inputs, normalisation,
 components, variance exponent) is a list of combinations; each is worth solving once. Inputs of frames have a name of
-their own, because a choice must offer the same in every trial.
+their own, because a choice must offer the same in every trial. Whatever Optuna calls its parameters, a trial's settings
+are `HeadSettings` from here on, and a mapping of its fields on disk.
 
 What this is not: a search, or training.
 """
@@ -24,7 +25,7 @@ from heads.engines.convex import GridPoint, grid_points
 from heads.settings import OF_FRAMES, HeadSettings, SearchSpace
 
 Trial = optuna.Trial | optuna.trial.FixedTrial
-T = TypeVar("T", str, int, float)
+T = TypeVar("T")
 
 _PENALTIES, _EXPONENTS = 8, 6
 
@@ -64,17 +65,18 @@ class Choices:
         return cls(space, vectors, frames, {inputs: data.train.most_components(inputs) for inputs in space.inputs})
 
     @property
-    def combinations(self) -> list[dict[str, Any]]:
-        """What a convex trial may ask for, one after the other; neighbours share a basis."""
+    def combinations(self) -> list[HeadSettings]:
+        """What convex trials solve, one after the other; neighbours share a basis."""
         if "convex" not in self.space.solver or "linear" not in self.space.kind:
             return []
         return [
-            {
-                "inputs": inputs,
-                "normalization": normalization,
-                "components": components,
-                "variance_exponent": variance_exponent,
-            }
+            HeadSettings(
+                solver="convex",
+                inputs=inputs,
+                normalization=normalization,
+                components=components,
+                variance_exponent=variance_exponent,
+            )
             for inputs, normalization in itertools.product(self.vectors, self.space.normalization)
             for components in _fewer_than(self.rank_of[inputs], self.space.components)
             for variance_exponent in self.space.variance_exponent
@@ -93,14 +95,15 @@ class Choices:
             positive_weight_exponent=_between(space.positive_weight_exponent, _EXPONENTS),
         )
 
-    def ask_convex(self, trial: Trial) -> dict[str, Any]:
+    def ask_convex(self, trial: Trial) -> HeadSettings:
         """Draws what lies outside the grid."""
-        return {
-            "inputs": _choice(trial, "inputs", self.vectors),
-            "normalization": _choice(trial, "normalization", self.space.normalization),
-            "components": _choice(trial, "components", self.components),
-            "variance_exponent": _choice(trial, "variance_exponent", self.space.variance_exponent),
-        }
+        return HeadSettings(
+            solver="convex",
+            inputs=_choice(trial, "inputs", self.vectors),
+            normalization=_choice(trial, "normalization", self.space.normalization),
+            components=_choice(trial, "components", self.components),
+            variance_exponent=_choice(trial, "variance_exponent", self.space.variance_exponent),
+        )
 
     def ask(self, trial: Trial) -> HeadSettings:
         """Draws the settings of a head that is trained by AdamW."""
@@ -131,6 +134,16 @@ class Choices:
         components = _choice(trial, "components", self.components)
         drawn["components"] = components if components < self.rank_of[drawn["inputs"]] else 0
         return HeadSettings(**drawn)
+
+
+def combination_name(settings: HeadSettings) -> str:
+    """The combination that a convex trial solves, as the journal notes it."""
+    return f"{settings.inputs} {settings.normalization} {settings.components} {settings.variance_exponent:g}"
+
+
+def combination_params(settings: HeadSettings) -> dict[str, Any]:
+    """The parameters by which Optuna is told to ask for a combination."""
+    return {name: getattr(settings, name) for name in ("inputs", "normalization", "components", "variance_exponent")}
 
 
 def _check_fit(space: SearchSpace, vectors: Sequence[str], frames: Sequence[str]) -> None:
@@ -180,7 +193,7 @@ def _written(names: Sequence[str]) -> str:
 def _choice(trial: Trial, name: str, choices: Sequence[T]) -> T:
     if len(choices) == 1:
         return choices[0]
-    return trial.suggest_categorical(name, choices)
+    return trial.suggest_categorical(name, choices)  # type: ignore[arg-type, return-value]
 
 
 def _number(trial: Trial, name: str, bounds: tuple[float, float], *, log: bool) -> float:
