@@ -75,11 +75,11 @@ Document = tuple[dict[str, Any], list[tuple[str, float, float]]]
 def compare_ways(quick: bool) -> Document:
     """Trials side by side against one by one."""
     sets, seeds, trials = (SETS[:1], 2, 32) if quick else (SETS, 8, 200)
-    by_steps = SearchSpace(solver=("adamw",))
+    by_adamw = SearchSpace(solver=("adamw",))
     variants: dict[str, dict[str, Any]] = {
-        "one by one": {"search_space": by_steps, "stacked_trials": 1},
-        "16 at once": {"search_space": by_steps, "stacked_trials": 16},
-        "32 at once": {"search_space": by_steps, "stacked_trials": 32},
+        "one by one": {"search_space": by_adamw, "stacked_trials": 1},
+        "16 at once": {"search_space": by_adamw, "stacked_trials": 16},
+        "32 at once": {"search_space": by_adamw, "stacked_trials": 32},
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     figures: dict[str, Any] = {}

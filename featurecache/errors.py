@@ -193,7 +193,7 @@ class BundleError(FeatureCacheError, ValueError):
 
 
 class StudyError(FeatureCacheError, ValueError):
-    """A study cannot go on: other data or ranges than it began with, in use elsewhere, damaged, or without a result."""
+    """A study cannot be resumed: started with other data or ranges, in use by another process, damaged, or empty."""
 
 
 class TimelineError(FeatureCacheError, ValueError):

@@ -234,6 +234,6 @@ def test_processes_of_its_own_ask_for_a_run_on_several_devices(
     more = ["--samples", 1] if method == "zsc-co" else []
     run("zeroshot", method, *more, "--config", alone)
     found = run("zeroshot", method, *more, "--devices", "cpu,cpu", "--config", together)
-    assert (found["asked"], found["deaths"]) == (CLIPS, [])
+    assert (found["asked"], found["worker_crashes"]) == (CLIPS, [])
     answers = [(one / f"runs/zeroshot-{method}/answers.csv").read_text() for one in (alone, together)]
     assert answers[0] == answers[1]

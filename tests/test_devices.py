@@ -83,7 +83,7 @@ def test_two_processes_give_the_rows_and_failures_of_one(project: Project) -> No
     assert alone.progress.failed > 0
     assert {failure.recording for failure in alone.failures} == {"S3.mp4", "torn.mp4"}
     assert (both.extraction.failures, both.crashes) == (alone.failures, ())
-    for count in ("extracted", "failed", "elsewhere", "total"):
+    for count in ("extracted", "failed", "claimed_by_others", "total"):
         assert getattr(both.extraction.progress, count) == getattr(alone.progress, count)
     assert sorted(project.failures.read_text().splitlines()) == sorted(one.failures.read_text().splitlines())
     assert failed_clip_ids(project) == {failure.clip_id for failure in alone.failures}
@@ -102,7 +102,7 @@ def test_nothing_is_lost_or_computed_twice_when_a_process_is_killed_and_a_device
     done = extract_on_devices(project.root, project, plan, devices=[BROKEN, *PROCESSORS])
     killer.join()
     assert sorted(crash.reason for crash in done.crashes) == ["ended with code 1"] * 2 + ["was killed by SIGKILL"]
-    assert (done.extraction.progress.extracted, done.extraction.progress.elsewhere) == (22, 0)
+    assert (done.extraction.progress.extracted, done.extraction.progress.claimed_by_others) == (22, 0)
     assert not still_missing(project, plan)
     assert count_rows(project) == 22
 
@@ -163,7 +163,7 @@ def test_a_failure_stays_listed_until_the_clip_is_there_when_another_process_is_
     project.failures.write_text("clip_id,recording,start_s,end_s,reason\n" + row)
     with CacheWriter(project.cache, plan.space, {}) as other:
         assert all(other.claim(clips[0].recording.sha256) for clips in plan.work)
-        assert run_plan(project, plan).progress.elsewhere == 24
+        assert run_plan(project, plan).progress.claimed_by_others == 24
         assert failed_clip_ids(project) == {clip.clip_id}
     run_plan(project, plan_extraction(project))
     assert failed_clip_ids(project) == frozenset()

@@ -103,10 +103,10 @@ def test_a_recording_is_left_to_the_process_that_claims_it_while_it_lives(projec
         assert other.stdout is not None
         assert other.stdout.readline() == "True\n"
         done = run_plan(project, plan)
-        assert (done.progress.extracted, done.progress.elsewhere) == (20, 4)
+        assert (done.progress.extracted, done.progress.claimed_by_others) == (20, 4)
         other.kill()
     again = run_plan(project, plan_extraction(project))
-    assert (again.progress.extracted, again.progress.elsewhere) == (4, 0), (
+    assert (again.progress.extracted, again.progress.claimed_by_others) == (4, 0), (
         "the claim of a killed process counts no longer"
     )
 

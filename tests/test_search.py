@@ -182,8 +182,8 @@ def test_search_heads_keeps_what_lora_needs_when_the_convex_solver_wins(tmp_path
     space = dataclasses.replace(QUICK, solver=("convex", "adamw"), learning_rate=(1e-5, 1e-4))
     best = search(tmp_path / "tune", trials=12, search_space=space)
     assert best["settings"]["solver"] == "convex"
-    by_steps = [row for row in table(tmp_path / "tune") if row["solver"] == "adamw" and row["value"]]
-    first = max(by_steps, key=lambda row: (float(row["value"]), -int(row["number"])))
+    by_adamw = [row for row in table(tmp_path / "tune") if row["solver"] == "adamw" and row["value"]]
+    first = max(by_adamw, key=lambda row: (float(row["value"]), -int(row["number"])))
     assert int(first["number"]) == best["steps_of_trial"]
     for name in ("learning_rate", "weight_decay", "batch_size", "epochs"):
         assert str(best["settings"][name]) == first[name]

@@ -193,7 +193,7 @@ def test_search_heads_can_be_resumed_when_interrupted_from_the_keyboard(tmp_path
     assert {number: after[number] for number in before} == before
 
 
-def test_search_heads_is_refused_when_the_study_began_with_something_else(tmp_path: Path) -> None:
+def test_search_heads_is_refused_when_the_study_was_started_with_something_else(tmp_path: Path) -> None:
     search(tmp_path / "tune", trials=8)
     relabelled = make_clips(noise=2.0)
     relabelled.Y[0, 0] ^= 1
@@ -208,9 +208,13 @@ def test_search_heads_is_refused_when_the_study_began_with_something_else(tmp_pa
         "search_space.*. Put them back, or s": {"search_space": dataclasses.replace(QUICK, dropout=(0.0, 0.1))},
         "how the features are computed. S": {"data": noisy(spaces={"final/mean": other})},
     }.items():
-        with pytest.raises(StudyError, match=f"tune began: {found.strip()}{new}"):
+        with pytest.raises(StudyError, match=f"tune was started: {found.strip()}{new}"):
             search(tmp_path / "tune", trials=16, **changes)
     assert len(ended(tmp_path / "tune")) == 8
+    journal = tmp_path / "tune/study.journal"
+    journal.write_text(journal.read_text().replace('"signature"', '"of an earlier version"'))
+    with pytest.raises(StudyError, match=r"tune was started: .*the clips"):
+        search(tmp_path / "tune", trials=16)
 
 
 def test_search_heads_is_refused_while_another_holds_the_study(tmp_path: Path) -> None:
@@ -257,4 +261,4 @@ def test_study_goes_on_when_the_disk_was_full_for_a_while(tmp_path: Path) -> Non
         assert (tmp_path / "study.journal").stat().st_size == size
         study.set_user_attr("second", 2)
     with open_study(tmp_path, {}, optuna.pruners.NopPruner()) as opened:
-        assert opened.study.user_attrs == {"began_with": {}, "second": 2}
+        assert opened.study.user_attrs == {"signature": {}, "second": 2}

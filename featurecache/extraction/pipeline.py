@@ -44,7 +44,7 @@ class Progress:
     Attributes:
         extracted: Clips whose features are computed.
         failed: Clips that could not be extracted.
-        elsewhere: Clips that another process has done meanwhile or has claimed.
+        claimed_by_others: Clips that another process has done meanwhile or has claimed.
         total: Clips of this run.
         elapsed_s: Seconds since the run began.
         waited_s: Seconds in which the model's thread waited for video.
@@ -58,7 +58,7 @@ class Progress:
 
     extracted: int = 0
     failed: int = 0
-    elsewhere: int = 0
+    claimed_by_others: int = 0
     total: int = 0
     elapsed_s: float = 0.0
     waited_s: float = 0.0
@@ -125,7 +125,7 @@ def extract(
     known = known_timestamps or {}
     began = time.monotonic()
     total = sum(map(len, work))
-    elsewhere, waited_s = 0, 0.0
+    claimed_by_others, waited_s = 0, 0.0
     failures: list[FailedClip] = []
     spaces = {name: writer.space for name, writer in writers.items()}
     batches = Batches(
@@ -154,7 +154,7 @@ def extract(
         return Progress(
             extracted=saving.saved,
             failed=len(failures) + len(saving.refused),
-            elsewhere=elsewhere,
+            claimed_by_others=claimed_by_others,
             total=total,
             elapsed_s=time.monotonic() - began,
             waited_s=waited_s,
@@ -173,7 +173,7 @@ def extract(
             if result is None:
                 break
             if isinstance(result, int):
-                elsewhere += result
+                claimed_by_others += result
                 on_progress(progress())
                 continue
             clip, frames, needed_from_us = result

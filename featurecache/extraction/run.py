@@ -69,7 +69,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
             )
         done = replace(done, checked=checked)
         now = done.progress
-        _log.debug("%d clips extracted, %d failed, %d left to others", now.extracted, now.failed, now.elsewhere)
+        _log.debug("%d clips extracted, %d failed, %d left to others", now.extracted, now.failed, now.claimed_by_others)
     failures = (*plan.failures, *done.failures)
     if plan.table is not None:
         record_failures(project, plan.spaces, failures, table=plan.table)

@@ -215,8 +215,8 @@ class _Withdrawal:
             elif fingerprint is None:
                 self._leftover(path, None, served=True)
             else:
-                for stranger in _strangers(path):
-                    self._leftover(stranger, fingerprint)
+                for file in _unexpected_files(path):
+                    self._leftover(file, fingerprint)
 
     def _count(self, fingerprint: str, done: Purged) -> None:
         self.rows += done.rows
@@ -337,7 +337,7 @@ def _is_dead(name: str) -> bool:
     )
 
 
-def _strangers(segment: Path) -> list[Path]:
+def _unexpected_files(segment: Path) -> list[Path]:
     """What lies in a segment's folder and is none of its files."""
     found = []
     for path in files.inside(segment):

@@ -77,10 +77,10 @@ class Space:
 class FeatureCache:
     """Cached features, read-only. Make one with `FeatureCache.open`."""
 
-    def __init__(self, root: Path, views: Mapping[str, "_View"], stray: Sequence[Damage]) -> None:
+    def __init__(self, root: Path, views: Mapping[str, "_View"], unplaced: Sequence[Damage]) -> None:
         self._root = root
         self._views = dict(views)
-        self._stray = tuple(stray)
+        self._unplaced = tuple(unplaced)
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -96,21 +96,21 @@ class FeatureCache:
             layout.read_cache_record(root)
         except (FileNotFoundError, NotADirectoryError):
             raise layout.no_cache(root) from None
-        views, stray = {}, []
+        views, unplaced = {}, []
         for folder in layout.space_folders(root):
             try:
                 space = layout.read_space(folder)
             except (FileNotFoundError, NotADirectoryError):
-                stray += _without_record(folder)
+                unplaced += _without_record(folder)
                 continue
             except NewerFormatError:
                 raise
             except (CacheFormatError, FingerprintMismatchError) as error:  # the other feature spaces are served
-                stray.append(Damage(f"spaces/{folder.name}/{format.RECORD}", None, str(error)))
+                unplaced.append(Damage(f"spaces/{folder.name}/{format.RECORD}", None, str(error)))
                 continue
             index, damage = read_index(folder, space.fingerprint, {})
             views[space.fingerprint] = _View(folder, space, index, damage)
-        return cls(root, views, stray)
+        return cls(root, views, unplaced)
 
     @property
     def spaces(self) -> tuple[Space, ...]:
@@ -120,7 +120,7 @@ class FeatureCache:
     @property
     def damage(self) -> tuple[Damage, ...]:
         """What was found damaged so far; its rows are not served."""
-        return (*self._stray, *(one for view in self._views.values() for one in view.damage))
+        return (*self._unplaced, *(one for view in self._views.values() for one in view.damage))
 
     def load(
         self, clip_ids: Sequence[str], tap: str | None = None, pooling: str | None = None, space: str | None = None
@@ -252,10 +252,10 @@ class FeatureCache:
                     f"the feature space {fingerprint[:16]} must be the {feature} asked for, but it is {held}. "
                     "Leave tap and pooling out, or ask for its own."
                 )
-            if self._stray:
+            if self._unplaced:
                 raise DamagedSegmentError(
                     f"the cache must hold a feature space {asked}, but it holds {held or 'none'}, and one that cannot "
-                    f"be read: {self._stray[0].reason}"
+                    f"be read: {self._unplaced[0].reason}"
                 )
             raise MissingFeaturesError(
                 f"the cache must hold a feature space {asked}, but it holds {held or 'none'}. "

@@ -230,11 +230,11 @@ def check_deeply(folder: Path, fingerprint: str) -> None:
     for path in record["files"]:
         _checked_bytes(folder, path, record["files"])
     try:
-        strangers = _files_inside(folder) - set(record["files"]) - {format.RECORD}
+        unexpected = _files_inside(folder) - set(record["files"]) - {format.RECORD}
     except FileNotFoundError:
         raise damaged(folder.name, "it went away while it was read") from None
-    if strangers:
-        raise damaged(folder.name, f"it holds a file that is not its own ({min(strangers)})")
+    if unexpected:
+        raise damaged(folder.name, f"it holds a file that is not its own ({min(unexpected)})")
     keys = _checked_small(folder, "key", segment.rows, 16, record["files"])
     for key, digest, (start, end) in zip(keys, identity.video_sha256, identity.span_us, strict=True):
         if key.tobytes() != format.row_key(fingerprint, digest.tobytes().hex(), int(start), int(end)):

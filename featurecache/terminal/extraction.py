@@ -76,8 +76,8 @@ def _outcome(report: "ExtractionReport") -> Iterator[Piece]:
         yield f"computed {counted(report.outcome.checked, 'stored clip')} again first: the same as stored"
     for crash in report.crashes:
         yield Warn(f"{crash.worker} {crash.reason}; what it had not saved was computed again")
-    if done.elsewhere:
-        yield f"claimed by another process, in progress: {counted(done.elsewhere, 'clip')}"
+    if done.claimed_by_others:
+        yield f"claimed by another process, in progress: {counted(done.claimed_by_others, 'clip')}"
 
 
 def failures(failed: "Sequence[FailedClip]") -> Iterator[Piece]:

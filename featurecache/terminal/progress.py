@@ -58,7 +58,7 @@ def extraction_progress(console: Console, say: Say) -> "Iterator[Callable[[Progr
         bar.update(
             task,
             total=now.total,
-            completed=now.extracted + now.failed + now.elsewhere,
+            completed=now.extracted + now.failed + now.claimed_by_others,
             rate=now.extracted / max(now.elapsed_s, 1e-9),
             wait=now.idle_share,
         )
@@ -76,7 +76,7 @@ def _plain_lines(say: Say) -> "Callable[[Progress], None]":
         if not pace.is_due():
             return
         rate = now.extracted / max(now.elapsed_s, 1e-9)
-        done = now.extracted + now.failed + now.elsewhere
+        done = now.extracted + now.failed + now.claimed_by_others
         left = f"{(now.total - done) / rate:.0f} s left" if rate else "time left unknown"
         say(f"{done}/{now.total} clips, {rate:.1f} clips/s, {left}, the model is idle {now.idle_share:.0%} of the time")
 

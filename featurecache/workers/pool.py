@@ -180,7 +180,7 @@ def run_pool(
         _together(latest.values(), plan.todo, len(names), time.monotonic() - began),
         extracted=plan.todo - len(missing),
         failed=len(missing) - len(left),
-        elsewhere=len(left),
+        claimed_by_others=len(left),
     )
     ordered = sorted(failures.values(), key=lambda f: (f.recording, f.start_us, f.end_us))
     return PoolExtraction(Extraction(progress, tuple(ordered), sum(one.checked for one in done)), tuple(crashes))

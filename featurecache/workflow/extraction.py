@@ -57,7 +57,7 @@ class ExtractionReport:
             done = self.outcome.progress
             document |= {
                 "extracted": done.extracted,
-                "elsewhere": done.elsewhere,
+                "claimed_by_others": done.claimed_by_others,
                 "checked": self.outcome.checked,
                 "batch_size": done.batch_size,
                 "elapsed_s": done.elapsed_s,
@@ -67,7 +67,7 @@ class ExtractionReport:
                 "write_s": done.write_s,
                 "idle_share": done.idle_share,
                 "frames_shared": done.shared_frames,
-                "deaths": [asdict(crash) for crash in self.crashes],
+                "worker_crashes": [asdict(crash) for crash in self.crashes],
             }
         return {**document, "failed": [asdict(failure) for failure in self.failed]}
 

@@ -71,14 +71,14 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
             widths = prepared.data.train.part_widths(settings.inputs)
             fused = fit_fused(clips.X, clips.Y, settings, widths=widths, device=prepared.device)
             weights = dict(zip(selected(settings.inputs), fused.weights.tolist(), strict=True))
-            without = step_scores(prepared, settings)
+            without = scores_without_each_fold(prepared, settings)
             return Refitted(fused.head, settings, without.mean(axis=0), _value(clips, without), None, weights)
         basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
         head, scores = solve_head(basis, clips.Y, settings, prepared.folds)
         return Refitted(head, settings, scores.mean(axis=0, dtype=np.float64), _value(clips, scores), None)
     if settings.patience:
         settings = dataclasses.replace(settings, patience=0, epochs=_early_stopped(prepared, settings).epochs)
-    scores = step_scores(prepared, settings)
+    scores = scores_without_each_fold(prepared, settings)
     widths = prepared.data.train.part_widths(settings.inputs)
     (fitted,) = fit_heads(
         TrainingClips(clips.X, clips.Y, seed=prepared.seed, device=prepared.device, part_widths=widths), [settings]
@@ -91,7 +91,7 @@ def _value(clips: LabelledFeatures, scores: OutOfFold) -> float:
     return float(macro_over_labels(f1_scores(counts.sum(axis=0))))
 
 
-def step_scores(prepared: Prepared, settings: HeadSettings) -> npt.NDArray[np.float64]:
+def scores_without_each_fold(prepared: Prepared, settings: HeadSettings) -> npt.NDArray[np.float64]:
     """Out-of-fold scores by a fit without each fold, for each of R assignments to folds, shape (R, N, C).
 
     Raises:

@@ -27,7 +27,7 @@ class Checkpoint:
     """A run's state.
 
     Attributes:
-        document: JSON-ready: step, history and what the run began with.
+        document: JSON-ready: step, history and its signature (`run.py`).
         tensors: Tensors by name, on the CPU.
     """
 
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path, signature: Mapping[str, Any]) -> Checkpoint | No
 
     Args:
         path: The file.
-        signature: What the run starts with (the document's `began_with`), JSON-ready.
+        signature: What the run starts with (the document's `signature`), JSON-ready.
 
     Raises:
         CheckpointError: If it is damaged, or of a run that started with something else.
@@ -63,7 +63,7 @@ def load_checkpoint(path: Path, signature: Mapping[str, Any]) -> Checkpoint | No
         with safe_open(path, framework="pt") as file:
             document = json_object(file.metadata()["document"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        found = document["began_with"]
+        found = document["signature"]
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

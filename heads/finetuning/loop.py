@@ -365,7 +365,7 @@ class FineTuning:
 
     def _state(self, signature: Mapping[str, Any]) -> Checkpoint:
         document = {
-            "began_with": dict(signature),
+            "signature": dict(signature),
             "step": self.step,
             "micro_batch": self.micro_batch,
             "losses": self._losses,

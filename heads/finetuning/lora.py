@@ -285,9 +285,9 @@ class LoraRun(Run):
             method=FT_C_LORA,
             of_run={
                 "lora": {**dataclasses.asdict(settings), "targets": list(settings.targets)},
-                "began_with_bundle": bundle.digest,
+                "started_from_bundle": bundle.digest,
             },
-            began_on=bundle.fitted_on,
+            started_from=bundle.fitted_on,
             adapter=staged,
             choose_timeline=choose_timeline,
             on_progress=on_progress,

@@ -115,7 +115,7 @@ class Run:
         select: Sequence[str],
         method: str,
         of_run: Mapping[str, Any],
-        began_on: Spans | None = None,
+        started_from: Spans | None = None,
         adapter: Path | None = None,
         backbone: Path | None = None,
         choose_timeline: ChooseTimeline = no_timeline,
@@ -131,7 +131,7 @@ class Run:
             select: The features that the head reads.
             method: What was trained, by name.
             of_run: What else goes into `best.json`.
-            began_on: What had made the head before.
+            started_from: What had made the head before.
             adapter: Folder of a trained adapter; the bundle gets it, and it is gone.
             backbone: Folder of a trained model, likewise.
             choose_timeline: Gives the bundle's timeline settings before it is saved.
@@ -163,7 +163,7 @@ class Run:
             folder=self.folder,
             leakage=leakage_record(table.clips),
             clips=ClipRule.of(project),
-            fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], beside=began_on),
+            fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], beside=started_from),
             of_run={
                 "method": method,
                 "epochs_kept": kept.epoch,

@@ -67,7 +67,7 @@ def search_timesformer(
 
     Raises:
         SettingsError: If a range reaches above the head's learning rate, or one clip does not fit in memory.
-        StudyError: If the study began with something else, another process has it, or no trial completed.
+        StudyError: If the study was started with something else, another process has it, or no trial completed.
         KeyboardInterrupt: On SIGINT or SIGTERM, when the trial's checkpoint is written.
     """
     ranges = plan.settings.search

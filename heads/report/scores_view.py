@@ -9,10 +9,10 @@ from featurecache.clips.splits import SPLITS
 from featurecache.spelling import counted
 from heads.report import figures as draw
 from heads.report.documents import Document, Documents, Run, number
-from heads.report.elsewhere import elsewhere_content
 from heads.report.figures import Figure, keep, numbers, per_class
 from heads.report.names import last_part
 from heads.report.sample_view import sample_content
+from heads.report.sensitivity_view import sensitivity_content
 from heads.report.summary import all_positive_f1, floor_of
 
 
@@ -166,8 +166,8 @@ def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str
         else None,
         "label_rows": [_label_row(_of_split(shown, split), label) for label in labels] if shown is not None else [],
         **_sessions(of_shown, labels, figures),
-        **elsewhere_content(of_shown, figures),
         **sample_content(of_shown, figures),
+        **sensitivity_content(of_shown, figures),
         "least_clips": draw.LEAST_CLIPS,
         "curve_split": split,
         "legend": [

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from featurecache.errors import SettingsError
 from heads.engines.convex import GridPoint
 from heads.engines.prepared import Prepared
-from heads.engines.refit import step_scores
+from heads.engines.refit import scores_without_each_fold
 from heads.scoring.cross_fitting import out_of_fold_counts
 from heads.scoring.metrics import f1_scores, macro_over_labels
 from heads.scoring.statistics import Candidates, paired_comparison, selection_optimism
@@ -132,14 +132,14 @@ def choose_among(
         found.append((_chosen(leader.trial, leader.settings, leader.value, optimism, finalists), leader.counts))
     if len(found) < 2:
         return found[0][0] if found else None
-    (by_solver, its_counts), (by_steps, their_counts) = found
+    (by_solver, its_counts), (by_adamw, their_counts) = found
     difference = paired_comparison(their_counts, its_counts)["difference_ci95"]
     is_beyond_doubt = (
         difference is not None
         and difference[0] > 0
-        and by_steps.optimism["corrected"] > by_solver.optimism["corrected"]
+        and by_adamw.optimism["corrected"] > by_solver.optimism["corrected"]
     )
-    return by_steps if is_beyond_doubt else by_solver
+    return by_adamw if is_beyond_doubt else by_solver
 
 
 def _chosen(
@@ -166,7 +166,7 @@ def _finalists(
             continue
         settings = dataclasses.replace(settings, patience=0, epochs=trial.user_attrs[EPOCHS])
         try:
-            scores = step_scores(prepared, settings)
+            scores = scores_without_each_fold(prepared, settings)
         except SettingsError:  # it diverged without some fold
             continue
         clips = prepared.data.fitting

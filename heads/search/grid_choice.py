@@ -4,16 +4,22 @@ Notable choices:
 
 - The penalty is the same for all labels; the exponent of the positive weights is each label's own. It decides how
   readily a label is predicted, and rare and common labels need different ones for the same F1.
-- A label's own F1, which rests on P positive clips, counts P / (P + 20), the mean over labels the rest. So a rare label
-  follows the others, as its threshold stays near 0.5 (`thresholds.tuned_thresholds`).
+- A label's own F1, which rests on n positive clips, counts n / (n + 20), the mean over labels the rest: shrinkage to
+  the shared score. So a rare label follows the others, as its threshold stays near 0.5 (`thresholds.tuned_thresholds`).
 - F1 of a point is averaged with that of its neighbours in the grid, itself counting twice: a lone peak is luck.
 
-Measured by macro-F1 on clips that nothing was chosen on, 20 splits each of emotions, scene and yeast, chosen out of
-fold, against one point for all labels (standard errors .001): +.000, -.000, +.024, and at the thresholds of a bundle
--.001, +.000, +.008; without the pull to the others -.000, -.001, +.024 and -.001, +.001, +.008; with a penalty for each
-label too, without the pull, -.005, -.001, +.023. Chosen by validation, which has fewer clips (standard errors .001 to
-.003), -.002, -.003, +.018; without the pull -.006, -.004, +.017; the best point of each label on validation, with no
-average over neighbours, -.012, -.011, +.015.
+Macro-F1 gained over one point for all labels, on clips that nothing was chosen on, in 20 splits of each set (standard
+errors .001; .003 where validation chose):
+
+    chosen by                                          at    emotions  scene  yeast
+    out-of-fold scores, as here                        0.5      +.000  -.000  +.024
+    out-of-fold scores, as here                        tuned    -.001  +.000  +.008
+    out-of-fold scores, without shrinkage              0.5      -.000  -.001  +.024
+    out-of-fold scores, without shrinkage              tuned    -.001  +.001  +.008
+    the same, with a penalty for each label            0.5      -.005  -.001  +.023
+    validation, which has fewer clips                  0.5      -.002  -.003  +.018
+    validation, without shrinkage                      0.5      -.006  -.004  +.017
+    validation, the best point without its neighbours  0.5      -.012  -.011  +.015
 
 What this is not: a solver (`engines/convex.py`), or what choosing costs (`scoring/statistics.py`).
 """
@@ -38,8 +44,8 @@ def choose_points(
     """The point of each label: equal in all but the exponent of the positive weights.
 
     Args:
-        f1: F1 at 0.5 of each point and label, shape (..., G, C): any number of choices at once. A label with a NaN has
-            no say and follows the others.
+        f1: F1 at 0.5 of each point and label, shape (..., G, C): any number of choices at once. A label with a NaN is
+            excluded from the vote and follows the others.
         positives: Positive clips of each label that its own F1 rests on, shape (C,).
         points: The G points, from `convex.grid_points`; of those that score alike, the first is chosen.
         allowed: What may be chosen, shape (G, C): `grid.converged`.
@@ -55,18 +61,18 @@ def choose_points(
     distance = np.abs(steps[:, None] - steps[None]).sum(axis=-1)  # (G, G)
     nearness = 2.0 * (distance == 0) + (distance == 1)
     averaged = nearness / nearness.sum(axis=1, keepdims=True) @ f1
-    has_say = ~np.isnan(averaged).any(axis=-2, keepdims=True)  # (..., 1, C)
-    together = macro_over_labels(np.where(has_say, averaged, np.nan))[..., None]  # (..., G, 1)
-    together = np.nan_to_num(together)  # no label has a say
+    votes = ~np.isnan(averaged).any(axis=-2, keepdims=True)  # (..., 1, C)
+    together = macro_over_labels(np.where(votes, averaged, np.nan))[..., None]  # (..., G, 1)
+    together = np.nan_to_num(together)  # every label is excluded
     own_share = positives / (positives + SHRINKAGE_POSITIVES)
-    merit = np.where(has_say, own_share * averaged + (1 - own_share) * together, together)
+    score = np.where(votes, own_share * averaged + (1 - own_share) * together, together)
     if allowed is not None:
-        merit = np.where(allowed, merit, -np.inf)
+        score = np.where(allowed, score, -np.inf)
     shared: dict[float, list[int]] = {}  # points by their penalty, which all labels have in common
     for at, point in enumerate(points):
         shared.setdefault(point.l2, []).append(at)
     rows = np.array(list(shared.values()))  # (groups, exponents)
-    of_group = merit[..., rows, :]  # (..., groups, exponents, C)
+    of_group = score[..., rows, :]  # (..., groups, exponents, C)
     total = of_group.max(axis=-2).sum(axis=-1)  # (..., groups)
     if not np.isfinite(total.max(axis=-1)).all():
         raise TrainingDataError(

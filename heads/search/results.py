@@ -17,7 +17,7 @@ from heads.scoring.permutation import permutation_check
 from heads.scoring.statistics import seed_fold_spread
 from heads.search.choosing import choose_trial
 from heads.search.study import DIVERGED, FINISHED, SOLVER
-from heads.search.summary import importances, trials_table, with_steps
+from heads.search.summary import importances, trials_table, with_adamw_settings
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
 
@@ -39,7 +39,7 @@ def write_results(
             f"at least one trial must complete, but all {len(trials)} diverged or failed. "
             "Lower the learning rates of the search space, and start in a new folder."
         )
-    settings, steps_of = with_steps(chosen.settings, trials, choices)
+    settings, steps_of = with_adamw_settings(chosen.settings, trials, choices)
     check = _permutation_check(prepared, settings, permutations) if permutations else None
     spread = _spread(prepared, settings, refit_seeds) if refit_seeds else None
     states = [trial.state for trial in trials]

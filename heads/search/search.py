@@ -131,7 +131,7 @@ def search_heads(
             raise SettingsError(f"{name} must be at least {least}, but it is {number}. Give a larger number.")
     data.check()
     choices = Choices.of(search_space, data)
-    began_with = {
+    signature = {
         "data": data.digest()[:16],
         "fingerprints": {name: space.fingerprint[:16] for name, space in data.spaces.items()},
         "search_space": search_space.to_mapping(),
@@ -141,7 +141,7 @@ def search_heads(
     def search_on(device: str, slots: int) -> dict[str, Any]:
         prepared = Prepared(data, seed=seed, device=device, fold_count=search_space.folds)
         median = optuna.pruners.MedianPruner(n_startup_trials=PRUNING_STARTS_AFTER, n_min_trials=5)
-        with open_study(folder, began_with, median) as opened:
+        with open_study(folder, signature, median) as opened:
             _Search(opened, prepared, choices, trials=trials, slots=slots, on_progress=on_progress).run()
             return write_results(opened.study, prepared, choices, folder, permutations, refit_seeds, choose_timeline)
 
@@ -194,13 +194,13 @@ class _Search:
         space = choices.space
         self._points = choices.grid()
         self._combinations = choices.combinations
-        steps_too = "adamw" in space.solver
-        self._convex = len(self._combinations) if not steps_too else min(len(self._combinations), trials // 2)
+        adamw_too = "adamw" in space.solver
+        self._convex = len(self._combinations) if not adamw_too else min(len(self._combinations), trials // 2)
         if len(self._combinations) > self._convex:  # some of them, each once
             order = np.random.default_rng(prepared.seed).permutation(len(self._combinations))
             self._combinations = [self._combinations[at] for at in order]
-        self._steps_too = steps_too
-        self._trials = trials if steps_too else min(trials, self._convex)
+        self._adamw_too = adamw_too
+        self._trials = trials if adamw_too else min(trials, self._convex)
         self._stacks: dict[str, _Stack] = {}  # by inputs
         self._most_in_flight = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
         self._rungs = [2**power for power in range(20) if 2**power < space.epochs[1]]
@@ -237,7 +237,7 @@ class _Search:
                 self._queue_again(interrupted)
             elif (fixed := self._next_convex(known)) is not None:
                 self._queue_convex(fixed)
-            elif not self._steps_too:
+            elif not self._adamw_too:
                 return None
         trial, _ = self._opened.ask(self._prepared.seed)
         if trial.user_attrs.get(SOLVER) == "convex":
@@ -320,7 +320,7 @@ class _Search:
             return [report.number for report in reports if self._is_pruned(stack.training[report.number], report)]
 
         for fitted in stack.trainer.train_epoch(next_settings, at_rung):
-            self._end_steps(stack.training.pop(fitted.number).trial, fitted)
+            self._end_trained(stack.training.pop(fitted.number).trial, fitted)
 
     def _is_pruned(self, asked: _Asked, report: RungReport) -> bool:
         is_solved = self._convex > 0 and asked.settings.kind == "linear"
@@ -330,7 +330,7 @@ class _Search:
         asked.trial.report(report.value, report.epoch)
         return asked.trial.should_prune()
 
-    def _end_steps(self, trial: optuna.Trial, fitted: FittedHead) -> None:
+    def _end_trained(self, trial: optuna.Trial, fitted: FittedHead) -> None:
         if fitted.outcome == "finished":
             self._end(trial, fitted.value, {EPOCHS: fitted.epochs}, step=fitted.epochs)
         else:

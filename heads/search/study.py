@@ -4,7 +4,8 @@ Notable choices: one process at a time holds the study (a lock the system frees 
 repairs what a kill can leave behind: a half-written last line, and trials still marked running (which would
 mislead the sampler for ever). Lines survive a kill as soon as they are written; only `sync` forces them onto the
 disk, once a batch, because forcing each of the sixteen lines of a trial took longer than training it. A study
-remembers what it began with and refuses to go on with anything else. optuna-dashboard opens the journal as it is.
+remembers what it was started with, its signature, and is resumed with nothing else. optuna-dashboard opens the journal
+as it is.
 
 Each trial has a sampler of its own, seeded by the study's seed and the trial's place: how many were started before it.
 An interrupted trial is restarted at its place and with its settings, at most twice: what kills its process shall not
@@ -42,7 +43,7 @@ MOST_TRIES = 3
 SOLVER, COMBINATION, CHOSEN = "solver", "combination", "chosen"
 """Notes of a trial: who fits it; which combination a convex one is; the settings chosen inside it."""
 AGAIN = "again"
-"""The number of the interrupted trial that this one begins again."""
+"""The number of the interrupted trial that this one restarts."""
 COUNTS, OWN = "session_counts", "own_counts"
 """Of a convex trial: out-of-fold confusion counts of its grid's points per session, (G, M, 3, C), and of the head that
 was chosen, (M, 3, C)."""
@@ -52,7 +53,7 @@ _DIGESTS = {
     "fingerprints": "how the features are computed",
     "model": "the model, or how it reads clips",
 }
-"""What a study began with and keeps as a digest only, in words: nobody can put it back by hand."""
+"""Fields of a signature that are digests, in words: nobody can put them back by hand."""
 EPOCHS, DIVERGED = "epochs_kept", "diverged_in_epoch"
 """Of a trial trained by AdamW: the epochs behind its head; the epoch where it diverged."""
 
@@ -128,19 +129,19 @@ def interrupted_trial(known: Sequence[FrozenTrial]) -> FrozenTrial | None:
 
 
 @contextmanager
-def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.pruners.BasePruner) -> Iterator[OpenStudy]:
+def open_study(folder: Path, signature: Mapping[str, Any], pruner: optuna.pruners.BasePruner) -> Iterator[OpenStudy]:
     """The study of a folder, made or resumed; trials that are running at the end are marked failed.
 
     Args:
         folder: The run's folder; made if absent.
-        began_with: JSON-ready mapping of all that the study's scores depend on.
+        signature: JSON-ready mapping of all that the study's scores depend on.
         pruner: Optuna's pruner.
 
     Yields:
         The study, of which no trial is running.
 
     Raises:
-        StudyError: If another process has it open, it began with something else, or its journal is damaged.
+        StudyError: If another process has it open, it was started with something else, or its journal is damaged.
     """
     private_folder(folder)
     with _held(folder), _quiet_optuna():
@@ -159,7 +160,7 @@ def open_study(folder: Path, began_with: Mapping[str, Any], pruner: optuna.prune
                 f"a study's journal must be readable, but {journal} is damaged ({brief(error)}). "
                 "Restore it, or move it away to start over."
             ) from error
-        _check_beginning(study, began_with, folder)
+        _check_signature(study, signature, folder)
         _fail_running(study)
         try:
             yield OpenStudy(study, folder)
@@ -207,13 +208,13 @@ def _repair(journal: Path) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder: Path) -> None:
-    """Notes what a new study begins with; refuses an old one that began with something else."""
-    stored = study.user_attrs.get("began_with")
+def _check_signature(study: optuna.Study, signature: Mapping[str, Any], folder: Path) -> None:
+    """Notes what a new study is started with; refuses one that was started with something else."""
+    stored = study.user_attrs.get("signature", {} if study.get_trials(deepcopy=False) else None)
     if stored is None:
-        study.set_user_attr("began_with", dict(began_with))
-    elif stored != began_with:
-        then, now = flatten(stored), flatten(began_with)
+        study.set_user_attr("signature", dict(signature))
+    elif stored != signature:
+        then, now = flatten(stored), flatten(signature)
         names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
         found = [_DIGESTS.get(name.partition(".")[0]) for name in names]
         words = dict.fromkeys(
@@ -223,7 +224,7 @@ def _check_beginning(study: optuna.Study, began_with: Mapping[str, Any], folder:
         back = "Start" if any(found) else "Put them back, or start"
         free = next(path for at in count(1) if not (path := folder.with_name(f"{folder.name}-{at}")).exists())
         raise StudyError(
-            f"a search goes on only with what it began with, but these have changed since {folder} began: "
+            f"a search resumes only with what it started with, but these have changed since {folder} was started: "
             f"{'; '.join(words)}. {back} a new search, after: {shlex.join(['mv', str(folder), str(free)])}"
         )
 

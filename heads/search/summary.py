@@ -45,7 +45,7 @@ def trial_settings(trial: FrozenTrial, choices: Choices) -> HeadSettings | None:
         return None
 
 
-def with_steps(
+def with_adamw_settings(
     settings: HeadSettings, trials: Sequence[FrozenTrial], choices: Choices
 ) -> tuple[HeadSettings, int | None]:
     """Convex settings with learning rate, decay, batch and epochs of the best linear head trained by AdamW.

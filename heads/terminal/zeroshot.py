@@ -35,8 +35,8 @@ def zeroshot_report(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
                 f"asked about {counted(done.extracted, 'clip')} in {done.elapsed_s:.1f} s "
                 f"({done.model_s / done.extracted:.2g} s of the model a clip)"
             )
-        if done.elsewhere:
-            yield f"claimed by another process, in progress: {counted(done.elsewhere, 'clip')}"
+        if done.claimed_by_others:
+            yield f"claimed by another process, in progress: {counted(done.claimed_by_others, 'clip')}"
         for crash in report.crashes:
             yield Warn(f"{crash.worker} {crash.reason}; what it had not saved was computed again")
         yield from failures(report.outcome.failures)

@@ -75,5 +75,5 @@ class ZeroShotReport:
         }
         if self.outcome is not None:
             document |= {"asked": self.outcome.progress.extracted, "elapsed_s": self.outcome.progress.elapsed_s}
-            document["deaths"] = [asdict(crash) for crash in self.crashes]
+            document["worker_crashes"] = [asdict(crash) for crash in self.crashes]
         return document | ({} if self.run is None else {"run": self.run.to_mapping()})

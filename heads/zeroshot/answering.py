@@ -103,13 +103,18 @@ class _Judging:
             on_progress: Called after each caption.
         """
         began, total = time.monotonic(), self._plan.todo
-        done = elsewhere = 0
+        done = claimed_by_others = 0
 
         def now() -> Progress:
             failed = len(self._failures)
             elapsed_s = said.progress.elapsed_s + time.monotonic() - began
             return replace(
-                said.progress, extracted=done, failed=failed, elsewhere=elsewhere, total=total, elapsed_s=elapsed_s
+                said.progress,
+                extracted=done,
+                failed=failed,
+                claimed_by_others=claimed_by_others,
+                total=total,
+                elapsed_s=elapsed_s,
             )
 
         provenance = {"judge": str(self._asked.judge.get("model", "")), "featurecache": version("featurecache")}
@@ -124,7 +129,7 @@ class _Judging:
                 lacking = [one for one, is_lacking in zip(clips, lacks, strict=True) if is_lacking]
                 lacking = [one for one in lacking if one.clip_id not in failed]
                 ready = [one for one in lacking if one.clip_id in captions] if writer.claim(sha256) else []
-                elsewhere += len(lacking) - len(ready)
+                claimed_by_others += len(lacking) - len(ready)
                 if not ready:
                     continue
                 ids = [clip.clip_id for clip in ready]

@@ -7,7 +7,7 @@ from heads.report.documents import Document, number
 from heads.report.figures import Figure, curve, keep, numbers
 
 
-def elsewhere_content(metrics: Document, figures: dict[str, Figure]) -> dict[str, Any]:
+def sensitivity_content(metrics: Document, figures: dict[str, Figure]) -> dict[str, Any]:
     """What the page shows of them, of one run; its figures go into `figures`."""
     shift, decisions = (metrics.get(name) for name in ("prevalence_shift", "decision_curves"))
     panels = [
