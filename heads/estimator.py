@@ -11,6 +11,7 @@ What this is not: a bundle. It knows no feature space and tunes no threshold.
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -33,6 +34,13 @@ _DTYPES = [np.float64, np.float32, np.float16]
 class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """What both heads share: targets into labels, labels into classes."""
 
+    positive_weight_exponent: float
+    standardize: bool
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    batch_size: int
+    epochs: int
     random_state: int | np.random.RandomState | None
     device: str
 
@@ -44,6 +52,18 @@ class _HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     @abstractmethod
     def _settings(self, rows: int, /) -> HeadSettings:
         """The head's settings for that many training rows."""
+
+    def _common_settings(self) -> HeadSettings:
+        """The settings of the parameters that both heads have."""
+        return HeadSettings(
+            positive_weight_exponent=self.positive_weight_exponent,
+            normalization="standardize" if self.standardize else "none",
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+        )
 
     @abstractmethod
     def _keep(self, head: Head) -> None:
@@ -154,17 +174,7 @@ class LinearHeadClassifier(_HeadClassifier):
     def _settings(self, rows: int, /) -> HeadSettings:
         if not self.C > 0:
             raise SettingsError(f"C must be above 0, but it is {self.C!r}. Give e.g. 1.0.")
-        return HeadSettings(
-            solver=self.solver,
-            l2=1 / (self.C * rows),
-            positive_weight_exponent=self.positive_weight_exponent,
-            normalization=_normalization(self.standardize),
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            dropout=self.dropout,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-        )
+        return replace(self._common_settings(), solver=self.solver, l2=1 / (self.C * rows))
 
     def _keep(self, head: Head) -> None:
         if not isinstance(head, LinearHead):
@@ -226,17 +236,7 @@ class MLPHeadClassifier(_HeadClassifier):
         self.device = device
 
     def _settings(self, _rows: int, /) -> HeadSettings:
-        return HeadSettings(
-            kind="mlp",
-            hidden_width=self.hidden_width,
-            positive_weight_exponent=self.positive_weight_exponent,
-            normalization=_normalization(self.standardize),
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            dropout=self.dropout,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-        )
+        return replace(self._common_settings(), kind="mlp", hidden_width=self.hidden_width)
 
     def _keep(self, head: Head) -> None:
         if not isinstance(head, MLPHead):
@@ -249,10 +249,6 @@ class MLPHeadClassifier(_HeadClassifier):
         for weight, bias in zip(self.coefs_[:-1], self.intercepts_[:-1], strict=True):
             hidden = np.maximum(hidden @ weight.T + bias, 0)
         return np.asarray(hidden @ self.coefs_[-1].T + self.intercepts_[-1])
-
-
-def _normalization(standardize: bool) -> Literal["standardize", "none"]:
-    return "standardize" if standardize else "none"
 
 
 def _layer(layer: torch.nn.Linear) -> Layer:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.adapter import attach_adapter
 from featurecache.clips.csv_file import read_table
 from featurecache.extraction.run import run_plan
 from featurecache.extraction.spaces import project_spaces
@@ -120,3 +121,17 @@ def begin(project: Project, bundle: Path, folder: Path, settings: LoraSettings =
     plan = plan_lora(project, settings, bundle)
     run_plan(project, plan.extraction)
     return LoraRun(project, plan, seed=1, device="cpu", folder=folder)
+
+
+def merging_changes(model: Path, adapter: Path, merged: Path) -> float:
+    """How far features of merged weights are from those of the model with its adapter, relative to the largest."""
+    tokens = []
+    for folder, adapts in ((model, True), (merged, False)):
+        inputs = open_inputs(folder, prompt=PROMPT, frames=4, resize="crop")
+        backbone = open_backbone(inputs, dtype="float32", device="cpu")
+        if adapts:
+            attach_adapter(backbone, adapter)
+        encoded = backbone.encode_frames(pixels_of(backbone, frames()), ["final"]).unflatten(0, (-1, 4))
+        ((_, states),) = backbone.states(encoded, ["final"])
+        tokens.append(states.tokens)
+    return float(relative(*tokens))

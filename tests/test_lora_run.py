@@ -33,18 +33,20 @@ from heads.engines import fitting
 from heads.finetuning.lora import LoraRun, plan_lora
 from heads.finetuning.run import CHECKPOINT_NAME
 from heads.finetuning.training_state import positive_weight
+from heads.workflow.evaluating import evaluate
+from heads.workflow.leaving_out import leave_one_session_out
+from heads.workflow.predicting import predict
 from tests.lora_samples import (
     PROMPT,
     SMALL,
     begin,
-    frames,
-    relative,
+    merging_changes,
     starting_scores,
     tuned,
 )
 from tests.projects import make_project, make_table
 from tests.small_finetuning import assert_halved_steps_are_the_same
-from tests.tiny_models import change_weights, pixels_of
+from tests.tiny_models import change_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 
@@ -221,17 +223,7 @@ def test_adapter_loads_into_the_language_model_with_peft_alone(finished: LoraRun
 
 def test_merged_weights_give_the_adapted_features(finished: LoraRun, deep_model: Path, tmp_path: Path) -> None:
     finished.merge(tmp_path / "merged")
-    pooled = []
-    for folder, adapter in ((deep_model, finished.folder / "bundle" / "adapter"), (tmp_path / "merged", None)):
-        backbone = open_backbone(
-            open_inputs(folder, prompt=PROMPT, frames=4, resize="crop"), dtype="float32", device="cpu"
-        )
-        if adapter is not None:
-            attach_adapter(backbone, adapter)
-        encoded = backbone.encode_frames(pixels_of(backbone, frames()), ["final"]).unflatten(0, (-1, 4))
-        ((_, states),) = backbone.states(encoded, ["final"])
-        pooled.append(states.tokens)
-    assert relative(*pooled) < 1e-5
+    assert merging_changes(deep_model, finished.folder / "bundle" / "adapter", tmp_path / "merged") < 1e-5
 
 
 def test_a_run_goes_on_bit_for_bit_when_it_was_interrupted(project: Project, tmp_path: Path, finished: LoraRun) -> None:
@@ -324,23 +316,13 @@ def test_adapter_that_asks_for_more_than_plain_lora_is_refused_before_peft_reads
 def test_evaluate_and_predict_take_a_bundle_with_an_adapter(
     project: Project, finished: LoraRun, tmp_path: Path
 ) -> None:
-    from typer.testing import CliRunner
-
-    from cli import app
-
-    config = ["--config", str(project.root), "--json"]
-    paths = [str(finished.folder / "bundle"), "--against", str(project.runs / "tune" / "bundle")]
-    done = CliRunner().invoke(app, ["evaluate", *paths, *config])
-    assert done.exit_code == 0, done.stderr
-    document = json.loads(done.stdout)
-    assert set(document["comparison"]) >= {"difference", "difference_ci95", "p_value"}
-    out = str(tmp_path / "out")
-    video = str(project.videos / "S0.mp4")
-    done = CliRunner().invoke(app, ["predict", video, "--out", out, "--bundle", paths[0], *config])
-    assert done.exit_code == 0, done.stderr
-    refit = CliRunner().invoke(app, ["evaluate", paths[0], "--leave-one-session-out", *config])
-    assert refit.exit_code == 1
-    assert "has an adapter" in refit.stderr
+    bundle = finished.folder / "bundle"
+    both = evaluate(project, bundle, against=project.runs / "tune" / "bundle")
+    assert both.comparison is not None
+    assert set(both.comparison) >= {"difference", "difference_ci95", "p_value"}
+    assert predict(project, [project.videos / "S0.mp4"], out=tmp_path / "out", bundle=bundle).written
+    with pytest.raises(BundleError, match="has an adapter"):
+        leave_one_session_out(project, bundle)
 
 
 def test_lora_finetune_trains_from_the_command_line(project: Project, tmp_path: Path, finished: LoraRun) -> None:

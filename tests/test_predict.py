@@ -132,10 +132,10 @@ def test_predict_is_confident_by_calibrated_probabilities_when_the_bundle_has_th
     expected = predict_intervals(
         timeline.spans_us,
         timeline.scores,
+        timeline.settings,
         labels=LABELS,
         thresholds=timeline.thresholds,
         calibrated=calibration.apply(plain.scores),
-        **dataclasses.asdict(timeline.settings),
     )
     assert timeline.predicted == expected
     assert all(a.confidence != b.confidence for a, b in zip(timeline.predicted, plain.predicted, strict=True))

@@ -33,8 +33,8 @@ def predict(spans, scores, settings=PLAIN, *, labels=("a",), thresholds=None, ex
     scores = np.asarray(scores, dtype=np.float32)
     scores = scores[:, None] if scores.ndim == 1 else scores
     at = np.full(len(labels), 0.5) if thresholds is None else np.array(thresholds)
-    options = {"exclusive": exclusive, "calibrated": calibrated, **dataclasses.asdict(settings)}
-    return predict_intervals(spans, scores, labels=labels, thresholds=at, **options)
+    options = {"exclusive": exclusive, "calibrated": calibrated}
+    return predict_intervals(spans, scores, settings, labels=labels, thresholds=at, **options)
 
 
 def seconds(found, label="a"):

@@ -1,6 +1,5 @@
 """Timeline scores: hand-computed cases, and what holds for any two timelines."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -232,6 +231,10 @@ def test_kappas_is_zero_when_one_side_never_changes():
 # --- tuning ---------------------------------------------------------------------------------------
 
 
+def intervals_of(one, settings):
+    return predict_intervals(one.spans_us, one.scores, settings, labels=["a"], thresholds=np.array([0.5]))
+
+
 def noisy_recording(seed):
     """Two long events, and a score that drops out for single clips: smoothing pays."""
     draw = np.random.default_rng(seed)
@@ -262,17 +265,7 @@ def test_tune_timeline_beats_no_smoothing_on_unseen_recordings_when_scores_are_n
     def value(settings):
         comparisons = []
         for one in unseen:
-            intervals = predict_intervals(
-                one.spans_us,
-                one.scores,
-                labels=["a"],
-                thresholds=np.array([0.5]),
-                smoothing=settings.smoothing,
-                smoothing_us=settings.smoothing_us,
-                hysteresis=settings.hysteresis,
-                min_duration_us=settings.min_duration_us,
-                max_gap_us=settings.max_gap_us,
-            )
+            intervals = intervals_of(one, settings)
             predicted = [each.interval for each in intervals]
             comparisons.append(compare_timelines(one.annotated, predicted, labels=["a"], within=one.within))
         return scores_document(comparisons, ["S"] * len(unseen), labels=["a"])["segment_f1"]["0.50"]
@@ -294,13 +287,7 @@ def test_tuned_settings_score_what_timelines_made_with_them_score():
     ):
         comparisons = []
         for one in recordings:
-            predicted = predict_intervals(
-                one.spans_us,
-                one.scores,
-                labels=["a"],
-                thresholds=np.array([0.5]),
-                **dataclasses.asdict(settings),
-            )
+            predicted = intervals_of(one, settings)
             intervals = [each.interval for each in predicted]
             comparisons.append(compare_timelines(one.annotated, intervals, labels=["a"], within=one.within))
         of_ious = scores_document(comparisons, ["S"] * 4, labels=["a"])["segment_f1"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from featurecache import FeatureCache, extract, make_clips, make_demo, open_project
+from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import (
     BundleError,
@@ -22,6 +23,7 @@ from featurecache.project.settings import Project
 from featurecache.spec import sealed
 from heads import evaluate, evaluate_bundle, finetune_lora, leave_one_session_out, load_bundle, predict, train, tune
 from heads.clip_rule import ClipRule
+from heads.inputs import default_inputs
 from heads.loading import load_split
 from heads.timelines.tuning import load_timeline
 from heads.workflow import report
@@ -31,11 +33,19 @@ from heads.workflow.training import TrainedRun
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, TrainedRun]:
-    """A small demo, extracted and tuned once; tests that change it work on copies."""
+    """A small demo, extracted and tuned once, with a damaged recording; tests that change it work on copies."""
     project = make_demo(tmp_path_factory.mktemp("made") / "demo", sessions=8, recordings_per_session=1)
     assert not make_clips(project).unusable
-    assert not extract(project).failed
+    (project.videos / damaged(project)[0].recording).write_bytes(b"torn")
+    assert {one.clip_id for one in extract(project).failed} == {clip.clip_id for clip in damaged(project)}
     return project, tune(project, trials=6)
+
+
+def damaged(project: Project) -> list[Clip]:
+    """The clips of the first recording that trains."""
+    clips = read_table(project.clips).clips
+    first = next(clip for clip in clips if clip.split == "train")
+    return [clip for clip in clips if clip.recording == first.recording]
 
 
 @pytest.fixture
@@ -63,11 +73,16 @@ def test_a_notebook_goes_from_the_demo_to_timelines_as_the_commands_do(
     assert json.loads((project.runs / "tune/test_metrics.json").read_text()) == scores.metrics
     assert (scores.looks, looks(project), scores.bundles[0].method) == (1, 1, "FT-LC")
     assert scores.all_positive["macro_f1"] is not None
-    trained = train(project)
+    told = []
+    trained = train(project, on_data=told.append)
+    assert told[0].splits["train"].left_out == len(damaged(project)), "clips that could not be extracted"
+    selected = project.settings.features.select
+    assert trained.best["inputs"] == selected[0]
+    assert run.best["inputs"] in default_inputs(selected)
     both = evaluate(project, against=trained.bundle)
     assert both.comparison is not None
     assert both.looks == 2
-    path = next(project.videos.rglob("*.mp4"))
+    path = max(project.videos.rglob("*.mp4"))
     ((timeline, files),) = predict(project, [path], out=tmp_path / "out").written
     assert timeline.tuned
     assert files.eaf.exists()
@@ -110,7 +125,7 @@ def test_a_bundle_is_refused_on_the_rest_of_a_session_of_which_another_stretch_t
 
 
 def test_a_bundle_keeps_its_own_clips_and_is_refused_on_others(project: Project, tmp_path: Path) -> None:
-    path = next(project.videos.rglob("*.mp4"))
+    path = max(project.videos.rglob("*.mp4"))
     own = project.settings.clips
     assert load_bundle(project.runs / "tune/bundle").clips == ClipRule(own.length_us, own.stride_us, own.min_overlap_us)
 
@@ -191,7 +206,7 @@ def test_options_that_exclude_each_other_are_refused_before_any_work(project: Pr
 
 def test_leaving_sessions_out_counts_as_a_look_and_a_dry_run_of_adapters_trains_nothing(project: Project) -> None:
     scores = leave_one_session_out(project)
-    assert (scores.metrics["n_sessions"], scores.metrics["looks"], looks(project)) == (8, 1, 1)
+    assert (scores.metrics["n_sessions"], scores.metrics["looks"], looks(project)) == (7, 1, 1)
     planned = finetune_lora(project, dry_run=True)
     assert planned.run is None
     assert planned.extraction_forecast is not None

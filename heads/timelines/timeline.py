@@ -113,14 +113,10 @@ def default_settings(length_us: int) -> TimelineSettings:
 def predict_intervals(
     spans_us: npt.NDArray[np.int64],
     scores: npt.NDArray[np.floating],
+    settings: TimelineSettings,
     *,
     labels: Sequence[str],
     thresholds: npt.NDArray[np.floating],
-    smoothing: Smoothing,
-    smoothing_us: int,
-    hysteresis: float,
-    min_duration_us: int,
-    max_gap_us: int,
     exclusive: Sequence[Sequence[str]] = (),
     calibrated: npt.NDArray[np.floating] | None = None,
 ) -> list[PredictedInterval]:
@@ -129,13 +125,9 @@ def predict_intervals(
     Args:
         spans_us: The scored clips, `[start_us, end_us)`, shape (N, 2), any order.
         scores: Their scores as trained, which decide, shape (N, C).
+        settings: How intervals are made of scores.
         labels: Names of the C labels.
         thresholds: Shape (C,).
-        smoothing: See `TimelineSettings`, here and below.
-        smoothing_us: Width of the smoothing's window.
-        hysteresis: From 0 to below 1.
-        min_duration_us: Shorter intervals are dropped.
-        max_gap_us: Gaps up to this are closed.
         exclusive: Groups of labels of which one at most may be on at a time.
         calibrated: Calibrated probabilities, for the confidence alone, shape (N, C); None: the scores.
 
@@ -148,18 +140,17 @@ def predict_intervals(
     groups = exclusive_groups(exclusive, labels)
     margins_at = np.log(_odds(thresholds))  # (C,)
     found: list[PredictedInterval] = []
-    runs = smoothed_runs(spans_us, scores, smoothing, smoothing_us)
-    of_readers = runs if calibrated is None else smoothed_runs(spans_us, calibrated, smoothing, smoothing_us)
+    smoothing, shortest = (settings.smoothing, settings.smoothing_us), settings.min_duration_us
+    runs = smoothed_runs(spans_us, scores, *smoothing)
+    of_readers = runs if calibrated is None else smoothed_runs(spans_us, calibrated, *smoothing)
     for run, of_reader in zip(runs, of_readers, strict=True):
-        by_label = [
-            drop_short(close_gaps(on_spans(run, label, thresholds[label], hysteresis), max_gap_us), min_duration_us)
-            for label in range(len(labels))
-        ]
+        on = [on_spans(run, label, thresholds[label], settings.hysteresis) for label in range(len(labels))]
+        by_label = [drop_short(close_gaps(spans, settings.max_gap_us), shortest) for spans in on]
         for group in groups:
             margins = np.log(_odds(run.scores)) - margins_at
             kept = _exclude(run.centres_us, margins, group, by_label)
             for label in group:
-                by_label[label] = drop_short(kept[label], min_duration_us)
+                by_label[label] = drop_short(kept[label], shortest)
         for label, own in enumerate(by_label):
             track = of_reader.scores[:, label]
             found += [

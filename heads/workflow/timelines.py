@@ -168,11 +168,11 @@ def predicted_timeline(
         predicted=predict_intervals(
             spans,
             scores,
+            settings,
             labels=bundle.labels,
             thresholds=bundle.thresholds,
             exclusive=exclusive,
             calibrated=None if bundle.calibration is None else bundle.calibration.apply(scores),
-            **dataclasses.asdict(settings),
         ),
         annotated=annotation[0],
         annotated_us=annotation[1],
