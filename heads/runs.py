@@ -13,24 +13,22 @@ fine-tuned backbone, which is trained once, from scores of the validation split.
 import itertools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.clips.leakage import Spans, spans_of
+from featurecache.clips.leakage import spans_of
 from featurecache.errors import TrainingDataError
 from featurecache.files import private_folder, write_private
-from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, save_bundle, tool_versions
-from heads.clip_rule import ClipRule
 from heads.data import LearningData
 from heads.samples.joining import selected
 from heads.scoring.calibration import calibration_document, cross_calibrated, fit_calibration
 from heads.scoring.curves import curves
-from heads.scoring.exclusive import choose_exclusive, predicted_labels
+from heads.scoring.exclusive import choose_exclusive
 from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, metrics_document
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
@@ -38,7 +36,6 @@ from heads.timelines.tuning import TunedTimeline
 
 if TYPE_CHECKING:
     from heads.engines.prepared import Prepared
-    from heads.models import Head
 
 METRICS_NAMES = {"out-of-fold": "out_of_fold_metrics.json", "validation": "validation_metrics.json"}
 """The file of a run's folder that tells how held-out clips were scored, by the way that was done."""
@@ -161,80 +158,75 @@ def write_run(
     from heads.engines.refit import refit
 
     fitted = refit(prepared, settings)
-    return write_fitted(
+    bundle = Bundle(
         fitted.head,
-        HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids).without(data.seen),
+        data.labels,
+        default_thresholds(data.labels),
         fitted.settings,
-        labels=data.labels,
-        spaces={name: data.spaces[name] for name in selected(settings.inputs)},
+        tuple(data.spaces[name] for name in selected(settings.inputs)),
+        tool_versions(),
+        fitted_on=spans_of(clips.clip_ids or ()),
+        clips=data.clips,
+        exclusive=data.exclusive,
+    )
+    of_run = {
+        "value": fitted.value,
+        "epochs_kept": None if fitted.train_loss is None else fitted.settings.epochs,
+        "train_clips": len(clips.Y),
+        "train_loss": fitted.train_loss,
+        **({"input_weights": dict(fitted.input_weights)} if fitted.input_weights else {}),
+        **(of_study or {}),
+    }
+    held_out = HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids).without(data.seen)
+    return write_fitted(
+        bundle,
+        held_out,
         seed=prepared.seed,
         folder=folder,
         leakage=data.leakage,
-        clips=data.clips,
-        fitted_on=spans_of(clips.clip_ids or ()),
-        exclusive=data.exclusive,
-        of_run={
-            "value": fitted.value,
-            "epochs_kept": None if fitted.train_loss is None else fitted.settings.epochs,
-            "train_clips": len(clips.Y),
-            "train_loss": fitted.train_loss,
-            **({"input_weights": dict(fitted.input_weights)} if fitted.input_weights else {}),
-            **(of_study or {}),
-        },
+        of_run=of_run,
         choose_timeline=choose_timeline,
     )
 
 
+def default_thresholds(labels: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Thresholds of labels for which none were tuned, shape (C,)."""
+    return np.full(len(labels), DEFAULT_THRESHOLD)
+
+
 def write_fitted(
-    head: "Head",
+    bundle: Bundle,
     held_out: HeldOut,
-    settings: HeadSettings,
     *,
-    labels: tuple[str, ...],
-    spaces: Mapping[str, FeatureSpace],
     seed: int,
     folder: Path,
     leakage: Mapping[str, Any],
-    clips: ClipRule | None,
-    fitted_on: Spans,
     of_run: Mapping[str, Any],
-    exclusive: Sequence[Sequence[str]] = (),
-    adapter: Path | None = None,
-    backbone: Path | None = None,
-    words: Mapping[str, Any] | None = None,
     choose_timeline: ChooseTimeline = no_timeline,
 ) -> dict[str, Any]:
-    """Writes the run of a head that is fitted, however that was done.
+    """Completes a bundle by held-out scores, and writes its run.
 
     Args:
-        head: The head.
+        bundle: A fitted head, however that was done, without tuned thresholds and calibration. Of its exclusive groups
+            it keeps to those that cost its held-out scores nothing (`heads/scoring/exclusive.py`).
         held_out: What sets thresholds, calibration and timeline settings.
-        settings: Settings of the head.
-        labels: Names of the C labels.
-        spaces: The feature spaces that the head reads, by name, in order.
         seed: Seed of the run.
         folder: The run's folder.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
-        clips: What a clip is; goes into the bundle.
-        fitted_on: Stretches of the recordings that trained, chose or tuned the head.
         of_run: What else is known of the run; goes into `best.json`, over the same names.
-        exclusive: Groups of labels of which one at most is on at a time; the bundle keeps to those that cost its
-            held-out scores nothing (`heads/scoring/exclusive.py`).
-        adapter: The folder of the adapter that the backbone is run with; the bundle gets a copy.
-        backbone: The folder of the model itself, where it is not the project's; the bundle gets a copy.
-        words: As `Bundle`.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
 
     Returns:
         The content of `best.json`.
     """
     Y, scores, sessions, scored = held_out.Y, held_out.scores, held_out.sessions, held_out.is_scored
-    thresholds = np.full(len(labels), DEFAULT_THRESHOLD)
+    labels, thresholds = bundle.labels, bundle.thresholds.copy()
     thresholds[scored] = tuned_thresholds(Y[:, scored], scores[:, scored], sessions)
-    rules = choose_exclusive(Y, scores, thresholds, labels=labels, exclusive=exclusive)
+    rules = choose_exclusive(Y, scores, thresholds, labels=labels, exclusive=bundle.exclusive)
     kept = tuple(tuple(rule["labels"]) for rule in rules if rule["kept"])
-    predicted = predicted_labels(scores, thresholds, labels, kept)
-    first = next(iter(spaces.values()))
+    bundle = replace(bundle, thresholds=thresholds, calibration=fit_calibration(Y, scores), exclusive=kept)
+    predicted = bundle.predicted(scores)
+    first = bundle.spaces[0]
     metrics = {
         **metrics_document(Y, scores, thresholds, sessions, labels=labels, split=held_out.name, predicted=predicted),
         **leakage,
@@ -244,35 +236,20 @@ def write_fitted(
     best = {
         "value": macro_f1(Y[:, scored], scores[:, scored]),
         "scored": held_out.name,
-        "settings": settings.to_mapping(),
-        "inputs": settings.inputs,
+        "settings": bundle.settings.to_mapping(),
+        "inputs": bundle.settings.inputs,
         "tap": first.tap,
         "pooling": first.pooling,
         "fingerprint": first.fingerprint,
-        "fingerprints": {name: space.fingerprint for name, space in spaces.items()},
+        "fingerprints": {name: space.fingerprint for name, space in bundle.kept.items()},
         "seed": seed,
-        "versions": tool_versions(),
+        "versions": dict(bundle.versions),
         "labels": list(labels),
         **leakage,
         **({"exclusive": rules} if rules else {}),
         **of_run,
     }
     private_folder(folder)
-    bundle = Bundle(
-        head,
-        labels,
-        thresholds,
-        settings,
-        tuple(spaces.values()),
-        tool_versions(),
-        fit_calibration(Y, scores),
-        adapter,
-        backbone,
-        fitted_on,
-        clips,
-        kept,
-        words,
-    )
     save_bundle(bundle, folder / "bundle", timeline=choose_timeline(bundle, held_out))
     write_document(folder / METRICS_NAMES[held_out.name], metrics)
     write_document(folder / "best.json", best)

@@ -22,6 +22,7 @@ from featurecache.extraction.failures import known_failures
 from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
+from heads.bundle import Bundle, tool_versions
 from heads.clip_rule import ClipRule
 from heads.finetuning.extraction import plan_split
 from heads.finetuning.loop import FineTuning
@@ -29,7 +30,7 @@ from heads.finetuning.settings import Schedule
 from heads.finetuning.training_state import Cost, Training
 from heads.loading import load_split
 from heads.models import Head, head_scores
-from heads.runs import ChooseTimeline, HeldOut, no_timeline, write_document, write_fitted
+from heads.runs import ChooseTimeline, HeldOut, default_thresholds, no_timeline, write_document, write_fitted
 from heads.settings import HeadSettings
 from heads.timelines.rules import checked_rules
 
@@ -153,17 +154,25 @@ class Run:
         learning = {"method": method, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
         write_document(self.folder / "learning.json", learning)
         fitted, clips = copy.deepcopy(head).cpu().eval().requires_grad_(False), validation.of(settings.inputs)
-        best = write_fitted(
+        bundle = Bundle(
             fitted,
-            HeldOut("validation", head_scores(fitted, clips.X), clips.Y, clips.sessions, clips.clip_ids),
+            labels,
+            default_thresholds(labels),
             settings,
-            labels=labels,
-            spaces=plan.spaces,
+            tuple(plan.spaces.values()),
+            tool_versions(),
+            adapter=adapter,
+            backbone=backbone,
+            fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], beside=started_from),
+            clips=ClipRule.of(project),
+            exclusive=checked_rules(project, labels).exclusive,
+        )
+        best = write_fitted(
+            bundle,
+            HeldOut("validation", head_scores(fitted, clips.X), clips.Y, clips.sessions, clips.clip_ids),
             seed=self.seed,
             folder=self.folder,
             leakage=leakage_record(table.clips),
-            clips=ClipRule.of(project),
-            fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], beside=started_from),
             of_run={
                 "method": method,
                 "epochs_kept": kept.epoch,
@@ -171,9 +180,6 @@ class Run:
                 "train_loss": kept.train_loss,
                 **of_run,
             },
-            exclusive=checked_rules(project, labels).exclusive,
-            adapter=adapter,
-            backbone=backbone,
             choose_timeline=choose_timeline,
         )
         for staged in (adapter, backbone):

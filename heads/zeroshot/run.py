@@ -6,6 +6,7 @@ labelled clip the first candidate serves, thresholds are 0.5, and nothing says h
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.methods import method_of_question
-from heads.models import head_scores
-from heads.runs import ChooseTimeline, HeldOut, write_document, write_fitted
-from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1
+from heads.models import LinearHead, head_scores
+from heads.runs import ChooseTimeline, HeldOut, default_thresholds, write_document, write_fitted
+from heads.scoring.metrics import macro_f1
 from heads.settings import HeadSettings
 from heads.zeroshot.choosing import Choice, choose
 from heads.zeroshot.controls import controls_document
@@ -63,24 +64,22 @@ def write_zero_shot_run(
     candidates = asking.candidates(numbers)
     choice = choose(data.Y, np.stack(list(candidates.values())), data.sessions, jointly=asking.chooses_jointly)
     tap, head = asking.head(choice.of_label)
+    bundle = replace(
+        _untuned(asking, tap, head, spaces, clips),
+        fitted_on=spans_of(data.clip_ids or ()),
+        exclusive=tuple(map(tuple, exclusive)),
+    )
     best = write_fitted(
-        head,
+        bundle,
         HeldOut("out-of-fold", choice.out_of_fold, data.Y, data.sessions, data.clip_ids),
-        HeadSettings(inputs=f"{tap}/mean", normalization="none"),
-        labels=asking.labels,
-        spaces={f"{tap}/mean": spaces[f"{tap}/mean"]},
         seed=0,
         folder=folder,
         leakage=leakage,
-        clips=clips,
-        fitted_on=spans_of(data.clip_ids or ()),
         of_run={
             "method": method_of_question(kind_of(asking)),
             "prompts": asking.prompts(),
             "audit": dict(audit),
         },
-        exclusive=exclusive,
-        words=_words(asking),
         choose_timeline=choose_timeline,
     )
     controls = controls_document(
@@ -104,19 +103,15 @@ def write_unsure_run(
 ) -> dict[str, Any]:
     """Writes the bundle of a project without a labelled clip; arguments and result as `write_zero_shot_run`."""
     tap, head = asking.head(np.zeros(len(asking.labels), np.int64))
-    name = f"{tap}/mean"
-    thresholds = np.full(len(asking.labels), DEFAULT_THRESHOLD)
-    settings = HeadSettings(inputs=name, normalization="none")
+    bundle = _untuned(asking, tap, head, spaces, clips)
     private_folder(folder)
-    made_by, made_of = tool_versions(), (spaces[name],)
-    bundle = Bundle(head, asking.labels, thresholds, settings, made_of, made_by, clips=clips, words=_words(asking))
     save_bundle(bundle, folder / "bundle")
     best = {
         "method": method_of_question(kind_of(asking)),
-        "settings": settings.to_mapping(),
-        "inputs": name,
-        "fingerprints": {name: spaces[name].fingerprint},
-        "versions": tool_versions(),
+        "settings": bundle.settings.to_mapping(),
+        "inputs": bundle.settings.inputs,
+        "fingerprints": {name: space.fingerprint for name, space in bundle.kept.items()},
+        "versions": dict(bundle.versions),
         "labels": list(asking.labels),
         "prompts": asking.prompts(),
         "audit": dict(audit),
@@ -131,6 +126,17 @@ def _words(asking: ZeroShot) -> dict[str, Any] | None:
     if not isinstance(asking, Words):
         return None
     return {"fingerprint": asking.tower.fingerprint, "prompts": asking.prompts()}
+
+
+def _untuned(
+    asking: ZeroShot, tap: str, head: LinearHead, spaces: Mapping[str, FeatureSpace], clips: ClipRule
+) -> Bundle:
+    """A bundle that reads a tap, at thresholds of 0.5."""
+    name = f"{tap}/mean"
+    settings = HeadSettings(inputs=name, normalization="none")
+    thresholds = default_thresholds(asking.labels)
+    made_by, made_of = tool_versions(), (spaces[name],)
+    return Bundle(head, asking.labels, thresholds, settings, made_of, made_by, clips=clips, words=_words(asking))
 
 
 def _choices(choice: Choice, names: list[str], labels: tuple[str, ...]) -> dict[str, Any]:
