@@ -13,7 +13,6 @@ stronger penalties, since directions beyond the axes add more noise than they te
 What this is not: a search over combinations.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +22,7 @@ from heads.engines.convex import Choice, GridPoint, Mask, solve_grid
 from heads.engines.prepared import Prepared
 from heads.scoring.cross_fitting import out_of_fold_counts
 from heads.scoring.metrics import f1_scores, macro_over_labels
-from heads.search.grid_choice import choose_points
+from heads.search.grid_choice import choose_points, grid_steps
 from heads.settings import HeadSettings
 
 SEARCHED_WHOLE = 1024
@@ -64,56 +63,13 @@ def solve_trial(prepared: Prepared, settings: HeadSettings, points: tuple[GridPo
     Raises:
         TrainingDataError: If no point converged for all labels.
     """
-    clips, folds = prepared.data.fitting, prepared.folds
-    basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
-    components = min(settings.components, basis.axes.shape[1])
-    labels, positives = np.arange(clips.Y.shape[1]), clips.Y.sum(axis=0)
-    everywhere = np.ones((len(points), len(labels)), bool)
-    converged = []
-
-    def solved(wanted: Mask, components: int, tolerance: float = 1e-4) -> tuple[Counts, Mask]:
-        """Out-of-fold counts (G, M, 3, C) of the points and labels that are wanted, and which of them converged."""
-        grid = solve_grid(
-            basis,
-            clips.Y,
-            points,
-            components=components,
-            variance_exponent=settings.variance_exponent,
-            fold_of=folds.of,
-            beside=folds.beside,
-            wanted=wanted,
-            folds_alone=True,
-            tolerance=tolerance,
-        )
-        converged.append(grid.folds_converged.all(axis=0) & wanted)
-        return out_of_fold_counts(clips.Y, grid.out_of_fold, clips.sessions), converged[-1]
-
-    def choose(allowed: Mask) -> Choice:
-        return choose_points(f1_scores(counts.sum(axis=1)), positives, points, allowed=allowed)
-
-    asked = [everywhere]
-    if components or basis.X.shape[1] <= SEARCHED_WHOLE:
-        counts, allowed = solved(everywhere, components)
-        choice = choose(allowed)
+    grid = _Grid(prepared, settings, points)
+    if settings.components or grid.basis.X.shape[1] <= SEARCHED_WHOLE:
+        counts, allowed = grid.counts(grid.everywhere, grid.components)
+        choice = grid.choose(counts, allowed)
     else:
-        steps = _steps(points)
-        asked = [everywhere & (steps % 2 == 0).all(axis=1, keepdims=True)]
-        counts, allowed = solved(asked[0], basis.axes.shape[1], COARSE_TOLERANCE)
-        counts = _filled(counts, steps)
-        choice = choose(allowed)
-        apart = steps[:, None] - steps[choice]  # (G, C, 2)
-        around = (np.abs(apart) <= 1).all(axis=-1)
-        asked.append(around & ~asked[0])
-        found, also = solved(asked[1], basis.axes.shape[1], COARSE_TOLERANCE)
-        counts = np.where(asked[1][:, None, None], found, counts)
-        choice = choose(around & (allowed | also))
-        apart = steps[:, None] - steps[choice]
-        stronger, exponents = (apart[..., 0] == 1) | (apart[..., 0] == 2), np.abs(apart[..., 1])
-        asked.append((stronger & (exponents == 0)) | ((apart[..., 0] == 0) & (exponents <= 1)))
-        found, allowed = solved(asked[2], 0)
-        counts = np.where(asked[2][:, None, None], found, counts)
-        choice = choose(allowed)
-    own = np.moveaxis(counts[choice, :, :, labels], 0, -1)  # (M, 3, C)
+        counts, choice = _coarse_to_fine(grid)
+    own = np.moveaxis(counts[choice, :, :, np.arange(len(choice))], 0, -1)  # (M, 3, C)
     exponents = [points[at].positive_weight_exponent for at in choice]
     return Solved(
         settings=replace(
@@ -124,14 +80,75 @@ def solve_trial(prepared: Prepared, settings: HeadSettings, points: tuple[GridPo
         value=float(macro_over_labels(f1_scores(own.sum(axis=0)))),
         counts=counts,
         own=own,
-        converged=float(sum(map(np.sum, converged)) / sum(map(np.sum, asked))),
+        converged=grid.converged / grid.solved,
     )
 
 
-def _steps(points: Sequence[GridPoint]) -> npt.NDArray[np.int64]:
-    """Place of each point among the penalties, the weakest first, and the exponents: (G, 2)."""
-    names = ("l2", "positive_weight_exponent")
-    return np.stack([np.unique([getattr(of, name) for of in points], return_inverse=True)[1] for name in names], axis=1)
+class _Grid:
+    """A grid on one combination of features.
+
+    Attributes:
+        basis: The features of all clips that are not test.
+        components: Principal components that heads read; 0 for all features.
+        points: The G points.
+        everywhere: Every point and label, (G, C).
+        solved: Problems that were solved, and of these `converged`.
+    """
+
+    def __init__(self, prepared: Prepared, settings: HeadSettings, points: tuple[GridPoint, ...]) -> None:
+        self._clips, self._folds = prepared.data.fitting, prepared.folds
+        self._variance_exponent = settings.variance_exponent
+        self._positives = self._clips.Y.sum(axis=0)
+        self.basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
+        self.components = min(settings.components, self.basis.axes.shape[1])
+        self.points = points
+        self.everywhere = np.ones((len(points), self._clips.Y.shape[1]), bool)
+        self.solved = self.converged = 0
+
+    def counts(self, wanted: Mask, components: int, tolerance: float = 1e-4) -> tuple[Counts, Mask]:
+        """Out-of-fold counts (G, M, 3, C) of the points and labels that are wanted, and which of them converged."""
+        grid = solve_grid(
+            self.basis,
+            self._clips.Y,
+            self.points,
+            components=components,
+            variance_exponent=self._variance_exponent,
+            fold_of=self._folds.of,
+            beside=self._folds.beside,
+            wanted=wanted,
+            folds_alone=True,
+            tolerance=tolerance,
+        )
+        converged = grid.folds_converged.all(axis=0) & wanted
+        self.solved += int(wanted.sum())
+        self.converged += int(converged.sum())
+        return out_of_fold_counts(self._clips.Y, grid.out_of_fold, self._clips.sessions), converged
+
+    def choose(self, counts: Counts, allowed: Mask) -> Choice:
+        """The point of each label by such counts, among those that are allowed."""
+        return choose_points(f1_scores(counts.sum(axis=1)), self._positives, self.points, allowed=allowed)
+
+
+def _coarse_to_fine(grid: _Grid) -> tuple[Counts, Choice]:
+    """Counts and choice where features are wide, by the rule at the top of this file."""
+    steps, axes = grid_steps(grid.points), grid.basis.axes.shape[1]
+    coarse = grid.everywhere & (steps % 2 == 0).all(axis=1, keepdims=True)
+    counts, allowed = grid.counts(coarse, axes, COARSE_TOLERANCE)
+    counts = _filled(counts, steps)
+    choice = grid.choose(counts, allowed)
+
+    around = (np.abs(steps[:, None] - steps[choice]) <= 1).all(axis=-1)  # (G, C)
+    finer = around & ~coarse
+    found, also = grid.counts(finer, axes, COARSE_TOLERANCE)
+    counts = np.where(finer[:, None, None], found, counts)
+    choice = grid.choose(counts, around & (allowed | also))
+
+    penalty, exponent = np.moveaxis(steps[:, None] - steps[choice], -1, 0)  # each (G, C)
+    stronger = ((penalty == 1) | (penalty == 2)) & (exponent == 0)
+    last = stronger | ((penalty == 0) & (np.abs(exponent) <= 1))
+    found, allowed = grid.counts(last, 0)
+    counts = np.where(last[:, None, None], found, counts)
+    return counts, grid.choose(counts, allowed)
 
 
 def _filled(counts: Counts, steps: npt.NDArray[np.int64]) -> Counts:

@@ -38,6 +38,12 @@ from heads.scoring.thresholds import SHRINKAGE_POSITIVES
 F1 = npt.NDArray[np.float64]
 
 
+def grid_steps(points: Sequence[GridPoint]) -> npt.NDArray[np.int64]:
+    """Place of each point among the penalties, the weakest first, and the exponents: (G, 2)."""
+    names = [field.name for field in fields(GridPoint)]
+    return np.stack([np.unique([getattr(p, name) for p in points], return_inverse=True)[1] for name in names], axis=1)
+
+
 def choose_points(
     f1: F1, positives: npt.NDArray[np.integer], points: Sequence[GridPoint], *, allowed: Mask | None = None
 ) -> Choice:
@@ -56,8 +62,7 @@ def choose_points(
     Raises:
         TrainingDataError: If no penalty has an allowed point for every label.
     """
-    names = [field.name for field in fields(GridPoint)]
-    steps = np.stack([np.unique([getattr(p, name) for p in points], return_inverse=True)[1] for name in names], axis=1)
+    steps = grid_steps(points)
     distance = np.abs(steps[:, None] - steps[None]).sum(axis=-1)  # (G, G)
     nearness = 2.0 * (distance == 0) + (distance == 1)
     averaged = nearness / nearness.sum(axis=1, keepdims=True) @ f1
