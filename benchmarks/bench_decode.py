@@ -170,8 +170,8 @@ def needed(path: Path, spans: list[tuple[int, int]]) -> set[int]:
     middles = [start + (2 * k + 1) * (end - start) / (2 * FRAMES) for start, end in spans for k in range(FRAMES)]
     with open_video(path, max_pixels=MAX_PIXELS) as video:
         ticks = sorted(video.to_ticks(round(middle)) for middle in middles)
-        steps = [step for step in decode(video, ticks) if step is not None and not step.is_end]
-        return {step.order for step in steps if not step.left_out and video.to_us(step.pts) < end_us}
+        frames = [decoded for decoded in decode(video, ticks) if decoded is not None and not decoded.is_end]
+        return {decoded.order for decoded in frames if not decoded.left_out and video.to_us(decoded.pts) < end_us}
 
 
 def measure_decoding(path: Path, turns: int) -> dict[str, float]:

@@ -3,7 +3,7 @@
     python benchmarks/bench_extract.py [--quick] [--rounds 3] [--device cuda]
 
 One pinned mid-size LLaVA-NeXT-Video with random weights (hidden 1024, 8 layers; CLIP 6 x 256; vocabulary 32,064), 16
-frames at 336 px, a prompt with 60 tokens behind the video, recordings of 1024 x 768 at 25 fps, clips of 3 s end to end.
+frames at 336 px, a prompt with 60 tokens after the video, recordings of 1024 x 768 at 25 fps, clips of 3 s end to end.
 
 `naive`: for each clip seek and decode it to RGB, pick its frames, the model's processor, the whole model with
 `output_hidden_states=True`, mean of the last at the video tokens. `ours`:

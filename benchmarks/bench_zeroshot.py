@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_zeroshot.py [--quick] [--rounds 3]
 
 The mid-size random model of bench_extract.py (16 frames of 336 px, 2,304 video tokens), prompts as people write them
-(8 to 14 tokens behind the video), float32 on a CPU, CPU time with one thread, batches of one clip, the ways in turn.
+(8 to 14 tokens after the video), float32 on a CPU, CPU time with one thread, batches of one clip, the ways in turn.
 
 `separate`: the whole model of transformers, one forward for each question, logits at the last token alone.
 `tower`: as `separate`, with the vision tower and projector run once for all questions. `ours`: what `featurecache

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.seed_study [--quick]
 
-Real trainings on the training parts of emotions and scene (../shared/data/multilabel), for which rows are dealt to 50
-made-up sessions, ten of which validate; another deal for each seed. The best validation macro-F1 after 200 trials of
+Real trainings on the training parts of emotions and scene (../shared/data/multilabel), rows assigned to 50 made-up
+sessions, ten of which validate; another assignment for each seed. The best validation macro-F1 after 200 trials of
 AdamW, univariate TPE and median pruning: 16 (as the search does) and 32 side by side with refill, minus one by one on
-the same deal. The interval is Student's, over seeds and sets.
+the same assignment. The interval is Student's, over seeds and sets.
 
 How the default search compares with scikit-learn is `small_studies.py`.
 """
@@ -38,7 +38,7 @@ Clips = tuple[np.ndarray, np.ndarray]
 """Features (N, D) and targets (N, C)."""
 
 
-def dealt(clips: Clips, seed: int) -> LearningData:
+def with_sessions(clips: Clips, seed: int) -> LearningData:
     """Clips divided by made-up sessions."""
     X, Y = clips
     session = np.random.default_rng(seed).integers(0, SESSIONS, len(X))
@@ -86,7 +86,7 @@ def compare_ways(quick: bool) -> Document:
     for name in sets:
         X, Y, _ = read_set(name, "train")
         for seed in range(seeds):
-            data = dealt((X, Y), seed)
+            data = with_sessions((X, Y), seed)
             for variant, chosen in variants.items():
                 found[variant].append({"set": name, **study(data, trials, seed=seed, **chosen)})
         for variant, outcomes in found.items():

@@ -1,4 +1,4 @@
-"""Few sessions: the default search against what a careful user of scikit-learn does, on sets dealt to 8 to 25 sessions.
+"""Few sessions: the default search against what a careful user of scikit-learn does, sets of 8 to 25 sessions.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.small_studies
         [--data FOLDER] [--sets NAME ...] [--sessions N ...] [--draws N] [--quick]
@@ -70,8 +70,8 @@ def drawn_set(sessions: int, draw: int) -> Clips:
     return X.astype(np.float32), (logits > cuts).astype(np.int8), session.astype(str)
 
 
-def dealt(X: np.ndarray, Y: np.ndarray, sessions: int, draw: int) -> Clips:
-    """The rows of a set, dealt to sessions of unequal size that differ in features and labels."""
+def with_sessions(X: np.ndarray, Y: np.ndarray, sessions: int, draw: int) -> Clips:
+    """The rows of a set, assigned to sessions of unequal size that differ in features and labels."""
     random = np.random.default_rng((draw, sessions))
     along = ((X - X.mean(0)) / (X.std(0) + 1e-9)) @ random.standard_normal(X.shape[1])
     order = np.argsort(along / along.std() + 2 * random.standard_normal(len(X)))
@@ -98,9 +98,9 @@ def all_sets(folder: Path | None) -> dict[str, Callable[[int, int], Clips]]:
     sets: dict[str, Callable[[int, int], Clips]] = {"drawn": drawn_set}
     for path in [] if folder is None else sorted(folder.glob("*.xml")):
         parts = [read_set(path.stem, part, folder)[:2] for part in ("train", "test")]
-        sets[path.stem] = partial(dealt, *(np.concatenate(of) for of in zip(*parts, strict=True)))
+        sets[path.stem] = partial(with_sessions, *(np.concatenate(of) for of in zip(*parts, strict=True)))
     if folder is not None and (yeast := read_yeast()) is not None:
-        sets["yeast"] = partial(dealt, *yeast)
+        sets["yeast"] = partial(with_sessions, *yeast)
     return sets
 
 

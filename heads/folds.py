@@ -53,7 +53,7 @@ def session_folds(
         return np.asarray(of_clip, np.int64)
     counts = np.zeros((len(names), 2 * Y.shape[1] + 1), np.int64)  # (S, 2C + 1): positives, negatives, clips
     np.add.at(counts, of_clip, np.concatenate([Y, 1 - Y, np.ones((len(Y), 1))], axis=1).astype(np.int64))
-    starts = [_dealt(names, folds, f"{seed}/{start}") for start in range(_STARTS)]
+    starts = [_assigned(names, folds, f"{seed}/{start}") for start in range(_STARTS)]
     best = min((_descended(counts, start, folds) for start in starts), key=lambda found: found[0])[1]
     return np.asarray(best[of_clip], np.int64)
 
@@ -85,7 +85,7 @@ def repeated_folds(
     first = session_folds(Y, sessions, count=count, seed=seed)
     if count == len(names):
         return first[None]
-    drawn = [_dealt(names, count, f"{seed}/repeat {number}")[of_clip] for number in range(1, repeats)]
+    drawn = [_assigned(names, count, f"{seed}/repeat {number}")[of_clip] for number in range(1, repeats)]
     least = _learnable(Y, first, count)
     return np.stack([first, *(of if (_learnable(Y, of, count) >= least).all() else first for of in drawn)])
 
@@ -96,7 +96,7 @@ def _learnable(Y: npt.NDArray[np.integer], fold_of: Folds, folds: int) -> npt.ND
     return np.asarray(np.all([part.any(axis=0) & ~part.all(axis=0) for part in parts], axis=0))
 
 
-def _dealt(names: npt.NDArray[np.str_], folds: int, salt: str) -> Folds:
+def _assigned(names: npt.NDArray[np.str_], folds: int, salt: str) -> Folds:
     """Sessions in an order that the salt gives, assigned to the folds in turn: (S,)."""
     order = sorted(range(len(names)), key=lambda s: hashlib.sha256(f"{salt}/{names[s]}".encode()).digest())
     assigned = np.empty(len(names), np.int64)

@@ -1,4 +1,4 @@
-"""Frames that are not decoded: left out where no sample needs them, and the clips are the same."""
+"""Frames that are not one: left out where no sample needs them, and the clips are the same."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 
 from featurecache.video import sampling as video
 from featurecache.video.containers import open_video
-from featurecache.video.decoding import NeededAfterAll, Step, decode
+from featurecache.video.decoding import DecodedFrame, SkippedFrameRequired, decode
 from featurecache.video.sampling import ClipFailure, ClipFrames
 from tests.make_videos import copy_stream, packet_places, write_video
 from tests.video_samples import (
@@ -27,10 +27,10 @@ from tests.video_samples import (
 def left_out_share(path: Path, spans: list[tuple[int, int]], frame_count: int) -> float:
     with open_video(path, max_pixels=video.MAX_PIXELS) as opened:
         sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, None, video.MAX_PIXELS)
-        steps = [step for step in decode(opened, sampler.ticks) if step is not None]
-        for step in steps:
-            sampler.advance(step)  # raises where a sample falls on a picture that was left out
-    return sum(step.left_out for step in steps) / (len(steps) - 1)
+        frames = [one for one in decode(opened, sampler.ticks) if one is not None]
+        for one in frames:
+            sampler.advance(one)  # raises where a sample falls on a picture that was left out
+    return sum(one.left_out for one in frames) / (len(frames) - 1)
 
 
 @pytest.mark.parametrize("name", [*GROUPED, *UNGROUPED])
@@ -77,15 +77,15 @@ def test_decode_leaves_out_what_stands_between_the_last_sample_and_where_the_cod
 
 def test_decode_keeps_no_long_list_of_what_it_left_out(tmp_path):
     path = write_video(tmp_path / "long.mp4", count=3000, options={"bf": "0", "g": "10"})
-    left_out = [step.left_out for step in steps_of(path, [(119_000_000, 119_500_000)], 2)]
+    left_out = [one.left_out for one in decoded_of(path, [(119_000_000, 119_500_000)], 2)]
     longest = max(len(run) for run in "".join("x" if one else " " for one in left_out).split())
     assert 1000 < longest < 1100
 
 
-def steps_of(path: Path, spans: list[tuple[int, int]], frame_count: int) -> list[Step]:
+def decoded_of(path: Path, spans: list[tuple[int, int]], frame_count: int) -> list[DecodedFrame]:
     with open_video(path, max_pixels=video.MAX_PIXELS) as opened:
         sampler = video._Sampler(opened, [video._Clip(*span) for span in spans], frame_count, None, video.MAX_PIXELS)
-        return [step for step in decode(opened, sampler.ticks) if step is not None]
+        return [one for one in decode(opened, sampler.ticks) if one is not None]
 
 
 def test_decode_asks_for_every_picture_when_damage_turns_up_beside_one_left_out(grouped_videos, tmp_path):
@@ -96,25 +96,25 @@ def test_decode_asks_for_every_picture_when_damage_turns_up_beside_one_left_out(
     data, (offset, size) = bytearray(path.read_bytes()), packet_places(path)[number]
     data[offset + 20 : offset + size] = np.random.default_rng(0).bytes(size - 20)
     (tmp_path / "hit.mp4").write_bytes(data)
-    with pytest.raises(NeededAfterAll):
-        steps_of(tmp_path / "hit.mp4", spans, 4)
+    with pytest.raises(SkippedFrameRequired):
+        decoded_of(tmp_path / "hit.mp4", spans, 4)
     # The end of a cut file is seen coming: it is not read twice.
     source = copy_stream(path, 0, tmp_path / "index_first.mp4", movflags="faststart")
     offset, size = packet_places(source)[100]
     for end in (offset, offset + size // 2):
         (tmp_path / "cut.mp4").write_bytes(source.read_bytes()[:end])
-        left_out = [step.left_out for step in steps_of(tmp_path / "cut.mp4", spans, 4)]
+        left_out = [one.left_out for one in decoded_of(tmp_path / "cut.mp4", spans, 4)]
         assert sum(left_out[:60]) > 30
 
 
 def test_decode_leaves_out_no_reference_whose_damaged_header_says_otherwise(grouped_videos, tmp_path):
     path, spans = grouped_videos / "flat.mp4", [(s, s + 800_000) for s in range(0, 4_800_000, 800_000)]
-    whole = steps_of(path, spans, 4)
-    number = next(step.order for step in whole if step.order > 60 and not step.left_out and step.frame.pict_type == 2)
+    whole = decoded_of(path, spans, 4)
+    number = next(one.order for one in whole if one.order > 60 and not one.left_out and one.frame.pict_type == 2)
     data, (offset, _) = bytearray(path.read_bytes()), packet_places(path)[number]
     data[offset + 4] &= 0x1F  # the unit's header: no picture refers to this one
     (tmp_path / "posing.mp4").write_bytes(data)
-    assert number not in [step.order for step in steps_of(tmp_path / "posing.mp4", spans, 4) if step.left_out]
+    assert number not in [one.order for one in decoded_of(tmp_path / "posing.mp4", spans, 4) if one.left_out]
 
 
 def test_sampler_asks_for_every_picture_when_a_sample_falls_on_one_left_out(grouped_videos):
@@ -123,12 +123,12 @@ def test_sampler_asks_for_every_picture_when_a_sample_falls_on_one_left_out(grou
             sampler = video._Sampler(opened, [video._Clip(0, SECOND)], 1, None, video.MAX_PIXELS)
             tick = sampler.ticks[0]
             if first_left_out:
-                with pytest.raises(NeededAfterAll):
-                    sampler.advance(Step(None, tick + 10**6, 0, True, None, None, 0, left_out=True))
+                with pytest.raises(SkippedFrameRequired):
+                    sampler.advance(DecodedFrame(None, tick + 10**6, 0, True, None, None, 0, left_out=True))
                 continue
-            sampler.advance(Step(None, tick, 0, True, None, None, 0, left_out=True))
-            with pytest.raises(NeededAfterAll):
-                sampler.advance(Step(None, tick + 1, 1, True, None, None, 1, left_out=True))
+            sampler.advance(DecodedFrame(None, tick, 0, True, None, None, 0, left_out=True))
+            with pytest.raises(SkippedFrameRequired):
+                sampler.advance(DecodedFrame(None, tick + 1, 1, True, None, None, 1, left_out=True))
 
 
 @pytest.mark.parametrize("name", ["flat.mp4", "deep.mp4", "slices.ts", "hevc.mp4", "hevc.ts", "irregular.mkv"])

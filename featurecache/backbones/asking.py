@@ -61,7 +61,7 @@ class Asked(Protocol):
 
     @property
     def longest(self) -> int:
-        """Tokens behind the video at most."""
+        """Tokens after the video at most."""
         ...
 
     def fields(self, tap: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class YesNoQuestions:
 
     Attributes:
         before: Token ids before the video, the same for all.
-        questions: Token ids of each question, behind the video, up to where the answer begins.
+        questions: Token ids of each question, after the video, up to where the answer begins.
         yes: Tokens that say yes.
         no: Tokens that say no.
 
@@ -132,7 +132,7 @@ class ActivityList:
 
     Attributes:
         before: Token ids before the video.
-        question: Token ids of the question, behind the video.
+        question: Token ids of the question, after the video.
         lists: Token ids of each allowed list, ended by the first of `ends`.
         members: Which of the C labels are in each list: L rows of 0 and 1.
         ends: Tokens that end an answer.

@@ -29,7 +29,7 @@ class JudgedCaption:
 
     Attributes:
         before: Token ids before the video.
-        request: Token ids of the request, behind the video, up to where the caption begins.
+        request: Token ids of the request, after the video, up to where the caption begins.
         ends: Tokens that end a caption.
         new_tokens: Tokens of a caption at most.
         judge: What the judge is, JSON-ready, for the fingerprint.

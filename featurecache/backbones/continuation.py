@@ -152,7 +152,7 @@ class Continuation:
         return torch.cat(parts, dim=1).masked_fill(children < 0, -torch.inf)
 
     def say(self, ids: Sequence[int], *, most: int, ends: Sequence[int], pick: Pick = most_probable) -> Tensor:
-        """What the model says freely behind some words, which stay behind the video then: (B, most) token ids.
+        """What the model says freely after some text, which then follows the video: (B, most) token ids.
 
         Args:
             ids: Token ids of the words, one or more.

@@ -9,7 +9,7 @@ parameters that want them.
 Without gradients on a CPU the widest arrays of a layer, those inside its MLP, are computed for some tokens at a time,
 and no copy of the states is kept beside them: the same numbers in the same time, and a third of the memory less.
 
-Not here: what stands in front of the video, generating text.
+Not here: what comes before the video, generating text.
 """
 
 import inspect

@@ -59,7 +59,7 @@ class Inputs(Protocol):
         config: The architecture, as the transformers class of this family reads config.json.
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the model sees it.
-        text_after_video: What the prompt puts behind the video; it cannot change a feature. Empty without a prompt.
+        text_after_video: What the prompt puts after the video; it cannot change a feature. Empty without a prompt.
         taps: Every tap by name, in order of depth, with its shape.
         frame_resize: What makes a frame fit.
     """

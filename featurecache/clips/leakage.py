@@ -142,17 +142,17 @@ def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
 def _mingled_sessions(clips: Sequence[Clip]) -> Leak | None:
     """A session that goes on in its recording after another one began: a split by clips under another name."""
     last: dict[str, int] = {}
-    begun: set[tuple[str, str]] = set()
+    started: set[tuple[str, str]] = set()
     for position in sorted(range(len(clips)), key=lambda position: clips[position].start_us):
         clip = clips[position]
         before = last.setdefault(clip.recording, position)
-        if clip.session != clips[before].session and (clip.recording, clip.session) in begun:
+        if clip.session != clips[before].session and (clip.recording, clip.session) in started:
             found = (
                 f"the sessions {clips[before].session!r} and {clip.session!r} alternate in recording "
                 f"{clip.recording!r}, where each must be one stretch"
             )
             return Leak(position, before, "session", found, clip_level=True)
-        begun.add((clip.recording, clip.session))
+        started.add((clip.recording, clip.session))
         last[clip.recording] = position
     return None
 

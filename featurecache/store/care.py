@@ -201,7 +201,7 @@ def _damaged_groups(root: Path) -> Iterator[Damage]:
             layout.read_cache_record(folder)  # a newer version must raise, not be repaired
             reason = "holds more than it should"
         except (FileNotFoundError, NotADirectoryError):
-            if not _holds_segments(folder):  # being made, by a writer that may have been killed at it: the next goes on
+            if not _holds_segments(folder):  # being made, by a writer that may have been killed: the next one resumes
                 continue
             reason = "is not there"
         except NewerFormatError:

@@ -184,7 +184,7 @@ def discard(path: Path) -> None:
 def remove_empty_space(root: Path, space: FeatureSpace) -> None:
     """Remove a feature space that nobody uses, folder by folder, so that whoever begins to use it meanwhile keeps it.
 
-    One that holds a segment, or something that a writer has begun, stays or is made whole again.
+    One that holds a segment, or something that a writer has started, stays or is made whole again.
 
     Raises:
         OSError: If it cannot be removed.

@@ -135,7 +135,7 @@ class CacheWriter:
         return self._rows_saved
 
     def claim(self, video_sha256: str) -> bool:
-        """Whether this process should compute a recording's clips; False while another one is at it.
+        """Whether this process should compute a recording's clips; False while it is in progress in another.
 
         A claim lasts until this writer is left. It saves effort and protects nothing: see `claims.py`.
 
@@ -215,7 +215,7 @@ class CacheWriter:
 
         What a withdrawal of a recording or a compaction has written in place of committed segments goes too, but not
         where it holds rows of others: hold the cache's turn (`turns.py`) from before the first commit. A feature
-        space that another writer has begun to use stays.
+        space that another writer has started to use stays.
 
         Raises:
             CacheWriteError: If something cannot be removed; running it again goes on.
@@ -299,7 +299,7 @@ class CacheWriter:
         self._in_doubt = None
 
     def _count_saved(self) -> None:
-        """Drop the rows of the segment in doubt: they are on disk."""
+        """Drop the rows of the segment whose commit was uncertain: they are on disk."""
         if self._in_doubt is not None:
             segment_id, count = self._in_doubt
             self._in_doubt = None

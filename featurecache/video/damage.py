@@ -9,13 +9,13 @@ from av.video.frame import PictureType, VideoFrame
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
+class PacketState:
     """Travels with a packet through the decoder and comes out with its picture."""
 
     time: int | None
     order: int
     is_key: bool
-    fed: int = 0  # packets that the decoder had been given before
+    submitted: int = 0  # packets that the decoder had been given before
     failed: bool = False
     shown: bool = False
     left_out: bool = False
@@ -39,22 +39,22 @@ class Damage:
             self.first = first if self.first is None else min(self.first, first)
             self.last = max(self.last, last)
 
-    def allows(self, frame: VideoFrame, ticket: Ticket) -> bool:
+    def allows(self, frame: VideoFrame, state: PacketState) -> bool:
         """Whether a picture, taken in display order, rests on whole data only."""
-        if self.leading is not None and ticket.order > self.leading[0] and (ticket.time or 0) < self.leading[1]:
+        if self.leading is not None and state.order > self.leading[0] and (state.time or 0) < self.leading[1]:
             return False
-        if self.first is None or ticket.order < self.first:
+        if self.first is None or state.order < self.first:
             return True
-        if self.ends_with(frame, ticket):
-            self.first, self.clean_from = None, ticket.order
+        if self.ends_with(frame, state):
+            self.first, self.clean_from = None, state.order
             return True
         return False
 
-    def ends_with(self, frame: VideoFrame, ticket: Ticket) -> bool:
+    def ends_with(self, frame: VideoFrame, state: PacketState) -> bool:
         """Whether a picture, and what is shown after it, rests on nothing of the damage noted."""
         # A key *packet* may start a gradual refresh: only an intra picture restores trust.
-        is_intra = ticket.is_key and frame.key_frame and frame.pict_type == PictureType.I
-        return self.first is not None and ticket.order > self.last and is_intra
+        is_intra = state.is_key and frame.key_frame and frame.pict_type == PictureType.I
+        return self.first is not None and state.order > self.last and is_intra
 
     def note_leading(self, order: int, key: int, key_time: int) -> None:
         """Distrust the pictures that follow key picture `key` and are shown before it."""

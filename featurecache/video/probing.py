@@ -130,9 +130,9 @@ def _recorded_at_us(video: OpenVideo) -> int | None:
 
 
 def _first_picture(video: OpenVideo, deadline: float) -> VideoFrame | None:
-    for step in decode(video):
-        if step is not None and not (step.frame is None and not step.is_end):
-            return step.frame
+    for decoded in decode(video):
+        if decoded is not None and not (decoded.frame is None and not decoded.is_end):
+            return decoded.frame
         if time.monotonic() > deadline:
             break
     return None

@@ -29,7 +29,7 @@ from av.video.reformatter import VideoReformatter
 
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
 from featurecache.video.containers import MAX_PIXELS, OpenVideo, open_video
-from featurecache.video.decoding import NeededAfterAll, Step, decode
+from featurecache.video.decoding import DecodedFrame, SkippedFrameRequired, decode
 from featurecache.video.frames import to_rgb
 from featurecache.video.memory import decoder_bytes, decoding_room
 
@@ -168,15 +168,15 @@ def _read_clips(
             ):
                 resumed_s += waited_s  # which is no work on this recording
                 sampler = _Sampler(video, clips, frame_count, fit, max_pixels)
-                for step in decode(video, None if decode_all else sampler.ticks):
+                for decoded in decode(video, None if decode_all else sampler.ticks):
                     if time_limit_s is not None and spent_s + time.monotonic() - resumed_s > time_limit_s:
                         reason = (
                             f"a recording must be decoded within {time_limit_s:g} s, but '{path.name}' took longer."
                         )
                         break
-                    if step is None:
+                    if decoded is None:
                         continue
-                    for index in sampler.advance(step):
+                    for index in sampler.advance(decoded):
                         item = left.pop(index).result()
                         clips[index].forget()
                         spent_s += time.monotonic() - resumed_s
@@ -185,7 +185,7 @@ def _read_clips(
                         del item
                     if not left:
                         return
-        except NeededAfterAll:
+        except SkippedFrameRequired:
             waiting, decode_all = [(clip.start_us, clip.end_us) for clip in left.values()], True
             continue
         except (UnreadableVideoError, UnsafeFileError) as error:
@@ -228,7 +228,7 @@ class _Sampler:
         self.settling: deque[int] = deque()
         self.in_flight: set[int] = set()
         self.reformatter = VideoReformatter()
-        self.shown: Step | None = None
+        self.shown: DecodedFrame | None = None
         self.last_gap = 0
         self.size: tuple[int, ...] = ()  # of the picture converted last, before it was made to fit
 
@@ -239,31 +239,31 @@ class _Sampler:
                 time = parts * clip.start_us + (2 * k + 1) * (clip.end_us - clip.start_us)
                 yield min(self.video.to_ticks(time, parts), _NEVER)
 
-    def advance(self, step: Step) -> list[int]:
+    def advance(self, decoded: DecodedFrame) -> list[int]:
         """Take the next picture, or the end; returns the clips that are decided by it.
 
         Raises:
-            NeededAfterAll: If a sample falls on a picture that was left out.
+            SkippedFrameRequired: If a sample falls on a picture that was left out.
         """
         decided = []
-        if step.damaged_from is not None:
+        if decoded.damaged_from is not None:
             for index in self.in_flight:
-                if self.clips[index].last_order >= step.damaged_from:
+                if self.clips[index].last_order >= decoded.damaged_from:
                     self.clips[index].reason = "a frame of the clip refers to a damaged part of the recording."
-        if step.late_from is not None:
+        if decoded.late_from is not None:
             for index in self.in_flight:
-                if self.clips[index].last_ticks >= step.late_from:
+                if self.clips[index].last_ticks >= decoded.late_from:
                     self.clips[index].reason = "a frame of the clip was handed out too late by the decoder."
         if self.shown is None:
-            self._let_stand_in(step)
+            self._substitute(decoded)
         picture: npt.NDArray[np.uint8] | None = None
-        while self.next < len(self.ticks) and (step.is_end or self.ticks[self.next] < step.pts):
+        while self.next < len(self.ticks) and (decoded.is_end or self.ticks[self.next] < decoded.pts):
             ticks, index = self.ticks[self.next], self.clip_of[self.next]
             self.next += 1
             if index in self.decided:
                 continue
             clip = self.clips[index]
-            reason = clip.reason or self._why_not(ticks, step)
+            reason = clip.reason or self._why_not(ticks, decoded)
             if reason is None and picture is None:
                 picture, reason = self._convert()
             if reason is None and picture is not None and self.shown is not None:
@@ -284,20 +284,20 @@ class _Sampler:
             self.in_flight.add(index)
             if len(clip.pictures) == self.frame_count:
                 self.settling.append(index)
-        while self.settling and self.clips[self.settling[0]].last_order <= step.resolved:
+        while self.settling and self.clips[self.settling[0]].last_order <= decoded.resolved:
             index = self.settling.popleft()
             self.in_flight.discard(index)
             decided.append(index)
-        self.last_gap = step.pts - self.shown.pts if self.shown is not None and not step.is_end else self.last_gap
-        self.shown = step
+        self.last_gap = decoded.pts - self.shown.pts if self.shown is not None and not decoded.is_end else self.last_gap
+        self.shown = decoded
         return decided
 
-    def _let_stand_in(self, first: Step) -> None:
+    def _substitute(self, first: DecodedFrame) -> None:
         """Move samples shortly before the first picture onto it."""
         for i in range(self.next, len(self.ticks)):
             if first.is_end or self.ticks[i] >= first.pts:
                 return
-            if self._may_stand_in(self.ticks[i], first):
+            if self._may_substitute(self.ticks[i], first):
                 self.ticks[i] = first.pts
 
     def _convert(self) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
@@ -313,30 +313,30 @@ class _Sampler:
         self.size = picture.shape
         return (self.fit(picture) if self.fit else picture), None
 
-    def _may_stand_in(self, ticks: int, first: Step) -> bool:
+    def _may_substitute(self, ticks: int, first: DecodedFrame) -> bool:
         gap_us = self.video.to_us(first.pts) - self.video.to_us(ticks)
         interval_us = int(self.video.frame_interval * self.video.time_base * 1_000_000)
         return first.lost_from is None and gap_us <= max(_FIRST_PICTURE_GRACE_US, interval_us)
 
-    def _why_not(self, ticks: int, step: Step) -> str | None:
+    def _why_not(self, ticks: int, decoded: DecodedFrame) -> str | None:
         """Why the picture that stands at a sample time must not be used, None if it may."""
         at = f"{self.video.to_us(ticks) / 1e6:.3f} s"
-        if step.lost_from is not None and step.lost_from <= ticks:
+        if decoded.lost_from is not None and decoded.lost_from <= ticks:
             return f"the recording is damaged at {at}."
         if self.shown is None:
-            if step.is_end:
+            if decoded.is_end:
                 return "no frame of the recording can be decoded."
-            if step.left_out:
-                raise NeededAfterAll
-            return f"the video starts at {self.video.to_us(step.pts) / 1e6:.3f} s, after the sample at {at}."
+            if decoded.left_out:
+                raise SkippedFrameRequired
+            return f"the video starts at {self.video.to_us(decoded.pts) / 1e6:.3f} s, after the sample at {at}."
         if self.shown.left_out:
-            raise NeededAfterAll
-        if not self.shown.trusted or (step.damaged_from is not None and self.shown.order >= step.damaged_from):
+            raise SkippedFrameRequired
+        if not self.shown.trusted or (decoded.damaged_from is not None and self.shown.order >= decoded.damaged_from):
             return f"the frame at {at} refers to a damaged part of the recording."
         stood_s = (ticks - self.shown.pts) * self.video.time_base
         if stood_s > _LONGEST_STAND_S and self.shown.frame is not None and not self._lasts_until(ticks):
             return f"the recording has no frame for {float(stood_s):.0f} s before the sample at {at}."
-        if step.is_end:
+        if decoded.is_end:
             end = self._end_ticks()
             if ticks >= end:
                 return f"the video ends at {self.video.to_us(end) / 1e6:.3f} s, before the sample at {at}."

@@ -1,1 +1,1 @@
-"""Two ways to fit heads: to the optimum where the loss is convex, and K at once by steps where it is not."""
+"""Two ways to fit heads: to the optimum where the loss is convex, and K at once by AdamW where it is not."""

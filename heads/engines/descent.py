@@ -159,7 +159,7 @@ def minimise_columns(
     while True:
         room = COLUMNS_AT_ONCE - (0 if batch is None else len(batch.ids))
         if len(waiting) and (batch is None or room >= COLUMNS_AT_ONCE // 4):
-            fresh = _begun(X, waiting[:room], l2, start_bias, alike, loss_weights)
+            fresh = _started(X, waiting[:room], l2, start_bias, alike, loss_weights)
             waiting = waiting[room:]
             if batch is None:
                 batch = fresh
@@ -190,7 +190,7 @@ def minimise_columns(
         _step(batch, X, penalise, direction, slope)
 
 
-def _begun(
+def _started(
     X: Tensor,
     ids: Tensor,
     l2: Tensor,

@@ -1,4 +1,4 @@
-"""One way to fit by steps: K heads at once, sharing every pass over the features (K = 1 is the same code).
+"""Training by AdamW: K heads at once, sharing every pass over the features (K = 1 is the same code).
 
 Source: Guerriero et al., section 3.5 (FT-LC). The loss is weighted binary cross-entropy with logits, the
 mean over clips and labels; the optimiser is AdamW. Notable choices:

@@ -1,6 +1,6 @@
 """What every training of a backbone shares as a run: its schedule, where it stands, and what it writes in the end.
 
-The kinds of run (`lora.py`, `timesformer.py`) say what is trained and what it begins with; this is the way from there
+The kinds of run (`lora.py`, `timesformer.py`) say what is trained and what it starts from; this is the way from there
 to a bundle. What the loop kept makes features of its own, so validation is extracted with it, as `predict` will, and
 thresholds are set on that.
 

@@ -78,7 +78,7 @@ def search_figures(journal: Path) -> dict[str, Figure]:
     """
     with _quiet():
         try:
-            if journal.is_file() and not journal.stat().st_size:  # a search that has only just begun
+            if journal.is_file() and not journal.stat().st_size:  # a search that has only just started
                 return {}
             study, completed = _replayed(journal)
         except Exception as error:  # Optuna replays what it reads unchecked: ValueError, KeyError, AssertionError, ...
