@@ -6,13 +6,18 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,spec project clips clips_csv st
 	thresholds batches pixels))
 SCHEMA := $(VENV)/EAFv3.0.xsd
 
-.PHONY: demo test lint types lowest site wheel clean
+.PHONY: demo test coverage lint types lowest site wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/featurecache demo demo
 
 test: $(VENV)/installed $(SCHEMA)
 	FEATURECACHE_EAF_SCHEMA=$(abspath $(SCHEMA)) $(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Statements that the quick suite executes in its own process; those of child processes are not counted.
+coverage: $(VENV)/installed
+	$(BIN)/python -m coverage run -m pytest -m "not slow and not gpu" $(TESTS)
+	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -14,6 +14,8 @@ SCRIPTS = sorted(
     for path in (ROOT / "benchmarks").glob("*.py")
     if path.name != "seed_study.py" and "--quick" in path.read_text() and "def main" in path.read_text()
 )  # the seed study reads data sets that are not part of this repository
+QUICK = ("bench_neighbours.py", "bench_zeroshot.py")
+"""Those that end within 20 CPU seconds; the others take five minutes together and are run by hand."""
 
 
 def test_targets_of_the_small_size_have_bounds_of_their_own() -> None:
@@ -28,8 +30,9 @@ def test_targets_of_the_small_size_have_bounds_of_their_own() -> None:
     assert done.stdout == "[[False, False], [True, True]]\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in SCRIPTS]
+)
 def test_benchmark_ends_with_its_document_at_the_small_size(script: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, f"benchmarks/{script}", "--quick"]

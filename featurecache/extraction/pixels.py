@@ -24,7 +24,7 @@ from torch import Tensor
 from featurecache.backbones.resize import FrameResize
 from featurecache.errors import UnreadableVideoError
 from featurecache.extraction.clip import ClipRecord
-from featurecache.extraction.pipeline import read_in_time
+from featurecache.extraction.decoders import read_in_time
 from featurecache.video.sampling import ClipFailure
 
 
