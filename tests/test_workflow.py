@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from featurecache import FeatureCache, extract, make_clips, make_demo, open_project
-from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import (
     BundleError,
@@ -19,6 +18,7 @@ from featurecache.errors import (
     TimelineError,
     UsageError,
 )
+from featurecache.extraction.failures import known_failures
 from featurecache.project.settings import Project
 from featurecache.spec import sealed
 from heads import evaluate, evaluate_bundle, finetune_lora, leave_one_session_out, load_bundle, predict, train, tune
@@ -29,23 +29,21 @@ from heads.timelines.tuning import load_timeline
 from heads.workflow import report
 from heads.workflow.evaluating import with_details
 from heads.workflow.training import TrainedRun
+from tests.projects import failed_clip_ids
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, TrainedRun]:
     """A small demo, extracted and tuned once, with a damaged recording; tests that change it work on copies."""
     project = make_demo(tmp_path_factory.mktemp("made") / "demo", sessions=8, recordings_per_session=1)
+    make_clips(project)
+    trains = next(clip for clip in read_table(project.clips).clips if clip.split == "train").recording
+    content = bytearray((project.videos / trains).read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
+    (project.videos / trains).write_bytes(content)
     assert not make_clips(project).unusable
-    (project.videos / damaged(project)[0].recording).write_bytes(b"torn")
-    assert {one.clip_id for one in extract(project).failed} == {clip.clip_id for clip in damaged(project)}
+    assert {one.recording for one in extract(project).failed} == {trains}
     return project, tune(project, trials=6)
-
-
-def damaged(project: Project) -> list[Clip]:
-    """The clips of the first recording that trains."""
-    clips = read_table(project.clips).clips
-    first = next(clip for clip in clips if clip.split == "train")
-    return [clip for clip in clips if clip.recording == first.recording]
 
 
 @pytest.fixture
@@ -75,14 +73,14 @@ def test_a_notebook_goes_from_the_demo_to_timelines_as_the_commands_do(
     assert scores.all_positive["macro_f1"] is not None
     told = []
     trained = train(project, on_data=told.append)
-    assert told[0].splits["train"].left_out == len(damaged(project)), "clips that could not be extracted"
+    assert told[0].splits["train"].left_out == len(failed_clip_ids(project)), "clips that could not be extracted"
     selected = project.settings.features.select
     assert trained.best["inputs"] == selected[0]
     assert run.best["inputs"] in default_inputs(selected)
     both = evaluate(project, against=trained.bundle)
     assert both.comparison is not None
     assert both.looks == 2
-    path = max(project.videos.rglob("*.mp4"))
+    path = next(project.videos.rglob("*.mp4"))
     ((timeline, files),) = predict(project, [path], out=tmp_path / "out").written
     assert timeline.tuned
     assert files.eaf.exists()
@@ -94,7 +92,8 @@ def test_a_bundle_is_refused_on_sessions_that_trained_it_whoever_asks(project: P
     with pytest.raises(BundleError, match="sessions that it has not seen"):
         evaluate(project)
     bundle = load_bundle(project.runs / "tune/bundle")
-    own = load_split(read_table(project.clips), "test", FeatureCache.open(project.cache), bundle.kept).data
+    table, cache, known = read_table(project.clips), FeatureCache.open(project.cache), known_failures(project)
+    own = load_split(table, "test", cache, bundle.kept, known=known).data
     with pytest.raises(BundleError, match="sessions that it has not seen"):
         evaluate_bundle(
             bundle,
@@ -125,7 +124,7 @@ def test_a_bundle_is_refused_on_the_rest_of_a_session_of_which_another_stretch_t
 
 
 def test_a_bundle_keeps_its_own_clips_and_is_refused_on_others(project: Project, tmp_path: Path) -> None:
-    path = max(project.videos.rglob("*.mp4"))
+    path = next(project.videos.rglob("*.mp4"))
     own = project.settings.clips
     assert load_bundle(project.runs / "tune/bundle").clips == ClipRule(own.length_us, own.stride_us, own.min_overlap_us)
 
@@ -206,7 +205,7 @@ def test_options_that_exclude_each_other_are_refused_before_any_work(project: Pr
 
 def test_leaving_sessions_out_counts_as_a_look_and_a_dry_run_of_adapters_trains_nothing(project: Project) -> None:
     scores = leave_one_session_out(project)
-    assert (scores.metrics["n_sessions"], scores.metrics["looks"], looks(project)) == (7, 1, 1)
+    assert (scores.metrics["n_sessions"], scores.metrics["looks"], looks(project)) == (8, 1, 1)
     planned = finetune_lora(project, dry_run=True)
     assert planned.run is None
     assert planned.extraction_forecast is not None
