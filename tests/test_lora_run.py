@@ -29,7 +29,7 @@ from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, open_project
 from heads.bundle import load_bundle, save_bundle
-from heads.engines import fitting
+from heads.engines import solving
 from heads.finetuning.lora import LoraRun, plan_lora
 from heads.finetuning.run import CHECKPOINT_NAME
 from heads.finetuning.training_state import positive_weight
@@ -126,7 +126,7 @@ def test_a_solved_head_begins_at_the_optimum_of_what_fine_tuning_minimises(
     Both are over 1e-3 at this penalty. The solver stops where the objective, about 1, can fall by a share of 1e-10, so
     with a curvature of up to 10 what is left of their sum is at most sqrt(2 * 10 * 1e-10) = 5e-5.
     """
-    monkeypatch.setattr(fitting, "TOLERANCE", 1e-10)
+    monkeypatch.setattr(solving, "TOLERANCE", 1e-10)
     chosen = {"variance_exponent": variance_exponent, "components": components, "l2": 1.0}
     run = begin(project, tuned(project, name="solved", **chosen), tmp_path)
     loop, network = run.loop, run._network.eval()
