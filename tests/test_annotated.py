@@ -315,6 +315,10 @@ def test_absence_in_a_table_with_a_column_of_values_is_no_positive(kept: Kept) -
 
 def test_init_proposes_no_label_of_which_the_annotations_say_only_that_it_is_absent(kept: Kept) -> None:
     every(kept, {"Look": [(0, 2, "yes"), (3, 4, "no")], "Cry": [(0, 1, "no"), (2, 3, "no")]})
+    next_entry = 'yes</CVE_VALUE></CV_ENTRY_ML><CV_ENTRY_ML CVE_ID="e2"><CVE_VALUE LANG_REF="eng">no'
+    vocabulary = VOCABULARY.replace('left</CVE_VALUE><CVE_VALUE LANG_REF="deu">links', next_entry)
+    for path in (kept.root / "notes").iterdir():
+        path.write_text(path.read_text().replace('TYPE_REF="interval"', 'TYPE_REF="coded"').replace(END, vocabulary))
     project = open_project(kept.propose().path)
     assert project.settings.data.labels == ("Look",)
     assert make_clips(project).audit.labels[0].positives
