@@ -36,7 +36,7 @@ def test_doubt_is_highest_between_yes_and_no_and_counts_more_of_rare_labels() ->
     [
         ([0.9, 0.1, 0.5], [[0, 1, 0], [0, 0, 1], [0, 0, -1]], "abc", [0, 2, 1]),  # doubt
         ([0.5, 0.5, 0.5], [[1, 0.1, 0], [0, 1, 0], [1, 0, 0]], "abc", [1, 0, 2]),  # far from what is annotated
-        ([0.5, 0.49, 0.4], [[0, 1, 0], [0, 1, 0], [-1, 0, 0]], "abc", [2, 0, 1]),  # far from what is chosen
+        ([0.5, 0.49, 0.4], [[0, 1, 0], [0, 1, 0], [0, 0, 1]], "aaa", [0, 2, 1]),  # far from what is chosen
         ([0.5, 0.45, 0.3], [[0, 1, 0], [0.1, -1, 0], [-0.1, 1, 0]], "aab", [0, 2, 1]),  # spread over sessions
     ],
 )
@@ -143,6 +143,10 @@ def test_stretches_of_a_recording_that_is_annotated_in_part_go_into_a_copy_of_it
     copy = next(path for path in found.documents if path.name == "S1.suggested.eaf")
     assert {"ventilation", "annotated", "stimulation", REQUESTS} == set(read_eaf(copy).tiers)
     assert {path: path.read_bytes() for path in elan.iterdir()} == before
+    table = project.clips.read_bytes()
+    shutil.copy(copy, elan / "S1.suggested.eaf")  # a copy is no second annotator
+    make_clips(project, force=True)
+    assert project.clips.read_bytes() == table
 
 
 def test_a_request_to_annotate_never_becomes_an_annotation(project: Project) -> None:
