@@ -75,7 +75,7 @@ def test_page_has_every_recording_with_features_and_one_page_at_a_time(project: 
 
     def again(_: OpenReview) -> None:
         with pytest.raises(UsageError, match="one page at a time"):
-            review(project, bundle)
+            opened(project, bundle)
         raise KeyboardInterrupt
 
     review(project, bundle, on_open=again)
