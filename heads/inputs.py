@@ -4,17 +4,20 @@ What this is not: a reader of features, or a check that a model has them.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from heads.settings import OF_FRAMES
 
 VECTORS = ("mean", "motion", "cls", "last")
 """Poolings that give one vector a clip."""
+ALL_SUBSETS_OF = 4
+"""The most vectors of which every subset is offered: one more doubles the work."""
 
 
 def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> tuple[str, ...]:
     """What a search chooses from: each vector, each tap's mean and motion, all means, and all vectors side by side.
 
-    Of three vectors or more, all but each one are offered too, so that a useless one can be left out.
+    Of two to four vectors every subset is offered, of more all but each one, so that useless ones can be left out.
     Where a kind reads frames, the kept frames of each tap come with them.
 
     Args:
@@ -29,8 +32,9 @@ def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> t
         chosen += ["+".join(pair) for pair in motions if pair[1] in vectors]
         if len(means) > 1:
             chosen.append("+".join(means))
-        if len(vectors) > 2:
-            chosen += ["+".join(name for name in vectors if name != left_out) for left_out in (*vectors, None)]
+        few = range(2, len(vectors) + 1) if len(vectors) <= ALL_SUBSETS_OF else (len(vectors) - 1, len(vectors))
+        for size in few:
+            chosen += ["+".join(some) for some in reversed(list(combinations(vectors, size)))]
     if set(kinds) & set(OF_FRAMES):
         chosen += [name for name in kept if _pooling(name) == "frames"]
     return tuple(dict.fromkeys(chosen)) or tuple(kept[:1])
