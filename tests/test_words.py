@@ -25,6 +25,7 @@ from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedMo
 from featurecache.extraction.words import ProjectWords
 from featurecache.files import sha256_of_file
 from featurecache.project.settings import Project
+from featurecache.spec import canonical_json, json_object, sealed, unsealed
 from featurecache.video.sampling import ClipFrames, read_clips
 from heads import load_bundle
 from tests.projects import LABELS, make_project, make_table
@@ -188,6 +189,9 @@ def test_zeroshot_text_scores_clips_as_the_plain_model_does_and_joins_the_other_
     again = _run(project, "zeroshot", "text")
     assert again["asked"] == 0
     assert again["controls"] == report["controls"]
+    if name == "clip":  # a run about some labels alone is scored on them
+        fewer = _run(project, "zeroshot", "text", "--labels", LABELS[0])
+        assert list(_run(project, "evaluate", fewer["bundle"])["per_class"]) == [LABELS[0]]
 
 
 def test_zeroshot_text_needs_no_label_and_takes_any_words(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -231,6 +235,12 @@ def test_vectors_are_remembered_and_computed_again_where_the_memo_is_damaged(
     (memo,) = (project.state / "words").iterdir()
     assert not any(word in memo.read_text() for text in TEXTS for word in text.split() if len(word) > 4)
     assert memo.stat().st_mode & 0o777 == 0o600
+    whole = memo.read_bytes()
+    known = unsealed(json_object(whole))
+    other = {text: [0.5] * len(vector) for text, vector in known["vectors"].items()}
+    memo.write_text(canonical_json(sealed({**known, "vectors": other})))
+    assert (ProjectWords(project).vectors(TEXTS) == 0.5).all()  # it is read, and no tower asked
+    memo.write_bytes(whole)
     for content in (memo.read_text(), memo.read_text().replace("0.1", "0.2", 1), "{"):
         memo.write_text(content)
         assert np.array_equal(ProjectWords(project).vectors(TEXTS), first)
@@ -286,5 +296,5 @@ def test_hits_become_a_table_of_annotations_or_predicted_elan_files_and_replace_
 
 def test_find_says_what_to_do_when_it_cannot_search(folders: dict[str, Path], tmp_path: Path) -> None:
     project = _project(tmp_path, folders["siglip"])
-    assert "featurecache extract" in _run(project, "find", "hands", code=1)
+    assert "to be searched by words, but none has. Add" in " ".join(_run(project, "find", "hands", code=1).split())
     assert "go into a .csv or an .eaf" in _run(project, "find", "hands", "--out", "hits.txt", code=2)
