@@ -15,7 +15,7 @@ from featurecache.project.settings import Project, open_project
 from heads import predict, train
 from heads.bundle import load_bundle
 from heads.workflow.retraining import retrain
-from heads.workflow.reviewing import OpenReview, Reviewing, review
+from heads.workflow.reviewing import OpenReview, Reviewing, _retrained, _reviewable, review
 from tests.make_videos import write_video
 from tests.projects import LABELS, make_project
 
@@ -101,6 +101,18 @@ def test_retraining_learns_from_reviews_and_scores_without_them(project: Project
     new = load_bundle(made.bundle)
     assert any(content == next(c.content for c in table.clips if c.recording == "new.mp4") for content in new.fitted_on)
     assert opened(project, made.bundle)[0].recordings == 10
+
+
+def test_page_shows_sessions_that_trained_by_their_out_of_fold_scores_after_retraining(project: Project) -> None:
+    save(project, "new.mp4")
+    shown, _ = _retrained(project, project.runs / "train" / "bundle")
+    bundle = project.runs / "review" / "bundle"
+    fitted, _ = _reviewable(project, bundle, load_bundle(bundle))
+    scores = [{one.name: (one.split, one.timeline["clips"]["scores"]) for one in side} for side in (shown, fitted)]
+    assert scores[0].keys() == scores[1].keys()
+    for name, (split, found) in scores[0].items():
+        is_fitted = split in ("train", "validation") and name != "new.mp4"
+        assert (found != scores[1][name][1]) == is_fitted
 
 
 def test_retraining_without_a_review_says_so(project: Project) -> None:
