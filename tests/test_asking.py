@@ -248,6 +248,14 @@ def test_spellings_and_lists_are_found_where_a_tokenizer_marks_spaces_itself(tmp
     assert [wording.text(one) for one in lists.lists] == list(LISTS)
 
 
+@pytest.mark.parametrize("end", [10_000, -1, "</s>", [5, True]], ids=str)
+def test_an_end_token_that_the_model_does_not_have_is_refused(tmp_path: Path, end: object) -> None:
+    folder = MAKERS["smolvlm"](tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    with pytest.raises(UnsupportedModelError, match=r"end token \(eos_token_id\) must be one of the model's"):
+        open_asked(folder, ask_list())
+
+
 def test_a_model_without_words_or_without_an_output_layer_is_refused_by_name(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

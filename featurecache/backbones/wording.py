@@ -200,7 +200,14 @@ class Wording:
                 own = json.loads(path.read_text()).get("eos_token_id")
         for found in (own, self._config.text_config.eos_token_id, self._tokenizer.eos_token_id):
             if found is not None and found != []:
-                return tuple(found) if isinstance(found, list) else (int(found),)
+                ends = tuple(found) if isinstance(found, list) else (found,)
+                known = self._config.text_config.vocab_size
+                if not all(type(one) is int and 0 <= one < known for one in ends):
+                    raise UnsupportedModelError(
+                        f"an end token (eos_token_id) must be one of the model's {known} tokens, but the files in "
+                        f"{self._folder} say {found!r:.100}. Take them from the model's repository."
+                    )
+                return ends
         raise UnsupportedModelError(
             "an answer must be able to end, but neither generation_config.json, config.json nor the tokenizer in "
             f"{self._folder} names an end token (eos_token_id). Take these files from the model's repository."
