@@ -12,6 +12,7 @@ UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 _SECONDS = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]*))?")
 _FORMULA = re.compile("'*[=+\\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # full-width signs begin formulas too
+_NEGATIVE = re.compile(r"-[0-9]+(\.[0-9]+)?")
 
 
 def format_seconds(time_us: int) -> str:
@@ -38,8 +39,8 @@ def parse_seconds(text: str) -> int:
 
 
 def guard_cell(text: str) -> str:
-    """Text as a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if _FORMULA.match(text) else text
+    """Text as a cell that no spreadsheet takes for a formula; a negative number is none."""
+    return f"'{text}" if _FORMULA.match(text) and not _NEGATIVE.fullmatch(text) else text
 
 
 def unguard_cell(cell: str) -> str:

@@ -38,7 +38,17 @@ def test_parse_seconds_refuses_everything_else(text: str) -> None:
 def test_guarded_text_comes_back_and_is_no_formula(text: str) -> None:
     cell = guard_cell(text)
     assert unguard_cell(cell) == text
-    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or cell[1:].replace(".", "", 1).isdecimal()
+
+
+def test_a_negative_number_stays_a_number() -> None:
+    assert [guard_cell(text) for text in ("-0.0812", "-3", "-3-1", "-1e3*2", "-.5")] == [
+        "-0.0812",
+        "-3",
+        "'-3-1",
+        "'-1e3*2",
+        "'-.5",
+    ]
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])

@@ -25,7 +25,11 @@ def zeroshot_report(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
         yield f"wrote {counted(len(report.prompts_written), 'file')} of prompts to {folder}: edit them, and run again"
     if report.forecast is not None:
         yield from forecast_pieces(report.forecast, report.plan, width)
-        yield "counted as if every free answer took all its tokens; nothing was asked"
+        yield (
+            "nothing was asked"
+            if report.method == "text"
+            else "counted as if every free answer took all its tokens; nothing was asked"
+        )
     if report.judging_s is not None:
         yield f"judging: about {rough_time(report.judging_s)} or more, at the speed of the model's products"
     if report.outcome is not None:
