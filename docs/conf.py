@@ -27,6 +27,7 @@ PAGES = {
         "docs/review",
         "docs/install",
         "docs/splits",
+        "docs/samples",
         "docs/evaluation",
         "docs/finetuning",
         "docs/zeroshot",
