@@ -72,10 +72,11 @@ def repair(config: options.Config = Path(), as_json: options.AsJson = False) -> 
 
     The next extract computes their clips again.
     """
+    project = project_of(config)
     from featurecache.store import repair
     from featurecache.terminal.cache import repaired
 
-    report = repair(project_of(config).cache)
+    report = repair(project.cache)
     return finish(Screen(as_json), report, repaired(report))
 
 
@@ -104,10 +105,11 @@ def gc(
 @command("compact", example="featurecache cache compact")
 def compact(config: options.Config = Path(), as_json: options.AsJson = False) -> int:
     """Merge small segments, so that the cache opens and reads faster."""
+    project = project_of(config)
     from featurecache.store import compact
     from featurecache.terminal.cache import compaction
 
-    report = compact(project_of(config).cache)
+    report = compact(project.cache)
     return finish(Screen(as_json), report, compaction(report))
 
 
@@ -142,10 +144,11 @@ def export(
     as_json: options.AsJson = False,
 ) -> int:
     """Write one feature space to one HDF5 or npz file."""
+    project = project_of(config)
     from featurecache.store.exchange import export_features
     from featurecache.terminal.cache import exported
 
-    report = export_features(project_of(config).cache, file, tap=tap, pooling=pooling, space=space)
+    report = export_features(project.cache, file, tap=tap, pooling=pooling, space=space)
     return finish(Screen(as_json), report, exported(report))
 
 
