@@ -48,6 +48,9 @@ def project(tmp_path: Path) -> Project:
     (made.runs / "report.html").write_text("<td>S1.mp4</td>")
     (made.runs / "report.activities.csv").write_text("recording,S1,S1.mp4,test")
     (made.runs / "confusions.csv").write_text("0.98,S1.mp4,S2.mp4")
+    (made.runs / "tune" / "part_weights.csv").write_text("S1.mp4,0.7")
+    (made.runs / "maps" / "S1_0s").mkdir(parents=True)
+    (made.runs / "maps" / "S1_0s" / "map.csv").write_text("0,S1.mp4")
     (made.root / "suggestions" / "round-1").mkdir(parents=True)
     (made.root / "suggestions" / "round-1" / "suggestions.csv").write_text("1,S1.mp4")
     made.predictions.mkdir()
@@ -70,9 +73,11 @@ def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) 
         "notes.txt",
         "predictions/S1.predicted.csv",
         "runs/confusions.csv",
+        "runs/maps/S1_0s/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/bundle/bundle.json",
+        "runs/tune/part_weights.csv",
         "runs/tune/test_timelines.json",
         "suggestions/round-1/suggestions.csv",
         "videos/S1.mp4",
@@ -89,8 +94,10 @@ def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project:
     assert set(done.files_removed) == {
         "predictions/S1.predicted.csv",
         "runs/confusions.csv",
+        "runs/maps/S1_0s/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
+        "runs/tune/part_weights.csv",
         "runs/tune/test_timelines.json",
         "suggestions/round-1/suggestions.csv",
     }
@@ -212,8 +219,10 @@ def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(proj
     assert withdraw(project, "S1.mp4", everything=True).files_removed == (
         "predictions/S1.predicted.csv",
         "runs/confusions.csv",
+        "runs/maps/S1_0s/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
+        "runs/tune/part_weights.csv",
         "runs/tune/test_timelines.json",
         "suggestions/round-1/suggestions.csv",
     )

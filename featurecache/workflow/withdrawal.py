@@ -134,7 +134,7 @@ def _is_made_again(project: Project, path: Path) -> bool:
         or path.suffix == ".html"
         or path.name.endswith(".activities.csv")
         or "timelines" in path.name
-        or path.name in ("answers.csv", CONFUSIONS_NAME, DUPLICATES_NAME)
+        or path.name in ("answers.csv", "part_weights.csv", CONFUSIONS_NAME, DUPLICATES_NAME)
     )
 
 
