@@ -6,14 +6,11 @@ What this is not: the names of head kinds in settings (`settings.py`), or of the
 from heads.settings import HeadKind
 
 FT_C_LORA, TIMESFORMER = "FT-C-LoRA", "TimeSformer"
-ZSC_CO, ZS_B, ZSC_J, ZS_TEXT = "ZSC-CO", "ZS-B", "ZSC-J", "ZS-Text"
+ZERO_SHOT = ZSC_CO, ZS_B, ZSC_J, ZS_TEXT = "ZSC-CO", "ZS-B", "ZSC-J", "ZS-Text"
 
 PAPER_ORDER = (
     TIMESFORMER,
-    ZSC_CO,
-    ZS_B,
-    ZSC_J,
-    ZS_TEXT,
+    *ZERO_SHOT,
     "FT-LC",
     "FT-MLP",
     "FT-Attention",

@@ -174,5 +174,5 @@ def test_write_eaf_round_trips_when_origin_is_any(tmp_path_factory, wanted, orig
     write_eaf(path, wanted, media_name="v.mp4", time_origin_ms=origin_ms)
     document = read_eaf(path)
     assert [media.time_origin_ms for media in document.media] == [origin_ms]
-    read = sorted({Interval(i.start_us, i.end_us, plain_name(i.label)) for i in wanted})
+    read = sorted({Interval(i.start_us, i.end_us, name) for i in wanted if (name := plain_name(i.label))})
     assert intervals(document, labels_from="tiers", time_origin_ms=origin_ms) == read

@@ -79,7 +79,9 @@ def _small_frames(settings: Any, px: int) -> Any:
     sizes = {key: settings[key] for key in ("size", "crop_size", "max_image_size") if settings.get(key)}
     if not sizes:
         return settings
-    if settings.get("do_center_crop"):  # X-CLIP's file leaves it to the class, whose default is the size it names
+    if (
+        settings.get("do_center_crop") and "size" in sizes
+    ):  # X-CLIP's file leaves it to the class, whose default is the size it names
         sizes.setdefault("crop_size", sizes["size"])
     largest = sizes.get("crop_size") or sizes.get("max_image_size") or sizes["size"]
     full = largest if isinstance(largest, int) else next(iter(largest.values()))

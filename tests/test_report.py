@@ -53,11 +53,11 @@ def test_a_paragraph_for_a_paper_holds_the_runs_own_numbers_and_claims_nothing_e
     low, high = metrics["macro_f1_ci95"]
     clips = {"length_us": 3_000_000, "stride_us": 1_000_000, "min_overlap_us": 600_000}
     edit(root / "runs" / "tune" / "bundle" / "bundle.json", clips=clips)
-    edit(root / "runs" / "tune" / "best.json", scored="out-of-fold", trials="lost")
+    edit(root / "runs" / "tune" / "best.json", scored="out-of-fold", trials="lost", train_clips=120)
     report_on(root)
     text = Page(root / "runs" / "report.html").text
     assert "clips of 3 s, one each 1 s; an activity counted as present in a clip when its annotations covered" in text
-    assert "40 clips of 1 session for training" in text
+    assert "was trained on 120 clips with weighted binary cross-entropy" in text
     assert (
         f"macro-F1 was {metrics['macro_f1']:.2f} (95% confidence interval over sessions {low:.2f} to {high:.2f})"
         in text
@@ -65,6 +65,14 @@ def test_a_paragraph_for_a_paper_holds_the_runs_own_numbers_and_claims_nothing_e
     assert "Its settings were set beforehand" in text
     assert "trials of a TPE search" not in text
     assert "Features were computed once" not in text, "its bundle does not say how"
+
+    (root / "runs" / "tune").rename(root / "runs" / "zeroshot-zs-b")
+    edit(root / "runs" / "zeroshot-zs-b" / "bundle" / "bundle.json", clips={**clips, "samples": "recording"})
+    report_on(root)
+    text = Page(root / "runs" / "report.html").text
+    assert "ZS-B was asked about each clip without training" in text
+    assert "ZS-B was trained" not in text
+    assert f"On {metrics['n_clips']} samples of" in text
 
 
 def test_report_has_every_figure_when_every_document_is_there(written_report: Path) -> None:
@@ -201,7 +209,7 @@ def test_report_begins_with_what_each_activity_took_annotated_beside_predicted(r
     assert "ventilation 40 s 46 s +1.5 s -0.6 to +3.6 -1 to +4 s each ±4 8 4" in shown
     assert "ventilation 4.0 s 5.0 s +1.0 s +1.0 to +1.0 +1.0 to +1.0 s 4 0 0" in shown
     assert "a study of ten sessions" in page.text
-    assert "4 sessions, 4 recordings, 4 minutes of video; 80 of 80 clips are annotated" in page.text
+    assert "4 sessions, 4 recordings, 4 minutes of video; 80 of 80 clips have labels" in page.text
     assert report.activities is not None
     with report.activities.open(newline="") as file:
         lines = list(csv.DictReader(file))

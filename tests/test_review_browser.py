@@ -38,14 +38,14 @@ def server(root: Path) -> Iterator[ReviewServer]:
 @pytest.fixture
 def page(browser: Any, server: ReviewServer) -> Any:
     """The page with the unannotated recording, played from a copy."""
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
     show(browser, server, OTHER_CODEC)
     return browser
 
 
 def show(browser: Any, server: ReviewServer, content: str, at_s: float = 0) -> None:
     browser.get("about:blank")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # what another test's page wrote
     browser.get(f"{server.address}#recording={content}&t={at_s}")
     wait(browser, lambda: browser.execute_script("return document.documentElement.dataset.ready") == content)
     wait(browser, lambda: browser.execute_script("return document.querySelector('video').readyState") >= 2)

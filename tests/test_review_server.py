@@ -191,6 +191,7 @@ def test_mark_keeps_who_made_it_when_another_one_is_added(server: ReviewServer, 
 
 
 def test_second_window_cannot_overwrite_the_first(server: ReviewServer, root: Path) -> None:
+    assert save(server, [], version_of(server))[0] == 200
     version = version_of(server)
     assert save(server, MARKS, version)[0] == 200
     kept = review_path(root / "reviewed", "S1.mp4", blind=False).read_bytes()

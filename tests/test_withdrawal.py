@@ -49,8 +49,11 @@ def project(tmp_path: Path) -> Project:
     (made.runs / "report.activities.csv").write_text("recording,S1,S1.mp4,test")
     (made.runs / "confusions.csv").write_text("0.98,S1.mp4,S2.mp4")
     (made.runs / "tune" / "part_weights.csv").write_text("S1.mp4,0.7")
-    (made.runs / "maps" / "S1_0s").mkdir(parents=True)
-    (made.runs / "maps" / "S1_0s" / "map.csv").write_text("0,S1.mp4")
+    for one in recordings[1:]:
+        of_clip = made.runs / "maps" / f"{one.sha256[:16]}-0-1000000"
+        of_clip.mkdir(parents=True)
+        (of_clip / "map.csv").write_text(f"0,{one.name}")
+        (of_clip / "label-0.jpg").write_bytes(b"\xff\xd8 a picture")
     (made.root / "suggestions" / "round-1").mkdir(parents=True)
     (made.root / "suggestions" / "round-1" / "suggestions.csv").write_text("1,S1.mp4")
     made.predictions.mkdir()
@@ -73,7 +76,8 @@ def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) 
         "notes.txt",
         "predictions/S1.predicted.csv",
         "runs/confusions.csv",
-        "runs/maps/S1_0s/map.csv",
+        f"runs/maps/{content(project)[:16]}-0-1000000/label-0.jpg",
+        f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/bundle/bundle.json",
@@ -94,7 +98,8 @@ def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project:
     assert set(done.files_removed) == {
         "predictions/S1.predicted.csv",
         "runs/confusions.csv",
-        "runs/maps/S1_0s/map.csv",
+        f"runs/maps/{content(project)[:16]}-0-1000000/label-0.jpg",
+        f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/part_weights.csv",
@@ -112,12 +117,12 @@ def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project:
         if path.is_file() and path.relative_to(project.root).as_posix() not in remaining:
             assert digest[:16].encode() not in path.read_bytes(), path
             assert bytes.fromhex(digest) not in path.read_bytes(), path
+    assert not (project.runs / "maps" / f"{digest[:16]}-0-1000000").exists(), "the folder's name is the recording's"
     again = withdraw(project, digest[:16], everything=True)
     assert set(dict(again.remaining)) >= set(remaining) - {"notes.txt"}
 
 
 def test_the_record_of_a_withdrawal_does_not_name_the_recording(project: Project) -> None:
-    digest = content(project)
     done = withdraw(project, "S1.mp4", everything=True)
     text = (project.root / done.record).read_text()
     record = json.loads(text)
@@ -127,7 +132,8 @@ def test_the_record_of_a_withdrawal_does_not_name_the_recording(project: Project
     ]
     assert record["at"].endswith("+00:00")
     assert "S1" not in text
-    assert digest[:16] not in text
+    for name in ("S1.mp4", "S2.mp4"):
+        assert content(project, name)[:16] not in text
 
 
 def test_withdrawal_tells_what_it_could_not_search(project: Project) -> None:
@@ -219,7 +225,8 @@ def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(proj
     assert withdraw(project, "S1.mp4", everything=True).files_removed == (
         "predictions/S1.predicted.csv",
         "runs/confusions.csv",
-        "runs/maps/S1_0s/map.csv",
+        f"runs/maps/{content(project)[:16]}-0-1000000/label-0.jpg",
+        f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
         "runs/tune/part_weights.csv",

@@ -27,6 +27,7 @@ from featurecache.video.recordings import VIDEO_SUFFIXES
 
 _HISTORIES = frozenset({".git", ".hg", ".svn"})
 _LONG_NAME = 6
+_CLIP = re.compile("(?<![0-9a-f])[0-9a-f]{16}-[0-9]+-[0-9]+")
 _NO_TEXT = rb"[^\t\n\r -~\xef\xbb\xbf]"  # a text may begin with UTF-8's mark
 
 
@@ -94,7 +95,7 @@ class Traces:
         return path.relative_to(self._root).as_posix() if path.is_relative_to(self._root) else str(path)
 
     def hidden(self, path: Path) -> str:
-        """A path that tells neither the recording's name nor folders outside the project."""
+        """A path that tells neither the recording's name, nor another's digits, nor folders outside the project."""
         bases = {self._root: "", self.videos: "(videos)/", self.annotations: "(annotations)/"}
         text = next(
             (
@@ -106,7 +107,7 @@ class Traces:
         )
         for stem in self._stems:
             text = re.sub(rf"(?<![0-9A-Za-z]){re.escape(stem)}(?![0-9A-Za-z])", "<recording>", text)
-        return text.replace(self._digits[:16], "<digits>")
+        return _CLIP.sub("<clip>", text.replace(self._digits[:16], "<digits>"))
 
     def _look(self, path: Path) -> tuple[bool, str]:
         """Whether a file holds the recording, and else why that cannot be told."""

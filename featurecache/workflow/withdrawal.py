@@ -26,8 +26,8 @@ from featurecache.video.digests import DigestMemo
 from featurecache.workflow.neighbours import CONFUSIONS_NAME, DUPLICATES_NAME
 from featurecache.workflow.traces import Traces
 
-SUGGESTIONS = "suggestions"
-"""The folder of a project for what to annotate next."""
+SUGGESTIONS, MAPS = "suggestions", "maps"
+"""Folders of what to annotate next, of the project, and of maps of what a head uses, of its runs."""
 
 RECORDS = "withdrawals"
 _NO_CACHE = (("", "it is not there: nothing in it was searched, and nothing keeps the recording out of a new one"),)
@@ -104,6 +104,8 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
         elif everything and not traces.shares_name and _is_made_again(project, path):
             links = path.stat().st_nlink
             path.unlink()
+            if path.parent.parent == project.runs / MAPS and not any(path.parent.iterdir()):
+                path.parent.rmdir()  # its name is the clip's id
             removed.append(path)
             if links > 1:
                 unsearched.append((path, f"it is removed, but has {links - 1} other names (hard links)"))
@@ -130,7 +132,7 @@ def _is_made_again(project: Project, path: Path) -> bool:
     if path.is_relative_to(project.predictions) or path.is_relative_to(project.root / SUGGESTIONS):
         return True
     return path.is_relative_to(project.runs) and (
-        path.is_relative_to(project.runs / "maps")
+        path.is_relative_to(project.runs / MAPS)
         or path.suffix == ".html"
         or path.name.endswith(".activities.csv")
         or "timelines" in path.name

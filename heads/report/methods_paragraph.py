@@ -9,6 +9,7 @@ from typing import Any
 
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import split_level
+from heads.methods import ZERO_SHOT
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.figures import interval_of
 from heads.report.summary import best_run, extent, floor_of
@@ -25,13 +26,17 @@ def methods_paragraph(documents: Documents) -> str:
     run = best_run(documents.runs)
     if run is None:
         return ""
+    rule = run.bundle.get("clips")
+    samples = rule.get("samples", "none") if isinstance(rule, Mapping) else "none"
+    unit = "clips" if samples == "none" else "samples"
     sentences = (
         _of_recordings(documents.table),
-        _of_clips(run.bundle.get("clips")),
+        _of_clips(rule),
+        _of_samples(samples),
         _of_splits(documents.table),
-        _of_features(run.bundle.get("inputs")),
-        _of_training(run),
-        _of_scores(run.test),
+        _of_features(run),
+        _of_training(run, unit),
+        _of_scores(run.test, unit),
         _of_versions(run.best.get("versions")),
     )
     return " ".join(filter(None, sentences))
@@ -55,25 +60,21 @@ def _of_clips(rule: object) -> str:
     )
 
 
+def _of_samples(rule: object) -> str:
+    return "" if rule == "none" else f'Several clips make one sample, which has targets of its own (rule "{rule}").'
+
+
 def _of_splits(table: ClipTable | None) -> str:
     if table is None:
         return ""
-    counts = {}
-    for split in ("train", "validation", "test"):
-        clips = [clip for clip in table.clips if clip.split == split and clip.labelled]
-        sessions = len({clip.session for clip in clips})
-        counts[split] = f"{len(clips)} clips of {sessions} session{'s' * (sessions != 1)}"
     if split_level(table.clips) == "clip":
-        unit = "Annotated clips were split without regard to sessions, which biases scores upwards"
-    else:
-        unit = "Annotated clips were split by session"
-    return (
-        f"{unit}: {counts['train']} for training, {counts['validation']} for validation, {counts['test']} for testing."
-    )
+        return "Training and test data were split without regard to sessions, which biases scores upwards."
+    return "Training and test data were split by session."
 
 
-def _of_features(inputs: object) -> str:
+def _of_features(run: Run) -> str:
     """The frozen model and what was taken from it, by the first of a head's inputs."""
+    inputs = run.bundle.get("inputs")
     if not isinstance(inputs, Mapping) or not inputs:
         return ""
     first = next(iter(inputs.values()))
@@ -83,18 +84,27 @@ def _of_features(inputs: object) -> str:
     backbone, sampling = made.get("backbone"), made.get("sampling")
     if not isinstance(backbone, Mapping) or not isinstance(sampling, Mapping):
         return ""
+    model = f"a frozen model of the family {backbone.get('family')} in {backbone.get('compute_dtype')}"
+    fingerprint = f"fingerprint {str(first.get('fingerprint'))[:16]}"
+    if run.method in ZERO_SHOT:
+        return f"{model[0].upper()}{model[1:]} saw {sampling.get('frames')} frames of each clip ({fingerprint})."
     return (
-        f"Features were computed once by a frozen model of the family {backbone.get('family')} in "
-        f"{backbone.get('compute_dtype')}, from {sampling.get('frames')} frames of each clip, and stored; the head "
-        f"reads {', '.join(inputs)} (tap/pooling; the first has fingerprint {str(first.get('fingerprint'))[:16]})."
+        f"Features were computed once by {model}, from {sampling.get('frames')} frames of each clip, and stored; the "
+        f"head reads {', '.join(inputs)} (tap/pooling; the first has {fingerprint})."
     )
 
 
-def _of_training(run: Run) -> str:
-    settings = run.best.get("settings")
-    if not isinstance(settings, Mapping):
-        return f"Scores are those of {run.method}, which was not trained on these recordings." if run.best else ""
-    what = f"{run.method} was trained with weighted binary cross-entropy, one output for each activity."
+def _of_training(run: Run, unit: str) -> str:
+    if run.method in ZERO_SHOT:
+        return (
+            f"{run.method} was asked about each clip without training; labelled sessions that are not test sessions "
+            "chose its wording and thresholds."
+        )
+    if not isinstance(run.best.get("settings"), Mapping):
+        return ""
+    fitted = number(run.best.get("train_clips"))
+    on = "" if fitted is None else f" on {fitted:.0f} {unit}"
+    what = f"{run.method} was trained{on} with weighted binary cross-entropy, one output for each activity."
     if run.best.get("scored") != "out-of-fold":
         return f"{what} Its epoch and thresholds were chosen on the validation sessions."
     by = "out-of-fold predictions, grouped by session, over all sessions that are not test sessions"
@@ -109,11 +119,11 @@ def _of_training(run: Run) -> str:
     )
 
 
-def _of_scores(metrics: Document) -> str:
+def _of_scores(metrics: Document, unit: str) -> str:
     value, interval, floor = number(metrics.get("macro_f1")), interval_of(metrics), floor_of(metrics)
     if value is None:
         return ""
-    text = f"On {metrics.get('n_clips')} clips of {metrics.get('n_sessions')} test sessions macro-F1 was {value:.2f}"
+    text = f"On {metrics.get('n_clips')} {unit} of {metrics.get('n_sessions')} test sessions macro-F1 was {value:.2f}"
     if interval:
         text += f" (95% confidence interval over sessions {interval[0]:.2f} to {interval[1]:.2f})"
     if floor is not None:

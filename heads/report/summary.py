@@ -88,7 +88,7 @@ def extent(table: ClipTable | None) -> str:
     return (
         f"{counted(sessions, 'session')}, {counted(len(lengths), 'recording')}, {length} of video; {labelled} of "
         f"{len(table.clips)} clips "
-        "are annotated"
+        "have labels"
     )
 
 

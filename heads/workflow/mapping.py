@@ -39,12 +39,13 @@ from featurecache.spec import FeatureSpace, differences
 from featurecache.store.reader import Space
 from featurecache.video.digests import DigestMemo
 from featurecache.video.sampling import ClipFailure, read_clips
+from featurecache.workflow.withdrawal import MAPS
 from heads.bundle import Bundle, load_bundle
 from heads.loading import read_features
 from heads.report.frames import as_jpeg
 from heads.workflow.data import own_table, tuned_bundle
 
-MAPS_NAME, MAP_NAME, TABLE_NAME = "maps", "map.json", "map.csv"
+MAP_NAME, TABLE_NAME = "map.json", "map.csv"
 SHOWN_STEPS = 8
 """Time steps of a picture, spread evenly over the clip."""
 
@@ -153,7 +154,7 @@ def map_clip(project: Project, clip_id: str, *, bundle: Path | None = None, with
         others,
         parts.reshape(shape.steps, -1, len(head.labels)),
         _step_times(timestamps_us, shape),
-        private_folder(project.runs / MAPS_NAME / clip_id),
+        private_folder(project.runs / MAPS / clip_id),
         {},
     )
     for earlier in found.folder.glob("label-*.jpg"):  # of another head, maybe
