@@ -195,6 +195,7 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
     assert tune(own, trials=2).best["inputs"] == "mean(final/mean)"
     assert leave_one_session_out(own).metrics["n_clips"] == 24
     table = compare(own)
+    assert set(table.missing) <= {"FT-LC"}, "what scores clips cannot be made for samples"
     assert {row.run for row in table.rows} == {"train", "tune"}
     for step in (lambda: predict(own, [own.videos / "S0.mp4"]), lambda: review(own), lambda: retrain(own, run.bundle)):
         with pytest.raises(BundleError, match="timelines must be made by a bundle that scores clips"):

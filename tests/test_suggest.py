@@ -110,6 +110,7 @@ def test_a_random_order_needs_no_features_and_no_bundle_and_each_call_has_a_fold
     assert len(first.stretches) == 1
     assert invoke("suggest", "--config", project.root, "--order", "doubt").exit_code == 1
     assert invoke("suggest", "--config", project.root, "--order", "best").exit_code == 2
+    assert invoke("suggest", "--config", project.root, "--bundle", "anywhere").exit_code == 2
 
 
 def test_the_most_doubtful_recording_comes_first(project: Project) -> None:

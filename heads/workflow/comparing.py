@@ -53,6 +53,8 @@ COMMANDS: Mapping[str, str] = {
     FT_C_LORA: "featurecache lora-finetune",
 }
 """Rows of the paper's Table 1 and what makes them."""
+OF_SAMPLES = ("FT-LC",)
+"""Those that can score samples of several clips; the others are about one clip."""
 
 _SWAPS = 20
 
@@ -192,7 +194,12 @@ def compare(
     found = Comparison(
         labels,
         tuple(sorted(rows, key=lambda row: (_rank(row.method), row.run))),
-        {name: command for name, command in COMMANDS.items() if name not in {row.method for row in rows}},
+        {
+            name: command
+            for name, command in COMMANDS.items()
+            if name not in {row.method for row in rows}
+            and (name in OF_SAMPLES or project.settings.samples.rule == "none")
+        },
         all_positive_baseline(data[widest], labels, "test", annotated),
         _baselines(candidates, data, annotated),
         left_out,

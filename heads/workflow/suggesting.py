@@ -133,11 +133,14 @@ def suggest(
     Raises:
         ClipTableError: If there is no sound clip table.
         TrainingDataError: If nothing is unlabelled.
+        UsageError: If a bundle is named for a random order.
         BundleError: If the bundle is missing or damaged, or its labels are not the table's.
         MissingFeaturesError: If a clip is missing from the cache for no recorded reason.
         AnnotationError: If the settings' annotations are missing.
     """
     check_table(project, use="targets")
+    if order == "random" and bundle is not None:
+        raise UsageError("a random order asks no bundle, but one was named. Choose another order, or name no bundle.")
     head = None if order == "random" else load_bundle(bundle if bundle is not None else tuned_bundle(project))
     if head is None:
         table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
