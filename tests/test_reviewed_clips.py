@@ -12,7 +12,7 @@ from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.record import read_record
-from featurecache.errors import OutdatedTableWarning, TrainingDataError
+from featurecache.errors import AnnotationError, OutdatedTableWarning, TrainingDataError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import Project
 from featurecache.workflow.clips import MadeClips, make_clips
@@ -41,11 +41,11 @@ def reviewing(project: Project) -> Reviewing:
     """Saves a review: ventilation is on from 1 to 3 s, and 0 to 4 s are reviewed."""
 
     def write(
-        name: str, *, blind: bool = False, how: How = "accepted", stretch: bool = True, content: str = ""
+        name: str, *, blind: bool = False, how: How = "accepted", stretch: bool = True, content: str = "", at: str = ""
     ) -> Path:
-        marks = [Mark(SECOND_US, 3 * SECOND_US, "ventilation", how)]
+        marks = [Mark(SECOND_US, 3 * SECOND_US, "ventilation", how, "anna", at)]
         if stretch:
-            marks.append(Mark(0, 4 * SECOND_US, "", "reviewed"))
+            marks.append(Mark(0, 4 * SECOND_US, "", "reviewed", "anna", at))
         path = review_path(project.root / "reviewed", name, blind=blind)
         own = content or next(iter(clips_of(project, name))).content
         save_review(path, marks, labels=LABELS, recording=project.videos / name, content=own, author="anna", version="")
@@ -106,8 +106,9 @@ def test_only_a_blind_review_labels_the_test_split(project: Project, reviewing: 
     assert [clip.targets for clip in clips_of(project, name)] == before
     assert f"review of {name}: its session is of the test split" in told(made)
     reviewing(name, blind=True, how="added")
-    make_clips(project, with_reviewed=True)
+    made = make_clips(project, with_reviewed=True)
     assert [clip.targets for clip in clips_of(project, name)] == [*REVIEWED, *before[4:]]
+    assert "review it blind" not in told(made)
     assert splits_of(project)[name] == "test"
     assert clips_seen(project, read_table(project.clips)) == frozenset()
 
@@ -122,6 +123,45 @@ def test_clips_of_a_review_with_predictions_in_sight_are_known(project: Project,
     assert not record.without(next(iter(record.seen)) + "0" * 48, lambda _: False).seen
     make_clips(project)
     assert clips_seen(project, read_table(project.clips)) == frozenset()
+
+
+def test_clips_labelled_in_sight_are_known_without_the_record_of_the_table(
+    project: Project, reviewing: Reviewing
+) -> None:
+    path = reviewing("new.mp4")
+    make_clips(project, with_reviewed=True)
+    project.table_record.unlink()
+    known = {clip.clip_id for clip in clips_of(project, "new.mp4")[:4]}
+    assert clips_seen(project, read_table(project.clips)) == known
+    path.write_text("no ELAN file")
+    with pytest.raises(AnnotationError):
+        clips_seen(project, read_table(project.clips))
+
+
+def test_review_follows_its_renamed_recording_and_one_without_recording_is_named(
+    project: Project, reviewing: Reviewing
+) -> None:
+    reviewing("new.mp4")
+    path = reviewing("S0.mp4", content="f" * 16)
+    path.rename(path.with_name("far.mp4.reviewed.eaf"))
+    (project.videos / "new.mp4").rename(project.videos / "other.mp4")
+    made = make_clips(project, with_reviewed=True)
+    assert [clip.targets for clip in clips_of(project, "other.mp4")][:4] == REVIEWED
+    assert "review of far.mp4: no usable recording of that content in the videos folder; add the video" in told(made)
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_blind_review_is_independent_unless_predictions_were_seen_before(
+    project: Project, reviewing: Reviewing, is_after: bool
+) -> None:
+    name = in_split(project, "train")
+    reviewing(name, at="2026-11-30T17:00:00+00:00")
+    reviewing(name, blind=True, how="added", at=f"2026-11-30T{18 if is_after else 16}:00:00+00:00")
+    made = make_clips(project, with_reviewed=True)
+    assert [clip.targets for clip in clips_of(project, name)][:4] == REVIEWED
+    seen = {clip.clip_id for clip in clips_of(project, name)[:4]} if is_after else set()
+    assert clips_seen(project, read_table(project.clips)) == seen
+    assert ("it is not blind there" in told(made)) == is_after
 
 
 def test_commands_tell_when_a_review_of_the_table_has_changed(project: Project, reviewing: Reviewing) -> None:

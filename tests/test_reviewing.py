@@ -10,9 +10,9 @@ pytest.importorskip("bottle", reason="the page needs the extra `review`")
 from featurecache import extract, make_clips
 from featurecache.annotations.reviews import Mark, review_path, save_review
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import BundleError, TrainingDataError, UsageError
+from featurecache.errors import BundleError, FeatureCacheError, TrainingDataError, UsageError
 from featurecache.project.settings import Project, open_project
-from heads import predict, train
+from heads import compare, evaluate, predict, train
 from heads.bundle import load_bundle
 from heads.workflow.retraining import retrain
 from heads.workflow.reviewing import OpenReview, Reviewing, _retrained, _reviewable, review
@@ -113,6 +113,17 @@ def test_page_shows_sessions_that_trained_by_their_out_of_fold_scores_after_retr
     for name, (split, found) in scores[0].items():
         is_fitted = split in ("train", "validation") and name != "new.mp4"
         assert (found != scores[1][name][1]) == is_fitted
+
+
+def test_evaluate_refuses_clips_labelled_in_sight_that_were_moved_to_the_test_split(project: Project) -> None:
+    save(project, "new.mp4")
+    make_clips(project, with_reviewed=True)
+    rows = project.clips.read_text().splitlines(keepends=True)
+    project.clips.write_text("".join(row.replace(",train,", ",test,") if "new.mp4" in row else row for row in rows))
+    with pytest.raises(TrainingDataError, match=r"in sight of them label 4 of new\.mp4"):
+        evaluate(project, project.runs / "train" / "bundle")
+    with pytest.raises(FeatureCacheError, match=r"in sight of them label 4 of new\.mp4"):
+        compare(project)
 
 
 def test_retraining_without_a_review_says_so(project: Project) -> None:

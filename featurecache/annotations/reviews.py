@@ -103,6 +103,28 @@ def review_path(folder: Path, recording: str, *, blind: bool) -> Path:
     return folder / f"{recording}.{'blind' if blind else 'reviewed'}.eaf"
 
 
+def review_files(folder: Path, *, blind: bool) -> dict[Path, str]:
+    """The files of reviews below a folder, each with the name that its recording had when it was reviewed.
+
+    Args:
+        folder: The project's folder of reviews; it need not exist.
+        blind: Whether those made without sight of predictions are meant.
+    """
+    suffix = review_path(folder, "", blind=blind).name
+    paths = [path for path in folder.rglob(f"*{suffix}") if path.name != suffix]
+    return {path: path.relative_to(folder).as_posix().removesuffix(suffix) for path in sorted(paths)}
+
+
+def reviewed_content(path: Path) -> str:
+    """First 16 hex digits of the sha256 of the recording that a review was made of; empty where it does not say.
+
+    Raises:
+        AnnotationError: If the file is no sound ELAN file.
+    """
+    named = read_eaf(path).root.find(f"HEADER/PROPERTY[@NAME='{_CONTENT}']")
+    return "" if named is None else (named.text or "").strip()
+
+
 def is_review(document: EafDocument) -> bool:
     """Whether a document is a review, whatever it is called and wherever it lies."""
     return document.root.find(f"HEADER/PROPERTY[@NAME='{_CONTENT}']") is not None

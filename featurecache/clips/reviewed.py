@@ -3,13 +3,15 @@
 A blind review is annotation like any other. One that was made with the predictions in sight is no independent truth, so
 it trains and never scores: in sessions of the test split it is not used, it moves no annotated session to another
 split, and a session that has nothing else trains. Its stretches are recorded with the table, for out-of-fold scores.
+Of a recording with both, the blind one labels what it covers, unless it was made after the other.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from featurecache.annotations import Interval
-from featurecache.annotations.reviews import FOLDER, Review, read_review, review_path
+from featurecache.annotations.reviews import FOLDER, Mark, Review, read_review, review_files, reviewed_content
 from featurecache.clips.clip import ClipTable, union_of
 from featurecache.clips.inventory import Survey, make_table
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
@@ -54,7 +56,18 @@ def reviewed_table(project: Project, found: Survey, *, kept: KeptSplits = NO_SPL
     data = project.settings.data
     blind, unread = _read(project, found.recordings, blind=True)
     seen, more_unread = _read(project, found.recordings, blind=False)
-    left_out = [*unread, *more_unread]
+    late = {name: _after(blind[name], review) for name, review in seen.items() if name in blind}
+    blind |= {name: _outside(blind[name], spans) for name, spans in late.items()}
+    seen |= {name: _outside(seen[name], union_of(blind[name].stretches)) for name in late}
+    blind, seen = ({name: one for name, one in own.items() if one.stretches} for own in (blind, seen))
+    left_out = [*unread, *more_unread, *_without_recording(project, found.recordings)]
+    left_out += [
+        UnusableRecording(
+            f"blind review of {name}", "made after predictions were in sight there, it is not blind there"
+        )
+        for name, spans in late.items()
+        if spans
+    ]
     labels = {one.label for review in seen.values() for one in review.intervals}
     independent = with_reviews(found, blind, data)
     known = replace(independent, elsewhere={**dict.fromkeys(labels, "a review"), **independent.elsewhere})
@@ -62,7 +75,8 @@ def reviewed_table(project: Project, found: Survey, *, kept: KeptSplits = NO_SPL
     split_of = {clip.recording: clip.split for clip in table.clips}
     cut = {clip.recording for clip in table.clips if clip.session != found.sessions[clip.recording]}
     refused = {
-        name: "its session is of the test split, and it was made with the predictions in sight; review it blind"
+        name: "its session is of the test split, and it was made with the predictions in sight; "
+        + ("what no blind review made before it covers stays as annotated" if name in late else "review it blind")
         for name in seen
         if split_of.get(name) == "test"
     }
@@ -110,19 +124,92 @@ def _read(
     project: Project, recordings: Sequence[Recording], *, blind: bool
 ) -> tuple[dict[str, Review], list[UnusableRecording]]:
     """The reviews with a reviewed stretch, and those that cannot be read."""
-    found, unread = {}, []
-    for one in recordings:
-        path = review_path(project.root / FOLDER, one.name, blind=blind)
+    found: dict[str, Review] = {}
+    unread = []
+    names = {one.sha256[:16]: one.name for one in recordings}
+    contents = {one.name: one.sha256[:16] for one in recordings}
+    files = review_files(project.root / FOLDER, blind=blind)
+    for path, named in sorted(files.items(), key=lambda item: item[1] not in contents):
         try:
-            review = read_review(path, content=one.sha256[:16])
+            content = reviewed_content(path) or contents.get(named, "")
+            name = names.get(content, named)
+            if name not in contents:
+                continue
+            review = read_review(path, content=contents[name])
         except FeatureCacheError as error:
             unread.append(UnusableRecording.because(path.name, error))
             continue
-        if review.stretches:
-            found[one.name] = review
+        if name in found:
+            why = f"{name} has another review, which is used; copy what it lacks from this one in ELAN"
+            unread.append(UnusableRecording(path.name, why))
+        elif review.stretches:
+            found[name] = review
         elif review.marks:
-            unread.append(UnusableRecording(f"review of {one.name}", "no stretch of it is marked as reviewed"))
+            unread.append(UnusableRecording(f"review of {name}", "no stretch of it is marked as reviewed"))
     return found, unread
+
+
+def _without_recording(project: Project, recordings: Sequence[Recording]) -> list[UnusableRecording]:
+    """One item for all reviews whose recordings are not there, whatever they are called now."""
+    known = {one.sha256[:16] for one in recordings} | {one.name for one in recordings}
+    lost = []
+    for blind in (False, True):
+        for path, named in review_files(project.root / FOLDER, blind=blind).items():
+            try:
+                is_lost = named not in known and reviewed_content(path) not in known
+            except FeatureCacheError:
+                continue  # it is named as unreadable
+            if is_lost:
+                lost.append(named)
+    if not lost:
+        return []
+    why = "no usable recording of that content in the videos folder; add the video there, or move the review away"
+    return [UnusableRecording(f"review of {', '.join(dict.fromkeys(lost))}", why)]
+
+
+def stretches_in_sight(project: Project, contents: Mapping[str, str]) -> dict[str, list[tuple[int, int]]]:
+    """Content of a recording -> all stretches that have a review with predictions in sight, read from the reviews.
+
+    Args:
+        project: The project.
+        contents: Name of a recording -> first 16 digits of its sha256, for reviews that do not say theirs.
+
+    Raises:
+        AnnotationError: If a review cannot be read.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for path, name in review_files(project.root / FOLDER, blind=False).items():
+        content = reviewed_content(path) or contents.get(name, "")
+        found[content] = union_of([*found.get(content, []), *read_review(path, content=content).stretches])
+    return found
+
+
+def _after(blind: Review, seen: Review) -> list[tuple[int, int]]:
+    """Where a stretch was reviewed blind after predictions were in sight; marks that tell no time count as before."""
+    late = []
+    for own in blind.marks:
+        for start, end in seen.stretches if own.how == "reviewed" else ():
+            low, high = max(own.start_us, start), min(own.end_us, end)
+            times = [_time(one) for one in seen.marks if one.start_us < high and low < one.end_us]
+            first, last = min(filter(None, times), default=None), _time(own)
+            if low < high and first is not None and last is not None and first <= last:
+                late.append((low, high))
+    return union_of(late)
+
+
+def _time(mark: Mark) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(mark.at)
+    except ValueError:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _outside(review: Review, spans: Sequence[tuple[int, int]]) -> Review:
+    """A review whose reviewed stretches leave these spans out."""
+    marks = [one for one in review.marks if one.how != "reviewed"]
+    rest = _without(union_of(review.stretches), spans)
+    return replace(review, marks=(*marks, *(Mark(start, end, "", "reviewed") for start, end in rest)))
 
 
 def _within(intervals: Sequence[Interval], spans: Sequence[tuple[int, int]]) -> list[Interval]:

@@ -15,6 +15,7 @@ from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
 from featurecache.clips.record import read_record
+from featurecache.clips.reviewed import stretches_in_sight
 from featurecache.clips.samples import SampleTable
 from featurecache.clips.samples_file import project_samples
 from featurecache.device import device_of
@@ -164,9 +165,16 @@ def learning_data(
 def clips_seen(project: Project, table: ClipTable, samples: SampleTable | None = None) -> frozenset[str]:
     """Ids of clips that touch a stretch labelled by a review with predictions in sight: no independent truth.
 
-    Of samples of several clips, ids of those that hold such a clip.
+    Of samples of several clips, ids of those that hold such a clip. Where the table's record is missing or damaged,
+    nobody knows which reviews the table holds, so every stretch reviewed with predictions in sight counts.
+
+    Raises:
+        AnnotationError: If such a review is needed and cannot be read.
     """
-    seen = read_record(project.table_record).seen
+    record = read_record(project.table_record)
+    seen = record.seen
+    if not record.files:
+        seen = stretches_in_sight(project, {clip.recording: clip.content for clip in table.clips})
     own = [clip for clip in table.clips if clip.content in seen and clip.labelled]
     found = frozenset(
         clip.clip_id

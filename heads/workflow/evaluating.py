@@ -29,7 +29,15 @@ from heads.runs import write_document
 from heads.scoring.exclusive import violations
 from heads.timelines.clip_rules import overlap_sensitivity
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import NO_TIMELINES, ScoringData, exclusive_labels, own_table, scoring_data, tuned_bundle
+from heads.workflow.data import (
+    NO_TIMELINES,
+    ScoringData,
+    clips_seen,
+    exclusive_labels,
+    own_table,
+    scoring_data,
+    tuned_bundle,
+)
 from heads.workflow.evaluation import Evaluation, all_positive_baseline, compare_with_each, evaluate_bundles
 from heads.workflow.sample_scores import sample_details
 from heads.workflow.timelines import evaluate_timelines
@@ -129,7 +137,8 @@ def evaluate(
         BundleError: If a bundle is damaged, of other labels than the clip table, or was made with sessions of the test
             split; or two cannot be compared.
         OutdatedTableError: If the settings of the table have changed since it was made.
-        TrainingDataError: If the test split has no labelled clip with features, or none with a label on.
+        TrainingDataError: If the test split has no labelled clip with features, or none with a label on; or has some
+            that a review with predictions in sight labels.
         TimelineError: If the section [timeline] names a label that the bundle has not.
         OSError: If a result or the log cannot be written; no score is given then.
     """
@@ -258,12 +267,20 @@ def check_scorable(project: Project, folder: Path, head: Bundle) -> Sequence[Seq
 
     Raises:
         BundleError: If it is of other labels than the table, or was made with sessions of the test split.
+        TrainingDataError: If a review with predictions in sight labels clips of the test split.
         TimelineError: If the section [timeline] names a label that the bundle has not.
         OSError: If the folder cannot be written to.
     """
     if not os.access(folder.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
     table = own_table(project, head)
+    seen = clips_seen(project, table)
+    if told := [clip for clip in table.clips if clip.split == "test" and clip.clip_id in seen]:
+        raise TrainingDataError(
+            "clips of the test split must be labelled without sight of predictions, but reviews made in sight of them "
+            f"label {len(told)} of {', '.join(sorted({clip.recording for clip in told}))}. Set the split of these "
+            "sessions in clips.csv to train, or make the table again: featurecache clips --with-reviewed --force."
+        )
     if split_level(table.clips) == "session":  # where it is forced by clips, the document says so
         scored = {clip.session for clip in table.clips if clip.split == "test" and clip.labelled}
         # All clips of these sessions count: what trained the bundle may be unlabelled by now.
