@@ -43,6 +43,11 @@ def write_private(path: Path, data: bytes) -> None:
         raise
 
 
+def longest_name(folder: Path) -> int:
+    """The most bytes that the name of a file can have which `write_private` writes into a folder that is there."""
+    return os.pathconf(folder, "PC_NAME_MAX") - len(f"..{secrets.token_hex(6)}.tmp")
+
+
 def forbid_core_dumps() -> None:
     """Keeps this process's memory, which holds frames of recordings, from being written to disk when it crashes.
 

@@ -5,18 +5,24 @@ import json
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import Element, fromstring, tostring
 
 import pytest
+from filelock import FileLock
 
 pytest.importorskip("bottle", reason="the page needs the extra `review`")
 
 from featurecache.annotations import read_eaf, resolve_times
-from featurecache.annotations.reviews import read_review, review_path
+from featurecache.annotations.eaf import eaf_bytes
+from featurecache.annotations.eaf_writer import add_tier
+from featurecache.annotations.interval import Interval
+from featurecache.annotations.reviews import read_review, remove_leftovers, review_path
 from heads.review.server import ReviewServer
 from tests.eaf_schema import violations
 from tests.review_samples import HOSTILE_NAME, SECOND_US, served
@@ -190,6 +196,37 @@ def test_mark_keeps_who_made_it_when_another_one_is_added(server: ReviewServer, 
     assert {one["label"]: one["by"] for one in second["marks"]} == {"": "ben", "ventilation": "ben", "suction": "anna"}
 
 
+def test_tiers_made_in_elan_stay_and_hinder_no_save(server: ReviewServer, root: Path) -> None:
+    save(server, MARKS, version_of(server))
+    path = review_path(root / "reviewed", "S1.mp4", blind=False)
+    document = read_eaf(path)
+    add_tier(document, "my notes", [Interval(3 * SECOND_US, 4 * SECOND_US, "look here")], time_origin_ms=0)
+    document.tiers["my notes"].element.set("PARTICIPANT", "the child")
+    (of,) = (one.get("ANNOTATION_ID") for one in document.tiers["ventilation"].element.iter("ALIGNABLE_ANNOTATION"))
+    dependent = (
+        '<TIER LINGUISTIC_TYPE_REF="remark" PARENT_REF="ventilation" TIER_ID="remarks"><ANNOTATION>'
+        f'<REF_ANNOTATION ANNOTATION_ID="a99" ANNOTATION_REF="{of}"><ANNOTATION_VALUE>a remark</ANNOTATION_VALUE>'
+        "</REF_ANNOTATION></ANNOTATION></TIER>"
+    )
+    at = next(at for at, one in enumerate(document.root) if one.tag == "LINGUISTIC_TYPE")
+    kind = Element("LINGUISTIC_TYPE", CONSTRAINTS="Symbolic_Association", LINGUISTIC_TYPE_ID="remark")
+    document.root[at:at] = [fromstring(dependent), kind]
+    path.write_bytes(eaf_bytes(document))
+    kept = tostring(document.tiers["my notes"].element).strip()
+    shown = json.loads(ask(server, f"api/recordings/{FIRST}")[2])
+    assert {one["label"] for one in shown["marks"]} == {"", "ventilation"}
+    status, saved = save(server, shown["marks"][:1], shown["version"])
+    assert status == 200
+    assert len(saved["marks"]) == 1
+    after = read_eaf(path)
+    assert violations(after.root) == []
+    assert tostring(after.tiers["my notes"].element).strip() == kept
+    assert [(one.start_us, one.value) for one in resolve_times(after) if one.tier != "reviewed stretches"] == [
+        (3 * SECOND_US, "look here"),
+        (2 * SECOND_US, "a remark"),
+    ]
+
+
 def test_second_window_cannot_overwrite_the_first(server: ReviewServer, root: Path) -> None:
     assert save(server, [], version_of(server))[0] == 200
     version = version_of(server)
@@ -208,6 +245,8 @@ def test_second_window_cannot_overwrite_the_first(server: ReviewServer, root: Pa
         [{"start_us": 0}],
         [{**MARKS[0], "label": "unknown"}],
         [{**MARKS[0], "how": "predicted"}],
+        [{**MARKS[0], "how": []}],
+        [{**MARKS[0], "how": {}}],
         [{**MARKS[0], "start_us": -SECOND_US}],
         [{**MARKS[0], "end_us": 2 * SECOND_US}],
         [{**MARKS[0], "start_us": float("inf")}],
@@ -226,10 +265,20 @@ def test_marks_that_cannot_be_are_refused_in_one_line(server: ReviewServer, mark
 
 def test_body_that_is_no_review_is_refused(server: ReviewServer) -> None:
     path = f"api/recordings/{FIRST}"
-    for body in (b"{", b"[]", b'{"marks": []}', b"\xff"):
-        assert ask(server, path, method="PUT", body=body)[0] == 400
-    headers = {"Content-Length": str(1 << 40)}
-    assert ask(server, path, method="PUT", body=b"{}", **headers)[0] == 413
+    for body, length in [
+        (b"{", ""),
+        (b"[]", ""),
+        (b'{"marks": []}', ""),
+        (b"\xff", ""),
+        (b"[" * 10**5, ""),
+        (b"{}", "abc"),
+    ]:
+        status, headers, told = ask(server, path, method="PUT", body=body, Content_Length=length or str(len(body)))
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert "\n" not in json.loads(told)["error"]
+    assert ask(server, path, method="PUT", body=b"{}", Content_Length=str(1 << 40))[0] == 413
+    assert ask(server, path, method="PUT", body=b" " * (40 << 20))[0] == 413
+    assert ask(server, path, method="DELETE")[1]["content-type"] == "application/json"
 
 
 def test_review_of_another_video_of_the_same_name_is_not_shown(tmp_path: Path) -> None:
@@ -273,8 +322,18 @@ def test_killed_server_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     connection.close()
     (tmp_path / "copies").mkdir(exist_ok=True)
     (tmp_path / "copies" / "left.mp4").write_bytes(b"frames")
+    unsaved = tmp_path / "reviewed" / ".S1.mp4.reviewed.eaf.0123456789ab.tmp"
+    unsaved.write_bytes(b"labels")
+    with FileLock(unsaved.with_name(".lock")):  # as another process that is saving
+        sweep = threading.Thread(target=remove_leftovers, args=(tmp_path / "reviewed",))
+        sweep.start()
+        sweep.join(0.2)
+        assert unsaved.exists()
+    sweep.join()
+    unsaved.write_bytes(b"labels")
     found = read_review(review_path(tmp_path / "reviewed", "S1.mp4", blind=False), content=FIRST)
     assert [(one.label, one.how) for one in found.marks] == [("", "reviewed"), ("ventilation", "accepted")]
     with served(tmp_path) as server:
         assert not (tmp_path / "copies" / "left.mp4").exists()
+        assert not unsaved.exists()
         assert len(json.loads(ask(server, f"api/recordings/{FIRST}")[2])["marks"]) == 2

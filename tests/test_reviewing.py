@@ -81,6 +81,18 @@ def test_page_has_every_recording_with_features_and_one_page_at_a_time(project: 
     review(project, bundle, on_open=again)
 
 
+def test_what_could_not_be_saved_is_said_before_the_page_opens(project: Project) -> None:
+    bundle = project.runs / "train" / "bundle"
+    with pytest.raises(UsageError, match="--reviewer"):
+        review(project, bundle, reviewer="an\x01na", on_open=lambda _: pytest.fail("the page is open"))
+    long = project.videos / f"{'n' * 225}.mp4"
+    (project.videos / "new.mp4").rename(long)
+    make_clips(project)
+    (left_out,) = opened(project, bundle)[0].left_out
+    assert left_out.name == long.name
+    assert "5 bytes too long" in left_out.reason
+
+
 def test_retraining_learns_from_reviews_and_scores_without_them(project: Project) -> None:
     bundle = project.runs / "train" / "bundle"
     save(project, "new.mp4")

@@ -8,19 +8,21 @@ A recording has up to two reviews. `S1.mp4.reviewed.eaf` was made with the predi
 truth: who sees a proposal tends to accept it. `S1.mp4.blind.eaf` was made without them, and is.
 
 A review is replaced as a whole, and only by who read the version that is there, so that two writers cannot overwrite
-each other. What ELAN wrote is read too: there a value that says nothing of the above counts as added by hand.
+each other. What ELAN wrote is read too: there a value that says nothing of the above counts as added by hand. Tiers
+that are of no label stay in the file as they are.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 from xml.etree.ElementTree import SubElement
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 from featurecache.annotations.document import EafDocument
 from featurecache.annotations.eaf import eaf_bytes, read_eaf
@@ -42,6 +44,7 @@ _REJECTED = " (rejected)"
 _HOW: dict[str, How] = {how: how for how in get_args(How)}
 _VALUE = re.compile(rf"({'|'.join(_HOW)})(?: by (.*) at (\S+))?", re.DOTALL)
 _CONTENT = "featurecache recording"
+_TEMPORARY = re.compile(r"\..+\.(?:reviewed|blind)\.eaf\.[0-9a-f]{12}\.tmp", re.DOTALL)
 
 
 @dataclass(frozen=True, order=True)
@@ -90,6 +93,14 @@ class Review:
     def stretches(self) -> list[tuple[int, int]]:
         """The reviewed stretches, `[start_us, end_us)`."""
         return [(one.start_us, one.end_us) for one in self.marks if one.how == "reviewed"]
+
+    def of(self, labels: Collection[str]) -> "Review":
+        """The review without what is of other tiers; all that lies on a tier of rejected predictions is rejected."""
+        plain = {f"{label}{_REJECTED}": label for label in labels}
+        marks = [
+            replace(one, label=plain[one.label], how="rejected") if one.label in plain else one for one in self.marks
+        ]
+        return Review(tuple(one for one in marks if one.how == "reviewed" or one.label in labels), self.version)
 
 
 def review_path(folder: Path, recording: str, *, blind: bool) -> Path:
@@ -167,7 +178,7 @@ def save_review(
     Args:
         path: The file; missing folders are made.
         marks: All marks, whole milliseconds; those of one label must not overlap, nor reviewed stretches.
-        labels: The labels; each has a tier.
+        labels: The labels; each has a tier. Tiers of anything else that the file has are kept.
         recording: The video.
         content: First 16 hex digits of its sha256.
         author: Who saves.
@@ -175,27 +186,76 @@ def save_review(
 
     Raises:
         ReviewConflictError: If another writer has replaced it since.
-        AnnotationError: If marks overlap.
+        AnnotationError: If marks overlap, or the old review is no sound ELAN file.
         OSError: If it cannot be written; the old review is then still there.
     """
     private_folder(path.parent)
-    document = new_document(path.name, media_name=recording.name)
-    document.root.set("AUTHOR", author)
-    link_media(document, recording, path.parent, time_origin_ms=0, source=path)
-    header = document.root.find("HEADER")
-    if header is not None:
-        SubElement(header, "PROPERTY", NAME=_CONTENT).text = content
-    for tier, own in _by_tier(marks, labels).items():
-        add_tier(document, tier, [Interval(one.start_us, one.end_us, _value(one)) for one in own], time_origin_ms=0)
-    data = eaf_bytes(document)
-    with FileLock(path.parent / ".lock", mode=0o600):
+    with _writing(path.parent):
         if _version(path) != version:
             raise ReviewConflictError(
                 f"a review must be saved over the version that it was made from, but {path.name} was changed since, "
                 "in another window or in ELAN. Load it again."
             )
-        write_private(path, data)
+        document = read_eaf(path) if version else new_document(path.name, media_name=recording.name)
+        tiers = {
+            tier: [Interval(one.start_us, one.end_us, _value(one)) for one in own]
+            for tier, own in _by_tier(marks, labels).items()
+        }
+        tiers |= _cleared(document, {STRETCHES, *tiers, *(f"{label}{_REJECTED}" for label in labels)})
+        document.root.set("AUTHOR", author)
+        document.root.set("DATE", datetime.now(UTC).isoformat(timespec="seconds"))
+        link_media(document, recording, path.parent, time_origin_ms=0, source=path)
+        header = document.root.find("HEADER")
+        if header is not None and not is_review(document):
+            SubElement(header, "PROPERTY", NAME=_CONTENT).text = content
+        for tier, intervals in tiers.items():
+            add_tier(document, tier, intervals, time_origin_ms=0)
+        write_private(path, eaf_bytes(document))
     return read_review(path, content=content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what writers left that were killed during a save; one that is writing now is waited for.
+
+    Args:
+        folder: The project's folder of reviews, which may be missing.
+
+    Raises:
+        OSError: If a file cannot be removed.
+    """
+    for place in {path.parent for path in folder.rglob(".*.tmp") if _TEMPORARY.fullmatch(path.name)}:
+        with _writing(place):  # so whatever is there now has no writer
+            for path in place.iterdir():
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+
+def _writing(folder: Path) -> BaseFileLock:
+    """What a writer of reviews in a folder holds."""
+    return FileLock(folder / ".lock", mode=0o600)
+
+
+def _cleared(document: EafDocument, own: set[str]) -> dict[str, list[Interval]]:
+    """Removes a review's own tiers from a document, and tiers that depend on them, whose times and values are returned.
+
+    These cannot stay as they are: their annotations refer to ones that are replaced.
+    """
+    tiers, gone = document.tiers, set(own)
+    for _ in tiers:  # a child may stand before its parent
+        gone |= {name for name, tier in tiers.items() if tier.parent in gone}
+    dependent: dict[str, list[Interval]] = {name: [] for name in tiers if name in gone - own}
+    for one in resolve_times(document):
+        if one.tier in dependent:
+            end_us = max(one.end_us, one.start_us + 1000)
+            dependent[one.tier].append(Interval(one.start_us, end_us, one.value))
+    for name in gone & tiers.keys():
+        document.root.remove(tiers[name].element)
+    order = document.root.find("TIME_ORDER")
+    if order is not None:
+        slots = ("TIME_SLOT_REF1", "TIME_SLOT_REF2")
+        used = {one.get(slot) for one in document.root.iter("ALIGNABLE_ANNOTATION") for slot in slots}
+        order[:] = [slot for slot in order if slot.get("TIME_SLOT_ID") in used]
+    return dependent
 
 
 def _by_tier(marks: Iterable[Mark], labels: Sequence[str]) -> dict[str, list[Mark]]:

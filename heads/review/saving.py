@@ -53,9 +53,9 @@ def _checked(sent: Any, labels: Sequence[str], duration_us: int) -> Mark:
             "a mark must have start_us, end_us, label and how, but one has not. Load the page again."
         ) from error
     end = min(end, duration_us // _MILLISECOND_US * _MILLISECOND_US)
-    if how not in _KINDS or (label not in labels if how != "reviewed" else label != ""):
+    if str(how) not in _KINDS or (label not in labels if how != "reviewed" else label != ""):
         raise AnnotationError(
-            f"a mark must be of a label of the head, but one is {visible(label)!r}, {visible(str(how))}. "
+            f"a mark must be of a label of the head, but one is {visible(label[:40])!r}, {visible(str(how)[:40])}. "
             "Load the page again."
         )
     if not 0 <= start < end:

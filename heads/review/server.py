@@ -19,6 +19,7 @@ import contextlib
 import json
 import logging
 import secrets
+import socket
 import socketserver
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -28,7 +29,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import bottle
 
-from featurecache.annotations.reviews import Mark, Review, read_review, review_path, save_review
+from featurecache.annotations.reviews import Mark, Review, read_review, remove_leftovers, review_path, save_review
 from featurecache.clips.clip import union_of
 from featurecache.errors import FeatureCacheError, ReviewConflictError
 from heads.review.background import Background, Retrain
@@ -41,6 +42,7 @@ from heads.review.saving import stamped_marks
 _log = logging.getLogger(__name__)
 
 _MOST_BYTES = 16 << 20
+_MOST_UNREAD_PIECES, _PIECE_BYTES, _UNREAD_S = 1 << 14, 1 << 16, 5
 _PAGE_FILES = {
     "": "text/html",
     "review.css": "text/css",
@@ -64,6 +66,9 @@ class ReviewServer:
         report: The report of the project, which may be missing.
         retrain: Trains again, for the button of that name.
         port: Of the loopback interface; 0 for a free one.
+
+    Raises:
+        OSError: If the port is taken, or what a killed server left cannot be removed.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class ReviewServer:
     ) -> None:
         self._recordings = {one.content: one for one in recordings}
         self._folder, self._reviewer, self._report = folder, reviewer, report
+        remove_leftovers(folder)
         self._videos = PlayableVideos({one.content: one.path for one in recordings}, copies)
         self._background = Background(retrain, self._replace)
         self._guard = Guard(self._routes())
@@ -106,7 +112,7 @@ class ReviewServer:
     def _routes(self) -> bottle.Bottle:
         app = bottle.Bottle()
         bottle.BaseRequest.MEMFILE_MAX = _MOST_BYTES  # larger bodies are refused by `request.json`
-        app.default_error_handler = lambda error: _refusal(error.status_code, str(error.body)).body
+        app.default_error_handler = _said
         app.install(_told)
         app.get("/", callback=lambda: _page_file(""))
         app.get("/<name:re:[a-z]+[.](?:css|js)>", callback=_page_file)
@@ -173,7 +179,7 @@ class ReviewServer:
         return {**answer, **{key: timeline[key] for key in shown}, "differing": differing(timeline)}
 
     def _save(self, content: str) -> dict[str, Any]:
-        one, blind, sent = self._recording(content), _is_blind(), bottle.request.json
+        one, blind, sent = self._recording(content), _is_blind(), _sent_json()
         if not isinstance(sent, dict) or not isinstance(sent.get("version"), str):
             raise bottle.HTTPError(400, "a review must be sent as JSON with its version")
         labels = one.timeline["labels"]
@@ -193,7 +199,7 @@ class ReviewServer:
             author=self._reviewer,
             version=sent["version"],
         )
-        return _sent(saved)
+        return _sent(saved.of(labels))
 
     def _sample(self) -> dict[str, Any]:
         free = {}
@@ -230,11 +236,19 @@ class ReviewServer:
         return self._recordings[content]
 
     def _review(self, one: Reviewable, *, blind: bool) -> Review:
-        return read_review(review_path(self._folder, one.name, blind=blind), content=one.content)
+        found = read_review(review_path(self._folder, one.name, blind=blind), content=one.content)
+        return found.of(one.timeline["labels"])
 
 
 def _is_blind() -> bool:
     return bool(bottle.request.query.get("blind") == "1")
+
+
+def _sent_json() -> Any:
+    try:
+        return bottle.request.json
+    except (ValueError, RecursionError) as error:  # of the length that is named, or of lists in lists
+        raise bottle.HTTPError(400, "a review must be sent as JSON, with its length in bytes") from error
 
 
 def _sent(review: Review) -> dict[str, Any]:
@@ -286,6 +300,12 @@ def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
     return told
 
 
+def _said(error: bottle.HTTPError) -> str:
+    """An error of Bottle's own as this server tells of errors; headers such as `Allow` stay."""
+    bottle.response.content_type = "application/json"
+    return json.dumps({"error": str(error.body)})
+
+
 def _refusal(status: int, why: str) -> bottle.HTTPResponse:
     return bottle.HTTPResponse(json.dumps({"error": why}), status, {"Content-Type": "application/json"})
 
@@ -294,6 +314,16 @@ class _ThreadedServer(socketserver.ThreadingMixIn, WSGIServer):
     """A thread for each request, so that a save does not wait for a video."""
 
     daemon_threads = True
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection after what is still being sent: closed at once, it would take the answer with it."""
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_WR)
+            request.settimeout(_UNREAD_S)
+            for _ in range(_MOST_UNREAD_PIECES):
+                if not request.recv(_PIECE_BYTES):
+                    break
+        self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as the base class calls it
         """A browser that goes away in the middle of a video is no error."""

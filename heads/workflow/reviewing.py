@@ -5,6 +5,7 @@ elsewhere come with the timelines that `predict` wrote. The server runs until it
 """
 
 import getpass
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from featurecache.clips.clip import Clip, clip_id
 from featurecache.clips.drift import check_table
 from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.errors import FeatureCacheError, TrainingDataError, UnreadableVideoError, UsageError
-from featurecache.files import private_folder
+from featurecache.files import longest_name, private_folder
 from featurecache.project.settings import Project
+from featurecache.spelling import counted, plain_name
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine, find_recordings
 from heads.bundle import Bundle, load_bundle
@@ -92,7 +94,8 @@ def review(
         on_open: Called once the page can be opened.
 
     Raises:
-        UsageError: If Bottle is not installed, or a review of the project is open already.
+        UsageError: If Bottle is not installed, the reviewer's name cannot be shown, or a review of the project is open
+            already.
         BundleError: If the bundle is damaged, or of other labels than the clip table.
         TrainingDataError: If there is no recording whose features the cache has.
         OSError: If the port is taken.
@@ -103,6 +106,12 @@ def review(
         raise UsageError(
             "the page is served by Bottle, but it is not installed. Run: pip install 'featurecache[review]'."
         ) from error
+    name = plain_name(reviewer or getpass.getuser())
+    if not name or not name.isprintable():
+        raise UsageError(
+            f"a reviewer's name must be of characters that can be seen, but it is {name[:40]!a}. "
+            "Name yourself with --reviewer."
+        )
     folder = bundle if bundle is not None else tuned_bundle(project)
     check_table(project, use="windows")
     head = load_bundle(folder)
@@ -123,7 +132,7 @@ def review(
                 retrain=lambda: _retrained(project, folder),
                 folder=project.root / FOLDER,
                 copies=project.state / "review",
-                reviewer=reviewer or getpass.getuser(),
+                reviewer=name,
                 port=port,
             )
             try:
@@ -201,7 +210,23 @@ def _reviewable(
         split = own[0].split
         found.append(Reviewable(content, one.name, one.path, own[0].session, split, one.info.average_fps, document))
     elsewhere = _predicted_elsewhere(project, {one.sha256[:16] for one in recordings}, bundle, left_out)
-    return [*found, *elsewhere], left_out
+    return _with_room(project, [*found, *elsewhere], left_out), left_out
+
+
+def _with_room(
+    project: Project, recordings: Sequence[Reviewable], left_out: list[UnusableRecording]
+) -> list[Reviewable]:
+    """Those whose names leave room for the name of a review."""
+    most = longest_name(project.root)
+    found = []
+    for one in recordings:
+        excess = len(os.fsencode(review_path(project.root, one.name, blind=False).name)) - most
+        if excess > 0:
+            reason = f"its name is {counted(excess, 'byte')} too long for the file of a review; rename it"
+            left_out.append(UnusableRecording(one.name, reason))
+        else:
+            found.append(one)
+    return found
 
 
 def _scored(
