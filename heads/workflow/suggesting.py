@@ -208,26 +208,26 @@ def _by_doubt(
     cache, known = FeatureCache.open(project.cache), known_failures(project)
     ids = [clip.clip_id for unit in (*free, _Unit(tuple(labelled))) for clip in unit.clips]
     missing = known.missing(cache, ids, head.spaces)
-    had = _units([clip for unit in free for clip in unit.clips if clip.clip_id not in missing], length_us)
+    candidates = _units([clip for unit in free for clip in unit.clips if clip.clip_id not in missing], length_us)
     seen = _units([clip for clip in labelled if clip.clip_id not in missing], length_us)
-    if not had:
+    if not candidates:
         raise TrainingDataError(
             f"doubt needs features of unlabelled clips, but none of {len(ids) - len(labelled)} could be extracted. "
             "See failed_clips.csv, or take --order random."
         )
-    places, scores = _places_and_scores(cache, head, [*seen, *had])
+    places, scores = _places_and_scores(cache, head, [*seen, *candidates])
     probabilities = scores if head.calibration is None else head.calibration.apply(scores)
     positives = np.array([clip.targets for clip in labelled], np.int64).reshape(-1, len(head.labels)).sum(axis=0)
     before = sum(len(unit.clips) for unit in seen)
     of_clips = label_doubt(probabilities[before:], positives.tolist())
     on = head.predicted(scores[before:])
-    borders = np.cumsum([0, *(len(unit.clips) for unit in had)])
+    borders = np.cumsum([0, *(len(unit.clips) for unit in candidates)])
     doubt = np.array([of_clips[start:end].mean() for start, end in itertools.pairwise(borders)])
     if order == "doubt":
-        ranked = _within(had, np.argsort(-doubt, kind="stable").tolist(), budget_s)
+        ranked = _within(candidates, np.argsort(-doubt, kind="stable").tolist(), budget_s)
     else:
-        sessions = np.array([unit.clips[0].session for unit in had])
-        seconds = np.array([unit.seconds for unit in had])
+        sessions = np.array([unit.clips[0].session for unit in candidates])
+        seconds = np.array([unit.seconds for unit in candidates])
         vectors = _centred(places, len(seen))
         ranked = suggested_order(
             doubt, vectors[len(seen) :], vectors[: len(seen)], sessions, seconds, budget_s=budget_s
@@ -235,8 +235,8 @@ def _by_doubt(
     stretches = []
     for at in ranked:
         likely = np.any(on[borders[at] : borders[at + 1]], axis=0).tolist()
-        stretches.append(had[at].stretch(float(doubt[at]), tuple(itertools.compress(head.labels, likely))))
-    return stretches, sum(len(unit.clips) for unit in free) - sum(len(unit.clips) for unit in had)
+        stretches.append(candidates[at].stretch(float(doubt[at]), tuple(itertools.compress(head.labels, likely))))
+    return stretches, sum(len(unit.clips) for unit in free) - sum(len(unit.clips) for unit in candidates)
 
 
 def _places_and_scores(
