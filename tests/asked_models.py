@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.asking import Asked, AskedBackbone, AskedInputs
 from featurecache.backbones.wording import Wording
-from tests import tiny_families, tiny_models
+from tests import tiny_models, tiny_video_language
 from tests.plain_forward import plain_batch
 from tests.published_layouts import change_config
 
@@ -26,30 +26,32 @@ def make_llava_next_video(folder: Path, seed: int = 0) -> Path:
 
 
 def make_llava_onevision(folder: Path) -> Path:
-    tiny_families.make_llava_onevision(folder, more_words=ANSWERS)
+    tiny_video_language.make_llava_onevision(folder, more_words=ANSWERS)
     return change_config(folder, {"text_config": {"eos_token_id": 12 + len(ANSWERS) - 1}})
 
 
 def make_smolvlm(folder: Path) -> Path:
-    tiny_families.make_smolvlm(folder, more_words=ANSWERS)
-    return change_config(folder, {"text_config": {"eos_token_id": tiny_families.SMOLVLM_WORDS + len(ANSWERS) - 1}})
+    tiny_video_language.make_smolvlm(folder, more_words=ANSWERS)
+    return change_config(
+        folder, {"text_config": {"eos_token_id": tiny_video_language.SMOLVLM_WORDS + len(ANSWERS) - 1}}
+    )
 
 
 def make_qwen3_vl(folder: Path) -> Path:
-    tiny_families.make_qwen3_vl(folder, more_words=ANSWERS)
-    return change_config(folder, {"text_config": {"eos_token_id": tiny_families.QWEN_WORDS + len(ANSWERS) - 1}})
+    tiny_video_language.make_qwen3_vl(folder, more_words=ANSWERS)
+    return change_config(folder, {"text_config": {"eos_token_id": tiny_video_language.QWEN_WORDS + len(ANSWERS) - 1}})
 
 
 def make_qwen2_5_vl(folder: Path) -> Path:
-    tiny_families.make_qwen2_5_vl(folder, more_words=ANSWERS)
-    end = {"eos_token_id": tiny_families.QWEN_WORDS + len(ANSWERS) - 1}
+    tiny_video_language.make_qwen2_5_vl(folder, more_words=ANSWERS)
+    end = {"eos_token_id": tiny_video_language.QWEN_WORDS + len(ANSWERS) - 1}
     (folder / "generation_config.json").write_text(json.dumps(end))
     return folder
 
 
 def make_internvl(folder: Path) -> Path:
-    tiny_families.make_internvl(folder, more_words=ANSWERS)
-    return change_config(folder, {"text_config": {"eos_token_id": tiny_families.INTERN_WORDS + len(ANSWERS) - 1}})
+    tiny_video_language.make_internvl(folder, more_words=ANSWERS)
+    return change_config(folder, {"text_config": {"eos_token_id": tiny_video_language.INTERN_WORDS + len(ANSWERS) - 1}})
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {

@@ -98,6 +98,54 @@ def grouped_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_groups(tmp_path_factory.mktemp("grouped"))
 
 
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
+    """A project of three recordings with a bundle that was never trained, for predictions into other folders."""
+    from tests.prediction_samples import make_bundle
+    from tests.projects import make_project
+
+    project = make_project(tmp_path_factory.mktemp("predict") / "project", tiny_model, sessions=3, clips=4)
+    make_bundle(project, project.runs / "tune" / "bundle")
+    return project
+
+
+@pytest.fixture(scope="session")
+def six_seconds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four recordings of 6 s."""
+    from tests.make_videos import write_video
+
+    folder = tmp_path_factory.mktemp("recordings") / "videos"
+    folder.mkdir()
+    for number in range(4):
+        write_video(folder / f"S{number}.mp4", count=30, fps=5, metadata={"comment": f"take {number}"})
+    return folder
+
+
+@pytest.fixture
+def annotated(tmp_path: Path, six_seconds: Path) -> Any:
+    """A project of them, to which a test adds annotations."""
+    from tests.annotated_projects import AnnotatedProject
+
+    return AnnotatedProject(tmp_path, six_seconds)
+
+
+@pytest.fixture(scope="session")
+def family_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model folders of tiny vision encoders, one of each family."""
+    from tests.tiny_families import FAMILIES
+
+    root = tmp_path_factory.mktemp("families")
+    return {name: make(root / name.replace(" ", "-")) for name, make in FAMILIES.items()}
+
+
+@pytest.fixture(scope="session")
+def family_backbones(family_folders: dict[str, Path]) -> dict[str, Any]:
+    """Each opened once, for tests that leave the weights alone."""
+    from tests.family_samples import open_family
+
+    return {name: open_family(folder) for name, folder in family_folders.items()}
+
+
 @pytest.fixture
 def make_eaf(tmp_path: Path) -> Callable[..., Path]:
     """Writes an ELAN file of `tests.eaf_samples.eaf_text`'s arguments, and gives its path."""

@@ -1,12 +1,17 @@
 """Made-up features and targets for tests of learning: what a head can learn, and scores of no head at all."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from heads.data import LabelledFeatures
+from heads.engines.training import FittedHead, fit_heads
+from heads.engines.training_clips import TrainingClips
+from heads.settings import HeadSettings
 
 LABELS = ("ventilation", "suction", "stimulation")
 
@@ -47,3 +52,18 @@ def random_predictions(sessions: int, clips_each: int = 40, seed: int = 0) -> tu
     Y = (random.random(rate.shape) < rate).astype(np.int8)
     scores = np.clip(0.3 * Y + 0.7 * random.random(rate.shape), 0, 1).astype(np.float32)
     return Y, scores, np.repeat([f"s{number}" for number in range(sessions)], clips_each)
+
+
+def fit_one(data: LabelledFeatures, *, seed: int = 0, **settings: Any) -> FittedHead:
+    (fitted,) = fit_heads(TrainingClips(data.X, data.Y, seed=seed), [HeadSettings(**settings)])
+    return fitted
+
+
+def flat(fitted: FittedHead) -> np.ndarray:
+    assert fitted.head is not None
+    return torch.cat([parameter.detach().flatten() for parameter in fitted.head.parameters()]).numpy()
+
+
+def relative_difference(ours: FittedHead, theirs: FittedHead) -> float:
+    a, b = flat(ours), flat(theirs)
+    return float(np.abs(a - b).max() / np.abs(b).max())

@@ -185,3 +185,8 @@ def test_files_and_commands_stay_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= (699 if path.name == "cli.py" else 400)
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
     assert path.name not in COMMANDS or max(node.end_lineno - node.lineno + 1 for node in functions) <= 40
+
+
+def test_no_file_of_tests_is_longer_than_one_can_read() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in ROOT.glob("tests/*.py")}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}

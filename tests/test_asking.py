@@ -18,7 +18,7 @@ from featurecache.backbones.wording import Wording
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from tests.asked_models import ANSWERS, MAKERS, Plain, answers, make_llava_next_video, open_asked, pixels_of_clips
 from tests.published_layouts import change_config
-from tests.tiny_families import make_llava_onevision
+from tests.tiny_video_language import make_llava_onevision
 
 BOUND = 1e-5
 PROMPTS = {

@@ -8,78 +8,26 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import SettingsError, TrainingDataError
-from heads.engines import axes as axes_module
 from heads.engines import descent
-from heads.engines.axes import leading_axes
 from heads.engines.basis import Basis
-from heads.engines.convex import ConvexGrid, GridPoint, grid_points, solve_grid
-from heads.engines.descent import minimise_columns
+from heads.engines.convex import GridPoint, grid_points, solve_grid
 from heads.engines.training_clips import TrainingClips, View
 from heads.models import head_scores
 from heads.scoring.metrics import confusion_counts, f1_scores, macro_f1
 from heads.search.grid_choice import choose_points
+from tests.convex_samples import (
+    PROBLEMS,
+    by_scikit_learn,
+    features,
+    make_basis,
+    make_clips,
+    objective,
+    point_of,
+    solve_exactly,
+)
 from tests.multilabel_sets import read_set
-
-
-def make_clips(N: int = 150, D: int = 12, C: int = 2, *, seed: int = 0, noise: float = 1.0) -> tuple[Any, Any]:
-    """Off-centre features of different scales, and labels of 30% and 15% positives that they tell with noise."""
-    random = np.random.default_rng(seed)
-    z = random.standard_normal((N, D))
-    logits = 2 * z @ random.standard_normal((D, C)) / D**0.5 + noise * random.standard_normal((N, C))
-    Y = (logits > [np.quantile(logits[:, c], (0.7, 0.85)[c]) for c in range(C)]).astype(np.int8)
-    return (z * np.linspace(0.5, 2, D) + np.linspace(-1, 1, D)).astype(np.float32), Y
-
-
-def make_basis(X: Any, Y: Any, *, normalization: str = "standardize", precision: Any = "float64", **more: Any) -> Basis:
-    front = TrainingClips(X, Y, seed=0, shuffle=False).front(View(normalization, 0))
-    return Basis.fit(X, front, precision=precision, **more)
-
-
-def solve_exactly(basis: Basis, Y: Any, points: Any, **more: Any) -> ConvexGrid:
-    return solve_grid(basis, Y, points, **{"tolerance": 1e-13, "max_iterations": 2000, **more})
-
-
-def features(basis: Basis, components: int = 0) -> np.ndarray:
-    return (basis.projected[:, :components] if components else basis.X).numpy()
-
-
-def positive_weight(y: np.ndarray, point: GridPoint) -> float:
-    return ((y == 0).sum() / (y == 1).sum()) ** point.positive_weight_exponent
-
-
-def objective(x: np.ndarray, y: np.ndarray, point: GridPoint, theta: np.ndarray) -> tuple[float, np.ndarray]:
-    """Value and gradient of one column in double precision, written from the definition; theta is (bias, weights)."""
-    z = theta[0] + x @ theta[1:]
-    p = positive_weight(y, point)
-    value = (p * y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)).mean() + point.l2 / 2 * theta[1:] @ theta[1:]
-    score = 1 / (1 + np.exp(-z))
-    residual = (p * y * (score - 1) + (1 - y) * score) / len(y)
-    return float(value), np.append(residual.sum(), x.T @ residual + point.l2 * theta[1:])
-
-
-def by_scikit_learn(x: np.ndarray, y: np.ndarray, point: GridPoint) -> np.ndarray:
-    """(bias, weights) of the same problem."""
-    weights = np.where(y == 1, positive_weight(y, point), 1)
-    model = LogisticRegression(C=1 / (len(y) * point.l2), solver="newton-cholesky", tol=1e-10, max_iter=1000)
-    model.fit(x, y, sample_weight=weights)
-    return np.append(model.intercept_, model.coef_)
-
-
-def point_of(grid: ConvexGrid, g: int, c: int) -> np.ndarray:
-    return np.append(grid.bias[g, c].item(), grid.weights[g, c].double().numpy())
-
-
-PROBLEMS = {
-    "ordinary": make_clips(),
-    "separable": make_clips(N=60, D=20, noise=0.0),
-    "wide": make_clips(N=50, D=120),
-    "rank_deficient": (np.repeat(make_clips(D=6)[0], 3, axis=1), make_clips(D=6)[1]),
-    "constant_features": (np.where(np.arange(12) % 4 == 0, np.float32(3), make_clips()[0]), make_clips()[1]),
-}
-
 
 # --- parity with references -----------------------------------------------------------------------
 
@@ -288,106 +236,6 @@ def test_out_of_fold_scores_are_undefined_when_one_fold_has_all_positives() -> N
     assert grid.folds_converged.all()
 
 
-# --- what is said of a column is true -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("exponent", [0.0, 1.0])
-def test_single_precision_finds_the_optimum_when_one_direction_has_most_of_the_variance(exponent: float) -> None:
-    random = np.random.default_rng(0)
-    z = random.standard_normal((300, 64))
-    X = (z * [60, *[8] * 63]) @ random.standard_normal((64, 2048)) / 45 + 0.1 * random.standard_normal((300, 2048))
-    Y = (z[:, :8] @ random.standard_normal((8, 2)) + random.standard_normal((300, 2)) > 1).astype(np.int8)
-    single, double = (make_basis(X.astype(np.float32), Y, precision=p) for p in ("float32", "float64"))
-    points = grid_points(l2=np.geomspace(1e-3, 10, 8).tolist(), positive_weight_exponent=[0.5])
-    ours = solve_grid(single, Y, points, variance_exponent=exponent)
-    exact = solve_grid(double, Y, points, variance_exponent=exponent, tolerance=1e-9, max_iterations=1000)
-    assert ours.converged.all()
-    assert (ours.decrement >= 0).all()
-    np.testing.assert_allclose(ours.objective, exact.objective, rtol=3e-3)
-
-
-def test_each_column_begins_with_its_own_gradient() -> None:
-    X, Y = make_clips()
-    basis = make_basis(X, Y)
-    points = grid_points(
-        l2=[1, 1e-2],
-        positive_weight_exponent=[0.0, 1.0],
-    )
-    begun = solve_grid(basis, Y, points, max_iterations=0)
-    assert not begun.iterations.any()
-    for (g, point), c in itertools.product(enumerate(points), range(2)):
-        _, gradient = objective(features(basis), Y[:, c], point, point_of(begun, g, c))
-        assert begun.gradient_norm[g, c] == pytest.approx(np.linalg.norm(gradient)), (point, c)
-
-
-def test_columns_whose_steps_would_climb_are_not_called_converged() -> None:
-    X, Y = make_clips()
-    x, y = torch.from_numpy(X), torch.from_numpy(Y.T.astype(np.float32))
-    found = minimise_columns(
-        x,
-        l2=torch.tensor([1.0, 0.1]),
-        start_bias=torch.zeros(2),
-        alike=torch.arange(2),
-        loss_weights=lambda ids: (torch.ones(len(ids), len(x)) / len(x), y[ids] / len(x)),
-        precondition=lambda gradient, curvature, l2: -gradient,
-        penalise=lambda rows: rows,
-        tolerance=1e-4,
-        max_iterations=20,
-    )
-    assert not found.converged.any()
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_converged_columns_are_near_their_optimum_and_gradients_are_as_stated(name: str, precision: str) -> None:
-    X, Y = PROBLEMS[name]
-    basis, exact = (make_basis(X, Y, precision=p) for p in (precision, "float64"))
-    points = grid_points(l2=[1, 1e-2, 1e-4], positive_weight_exponent=[0.0, 1.0])
-    tolerance = 1e-4
-    grid, best = solve_grid(basis, Y, points, tolerance=tolerance), solve_exactly(exact, Y, points)
-    assert grid.converged.all()
-    x = features(basis).astype(np.float64)
-    for (g, point), c in itertools.product(enumerate(points), range(2)):
-        value, gradient = objective(x, Y[:, c], point, point_of(grid, g, c))
-        assert value - best.objective[g, c] <= 3 * tolerance * value, (point, c)
-        assert grid.objective[g, c] == pytest.approx(value, rel=1e-4)
-        assert grid.gradient_norm[g, c] == pytest.approx(np.linalg.norm(gradient), rel=2e-2, abs=1e-6)
-
-
-def test_columns_are_refused_when_they_have_not_converged() -> None:
-    X, Y = make_clips()
-    grid = solve_grid(
-        make_basis(X, Y),
-        Y,
-        [GridPoint(1.0, 0.0), GridPoint(1e-6, 0.0)],
-        max_iterations=3,
-        fold_of=np.arange(len(X)) % 2,
-    )
-    assert grid.converged.tolist() == [[True, True], [False, False]]
-    assert (grid.iterations[1] == 3).all()
-    assert not grid.folds_converged[:, 1].any()
-    grid.head(np.array([0, 0]))
-    with pytest.raises(SettingsError, match="label 1 at GridPoint"):
-        grid.head(np.array([0, 1]))
-
-
-def test_columns_end_unconverged_when_precision_cannot_reach_the_tolerance() -> None:
-    X, Y = make_clips(N=400, D=30)
-    grid = solve_grid(make_basis(X, Y, precision="float32"), Y, [GridPoint(1e-5, 1.0)], tolerance=1e-20)
-    assert not grid.converged.any()
-    assert (grid.iterations < 200).all()
-    assert (grid.decrement < 1e-6 * grid.objective).all()
-
-
-def test_solve_grid_never_raises_the_objective_when_it_goes_on() -> None:
-    X, Y = PROBLEMS["separable"]
-    basis = make_basis(X, Y)
-    points = [GridPoint(1e-5, 6.0), GridPoint(1e-1, 0.0)]
-    values = np.stack([solve_grid(basis, Y, points, max_iterations=n, tolerance=1e-12).objective for n in range(12)])
-    assert (np.diff(values, axis=0) <= 1e-15).all()
-    assert (values[-1] < 0.6 * values[0]).all()
-
-
 # --- heads ----------------------------------------------------------------------------------------
 
 
@@ -420,53 +268,6 @@ def test_bfloat16_features_equal_their_float32_copies() -> None:
     assert np.array_equal(ours.scores(stored), theirs.scores(stored.float().numpy()))
 
 
-# --- the basis ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(200, 30), (30, 200)])
-def test_leading_axes_equal_the_pca_of_scikit_learn(shape: tuple[int, int]) -> None:
-    X = np.random.default_rng(0).standard_normal(shape) * np.linspace(0.1, 3, shape[1])
-    X -= X.mean(axis=0)
-    axes, variances = leading_axes(lambda: torch.from_numpy(X).split(23), shape, 10)
-    pca = PCA(10, svd_solver="full").fit(X)
-    np.testing.assert_allclose(np.abs(axes.numpy().T @ pca.components_.T), np.eye(10), atol=1e-8)
-    np.testing.assert_allclose(variances.numpy(), pca.explained_variance_ * (len(X) - 1) / len(X), rtol=1e-8)
-    assert (axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)) > 0).all()
-
-
-def test_leading_axes_hold_the_most_variance_when_found_by_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(0)
-    X = torch.from_numpy(random.standard_normal((500, 400)) @ np.diag(np.arange(1, 401) ** -0.7)).float()
-    X -= X.mean(dim=0)
-    exact, exact_variances = leading_axes(lambda: [X], X.shape, 20)
-    monkeypatch.setattr(axes_module, "EXACT_UP_TO", 0)
-    projections: list[torch.Tensor] = []
-    axes, variances = leading_axes(lambda: X.split(64), X.shape, 20, projections=projections)
-    torch.testing.assert_close(torch.cat(projections), X @ axes.float(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(axes.T @ axes, torch.eye(20, dtype=torch.float64), atol=1e-5, rtol=0)
-    assert variances.sum() >= 0.999 * exact_variances.sum()
-    cosines = (axes[:, :5].T @ exact[:, :5]).abs()
-    torch.testing.assert_close(cosines, torch.eye(5, dtype=torch.float64), atol=1e-2, rtol=0)
-
-
-def test_leading_axes_are_as_many_as_the_rank_when_more_are_asked_for() -> None:
-    X, Y = PROBLEMS["rank_deficient"]
-    assert make_basis(X, Y).axes.shape == (18, 6)
-    constant = np.ones_like(X)
-    basis = make_basis(constant, Y)
-    assert basis.axes.shape == (18, 0)
-    grid = solve_grid(basis, Y, [GridPoint(1e-2, 0.0)])
-    assert grid.converged.all()
-    np.testing.assert_allclose(grid.scores(constant)[0, 0], Y.mean(axis=0), atol=1e-6)
-
-
-def test_rest_variance_is_the_mean_variance_beyond_the_axes() -> None:
-    X, Y = make_clips(D=20)
-    some, every = make_basis(X, Y, components=5), make_basis(X, Y)
-    assert some.rest_variance == pytest.approx(float(every.variances[5:].mean()), rel=1e-9)
-    assert every.rest_variance == 0
-
-
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -482,13 +283,6 @@ def test_solve_grid_refuses_what_has_no_optimum() -> None:
     Y[:, 0] = 0
     with pytest.raises(TrainingDataError, match=r"\[0, 2"):
         solve_grid(basis, Y, [GridPoint(1.0, 0.0)])
-
-
-def test_a_basis_refuses_features_that_are_rotated_already() -> None:
-    X, Y = make_clips()
-    front = TrainingClips(X, Y, seed=0).front(View("standardize", 3))
-    with pytest.raises(SettingsError, match="not rotated"):
-        Basis.fit(X, front)
 
 
 # --- real data ------------------------------------------------------------------------------------

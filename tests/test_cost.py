@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Attention, Cost, clip_cost
 from featurecache.backbones.family import Inputs
-from tests.tiny_families import FAMILIES, FRAMES, VIDEO_LANGUAGE, make_timesformer
+from tests.tiny_families import FAMILIES, FRAMES, make_timesformer
 from tests.tiny_models import make_llava_next_video
+from tests.tiny_video_language import VIDEO_LANGUAGE
 
 PROMPT = "user: describe the hand <video>"
 MODELS: dict[str, Callable[[Path], Path]] = {

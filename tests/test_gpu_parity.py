@@ -9,8 +9,9 @@ import torch
 
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.pooling import pool
-from tests.tiny_families import FAMILIES, FRAMES, VIDEO_LANGUAGE
+from tests.tiny_families import FAMILIES, FRAMES
 from tests.tiny_models import make_llava_next_video
+from tests.tiny_video_language import VIDEO_LANGUAGE
 
 EVERY = {**FAMILIES, **VIDEO_LANGUAGE, "llava_next_video": make_llava_next_video}
 RELATIVE = 1e-4

@@ -17,8 +17,9 @@ from featurecache.backbones.family import Backbone, TapShape, TapStates
 from featurecache.backbones.pooling import pool
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
-from tests.tiny_families import FRAMES, LAYERS, WIDTH, make_llava_onevision
+from tests.tiny_families import FRAMES, LAYERS, WIDTH
 from tests.tiny_models import pixels_of
+from tests.tiny_video_language import make_llava_onevision
 
 IMAGE_PX = 40
 PROMPT = "user: describe the hand . <video>"

@@ -32,8 +32,9 @@ from tests.lora_samples import (
 )
 from tests.plain_forward import at_video, plain_batch
 from tests.projects import make_project, make_table
-from tests.tiny_families import LAYERS, VIDEO_LANGUAGE
+from tests.tiny_families import LAYERS
 from tests.tiny_models import pixels_of
+from tests.tiny_video_language import VIDEO_LANGUAGE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from featurecache.setup.model_choice import ModelHere, choose, choose_model
-from tests.tiny_families import make_dinov2, make_smolvlm
+from tests.tiny_families import make_dinov2
+from tests.tiny_video_language import make_smolvlm
 
 GIB = 1024**3
 HERE = [

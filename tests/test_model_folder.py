@@ -20,13 +20,13 @@ from tests.hostile_models import HOSTILE, edit, make_hostile, split_weights
 from tests.tiny_families import (
     make_clip,
     make_dinov2,
-    make_llava_onevision,
     make_siglip,
     make_timesformer,
     make_videomae,
     make_vjepa2_pretrained,
 )
 from tests.tiny_models import make_llava_next_video
+from tests.tiny_video_language import make_llava_onevision
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from featurecache.setup.doctor import examine
 from featurecache.setup.proposal import propose
 from featurecache.terminal.extraction import outlook_lines
 from tests.projects import make_project, make_table
-from tests.tiny_families import make_smolvlm
+from tests.tiny_video_language import make_smolvlm
 
 COMMIT = "1a2b3c4d" * 5
 GIB = 1024**3

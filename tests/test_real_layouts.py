@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from featurecache.errors import FeatureCacheError
-from tests import tiny_families, tiny_models
+from tests import tiny_families, tiny_models, tiny_video_language
 from tests.plain_forward import decoded, extracted, plain
 from tests.published_layouts import BOUND, DOCS, PROCESSOR_FILES, lay_out
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.skipif(not FOLDERS, reason="the small files of real rep
 
 MAKERS: list[tuple[str, Callable[[Path], Path], int]] = [
     ("llava-hf__LLaVA-NeXT-Video", tiny_models.make_llava_next_video, tiny_models.IMAGE_PX),
-    ("llava-hf__llava-onevision", tiny_families.make_llava_onevision, 40),
-    ("Qwen__Qwen2.5-VL", tiny_families.make_qwen2_5_vl, tiny_families.IMAGE_PX),
-    ("Qwen__Qwen3-VL", tiny_families.make_qwen3_vl, tiny_families.IMAGE_PX),
-    ("HuggingFaceTB__SmolVLM2", tiny_families.make_smolvlm, tiny_families.IMAGE_PX),
+    ("llava-hf__llava-onevision", tiny_video_language.make_llava_onevision, 40),
+    ("Qwen__Qwen2.5-VL", tiny_video_language.make_qwen2_5_vl, tiny_families.IMAGE_PX),
+    ("Qwen__Qwen3-VL", tiny_video_language.make_qwen3_vl, tiny_families.IMAGE_PX),
+    ("HuggingFaceTB__SmolVLM2", tiny_video_language.make_smolvlm, tiny_families.IMAGE_PX),
     ("facebook__timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
     ("timesformer", tiny_families.make_timesformer, tiny_families.IMAGE_PX),
     ("MCG-NJU__videomae", tiny_families.make_videomae_pretrained, tiny_families.IMAGE_PX),

@@ -18,8 +18,9 @@ from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsE
 from featurecache.files import sha256_of_file
 from tests.plain_forward import at_video, plain_batch
 from tests.published_layouts import change_config
-from tests.tiny_families import FRAMES, VIDEO_LANGUAGE
+from tests.tiny_families import FRAMES
 from tests.tiny_models import pixels_of
+from tests.tiny_video_language import VIDEO_LANGUAGE
 
 FAMILIES = [name for name in VIDEO_LANGUAGE if name != "llava_onevision"]
 PROMPT = "user: describe the hand . <video>"

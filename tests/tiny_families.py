@@ -1,7 +1,7 @@
 """Small models of every family but LLaVA-NeXT-Video: real classes, random weights, laid out as published."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,16 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    LlamaConfig,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
     PeAudioVideoConfig,
     PeAudioVideoModel,
     PeVideoConfig,
     PeVideoModel,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
     Siglip2Config,
     Siglip2Model,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEConfig,
@@ -59,24 +45,25 @@ from transformers import (
 )
 
 from tests import published_layouts
-from tests.published_layouts import Files, lay_out, name_tower_weights_as_published
+from tests.published_layouts import Files, lay_out
 
 IMAGE_PX = 32
 FRAMES = 4
 LAYERS = 3
 WIDTH = 24
-
-_LAYERS = {
+LAYER_SIZES = {
     "hidden_size": WIDTH,
     "intermediate_size": 48,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 2,
 }
-_SMALL = {**_LAYERS, "image_size": IMAGE_PX, "patch_size": 8}
-_TEXT = {**_LAYERS, "vocab_size": 30}
 
 
-def _save(model: Any, files: Files, folder: Path, seed: int) -> Path:
+TOWER_SIZES = {**LAYER_SIZES, "image_size": IMAGE_PX, "patch_size": 8}
+_TEXT = {**LAYER_SIZES, "vocab_size": 30}
+
+
+def save_model(model: Any, files: Files, folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -88,8 +75,8 @@ def _save(model: Any, files: Files, folder: Path, seed: int) -> Path:
 
 def make_timesformer(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """A TimeSformer fine-tuned for classification."""
-    model = TimesformerForVideoClassification(TimesformerConfig(**{**_SMALL, "num_frames": FRAMES, **changes}))
-    return _save(model, published_layouts.timesformer(IMAGE_PX), folder, seed)
+    model = TimesformerForVideoClassification(TimesformerConfig(**{**TOWER_SIZES, "num_frames": FRAMES, **changes}))
+    return save_model(model, published_layouts.timesformer(IMAGE_PX), folder, seed)
 
 
 TEXT_WORDS = ["a", "photo", "of", "video", "something", "else", "ventilation", "stimulation", "hands", "on", "chest"]
@@ -113,35 +100,35 @@ def make_clip(folder: Path, *, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _save_text_tokenizer(folder, "CLIPTokenizer", "<|startoftext|> $A <|endoftext|>", "<|endoftext|>")
     text = {**_TEXT, "projection_dim": 16, "eos_token_id": 2}
-    config = CLIPConfig(text_config=text, vision_config={**_SMALL, "projection_dim": 16}, projection_dim=16)
-    return _save(CLIPModel(config), published_layouts.clip(IMAGE_PX), folder, seed)
+    config = CLIPConfig(text_config=text, vision_config={**TOWER_SIZES, "projection_dim": 16}, projection_dim=16)
+    return save_model(CLIPModel(config), published_layouts.clip(IMAGE_PX), folder, seed)
 
 
 def make_clip_vision(folder: Path, *, seed: int = 0) -> Path:
     """CLIP's vision tower with its projection."""
-    config = CLIPVisionConfig(**_SMALL, projection_dim=16)
-    return _save(CLIPVisionModelWithProjection(config), published_layouts.clip(IMAGE_PX), folder, seed)
+    config = CLIPVisionConfig(**TOWER_SIZES, projection_dim=16)
+    return save_model(CLIPVisionModelWithProjection(config), published_layouts.clip(IMAGE_PX), folder, seed)
 
 
 def make_siglip(folder: Path, *, seed: int = 0) -> Path:
     """A whole SigLIP, text tower, tokenizer and pooling head included."""
     folder.mkdir(parents=True, exist_ok=True)
     _save_text_tokenizer(folder, "SiglipTokenizer", "$A </s>", "</s>")
-    config = SiglipConfig(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=_SMALL)
-    return _save(SiglipModel(config), published_layouts.siglip(IMAGE_PX), folder, seed)
+    config = SiglipConfig(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=TOWER_SIZES)
+    return save_model(SiglipModel(config), published_layouts.siglip(IMAGE_PX), folder, seed)
 
 
 def make_siglip_vision(folder: Path, *, seed: int = 0) -> Path:
     """SigLIP's vision tower without the pooling head."""
-    config = SiglipVisionConfig(**_SMALL, vision_use_head=False)
-    return _save(SiglipVisionModel(config), published_layouts.siglip(IMAGE_PX, resample=2), folder, seed)
+    config = SiglipVisionConfig(**TOWER_SIZES, vision_use_head=False)
+    return save_model(SiglipVisionModel(config), published_layouts.siglip(IMAGE_PX, resample=2), folder, seed)
 
 
 def make_siglip2(folder: Path, *, seed: int = 0) -> Path:
     """A SigLIP 2 NaFlex, whose positions were learned on 3 x 3 patches."""
-    vision = {**_LAYERS, "patch_size": 8, "num_patches": 9}
+    vision = {**LAYER_SIZES, "patch_size": 8, "num_patches": 9}
     config = Siglip2Config(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=vision)
-    return _save(Siglip2Model(config), published_layouts.siglip2(16), folder, seed)
+    return save_model(Siglip2Model(config), published_layouts.siglip2(16), folder, seed)
 
 
 def make_xclip(folder: Path, *, seed: int = 0) -> Path:
@@ -149,26 +136,26 @@ def make_xclip(folder: Path, *, seed: int = 0) -> Path:
     joined = {"mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_attention_heads": 2, "num_frames": FRAMES}
     text = {**_TEXT, "eos_token_id": 2}
     more = {"projection_dim": 16, "prompt_num_attention_heads": 2, "prompt_layers": 1}
-    model = XCLIPModel(XCLIPConfig(text_config=text, vision_config={**_SMALL, **joined}, **more))
-    return _save(model, published_layouts.xclip(IMAGE_PX), folder, seed)
+    model = XCLIPModel(XCLIPConfig(text_config=text, vision_config={**TOWER_SIZES, **joined}, **more))
+    return save_model(model, published_layouts.xclip(IMAGE_PX), folder, seed)
 
 
 def make_dinov2(folder: Path, *, seed: int = 0) -> Path:
     """A DINOv2 classifier trained on larger frames (40 px) than its processor makes, as the real ones."""
-    config = Dinov2Config(**{**_SMALL, "image_size": 40})
-    return _save(Dinov2ForImageClassification(config), published_layouts.dinov2(IMAGE_PX, short=36), folder, seed)
+    config = Dinov2Config(**{**TOWER_SIZES, "image_size": 40})
+    return save_model(Dinov2ForImageClassification(config), published_layouts.dinov2(IMAGE_PX, short=36), folder, seed)
 
 
 def make_dinov2_registers(folder: Path, *, seed: int = 0) -> Path:
     """A DINOv2 with registers."""
-    config = Dinov2WithRegistersConfig(**{**_SMALL, "image_size": 40}, num_register_tokens=3)
-    return _save(Dinov2WithRegistersModel(config), published_layouts.dinov2(IMAGE_PX, short=36), folder, seed)
+    config = Dinov2WithRegistersConfig(**{**TOWER_SIZES, "image_size": 40}, num_register_tokens=3)
+    return save_model(Dinov2WithRegistersModel(config), published_layouts.dinov2(IMAGE_PX, short=36), folder, seed)
 
 
 def make_dinov3(folder: Path, *, seed: int = 0) -> Path:
     """A DINOv3 with register tokens and rotary positions."""
-    config = DINOv3ViTConfig(**_SMALL, num_register_tokens=2)
-    return _save(DINOv3ViTModel(config), published_layouts.dinov3(IMAGE_PX), folder, seed)
+    config = DINOv3ViTConfig(**TOWER_SIZES, num_register_tokens=2)
+    return save_model(DINOv3ViTModel(config), published_layouts.dinov3(IMAGE_PX), folder, seed)
 
 
 _PRISM = {
@@ -187,7 +174,7 @@ _PRISM = {
 def make_videoprism(folder: Path, *, seed: int = 0) -> Path:
     """A VideoPrism encoder of two spatial layers and one in time."""
     model = VideoPrismVisionModel(VideoPrismVisionConfig(**_PRISM))
-    return _save(model, published_layouts.videoprism(IMAGE_PX), folder, seed)
+    return save_model(model, published_layouts.videoprism(IMAGE_PX), folder, seed)
 
 
 def make_videoprism_lvt(folder: Path, *, seed: int = 0) -> Path:
@@ -196,13 +183,13 @@ def make_videoprism_lvt(folder: Path, *, seed: int = 0) -> Path:
     _save_text_tokenizer(folder, "VideoPrismTokenizer", "$A", "<pad>")
     text = {**_TEXT, "max_position_embeddings": 8}
     model = VideoPrismClipModel(VideoPrismConfig(vision_config=_PRISM, text_config=text))
-    return _save(model, published_layouts.videoprism(IMAGE_PX), folder, seed)
+    return save_model(model, published_layouts.videoprism(IMAGE_PX), folder, seed)
 
 
 def make_videomae(folder: Path, *, seed: int = 0) -> Path:
     """A VideoMAE fine-tuned for classification by mean pooling: no final norm."""
-    config = VideoMAEConfig(**_SMALL, num_frames=FRAMES, tubelet_size=2)
-    return _save(VideoMAEForVideoClassification(config), published_layouts.videomae(IMAGE_PX), folder, seed)
+    config = VideoMAEConfig(**TOWER_SIZES, num_frames=FRAMES, tubelet_size=2)
+    return save_model(VideoMAEForVideoClassification(config), published_layouts.videomae(IMAGE_PX), folder, seed)
 
 
 def make_videomae_pretrained(folder: Path, *, seed: int = 0) -> Path:
@@ -213,9 +200,9 @@ def make_videomae_pretrained(folder: Path, *, seed: int = 0) -> Path:
         "decoder_num_hidden_layers": 1,
         "decoder_intermediate_size": 24,
     }
-    config = VideoMAEConfig(**_SMALL, **decoder, num_frames=FRAMES, tubelet_size=2, use_mean_pooling=False)
+    config = VideoMAEConfig(**TOWER_SIZES, **decoder, num_frames=FRAMES, tubelet_size=2, use_mean_pooling=False)
     files = published_layouts.videomae(IMAGE_PX, named="VideoMAEImageProcessor")
-    return _save(VideoMAEForPreTraining(config), files, folder, seed)
+    return save_model(VideoMAEForPreTraining(config), files, folder, seed)
 
 
 def _vjepa2_config() -> VJEPA2Config:
@@ -227,16 +214,18 @@ def _vjepa2_config() -> VJEPA2Config:
 
 def make_vjepa2(folder: Path, *, seed: int = 0) -> Path:
     """A V-JEPA 2 fine-tuned for classification, pre-trained on 8 frames."""
-    return _save(VJEPA2ForVideoClassification(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
+    return save_model(VJEPA2ForVideoClassification(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
 
 
 def make_vjepa2_pretrained(folder: Path, *, seed: int = 0) -> Path:
     """A pre-trained V-JEPA 2 with its predictor."""
-    return _save(VJEPA2Model(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
+    return save_model(VJEPA2Model(_vjepa2_config()), published_layouts.vjepa2(IMAGE_PX), folder, seed)
 
 
-_PE_LAYERS = {**_LAYERS, "head_dim": WIDTH // 2}
+_PE_LAYERS = {**LAYER_SIZES, "head_dim": WIDTH // 2}
 _PE_TEXT = {**_TEXT, "model_type": "modernbert", "num_hidden_layers": 1, "global_attn_every_n_layers": 1}
+
+
 _PE_TEXT |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
 
 
@@ -251,7 +240,7 @@ def make_pe_video(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """A PE Video with its text tower: embeddings of frames by PE core of 4 x 4 patches, and three layers in time."""
     video = {**_PE_LAYERS, "vision_config": _pe_frames(**changes)}
     model = PeVideoModel(PeVideoConfig(text_config=_PE_TEXT, video_config=video))
-    return _save(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
+    return save_model(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
 
 
 def make_pe_audio_video(folder: Path, *, seed: int = 0) -> Path:
@@ -265,153 +254,8 @@ def make_pe_audio_video(folder: Path, *, seed: int = 0) -> Path:
         "video_config": {**_PE_LAYERS, "model_type": "pe_video_encoder", "vision_config": _pe_frames()},
     }
     model = PeAudioVideoModel(PeAudioVideoConfig(text_config=_PE_TEXT, audio_video_config=both))
-    return _save(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
+    return save_model(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
 
-
-_WORDS = ["user:", "describe", "the", "hand", "moves", "what", "?", "."]
-
-
-def _save_tokenizer(folder: Path, special: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Writes a tokenizer of whole words, and says its vocabulary in order of the ids."""
-    vocabulary = ["<unk>", "<pad>", *special, *words]
-    backend = Tokenizer(models.WordLevel({word: k for k, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=list(special)
-    )
-    tokenizer.save_pretrained(folder)
-    return vocabulary
-
-
-def make_llava_onevision(
-    folder: Path, *, seed: int = 0, image_px: int = 40, more_words: Sequence[str] = (), **changes: Any
-) -> Path:
-    """A LLaVA-OneVision: SigLIP of 5 x 5 patches, pooled to 3 x 3 tokens a frame, and a Qwen2 of grouped heads."""
-    words = _save_tokenizer(folder, ["<image>", "<video>"], [*_WORDS, *more_words])
-    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
-    vision = {**_SMALL, "image_size": image_px, "vision_use_head": False}
-    config = LlavaOnevisionConfig(
-        **{
-            "vision_config": SiglipVisionConfig(**vision),
-            "text_config": Qwen2Config(**text, pad_token_id=1),
-            "image_token_index": 2,
-            "video_token_index": 3,
-            **changes,
-        }
-    )
-    _save(LlavaOnevisionForConditionalGeneration(config), published_layouts.llava_onevision(image_px), folder, seed)
-    name_tower_weights_as_published(folder)
-    return folder
-
-
-_SMOLVLM_SPECIAL = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-_SMOLVLM_TEXT = ["You", "four", "frames", "Frame", "from", "00", "01", "02", "03", ":", "\n"]
-SMOLVLM_WORDS = 2 + len(_SMOLVLM_SPECIAL) + len(_WORDS) + len(_SMOLVLM_TEXT)
-"""Words of the small SmolVLM2's vocabulary before those that a caller adds."""
-
-
-def make_smolvlm(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
-    """A SmolVLM2 of 4 x 4 patches, laid side by side to 2 x 2 tokens a frame, and a Llama of grouped heads."""
-    words = _save_tokenizer(folder, _SMOLVLM_SPECIAL, [*_WORDS, *_SMOLVLM_TEXT, *more_words])
-    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
-    config = SmolVLMConfig(
-        **{
-            "vision_config": dict(_SMALL),
-            "text_config": LlamaConfig(**text, pad_token_id=1, bos_token_id=None, eos_token_id=None),
-            "image_token_id": 2,
-            "scale_factor": 2,
-            **changes,
-        }
-    )
-    _save(SmolVLMForConditionalGeneration(config), published_layouts.smolvlm(IMAGE_PX), folder, seed)
-    return lay_out(folder, published_layouts.smolvlm(IMAGE_PX), published_layouts.SMOLVLM_CONFIG)
-
-
-_QWEN_SPECIAL = ["<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-_QWEN_TEXT = ["<", ">", "seconds", "0", "2", "8"]
-QWEN_WORDS = 2 + len(_QWEN_SPECIAL) + len(_WORDS) + len(_QWEN_TEXT)
-"""Words of the small Qwen3-VL's vocabulary before those that a caller adds."""
-
-
-def make_qwen3_vl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
-    """A Qwen3-VL of 4 x 4 patches (positions learned on 6 x 6), merged to 2 x 2 tokens, with two DeepStack layers."""
-    words = _save_tokenizer(folder, _QWEN_SPECIAL, [*_WORDS, *_QWEN_TEXT, *more_words])
-    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    vision = {"depth": LAYERS, "hidden_size": WIDTH, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
-    config = Qwen3VLConfig(
-        **{
-            "vision_config": {
-                **vision,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 36,
-                "deepstack_visual_indexes": [0, 2],
-            },
-            "text_config": {**text, "vocab_size": len(words), "rope_parameters": rope, "pad_token_id": 1},
-            "video_token_id": 2,
-            "vision_start_token_id": 3,
-            "vision_end_token_id": 4,
-            "image_token_id": 5,
-            **changes,
-        }
-    )
-    _save(Qwen3VLForConditionalGeneration(config), published_layouts.qwen3_vl(), folder, seed)
-    return lay_out(folder, published_layouts.qwen3_vl(), published_layouts.QWEN3_VL_CONFIG)
-
-
-def make_qwen2_5_vl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
-    """A Qwen2.5-VL of 6 x 6 patches, merged to 3 x 3 tokens, in windows of up to 2 x 2 tokens but for one layer."""
-    words = _save_tokenizer(folder, _QWEN_SPECIAL, [*_WORDS, *_QWEN_TEXT, *more_words])
-    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(words)}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    vision = {"depth": LAYERS, "hidden_size": WIDTH, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
-    windows = {"window_size": 32, "fullatt_block_indexes": [1], "tokens_per_second": 2, "out_hidden_size": 32}
-    config = Qwen2_5_VLConfig(
-        **{
-            "vision_config": {**vision, **windows},
-            "text_config": {**text, "rope_parameters": rope, "pad_token_id": 1},
-            "video_token_id": 2,
-            "vision_start_token_id": 3,
-            "vision_end_token_id": 4,
-            "image_token_id": 5,
-            **changes,
-        }
-    )
-    _save(Qwen2_5_VLForConditionalGeneration(config), published_layouts.qwen2_5_vl(), folder, seed)
-    published_layouts.name_qwen2_5_vl_as_published(folder)
-    return folder
-
-
-_INTERN_SPECIAL = ["<IMG_CONTEXT>", "<img>", "</img>"]
-_INTERN_TEXT = ["Frame1", "Frame2", "Frame3", "Frame4", ":"]
-INTERN_WORDS = 2 + len(_INTERN_SPECIAL) + len(_WORDS) + len(_INTERN_TEXT)
-"""Words of the small InternVL's vocabulary before those that a caller adds."""
-
-
-def make_internvl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = (), **changes: Any) -> Path:
-    """An InternVL of 4 x 4 patches, laid side by side to 2 x 2 tokens a frame, and a Qwen3 as InternVL3.5 has it."""
-    words = _save_tokenizer(folder, _INTERN_SPECIAL, [*_WORDS, *_INTERN_TEXT, *more_words])
-    text = {**_LAYERS, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    config = InternVLConfig(
-        **{
-            "vision_config": {**_LAYERS, "image_size": [IMAGE_PX, IMAGE_PX], "patch_size": [8, 8]},
-            "text_config": Qwen3Config(**text, vocab_size=len(words), pad_token_id=1),
-            "image_token_id": 2,
-            "image_seq_length": 4,
-            **changes,
-        }
-    )
-    return _save(InternVLForConditionalGeneration(config), published_layouts.internvl(IMAGE_PX), folder, seed)
-
-
-VIDEO_LANGUAGE: dict[str, Callable[..., Path]] = {
-    "llava_onevision": make_llava_onevision,
-    "smolvlm": make_smolvlm,
-    "qwen2_5_vl": make_qwen2_5_vl,
-    "qwen3_vl": make_qwen3_vl,
-    "internvl": make_internvl,
-}
-"""The video language models but LLaVA-NeXT-Video."""
 
 FAMILIES: dict[str, Callable[..., Path]] = {
     "timesformer": make_timesformer,
