@@ -1,6 +1,6 @@
 """What it costs to get a recording's sampled frames, beside decoding the file once and doing nothing else.
 
-    python benchmarks/bench_decode.py [--quick] [--video FILE ...]
+    python -m benchmarks.bench_decode [--quick] [--video FILE ...]
 
 Recordings are made here: 1024 x 768 at 25 fps, texture with camera noise and things that move, 4 Mb/s in H.264:
 without B-frames, the same with a key picture every second as cameras write it, with 3 B-frames that nothing refers to,
@@ -32,8 +32,8 @@ import av
 import numpy as np
 import torch
 from av.video.frame import PictureType
-from targets import Target, print_document
 
+from benchmarks.targets import Target, print_document
 from featurecache.backbones.resize import FrameResize
 from featurecache.video.containers import MAX_PIXELS, open_video
 from featurecache.video.decoding import decode

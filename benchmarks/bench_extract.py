@@ -1,6 +1,6 @@
 """Extraction beside the recipe people write with transformers, and beside the arithmetic it cannot go below.
 
-    python benchmarks/bench_extract.py [--quick] [--rounds 3] [--device cuda]
+    python -m benchmarks.bench_extract [--quick] [--rounds 3] [--device cuda]
 
 One pinned mid-size LLaVA-NeXT-Video with random weights (hidden 1024, 8 layers; CLIP 6 x 256; vocabulary 32,064), 16
 frames at 336 px, a prompt with 60 tokens after the video, recordings of 1024 x 768 at 25 fps, clips of 3 s end to end.
@@ -37,9 +37,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 import torch
-from bench_decode import CLIP_US, make, measure_preprocessing
-from full_size import plain_processor, write_model_files
-from targets import Target, print_document
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -47,6 +44,9 @@ from transformers import (
     LlavaNextVideoForConditionalGeneration,
 )
 
+from benchmarks.bench_decode import CLIP_US, make, measure_preprocessing
+from benchmarks.full_size import plain_processor, write_model_files
+from benchmarks.targets import Target, print_document
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Product, clip_cost
 from featurecache.backbones.family import Backbone
@@ -312,7 +312,16 @@ def main() -> None:
         figures["preprocess"] = measure_preprocessing(videos / "0.mp4", turns)
         peaks = {}
         for kind in ("naive", "ours"):
-            command = [sys.executable, __file__, "--peak", kind, str(model), str(videos), *sys.argv[1:]]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.bench_extract",
+                "--peak",
+                kind,
+                str(model),
+                str(videos),
+                *sys.argv[1:],
+            ]
             peaks[kind] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         figures["peak_bytes_beyond_weights"] = peaks
     targets: list[Target] = [

@@ -1,6 +1,6 @@
 """What a GPU makes of the full 7B architecture: an extraction, a search over heads, and a LoRA step, each by its bound.
 
-    python benchmarks/bench_gpu.py [--quick] [--device cuda] [--clips 24] [--trials 64]
+    python -m benchmarks.bench_gpu [--quick] [--device cuda] [--clips 24] [--trials 64]
 
 LLaVA-NeXT-Video-7B with random weights in bfloat16 (`full_size.py`), 16 frames of 336 px a clip, made-up recordings of
 1024 x 768 (`bench_decode.py`). By the clock.
@@ -30,13 +30,13 @@ from unittest import mock
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from bench_decode import CLIP_US, make, repeat
-from bench_extract import H100_CLIPS_PER_S, KIND, SMALL, flop_per_s, make_model
-from bench_search import make_data
-from full_size import PROMPT, laid_out_at_random, write_model_files
 from safetensors.torch import save_file
-from targets import Target, judged
 
+from benchmarks.bench_decode import CLIP_US, make, repeat
+from benchmarks.bench_extract import H100_CLIPS_PER_S, KIND, SMALL, flop_per_s, make_model
+from benchmarks.bench_search import make_data
+from benchmarks.full_size import PROMPT, laid_out_at_random, write_model_files
+from benchmarks.targets import Target, judged
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Cost, clip_cost
 from featurecache.backbones.family import Backbone

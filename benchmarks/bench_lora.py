@@ -1,6 +1,6 @@
 """A training step of LoRA from cached tokens beside the plain recipe from pixels, and beside the arithmetic.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_lora.py [--quick] [--rounds 3]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bench_lora [--quick] [--rounds 3]
 
 The mid-size random model, recordings and prompt of bench_extract.py; adapters of rank 16 on q, k, v, o; float32 on a
 CPU, CPU time with one thread, batches of one clip.
@@ -32,12 +32,12 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from bench_decode import CLIP_US, make
-from bench_extract import KIND, PROMPT, Naive, Size, flop_per_s, make_model, status_bytes, taken
 from peft import PeftModel
-from targets import Target, print_document
 from torch import Tensor, nn
 
+from benchmarks.bench_decode import CLIP_US, make
+from benchmarks.bench_extract import KIND, PROMPT, Naive, Size, flop_per_s, make_model, status_bytes, taken
+from benchmarks.targets import Target, print_document
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Product, clip_cost
 from featurecache.backbones.family import Inputs
@@ -284,7 +284,7 @@ def main() -> None:
         peaks = {}
         env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
         for kind in kinds:
-            command = [sys.executable, __file__, "--peak", kind, str(folder), *sys.argv[1:]]
+            command = [sys.executable, "-m", "benchmarks.bench_lora", "--peak", kind, str(folder), *sys.argv[1:]]
             peaks[kind] = int(
                 subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.split()[-1]
             )

@@ -1,6 +1,6 @@
 """What `featurecache tune` costs as a user types it, against the loop that everybody writes; and its engines alone.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_search.py [--quick] [--power-law] [--draw N]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bench_search [--quick] [--power-law] [--draw N]
 
 Synthetic features (15,912 x 4096 float16, 60 sessions: 42 train, 9 validate, 9 unseen; rank 256 plus noise, or
 variances that fall off as a power law), 4 labels. CPU time, one thread.
@@ -37,9 +37,9 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from targets import Target, judged
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.targets import Target, judged
 from featurecache.annotations import Interval, write_csv
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.csv_file import write_table
@@ -209,7 +209,7 @@ def make_project(root: Path, data: LearningData, unseen: KeptSplit) -> None:
 
 def command(root: Path, *words: str) -> dict[str, float]:
     """CPU seconds of a command in a process of its own: all of it, and its parts by name."""
-    code = "import sys; sys.path.insert(0, 'benchmarks'); from bench_search import counted_command; counted_command()"
+    code = "from benchmarks.bench_search import counted_command; counted_command()"
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "--config", str(root)],
         cwd=ROOT,

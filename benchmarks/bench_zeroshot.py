@@ -1,6 +1,6 @@
 """Four yes/no questions about a clip: one video pass for all of them, beside a pass of its own for each.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/bench_zeroshot.py [--quick] [--rounds 3]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.bench_zeroshot [--quick] [--rounds 3]
 
 The mid-size random model of bench_extract.py (16 frames of 336 px, 2,304 video tokens), prompts as people write them
 (8 to 14 tokens after the video), float32 on a CPU, CPU time with one thread, batches of one clip, the ways in turn.
@@ -26,11 +26,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from bench_extract import Size, make_model
-from targets import Target, print_document
 from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
+from benchmarks.bench_extract import Size, make_model
+from benchmarks.targets import Target, print_document
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.asking import ActivityList, Asked, AskedBackbone, AskedInputs, YesNoQuestions
 

@@ -1,6 +1,6 @@
 """What each exact saving of extraction is worth, one after the other, with the same features.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/exact_savings.py [--quick] [--rounds 3]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m benchmarks.exact_savings [--quick] [--rounds 3]
 
 The mid-size random model and prompt of bench_extract.py, one clip of noise pictures, float32, CPU time of one thread.
 Each line of `seconds` adds one saving to the line above; all are taken in turn in each round, and the last of them is
@@ -24,12 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from bench_extract import PROMPT, SMALL, Size, make_model, taken
-from full_size import plain_processor
-from targets import Target, print_document
 from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration
 
+from benchmarks.bench_extract import PROMPT, SMALL, Size, make_model, taken
+from benchmarks.full_size import plain_processor
+from benchmarks.targets import Target, print_document
 from featurecache.backbones import open_backbone, open_inputs
 
 TOLERANCE = 1e-5

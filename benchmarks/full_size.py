@@ -1,6 +1,6 @@
 """The full LLaVA-NeXT-Video-7B architecture on a CPU, with random weights: proof of shapes and of memory.
 
-    python benchmarks/full_size.py [--frames 16] [--layers 32] [--upcast]
+    python -m benchmarks.full_size [--frames 16] [--layers 32] [--upcast]
 
 No weights are downloaded. The model is laid out on the meta device and filled with random bfloat16, and one clip of
 noise goes through `VideoLanguageBackbone` as in an extraction. What rotary positions and the tower's position numbers

@@ -40,7 +40,7 @@ export PYTHONPATH=$PWD HF_HUB_OFFLINE=1
 step machine 30 "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name(), torch.cuda.mem_get_info())'
 mapfile -t tests < <(grep -l "mark\.gpu" tests/*.py)
 step tests 120 "$python" -m pytest -q -p no:cacheprovider -m gpu "${tests[@]}"
-step bench_gpu 240 "$python" benchmarks/bench_gpu.py --device cuda
+step bench_gpu 240 "$python" -m benchmarks.bench_gpu --device cuda
 for name in "$out"/bench_*.txt; do
     grep '^{"benchmark"' "$name" >"${name%.txt}.json" || true
 done

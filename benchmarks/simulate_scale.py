@@ -1,6 +1,6 @@
 """A million hours of video, on paper: arithmetic, and a simulation of what workers do to each other.
 
-    python benchmarks/simulate_scale.py [--quick]
+    python -m benchmarks.simulate_scale [--quick]
 
 `docs/scale.md` explains the figures. The arithmetic multiplies out the assumptions below. Two things are simulated,
 event by event: workers that share a list of recordings by claims, by claims of blocks, or by fixed shares (how much
@@ -15,7 +15,8 @@ import heapq
 import os
 
 import numpy as np
-from targets import print_document
+
+from benchmarks.targets import print_document
 
 HOURS = 1_000_000
 CLIPS_PER_HOUR = 1200  # 3 s each

@@ -1,11 +1,11 @@
 """Sizes that only real runs have: a recording of hours, a model of billions. By hand: pytest -m slow."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import full_size
 from featurecache.backbones import DEMO_MODEL, find_model, open_backbone, open_inputs
 from featurecache.clips.clip import clip_id
 from featurecache.extraction.clip import ClipRecord
@@ -68,12 +68,6 @@ def test_extract_needs_no_more_memory_when_a_recording_lasts_two_hours(tmp_path:
 
 @pytest.mark.slow
 def test_full_width_model_runs_when_its_weights_are_random(tmp_path: Path) -> None:
-    path = Path(__file__).parent.parent / "benchmarks/full_size.py"
-    loaded = importlib.util.spec_from_file_location("full_size", path)
-    assert loaded is not None
-    assert loaded.loader is not None
-    full_size = importlib.util.module_from_spec(loaded)
-    loaded.loader.exec_module(full_size)
     figures = full_size.extract_one(full_size.write_model_files(tmp_path, layers=2), frames=2, upcast=True)
     assert figures["feature_width"] == 4096
     assert figures["feature_is_finite"]

@@ -4,7 +4,7 @@ Notable choices: a stretch is worth its doubt times its novelty, each over its m
 probabilities, summed over labels; a label weighs 1 / sqrt(1 + its positive clips), so that rare ones come first.
 Novelty is how far a stretch lies from what is annotated or chosen already: 1 - the highest cosine. The next stretch is
 of a session of which the fewest are chosen, so that a budget is spread over sessions. What that is worth against a
-random order is measured in `benchmarks/bench_suggest.py`.
+random order is measured in `python -m benchmarks.bench_suggest`.
 """
 
 from collections.abc import Sequence

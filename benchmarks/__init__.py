@@ -1,0 +1,1 @@
+"""What the project measures, each `python -m benchmarks.NAME`; dated figures are in RESULTS.md."""
