@@ -3,10 +3,12 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("featurecache/**/*.py"), *ROOT.glob("heads/**/*.py"), ROOT / "cli.py"])
@@ -190,3 +192,17 @@ def test_files_and_commands_stay_short(path: Path) -> None:
 def test_no_file_of_tests_is_longer_than_one_can_read() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in ROOT.glob("tests/*.py")}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_wheel_holds_every_package_and_every_file_that_they_read() -> None:
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    own = [path for name in ("featurecache", "heads") for path in (ROOT / name).rglob("*") if path.is_file()]
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in own if path.name == "__init__.py"}
+    assert set(find_packages(str(ROOT), include=built["packages"]["find"]["include"])) == packages
+    data = {
+        path
+        for package, patterns in built["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    assert data == {path for path in own if path.suffix not in (".py", ".pyc")}
