@@ -219,14 +219,14 @@ def measure_preprocessing(path: Path, turns: int) -> dict[str, float]:
     def ours() -> list[torch.Tensor]:
         clips = read_clips(path, spans, FRAMES)
         return [
-            torch.cat([resize(torch.from_numpy(picture)[None]) for picture in clip.pictures])
+            torch.cat([resize(torch.from_numpy(frame)[None]) for frame in clip.frames])
             for clip in clips
             if isinstance(clip, ClipFrames)
         ]
 
     same = [torch.equal(a, b) for a, b in zip(usual(), ours(), strict=True)]
     taken = [(cpu_s(usual) * 1e3 / len(spans), cpu_s(ours) * 1e3 / len(spans)) for _ in range(turns)]
-    clip = next(c for c in read_clips(path, spans[:1], FRAMES) if isinstance(c, ClipFrames)).frames
+    clip = next(c for c in read_clips(path, spans[:1], FRAMES) if isinstance(c, ClipFrames)).stacked
     frames = torch.from_numpy(clip).split(1)
     alone = [
         (

@@ -293,28 +293,28 @@ def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = 
         OSError: If it cannot be written.
     """
     private_folder(path.parent)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        private_folder(beside)
+        private_folder(temporary)
         head_bytes = bundle._head_bytes()
-        write_private(beside / HEAD_NAME, head_bytes)
+        write_private(temporary / HEAD_NAME, head_bytes)
         text = json.dumps(sealed(bundle._document(head_bytes)), indent=2, allow_nan=False) + "\n"
-        write_private(beside / DOCUMENT_NAME, text.encode())
+        write_private(temporary / DOCUMENT_NAME, text.encode())
         if timeline is not None:
-            save_timeline(timeline, beside)
+            save_timeline(timeline, temporary)
         if bundle.adapter is not None:
-            copy_files(bundle.adapter, open_adapter(bundle.adapter).sha256, beside / ADAPTER_NAME)
+            copy_files(bundle.adapter, open_adapter(bundle.adapter).sha256, temporary / ADAPTER_NAME)
         if bundle.backbone is not None:
-            copy_files(bundle.backbone, file_digests(bundle.backbone), beside / BACKBONE_NAME)
+            copy_files(bundle.backbone, file_digests(bundle.backbone), temporary / BACKBONE_NAME)
         if path.exists():
-            replaced = path.with_name(f"{beside.name}.replaced")
+            replaced = path.with_name(f"{temporary.name}.replaced")
             path.rename(replaced)
-            beside.rename(path)
+            temporary.rename(path)
             shutil.rmtree(replaced)
         else:
-            beside.rename(path)
+            temporary.rename(path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_bundle(path: Path | str) -> Bundle:

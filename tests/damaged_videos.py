@@ -72,7 +72,7 @@ def outcome(path: Path, sound: Mapping[int, ClipFrames]) -> Counter[str]:
         elif clip.timestamps_us.tolist() != sound[clip.start_us].timestamps_us.tolist():
             counts["other times"] += 1
         else:
-            counts["right" if np.array_equal(clip.frames, sound[clip.start_us].frames) else "other pixels"] += 1
+            counts["right" if np.array_equal(clip.stacked, sound[clip.start_us].stacked) else "other pixels"] += 1
     return counts
 
 

@@ -1,4 +1,4 @@
-"""The convex engine: parity with scikit-learn, columns that share nothing, folds that see nothing, true flags."""
+"""The convex engine: parity with scikit-learn, problems that share nothing, folds that see nothing, true flags."""
 
 import itertools
 from functools import partial
@@ -34,7 +34,7 @@ from tests.multilabel_sets import read_set
 
 @pytest.mark.parametrize("normalization", ["standardize", "none", "l2"])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_solve_grid_equals_scikit_learn_when_every_column_is_compared(name: str, normalization: str) -> None:
+def test_solve_grid_equals_scikit_learn_for_every_problem_of_the_grid(name: str, normalization: str) -> None:
     X, Y = PROBLEMS[name]
     basis = make_basis(X, Y, normalization=normalization)
     points = [
@@ -148,15 +148,15 @@ def test_scaling_by_a_power_is_undone_by_its_opposite(N: int, components: int) -
     assert basis.scaling(0, components)(rows) is rows
 
 
-# --- columns share nothing ------------------------------------------------------------------------
+# --- problems share nothing -----------------------------------------------------------------------
 
 
-def test_a_column_is_the_same_alone_and_in_company(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_problem_solved_among_others_equals_the_same_problem_solved_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = make_clips()
     basis = make_basis(X, Y)
     points = grid_points(l2=[1, 1e-2, 1e-4], positive_weight_exponent=[0.0, 0.5, 1.0])
     together = solve_grid(basis, Y, points)
-    monkeypatch.setattr(descent, "COLUMNS_AT_ONCE", 4)  # columns wait and take the places of others
+    monkeypatch.setattr(descent, "PROBLEMS_AT_ONCE", 4)  # problems wait and take the places of others
     queued = solve_grid(basis, Y, points)
     alone = solve_grid(basis, Y[:, 1:], points[4:5])
     torch.testing.assert_close(queued.weights, together.weights, rtol=1e-7, atol=1e-10)
@@ -181,14 +181,14 @@ def test_a_fold_equals_a_fit_on_its_clips_alone() -> None:
     basis = make_basis(X, Y)
     point = GridPoint(1e-2, 0.7)
     fold_of = np.arange(len(X)) // 50
-    beside = np.zeros((3, len(X)), bool)
-    beside[0, 50:55] = True
-    grid = solve_exactly(basis, Y, [point], fold_of=fold_of, beside=beside)
+    excluded = np.zeros((3, len(X)), bool)
+    excluded[0, 50:55] = True
+    grid = solve_exactly(basis, Y, [point], fold_of=fold_of, excluded=excluded)
     assert grid.folds_converged.shape == (3, 1, 2)
     assert grid.folds_converged.all()
     x = features(basis)
     for fold, c in itertools.product(range(3), range(2)):
-        train = (fold_of != fold) & ~beside[fold]
+        train = (fold_of != fold) & ~excluded[fold]
         theta = by_scikit_learn(x[train], Y[train, c], point)
         expected = 1 / (1 + np.exp(-(theta[0] + x[fold_of == fold] @ theta[1:])))
         np.testing.assert_allclose(grid.out_of_fold[0, 0, fold_of == fold, c], expected, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 
 from featurecache.errors import SettingsError
 from heads.engines.convex import GridPoint, grid_points, solve_grid
-from heads.engines.descent import minimise_columns
+from heads.engines.descent import solve_problems
 from tests.convex_samples import PROBLEMS, features, make_basis, make_clips, objective, point_of, solve_exactly
 
 
@@ -27,7 +27,7 @@ def test_single_precision_finds_the_optimum_when_one_direction_has_most_of_the_v
     np.testing.assert_allclose(ours.objective, exact.objective, rtol=3e-3)
 
 
-def test_each_column_begins_with_its_own_gradient() -> None:
+def test_each_problem_starts_with_its_own_gradient() -> None:
     X, Y = make_clips()
     basis = make_basis(X, Y)
     points = grid_points(
@@ -41,14 +41,14 @@ def test_each_column_begins_with_its_own_gradient() -> None:
         assert begun.gradient_norm[g, c] == pytest.approx(np.linalg.norm(gradient)), (point, c)
 
 
-def test_columns_whose_steps_would_climb_are_not_called_converged() -> None:
+def test_a_problem_with_a_negative_newton_decrement_is_not_reported_as_converged() -> None:
     X, Y = make_clips()
     x, y = torch.from_numpy(X), torch.from_numpy(Y.T.astype(np.float32))
-    found = minimise_columns(
+    found = solve_problems(
         x,
         l2=torch.tensor([1.0, 0.1]),
         start_bias=torch.zeros(2),
-        alike=torch.arange(2),
+        same_loss=torch.arange(2),
         loss_weights=lambda ids: (torch.ones(len(ids), len(x)) / len(x), y[ids] / len(x)),
         precondition=lambda gradient, curvature, l2: -gradient,
         penalise=lambda rows: rows,
@@ -60,7 +60,7 @@ def test_columns_whose_steps_would_climb_are_not_called_converged() -> None:
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_converged_columns_are_near_their_optimum_and_gradients_are_as_stated(name: str, precision: str) -> None:
+def test_converged_problems_are_near_their_optimum_and_gradients_are_as_stated(name: str, precision: str) -> None:
     X, Y = PROBLEMS[name]
     basis, exact = (make_basis(X, Y, precision=p) for p in (precision, "float64"))
     points = grid_points(l2=[1, 1e-2, 1e-4], positive_weight_exponent=[0.0, 1.0])
@@ -75,7 +75,7 @@ def test_converged_columns_are_near_their_optimum_and_gradients_are_as_stated(na
         assert grid.gradient_norm[g, c] == pytest.approx(np.linalg.norm(gradient), rel=2e-2, abs=1e-6)
 
 
-def test_columns_are_refused_when_they_have_not_converged() -> None:
+def test_a_head_is_refused_of_problems_that_have_not_converged() -> None:
     X, Y = make_clips()
     grid = solve_grid(
         make_basis(X, Y),
@@ -92,7 +92,7 @@ def test_columns_are_refused_when_they_have_not_converged() -> None:
         grid.head(np.array([0, 1]))
 
 
-def test_columns_end_unconverged_when_precision_cannot_reach_the_tolerance() -> None:
+def test_problems_end_unconverged_when_precision_cannot_reach_the_tolerance() -> None:
     X, Y = make_clips(N=400, D=30)
     grid = solve_grid(make_basis(X, Y, precision="float32"), Y, [GridPoint(1e-5, 1.0)], tolerance=1e-20)
     assert not grid.converged.any()

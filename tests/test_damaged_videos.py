@@ -50,7 +50,7 @@ def test_truncated_file_keeps_the_clips_before_the_cut(drawn_videos, tmp_path, n
         if name == "b_frames.mp4":
             assert probe(path).duration_us == 4 * SECOND
         for item, whole_clip in zip(items, intact, strict=True):
-            assert isinstance(item, ClipFailure) or (item.frames == whole_clip.frames).all()
+            assert isinstance(item, ClipFailure) or (item.stacked == whole_clip.stacked).all()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_damaged_packet_fails_its_clips_and_only_those_when_the_decoder_notices(
         centre = number * 40_000
         assert all(abs(spans[i][0] - centre) <= 1_500_000 for i in failed)
         for item, whole_clip in zip(items, intact, strict=True):
-            assert isinstance(item, ClipFailure) or (item.frames == whole_clip.frames).all()
+            assert isinstance(item, ClipFailure) or (item.stacked == whole_clip.stacked).all()
 
 
 @pytest.mark.parametrize("decode_all", [False, True])
@@ -127,7 +127,7 @@ def test_read_clips_fails_the_clip_across_when_the_picture_changes_size(tmp_path
                 container.mux(packet)
     spans = [(0, 900_000), (500_000, 1_500_000), (1_100_000, 1_900_000)]
     first, across, second = read_all(path, spans)
-    assert (first.frames.shape[1:3], second.frames.shape[1:3]) == ((96, 176), (192, 320))
+    assert (first.stacked.shape[1:3], second.stacked.shape[1:3]) == ((96, 176), (192, 320))
     assert "one size" in across.reason
     _, again, _ = read_all(path, spans, fit=lambda picture: picture[:8, :8])
     assert again == across

@@ -55,7 +55,7 @@ def test_project_goes_from_recordings_to_a_head_when_the_model_is_a_vision_encod
         clip = clips[row]
         (read,) = read_clips(project.videos / clip.recording, [(clip.start_us, clip.end_us)], 4)
         assert isinstance(read, ClipFrames)
-        encoded = backbone.encode_frames(pixels_of(backbone, read.frames), ["layer_1", "layer_2", "final"])
+        encoded = backbone.encode_frames(pixels_of(backbone, read.stacked), ["layer_1", "layer_2", "final"])
         states = dict(backbone.states(encoded[None], ["layer_1", "layer_2", "final"]))
         by_hand = {
             "final/mean": states["final"].tokens.mean(dim=(1, 2)),

@@ -172,7 +172,7 @@ class PretendedDevice(TorchDispatchMode):
 def test_every_device_gets_the_pixels_that_a_cpu_gets(project: Project) -> None:
     plan = plan_extraction(project)
     backbone = open_backbone(plan.model.open(), dtype="float32", device="cpu")
-    fit = backbone.inputs.frame_resize.picture
+    fit = backbone.inputs.frame_resize.smaller
     expected = {
         frame.tobytes()
         for clips in plan.work

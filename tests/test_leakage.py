@@ -137,7 +137,7 @@ def test_touching_tells_apart_windows_that_meet_and_windows_with_a_gap() -> None
 
 def test_sessions_that_were_seen_are_found_by_content_and_time() -> None:
     seen = [clip("a", "A", "train"), clip("a", "A", "train", 1), clip("b", "B", "validation", 5, length=3)]
-    spans = spans_of([one.clip_id for one in seen], beside={"c" * 16: [(0, 4)]})
+    spans = spans_of([one.clip_id for one in seen], joined_to={"c" * 16: [(0, 4)]})
     assert list(spans.values()) == [[(0, 2)], [(5, 8)], [(0, 4)]]
     now = [
         clip("a", "D", "test", 2),  # behind what was seen of the recording

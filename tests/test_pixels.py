@@ -31,7 +31,7 @@ def store(clips: list[ClipRecord], most: int = 100) -> PixelStore:
 def expected(clip: ClipRecord) -> torch.Tensor:
     (read,) = read_clips(clip.recording.path, [clip.span], 4)
     assert isinstance(read, ClipFrames)
-    return RESIZE(torch.from_numpy(read.frames))
+    return RESIZE(torch.from_numpy(read.stacked))
 
 
 @pytest.mark.parametrize("most", [100, 4, 1])

@@ -113,7 +113,7 @@ def test_frame_resize_gives_a_frame_the_same_alone_and_in_a_batch(way, monkeypat
 def test_frame_resize_gives_a_picture_in_memory_of_its_own_with_the_same_numbers(size):
     resizing = FrameResize(image_px=64, resize="crop", mean=MEAN, std=STD)
     frames = frames_of(*size)
-    pictures = [resizing.picture(frame) for frame in frames.numpy()]
+    pictures = [resizing.smaller(frame) for frame in frames.numpy()]
     assert all(picture.flags.c_contiguous and picture.shape == (64, 64, 3) for picture in pictures)
     assert all(torch.from_numpy(picture).untyped_storage().nbytes() == 64 * 64 * 3 for picture in pictures)
     assert not any(np.shares_memory(picture, frames.numpy()) for picture in pictures)

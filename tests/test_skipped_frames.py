@@ -34,7 +34,7 @@ def left_out_share(path: Path, spans: list[tuple[int, int]], frame_count: int) -
 
 
 @pytest.mark.parametrize("name", [*GROUPED, *UNGROUPED])
-def test_read_clips_gives_the_same_when_pictures_are_left_out(grouped_videos, name):
+def test_read_clips_gives_the_same_when_frames_are_skipped(grouped_videos, name):
     random = np.random.default_rng(len(name))
     for _ in range(3):
         spans, frame_count = some_spans(random, grouped_videos / name)
@@ -47,7 +47,7 @@ def test_read_clips_gives_the_same_when_pictures_are_left_out(grouped_videos, na
 
 @needs_shared
 @pytest.mark.parametrize("name", [*REAL, "bikes.mp4", "mp_chaplin.mp4", "decord_corrupted.mp4", "decord_video_0.mov"])
-def test_read_clips_gives_the_same_for_real_files_when_pictures_are_left_out(name):
+def test_read_clips_gives_the_same_for_real_files_when_frames_are_skipped(name):
     spans, frame_count = some_spans(np.random.default_rng(len(name)), SHARED / name)
     skipped = read_all(SHARED / name, spans, frame_count)
     for item, other in zip(skipped, read_all(SHARED / name, spans, frame_count, decode_all=True), strict=True):
@@ -132,7 +132,7 @@ def test_sampler_asks_for_every_picture_when_a_sample_falls_on_one_left_out(grou
 
 
 @pytest.mark.parametrize("name", ["flat.mp4", "deep.mp4", "slices.ts", "hevc.mp4", "hevc.ts", "irregular.mkv"])
-def test_read_clips_fails_the_same_clips_of_a_cut_file_when_pictures_are_left_out(grouped_videos, tmp_path, name):
+def test_read_clips_fails_the_same_clips_of_a_cut_file_when_frames_are_skipped(grouped_videos, tmp_path, name):
     whole, places = (grouped_videos / name).read_bytes(), packet_places(grouped_videos / name)
     source = grouped_videos / name
     if name.endswith("mp4"):
@@ -148,7 +148,7 @@ def test_read_clips_fails_the_same_clips_of_a_cut_file_when_pictures_are_left_ou
 
 
 @pytest.mark.parametrize("name", ["flat.mp4", "deep.mp4", "slices.ts", "hevc.mp4", "late.flv"])
-def test_read_clips_hands_out_no_damaged_frame_when_pictures_are_left_out(grouped_videos, tmp_path, name):
+def test_read_clips_hands_out_no_damaged_frame_when_frames_are_skipped(grouped_videos, tmp_path, name):
     """As without leaving out, or better: what was damaged and never needed costs no clip.
 
     Where the decoder notices nothing, its pictures are undefined, and nothing is asked of them.
@@ -174,5 +174,5 @@ def test_read_clips_hands_out_no_damaged_frame_when_pictures_are_left_out(groupe
                 refused += 1
             else:
                 assert item.timestamps_us.tolist() == other.timestamps_us.tolist()
-                assert (item.frames == whole.frames).all() or not (other.frames == whole.frames).all()
+                assert (item.stacked == whole.stacked).all() or not (other.stacked == whole.stacked).all()
     assert refused, "damage is noticed"

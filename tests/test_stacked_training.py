@@ -53,7 +53,7 @@ def refilled(clips: TrainingClips, settings: list[HeadSettings], slots: int, **s
 
 @pytest.mark.parametrize("slots", [3, 100])
 @pytest.mark.parametrize("of_frames", [False, True])
-def test_heads_are_the_same_when_they_train_alone_or_in_company(slots: int, of_frames: bool) -> None:
+def test_a_head_trained_in_a_stack_equals_the_same_head_trained_alone(slots: int, of_frames: bool) -> None:
     data, mixed = (make_frames(), MIXED_OF_FRAMES) if of_frames else (make_clips(), MIXED)
     clips = TrainingClips(data.X, data.Y, seed=3)
     for settings, ours in zip(mixed, refilled(clips, mixed, slots), strict=True):

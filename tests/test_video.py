@@ -58,10 +58,10 @@ def test_read_clips_picks_the_numbered_picture_for_every_kind_of_file(drawn_vide
         expected = [max(i for i, t in enumerate(times) if t * 1000 <= centre) for centre in centres]
         assert [number_in(frame) for frame in clip.frames] == expected
         assert np.abs(clip.timestamps_us - [times[i] * 1000 for i in expected]).max() <= 1
-        assert clip.frames.shape == (7, info.height_px, info.width_px, 3)
-        assert clip.frames.dtype == np.uint8
+        assert clip.stacked.shape == (7, info.height_px, info.width_px, 3)
+        assert clip.stacked.dtype == np.uint8
         if reference is not None:
-            assert (clip.frames == reference.clip(*span, 7)[0]).all()
+            assert (clip.stacked == reference.clip(*span, 7)[0]).all()
 
 
 @needs_shared
@@ -80,7 +80,7 @@ def test_read_clips_equals_plain_decoding_for_any_spans(name):
             frames, times = reference.clip(*span, frame_count)
             assert isinstance(clip, ClipFrames), clip
             assert clip.timestamps_us.tolist() == times
-            assert (clip.frames == frames).all()
+            assert (clip.stacked == frames).all()
 
     check()
 
@@ -102,7 +102,7 @@ def test_read_clips_chooses_listed_times_when_true_times_are_known(index, tmp_pa
 @needs_shared
 def test_probe_and_read_clips_pick_the_best_stream_when_there_are_two():
     assert (probe(SHARED / "tc_nasa_13013.mp4").width_px, probe(SHARED / "tc_nasa_13013.mp4").height_px) == (480, 270)
-    assert read_all(SHARED / "tc_nasa_13013.mp4", [(0, SECOND)])[0].frames.shape == (16, 270, 480, 3)
+    assert read_all(SHARED / "tc_nasa_13013.mp4", [(0, SECOND)])[0].stacked.shape == (16, 270, 480, 3)
 
 
 @needs_shared
@@ -117,13 +117,13 @@ def test_orientation_turns_the_real_portrait_file_upright():
 def test_orientation_is_applied_for_each_of_the_eight(tmp_path, counterclockwise, mirror):
     plain = write_video(tmp_path / "plain.mp4", count=5)
     turned = write_video(tmp_path / "turned.mp4", count=5, rotation=(counterclockwise, *mirror))
-    expected = np.rot90(read_all(plain, [(0, 200_000)], 2)[0].frames, counterclockwise // 90, axes=(1, 2))
+    expected = np.rot90(read_all(plain, [(0, 200_000)], 2)[0].stacked, counterclockwise // 90, axes=(1, 2))
     expected = expected[:, :, ::-1] if mirror[0] else expected
     expected = expected[:, ::-1] if mirror[1] else expected
     clip = read_all(turned, [(0, 200_000)], 2)[0]
-    assert (clip.frames == expected).all()
+    assert (clip.stacked == expected).all()
     info = probe(turned)
-    assert clip.frames.shape[1:3] == (info.height_px, info.width_px)
+    assert clip.stacked.shape[1:3] == (info.height_px, info.width_px)
     if mirror == (False, False):
         assert info.rotation_deg == -counterclockwise % 360
 
@@ -174,7 +174,7 @@ def test_read_clips_converts_each_picture_once_when_spans_overlap(drawn_videos, 
     monkeypatch.setattr(video, "to_rgb", lambda frame, r: (converted.append(frame.pts), convert(frame, r))[1])
     clips = read_all(drawn_videos / "b_frames.mp4", [(s, s + SECOND) for s in range(0, 3 * SECOND, 100_000)])
     assert len(converted) == len(set(converted)) == len({t for clip in clips for t in clip.timestamps_us.tolist()})
-    arrays = {id(picture) for clip in clips for picture in clip.pictures}
+    arrays = {id(frame) for clip in clips for frame in clip.frames}
     assert len(arrays) == len(converted)
 
 
@@ -191,7 +191,7 @@ def test_read_clips_makes_each_picture_fit_once_when_it_is_decoded(drawn_videos)
     assert len(fitted) == len({t for clip in clips for t in clip.timestamps_us.tolist()})
     for clip, other in zip(clips, whole, strict=True):
         assert np.array_equal(clip.timestamps_us, other.timestamps_us)
-        assert np.array_equal(clip.frames, other.frames[:, :8, :8])
+        assert np.array_equal(clip.stacked, other.stacked[:, :8, :8])
 
 
 def test_read_clips_yields_early_and_decodes_nothing_after_the_last_clip(drawn_videos):
@@ -247,10 +247,10 @@ def test_memory_stays_flat_when_the_recording_lasts_two_hours(grouped_videos, tm
 def test_read_clips_gives_the_same_in_parallel_threads(drawn_videos):
     spans = [(s, s + 400_000) for s in range(0, 3 * SECOND, 300_000)]
     names = ["b_frames.mp4", "hevc_10_bit.mp4", "transport.ts", "h264.avi"]
-    alone = [[clip.frames.tobytes() for clip in read_all(drawn_videos / name, spans)] for name in names]
+    alone = [[clip.stacked.tobytes() for clip in read_all(drawn_videos / name, spans)] for name in names]
     with ThreadPoolExecutor(4) as pool:
         together = list(
-            pool.map(lambda name: [c.frames.tobytes() for c in read_all(drawn_videos / name, spans)], names * 2)
+            pool.map(lambda name: [c.stacked.tobytes() for c in read_all(drawn_videos / name, spans)], names * 2)
         )
     assert together == alone * 2
 

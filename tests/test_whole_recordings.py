@@ -86,7 +86,7 @@ def test_a_clock_that_overflows_inside_a_recording_is_no_joint(tmp_path):
         assert container.start_time < 0 < container.start_time + 4 * SECOND, "the clock does not overflow inside"
     assert probe(path).duration_us == pytest.approx(4 * SECOND, abs=100_000)
     (clip,) = read_clips(path, [(3 * SECOND, 4 * SECOND)], 2)
-    assert [number_in(picture) for picture in clip.pictures] == [81, 93]
+    assert [number_in(frame) for frame in clip.frames] == [81, 93]
 
 
 def test_clips_behind_a_restarted_clock_fail_by_name(tmp_path):

@@ -176,7 +176,7 @@ def test_zeroshot_text_scores_clips_as_the_plain_model_does_and_joins_the_other_
     backbone = open_backbone(
         open_inputs(folders[name], prompt="", frames=4, resize="model"), dtype="float32", device="cpu"
     )
-    _, logits = _plain(name, folders[name], pixels_of(backbone, read.frames)[None])
+    _, logits = _plain(name, folders[name], pixels_of(backbone, read.stacked)[None])
     expected = logits[0, :2] if name == "siglip" else logits[0, :2] - logits[0, 2]
     X = FeatureCache.open(project.cache).load([clip.clip_id], "joint", "mean")
     with torch.no_grad():

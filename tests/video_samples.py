@@ -114,7 +114,7 @@ def assert_same(item: ClipFrames | ClipFailure, other: ClipFrames | ClipFailure)
         assert item == other
     else:
         assert item.timestamps_us.tolist() == other.timestamps_us.tolist()
-        assert (item.frames == other.frames).all()
+        assert (item.stacked == other.stacked).all()
 
 
 def some_spans(random: np.random.Generator, path: Path) -> tuple[list[tuple[int, int]], int]:

@@ -75,18 +75,18 @@ def convert_weights(folder: Path) -> Conversion:
             f"{max(names.values(), key=list(names.values()).count)}. Use the files of one revision of the model's "
             "repository."
         )
-    beside = {source: (folder / name).with_name(f".{secrets.token_hex(6)}.tmp") for source, name in names.items()}
+    temporaries = {source: (folder / name).with_name(f".{secrets.token_hex(6)}.tmp") for source, name in names.items()}
     try:
-        made = {source: _convert(folder, source, beside[source]) for source in shards}
-        written = {names[source]: sha256_of_file(beside[source]) for source in shards}
+        made = {source: _convert(folder, source, temporaries[source]) for source in shards}
+        written = {names[source]: sha256_of_file(temporaries[source]) for source in shards}
         read = {source: str(answer["sha256"]) for source, answer in made.items()}
         record = {"tool": f"featurecache {version('featurecache')}", "read": read, "written": written}
         _write_json(folder / RECORD_NAME, record)
-        for source, temporary in beside.items():
+        for source, temporary in temporaries.items():
             temporary.chmod((folder / source).stat().st_mode & 0o777)  # readable by whoever could read the pickle
             temporary.rename(folder / names[source])
     finally:
-        for temporary in beside.values():
+        for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 temporary.unlink()
     if list(names) != [PICKLE_NAME]:

@@ -3,14 +3,14 @@
 The kernel is fixed and is part of the fingerprint: antialiased bicubic (a = -1/2), bilinear or Lanczos (a = 3),
 separable, columns before rows, in integers: weights as 16-bit fixed point, sums in 32 bits, 8-bit pixels between the
 two passes and after them. Integer sums have no order, so a frame comes out the same bit for bit on a CPU, on a GPU,
-alone and in a batch. It is the kernel that torch runs on 8-bit pictures on a CPU, which the transformers processors use
+alone and in a batch. It is the kernel that torch runs on 8-bit frames on a CPU, which the transformers processors use
 there: their result is met exactly.
 
 - `_resize_by_weights` is the definition and runs on any device; it computes only what survives the crop.
-- On a CPU torch's own vectorised kernel does the same many times faster. It is used for a picture size after it
+- On a CPU torch's own vectorised kernel does the same many times faster. It is used for a frame size after it
   has given the same as the definition on strips of noise of that width and height.
 - float32 `interpolate`, which GPUs would be given otherwise, costs ten times as much on a CPU and is off by up to
-  one level of 255 on smooth pictures and five on noise, where pixels between the passes are cut to 8 bits here.
+  one level of 255 on smooth frames and five on noise, where pixels between the passes are cut to 8 bits here.
 
 It is not a decoder, and it changes no colours.
 """
@@ -108,21 +108,21 @@ class FrameResize:
         return self.normalized(self.resized(frames), dtype)
 
     def resized(self, frames: Tensor) -> Tensor:
-        """The first half: frames (F, H, W, 3) uint8 -> pictures (F, px, px, 3) uint8; errors as for the whole."""
+        """The first half: frames (F, H, W, 3) uint8 -> frames (F, px, px, 3) uint8; errors as for the whole."""
         if frames.dtype != torch.uint8:
             raise TypeError(f"frames must be uint8 in 0 to 255, but they are {frames.dtype}.")
         if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape[1:]:
             raise ValueError(f"frames must be of shape (F, H, W, 3), but it is {tuple(frames.shape)}.")
         return self._resized(frames)
 
-    def picture(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def smaller(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """`resized` of one frame (H, W, 3) -> (px, px, 3), in memory of its own: what decoders hand on."""
         return self.resized(torch.from_numpy(frame)[None])[0].clone(memory_format=torch.contiguous_format).numpy()
 
-    def normalized(self, pictures: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Pictures (F, px, px, 3) uint8, of the right size, as a vision tower takes them: (F, 3, px, px)."""
-        scaled = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return scaled.sub_(_levels(self.mean, pictures.device)).div_(_levels(self.std, pictures.device)).to(dtype)
+    def normalized(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Frames (F, px, px, 3) uint8, of the right size, as a vision tower takes them: (F, 3, px, px)."""
+        scaled = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return scaled.sub_(_levels(self.mean, frames.device)).div_(_levels(self.std, frames.device)).to(dtype)
 
     def _resized(self, frames: Tensor) -> Tensor:
         """Frames (F, H, W, 3) -> (F, px, px, 3), uint8."""
@@ -302,10 +302,10 @@ def _sums_along(axis: int, frames: Tensor, sums: _AxisSums) -> Tensor:
 
 
 def _resize_by_torch(frames: Tensor, out_height: int, out_width: int, interpolation: Interpolation) -> Tensor:
-    """The whole picture by torch's kernel for 8-bit pictures: (F, H, W, 3) -> (F, out_height, out_width, 3)."""
-    pictures = frames.permute(0, 3, 1, 2)  # channels last in memory, which its fast path wants
+    """The whole frame by torch's kernel for 8-bit frames: (F, H, W, 3) -> (F, out_height, out_width, 3)."""
+    channels_first = frames.permute(0, 3, 1, 2)  # channels last in memory, which its fast path wants
     resized = torch.nn.functional.interpolate(
-        pictures, size=(out_height, out_width), mode=interpolation, antialias=True
+        channels_first, size=(out_height, out_width), mode=interpolation, antialias=True
     )
     return resized.permute(0, 2, 3, 1)
 

@@ -72,14 +72,14 @@ class AnnotationReading:
         sessions: Recording -> session, where a table names it.
         left_out: Files, annotations and rows that are not used.
         notes: What may be wrong with what is used, a sentence each.
-        elsewhere: Label that files of absent recordings use -> such a file's name.
+        labels_of_absent: Label that files of absent recordings use -> such a file's name.
     """
 
     accounts: dict[str, list[Account]] = field(default_factory=dict)
     sessions: dict[str, str] = field(default_factory=dict)
     left_out: list[UnusableRecording] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(default_factory=dict)
+    labels_of_absent: dict[str, str] = field(default_factory=dict)
 
 
 def rule_of(data: DataSettings) -> LabelRule:
@@ -243,7 +243,7 @@ def _read_document(
             )
         )
         found = marks(document, rule, time_origin_ms=0)
-        reading.elsewhere.update({one.label: path.name for one in (*found.intervals, *found.points)})
+        reading.labels_of_absent.update({one.label: path.name for one in (*found.intervals, *found.points)})
         return
     faults = untimed(document)
     reading.left_out.extend(UnusableRecording(path.name, fault) for fault in faults)
@@ -317,7 +317,7 @@ def _read_table(
                 )
             )
             labels = (rule.label(row.label, row.value) for row in table.rows if row.recording == name)
-            reading.elsewhere.update({label: path.name for label in labels if label})
+            reading.labels_of_absent.update({label: path.name for label in labels if label})
         for recording, by in found:
             matched.setdefault(recording, {})[name] = by
     for recording, by_names in matched.items():

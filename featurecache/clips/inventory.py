@@ -31,7 +31,7 @@ class Survey:
         notes: What may be wrong with recordings and annotations that were read, and how they are read, a sentence each.
         points: Recording -> annotations of no duration, as intervals that end where they begin.
         accounts: Recording -> what each of its annotators says; several where it is doubly annotated.
-        elsewhere: Label that files of absent recordings use -> such a file's name.
+        labels_of_absent: Label that files of absent recordings use -> such a file's name.
         annotated: Recording -> what of it was annotated, where that is not what the settings make of its intervals.
     """
 
@@ -42,7 +42,7 @@ class Survey:
     notes: tuple[str, ...] = ()
     points: Mapping[str, Sequence[Interval]] = field(default_factory=dict)
     accounts: Mapping[str, Sequence[Account]] = field(default_factory=dict)
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    labels_of_absent: Mapping[str, str] = field(default_factory=dict)
     annotated: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ def survey(project: Project) -> Survey:
         (*notes, *reading.notes, *joined),
         {name: one.points for name, one in found.items()},
         dict(reading.accounts),
-        reading.elsewhere,
+        reading.labels_of_absent,
     )
 
 
@@ -107,6 +107,6 @@ def make_table(
         until_last=settings.data.unannotated_time == "until_last_annotation",
         min_overlap_us=settings.clips.min_overlap_us,
         points=found.points,
-        elsewhere=found.elsewhere,
+        labels_of_absent=found.labels_of_absent,
         may_cut_sessions=settings.splits.allow_clip_level,
     )

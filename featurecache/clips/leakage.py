@@ -64,7 +64,7 @@ def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak 
 
     Likewise a session in two spellings, which nothing behind the table would know to be one.
 
-    Clips with an empty split take part in none, so they may stand beside any.
+    Clips with an empty split take part in none, so they may touch any.
 
     Args:
         clips: The clips of a table.
@@ -172,10 +172,10 @@ Spans = Mapping[str, Sequence[tuple[int, int]]]
 """Stretches of recordings: digits of their contents -> disjoint [start_us, end_us)."""
 
 
-def spans_of(clip_ids: Iterable[str], *, beside: Spans | None = None) -> dict[str, list[tuple[int, int]]]:
-    """The stretches that clips cover, by content, with others beside them; no name of a recording is in it."""
+def spans_of(clip_ids: Iterable[str], *, joined_to: Spans | None = None) -> dict[str, list[tuple[int, int]]]:
+    """The stretches that clips cover, by content, joined to others; no name of a recording is in it."""
     found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-    for content, spans in (beside or {}).items():
+    for content, spans in (joined_to or {}).items():
         found[content].extend(spans)
     for content, start, end in itertools.chain.from_iterable(map(_windows, clip_ids)):
         found[content].append((start, end))
@@ -234,7 +234,8 @@ def purged_clips(clips: Sequence[Clip]) -> dict[str, frozenset[str]]:
         clips: The clips of a table.
 
     Returns:
-        "train" and "validation" -> clip ids: training clips beside validation or test, validation clips beside test.
+        "train" and "validation" -> clip ids: training clips that touch validation or test, and validation clips that
+        touch test.
     """
     of_split: dict[str, list[str]] = defaultdict(list)
     for clip in clips:
@@ -243,8 +244,8 @@ def purged_clips(clips: Sequence[Clip]) -> dict[str, frozenset[str]]:
     purged = {}
     for split, stronger in _GIVES_WAY_TO.items():
         here = of_split[split]
-        beside = touching(here, [clip_id for name in stronger for clip_id in of_split[name]])
-        purged[split] = frozenset(clip_id for clip_id, is_beside in zip(here, beside, strict=True) if is_beside)
+        touches = touching(here, [clip_id for name in stronger for clip_id in of_split[name]])
+        purged[split] = frozenset(clip_id for clip_id, is_touching in zip(here, touches, strict=True) if is_touching)
     return purged
 
 

@@ -70,7 +70,7 @@ def reviewed_table(project: Project, found: Survey, *, kept: KeptSplits = NO_SPL
     ]
     labels = {one.label for review in seen.values() for one in review.intervals}
     independent = with_reviews(found, blind, data)
-    known = replace(independent, elsewhere={**dict.fromkeys(labels, "a review"), **independent.elsewhere})
+    known = replace(independent, labels_of_absent={**dict.fromkeys(labels, "a review"), **independent.labels_of_absent})
     table, short = make_table(project, known, kept=kept)
     split_of = {clip.recording: clip.split for clip in table.clips}
     cut = {clip.recording for clip in table.clips if clip.session != found.sessions[clip.recording]}

@@ -35,7 +35,7 @@ def build_table(
     until_last: bool = False,
     min_overlap_us: int | None = None,
     points: Mapping[str, Sequence[Interval]] | None = None,
-    elsewhere: Collection[str] = (),
+    labels_of_absent: Collection[str] = (),
     may_cut_sessions: bool = False,
 ) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
     """Cuts recordings into clips, sets their targets, and splits their sessions.
@@ -57,7 +57,7 @@ def build_table(
         until_last: Whether clips that end behind a recording's last annotation are unlabelled.
         min_overlap_us: Time of a clip that a label must cover to be on; None: half of it.
         points: Recording -> its annotations of no duration: they are annotation, but cover nothing.
-        elsewhere: Labels of annotations whose recordings are absent: columns of them have no positive clip.
+        labels_of_absent: Labels of annotations whose recordings are absent: columns of them have no positive clip.
         may_cut_sessions: Whether one or two labelled sessions are cut by time into parts, each a session of the table.
 
     Returns:
@@ -73,7 +73,7 @@ def build_table(
             "clips need a usable recording, but there is none. See the reasons listed for each file."
         )
     points = points or {}
-    _check_labels_exist(labels, annotated_span, intervals, points, elsewhere)
+    _check_labels_exist(labels, annotated_span, intervals, points, labels_of_absent)
     windows = {
         recording.name: clip_windows(recording.info.duration_us, length_us, stride_us)
         for recording in sorted(recordings, key=lambda recording: recording.name)
@@ -131,7 +131,7 @@ def _check_labels_exist(
     annotated_span: str | None,
     intervals: Mapping[str, Sequence[Interval]],
     points: Mapping[str, Sequence[Interval]],
-    elsewhere: Collection[str],
+    labels_of_absent: Collection[str],
 ) -> None:
     check_labels(labels)
     points_of = {point.label for own in points.values() for point in own}
@@ -141,7 +141,7 @@ def _check_labels_exist(
             f"labels must name the clip table's columns, but none is set. The annotations hold: {_listed(found)}."
         )
     for label in [*labels, *([annotated_span] if annotated_span is not None else [])]:
-        if label not in found and label not in points_of and label not in elsewhere:
+        if label not in found and label not in points_of and label not in labels_of_absent:
             role = "the annotated span" if label == annotated_span else "each label"
             near = difflib.get_close_matches(label, found, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"They hold: {_listed(found)}."

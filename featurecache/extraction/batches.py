@@ -84,7 +84,7 @@ class Batches:
         self._encoded: dict[Frame, Tensor] = {}  # of earlier batches, for later clips
         self._needed_from_us: dict[str, int] = {}
         self._pending: list[_Launched | ClipRecord] = []
-        self._beside = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
 
     def add(
         self, clip: ClipRecord, frames: list[npt.NDArray[np.uint8]], needed_from_us: int | None
@@ -132,13 +132,13 @@ class Batches:
             return True
         began = time.perf_counter()
         try:
-            with torch.cuda.stream(self._beside) if self._beside else contextlib.nullcontext():
+            with torch.cuda.stream(self._copies) if self._copies else contextlib.nullcontext():
                 taken = torch.from_numpy(np.stack(list(new.values()))).to(self._device)  # (F, px, px, 3)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return False
-        if self._beside:
+        if self._copies:
             taken.record_stream(torch.cuda.current_stream(self._device))
         self._pixels.update(zip(new, taken, strict=True))
         self.stages.preprocess_s += time.perf_counter() - began
@@ -179,8 +179,8 @@ class Batches:
     @torch.inference_mode()
     def _forward(self, clips: list[ClipRecord]) -> "_Launched":
         """Launches the model on clips whose frames are on the device, as pixels or encoded."""
-        if self._beside:
-            torch.cuda.current_stream(self._device).wait_stream(self._beside)
+        if self._copies:
+            torch.cuda.current_stream(self._device).wait_stream(self._copies)
         if self._measuring:
             torch.cuda.reset_peak_memory_stats(self._device)
             before = torch.cuda.memory_allocated(self._device)

@@ -103,7 +103,7 @@ class Decoders:
                     continue
                 if len(left or ()) < len(clips):
                     self._hand_over(len(clips) - len(left or ()))
-                for decoded in _decoded(left or (), self._inputs.frames, self._inputs.frame_resize.picture):
+                for decoded in _decoded(left or (), self._inputs.frames, self._inputs.frame_resize.smaller):
                     self._hand_over(decoded)
                     if self._stop.is_set():
                         return
@@ -138,7 +138,7 @@ def _decoded(clips: Sequence[ClipRecord], frames: int, fit: Fit) -> Iterator[Dec
         if isinstance(found, ClipFailure):
             clip = replace(clip, reason=found.reason)
         else:
-            clip, pixels = replace(clip, timestamps_us=found.timestamps_us), list(found.pictures)
+            clip, pixels = replace(clip, timestamps_us=found.timestamps_us), list(found.frames)
         del found  # its frames are in memory no longer than whoever takes them needs
         yield clip, pixels, ahead.after(clip.span)
 

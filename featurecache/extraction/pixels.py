@@ -136,11 +136,11 @@ class PixelStore:
 
         def decode(clips: Sequence[ClipRecord]) -> None:
             names = {clip.span: clip.clip_id for clip in clips}
-            for found in read_in_time(clips[0].recording, list(names), self._frames, self._resize.picture):
+            for found in read_in_time(clips[0].recording, list(names), self._frames, self._resize.smaller):
                 if stop.is_set():
                     return
                 name = names[found.start_us, found.end_us]
-                take(name, found.reason if isinstance(found, ClipFailure) else torch.from_numpy(found.frames))
+                take(name, found.reason if isinstance(found, ClipFailure) else torch.from_numpy(found.stacked))
 
         with ThreadPoolExecutor(self._decoders) as pool:
             try:

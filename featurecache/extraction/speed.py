@@ -130,10 +130,10 @@ def time_decoding(recording: Recording, spans: Sequence[tuple[int, int]], frames
 
 def time_resizing(resize: FrameResize, frames: Sequence[npt.NDArray[np.uint8]]) -> float:
     """Seconds that a decoder takes to resize one of these frames, each (H, W, 3)."""
-    resize.picture(frames[0])  # the first time also prepares
+    resize.smaller(frames[0])  # the first time also prepares
     began = time.perf_counter()
     for frame in frames:
-        resize.picture(frame)
+        resize.smaller(frame)
     return (time.perf_counter() - began) / len(frames)
 
 

@@ -55,7 +55,7 @@ def check_stored(
         ChangedFeaturesError: If one comes out otherwise.
     """
     checked = 0
-    frames, fit = backbone.inputs.frames, backbone.inputs.frame_resize.picture
+    frames, fit = backbone.inputs.frames, backbone.inputs.frame_resize.smaller
     for clip in clips:
         (found,) = read_clips(clip.recording.path, [clip.span], frames, fit=fit, time_limit_s=_TIME_LIMIT_S)
         if isinstance(found, ClipFrames):
@@ -78,7 +78,7 @@ def _check(
 
     of_clip = {name: spaces[name] for name in clip.wanted}
     taps = sorted({space.tap for space in of_clip.values()})
-    encoded = backbone.encode_frames(backbone.normalize(torch.from_numpy(found.frames)), taps)
+    encoded = backbone.encode_frames(backbone.normalize(torch.from_numpy(found.stacked)), taps)
     for tap, states in backbone.states(encoded[None], taps):
         size = _rms(mean_of_frames(states.tokens).cpu().numpy())
         for name, space in ((name, space) for name, space in of_clip.items() if space.tap == tap):

@@ -5,7 +5,7 @@
   calls itself .mp4 is refused before it can ask for anything else. External references inside MOV files stay unread,
   which is FFmpeg's default.
 - The stream is the one FFmpeg calls best (default flag, then bit rate and frames seen), never a cover
-  picture or a thumbnail track.
+  frame or a thumbnail track.
 - One decoding thread: FFmpeg then reports an error for the packet that caused it, and the recordings of a
   project keep the other cores busy.
 """
@@ -29,7 +29,7 @@ from featurecache.video.layout import Layout, lacks_index, layout_of
 from featurecache.video.reports import listen, reported
 
 MAX_PIXELS = 8192 * 4320
-"""Largest picture that is decoded unless asked otherwise: 8K cinema, 106 MB as RGB."""
+"""Largest frame that is decoded unless asked otherwise: 8K cinema, 106 MB as RGB."""
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,mxf_opatom,dv,ivf"
 _NO_HEADER = frozenset({"mpeg", "mpegts"})  # FFmpeg's durations are estimates there
@@ -79,7 +79,7 @@ class OpenVideo:
         if self.stream.duration is not None and self.stream.duration > 0:
             return self.to_us((self.stream.start_time or 0) + self.stream.duration)
         if self.container.duration is not None and self.container.duration > self.zero_us:
-            # The formats without a duration per stream count from zero, not from their first picture.
+            # The formats without a duration per stream count from zero, not from their first frame.
             return self.container.duration - max(self.zero_us, 0)
         return None
 
@@ -93,7 +93,7 @@ class OpenVideo:
 
     @property
     def frame_interval(self) -> int:
-        """One picture at the average rate, in ticks; 0 where the rate is unknown."""
+        """One frame at the average rate, in ticks; 0 where the rate is unknown."""
         rate = self.stream.average_rate
         return round(1 / (rate * self.time_base)) if rate else 0
 
@@ -106,11 +106,11 @@ def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_
 
     Args:
         path: The file.
-        max_pixels: Larger pictures are refused.
+        max_pixels: Larger frames are refused.
         timeout_s: Bound on opening the container, and on each read of it.
 
     Raises:
-        UnreadableVideoError: If it is no regular file, no video, or its pictures are too large.
+        UnreadableVideoError: If it is no regular file, no video, or its frames are too large.
         UnsafeFileError: If it is of a kind that may refer to other files or hosts.
     """
     forbid_core_dumps()
@@ -165,7 +165,7 @@ def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_
         stream.codec_context.copy_opaque = True
         stream.codec_context.options = {"max_pixels": str(max_pixels + _PADDING_PIXELS)}
         if container.format.name == "avi":
-            container.flags &= ~_GENERATE_PTS  # they would be guessed as if no picture were reordered
+            container.flags &= ~_GENERATE_PTS  # they would be guessed as if no frame were reordered
         time_base = stream.time_base or Fraction(1, _MICROSECONDS)
         is_damaged = container.format.name.startswith("matroska") and reports.come_from(container.format.name)
         yield OpenVideo(container, stream, layout, is_damaged, container.start_time or 0, time_base)

@@ -1,4 +1,4 @@
-"""A decoded picture as RGB, upright.
+"""A decoded frame as RGB, upright.
 
 Mirroring and quarter turns of the display matrix are applied. Sample aspect ratio and interlacing are not.
 """
@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored picture is brought upright: transpose, then mirror."""
+    """How a stored frame is brought upright: transpose, then mirror."""
 
     transpose: bool
     flip_rows: bool
@@ -29,13 +29,13 @@ class Orientation:
             return 270 if self.flip_rows else 90
         return 180 if self.flip_rows and self.flip_columns else 0
 
-    def apply(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A view of the picture (H, W, 3), upright."""
+    def apply(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A view of the frame (H, W, 3), upright."""
         if self.transpose:
-            picture = picture.transpose(1, 0, 2)
+            frame = frame.transpose(1, 0, 2)
         if self.flip_rows:
-            picture = picture[::-1]
-        return picture[:, ::-1] if self.flip_columns else picture
+            frame = frame[::-1]
+        return frame[:, ::-1] if self.flip_columns else frame
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
@@ -54,9 +54,9 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
 
 def to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    """The picture upright as RGB, shape (H, W, 3), contiguous; equal to `frame.to_ndarray(format="rgb24")`.
+    """The frame upright as RGB, shape (H, W, 3), contiguous; equal to `frame.to_ndarray(format="rgb24")`.
 
     Colour matrix and range are those the stream declares, by FFmpeg's defaults where it declares none.
     """
-    picture = np.asarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
-    return np.ascontiguousarray(orientation_of(frame).apply(picture))
+    rgb = np.asarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
+    return np.ascontiguousarray(orientation_of(frame).apply(rgb))

@@ -1,7 +1,7 @@
-"""What a recording looks like in a few small frames, to find copies that were converted: other bytes, same pictures.
+"""What a recording looks like in a few small frames, to find copies that were converted: other bytes, same frames.
 
 A fixed camera gives every recording of a room the same background, so what changes over time is compared, not the
-pictures alone. What this is not: a search for cut or mirrored copies. Recordings in which nothing moves cannot be told
+frames alone. What this is not: a search for cut or mirrored copies. Recordings in which nothing moves cannot be told
 apart, and are no copies here.
 """
 
@@ -68,12 +68,12 @@ def _small(frame: VideoFrame) -> Look:
     small = VideoReformatter().reformat(
         frame, width=_SIDE_PX, height=_SIDE_PX, format="rgb24", interpolation=Interpolation.AREA
     )
-    picture = np.asarray(small.to_ndarray(), np.uint8)
-    return orientation_of(frame).apply(picture).astype(np.float32)
+    pixels = np.asarray(small.to_ndarray(), np.uint8)
+    return orientation_of(frame).apply(pixels).astype(np.float32)
 
 
 def are_copies(one: Look, other: Look) -> bool:
-    """Whether two looks are of the same pictures, encoded differently.
+    """Whether two looks are of the same frames, encoded differently.
 
     Args:
         one: Shape (T, H, W, 3).

@@ -37,12 +37,12 @@ class VideoInfo:
     Attributes:
         duration_us: End of the video stream on the recording's clock. The header's word where it has one, so
             that the clips of a missing rest are recorded as failed; else measured on the packets.
-        width_px: Width of the upright picture.
-        height_px: Height of the upright picture.
-        rotation_deg: Clockwise turn that brings the stored picture upright: 0, 90, 180 or 270.
+        width_px: Width of the upright frame.
+        height_px: Height of the upright frame.
+        rotation_deg: Clockwise turn that brings the stored frame upright: 0, 90, 180 or 270.
         codec: FFmpeg's name of the codec.
         pixel_format: FFmpeg's name of the stored pixels.
-        average_fps: Pictures per second over the file, None where unknown.
+        average_fps: Frames per second over the file, None where unknown.
         warnings: What a person should know of the file, each with what to do.
         recorded_at_us: When recording began by the camera's clock, in microseconds since 1970; None where not told.
     """
@@ -61,17 +61,17 @@ class VideoInfo:
 def probe(
     path: Path, *, max_pixels: int = MAX_PIXELS, on_progress: Callable[[int], None] = lambda _: None
 ) -> VideoInfo:
-    """Look at a recording: decodes its first picture, and reads its packets as far as its container tells too little.
+    """Look at a recording: decodes its first frame, and reads its packets as far as its container tells too little.
 
     All of it ends within 60 s and a second more for each 10 MB of the file.
 
     Args:
         path: A local video file.
-        max_pixels: Larger pictures are refused.
+        max_pixels: Larger frames are refused.
         on_progress: Called now and then with the byte that was reached.
 
     Raises:
-        UnreadableVideoError: If it cannot be opened, has no picture, was joined of several files, cannot be read within
+        UnreadableVideoError: If it cannot be opened, has no frame, was joined of several files, cannot be read within
             the bound, or claims to last over a week.
         UnsafeFileError: If it is of a kind that may refer to other files or hosts, such as a playlist.
     """

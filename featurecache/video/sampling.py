@@ -2,15 +2,15 @@
 
 The clock of a recording starts at its container's start time: an audio track may begin before the video.
 A clip [start, end) is sampled at t_k = start + (k + 1/2) (end - start) / frame_count, and each sample is
-the last picture with a presentation time <= t_k, compared in exact arithmetic in the stream's own ticks.
+the last frame with a presentation time <= t_k, compared in exact arithmetic in the stream's own ticks.
 
 What is not in the file is a failure, never a repeated frame:
 
-- before the first picture that picture stands in, for at most 0.1 s or one frame interval;
-- a picture stands for at most a minute where the container does not say that it stands longer;
-- the last picture stands for its own duration, and one frame interval more unless the header promises
-  further pictures (a file that was cut off);
-- a sample inside a damaged stretch, or on a picture that may refer to one, fails its clip; the others go on.
+- before the first frame that frame stands in, for at most 0.1 s or one frame interval;
+- a frame stands for at most a minute where the container does not say that it stands longer;
+- the last frame stands for its own duration, and one frame interval more unless the header promises
+  further frames (a file that was cut off);
+- a sample inside a damaged stretch, or on a frame that may refer to one, fails its clip; the others go on.
 
 It is not a cache of frames, and resizing them is the caller's business.
 """
@@ -37,38 +37,38 @@ TIME_LIMIT_S = 4 * 3600.0
 """Own work on one recording after which the rest of it fails: ten hours of HD take about one."""
 
 _FIRST_PICTURE_GRACE_US = 100_000
-_LONGEST_STAND_S = 60  # where the container does not say how long a picture stands
+_LONGEST_STAND_S = 60  # where the container does not say how long a frame stands
 _NEVER = 2**62
 
 Fit = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
-"""Makes of a picture (H, W, 3) the smaller one (h, w, 3) that is wanted of it."""
+"""Makes of a frame (H, W, 3) the smaller one (h, w, 3) that is wanted of it."""
 
 
 @dataclass(frozen=True)
 class ClipFrames:
     """A clip's sampled frames.
 
-    A picture that several samples choose, of one clip or of clips that overlap, is converted once and is one
-    and the same array wherever it stands: `a.pictures[i] is b.pictures[j]`. Within one reading of a recording
-    pictures of equal `timestamps_us` are equal, so a timestamp can key what is computed on a picture alone.
+    A frame that several samples choose, of one clip or of clips that overlap, is converted once and is one
+    and the same array wherever it stands: `a.frames[i] is b.frames[j]`. Within one reading of a recording
+    frames of equal `timestamps_us` are equal, so a timestamp can key what is computed on a frame alone.
 
     Attributes:
         start_us: Start of the clip on the recording's clock.
         end_us: End of the clip, exclusive.
-        pictures: T upright RGB pictures of one size, each of shape (H, W, 3), uint8, contiguous, not to be written to;
+        frames: T upright RGB frames of one size, each of shape (H, W, 3), uint8, contiguous, not to be written to;
             or what `fit` made of them.
-        timestamps_us: Presentation time of each chosen picture on the recording's clock, shape (T,), int64.
+        timestamps_us: Presentation time of each chosen frame on the recording's clock, shape (T,), int64.
     """
 
     start_us: int
     end_us: int
-    pictures: tuple[npt.NDArray[np.uint8], ...]
+    frames: tuple[npt.NDArray[np.uint8], ...]
     timestamps_us: npt.NDArray[np.int64]
 
     @property
-    def frames(self) -> npt.NDArray[np.uint8]:
-        """The pictures stacked, shape (T, H, W, 3): a copy, made at each call."""
-        return np.stack(self.pictures)
+    def stacked(self) -> npt.NDArray[np.uint8]:
+        """The frames stacked, shape (T, H, W, 3): a copy, made at each call."""
+        return np.stack(self.frames)
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,20 @@ def read_clips(
     time_limit_s: float | None = TIME_LIMIT_S,
     decode_all: bool = False,
 ) -> Iterator[ClipFrames | ClipFailure]:
-    """Sample clips of one recording in one sequential pass; each needed picture is converted once.
+    """Sample clips of one recording in one sequential pass; each needed frame is converted once.
 
-    Holds the pictures of the clips in flight and nothing else, whatever the length of the recording. Decoding
-    ends with the last clip. Pictures that no sample falls on and no other picture refers to are not decoded.
+    Holds the frames of the clips in flight and nothing else, whatever the length of the recording. Decoding
+    ends with the last clip. Frames that no sample falls on and no other frame refers to are not decoded.
 
     Args:
         path: A local video file.
         spans: Clips as (start_us, end_us) on the recording's clock, in any order; they may overlap.
         frame_count: Frames per clip (T).
-        fit: Called once on each needed picture when it is decoded; what it gives stands for the picture from then on.
-        max_pixels: Larger pictures are refused before they are decoded.
+        fit: Called once on each needed frame when it is decoded; what it gives stands for the frame from then on.
+        max_pixels: Larger frames are refused before they are decoded.
         time_limit_s: Bound on the time spent here, not counting what the consumer does between two items.
-        decode_all: Decode every picture up to the last needed one. Gives the same frames more slowly; clips
-            beside a picture that is damaged and was not needed fail.
+        decode_all: Decode every frame up to the last needed one. Gives the same frames more slowly; clips
+            next to a frame that is damaged and was not needed fail.
 
     Yields:
         Exactly one item per span, as soon as it is decided.
@@ -123,7 +123,7 @@ class _Clip:
     start_us: int
     end_us: int
     size: tuple[int, ...] = ()
-    pictures: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    frames: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     timestamps_us: list[int] = field(default_factory=list)
     last_order: int = -1
     last_ticks: int = -1
@@ -133,10 +133,10 @@ class _Clip:
         if self.reason is not None:
             return ClipFailure(self.start_us, self.end_us, self.reason)
         timestamps_us = np.array(self.timestamps_us, dtype=np.int64)
-        return ClipFrames(self.start_us, self.end_us, tuple(self.pictures), timestamps_us)
+        return ClipFrames(self.start_us, self.end_us, tuple(self.frames), timestamps_us)
 
     def forget(self) -> None:
-        self.pictures.clear()
+        self.frames.clear()
         self.timestamps_us.clear()
 
 
@@ -204,13 +204,13 @@ def _needed_bytes(video: OpenVideo) -> int:
 
 
 class _Sampler:
-    """Chooses pictures for clips while the recording passes by.
+    """Chooses frames for clips while the recording passes by.
 
-    A picture is chosen when the next one shows how long it stood. A clip is handed out once no picture that
-    is still to come can disclose damage behind one of its own (a picture may be shown before its reference).
+    A frame is chosen when the next one shows how long it stood. A clip is handed out once no frame that
+    is still to come can disclose damage behind one of its own (a frame may be shown before its reference).
 
     Attributes:
-        ticks: The samples of all clips in ascending order: the last tick at which a picture may start to be chosen.
+        ticks: The samples of all clips in ascending order: the last tick at which a frame may start to be chosen.
     """
 
     def __init__(self, video: OpenVideo, clips: list[_Clip], frame_count: int, fit: Fit | None, max_pixels: int):
@@ -230,7 +230,7 @@ class _Sampler:
         self.reformatter = VideoReformatter()
         self.shown: DecodedFrame | None = None
         self.last_gap = 0
-        self.size: tuple[int, ...] = ()  # of the picture converted last, before it was made to fit
+        self.size: tuple[int, ...] = ()  # of the frame converted last, before it was made to fit
 
     def _sample_ticks(self) -> Iterator[int]:
         parts = 2 * self.frame_count
@@ -240,10 +240,10 @@ class _Sampler:
                 yield min(self.video.to_ticks(time, parts), _NEVER)
 
     def advance(self, decoded: DecodedFrame) -> list[int]:
-        """Take the next picture, or the end; returns the clips that are decided by it.
+        """Take the next frame, or the end; returns the clips that are decided by it.
 
         Raises:
-            SkippedFrameRequired: If a sample falls on a picture that was left out.
+            SkippedFrameRequired: If a sample falls on a frame that was left out.
         """
         decided = []
         if decoded.damaged_from is not None:
@@ -256,7 +256,7 @@ class _Sampler:
                     self.clips[index].reason = "a frame of the clip was handed out too late by the decoder."
         if self.shown is None:
             self._substitute(decoded)
-        picture: npt.NDArray[np.uint8] | None = None
+        frame: npt.NDArray[np.uint8] | None = None
         while self.next < len(self.ticks) and (decoded.is_end or self.ticks[self.next] < decoded.pts):
             ticks, index = self.ticks[self.next], self.clip_of[self.next]
             self.next += 1
@@ -264,14 +264,14 @@ class _Sampler:
                 continue
             clip = self.clips[index]
             reason = clip.reason or self._why_not(ticks, decoded)
-            if reason is None and picture is None:
-                picture, reason = self._convert()
-            if reason is None and picture is not None and self.shown is not None:
+            if reason is None and frame is None:
+                frame, reason = self._convert()
+            if reason is None and frame is not None and self.shown is not None:
                 if clip.size not in ((), self.size):
                     reason = "all frames of a clip must have one size, but the recording changes its own inside it."
                 else:
                     clip.size = self.size
-                    clip.pictures.append(picture)
+                    clip.frames.append(frame)
                     clip.timestamps_us.append(self.video.to_us(self.shown.pts))
                     clip.last_order = max(clip.last_order, self.shown.order)
                     clip.last_ticks = ticks
@@ -282,7 +282,7 @@ class _Sampler:
                 decided.append(index)
                 continue
             self.in_flight.add(index)
-            if len(clip.pictures) == self.frame_count:
+            if len(clip.frames) == self.frame_count:
                 self.settling.append(index)
         while self.settling and self.clips[self.settling[0]].last_order <= decoded.resolved:
             index = self.settling.popleft()
@@ -293,7 +293,7 @@ class _Sampler:
         return decided
 
     def _substitute(self, first: DecodedFrame) -> None:
-        """Move samples shortly before the first picture onto it."""
+        """Move samples shortly before the first frame onto it."""
         for i in range(self.next, len(self.ticks)):
             if first.is_end or self.ticks[i] >= first.pts:
                 return
@@ -307,11 +307,11 @@ class _Sampler:
         if width * height > self.max_pixels:
             return None, f"a frame must have at most {self.max_pixels} pixels, but one has {width} x {height}."
         try:
-            picture = to_rgb(self.shown.frame, self.reformatter)
+            frame = to_rgb(self.shown.frame, self.reformatter)
         except (av.error.FFmpegError, ValueError) as error:
             return None, f"a frame must be convertible to RGB, but {self.shown.frame.format.name} is not ({error})."
-        self.size = picture.shape
-        return (self.fit(picture) if self.fit else picture), None
+        self.size = frame.shape
+        return (self.fit(frame) if self.fit else frame), None
 
     def _may_substitute(self, ticks: int, first: DecodedFrame) -> bool:
         gap_us = self.video.to_us(first.pts) - self.video.to_us(ticks)
@@ -319,7 +319,7 @@ class _Sampler:
         return first.lost_from is None and gap_us <= max(_FIRST_PICTURE_GRACE_US, interval_us)
 
     def _why_not(self, ticks: int, decoded: DecodedFrame) -> str | None:
-        """Why the picture that stands at a sample time must not be used, None if it may."""
+        """Why the frame that stands at a sample time must not be used, None if it may."""
         at = f"{self.video.to_us(ticks) / 1e6:.3f} s"
         if decoded.lost_from is not None and decoded.lost_from <= ticks:
             return f"the recording is damaged at {at}."
@@ -343,7 +343,7 @@ class _Sampler:
         return None
 
     def _lasts_until(self, ticks: int) -> bool:
-        """Whether the container says that the picture shown stands so long, as an index of every picture does."""
+        """Whether the container says that the frame shown stands so long, as an index of every frame does."""
         return (
             self.shown is not None
             and self.shown.frame is not None
@@ -351,7 +351,7 @@ class _Sampler:
         )
 
     def _end_ticks(self) -> int:
-        """Until when the last picture stands."""
+        """Until when the last frame stands."""
         if self.shown is None or self.shown.frame is None:
             return 0
         interval = self.video.frame_interval

@@ -128,7 +128,7 @@ def make_clips(
     unannotated = unannotated_time(table, found.recordings, found.intervals, project.settings.data.annotated_span)
     lost = lost_annotations(table, found.intervals, found.points)
     unseen = {one.label for one in findings.labels if not one.positives and not one.intervals}
-    absent = {label: name for label, name in found.elsewhere.items() if label in unseen}
+    absent = {label: name for label, name in found.labels_of_absent.items() if label in unseen}
     findings.warnings[:0] = [*found.notes, *_absent_in_words(absent), *lost_in_words(lost)]
     if edited is not None:
         findings.warnings.insert(0, f"{project.clips.name} was edited by hand; that table is kept as {edited.name}.")

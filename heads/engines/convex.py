@@ -13,15 +13,15 @@ directions in which features hardly vary are held down more, which is a soft cho
 Notable choices:
 
 - Every (point of the grid, label, fold) is a problem of one solve (`descent.py`); labels and points share each pass.
-- Folds are columns in which held-out clips weigh nothing and are not counted in p or N. Normalisation comes from all
-  training clips and reads no label, so each fold's column is exactly the optimum on the fold's clips of the features so
-  normalised.
+- Folds are problems in which held-out clips weigh nothing and are not counted in p or N. Normalisation comes from all
+  training clips and reads no label, so each fold's solution is exactly the optimum on the fold's clips of the features
+  so normalised.
 - Where heads depend on principal axes and sessions are few (folds are assigned several times), each fold has the axes
   of its own training clips, and a solve of its own: along axes that they helped to find, held-out clips score better
   than new ones do. On 2,048 features exponent 1 led exponent 0 out of fold by .024 to .039 more than on unseen sessions
   at 8 sessions, and by .020 to .027 at 14; with own axes by -.007 to .003 at 8. At 51 sessions it is .002 with axes of
   all (standard error .003).
-- Folds begin from the prior, not from the head of all clips, which has seen what is held out: a column that stopped
+- Folds begin from the prior, not from the head of all clips, which has seen what is held out: a problem that stopped
   short of its optimum would remember it.
 - Labels share no parameter, so a head may take each from its own point of the grid.
 
@@ -43,7 +43,7 @@ from torch import Tensor
 from featurecache.errors import SettingsError, TrainingDataError
 from heads.data import row_blocks
 from heads.engines.basis import Basis, scale_directions
-from heads.engines.descent import Columns, Precondition, minimise_columns
+from heads.engines.descent import Precondition, Solutions, solve_problems
 from heads.engines.training_clips import Features, as_tensor
 from heads.models import LinearHead
 
@@ -55,7 +55,7 @@ Targets = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class GridPoint:
-    """The fields of `HeadSettings` that a column of the grid has."""
+    """The fields of `HeadSettings` that a problem of the grid has."""
 
     l2: float
     positive_weight_exponent: float
@@ -131,7 +131,7 @@ class ConvexGrid:
         missing = [f"label {c} at {self.points[g]}" for c, g in enumerate(choice) if not self.converged[g, c]]
         if missing:
             raise SettingsError(
-                f"a head must be made of columns that converged, but these did not: {'; '.join(missing)}. "
+                f"a head must be made of problems that converged, but these did not: {'; '.join(missing)}. "
                 "Choose among `converged`, raise max_iterations, or leave the smallest penalties out."
             )
         weights, bias = self.weights[choice, labels].cpu(), self.bias[choice, labels].cpu()
@@ -155,7 +155,7 @@ def solve_grid(
     components: int = 0,
     variance_exponent: float = 0.0,
     fold_of: npt.NDArray[np.integer] | None = None,
-    beside: Mask | None = None,
+    excluded: Mask | None = None,
     wanted: Mask | None = None,
     folds_alone: bool = False,
     tolerance: float = 1e-4,
@@ -170,7 +170,7 @@ def solve_grid(
         components: P, principal components that heads read; 0 for all features.
         variance_exponent: How penalties follow the variances; see the top of this file.
         fold_of: Fold of each clip, from `session_folds`, shape (N,), or (R, N) of R assignments to as many folds.
-        beside: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N) or (R, F, N).
+        excluded: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N) or (R, F, N).
         wanted: The points and labels to solve, shape (G, C); all by default. The others are NaN and not converged.
         folds_alone: Leave out the heads of all clips, which are then NaN and not converged.
         tolerance: A problem has converged when its objective can fall by this share at most, as predicted; below 1e-5
@@ -189,7 +189,7 @@ def solve_grid(
     assignments = np.empty((0, len(Y)), np.int64) if fold_of is None else np.atleast_2d(fold_of)  # (R, N)
     if len(assignments):
         in_fold = assignments[:, None] == np.arange(assignments.max() + 1)[:, None]  # (R, F, N)
-        left_out = (in_fold if beside is None else in_fold | beside).reshape(-1, len(Y))
+        left_out = (in_fold if excluded is None else in_fold | excluded).reshape(-1, len(Y))
         in_part = np.concatenate([in_part, ~left_out])
     counts, positives = in_part.sum(axis=1), in_part.astype(np.int64) @ Y.astype(np.int64)
     learnable = (positives > 0) & (positives < counts[:, None])
@@ -210,26 +210,26 @@ def solve_grid(
     clips, on = counts[part], positives[part, label]
     positive_weight = ((clips - on) / on) ** exponent
     start_bias = np.log(positive_weight * on / (clips - on))
-    alike = np.unique(np.stack([part, label, exponent], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    same_loss = np.unique(np.stack([part, label, exponent], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
     targets = torch.from_numpy(Y.T.astype(np.int8)).to(basis.X)  # (C, N)
     masks = torch.from_numpy(in_part / counts[:, None]).to(basis.X)  # (1 + R F, N)
 
-    def solved(basis: Basis, columns: Mask) -> Columns:
-        """The optima of some columns, along the axes of a basis."""
+    def solved(basis: Basis, problems: Mask) -> Solutions:
+        """The optima of some problems, along the axes of a basis."""
         X = basis.read(components)
-        kind, label_of, part_of = (torch.from_numpy(of[columns]).to(X.device) for of in (alike, label, part))
-        penalty, bias, weight_of = (torch.from_numpy(of[columns]).to(X) for of in (l2, start_bias, positive_weight))
+        kind, label_of, part_of = (torch.from_numpy(of[problems]).to(X.device) for of in (same_loss, label, part))
+        penalty, bias, weight_of = (torch.from_numpy(of[problems]).to(X) for of in (l2, start_bias, positive_weight))
 
         def loss_weights(ids: Tensor) -> tuple[Tensor, Tensor]:
             t = targets[label_of[ids]]
-            mask, pulled = masks[part_of[ids]], weight_of[ids, None] * t
-            return mask * (pulled + 1 - t), mask * pulled
+            mask, weighted = masks[part_of[ids]], weight_of[ids, None] * t
+            return mask * (weighted + 1 - t), mask * weighted
 
-        return minimise_columns(
+        return solve_problems(
             X,
             l2=penalty,
             start_bias=bias,
-            alike=kind,
+            same_loss=kind,
             loss_weights=loss_weights,
             precondition=_preconditioner(basis, components, variance_exponent),
             penalise=basis.scaling(-variance_exponent, components),
@@ -247,9 +247,9 @@ def solve_grid(
     return _grid(bases, points, components, found, asked, assignments, shape)
 
 
-def _joined(parts: Sequence[Columns]) -> Columns:
-    """Columns that were solved apart, in their order."""
-    return Columns(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Columns)))
+def _joined(parts: Sequence[Solutions]) -> Solutions:
+    """Problems that were solved apart, in their order."""
+    return Solutions(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Solutions)))
 
 
 def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: int) -> None:
@@ -291,12 +291,12 @@ def _grid(
     bases: Sequence[Basis],
     points: Sequence[GridPoint],
     components: int,
-    found: Columns,
+    found: Solutions,
     asked: Mask,
     assignments: npt.NDArray[np.integer],
     shape: tuple[int, int, int],
 ) -> ConvexGrid:
-    """Columns, which run over (part, label, point) where asked, as arrays over (point, label)."""
+    """Solutions, which run over (part, label, point) where asked, as arrays over (point, label)."""
     parts, C, G = shape
 
     def spread(values: Tensor, fill: float) -> Tensor:

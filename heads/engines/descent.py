@@ -1,28 +1,26 @@
-"""Many L2-penalised logistic regressions on the same features, as columns of one preconditioned L-BFGS.
+"""Many L2-penalised logistic regressions on the same features, by one preconditioned L-BFGS.
 
-Column k minimises, over weights w (W,) and an unpenalised bias b, with logits z = X w + b,
+Problem k minimises, over weights w (W,) and an unpenalised bias b, with logits z = X w + b,
 
-    sum over clips of (gain * softplus(z) - pull * z) + (l2 / 2) w' P w
+    sum over clips of (weight * softplus(z) - weighted_target * z) + (l2 / 2) w' P w
 
 which holds every weighting of binary cross-entropy: for a clip of target t, weight m (0 leaves the
-clip out; 1 / N gives the mean) and positive weight p, gain = m (p t + 1 - t) and pull = m p t. P may hold
-some directions down more than others.
+clip out; 1 / N gives the mean) and positive weight p, weight = m (p t + 1 - t), the sum of the weights of its two
+terms, and weighted_target = m p t. P may penalise some directions more than others.
 
 Notable choices:
 
-- All columns share one product forward and one back per step, and nothing else. A column that has converged leaves,
+- All problems share one product forward and one back per step, and nothing else. A problem that has converged leaves,
   and waiting ones take its place; the weakest penalties, which take longest, begin first.
 - The preconditioner is the Hessian as it would be were curvature equal over clips: h * (variance along each principal
-  axis) + l2 * P, with h the column's total curvature. It is renewed in each step and costs no product with X.
-- The line search works on z + a * (X d), so its steps cost no product. It accepts only ends at which the line still
-  falls, with at most a fifth of the slope at its beginning: by convexity that proves the objective went down, which
-  single precision could not show by comparing two values.
-- A column has converged when the decrease that the quasi-Newton model still predicts is at most `tolerance` times the
-  objective. Measured, columns were then within three times that of their optimum, but nearly separable ones, whose
+  axis) + l2 * P, with h the problem's total curvature. It is renewed in each step and costs no product with X.
+- The line search costs no product with X either (`line_search.py`).
+- A problem has converged when the decrease that the quasi-Newton model still predicts is at most `tolerance` times the
+  objective. Measured, problems were then within three times that of their optimum, but nearly separable ones, whose
   curvature rests on a few clips, within up to 90 times. So where less than 1e-5 is asked for, the decrease must be that
   of a Newton step, solved by preconditioned conjugate gradients; if it is more, the step is taken. A relative gradient
   norm says less: at l2 = 1e-4, one of 1e-3 left the objective at 1.6 times its optimum.
-- Columns that precision or patience end before that are marked, with their gradient; nothing is hidden.
+- Problems that precision or patience end before that are marked, with their gradient; nothing is hidden.
 
 Source of L-BFGS: Liu and Nocedal, 1989. What this is not: the place that knows labels, grids and folds (`convex.py`).
 """
@@ -34,9 +32,10 @@ import torch
 from torch import Tensor
 
 from heads.engines.basis import Scaling
+from heads.engines.line_search import line_search
 
-COLUMNS_AT_ONCE = 256
-"""Columns in work at a time. Beyond X, memory is about 6 N + 22 W numbers for each."""
+PROBLEMS_AT_ONCE = 256
+"""Problems in work at a time. Beyond X, memory is about 6 N + 22 W numbers for each."""
 
 PAIRS = 8
 """Steps that L-BFGS remembers."""
@@ -45,17 +44,15 @@ NEWTON_BELOW = 1e-5
 """Tolerance below which Newton steps say what has converged."""
 
 _CG_STEPS, _CG_RESIDUAL = 50, 0.1  # at most; of the gradient, both in the preconditioner's norm
-_FLATTEST = 0.2  # of the slope at the beginning, where the line search may end
-_LINE_STEPS = 20
-_COLUMNS_IN_CACHE = 8
+_PROBLEMS_IN_CACHE = 8
 
 Precondition = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Gradients (k, 1 + W), bias first, curvatures (k,) and l2 (k,) -> about the Hessian's inverse times them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
-    """What was found for each of K columns.
+class Solutions:
+    """What was found for each of K problems.
 
     Attributes:
         point: Bias, then weights, shape (K, 1 + W).
@@ -76,17 +73,17 @@ class Columns:
 
 @dataclass
 class _Batch:
-    """The columns in work; every tensor has a row for each."""
+    """The problems in work; every tensor has a row for each."""
 
     ids: Tensor
     point: Tensor  # (k, 1 + W)
     logits: Tensor  # (k, N)
-    gain: Tensor  # (k, N)
-    pull: Tensor  # (k, N)
+    weight: Tensor  # (k, N)
+    weighted_target: Tensor  # (k, N)
     l2: Tensor
     penalised: Tensor  # (k, W), P w
     gradient: Tensor  # (k, 1 + W)
-    curvature: Tensor  # (k,), sum over clips of gain * s (1 - s)
+    curvature: Tensor  # (k,), sum over clips of weight * s (1 - s)
     objective: Tensor  # (k,), of this or an earlier point: never too low
     iterations: Tensor
     failures: Tensor  # line searches without a step, in a row
@@ -95,13 +92,13 @@ class _Batch:
     inverses: list[Tensor]  # 1 / (step . change), (k,) each; 0 where the pair counts for nothing
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all columns but these."""
+        """Drops all problems but these."""
         for field in fields(self):
             value = getattr(self, field.name)
             setattr(self, field.name, [of[rows] for of in value] if isinstance(value, list) else value[rows])
 
     def join(self, fresh: "_Batch") -> None:
-        """Adds columns that have no pairs yet."""
+        """Adds problems that have no pairs yet."""
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(fresh, field.name)
             if isinstance(ours, list):
@@ -111,42 +108,42 @@ class _Batch:
                 setattr(self, field.name, torch.cat([ours, theirs]))
 
     def forget(self, rows: Tensor) -> None:
-        """Drops the pairs of some columns."""
+        """Drops the pairs of some problems."""
         for inverse in self.inverses:
             inverse[rows] = 0
 
 
 @torch.no_grad()
-def minimise_columns(
+def solve_problems(
     X: Tensor,
     *,
     l2: Tensor,
     start_bias: Tensor,
-    alike: Tensor,
+    same_loss: Tensor,
     loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
     precondition: Precondition,
     penalise: Scaling,
     tolerance: float,
     max_iterations: int,
-) -> Columns:
-    """Solves K columns.
+) -> Solutions:
+    """Solves K problems.
 
     Args:
         X: Features, shape (N, W).
         l2: Penalties, shape (K,), positive.
         start_bias: Biases to begin with, shape (K,); weights begin at zero.
-        alike: Columns of one number, shape (K,), differ in l2 alone.
-        loss_weights: Numbers of k columns -> their gain and pull, each (k, N), of X's dtype.
+        same_loss: Group ids, shape (K,): problems of one id differ in l2 alone.
+        loss_weights: Numbers of k problems -> their weights and weighted targets, each (k, N), of X's dtype.
         precondition: See `Precondition`.
         penalise: P.
         tolerance: Bound on the predicted decrease, relative to the objective.
         max_iterations: Most iterations of each problem.
 
     Returns:
-        What was found, in the order of the columns.
+        What was found, in the order of the problems.
     """
     K, W = len(l2), X.shape[1]
-    found = Columns(
+    found = Solutions(
         point=X.new_zeros(K, 1 + W),
         objective=X.new_zeros(K),
         decrement=X.new_zeros(K),
@@ -157,9 +154,9 @@ def minimise_columns(
     waiting = torch.argsort(l2, stable=True)
     batch: _Batch | None = None
     while True:
-        room = COLUMNS_AT_ONCE - (0 if batch is None else len(batch.ids))
-        if len(waiting) and (batch is None or room >= COLUMNS_AT_ONCE // 4):
-            fresh = _started(X, waiting[:room], l2, start_bias, alike, loss_weights)
+        room = PROBLEMS_AT_ONCE - (0 if batch is None else len(batch.ids))
+        if len(waiting) and (batch is None or room >= PROBLEMS_AT_ONCE // 4):
+            fresh = _started(X, waiting[:room], l2, start_bias, same_loss, loss_weights)
             waiting = waiting[room:]
             if batch is None:
                 batch = fresh
@@ -195,28 +192,28 @@ def _started(
     ids: Tensor,
     l2: Tensor,
     start_bias: Tensor,
-    alike: Tensor,
+    same_loss: Tensor,
     loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> _Batch:
-    """Columns at their beginning, where those that are alike have one gradient: the penalty has none at zero."""
-    gain, pull = loss_weights(ids)
+    """Problems at their beginning, where those of the same loss have one gradient: the penalty has none at zero."""
+    weight, weighted_target = loss_weights(ids)
     point = X.new_zeros(len(ids), 1 + X.shape[1])
     point[:, 0] = start_bias[ids]
     logits = point[:, :1].repeat(1, len(X))
     scores = torch.sigmoid(logits)
-    numbers, kind = torch.unique(alike[ids], return_inverse=True)
+    numbers, kind = torch.unique(same_loss[ids], return_inverse=True)
     of_kind = torch.empty_like(numbers).scatter_(0, kind, torch.arange(len(ids), device=ids.device))
-    residual = scores[of_kind] * gain[of_kind] - pull[of_kind]
+    residual = scores[of_kind] * weight[of_kind] - weighted_target[of_kind]
     batch = _Batch(
         ids=ids,
         point=point,
         logits=logits,
-        gain=gain,
-        pull=pull,
+        weight=weight,
+        weighted_target=weighted_target,
         l2=l2[ids],
         penalised=point[:, 1:].clone(),
         gradient=torch.cat([residual.sum(dim=1, keepdim=True), residual @ X], dim=1)[kind],
-        curvature=(scores * (1 - scores) * gain).sum(dim=1),
+        curvature=(scores * (1 - scores) * weight).sum(dim=1),
         objective=X.new_zeros(len(ids)),
         iterations=torch.zeros_like(ids),
         failures=torch.zeros_like(ids),
@@ -234,20 +231,22 @@ def _gradient(X: Tensor, residual: Tensor, penalised: Tensor, l2: Tensor) -> Ten
 
 
 def _objectives(batch: _Batch, rows: Tensor) -> Tensor:
-    """Of some columns at their present point; exact where logits are large and the loss is small.
+    """Of some problems at their present point; exact where logits are large and the loss is small.
 
     log(1 + e) is taken as log(u) e / (u - 1) with u = 1 + e rounded, as exact as `log1p` and three times as fast.
     """
-    z, gain = batch.logits[rows], batch.gain[rows]
+    z, weight = batch.logits[rows], batch.weight[rows]
     e = torch.exp(-z.abs())
     u = 1 + e
-    losses = gain * torch.where(u == 1, e, u.log() * e / (u - 1)) + (gain * z.clamp(min=0) - batch.pull[rows] * z)
+    losses = weight * torch.where(u == 1, e, u.log() * e / (u - 1)) + (
+        weight * z.clamp(min=0) - batch.weighted_target[rows] * z
+    )
     penalties: Tensor = torch.linalg.vecdot(batch.point[rows, 1:], batch.penalised[rows])
     return losses.sum(dim=1) + batch.l2[rows] / 2 * penalties
 
 
 def _has_converged(batch: _Batch, decrement: Tensor, tolerance: float, ending: Tensor) -> Tensor:
-    """Asks for a column's present objective only if it ends, or where its last known one, which is higher, would do."""
+    """Asks for a problem's objective only if it ends, or where its last known one, which is higher, would do."""
     rows = ending | (decrement <= tolerance * batch.objective)
     if rows.any():
         batch.objective[rows] = _objectives(batch, rows)
@@ -282,10 +281,10 @@ def _newton(
     direction: Tensor,
     slope: Tensor,
 ) -> None:
-    """Puts the Newton step of some columns in the place of their direction and slope, by conjugate gradients."""
+    """Puts the Newton step of some problems in the place of their direction and slope, by conjugate gradients."""
     l2, curvature, gradient = batch.l2[rows], batch.curvature[rows], batch.gradient[rows]
     scores = torch.sigmoid(batch.logits[rows])
-    weights = scores * (1 - scores) * batch.gain[rows]
+    weights = scores * (1 - scores) * batch.weight[rows]
     d, residual = torch.zeros_like(gradient), -gradient
     towards = precondition(residual, curvature, l2)
     aim = towards.clone()
@@ -308,22 +307,22 @@ def _newton(
 
 
 def _step(batch: _Batch, X: Tensor, penalise: Scaling, direction: Tensor, slope: Tensor) -> None:
-    """One line search and one new gradient for all columns."""
-    ahead = torch.addmm(direction[:, :1], direction[:, 1:], X.T)  # (k, N)
+    """One line search and one new gradient for all problems."""
+    direction_logits = torch.addmm(direction[:, :1], direction[:, 1:], X.T)  # (k, N)
     penalised = penalise(direction[:, 1:])
-    bend = batch.l2 * torch.linalg.vecdot(direction[:, 1:], penalised)  # the penalty's slope is tilt + a * bend
-    tilt = batch.l2 * torch.linalg.vecdot(batch.penalised, direction[:, 1:])
-    residual, length = torch.empty_like(ahead), torch.empty_like(slope)
-    at_once = _COLUMNS_IN_CACHE if X.device.type == "cpu" else len(slope)
+    penalty_curvature = batch.l2 * torch.linalg.vecdot(direction[:, 1:], penalised)
+    penalty_slope = batch.l2 * torch.linalg.vecdot(batch.penalised, direction[:, 1:])
+    residual, length = torch.empty_like(direction_logits), torch.empty_like(slope)
+    at_once = _PROBLEMS_IN_CACHE if X.device.type == "cpu" else len(slope)
     for first in range(0, len(slope), at_once):
         here = slice(first, first + at_once)
-        length[here] = _line_search(
+        length[here] = line_search(
             batch.logits[here],
-            ahead[here],
-            batch.gain[here],
-            batch.pull[here],
-            tilt[here],
-            bend[here],
+            direction_logits[here],
+            batch.weight[here],
+            batch.weighted_target[here],
+            penalty_slope[here],
+            penalty_curvature[here],
             slope[here],
             residual[here],
             batch.curvature[here],
@@ -334,7 +333,7 @@ def _step(batch: _Batch, X: Tensor, penalise: Scaling, direction: Tensor, slope:
     batch.iterations += 1
     batch.penalised.addcmul_(length[:, None], penalised)
     step = direction.mul_(length[:, None])
-    batch.logits.addcmul_(length[:, None], ahead)
+    batch.logits.addcmul_(length[:, None], direction_logits)
     batch.point += step
     gradient = _gradient(X, residual, batch.penalised, batch.l2)
     change = gradient - batch.gradient
@@ -346,55 +345,3 @@ def _step(batch: _Batch, X: Tensor, penalise: Scaling, direction: Tensor, slope:
     if len(batch.steps) > PAIRS:
         for of_pairs in (batch.steps, batch.changes, batch.inverses):
             del of_pairs[0]
-
-
-def _line_search(
-    logits: Tensor,
-    ahead: Tensor,
-    gain: Tensor,
-    pull: Tensor,
-    tilt: Tensor,
-    bend: Tensor,
-    slope: Tensor,
-    residual: Tensor,
-    curvature: Tensor,
-) -> Tensor:
-    """Step lengths (k,), by Newton's method on the slope, kept between what is too short and what is too long.
-
-    Args:
-        logits: z, shape (k, N).
-        ahead: X d, shape (k, N).
-        gain: Shape (k, N).
-        pull: Shape (k, N).
-        tilt: Slope of the penalty at the beginning, shape (k,).
-        bend: Its second derivative, shape (k,).
-        slope: Slope of the objective at the start, shape (k,).
-        residual: Takes d loss / d z at the end, shape (k, N).
-        curvature: Takes its total curvature there, shape (k,).
-
-    Returns:
-        Shape (k,); 0 where no end was found, with residual and curvature of the beginning.
-    """
-    length, at = torch.zeros_like(slope), torch.arange(len(slope), device=slope.device)
-    a, short, long = torch.ones_like(slope), torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-    for _ in range(_LINE_STEPS):
-        scores = torch.addcmul(logits, a[:, None], ahead).sigmoid_()
-        curved = torch.addcmul(scores, scores, scores, value=-1).mul_(gain)
-        here = scores.mul_(gain).sub_(pull)
-        slope_here = torch.linalg.vecdot(here, ahead) + tilt + a * bend
-        ends = (slope_here <= 0) & (slope_here >= _FLATTEST * slope)
-        residual[at[ends]], curvature[at[ends]], length[at[ends]] = here[ends], curved[ends].sum(dim=1), a[ends]
-        if ends.all():
-            return length
-        second = torch.linalg.vecdot(curved.mul_(ahead), ahead) + bend
-        short, long = torch.where(slope_here < 0, a, short), torch.where(slope_here > 0, a, long)
-        aimed = a - (slope_here - _FLATTEST / 2 * slope) / second
-        between = torch.where(long.isinf(), 4 * a, (short + long) / 2)
-        aimed = torch.where(long.isinf(), torch.minimum(aimed, 10 * a), aimed)
-        a = torch.where((aimed > short) & (aimed < long), aimed, between)
-        on = ~ends
-        at, logits, ahead, gain, pull = at[on], logits[on], ahead[on], gain[on], pull[on]
-        a, short, long, tilt, bend, slope = a[on], short[on], long[on], tilt[on], bend[on], slope[on]
-    scores = torch.sigmoid(logits)
-    residual[at], curvature[at] = scores * gain - pull, (scores * (1 - scores) * gain).sum(dim=1)
-    return length

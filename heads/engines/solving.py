@@ -91,5 +91,5 @@ def solve_head(
         grid = solve(basis.in_double(), tolerance=TOLERANCE)
     if folds is None:
         return grid.head(choice), np.empty((0, *Y.shape))
-    without = solve(basis, fold_of=folds.of, beside=folds.beside, folds_alone=True)  # as exact as those that chose
+    without = solve(basis, fold_of=folds.of, excluded=folds.excluded, folds_alone=True)  # as exact as those that chose
     return grid.head(choice), np.moveaxis(without.out_of_fold[:, choice, :, labels], 0, -1)

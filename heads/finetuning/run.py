@@ -163,7 +163,7 @@ class Run:
             tool_versions(),
             adapter=adapter,
             backbone=backbone,
-            fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], beside=started_from),
+            fitted_on=spans_of([*self.loop.train.clip_ids, *self.loop.validation.clip_ids], joined_to=started_from),
             clips=ClipRule.of(project),
             exclusive=checked_rules(project, labels).exclusive,
         )

@@ -46,11 +46,11 @@ class CrossFolds:
 
     Attributes:
         of: Fold of each clip in each of R assignments, shape (R, N).
-        beside: Clips that touch held-out ones, shape (R, F, N); None where clip ids are unknown.
+        excluded: Clips that touch held-out ones, shape (R, F, N); None where clip ids are unknown.
     """
 
     of: Folds
-    beside: npt.NDArray[np.bool_] | None
+    excluded: npt.NDArray[np.bool_] | None
 
     @classmethod
     def assign(

@@ -114,7 +114,7 @@ class _Grid:
             components=components,
             variance_exponent=self._variance_exponent,
             fold_of=self._folds.of,
-            beside=self._folds.beside,
+            excluded=self._folds.excluded,
             wanted=wanted,
             folds_alone=True,
             tolerance=tolerance,

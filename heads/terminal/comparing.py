@@ -25,7 +25,7 @@ def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
     methods |= {f"{row.method} ({row.run})": row.metrics for row in found.rows}
     yield from method_scores(methods, width)
     headings = ["method", "to the highest", "p (Holm)", "another session's video", "time a clip", "free answers"]
-    yield plain_table("Beside the scores", headings, [_beside(row) for row in found.rows])
+    yield plain_table("Beside the scores", headings, [_controls(row) for row in found.rows])
     for method, command in found.missing.items():
         yield f"{method}: missing; make it: {command}{_NEEDS.get(method, '')}"
     yield (
@@ -39,7 +39,7 @@ def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
             yield Warn(f"{found.rows[0].metrics[name]}.")
 
 
-def _beside(row: "Row") -> list[str]:
+def _controls(row: "Row") -> list[str]:
     difference, p_value = "highest", "-"
     if row.difference is not None:
         value, span = row.difference["difference"], row.difference["difference_ci95"]

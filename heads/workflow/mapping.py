@@ -160,7 +160,7 @@ def map_clip(project: Project, clip_id: str, *, bundle: Path | None = None, with
     for earlier in found.folder.glob("label-*.jpg"):  # of another head, maybe
         earlier.unlink()
     if with_frames:
-        frames = _frames(project, clip, model.frames, model.open().frame_resize.picture)
+        frames = _frames(project, clip, model.frames, model.open().frame_resize.smaller)
         for at, label in enumerate(found.labels):
             path = found.folder / f"label-{at + 1}.jpg"
             write_private(path, picture_of(frames, found.parts[..., at]))
@@ -249,7 +249,7 @@ def _frames(project: Project, clip: Clip, count: int, fit: Any) -> npt.NDArray[n
     (read,) = read_clips(path, [(clip.start_us, clip.end_us)], count, fit=fit, time_limit_s=_TIME_LIMIT_S)
     if isinstance(read, ClipFailure):
         raise UnreadableVideoError(f"pictures need the clip's frames, but {clip.recording}: {read.reason}")
-    return np.asarray(read.frames)
+    return read.stacked
 
 
 def picture_of(frames: npt.NDArray[np.uint8], parts: npt.NDArray[np.float64]) -> bytes:

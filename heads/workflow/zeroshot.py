@@ -123,7 +123,7 @@ def zero_shot(
     if dry_run:
         return _forecast(project, plan, report)
     from heads.zeroshot.answering import run_asked
-    from heads.zeroshot.beside import Beside
+    from heads.zeroshot.asked_controls import AskedControls
     from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
 
     crashes: list[WorkerCrash] = []
@@ -149,8 +149,8 @@ def zero_shot(
     if plan.planned - len(asked_about) - len(outcome.failures) > 0:
         return report
     data = _labelled(project, plan, table)
-    beside = Beside(project, plan, asking, folder)
-    audit |= beside.judge(None if data is None else data.Y)
+    controls = AskedControls(project, plan, asking, folder)
+    audit |= controls.judge(None if data is None else data.Y)
     if data is None:
         write_unsure_run(asking, folder=folder, spaces=plan.spaces, audit=audit, clips=ClipRule.of(project))
         return replace(report, bundle=folder / "bundle")
@@ -160,7 +160,7 @@ def zero_shot(
         data,
         folder=folder,
         spaces=plan.spaces,
-        black=beside.black(),
+        black=controls.black(),
         audit=audit,
         leakage=leakage_record(table.clips),
         clips=ClipRule.of(project),

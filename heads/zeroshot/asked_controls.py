@@ -28,7 +28,7 @@ from heads.zeroshot.methods import ZeroShot
 from heads.zeroshot.verdicts import Judge, row_of
 
 
-class Beside:
+class AskedControls:
     """The controls of a run that must be asked.
 
     Args:
@@ -44,7 +44,7 @@ class Beside:
     def black(self) -> dict[str, npt.NDArray[np.float32]] | None:
         """The answers about a black video by tap, (1, width); None where a judge gave none."""
         try:
-            answers = self._kept("black_video.json", [], self._about_black)
+            answers = self._asked_once("black_video.json", [], self._about_black)
         except UnansweredError:
             return None
         return {tap: np.array([row], np.float32) for tap, row in answers.items()}
@@ -59,7 +59,7 @@ class Beside:
         if not isinstance(asking, Judged):
             return {}
         targets = audited_targets(asking.labels, Y)
-        audit: dict[str, Any] = self._kept(
+        audit: dict[str, Any] = self._asked_once(
             "judge_audit.json", targets.tolist(), lambda: audit_judge(self._judge, asking, targets)
         )
         return {"judge": audit}
@@ -83,7 +83,7 @@ class Beside:
             answers[JUDGED_TAP] = row_of(verdicts, asked.least_mass).tolist()
         return answers
 
-    def _kept(self, name: str, of: list[Any], make: Callable[[], Any]) -> Any:
+    def _asked_once(self, name: str, of: list[Any], make: Callable[[], Any]) -> Any:
         """What a file of the run holds, made anew where it is of other feature spaces or of something else."""
         fingerprints = [space.fingerprint for space in self._plan.spaces.values()]
         try:
