@@ -23,6 +23,7 @@ from featurecache.project.settings import Project, open_project
 from featurecache.store import CacheWriter
 from featurecache.store.claims import Claims
 from tests.extraction_samples import extracted, rows_on_disk, selecting
+from tests.processes import end, start
 from tests.projects import make_project, make_table
 
 
@@ -35,18 +36,10 @@ def project(tmp_path: Path, tiny_model: Path) -> Project:
 
 def test_processes_started_alike_share_the_list_and_compute_nothing_twice(project: Project) -> None:
     plan = plan_extraction(project)  # digests are remembered, so that both begin at once
-    command = [sys.executable, "-m", "cli", "extract", "--config", str(project.root), "--json"]
-    both = [
-        subprocess.Popen(
-            command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    reports = []
-    for process in both:
-        out, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        reports.append(json.loads(out))
+    outputs = [project.root / f"{number}.out" for number in range(2)]
+    both = [start("extract", "--config", project.root, "--json", out=out) for out in outputs]
+    assert [end(process) for process in both] == [0, 0]
+    reports = [json.loads(out.read_text()) for out in outputs]
     assert sum(report["extracted"] for report in reports) == 24
     assert plan_extraction(project).todo == 0
     (space,) = FeatureCache.open(project.cache).spaces
@@ -64,19 +57,9 @@ def test_processes_that_keep_different_features_compute_none_twice(project: Proj
     keeps = {"one": ["final/mean", "vision/mean"], "other": ["layer_1/mean", "final/mean"]}
     for name, keep in keeps.items():
         (project.root / f"{name}.toml").write_text(base.replace("[features]", f"[features]\nselect = {keep}"))
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "cli", "extract", "--config", str(project.root / f"{name}.toml"), "--json"],
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in keeps
-    ]
-    for process in both:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    configs = [project.root / f"{name}.toml" for name in keeps]
+    both = [start("extract", "--config", config, out=config.with_suffix(".out")) for config in configs]
+    assert [end(process) for process in both] == [0, 0]
     for name in keeps:  # what was left to the other is there by now, or is done now
         other = open_project(project.root / f"{name}.toml")
         run_plan(other, plan_extraction(other))
@@ -156,29 +139,16 @@ def test_a_claim_of_another_machine_ends_with_its_lease(tmp_path: Path) -> None:
 def test_extraction_goes_on_where_it_was_when_it_is_killed(project: Project, sent: signal.Signals) -> None:
     settings = project.root / "featurecache.toml"
     settings.write_text(settings.read_text() + "[extract]\nbatch_size = 1\n")
-    slow = (
-        "import sys, time, cli\n"
-        "from featurecache.store import CacheWriter\n"
-        "add = CacheWriter.add\n"
-        "def slowly(self, row):\n"
-        "    add(self, row)\n"
-        "    self.commit()\n"
-        "    time.sleep(0.2)\n"
-        "CacheWriter.add = slowly\n"
-        f"sys.argv = ['featurecache', 'extract', '--config', {str(project.root)!r}]\n"
-        "cli.main()\n"
-    )
-    running = subprocess.Popen(
-        [sys.executable, "-c", slow], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True
-    )
-    while _present(project) < 3 and running.poll() is None:
+    out = project.root / "extract.out"
+    running = start("extract", "--config", project.root, out=out, save_each_s=0.1)
+    while _present(project) < 3 and running.is_alive():
         time.sleep(0.05)
-    running.send_signal(sent)
-    _, said = running.communicate(timeout=300)
+    os.kill(running.pid, sent)
+    ended, said = end(running), out.with_suffix(".err").read_text()
     saved = _present(project)
     assert 3 <= saved < 24
     if sent != signal.SIGKILL:
-        assert running.returncode == 130
+        assert ended == 130
         assert "interrupted" in said
         assert "Traceback" not in said
     assert extracted(project) == 24 - saved

@@ -3,10 +3,7 @@
 import csv
 import json
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from featurecache.errors import CacheNotFoundError
 from featurecache.project.settings import open_project
 from tests.asked_models import make_llava_next_video
 from tests.commands import invoke, run
+from tests.processes import end, start
 from tests.projects import LABELS, make_project
 from tests.zeroshot_projects import rows_of
 
@@ -95,23 +93,11 @@ def test_a_killed_run_goes_on_and_asks_about_no_saved_clip_again(project: Path) 
     shutil.rmtree(project / "features.zarr")
     settings = project / "featurecache.toml"
     settings.write_text(settings.read_text() + "[extract]\nbatch_size = 1\n")
-    slow = (
-        "import sys, time, cli\n"
-        "from featurecache.store import CacheWriter\n"
-        "add = CacheWriter.add\n"
-        "def slowly(self, row):\n"
-        "    add(self, row)\n"
-        "    self.commit()\n"
-        "    time.sleep(0.1)\n"
-        "CacheWriter.add = slowly\n"
-        f"sys.argv = ['featurecache', 'zeroshot', 'zs-b', '--config', {str(project)!r}]\n"
-        "cli.main()\n"
-    )
-    running = subprocess.Popen([sys.executable, "-c", slow], cwd=Path(__file__).parents[1])
-    while saved_clips(project) < 3 and running.poll() is None:
+    running = start("zeroshot", "zs-b", "--config", project, out=project / "zeroshot.out", save_each_s=0.1)
+    while saved_clips(project) < 3 and running.is_alive():
         time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    running.wait(timeout=300)
+    running.kill()
+    end(running)
     saved = saved_clips(project)
     assert 3 <= saved < 28
     assert run("zeroshot", "zs-b", "--config", project)["asked"] == 28 - saved
