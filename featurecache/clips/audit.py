@@ -5,7 +5,7 @@ that can spoil a study is also one sentence in `warnings`; nothing here refuses 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -194,87 +194,90 @@ def _silent_tails(
 
 
 def _warnings(audit: LabelAudit) -> list[str]:
-    lines = []
+    return [*_label_warnings(audit), *_pair_warnings(audit), *_recording_warnings(audit), *_split_warnings(audit)]
+
+
+def _label_warnings(audit: LabelAudit) -> Iterator[str]:
+    """What spoils single labels: too few clips, of one kind alone, or decided by little."""
     if never := [label.label for label in audit.labels if not label.positives]:
         so = "it cannot" if len(never) == 1 else "they cannot"
-        lines.append(f"{', '.join(never)}: no clip is positive, so {so} be learned or scored.")
+        yield f"{', '.join(never)}: no clip is positive, so {so} be learned or scored."
     for label in audit.labels:
         if not label.positives:
             continue
         if label.no_positive_in:
-            lines.append(
+            yield (
                 f"{label.label}: no positive clip in {_and(label.no_positive_in)} (positive in "
                 f"{counted(label.sessions, 'session')}); it cannot be scored there."
             )
         if label.no_negative_in:
-            lines.append(
-                f"{label.label}: every clip is positive in {_and(label.no_negative_in)}; its score there says nothing."
-            )
+            here = _and(label.no_negative_in)
+            yield f"{label.label}: every clip is positive in {here}; its score there says nothing."
         if label.near_half > label.positives / 5:
-            lines.append(
+            yield (
                 f"{label.label}: {counted(label.near_half, 'clip', ('is', 'are'))} covered by 40 to 60%, beside "
-                f"{label.positives} positive "
-                "ones; the half rule decides many of them by little."
+                f"{label.positives} positive ones; the half rule decides many of them by little."
             )
+
+
+def _pair_warnings(audit: LabelAudit) -> Iterator[str]:
+    """Labels that are never on together, or one only where the other is."""
     for pair in audit.pairs:
         if pair.relation == "never together" and pair.expected_together >= _EXPECTED_TOGETHER:
-            lines.append(
+            yield (
                 f"{pair.first} and {pair.second} are never on in one clip ({pair.first_clips} and {pair.second_clips} "
                 f"clips; {pair.expected_together:.0f} together by chance)."
             )
         elif pair.relation == "first only with second" and audit.labelled_clips > pair.second_clips:
-            lines.append(
-                f"{pair.first} is on only where {pair.second} is ({pair.first_clips} and {pair.second_clips} clips)."
-            )
-    if audit.unlabelled_recordings:
-        lines.append(
-            f"{counted(len(audit.unlabelled_recordings), 'recording')} without annotations, extracted but neither "
-            "trained "
-            f"nor scored on: {_some(audit.unlabelled_recordings)}."
+            yield f"{pair.first} is on only where {pair.second} is ({pair.first_clips} and {pair.second_clips} clips)."
+
+
+def _recording_warnings(audit: LabelAudit) -> Iterator[str]:
+    """Recordings and annotations that do not fit each other, and labels that nothing uses."""
+    if unlabelled := audit.unlabelled_recordings:
+        yield (
+            f"{counted(len(unlabelled), 'recording')} without annotations, extracted but neither trained nor scored "
+            f"on: {_some(unlabelled)}."
         )
-    if audit.unmatched_annotations:
-        lines.append(
-            f"annotations of {counted(len(audit.unmatched_annotations), 'recording')} that cannot be used or found: "
-            f"{_some(audit.unmatched_annotations)}."
+    if unmatched := audit.unmatched_annotations:
+        yield (
+            f"annotations of {counted(len(unmatched), 'recording')} that cannot be used or found: {_some(unmatched)}."
         )
-    outside = [f"{o.recording} ({o.before_s:g} s before 0, {o.beyond_s:g} s beyond the end)" for o in audit.out_of_range
-               if o.before_s + o.beyond_s > _OUTSIDE_S]  # fmt: skip
-    if outside:
-        lines.append(
+    far = [item for item in audit.out_of_range if item.before_s + item.beyond_s > _OUTSIDE_S]
+    if outside := [f"{o.recording} ({o.before_s:g} s before 0, {o.beyond_s:g} s beyond the end)" for o in far]:
+        yield (
             f"{counted(len(outside), 'recording')} with annotated time outside the video, so check time origin and "
-            "file: "
-            f"{_some(outside)}."
+            f"file: {_some(outside)}."
         )
-    silent = [f"{t.recording} (after {t.last_interval_s:g} of {t.duration_s:g} s)" for t in audit.silent_tails]
-    if silent:
-        lines.append(
+    tails = audit.silent_tails
+    if silent := [f"{t.recording} (after {t.last_interval_s:g} of {t.duration_s:g} s)" for t in tails]:
+        yield (
             f"{counted(len(silent), 'recording')} with nothing annotated in a long end, which all counts as negative: "
             f"{_some(silent)}; if annotation stopped there, mark what was annotated and set annotated_span, or set "
             'unannotated_time = "until_last_annotation" under [data].'
         )
-    if audit.unused_labels:
-        named = [f"{label} ({count})" for label, count in audit.unused_labels.items()]
-        lines.append(f"the annotations hold labels that the table does not use: {_some(named)}.")
+    if unused := [f"{label} ({count})" for label, count in audit.unused_labels.items()]:
+        yield f"the annotations hold labels that the table does not use: {_some(unused)}."
+
+
+def _split_warnings(audit: LabelAudit) -> Iterator[str]:
+    """Splits that leak, and clips that take part in nothing."""
     if audit.split_level == "clip":
-        lines.append(
-            "the splits cut sessions: clips of one session train and score, so every score is optimistically biased."
-        )
-    if audit.shared_recordings:
-        lines.append(
-            f"{counted(len(audit.shared_recordings), 'recording')} with several sessions, which are less apart than "
-            "they "
-            f"look: {_some(audit.shared_recordings)}."
+        yield "the splits cut sessions: clips of one session train and score, so every score is optimistically biased."
+    if shared := audit.shared_recordings:
+        yield (
+            f"{counted(len(shared), 'recording')} with several sessions, which are less apart than they look: "
+            f"{_some(shared)}."
         )
     for split, gone in audit.purged_clips.items():
         if gone:
-            lines.append(
+            yield (
                 f"{counted(gone, 'labelled clip', ('is', 'are'))} left out of {split}, because they overlap or touch "
                 "clips that score it."
             )
     if audit.left_out_clips:
         have = ("has no split and takes", "have no split and take")
-        lines.append(f"{counted(audit.left_out_clips, 'labelled clip', have)} part in nothing.")
-    return lines
+        yield f"{counted(audit.left_out_clips, 'labelled clip', have)} part in nothing."
 
 
 def _and(parts: Sequence[str]) -> str:

@@ -31,7 +31,6 @@ from heads.timelines.clip_rules import overlap_sensitivity
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import (
     NO_TIMELINES,
-    ScoringData,
     clips_seen,
     exclusive_labels,
     own_table,
@@ -144,15 +143,7 @@ def evaluate(
     """
     first = bundle if bundle is not None else tuned_bundle(project)
     folders = [first, *([against] if isinstance(against, Path) else against)]
-    of_run: dict[Path, Path] = {}
-    for folder in folders:
-        run = folder.resolve().parent
-        if run in of_run:
-            raise BundleError(
-                "bundles must lie in run folders of their own, where their results go, but "
-                f"{of_run[run]} and {folder} share one. Name a bundle of another run with --against."
-            )
-        of_run[run] = folder
+    _check_runs_differ(folders)
     for folder in folders:
         read_files(folder)  # all that can be refused without torch is refused before the seconds that it takes
     check_table(project, use="targets")
@@ -165,50 +156,81 @@ def evaluate(
         for head in heads
         for clip in extract_adapted(project, head, "test", on_plan=on_plan, on_progress=on_progress)
     ]
-    sources = [scoring_data(project, head) for head in heads]
-    loaded = [source.load("test", head.kept) for head, source in zip(heads, sources, strict=True)]
-    candidates = [
-        (head, own.data.of(head.settings.inputs), head.fingerprint) for head, own in zip(heads, loaded, strict=True)
-    ]
-    annotated = annotated_sessions(sources[0].table)
+    candidates = [_Candidate(project, *each) for each in zip(folders, heads, tuned, rules, strict=True)]
+    annotated = annotated_sessions(candidates[0].source.table)
     outcomes = evaluate_bundles(
-        candidates,
+        [(one.head, one.data, one.head.fingerprint) for one in candidates],
         split="test",
         log=project.runs / "test_looks.jsonl",
-        leakage=sources[0].leakage,
+        leakage=candidates[0].source.leakage,
         annotated=annotated,
         prevalence=stated,
     )
     for folder, outcome in zip(folders, outcomes, strict=True):
         write_document(folder.parent / "test_metrics.json", outcome.metrics)
-    comparisons = [
+    comparisons = _comparisons(folders, outcomes)
+    scored = [_scored(project, one, outcome) for one, outcome in zip(candidates, outcomes, strict=True)]
+    floor = all_positive_baseline(candidates[0].data, heads[0].labels, "test", annotated)
+    left_out = candidates[0].own.left_out
+    return TestScores(tuple(scored), floor, comparisons, outcomes[0].looks, left_out, tuple(failed))
+
+
+class _Candidate:
+    """A bundle that is scored, with its rules and what it reads of the test split."""
+
+    def __init__(
+        self,
+        project: Project,
+        folder: Path,
+        head: Bundle,
+        tuned: TunedTimeline | None,
+        exclusive: Sequence[Sequence[str]],
+    ) -> None:
+        self.folder, self.head, self.tuned, self.exclusive = folder, head, tuned, exclusive
+        self.source = scoring_data(project, head)
+        self.own = self.source.load("test", head.kept)
+        self.data = self.own.data.of(head.settings.inputs)
+
+
+def _check_runs_differ(folders: Sequence[Path]) -> None:
+    of_run: dict[Path, Path] = {}
+    for folder in folders:
+        run = folder.resolve().parent
+        if run in of_run:
+            raise BundleError(
+                "bundles must lie in run folders of their own, where their results go, but "
+                f"{of_run[run]} and {folder} share one. Name a bundle of another run with --against."
+            )
+        of_run[run] = folder
+
+
+def _comparisons(folders: Sequence[Path], outcomes: Sequence[Evaluation]) -> tuple[Mapping[str, Any], ...]:
+    """The first bundle against each of the others; written into its run where there are any."""
+    found = [
         {"against": str(folder), **comparison}
         for folder, comparison in zip(folders[1:], compare_with_each(outcomes[0], outcomes[1:]), strict=True)
     ]
-    if comparisons:
-        several = {"comparisons": comparisons} if len(comparisons) > 1 else {}
-        write_document(first.parent / "test_comparison.json", comparisons[0] | several)
-    scored = []
-    read = [data for _, data, _ in candidates]
-    each = zip(folders, heads, sources, read, outcomes, tuned, rules, strict=True)
-    for folder, head, source, data, outcome, settings, exclusive in each:
-        found, why = _timelines(project, folder, head, source, settings, exclusive)
-        metrics = {
-            **outcome.metrics,
-            "exclusive_violations": _violations(head, outcome, exclusive),
-            **sample_details(head, data, outcome.predicted, source, folder.parent),
-        }
-        if found is not None:
-            own_us = (head.clips or ClipRule.of(project)).min_overlap_us
-            metrics["overlap_sensitivity"] = overlap_sensitivity(
-                found["recordings"], head.labels, head.predicted, own_us
-            )
-        write_document(folder.parent / "test_metrics.json", metrics)
-        scored.append(
-            ScoredBundle(folder.parent, head.method, metrics, None if found is None else found["scores"], why)
-        )
-    floor = all_positive_baseline(candidates[0][1], heads[0].labels, "test", annotated)
-    return TestScores(tuple(scored), floor, tuple(comparisons), outcomes[0].looks, loaded[0].left_out, tuple(failed))
+    if found:
+        several = {"comparisons": found} if len(found) > 1 else {}
+        write_document(folders[0].parent / "test_comparison.json", found[0] | several)
+    return tuple(found)
+
+
+def _scored(project: Project, one: _Candidate, outcome: Evaluation) -> ScoredBundle:
+    """What follows from a bundle's scores besides, written into its run: timelines, broken rules, slices of samples."""
+    head, run = one.head, one.folder.parent
+    timelines, why = _timelines(project, one)
+    metrics = {
+        **outcome.metrics,
+        "exclusive_violations": _violations(head, outcome, one.exclusive),
+        **sample_details(head, one.data, outcome.predicted, one.source, run),
+    }
+    if timelines is not None:
+        own_us = (head.clips or ClipRule.of(project)).min_overlap_us
+        recordings = timelines["recordings"]
+        metrics["overlap_sensitivity"] = overlap_sensitivity(recordings, head.labels, head.predicted, own_us)
+    write_document(run / "test_metrics.json", metrics)
+    return ScoredBundle(run, head.method, metrics, None if timelines is None else timelines["scores"], why)
 
 
 _DETAILS = ("exclusive_violations", "overlap_sensitivity", "prevalence_shift", "slices", "part_weights")
@@ -323,22 +345,16 @@ def extract_adapted(
     return run_asked(project, plan, on_progress=on_progress).failures
 
 
-def _timelines(
-    project: Project,
-    folder: Path,
-    head: Bundle,
-    source: ScoringData,
-    tuned: TunedTimeline | None,
-    exclusive: Sequence[Sequence[str]],
-) -> tuple[Mapping[str, Any] | None, str]:
+def _timelines(project: Project, one: _Candidate) -> tuple[Mapping[str, Any] | None, str]:
     """The test recordings' timelines with their scores, a part of the evaluation that was logged; or why none."""
+    source = one.source
     if source.samples is not None:
         return None, NO_TIMELINES
     try:
         found = evaluate_timelines(
-            project, head, source.table, "test", tuned=tuned, exclusive=exclusive, known=source.known
+            project, one.head, source.table, "test", tuned=one.tuned, exclusive=one.exclusive, known=source.known
         )
     except (AnnotationError, TrainingDataError) as error:
         return None, str(error)
-    write_document(folder.parent / "test_timelines.json", found)
+    write_document(one.folder.parent / "test_timelines.json", found)
     return found, ""

@@ -16,7 +16,7 @@ are both in the `.json`, for programs that draw them.
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.annotations import read_eaf
+from featurecache.annotations import Interval, read_eaf
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id, clip_windows
 from featurecache.clips.matching import Annotations, annotated_spans, find_annotations
@@ -45,10 +45,11 @@ from featurecache.spelling import counted
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
 from heads.bundle import Bundle, load_bundle
-from heads.bundle_files import stated_in
+from heads.bundle_files import Stated, stated_in
 from heads.clip_rule import ClipRule
 from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.rules import timeline_rules
+from heads.timelines.timeline import Spans
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import exclusive_labels, refuse_samples, tuned_bundle
 from heads.workflow.timelines import clip_scores, predicted_timeline
@@ -141,13 +142,7 @@ def predict(
     rules = timeline_rules(project)
     stated = stated_in(folder)
     refuse_samples(stated, folder)
-    length_us = (stated.clips or ClipRule.of(project)).length_us
-    stated_us = project.settings.clips.length_us
-    note = ""
-    if length_us != stated_us:
-        note = (
-            f"clips of {length_us / 1e6:g} s as the bundle was fitted with, not {stated_us / 1e6:g} s of the settings"
-        )
+    length_us, note = _clip_length(project, stated)
     exclusive = exclusive_labels(project, stated)
     stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
     private_folder(out)
@@ -156,47 +151,76 @@ def predict(
     usable, failed = _recordings(project, recordings, length_us)  # before the seconds that loading a head takes
     if not usable:
         return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), load_timeline(folder), note)
-    from heads.zeroshot.answering import run_asked
-
     head, tuned = load_bundle(folder), load_timeline(folder)
-    wanted = {
+    windows = {
         recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
     }
-    own = head.project_of(project)
-    plan = plan_recordings(
-        own,
-        [(recording, wanted[recording.sha256]) for recording in usable],
-        select=list(head.kept),
-        adapter=None if head.adapter is None else open_adapter(head.adapter),
-        asked=head.asked,
-        allow_download=allow_download,
-    )
-    head.check_spaces(plan.spaces)
-    extraction = run_asked(own, plan, on_progress=on_progress)
+    extraction = _extract(project, head, usable, windows, allow_download=allow_download, on_progress=on_progress)
     reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
     annotations = find_annotations(project, [recording.name for recording in usable])
     written = []
     for recording in usable:
         try:
-            scored, scores, unscored = _scores(project, head, recording, wanted[recording.sha256], reasons)
-            found = annotations.of.get(recording.name)
-            duration_us, data = recording.info.duration_us, project.settings.data
+            scored, scores, unscored = _scores(project, head, recording, windows[recording.sha256], reasons)
             timeline = predicted_timeline(
                 head,
                 tuned,
                 exclusive,
-                recording=(recording.name, recording.sha256[:16], duration_us),
+                recording=(recording.name, recording.sha256[:16], recording.info.duration_us),
                 clips=(scored, scores),
                 windows=(length_us, stride_us),
-                annotation=(None, None)
-                if found is None
-                else (found.intervals, annotated_spans(found, data, duration_us)),
+                annotation=_annotation(project, recording, annotations),
                 failed=unscored,
             )
             written.append((timeline, _write(timeline, recording, annotations, out)))
         except (FeatureCacheError, OSError) as error:
             failed.append(UnusableRecording(recording.name, _reason(error)))
     return Predictions(out, tuple(written), tuple(failed), annotations.left_out, extraction, tuned, note)
+
+
+def _clip_length(project: Project, stated: Stated) -> tuple[int, str]:
+    """The length of the bundle's clips in microseconds, and a note where the settings say another."""
+    length_us = (stated.clips or ClipRule.of(project)).length_us
+    own_us = project.settings.clips.length_us
+    if length_us == own_us:
+        return length_us, ""
+    own, stated_s = f"{own_us / 1e6:g} s", f"{length_us / 1e6:g} s"
+    return length_us, f"clips of {stated_s} as the bundle was fitted with, not {own} of the settings"
+
+
+def _extract(
+    project: Project,
+    head: Bundle,
+    recordings: Sequence[Recording],
+    windows: Mapping[str, list[tuple[int, int]]],
+    *,
+    allow_download: bool,
+    on_progress: Callable[[Progress], None],
+) -> Extraction:
+    """Extracts what the cache lacks of the features that a bundle reads, by content of the recordings."""
+    from heads.zeroshot.answering import run_asked
+
+    own = head.project_of(project)
+    plan = plan_recordings(
+        own,
+        [(recording, windows[recording.sha256]) for recording in recordings],
+        select=list(head.kept),
+        adapter=None if head.adapter is None else open_adapter(head.adapter),
+        asked=head.asked,
+        allow_download=allow_download,
+    )
+    head.check_spaces(plan.spaces)
+    return run_asked(own, plan, on_progress=on_progress)
+
+
+def _annotation(
+    project: Project, recording: Recording, annotations: Annotations
+) -> tuple[Sequence[Interval] | None, Spans | None]:
+    """The annotators' intervals and what they annotated; None for both where nobody did."""
+    found = annotations.of.get(recording.name)
+    if found is None:
+        return None, None
+    return found.intervals, annotated_spans(found, project.settings.data, recording.info.duration_us)
 
 
 def _stride_us(stride_s: float | Decimal | None, length_us: int) -> int:
