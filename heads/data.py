@@ -9,7 +9,7 @@ features that are not finite. This file makes no split and reads no file.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -77,6 +77,18 @@ class KeptSplit:
         if join := join_of(inputs):
             X = joined(X, join)
         return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids, self.samples)
+
+    def without(self, gone: Collection[str]) -> "KeptSplit":
+        """The split without clips of these ids."""
+        ids = self.clip_ids or ()
+        rows = [row for row, clip_id in enumerate(ids) if clip_id not in gone]
+        return KeptSplit(
+            {name: own[rows] for name, own in self.features.items()},
+            self.Y[rows],
+            self.sessions[rows],
+            tuple(ids[row] for row in rows),
+            None if self.samples is None else tuple(self.samples[row] for row in rows),
+        )
 
     def part_widths(self, inputs: str) -> list[int]:
         """Widths of what stands side by side in these inputs."""

@@ -281,17 +281,42 @@ def test_body_that_is_no_review_is_refused(server: ReviewServer) -> None:
     assert ask(server, path, method="DELETE")[1]["content-type"] == "application/json"
 
 
-def test_review_of_another_video_of_the_same_name_is_not_shown(tmp_path: Path) -> None:
+def test_review_is_found_by_the_content_of_its_recording_whatever_that_is_called_now(tmp_path: Path) -> None:
     with served(tmp_path) as server:
         assert save(server, MARKS, "")[0] == 200
-        path = review_path(tmp_path / "reviewed", "S1.mp4", blind=False)
-        path.write_bytes(path.read_bytes().replace(FIRST.encode(), b"f" * 16))
-        status, _, body = ask(server, f"api/recordings/{FIRST}")
-        assert status == 422
-        assert "another video" in json.loads(body)["error"]
-        path.write_bytes(b"no ELAN file")
+        folder, second = tmp_path / "reviewed", f"{1:016x}"
+        (folder / "S1.mp4.reviewed.eaf").rename(folder / "S2.mp4.reviewed.eaf")  # as if S1.mp4 was S2.mp4 then
+        assert len(json.loads(ask(server, f"api/recordings/{FIRST}")[2])["marks"]) == 2
+        assert version_of(server, second) == ""
+        mark = {"start_us": 0, "end_us": SECOND_US, "label": "suction", "how": "added"}
+        assert save(server, [*MARKS, mark], version_of(server))[0] == 200
+        assert save(server, [mark], "", second)[0] == 200
+        assert {path.name for path in folder.glob("*.eaf")} == {
+            "S2.mp4.reviewed.eaf",
+            f"S2.mp4.{second}.reviewed.eaf",  # never over the other one's
+        }
+        found = {one["id"]: one["reviewed_us"] for one in json.loads(ask(server, "api/recordings")[2])["recordings"]}
+        assert found == {FIRST: 10 * SECOND_US, second: 0, f"{2:016x}": 0}
+
+
+def test_damaged_review_hides_no_other_recording(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        assert save(server, MARKS, "")[0] == 200
+        review_path(tmp_path / "reviewed", "S1.mp4", blind=False).write_bytes(b"no ELAN file")
+        assert ask(server, f"api/recordings/{FIRST}")[0] == 422
         problems = {one["name"]: one["problem"] for one in json.loads(ask(server, "api/recordings")[2])["recordings"]}
-        assert [name for name, problem in problems.items() if problem] == ["S1.mp4"]  # the others are there
+        assert [name for name, problem in problems.items() if problem] == ["S1.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("marks", "version"), [(MARKS, "of another window"), ([*MARKS, {**MARKS[0], "end_us": 1}], "")]
+)
+def test_refused_review_leaves_nothing(tmp_path: Path, marks: Any, version: str) -> None:
+    with served(tmp_path) as server:
+        assert save(server, marks, version)[0] in (409, 422)
+        overlapping = [MARKS[0], {**MARKS[0], "start_us": 3 * SECOND_US, "how": "added"}]
+        assert save(server, overlapping, "")[0] == 422
+    assert not (tmp_path / "reviewed").exists()
 
 
 def test_copy_of_a_video_that_no_browser_plays_is_private_and_goes(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from featurecache.clips.annotated import read_files
 from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
+from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.record import read_record
 from featurecache.errors import AnnotationError, OutdatedTableWarning, TrainingDataError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import Project
+from featurecache.terminal.clips import label_audit
 from featurecache.workflow.clips import MadeClips, make_clips
 from featurecache.workflow.withdrawal import withdraw
+from heads.report.summary import extent
 from heads.runs import HeldOut
 from heads.scoring.cross_fitting import leave_one_session_out
 from heads.workflow.data import clips_seen
@@ -138,6 +141,56 @@ def test_clips_labelled_in_sight_are_known_without_the_record_of_the_table(
         clips_seen(project, read_table(project.clips))
 
 
+def test_labels_of_a_restored_table_are_not_those_that_its_record_tells(project: Project, reviewing: Reviewing) -> None:
+    reviewing("new.mp4")
+    make_clips(project, with_reviewed=True)
+    with_reviews = project.clips.read_bytes()
+    make_clips(project)  # the record is of a table without reviews now
+    project.clips.write_bytes(with_reviews)
+    known = {clip.clip_id for clip in clips_of(project, "new.mp4")[:4]}
+    assert clips_seen(project, read_table(project.clips)) == known
+    assert clips_seen(project, read_table(project.clips).of_labels(LABELS[:1])) == known
+
+
+def test_edit_of_another_recording_makes_no_unused_review_count(project: Project, reviewing: Reviewing) -> None:
+    name, other = in_split(project, "test"), in_split(project, "train")
+    reviewing(name)
+    make_clips(project, with_reviewed=True)  # which leaves that review out
+    lines = project.clips.read_text().splitlines(keepends=True)
+    at = next(at for at, line in enumerate(lines) if f",{other}," in line)
+    del lines[at]
+    project.clips.write_text("".join(lines))
+    assert clips_seen(project, read_table(project.clips)) == frozenset()
+
+
+def test_table_tells_how_many_labels_are_of_annotators_of_reviews_and_merely_accepted(
+    project: Project, reviewing: Reviewing
+) -> None:
+    at = "2026-11-30T17:00:00+00:00"
+    reviewing("new.mp4", at=at)
+    reviewing(in_split(project, "train"), how="corrected", at=at)
+    reviewing(in_split(project, "test"), blind=True, how="added", at=at)
+    assert make_clips(project).audit.sources == LabelSources(annotators=36)
+    found = make_clips(project, with_reviewed=True).audit
+    # In two clips something was corrected; all else of both reviews stayed as predicted.
+    assert found.sources == LabelSources(annotators=28, blind=4, in_sight=8, accepted=6)
+    assert read_record(project.table_record).sources == found.sources
+    words = "28 by annotators, 4 by blind review, 8 by review with predictions in sight, of which 6 merely accepted"
+    assert f"labelled {words}" in list(label_audit(found))
+    assert words in extent(read_table(project.clips), found.sources)
+
+
+def test_reviewed_end_in_which_nothing_happens_is_no_forgotten_one(project: Project) -> None:
+    content = clips_of(project, "new.mp4")[0].content
+    path = review_path(project.root / "reviewed", "new.mp4", blind=True)
+    marks = [Mark(0, SECOND_US, "ventilation", "added"), Mark(0, 6 * SECOND_US, "", "reviewed")]
+    save_review(
+        path, marks, labels=LABELS, recording=project.videos / "new.mp4", content=content, author="anna", version=""
+    )
+    warnings = make_clips(project, with_reviewed=True).audit.warnings
+    assert not [line for line in warnings if "annotated_span" in line]
+
+
 def test_review_follows_its_renamed_recording_and_one_without_recording_is_named(
     project: Project, reviewing: Reviewing
 ) -> None:
@@ -196,7 +249,7 @@ def test_review_that_cannot_be_used_is_named(project: Project, reviewing: Review
     reviewing("S1.mp4").write_text("no ELAN file")
     made = make_clips(project, with_reviewed=True)
     assert "review of new.mp4: no stretch of it is marked as reviewed" in told(made)
-    assert "S0.mp4.reviewed.eaf: a review must be of the recording that is there" in told(made)
+    assert "S0.mp4.reviewed.eaf: it was made of another video of the same name, which is gone" in told(made)
     assert "S1.mp4.reviewed.eaf" in told(made)
 
 

@@ -12,7 +12,7 @@ from featurecache.annotations.reviews import Mark, review_path, save_review
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import BundleError, FeatureCacheError, TrainingDataError, UsageError
 from featurecache.project.settings import Project, open_project
-from heads import compare, evaluate, predict, train
+from heads import compare, evaluate, finetune_lora, predict, train
 from heads.bundle import load_bundle
 from heads.workflow.retraining import retrain
 from heads.workflow.reviewing import OpenReview, Reviewing, _retrained, _reviewable, review
@@ -136,6 +136,22 @@ def test_evaluate_refuses_clips_labelled_in_sight_that_were_moved_to_the_test_sp
         evaluate(project, project.runs / "train" / "bundle")
     with pytest.raises(FeatureCacheError, match=r"in sight of them label 4 of new\.mp4"):
         compare(project)
+
+
+def test_clips_labelled_in_sight_of_predictions_end_no_fine_tuning(project: Project) -> None:
+    bundle = project.runs / "train" / "bundle"
+    before = finetune_lora(project, bundle, dry_run=True).plan
+    validation = {clip.recording for clip in read_table(project.clips).clips if clip.split == "validation"}
+    names = sorted(validation)
+    save(project, names[0])
+    make_clips(project, with_reviewed=True)
+    after = finetune_lora(project, bundle, dry_run=True).plan
+    assert (after.train_clips, after.validation_clips) == (before.train_clips, before.validation_clips - 4)
+    for name in names[1:]:
+        save(project, name)
+    make_clips(project, with_reviewed=True)
+    with pytest.raises(TrainingDataError, match="labelled without sight of predictions"):
+        finetune_lora(project, bundle, dry_run=True)
 
 
 def test_retraining_without_a_review_says_so(project: Project) -> None:

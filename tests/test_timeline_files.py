@@ -277,6 +277,15 @@ def test_write_timeline_refuses_and_writes_nothing_when_a_person_changed_a_file(
     assert {one: one.read_bytes() for one in before} == before
 
 
+def test_write_timeline_refuses_to_replace_the_predictions_of_another_video_of_the_same_name(tmp_path):
+    files = write(tmp_path)
+    files.json.write_text(files.json.read_text().replace("0123456789abcdef", "fedcba9876543210"))
+    before = {one: one.read_bytes() for one in (files.eaf, files.csv, files.json)}
+    with pytest.raises(OutputExistsError, match="another video of the same name"):
+        write(tmp_path)
+    assert {one: one.read_bytes() for one in before} == before
+
+
 @pytest.mark.parametrize("suffix", ["eaf", "csv", "json"])
 def test_write_timeline_refuses_when_the_file_is_somebody_elses(tmp_path, suffix):
     (tmp_path / "out").mkdir()

@@ -98,6 +98,9 @@ def test_training_begins_at_the_prior_of_each_label(project: Project, model: Pat
     share = run.loop.train.Y.mean(axis=0)
     assert (share < 0.5).all()
     assert np.allclose(run.loop.scores(run.loop.validation), share, atol=1e-6)
+    seen = frozenset(plan.splits["validation"].clip_ids[:3])  # labelled in sight of predictions: these end nothing
+    without = plan_timesformer(project, dataclasses.replace(SMALL, model=str(model)), seen=seen)
+    assert without.splits["validation"].clip_ids == plan.splits["validation"].clip_ids[3:]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -15,9 +15,10 @@ that are of no label stay in the file as they are.
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 from xml.etree.ElementTree import SubElement
@@ -30,7 +31,7 @@ from featurecache.annotations.eaf_writer import add_tier, new_document
 from featurecache.annotations.interval import Interval
 from featurecache.annotations.linking import link_media
 from featurecache.annotations.timing import Annotation, resolve_times
-from featurecache.errors import ReviewConflictError
+from featurecache.errors import AnnotationError, ReviewConflictError
 from featurecache.files import private_folder, write_private
 
 How = Literal["annotated", "accepted", "corrected", "added", "rejected", "reviewed"]
@@ -104,7 +105,7 @@ class Review:
 
 
 def review_path(folder: Path, recording: str, *, blind: bool) -> Path:
-    """Where a recording's review lies.
+    """Where the review of a recording of that name belongs; `find_reviews` knows where it is.
 
     Args:
         folder: The project's folder of reviews.
@@ -126,12 +127,48 @@ def review_files(folder: Path, *, blind: bool) -> dict[Path, str]:
     return {path: path.relative_to(folder).as_posix().removesuffix(suffix) for path in sorted(paths)}
 
 
+def find_reviews(folder: Path, recordings: Mapping[str, str], *, blind: bool) -> dict[str, Path]:
+    """Where the reviews of recordings are, whatever these were called when they were reviewed.
+
+    A review is known by its recording's content; one that does not say it, or is damaged, by its name. Where there is
+    none, this is the file that a new one belongs into: never one of another recording that had the name before.
+
+    Args:
+        folder: The project's folder of reviews; it need not exist.
+        recordings: First 16 hex digits of a recording's sha256 -> its name, relative to the folder of videos.
+        blind: As `review_path`.
+
+    Returns:
+        Such digits -> the file.
+    """
+    content_of: dict[Path, str] = {}
+    for path in review_files(folder, blind=blind):
+        try:
+            content_of[path] = reviewed_content(path)
+        except AnnotationError:
+            content_of[path] = ""
+    by_content = {content: path for path, content in reversed(content_of.items())}
+    found = {}
+    for content, name in recordings.items():
+        own = review_path(folder, name, blind=blind)
+        if content_of.get(own, "") not in ("", content):  # another recording had this name
+            own = by_content.get(content) or review_path(folder, f"{name}.{content}", blind=blind)
+        found[content] = own if own in content_of else by_content.get(content, own)
+    return found
+
+
 def reviewed_content(path: Path) -> str:
     """First 16 hex digits of the sha256 of the recording that a review was made of; empty where it does not say.
 
     Raises:
         AnnotationError: If the file is no sound ELAN file.
     """
+    state = path.stat() if path.exists() else path.lstat()  # of a link that leads nowhere, which the reader refuses
+    return _content_of_version(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4096)  # a page asks for many reviews again and again
+def _content_of_version(path: Path, mtime_ns: int, size_bytes: int) -> str:  # noqa: ARG001 - they tell versions apart
     named = read_eaf(path).root.find(f"HEADER/PROPERTY[@NAME='{_CONTENT}']")
     return "" if named is None else (named.text or "").strip()
 
@@ -189,28 +226,26 @@ def save_review(
         AnnotationError: If marks overlap, or the old review is no sound ELAN file.
         OSError: If it cannot be written; the old review is then still there.
     """
+    _check_version(path, version)  # before the folder is made
+    document = read_eaf(path) if version else new_document(path.name, media_name=recording.name)
+    tiers = {
+        tier: [Interval(one.start_us, one.end_us, _value(one)) for one in own]
+        for tier, own in _by_tier(marks, labels).items()
+    }
+    tiers |= _cleared(document, {STRETCHES, *tiers, *(f"{label}{_REJECTED}" for label in labels)})
+    document.root.set("AUTHOR", author)
+    document.root.set("DATE", datetime.now(UTC).isoformat(timespec="seconds"))
+    link_media(document, recording, path.parent, time_origin_ms=0, source=path)
+    header = document.root.find("HEADER")
+    if header is not None and not is_review(document):
+        SubElement(header, "PROPERTY", NAME=_CONTENT).text = content
+    for tier, intervals in tiers.items():
+        add_tier(document, tier, intervals, time_origin_ms=0)
+    data = eaf_bytes(document)
     private_folder(path.parent)
     with _writing(path.parent):
-        if _version(path) != version:
-            raise ReviewConflictError(
-                f"a review must be saved over the version that it was made from, but {path.name} was changed since, "
-                "in another window or in ELAN. Load it again."
-            )
-        document = read_eaf(path) if version else new_document(path.name, media_name=recording.name)
-        tiers = {
-            tier: [Interval(one.start_us, one.end_us, _value(one)) for one in own]
-            for tier, own in _by_tier(marks, labels).items()
-        }
-        tiers |= _cleared(document, {STRETCHES, *tiers, *(f"{label}{_REJECTED}" for label in labels)})
-        document.root.set("AUTHOR", author)
-        document.root.set("DATE", datetime.now(UTC).isoformat(timespec="seconds"))
-        link_media(document, recording, path.parent, time_origin_ms=0, source=path)
-        header = document.root.find("HEADER")
-        if header is not None and not is_review(document):
-            SubElement(header, "PROPERTY", NAME=_CONTENT).text = content
-        for tier, intervals in tiers.items():
-            add_tier(document, tier, intervals, time_origin_ms=0)
-        write_private(path, eaf_bytes(document))
+        _check_version(path, version)
+        write_private(path, data)
     return read_review(path, content=content)
 
 
@@ -281,6 +316,14 @@ def _mark(annotation: Annotation) -> Mark:
     elif how in ("rejected", "reviewed"):
         how = "added"
     return Mark(annotation.start_us, annotation.end_us, label, how, by, at)
+
+
+def _check_version(path: Path, version: str) -> None:
+    if _version(path) != version:
+        raise ReviewConflictError(
+            f"a review must be saved over the version that it was made from, but {path.name} was changed since, "
+            "in another window or in ELAN. Load it again."
+        )
 
 
 def _version(path: Path) -> str:

@@ -12,7 +12,15 @@ import numpy as np
 
 from featurecache.annotations import Interval
 from featurecache.clips.clip import Clip, ClipTable, covered_us, union_of
-from featurecache.clips.label_counts import GroupCounts, LabelAudit, LabelCounts, OutOfRange, PairCounts, SilentTail
+from featurecache.clips.label_counts import (
+    GroupCounts,
+    LabelAudit,
+    LabelCounts,
+    LabelSources,
+    OutOfRange,
+    PairCounts,
+    SilentTail,
+)
 from featurecache.clips.leakage import purged_clips, shared_recordings, split_level
 from featurecache.clips.splits import SPLITS
 from featurecache.spelling import counted
@@ -34,6 +42,8 @@ def audit(
     intervals: Mapping[str, Sequence[Interval]],
     *,
     annotated_span: str | None = None,
+    reviewed: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    sources: LabelSources | None = None,
 ) -> LabelAudit:
     """Audits a clip table against the annotations it came from.
 
@@ -42,6 +52,8 @@ def audit(
         recordings: The usable recordings.
         intervals: Recording -> its intervals of all labels.
         annotated_span: Label whose intervals mark what was annotated; it is no target.
+        reviewed: Recording -> stretches that a review labels: there somebody looked, though nothing may be on.
+        sources: Who labelled the labelled clips; None: annotators alone.
     """
     labelled = [clip for clip in table.clips if clip.labelled]
     splits = [_group(name, table.labels, [clip for clip in table.clips if clip.split == name]) for name in SPLITS]
@@ -68,11 +80,12 @@ def audit(
         pairs=_pairs(table.labels, labelled),
         unmatched_annotations=sorted(intervals.keys() - known),
         out_of_range=_out_of_range(recordings, intervals),
-        silent_tails=[] if annotated_span is not None else _silent_tails(table, recordings, intervals),
+        silent_tails=[] if annotated_span is not None else _silent_tails(table, recordings, intervals, reviewed or {}),
         unused_labels=dict(sorted(unused.items())),
         split_level=split_level(table.clips),
         shared_recordings=shared_recordings(table.clips),
         purged_clips={split: len(gone) for split, gone in purged_clips(table.clips).items()},
+        sources=LabelSources(len(labelled)) if sources is None else sources,
         warnings=[],
     )
     findings.warnings.extend(_warnings(findings))
@@ -179,14 +192,18 @@ def _out_of_range(recordings: Sequence[Recording], intervals: Mapping[str, Seque
 
 
 def _silent_tails(
-    table: ClipTable, recordings: Sequence[Recording], intervals: Mapping[str, Sequence[Interval]]
+    table: ClipTable,
+    recordings: Sequence[Recording],
+    intervals: Mapping[str, Sequence[Interval]],
+    reviewed: Mapping[str, Sequence[tuple[int, int]]],
 ) -> list[SilentTail]:
     least_us = _SILENT_TAIL_CLIPS * max((clip.end_us - clip.start_us for clip in table.clips), default=0)
     at_the_end = {clip.recording: clip.labelled for clip in table.clips}
     found = []
     for recording in recordings:
         if recording.name in intervals and at_the_end.get(recording.name):
-            last = max((i.end_us for i in intervals[recording.name]), default=0)
+            ends = [i.end_us for i in intervals[recording.name]]
+            last = max([*ends, *(end for _, end in reviewed.get(recording.name, ()))], default=0)
             tail = recording.info.duration_us - last
             if tail > max(least_us, _SILENT_TAIL_SHARE * recording.info.duration_us):
                 found.append(SilentTail(recording.name, last / 1e6, recording.info.duration_us / 1e6))

@@ -33,6 +33,7 @@ class Survey:
         accounts: Recording -> what each of its annotators says; several where it is doubly annotated.
         labels_of_absent: Label that files of absent recordings use -> such a file's name.
         annotated: Recording -> what of it was annotated, where that is not what the settings make of its intervals.
+        reviewed: Recording -> its reviewed stretches that are used.
     """
 
     recordings: tuple[Recording, ...]
@@ -44,6 +45,7 @@ class Survey:
     accounts: Mapping[str, Sequence[Account]] = field(default_factory=dict)
     labels_of_absent: Mapping[str, str] = field(default_factory=dict)
     annotated: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    reviewed: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
 def survey(project: Project) -> Survey:

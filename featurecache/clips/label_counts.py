@@ -105,6 +105,35 @@ class SilentTail:
 
 
 @dataclass(frozen=True)
+class LabelSources:
+    """Who labelled the labelled clips of a table.
+
+    Attributes:
+        annotators: Clips that only annotators labelled.
+        blind: Clips that touch a stretch which was reviewed without sight of predictions.
+        in_sight: Clips that touch one which was reviewed with predictions in sight: they train and never score.
+        accepted: Those of them where predictions were merely accepted, and nothing corrected, added or rejected.
+    """
+
+    annotators: int = 0
+    blind: int = 0
+    in_sight: int = 0
+    accepted: int = 0
+
+    def in_words(self) -> str:
+        """The counts, where reviews label something; else nothing."""
+        if not self.blind and not self.in_sight:
+            return ""
+        return (
+            f"{self.annotators} by annotators, {self.blind} by blind review, {self.in_sight} by review with "
+            f"predictions in sight, of which {self.accepted} merely accepted"
+        )
+
+
+UNKNOWN_SOURCES = LabelSources()
+
+
+@dataclass(frozen=True)
 class LabelAudit:
     """The audit; `dataclasses.asdict` of it is ready for JSON.
 
@@ -126,6 +155,7 @@ class LabelAudit:
         split_level: What the splits go by: "session", or "clip" where they cut one.
         shared_recordings: Recordings that hold several sessions.
         purged_clips: Split -> clips left out of it because they overlap or touch one that scores them.
+        sources: Who labelled the labelled clips.
         warnings: One sentence for each finding that can spoil a study.
     """
 
@@ -146,4 +176,5 @@ class LabelAudit:
     split_level: str
     shared_recordings: list[str]
     purged_clips: dict[str, int]
+    sources: LabelSources
     warnings: list[str]

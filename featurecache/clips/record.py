@@ -1,8 +1,8 @@
 """What a clip table was made from: a small JSON file that is written with the table. `drift` compares it with today.
 
 It holds the digests of what was written (so that a person's edits are noticed), the settings that decide what a table
-says, the size and time of last change of every video and annotation file, a digest of every annotation file, and the
-split of every recording by its content.
+says, the size and time of last change of every video and annotation file, a digest of every annotation file, and by
+its content each recording's split, a digest of its labels, and which of these come from reviews.
 """
 
 import contextlib
@@ -16,9 +16,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featurecache.annotations.reviews import FOLDER
 from featurecache.clips.annotated import annotation_paths
 from featurecache.clips.clip import ClipTable
+from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelSources
 from featurecache.errors import AnnotationError
 from featurecache.files import private_folder, sha256_of_file, write_private
 from featurecache.project.settings import Project
@@ -44,6 +47,8 @@ class TableRecord:
         compared: Such digits of the recordings whose looks were compared with each other.
         copies: Pairs of them that show the same pictures.
         seen: Such digits -> stretches that are labelled by a review with predictions in sight: no independent truth.
+        labelled: Such digits -> `label_digests`, by which a table that was edited or restored since is noticed.
+        sources: Who labelled the clips that the table was written with.
     """
 
     written: tuple[str, ...] = ()
@@ -53,6 +58,8 @@ class TableRecord:
     compared: tuple[str, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     seen: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
+    labelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: LabelSources = UNKNOWN_SOURCES
 
     def save(self, path: Path) -> None:
         """Writes the record, 0600.
@@ -72,7 +79,10 @@ class TableRecord:
         compared = tuple(content for content in self.compared if not digits.startswith(content))
         copies = tuple(pair for pair in self.copies if not any(digits.startswith(content) for content in pair))
         seen = {content: spans for content, spans in self.seen.items() if not digits.startswith(content)}
-        return dataclasses.replace(self, files=files, splits=splits, compared=compared, copies=copies, seen=seen)
+        labelled = {content: own for content, own in self.labelled.items() if not digits.startswith(content)}
+        return dataclasses.replace(
+            self, files=files, splits=splits, compared=compared, copies=copies, seen=seen, labelled=labelled
+        )
 
 
 def read_record(path: Path) -> TableRecord:
@@ -88,7 +98,11 @@ def read_record(path: Path) -> TableRecord:
             str(content): [(int(start), int(end)) for start, end in spans]
             for content, spans in document.get("seen", {}).items()
         }
-        return TableRecord(_texts(document["written"]), settings, files, splits, compared, copies, seen)
+        labelled = {str(content): str(digest) for content, digest in document.get("labelled", {}).items()}
+        sources = LabelSources(**{name: int(count) for name, count in document.get("sources", {}).items()})
+        return TableRecord(
+            _texts(document["written"]), settings, files, splits, compared, copies, seen, labelled, sources
+        )
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return TableRecord(_texts(json.loads(path.read_bytes())["written"]))
     return TableRecord()
@@ -112,7 +126,31 @@ def record_of(project: Project, table: ClipTable, files: Files, earlier: TableRe
     # A recording whose session was cut into parts has no split that it could keep.
     found = {content: (split, session) for content, split, session in places if content not in several}
     splits = {**earlier.splits, **found}
-    return dataclasses.replace(earlier, written=(), settings=settings_of(project), files=files, splits=splits)
+    return dataclasses.replace(
+        earlier,
+        written=(),
+        settings=settings_of(project),
+        files=files,
+        splits=splits,
+        labelled=label_digests(table),
+    )
+
+
+def label_digests(table: ClipTable) -> dict[str, str]:
+    """First 16 digits of a recording's sha256 -> a digest of which of its clips are labelled, and how."""
+    columns = table.columns
+    if not table.labels or not len(columns):
+        return {}
+    values = np.array([[-1 if one is None else one for one in row] for row in columns.targets.values], np.int8)
+    targets, content = values[columns.targets.codes], columns.content.codes  # (N, C), (N,)
+    order = np.lexsort((columns.span_us[:, 1], columns.span_us[:, 0], content))
+    order = order[(targets[order] >= 0).all(axis=1)]
+    found = {}
+    for rows in np.split(order, np.flatnonzero(np.diff(content[order])) + 1):
+        if len(rows):
+            digest = hashlib.sha256(columns.span_us[rows].tobytes() + targets[rows].tobytes())
+            found[columns.content.values[content[rows[0]]]] = digest.hexdigest()[:16]
+    return found
 
 
 def session_key(session: str) -> str:

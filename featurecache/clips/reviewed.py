@@ -6,15 +6,26 @@ split, and a session that has nothing else trains. Its stretches are recorded wi
 Of a recording with both, the blind one labels what it covers, unless it was made after the other.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from featurecache.annotations import Interval
-from featurecache.annotations.reviews import FOLDER, Mark, Review, read_review, review_files, reviewed_content
-from featurecache.clips.clip import ClipTable, union_of
+from featurecache.annotations.reviews import (
+    FOLDER,
+    How,
+    Mark,
+    Review,
+    find_reviews,
+    read_review,
+    review_files,
+    reviewed_content,
+)
+from featurecache.clips.clip import Clip, ClipTable, union_of
 from featurecache.clips.inventory import Survey, make_table
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
+from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.table import annotated_spans
 from featurecache.errors import FeatureCacheError
 from featurecache.project.settings import DataSettings, Project
@@ -33,6 +44,7 @@ class ReviewedTable:
         short: Recordings that are shorter than a clip.
         seen: Content of a recording -> stretches that are labelled by a review with predictions in sight.
         left_out: Reviews that are not used, and why.
+        sources: Who labelled the clips; None where no review was asked for.
     """
 
     survey: Survey
@@ -40,6 +52,7 @@ class ReviewedTable:
     short: tuple[UnusableRecording, ...]
     seen: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     left_out: tuple[UnusableRecording, ...] = ()
+    sources: LabelSources | None = None
 
 
 def reviewed_table(project: Project, found: Survey, *, kept: KeptSplits = NO_SPLITS) -> ReviewedTable:
@@ -84,14 +97,34 @@ def reviewed_table(project: Project, found: Survey, *, kept: KeptSplits = NO_SPL
     left_out += [UnusableRecording(f"review of {name}", why) for name, why in sorted(refused.items())]
     used = {name: review for name, review in seen.items() if name not in refused}
     if not used:
-        return ReviewedTable(independent, table, short, {}, tuple(left_out))
+        return ReviewedTable(independent, table, short, {}, tuple(left_out), _sources(table, blind, {}))
     both = with_reviews(independent, used, data)
     splits = {clip.session: clip.split for clip in table.clips if clip.split}
     fixed = {**{found.sessions[name]: "train" for name in used}, **splits}
     table, short = make_table(project, both, kept=kept, fixed=fixed)
     content = {one.name: one.sha256[:16] for one in found.recordings}
     spans = {content[name]: union_of(review.stretches) for name, review in used.items()}
-    return ReviewedTable(both, table, short, spans, tuple(left_out))
+    return ReviewedTable(both, table, short, spans, tuple(left_out), _sources(table, blind, used))
+
+
+def _sources(table: ClipTable, blind: Mapping[str, Review], in_sight: Mapping[str, Review]) -> LabelSources:
+    """Who labelled the labelled clips of a table, by the reviews that it uses."""
+    count: Counter[str] = Counter()
+    for clip in table.clips:
+        if not clip.labelled:
+            continue
+        if _touching(clip, in_sight, "reviewed"):
+            count["in_sight"] += 1
+            count["accepted"] += not _touching(clip, in_sight, "annotated", "corrected", "added", "rejected")
+        else:
+            count["blind" if _touching(clip, blind, "reviewed") else "annotators"] += 1
+    return LabelSources(**count)
+
+
+def _touching(clip: Clip, reviews: Mapping[str, Review], *kinds: How) -> bool:
+    """Whether the clip's recording has a review with a mark of these kinds in the clip's time."""
+    marks = reviews[clip.recording].marks if clip.recording in reviews else ()
+    return any(one.how in kinds and one.start_us < clip.end_us and clip.start_us < one.end_us for one in marks)
 
 
 def with_reviews(found: Survey, reviews: Mapping[str, Review], data: DataSettings) -> Survey:
@@ -102,7 +135,7 @@ def with_reviews(found: Survey, reviews: Mapping[str, Review], data: DataSetting
         reviews: Recording -> its review.
         data: How annotations are read.
     """
-    intervals, annotated = dict(found.intervals), dict(found.annotated)
+    intervals, annotated, reviewed = dict(found.intervals), dict(found.annotated), dict(found.reviewed)
     durations = {one.name: one.info.duration_us for one in found.recordings}
     for name, review in reviews.items():
         stretches = union_of(review.stretches)
@@ -117,7 +150,8 @@ def with_reviews(found: Survey, reviews: Mapping[str, Review], data: DataSetting
         rest = [one for one in intervals.get(name, ()) if one.label != data.annotated_span]
         intervals[name] = sorted({*own, *_within(rest, outside), *_within(review.intervals, stretches)})
         annotated[name] = union_of([*before, *stretches])
-    return replace(found, intervals=intervals, annotated=annotated)
+        reviewed[name] = union_of([*reviewed.get(name, ()), *stretches])
+    return replace(found, intervals=intervals, annotated=annotated, reviewed=reviewed)
 
 
 def _read(
@@ -127,25 +161,34 @@ def _read(
     found: dict[str, Review] = {}
     unread = []
     names = {one.sha256[:16]: one.name for one in recordings}
-    contents = {one.name: one.sha256[:16] for one in recordings}
-    files = review_files(project.root / FOLDER, blind=blind)
-    for path, named in sorted(files.items(), key=lambda item: item[1] not in contents):
+    folder = project.root / FOLDER
+    places = find_reviews(folder, names, blind=blind)
+    files = review_files(folder, blind=blind)
+    for content, path in places.items():
+        if path not in files:
+            continue
         try:
-            content = reviewed_content(path) or contents.get(named, "")
-            name = names.get(content, named)
-            if name not in contents:
-                continue
-            review = read_review(path, content=contents[name])
+            review = read_review(path, content=content)
         except FeatureCacheError as error:
             unread.append(UnusableRecording.because(path.name, error))
             continue
-        if name in found:
-            why = f"{name} has another review, which is used; copy what it lacks from this one in ELAN"
-            unread.append(UnusableRecording(path.name, why))
-        elif review.stretches:
-            found[name] = review
+        if review.stretches:
+            found[names[content]] = review
         elif review.marks:
-            unread.append(UnusableRecording(f"review of {name}", "no stretch of it is marked as reviewed"))
+            unread.append(UnusableRecording(f"review of {names[content]}", "no stretch of it is marked as reviewed"))
+    for path in sorted(files.keys() - set(places.values())):
+        try:
+            content = reviewed_content(path)
+        except FeatureCacheError as error:
+            unread.append(UnusableRecording.because(path.name, error))
+            continue
+        if content in names:
+            why = f"{names[content]} has another review, which is used; copy what it lacks from this one in ELAN"
+        elif files[path] in names.values():
+            why = "it was made of another video of the same name, which is gone; put that back, or move this one away"
+        else:
+            continue
+        unread.append(UnusableRecording(path.name, why))
     return found, unread
 
 

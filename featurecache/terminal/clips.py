@@ -55,6 +55,8 @@ def label_audit(found: "LabelAudit") -> Iterator[Piece]:
     yield table
     labelled = f"{found.labelled_clips} labelled, {found.unlabelled_clips} unlabelled"
     yield f"{counted(found.clips, 'clip')}, {labelled}"
+    if sources := found.sources.in_words():
+        yield f"labelled {sources}"
     yield from map(Warn, found.warnings)
 
 

@@ -11,7 +11,7 @@ from featurecache.clips.copies import find_copies
 from featurecache.clips.csv_file import keep_edited, refuse_edited, write_table
 from featurecache.clips.inventory import Survey, make_table, survey
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
-from featurecache.clips.label_counts import LabelAudit
+from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelAudit
 from featurecache.clips.record import files_of, read_record, record_of
 from featurecache.clips.reviewed import ReviewedTable, reviewed_table
 from featurecache.clips.samples_file import write_samples
@@ -121,11 +121,19 @@ def make_clips(
     compared, copies = find_copies(found.recordings, earlier.compared, earlier.copies)
     earlier = replace(earlier, compared=tuple(compared), copies=tuple(copies))
     record = record_of(project, table, files, replace(earlier, splits={}) if redeal else earlier)
-    record = replace(record, seen=made.seen)
+    record = replace(record, seen=made.seen, sources=made.sources or UNKNOWN_SOURCES)
     edited = keep_edited(project.clips, earlier.written) if force else None
     write_table(table, project.clips, state_path=project.table_record, force=force, record=record)
-    findings = audit(table, found.recordings, found.intervals, annotated_span=project.settings.data.annotated_span)
-    unannotated = unannotated_time(table, found.recordings, found.intervals, project.settings.data.annotated_span)
+    span = project.settings.data.annotated_span
+    findings = audit(
+        table,
+        found.recordings,
+        found.intervals,
+        annotated_span=span,
+        reviewed=found.reviewed,
+        sources=made.sources,
+    )
+    unannotated = unannotated_time(table, found.recordings, found.intervals, span)
     lost = lost_annotations(table, found.intervals, found.points)
     unseen = {one.label for one in findings.labels if not one.positives and not one.intervals}
     absent = {label: name for label, name in found.labels_of_absent.items() if label in unseen}

@@ -1,7 +1,7 @@
 """Clips as fine-tuning reads them: stored tokens a few at a time with small features in memory, or pixels."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,25 @@ class PixelClips:
     def expect(self, numbers: Sequence[int]) -> None:
         """Which clips are read next, in this order."""
         self._coming = dict.fromkeys(self.clip_ids[number] for number in numbers)
+
+
+def ending_clips(validation: KeptSplit, seen: Collection[str]) -> KeptSplit:
+    """Validation clips that end a training: whoever saw predictions may have accepted them, so such labels do not.
+
+    Args:
+        validation: The validation split.
+        seen: Ids of clips that are labelled by a review with predictions in sight.
+
+    Raises:
+        TrainingDataError: If no clip is left.
+    """
+    left = validation.without(seen) if seen else validation
+    if not len(left.Y):
+        raise TrainingDataError(
+            "validation must have clips that were labelled without sight of predictions, but all are of reviews with "
+            "them. Annotate some sessions of it, or review them blind."
+        )
+    return left
 
 
 def check_targets(Y: npt.NDArray[np.integer], labels: Sequence[str]) -> None:

@@ -60,7 +60,7 @@ from heads.data import KeptSplit
 from heads.engines.fitting import fit_head
 from heads.engines.solving import basis_of, solve_head
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
-from heads.finetuning.data import CachedClips, check_targets, digest_of
+from heads.finetuning.data import CachedClips, check_targets, digest_of, ending_clips
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
 from heads.finetuning.run import Run
@@ -85,7 +85,8 @@ class LoraPlan:
         layers_run: Layers of the language model that a step runs.
         layers_below: Layers below the deepest tap.
         train_clips: Number of clips of the training split.
-        validation_clips: Number of clips of the validation split.
+        validation_clips: Number of clips of the validation split that end the training.
+        seen: Ids of clips that are labelled by a review with predictions in sight: they end nothing.
     """
 
     settings: LoraSettings
@@ -97,6 +98,7 @@ class LoraPlan:
     layers_below: int
     train_clips: int
     validation_clips: int
+    seen: frozenset[str] = frozenset()
 
     @property
     def share_of_layers(self) -> float:
@@ -104,13 +106,21 @@ class LoraPlan:
         return self.layers_run / self.layers_below
 
 
-def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_download: bool = False) -> LoraPlan:
+def plan_lora(
+    project: Project,
+    settings: LoraSettings,
+    bundle: Path,
+    *,
+    seen: frozenset[str] = frozenset(),
+    allow_download: bool = False,
+) -> LoraPlan:
     """Compares what a run needs with the cache.
 
     Args:
         project: The project.
         settings: Settings of the run.
         bundle: The tuned head's folder.
+        seen: Ids of clips that are labelled by a review with predictions in sight.
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
@@ -139,7 +149,7 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         )
     if settings.base_weights == "4bit":
         require_four_bit()
-    splits = _splits(project, head, {}, known=KnownFailures())
+    splits = _splits(project, head, {}, known=KnownFailures(), seen=seen)
     check_targets(splits["train"].Y, head.labels)
     model, spaces = project_spaces(project, select=list(head.kept), allow_download=allow_download)
     head.check_spaces(spaces)
@@ -175,9 +185,8 @@ def plan_lora(project: Project, settings: LoraSettings, bundle: Path, *, allow_d
         clip_ids={clip_id for split in splits.values() for clip_id in split.clip_ids or ()},
         allow_download=allow_download,
     )
-    return LoraPlan(
-        settings, head, tokens, fixed, extraction, deepest - first, deepest, *(len(one.Y) for one in splits.values())
-    )
+    train, validation = (len(splits[name].Y) for name in ("train", "validation"))
+    return LoraPlan(settings, head, tokens, fixed, extraction, deepest - first, deepest, train, validation, seen)
 
 
 class LoraRun(Run):
@@ -204,7 +213,9 @@ class LoraRun(Run):
         self.project, self.plan = project, plan
         spaces = plan.extraction.spaces
         fixed = {name: spaces[name] for name in plan.fixed}
-        splits = _splits(project, plan.bundle, fixed, known=known_failures(project), needed=spaces.values())
+        splits = _splits(
+            project, plan.bundle, fixed, known=known_failures(project), needed=spaces.values(), seen=plan.seen
+        )
         check_targets(splits["train"].Y, plan.bundle.labels)
         cache = FeatureCache.open(project.cache)
         head, group = _refitted_head(project, plan, seed=seed, device=device, ranks=ranks or Ranks())
@@ -345,8 +356,9 @@ def _splits(
     *,
     known: KnownFailures,
     needed: Collection[FeatureSpace] = (),
+    seen: frozenset[str] = frozenset(),
 ) -> dict[str, KeptSplit]:
-    """Training and validation clips with these features."""
+    """Training clips, and those of validation that end the training, with these features."""
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     if table.labels != bundle.labels:
         raise BundleError(
@@ -355,7 +367,7 @@ def _splits(
         )
     ClipRule.of(project).check_fitted(bundle.clips)
     cache = FeatureCache.open(project.cache)
-    return {
-        name: load_split(table, name, cache, spaces, known=known, needed=needed).data
-        for name in ("train", "validation")
-    }
+    train, validation = (
+        load_split(table, name, cache, spaces, known=known, needed=needed).data for name in ("train", "validation")
+    )
+    return {"train": train, "validation": ending_clips(validation, seen)}

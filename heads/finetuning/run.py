@@ -150,6 +150,8 @@ class Run:
         table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
         cache = FeatureCache.open(project.cache)
         validation = load_split(table, "validation", cache, plan.spaces, known=known_failures(project)).data
+        not_ending = frozenset(validation.clip_ids or ()) - frozenset(self.loop.validation.clip_ids)
+        validation = validation.without(not_ending)
         history, kept = self.loop.history, self.loop.history[self.loop.kept_epoch]
         learning = {"method": method, "kept_epoch": kept.epoch, "epochs": [vars(epoch) for epoch in history]}
         write_document(self.folder / "learning.json", learning)

@@ -46,7 +46,7 @@ from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.data import KeptSplit
-from heads.finetuning.data import PixelClips, check_targets, digest_of
+from heads.finetuning.data import PixelClips, check_targets, digest_of, ending_clips
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
@@ -125,12 +125,19 @@ class TimesformerPlan:
         return replace(self, splits=splits, left_out={**self.left_out, **reasons})
 
 
-def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_download: bool = False) -> TimesformerPlan:
+def plan_timesformer(
+    project: Project,
+    settings: FinetuneSettings,
+    *,
+    seen: frozenset[str] = frozenset(),
+    allow_download: bool = False,
+) -> TimesformerPlan:
     """Reads what there is to train on; decodes nothing and loads no weights.
 
     Args:
         project: The project; its clip table must exist.
         settings: Settings of the run.
+        seen: Ids of clips that are labelled by a review with predictions in sight: they end no training.
         allow_download: Whether the model may be fetched from the hub.
 
     Raises:
@@ -169,6 +176,7 @@ def plan_timesformer(project: Project, settings: FinetuneSettings, *, allow_down
     inputs = model.open()
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
+    splits["validation"] = ending_clips(splits["validation"], seen)
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
     source = sources_of(project)
     found: list[ClipRecord] = []
@@ -299,12 +307,11 @@ class TimesformerRun(Run):
 
 def _without(split: KeptSplit, gone: Mapping[str, str], name: str) -> KeptSplit:
     """A split without some of its clips."""
-    ids = split.clip_ids or ()
-    rows = [row for row, clip_id in enumerate(ids) if clip_id not in gone]
-    if not rows:
-        first = gone[ids[0]]
+    left = split.without(gone)
+    if not len(left.Y):
+        ids = split.clip_ids or ()
         raise TrainingDataError(
             f"the {name} split must have labelled clips that can be decoded, but none of its {len(ids)} can, the first "
-            f"because {first}. See featurecache doctor."
+            f"because {gone[ids[0]]}. See featurecache doctor."
         )
-    return replace(split, Y=split.Y[rows], sessions=split.sessions[rows], clip_ids=tuple(ids[row] for row in rows))
+    return left

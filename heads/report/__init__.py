@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelSources
 from featurecache.files import private_folder, write_private
 from heads.report.activities import activities_csv, activity_rows
 from heads.report.documents import TIMELINES_NAME, Run, has_scores, number, read_documents
@@ -67,6 +68,7 @@ def write_report(
     predictions: Path,
     videos: Path,
     features: Mapping[str, Any],
+    sources: LabelSources = UNKNOWN_SOURCES,
     with_frames: bool = False,
 ) -> Report:
     """Writes the report; anything it reads may be missing.
@@ -81,12 +83,13 @@ def write_report(
         predictions: The folder of predicted timelines; looked through with its subfolders.
         videos: The folder of recordings; read only with `with_frames`.
         features: Settings of `[features]`, shown as they are but for the folders of a model.
+        sources: Who labelled the clips of the table.
         with_frames: Put a frame of each of the largest differences into the page, and the pictures of `maps`.
 
     Raises:
         OSError: If it cannot be written.
     """
-    documents = read_documents(runs=runs, clips=clips, cache=cache, failures=failures)
+    documents = read_documents(runs=runs, clips=clips, cache=cache, failures=failures, sources=sources)
     timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
     found = differences(timelines)
     pictures, not_pictured = thumbnails(found, videos) if with_frames else ([], [])

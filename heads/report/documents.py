@@ -14,6 +14,7 @@ from typing import Any, get_args
 from featurecache import FeatureCache
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
+from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelSources
 from featurecache.errors import CacheFormatError, CacheNotFoundError, CacheReadError, ClipTableError
 from featurecache.errors import FingerprintMismatchError as WrongRecordError
 from featurecache.extraction.failures import read_rows
@@ -87,6 +88,7 @@ class Documents:
         problems: Files that could not be read, and why.
         agreement: `agreement.json`: annotators against each other.
         compared: `compare.json`: all runs in one evaluation.
+        sources: Who labelled the clips of the table when it was made.
     """
 
     runs: tuple[Run, ...]
@@ -98,13 +100,16 @@ class Documents:
     problems: tuple[str, ...]
     agreement: Document = field(default_factory=dict)
     compared: Document = field(default_factory=dict)
+    sources: LabelSources = UNKNOWN_SOURCES
 
     def with_problems(self, more: Sequence[str]) -> "Documents":
         """The same with more files that could not be read."""
         return replace(self, problems=(*self.problems, *more))
 
 
-def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> Documents:
+def read_documents(
+    *, runs: Path, clips: Path, cache: Path, failures: Path, sources: LabelSources = UNKNOWN_SOURCES
+) -> Documents:
     """Reads what is there.
 
     Args:
@@ -112,6 +117,7 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
         clips: The clip table.
         cache: The feature cache.
         failures: The list of clips that could not be extracted.
+        sources: Who labelled the clips of the table.
     """
     problems: list[str] = []
     looks = _read_evaluation_log(runs / "test_looks.jsonl", problems)
@@ -129,6 +135,7 @@ def read_documents(*, runs: Path, clips: Path, cache: Path, failures: Path) -> D
         problems=tuple(problems),
         agreement=agreement,
         compared=read_json(runs / "compare.json", problems),
+        sources=sources,
     )
 
 

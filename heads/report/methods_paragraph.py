@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from featurecache.clips.clip import ClipTable
+from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.leakage import split_level
 from heads.methods import ZERO_SHOT
 from heads.report.documents import Document, Documents, Run, number
@@ -30,7 +31,7 @@ def methods_paragraph(documents: Documents) -> str:
     samples = rule.get("samples", "none") if isinstance(rule, Mapping) else "none"
     unit = "clips" if samples == "none" else "samples"
     sentences = (
-        _of_recordings(documents.table),
+        _of_recordings(documents.table, documents.sources),
         _of_clips(rule),
         _of_samples(samples),
         _of_splits(documents.table),
@@ -42,8 +43,8 @@ def methods_paragraph(documents: Documents) -> str:
     return " ".join(filter(None, sentences))
 
 
-def _of_recordings(table: ClipTable | None) -> str:
-    found = extent(table)
+def _of_recordings(table: ClipTable | None, sources: LabelSources) -> str:
+    found = extent(table, sources)
     return f"The data set holds {found}." if found else ""
 
 

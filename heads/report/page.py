@@ -96,7 +96,7 @@ def render_page(
             summary, findings=tuple(map(escape, summary.findings)), cautions=tuple(map(escape, summary.cautions))
         ),
         "project": project,
-        "extent": extent(documents.table),
+        "extent": extent(documents.table, documents.sources),
         "looks": documents.looks.total,
         "sections": _SECTIONS,
         "made_at": made_at,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featurecache.clips.clip import ClipTable
+from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.leakage import split_level
 from featurecache.spelling import counted, visible
 from heads.report.documents import Document, Documents, Run, number
@@ -74,8 +75,8 @@ def floor_of(metrics: Document) -> float | None:
     return sum(scores.values()) / len(scores) if scores else None
 
 
-def extent(table: ClipTable | None) -> str:
-    """Sessions, recordings and hours of a clip table, in words; empty without one."""
+def extent(table: ClipTable | None, sources: LabelSources) -> str:
+    """Sessions, recordings and hours of a clip table, and who labelled it, in words; empty without one."""
     if table is None or not table.clips:
         return ""
     lengths: dict[str, int] = {}
@@ -83,12 +84,12 @@ def extent(table: ClipTable | None) -> str:
         lengths[clip.content] = max(lengths.get(clip.content, 0), clip.end_us)
     labelled = sum(clip.labelled for clip in table.clips)
     sessions = len({clip.session for clip in table.clips})
+    by_whom = sources.in_words()
     hours = sum(lengths.values()) / 3.6e9
     length = f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.0f} minutes"
     return (
         f"{counted(sessions, 'session')}, {counted(len(lengths), 'recording')}, {length} of video; {labelled} of "
-        f"{len(table.clips)} clips "
-        "have labels"
+        f"{len(table.clips)} clips have labels{f' ({by_whom})' if by_whom else ''}"
     )
 
 

@@ -21,7 +21,7 @@ import logging
 import secrets
 import socket
 import socketserver
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import bottle
 
-from featurecache.annotations.reviews import Mark, Review, read_review, remove_leftovers, review_path, save_review
+from featurecache.annotations.reviews import Mark, Review, find_reviews, read_review, remove_leftovers, save_review
 from featurecache.clips.clip import union_of
 from featurecache.errors import FeatureCacheError, ReviewConflictError
 from heads.review.background import Background, Retrain
@@ -128,7 +128,8 @@ class ReviewServer:
         return app
 
     def _list(self) -> dict[str, Any]:
-        recordings = [self._summary(one) for one in self._recordings.values()]
+        places = {blind: self._places(self._recordings.values(), blind=blind) for blind in (False, True)}
+        recordings = [self._summary(one, places) for one in self._recordings.values()]
         return {"reviewer": self._reviewer, "has_report": self._report.is_file(), "recordings": recordings}
 
     def _report_page(self) -> bottle.HTTPResponse:
@@ -137,9 +138,9 @@ class ReviewServer:
         headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": REPORT_POLICY}
         return bottle.HTTPResponse(self._report.read_bytes(), headers=headers)
 
-    def _summary(self, one: Reviewable) -> dict[str, Any]:
+    def _summary(self, one: Reviewable, places: Mapping[bool, Mapping[str, Path]]) -> dict[str, Any]:
         try:
-            reviews = [self._review(one, blind=blind) for blind in (False, True)]
+            reviews = [_review(one, places[blind]) for blind in (False, True)]
             problem = ""
         except (FeatureCacheError, OSError) as error:  # one bad file hides no other recording
             reviews, problem = [Review(), Review()], str(error)
@@ -159,7 +160,7 @@ class ReviewServer:
 
     def _open(self, content: str) -> dict[str, Any]:
         one, blind = self._recording(content), _is_blind()
-        review = self._review(one, blind=blind)
+        review = _review(one, self._places([one], blind=blind))
         timeline = one.timeline
         answer = {
             "id": content,
@@ -182,16 +183,16 @@ class ReviewServer:
         one, blind, sent = self._recording(content), _is_blind(), _sent_json()
         if not isinstance(sent, dict) or not isinstance(sent.get("version"), str):
             raise bottle.HTTPError(400, "a review must be sent as JSON with its version")
-        labels = one.timeline["labels"]
+        labels, places = one.timeline["labels"], self._places([one], blind=blind)
         marks = stamped_marks(
             sent.get("marks"),
-            self._review(one, blind=blind),
+            _review(one, places),
             labels=labels,
             duration_us=one.timeline["recording"]["duration_us"],
             reviewer=self._reviewer,
         )
         saved = save_review(
-            review_path(self._folder, one.name, blind=blind),
+            places[content],
             marks,
             labels=labels,
             recording=one.path,
@@ -202,10 +203,10 @@ class ReviewServer:
         return _sent(saved.of(labels))
 
     def _sample(self) -> dict[str, Any]:
-        free = {}
+        free, places = {}, self._places(self._recordings.values(), blind=True)
         for content, one in self._recordings.items():
             with contextlib.suppress(FeatureCacheError, OSError):  # the list tells of a bad file
-                free[content] = blind_candidates(one.timeline, self._review(one, blind=True).stretches)
+                free[content] = blind_candidates(one.timeline, _review(one, places).stretches)
         every = [(content, span) for content, spans in free.items() for span in spans]
         if not every:
             raise bottle.HTTPError(404, "all that nobody annotated is reviewed blind")
@@ -235,9 +236,12 @@ class ReviewServer:
             raise bottle.HTTPError(404, "there is no such recording")
         return self._recordings[content]
 
-    def _review(self, one: Reviewable, *, blind: bool) -> Review:
-        found = read_review(review_path(self._folder, one.name, blind=blind), content=one.content)
-        return found.of(one.timeline["labels"])
+    def _places(self, recordings: Iterable[Reviewable], *, blind: bool) -> dict[str, Path]:
+        return find_reviews(self._folder, {one.content: one.name for one in recordings}, blind=blind)
+
+
+def _review(one: Reviewable, places: Mapping[str, Path]) -> Review:
+    return read_review(places[one.content], content=one.content).of(one.timeline["labels"])
 
 
 def _is_blind() -> bool:

@@ -180,12 +180,13 @@ def write_timeline(
         time_origin_ms: Time origin of the recording's media descriptor in `document`.
 
     Raises:
-        OutputExistsError: If one of the files is there and is not as this function wrote it; nothing is written then.
+        OutputExistsError: If one of the files is there and is not as this function wrote it, or is of a recording with
+            another content; nothing is written then.
         AnnotationError: If the document cannot take the tiers.
         OSError: If a file cannot be written.
     """
     paths = {suffix: stem.with_name(f"{stem.name}.predicted.{suffix}") for suffix in ("eaf", "csv", "json")}
-    found = {suffix: _own_digest(path, paths["json"]) for suffix, path in paths.items()}
+    found = {suffix: _own_digest(path, paths["json"], timeline.content) for suffix, path in paths.items()}
     document = linked_document(paths["eaf"], media, document=document, source=source, time_origin_ms=time_origin_ms)
     shown: dict[str, list[Interval]] = {label: [] for label in timeline.labels}
     for one in timeline.predicted:
@@ -204,11 +205,11 @@ def write_timeline(
     return WrittenTimeline(paths["eaf"], paths["csv"], paths["json"], before_zero_us)
 
 
-def _own_digest(path: Path, record: Path) -> str | None:
-    """sha256 of a file that this module wrote; None where there is no file.
+def _own_digest(path: Path, record: Path, content: str) -> str | None:
+    """sha256 of a file that this module wrote of a recording's content; None where there is no file.
 
     Raises:
-        OutputExistsError: If it is somebody's own, or was changed.
+        OutputExistsError: If it is somebody's own, or was changed, or is of another recording of the same name.
     """
     if not os.path.lexists(path):
         return None
@@ -217,8 +218,14 @@ def _own_digest(path: Path, record: Path) -> str | None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else ""
         listed = known["files"].get(path.name, {}) if path != record else {}
         is_ours = known["kind"] == KIND and (path == record or digest in (listed.get("sha256"), listed.get("replaces")))
+        is_same = known["recording"]["content"] == content
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        is_ours, digest = False, ""
+        is_ours, is_same, digest = False, False, ""
+    if is_ours and not is_same:
+        raise OutputExistsError(
+            f"predictions must not replace those of another recording, but {path} is of another video of the same "
+            "name. Move it away, or choose another folder with --out."
+        )
     if not is_ours:
         raise OutputExistsError(
             f"only predictions that nobody has changed are replaced, but {path} is not as predict wrote it. "

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from featurecache import FeatureCache
-from featurecache.clips.clip import ClipTable
+from featurecache.clips.clip import ClipTable, union_of
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
-from featurecache.clips.record import read_record
+from featurecache.clips.record import TableRecord, label_digests, read_record
 from featurecache.clips.reviewed import stretches_in_sight
 from featurecache.clips.samples import SampleTable
 from featurecache.clips.samples_file import project_samples
@@ -165,16 +165,20 @@ def learning_data(
 def clips_seen(project: Project, table: ClipTable, samples: SampleTable | None = None) -> frozenset[str]:
     """Ids of clips that touch a stretch labelled by a review with predictions in sight: no independent truth.
 
-    Of samples of several clips, ids of those that hold such a clip. Where the table's record is missing or damaged,
-    nobody knows which reviews the table holds, so every stretch reviewed with predictions in sight counts.
+    Of samples of several clips, ids of those that hold such a clip. Where the table's record is missing, or knows other
+    labels of a recording (one of the two was edited, or restored from a backup), nobody knows which reviews label it,
+    so every stretch of it that was reviewed with predictions in sight counts.
 
     Raises:
         AnnotationError: If such a review is needed and cannot be read.
     """
     record = read_record(project.table_record)
-    seen = record.seen
-    if not record.files:
-        seen = stretches_in_sight(project, {clip.recording: clip.content for clip in table.clips})
+    seen = {content: list(spans) for content, spans in record.seen.items()}
+    if unknown := _unknown_labels(project, table, record):
+        contents = {clip.recording: clip.content for clip in table.clips}
+        for content, spans in stretches_in_sight(project, contents).items():
+            if content in unknown:
+                seen[content] = union_of([*seen.get(content, ()), *spans])
     own = [clip for clip in table.clips if clip.content in seen and clip.labelled]
     found = frozenset(
         clip.clip_id
@@ -184,6 +188,17 @@ def clips_seen(project: Project, table: ClipTable, samples: SampleTable | None =
     if samples is None:
         return found
     return frozenset(sample.clip_id for sample in samples.samples if not found.isdisjoint(sample.clip_ids))
+
+
+def _unknown_labels(project: Project, table: ClipTable, record: TableRecord) -> set[str]:
+    """Content of recordings whose labels are not those that the table was written with."""
+
+    def compared(own: ClipTable) -> set[str]:
+        return {content for content, digest in label_digests(own).items() if record.labelled.get(content) != digest}
+
+    if not compared(table):
+        return set()
+    return compared(read_table(project.clips, allow_clip_level=True))  # with all labels, where these are some of them
 
 
 def scoring_data(project: Project, bundle: Bundle) -> ScoringData:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.pipeline import Progress
@@ -16,7 +17,7 @@ from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project, parse_section
 from heads.bundle_files import read_files
 from heads.finetuning.settings import LoraSettings
-from heads.workflow.data import run_folder, training_device, tuned_bundle
+from heads.workflow.data import clips_seen, run_folder, training_device, tuned_bundle
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def finetune_lora(
     if from_layer is not None:
         settings = replace(settings, frozen=f"layer_{from_layer}")
     check_table(project, use="targets")
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    seen = clips_seen(project, table)
     start = bundle if bundle is not None else tuned_bundle(project)
     read_files(start)
     # Not before it is known that there are clips and a head: these imports take seconds.
@@ -136,7 +139,7 @@ def finetune_lora(
     from heads.finetuning.ranks import joined_ranks
 
     with joined_ranks(training_device(project)) as (ranks, device):
-        plan = plan_lora(project, settings, start, allow_download=allow_download)
+        plan = plan_lora(project, settings, start, seen=seen, allow_download=allow_download)
         tell.on_plan(plan)
         report = LoraRunReport(plan, start)
         if dry_run and plan.extraction.todo:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project, parse_section
 from heads.finetuning.settings import FinetuneSettings
-from heads.workflow.data import run_folder, training_device
+from heads.workflow.data import clips_seen, run_folder, training_device
 from heads.workflow.training import TimelineChoice, TrainedRun, finished_run
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def finetune_timesformer(
     tell = callbacks or TimesformerCallbacks()
     settings = parse_section(project.settings.finetune, FinetuneSettings, "finetune")
     check_table(project, use="targets")
+    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    seen = clips_seen(project, table)
     # Not before it is known that there are clips: these imports take seconds.
     from heads.finetuning.ranks import joined_ranks
     from heads.finetuning.timesformer import TimesformerRun, plan_timesformer
@@ -113,7 +116,7 @@ def finetune_timesformer(
     with joined_ranks(training_device(project)) as (ranks, device):
         if trials is not None and ranks.count > 1:
             raise UsageError("--trials takes one process. Start it without torchrun.")
-        plan = plan_timesformer(project, settings, allow_download=allow_download)
+        plan = plan_timesformer(project, settings, seen=seen, allow_download=allow_download)
         tell.on_plan(plan)
         if not dry_run:
             plan = _examined(plan, folder, ranks, tell, fresh=fresh, is_search=trials is not None)

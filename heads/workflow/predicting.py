@@ -307,7 +307,7 @@ def _recordings(
             recording = _examined(name, path, memo, wait)
             earlier = contents.get(recording.sha256) or stems.get(_stem(name))
             if earlier is not None:
-                reason = f"{earlier} has the same content, or would have files of the same name; predict one at a time"
+                reason = f"{earlier} has the same content, or would have files of the same name; choose another --out"
                 failed.append(UnusableRecording(name, reason))
                 continue
             if recording.info.duration_us < length_us:

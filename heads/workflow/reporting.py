@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featurecache.clips.drift import check_table
+from featurecache.clips.record import read_record
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project
 from heads.report import Report, write_report
@@ -44,5 +45,6 @@ def report(
         predictions=predictions if predictions is not None else project.predictions,
         videos=project.videos,
         features=asdict(project.settings.features),
+        sources=read_record(project.table_record).sources,
         with_frames=with_frames,
     )

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from featurecache import FeatureCache
 from featurecache.annotations import read_eaf
-from featurecache.annotations.reviews import FOLDER, review_path
+from featurecache.annotations.reviews import FOLDER, find_reviews
 from featurecache.clips.clip import Clip, clip_id
 from featurecache.clips.drift import check_table
 from featurecache.clips.matching import annotated_spans, find_annotations
@@ -147,12 +147,18 @@ def review(
             "a project must be reviewed on one page at a time, but another `featurecache review` is running. "
             "Open its address, or end it."
         ) from error
-    reviewed = [
-        one
-        for one in found
-        if any(review_path(project.root / FOLDER, one.name, blind=blind).exists() for blind in (False, True))
-    ]
+    reviewed = {
+        content
+        for blind in (False, True)
+        for content, path in _places(project, found, blind=blind).items()
+        if path.exists()
+    }
     return Reviewing(project.root / FOLDER, len(found), len(reviewed), tuple(left_out))
+
+
+def _places(project: Project, recordings: Sequence[Reviewable], *, blind: bool) -> dict[str, Path]:
+    """Where the reviews of recordings are, or belong."""
+    return find_reviews(project.root / FOLDER, {one.content: one.name for one in recordings}, blind=blind)
 
 
 def _retrained(project: Project, folder: Path) -> tuple[list[Reviewable], Mapping[str, Any]]:
@@ -217,10 +223,10 @@ def _with_room(
     project: Project, recordings: Sequence[Reviewable], left_out: list[UnusableRecording]
 ) -> list[Reviewable]:
     """Those whose names leave room for the name of a review."""
-    most = longest_name(project.root)
+    most, places = longest_name(project.root), _places(project, recordings, blind=False)
     found = []
     for one in recordings:
-        excess = len(os.fsencode(review_path(project.root, one.name, blind=False).name)) - most
+        excess = len(os.fsencode(places[one.content].name)) - most
         if excess > 0:
             reason = f"its name is {counted(excess, 'byte')} too long for the file of a review; rename it"
             left_out.append(UnusableRecording(one.name, reason))
