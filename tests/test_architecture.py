@@ -1,10 +1,12 @@
 """The architecture: dependencies point one way, heavy libraries load only where they must, only cli.py prints."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,13 @@ SOURCES = sorted([*ROOT.glob("featurecache/**/*.py"), *ROOT.glob("heads/**/*.py"
 COMMANDS = ("cli.py", "cache_commands.py")
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -49,7 +56,7 @@ def test_transformers_is_imported_by_backbones_alone() -> None:
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_only_the_command_line_prints_or_ends_the_process(path: Path) -> None:
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     if path.relative_to(ROOT).as_posix() in ("featurecache/terminal/screen.py", "featurecache/terminal/command.py"):
         return  # which commands alone use
     assert not [function for function in calls if isinstance(function, ast.Attribute) and function.attr == "print"]
@@ -185,7 +192,7 @@ def test_imports_go_round_in_no_circle() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_commands_stay_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= (699 if path.name == "cli.py" else 400)
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef)]
     assert path.name not in COMMANDS or max(node.end_lineno - node.lineno + 1 for node in functions) <= 40
 
 
@@ -206,3 +213,18 @@ def test_wheel_holds_every_package_and_every_file_that_they_read() -> None:
         for path in ROOT.joinpath(*package.split(".")).glob(pattern)
     }
     assert data == {path for path in own if path.suffix not in (".py", ".pyc")}
+
+
+def test_the_readers_tour_names_files_that_exist_and_at_most_eight_for_each_value() -> None:
+    tour = (ROOT / "CONTRIBUTING.md").read_text().partition("## A tour")[2].partition("\n## ")[0]
+    walks = dict(re.findall(r"^\*\*(.+?)\*\*(.*?)(?=^\*\*|\Z)", tour, flags=re.M | re.S))
+    assert [name.split(",")[0] for name in walks] == [
+        "A clip",
+        "A trial of a search",
+        "A prediction",
+        "An annotation",
+    ]
+    for name, text in walks.items():
+        assert 0 < len(re.findall(r"^\d+\. ", text, flags=re.M)) <= 8, name
+        for path in re.findall(r"`([\w/]+\.py)`", text):
+            assert (ROOT / path).is_file() or (ROOT / "featurecache" / path).is_file(), (name, path)

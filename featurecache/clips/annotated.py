@@ -52,6 +52,7 @@ class Account:
         says_nothing: The file has no annotation: it does not tell whether anybody looked.
         eaf: The `.eaf`; None for a table.
         time_origin_ms: Of the recording's media descriptor in the `.eaf`.
+        document: What that file holds.
     """
 
     source: str
@@ -61,6 +62,7 @@ class Account:
     says_nothing: bool = False
     eaf: Path | None = None
     time_origin_ms: int = 0
+    document: EafDocument | None = None
 
 
 @dataclass
@@ -255,7 +257,7 @@ def _read_document(
     names = tuple(filter(None, (author, path.stem, *path.parts[-4:-1])))
     for match in matches:
         found = marks(document, rule, time_origin_ms=match.time_origin_ms)
-        account = Account(path.name, found, match.by, names, says_nothing, path, match.time_origin_ms)
+        account = Account(path.name, found, match.by, names, says_nothing, path, match.time_origin_ms, document)
         reading.accounts.setdefault(match.recording, []).append(account)
 
 

@@ -1,14 +1,15 @@
 """The annotation of single recordings, wherever they lie, found as `clips` finds it.
 
 A recording inside the folder of videos is matched among all names there, one from elsewhere by its own name alone.
-No video is opened. Of documents only the place is kept: whoever changes one reads it anew.
+No video is opened, and each annotation file is read once.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurecache.annotations import Interval
+from featurecache.annotations import EafDocument, Interval
 from featurecache.clips import table
 from featurecache.clips.annotated import AnnotationReading, read_annotations
 from featurecache.clips.annotators import chosen_account
@@ -27,6 +28,7 @@ class FoundAnnotation:
         eaf: The `.eaf` that holds it; None for a table.
         time_origin_ms: Of the recording's media descriptor in the `.eaf`.
         points: Annotations of no duration, as intervals that end where they begin.
+        document: What the `.eaf` holds, not to be changed.
     """
 
     intervals: tuple[Interval, ...]
@@ -34,6 +36,11 @@ class FoundAnnotation:
     eaf: Path | None = None
     time_origin_ms: int = 0
     points: tuple[Interval, ...] = ()
+    document: EafDocument | None = None
+
+    def own_document(self) -> EafDocument | None:
+        """A copy of the document, to add tiers to; None for a table."""
+        return copy.deepcopy(self.document)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,12 @@ def chosen_annotations(
         if account is not None:
             marks = account.marks
             of[name] = FoundAnnotation(
-                tuple(marks.intervals), account.source, account.eaf, account.time_origin_ms, tuple(marks.points)
+                tuple(marks.intervals),
+                account.source,
+                account.eaf,
+                account.time_origin_ms,
+                tuple(marks.points),
+                account.document,
             )
     return of, refused
 

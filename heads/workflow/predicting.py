@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.annotations import Interval, read_eaf
+from featurecache.annotations import Interval
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id, clip_windows
 from featurecache.clips.matching import Annotations, annotated_spans, find_annotations
@@ -157,11 +157,12 @@ def predict(
     }
     extraction = _extract(project, head, usable, windows, allow_download=allow_download, on_progress=on_progress)
     reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
+    cache = _opened(project)
     annotations = find_annotations(project, [recording.name for recording in usable])
     written = []
     for recording in usable:
         try:
-            scored, scores, unscored = _scores(project, head, recording, windows[recording.sha256], reasons)
+            scored, scores, unscored = _scores(cache, head, recording, windows[recording.sha256], reasons)
             timeline = predicted_timeline(
                 head,
                 tuned,
@@ -241,8 +242,15 @@ def scored_windows(duration_us: int, length_us: int, stride_us: int) -> list[tup
     return windows if windows[-1] == last else [*windows, last]
 
 
+def _opened(project: Project) -> FeatureCache | None:
+    try:
+        return FeatureCache.open(project.cache)
+    except CacheNotFoundError:  # no clip of any recording could be extracted
+        return None
+
+
 def _scores(
-    project: Project,
+    cache: FeatureCache | None,
     bundle: Bundle,
     recording: Recording,
     spans: Sequence[tuple[int, int]],
@@ -250,26 +258,22 @@ def _scores(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[tuple[int, int, str]]]:
     """Spans (N, 2) and scores (N, C) of the clips that the cache has, and the others with their reasons."""
     clips = [(recording.sha256, *span) for span in spans]
-    missing = _missing(project, bundle, clips)
+    missing = set(clips) if cache is None else _missing(cache, bundle, clips)
     unscored = [
         (start, end, reasons.get(clip_id(sha256, start, end), "another process is extracting it; run predict again"))
         for sha256, start, end in clips
         if (sha256, start, end) in missing
     ]
     scored = [span for span in spans if (recording.sha256, *span) not in missing]
-    if not scored:
+    if cache is None or not scored:
         raise UnreadableVideoError(
             f"none of its {counted(len(spans), 'clip')} could be extracted, the first because {unscored[0][2]}"
         )
     ids = [clip_id(recording.sha256, *span) for span in scored]
-    return np.array(scored, np.int64), clip_scores(bundle, FeatureCache.open(project.cache), ids), unscored
+    return np.array(scored, np.int64), clip_scores(bundle, cache, ids), unscored
 
 
-def _missing(project: Project, bundle: Bundle, clips: Sequence[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
-    try:
-        cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:  # no clip of any recording could be extracted
-        return set(clips)
+def _missing(cache: FeatureCache, bundle: Bundle, clips: Sequence[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
     return {clip for space in bundle.spaces for clip in cache.missing(clips, space.fingerprint)}
 
 
@@ -277,13 +281,12 @@ def _write(timeline: Timeline, recording: Recording, annotations: Annotations, o
     if recording.name in annotations.refused:
         raise UnreadableVideoError(annotations.refused[recording.name])
     found = annotations.of.get(recording.name)
-    eaf = None if found is None else found.eaf
     return write_timeline(
         timeline,
         out / _stem(recording.name),
         media=recording.path,
-        document=None if eaf is None else read_eaf(eaf),
-        source=eaf,
+        document=None if found is None else found.own_document(),
+        source=None if found is None else found.eaf,
         time_origin_ms=0 if found is None else found.time_origin_ms,
     )
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.annotations import Interval, add_requests, linked_document, read_eaf, save_eaf
+from featurecache.annotations import Interval, add_requests, linked_document, save_eaf
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
@@ -286,7 +286,7 @@ def _written(
             document = linked_document(
                 path,
                 project.videos / name,
-                document=None if source is None else read_eaf(source),
+                document=None if found is None else found.own_document(),
                 source=source,
                 time_origin_ms=origin_ms,
             )
