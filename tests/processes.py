@@ -32,7 +32,7 @@ def start(*arguments: object, out: Path, save_each_s: float | None = None, log: 
     return process
 
 
-def end(process: BaseProcess) -> int:
+def wait_for(process: BaseProcess) -> int:
     """Waits until a process has ended; its exit code, or the negative signal that ended it."""
     process.join(300)
     assert process.exitcode is not None, "it did not end"

@@ -17,7 +17,7 @@ from featurecache.project.settings import open_project
 from heads.zeroshot.prompts import CAPTION_WORDING
 from tests.commands import run
 from tests.judges import Served, chat_answer, make_judge, served
-from tests.processes import end, start
+from tests.processes import start, wait_for
 from tests.projects import LABELS
 from tests.zeroshot_projects import CLIPS, rows_of, set_up
 
@@ -198,8 +198,8 @@ def test_processes_that_share_the_work_lose_nothing_and_ask_nothing_twice_when_o
     while len(log.read_text().splitlines()) < 8 and all(one.is_alive() for one in processes):
         time.sleep(0.05)
     processes[0].kill()
-    assert [end(one) for one in processes] == [-signal.SIGKILL, 0]
-    assert end(asking("again.out")) == 0
+    assert [wait_for(one) for one in processes] == [-signal.SIGKILL, 0]
+    assert wait_for(asking("again.out")) == 0
     saved = Counter(log.read_text().splitlines())
     assert len(saved) == 2 * CLIPS, "every clip in both feature spaces"
     # The killed one may have saved a row that it had no time to note: nothing that was noted is saved again.
@@ -209,12 +209,13 @@ def test_processes_that_share_the_work_lose_nothing_and_ask_nothing_twice_when_o
 
 @pytest.mark.parametrize("method", ["zsc-co", "zsc-j"])
 def test_processes_of_its_own_ask_for_a_run_on_several_devices(
-    tmp_path: Path, captioner: Path, server: Served, method: str
+    tmp_path: Path, captioner: Path, server: Served, project: Path, method: str
 ) -> None:
-    alone, together = (set_up(tmp_path / name, captioner, server.address) for name in ("alone", "together"))
+    together = set_up(tmp_path / "together", captioner, server.address)
     more = ["--samples", 1] if method == "zsc-co" else []
-    run("zeroshot", method, *more, "--config", alone)
+    if method == "zsc-co":
+        run("zeroshot", method, *more, "--config", project)
     found = run("zeroshot", method, *more, "--devices", "cpu,cpu", "--config", together)
     assert (found["asked"], found["worker_crashes"]) == (CLIPS, [])
-    answers = [(one / f"runs/zeroshot-{method}/answers.csv").read_text() for one in (alone, together)]
+    answers = [(one / f"runs/zeroshot-{method}/answers.csv").read_text() for one in (project, together)]
     assert answers[0] == answers[1]

@@ -24,7 +24,7 @@ POINTS = {"import": 4}  # of each operation, where it fails; an import starts a 
 
 def test_fault_31_care_killed_at_any_operation_loses_nothing_and_leaves_nothing_when_run_again(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash_store", "care", str(tmp_path), "79"],
+        [sys.executable, "-m", "tests.crash_store", "care", str(tmp_path), "97"],
         capture_output=True,
         text=True,
         cwd=ROOT,

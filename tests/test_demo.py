@@ -9,15 +9,20 @@ import pytest
 
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import format_table, read_table
+from featurecache.workflow.demo import make_demo
+from heads.sections import SECTIONS
 from tests.commands import run
 
+TRIALS = 8
 LABELS = ("baby_visible", "ventilation", "stimulation", "suction")
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A demo of half the recordings and a few trials, and what each of its steps found."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    return folder, run("demo", folder, "--trials", 32)
+    make_demo(folder, recordings_per_session=1, sections=SECTIONS)
+    return folder, run("demo", folder, "--trials", TRIALS)
 
 
 def test_demo_learns_above_chance_on_unseen_sessions(demo: tuple[Path, dict[str, Any]]) -> None:
@@ -49,7 +54,7 @@ def test_demo_reads_annotations_at_their_time_origin(demo: tuple[Path, dict[str,
 
 def test_demo_computes_nothing_again_when_it_is_run_twice(demo: tuple[Path, dict[str, Any]]) -> None:
     folder, steps = demo
-    again = run("demo", folder, "--trials", 32)
+    again = run("demo", folder, "--trials", TRIALS)
     assert again["extract"]["todo"] == 0
     assert again["tune"]["value"] == steps["tune"]["value"]
     assert again["evaluate"]["macro_f1"] == steps["evaluate"]["macro_f1"]
@@ -68,7 +73,7 @@ def test_shuffled_labels_score_at_chance(demo: tuple[Path, dict[str, Any]], tmp_
         for clip, target in zip(table.clips, targets, strict=True)
     )
     (folder / "clips.csv").write_bytes(format_table(ClipTable(table.labels, clips)))
-    run("tune", "--trials", 32, "--config", folder)
+    run("tune", "--trials", TRIALS, "--config", folder)
     scores = run("evaluate", "--config", folder)
     floor = scores["always_yes"]
     assert scores["macro_f1"] < floor["macro_f1"] + 0.05

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +23,9 @@ from featurecache.workers.devices import Device, choose_devices, extract_on_devi
 from tests.claimers import claimer, kill_a_claimer
 from tests.extraction_samples import count_rows
 from tests.make_videos import write_video
+from tests.processes import start, wait_for
 from tests.projects import failed_clip_ids, make_project, make_table
 
-ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PROCESSORS = [Device("first", "cpu", ONE_THREAD), Device("second", "cpu", ONE_THREAD)]
 BROKEN = Device("broken", "cpu", {"PYTHONHOME": "/nowhere"})
@@ -38,10 +36,6 @@ def project(tmp_path: Path, tiny_model: Path) -> Project:
     project = make_project(tmp_path / "project", tiny_model)
     make_table(project)
     return project
-
-
-def _command(project: Project, *options: str) -> list[str]:
-    return [sys.executable, "-m", "cli", "extract", "--config", str(project.root), "--json", *options]
 
 
 def keep_a_claimer_from_working(project: Project) -> None:
@@ -126,15 +120,13 @@ def test_no_process_outlives_its_parent_when_that_is_ended(tmp_path: Path, tiny_
     project = make_project(tmp_path / "project", tiny_model, sessions=3, clips=130)
     make_table(project)
     plan = plan_extraction(project)
-    process = subprocess.Popen(
-        _command(project, "--devices", "cpu,cpu"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = start("extract", "--config", project.root, "--devices", "cpu,cpu", out=tmp_path / "out")
+    assert process.pid is not None
     _wait_until(lambda: len(_children(process.pid)) == 2)
     children = _children(process.pid)
     _wait_until(lambda: len(list(project.cache.glob("spaces/*/claims/*"))) > 0)
-    process.send_signal(number)
-    process.communicate(timeout=300)
-    assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    os.kill(process.pid, number)
+    assert wait_for(process) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
     if number == signal.SIGTERM:
         assert not any(Path(f"/proc/{child}").exists() for child in children)
     _wait_until(lambda: not any(Path(f"/proc/{child}/exe").exists() for child in children))

@@ -165,7 +165,7 @@ def disjoint(labels):
     return st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 90_000), labels), max_size=8).map(build)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(wanted=disjoint(XML_TEXT), origin_ms=st.integers(-(10**7), 10**7))
 def test_write_eaf_round_trips_when_origin_is_any(tmp_path_factory, wanted, origin_ms):
     path = tmp_path_factory.mktemp("eaf") / "v.eaf"

@@ -23,7 +23,7 @@ from featurecache.project.settings import Project, open_project
 from featurecache.store import CacheWriter
 from featurecache.store.claims import Claims
 from tests.extraction_samples import extracted, rows_on_disk, selecting
-from tests.processes import end, start
+from tests.processes import start, wait_for
 from tests.projects import make_project, make_table
 
 
@@ -38,7 +38,7 @@ def test_processes_started_alike_share_the_list_and_compute_nothing_twice(projec
     plan = plan_extraction(project)  # digests are remembered, so that both begin at once
     outputs = [project.root / f"{number}.out" for number in range(2)]
     both = [start("extract", "--config", project.root, "--json", out=out) for out in outputs]
-    assert [end(process) for process in both] == [0, 0]
+    assert [wait_for(process) for process in both] == [0, 0]
     reports = [json.loads(out.read_text()) for out in outputs]
     assert sum(report["extracted"] for report in reports) == 24
     assert plan_extraction(project).todo == 0
@@ -59,7 +59,7 @@ def test_processes_that_keep_different_features_compute_none_twice(project: Proj
         (project.root / f"{name}.toml").write_text(base.replace("[features]", f"[features]\nselect = {keep}"))
     configs = [project.root / f"{name}.toml" for name in keeps]
     both = [start("extract", "--config", config, out=config.with_suffix(".out")) for config in configs]
-    assert [end(process) for process in both] == [0, 0]
+    assert [wait_for(process) for process in both] == [0, 0]
     for name in keeps:  # what was left to the other is there by now, or is done now
         other = open_project(project.root / f"{name}.toml")
         run_plan(other, plan_extraction(other))
@@ -144,7 +144,7 @@ def test_extraction_goes_on_where_it_was_when_it_is_killed(project: Project, sen
     while _present(project) < 3 and running.is_alive():
         time.sleep(0.05)
     os.kill(running.pid, sent)
-    ended, said = end(running), out.with_suffix(".err").read_text()
+    ended, said = wait_for(running), out.with_suffix(".err").read_text()
     saved = _present(project)
     assert 3 <= saved < 24
     if sent != signal.SIGKILL:

@@ -17,7 +17,7 @@ from featurecache.errors import CacheNotFoundError
 from featurecache.project.settings import open_project
 from tests.asked_models import make_llava_next_video
 from tests.commands import invoke, run
-from tests.processes import end, start
+from tests.processes import start, wait_for
 from tests.projects import LABELS, make_project
 from tests.zeroshot_projects import rows_of
 
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_and_asks_about_no_saved_clip_again(project: Path) 
     while saved_clips(project) < 3 and running.is_alive():
         time.sleep(0.05)
     running.kill()
-    end(running)
+    wait_for(running)
     saved = saved_clips(project)
     assert 3 <= saved < 28
     assert run("zeroshot", "zs-b", "--config", project)["asked"] == 28 - saved
