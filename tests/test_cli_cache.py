@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from tests.commands import invoke
+from tests.commands import invoke, run
 from tests.projects import damage_a_segment, edit
 
 
@@ -23,6 +23,8 @@ def test_cache_heals_after_damage(tuned: Path) -> None:
     assert len(list(tuned.glob("features.zarr/spaces/*/quarantine/*"))) == 1
     assert invoke("cache", "gc", "--quarantine", "--apply", "--config", tuned).exit_code == 0
     assert not list(tuned.glob("features.zarr/spaces/*/quarantine/*"))
+    assert "merged" in run("cache", "compact", "--config", tuned)
+    assert invoke("cache", "verify", "--deep", "--config", tuned).exit_code == 0
 
 
 def test_cache_why_names_the_input_that_differs(tuned: Path) -> None:

@@ -5,12 +5,16 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.commands import invoke
+from tests.commands import invoke, run
 from tests.projects import edit, make_project
 
 
@@ -275,3 +279,20 @@ def test_heads_train_on_features_made_by_others(tuned: Path, tmp_path: Path) -> 
     result = invoke("evaluate", tuned / "runs/tune-other/bundle", "--config", tuned)
     assert result.exit_code == 0, result.output
     assert (tuned / "runs/tune-other/test_metrics.json").exists()
+
+
+def test_review_serves_its_page_until_it_is_interrupted_and_then_ends_with_its_document(tuned: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def interrupt_once_it_listens() -> None:
+        for _ in range(600):
+            with socket.socket() as asked:
+                if asked.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_once_it_listens, daemon=True).start()
+    assert run("review", "--port", port, "--config", tuned)["reviewed"] == 0

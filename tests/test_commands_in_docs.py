@@ -1,6 +1,8 @@
-"""The commands that README, docs and changelog name are commands of this program, with options that they have."""
+"""The commands that pages name are commands of this program, with options that they have, and tests run all of them."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,26 @@ def test_this_check_finds_a_command_and_an_option_that_are_not_there(tmp_path: P
     page = tmp_path / "page.md"
     page.write_text("Run `featurecache extrakt`, then\n\n```\nfeaturecache extract --worker 1/2  # a share\n```\n")
     assert [unknown(words) for words in commands_in(page)] == [["--worker"], ["extrakt"]]
+
+
+def words_run_by(node: ast.AST) -> Iterator[str]:
+    """The first words of `invoke(...)`, `run(...)` or a list."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("invoke", "run", "_run"):
+        inside = node.args
+    elif isinstance(node, (ast.List, ast.Tuple)):
+        inside = node.elts
+    else:
+        return
+    for one in inside[:3]:
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield from one.value.split()[:2]
+
+
+def test_every_command_is_run_by_some_test() -> None:
+    texts = [path.read_text() for path in (ROOT / "tests").glob("test_*.py") if path.name != "test_architecture.py"]
+    words = {word for text in texts for node in ast.walk(ast.parse(text)) for word in words_run_by(node)}
+    app = typer.main.get_command(cli.app)
+    groups = [one for one in app.commands.values() if hasattr(one, "commands")]
+    names = {name for group in (app, *groups) for name, one in group.commands.items() if one not in groups}
+    assert len(names) > 25
+    assert names - words == set()
