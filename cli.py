@@ -27,6 +27,7 @@ from featurecache.terminal.command import (
     project_of,
 )
 from featurecache.terminal.screen import Screen
+from heads.terminal import map_commands
 from heads.terminal import options as learning
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Example: featurecache demo",
 )
+app.add_typer(map_commands.app)
 app.add_typer(cache_commands.app, name="cache", epilog="Example: featurecache cache info")
 model_app = typer.Typer(help="Look after model folders.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model_app, name="model", epilog="Example: featurecache model convert timesformer-base-finetuned-ssv2")
@@ -482,28 +484,6 @@ def review(
     on_open = lambda page: screen.show(open_review(page))  # noqa: E731
     found = review(project, bundle, reviewer=reviewer, port=port, on_open=on_open)
     return finish(screen, found, reviewing(found), code=SOME_FAILED if found.left_out else DONE)
-
-
-@command("maps", example="featurecache maps 0123456789abcdef-0-3000000 --with-frames")
-def maps(
-    clip: Annotated[str, typer.Argument(help="A clip_id of clips.csv.")],
-    bundle: learning.BundleOption = None,
-    with_frames: Annotated[
-        bool, typer.Option("--with-frames", help="Also draw pictures, which hold frames; the report shows them.")
-    ] = False,
-    config: options.Config = Path(),
-    as_json: options.AsJson = False,
-) -> int:
-    """Map which moments and patches of a clip raise its scores.
-
-    Exact, for linear heads on a mean whose tokens or frames are in the cache.
-    """
-    screen, project = Screen(as_json), project_of(config)
-    from heads.terminal.mapping import mapped
-    from heads.workflow.mapping import map_clip
-
-    found = map_clip(project, clip, bundle=bundle, with_frames=with_frames)
-    return finish(screen, found, mapped(found))
 
 
 @command("suggest", example="featurecache suggest --minutes 20 --order suggested")

@@ -77,6 +77,8 @@ class Bundle:
         clips: What a clip was when it was fitted; None where that is not known.
         exclusive: Groups of labels of which it predicts one at most for a clip.
         words: Of a head that was made from words alone: the text tower's fingerprint and the prompts; None of others.
+        ignored: Of a head that was fitted without clusters of tokens: `input`, whose tokens they are of, the numbers of
+            the `clusters`, and the digest of the `audited` bundle; None of others.
     """
 
     head: "Head"
@@ -92,6 +94,7 @@ class Bundle:
     clips: ClipRule | None = None
     exclusive: tuple[tuple[str, ...], ...] = ()
     words: Mapping[str, Any] | None = None
+    ignored: Mapping[str, Any] | None = None
 
     @property
     def is_zero_shot(self) -> bool:
@@ -268,6 +271,7 @@ class Bundle:
             **({} if self.clips is None else {"clips": self.clips.to_mapping()}),
             **({"exclusive": [list(group) for group in self.exclusive]} if self.exclusive else {}),
             **({} if self.words is None else {"words": dict(self.words)}),
+            **({} if self.ignored is None else {"ignored": dict(self.ignored)}),
             "fitted_on": {content: [list(span) for span in spans] for content, spans in self.fitted_on.items()},
             "versions": dict(self.versions),
         }
@@ -387,4 +391,5 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         clips=None if document.get("clips") is None else ClipRule.from_mapping(document["clips"]),
         exclusive=exclusive,
         words=document.get("words"),
+        ignored=document.get("ignored"),
     )

@@ -138,6 +138,7 @@ def write_run(
     folder: Path,
     of_study: Mapping[str, Any] | None = None,
     choose_timeline: ChooseTimeline = no_timeline,
+    complete: Callable[[Bundle], Bundle] = lambda bundle: bundle,
 ) -> dict[str, Any]:
     """As `train_bundle`, from clips that are checked and prepared.
 
@@ -147,6 +148,7 @@ def write_run(
         folder: The run's folder.
         of_study: What a search knows about these settings; goes into `best.json`, over the same names.
         choose_timeline: Gives the bundle's timeline settings before it is saved.
+        complete: What becomes of the fitted bundle before thresholds, calibration and timeline settings.
 
     Returns:
         The content of `best.json`.
@@ -179,7 +181,7 @@ def write_run(
     }
     held_out = HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids).without(data.seen)
     return write_fitted(
-        bundle,
+        complete(bundle),
         held_out,
         seed=prepared.seed,
         folder=folder,

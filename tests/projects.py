@@ -92,14 +92,17 @@ def make_table(project: Project) -> None:
     write_table(build(project, survey(project))[0], project.clips, state_path=project.state / "clips.json")
 
 
-def fill_cache(project: Project, features: Mapping[str, npt.NDArray[np.floating]]) -> FeatureSpace:
-    """Stores such features of clips, by clip id, as the first that the settings select; gives their feature space."""
+def fill_cache(
+    project: Project, features: Mapping[str, npt.NDArray[np.floating]], name: str | None = None
+) -> FeatureSpace:
+    """Stores such features of clips, by clip id, as one that the settings select, or the first; gives their space."""
     from featurecache.clips.csv_file import read_table
     from featurecache.extraction.spaces import project_spaces
     from featurecache.files import sha256_of_file
     from featurecache.store import CacheWriter, Row
 
-    space = next(iter(project_spaces(project)[1].values()))
+    spaces = project_spaces(project)[1]
+    space = spaces[name or next(iter(spaces))]
     digests: dict[str, str] = {}
     with CacheWriter(project.cache, space, {}) as writer:
         for clip in read_table(project.clips).clips:

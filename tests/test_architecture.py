@@ -14,7 +14,7 @@ from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("featurecache/**/*.py"), *ROOT.glob("heads/**/*.py"), ROOT / "cli.py"])
-COMMANDS = ("cli.py", "cache_commands.py")
+COMMANDS = ("cli.py", "cache_commands.py", "map_commands.py")
 
 
 @cache

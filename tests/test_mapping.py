@@ -61,7 +61,7 @@ def test_parts_of_tokens_add_up_to_the_log_odds_of_the_clip_and_are_weights_time
 ) -> None:
     folder = _save(project, inputs, HeadSettings(inputs=inputs))
     clip = read_table(project.clips).clips[1]
-    found = map_clip(project, clip.clip_id, bundle=folder)
+    found = map_clip(project, clip.clip_id, bundle=folder, feature="final/mean")
     from heads.bundle import load_bundle
 
     bundle, cache = load_bundle(folder), FeatureCache.open(project.cache)

@@ -54,6 +54,8 @@ def project(tmp_path: Path) -> Project:
         of_clip.mkdir(parents=True)
         (of_clip / "map.csv").write_text(f"0,{one.name}")
         (of_clip / "label-0.jpg").write_bytes(b"\xff\xd8 a picture")
+    (made.runs / "shortcuts").mkdir()
+    (made.runs / "shortcuts" / "examples.csv").write_text("S1.mp4")
     (made.root / "suggestions" / "round-1").mkdir(parents=True)
     (made.root / "suggestions" / "round-1" / "suggestions.csv").write_text("1,S1.mp4")
     made.predictions.mkdir()
@@ -80,6 +82,7 @@ def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) 
         f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
+        "runs/shortcuts/examples.csv",
         "runs/tune/bundle/bundle.json",
         "runs/tune/part_weights.csv",
         "runs/tune/test_timelines.json",
@@ -102,6 +105,7 @@ def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project:
         f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
+        "runs/shortcuts/examples.csv",
         "runs/tune/part_weights.csv",
         "runs/tune/test_timelines.json",
         "suggestions/round-1/suggestions.csv",
@@ -229,6 +233,7 @@ def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(proj
         f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
         "runs/report.activities.csv",
         "runs/report.html",
+        "runs/shortcuts/examples.csv",
         "runs/tune/part_weights.csv",
         "runs/tune/test_timelines.json",
         "suggestions/round-1/suggestions.csv",

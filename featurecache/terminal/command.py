@@ -1,6 +1,7 @@
 """A command of the command line: its surroundings, and how it ends.
 
-Named errors become one line on stderr, and a document with `--json`. `cli.py` and `cache_commands.py` alone use this.
+Named errors become one line on stderr, and a document with `--json`. `cli.py`, `cache_commands.py` and
+`map_commands.py` alone use this.
 """
 
 import dataclasses

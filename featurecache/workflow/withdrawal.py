@@ -26,8 +26,8 @@ from featurecache.video.digests import DigestMemo
 from featurecache.workflow.neighbours import CONFUSIONS_NAME, DUPLICATES_NAME
 from featurecache.workflow.traces import Traces
 
-SUGGESTIONS, MAPS = "suggestions", "maps"
-"""Folders of what to annotate next, of the project, and of maps of what a head uses, of its runs."""
+SUGGESTIONS, MAPS, SHORTCUTS = "suggestions", "maps", "shortcuts"
+"""Folders of what to annotate next, of the project, and of maps and shortcuts of what a head uses, of its runs."""
 
 RECORDS = "withdrawals"
 _NO_CACHE = (("", "it is not there: nothing in it was searched, and nothing keeps the recording out of a new one"),)
@@ -132,7 +132,7 @@ def _is_made_again(project: Project, path: Path) -> bool:
     if path.is_relative_to(project.predictions) or path.is_relative_to(project.root / SUGGESTIONS):
         return True
     return path.is_relative_to(project.runs) and (
-        path.is_relative_to(project.runs / MAPS)
+        any(path.is_relative_to(project.runs / folder) for folder in (MAPS, SHORTCUTS))
         or path.suffix == ".html"
         or path.name.endswith(".activities.csv")
         or "timelines" in path.name

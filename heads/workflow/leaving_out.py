@@ -44,7 +44,8 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         bundle: The bundle's folder; None: the one of `tune`.
 
     Raises:
-        BundleError: If the bundle has a fine-tuned backbone, which saw every session, or other labels than the table.
+        BundleError: If the bundle has a fine-tuned backbone, which saw every session, was fitted without
+            clusters of tokens, or has other labels than the table.
         TrainingDataError: If the arrays are unusable, or no label can be learned without some session.
         SettingsError: If there is one session only.
     """
@@ -60,6 +61,11 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         raise BundleError(
             f"leaving sessions out refits a head, but {folder} is of {head.method}, which fits none. "
             "Its thresholds are out-of-fold already: evaluate it on the test split."
+        )
+    if head.ignored is not None:
+        raise BundleError(
+            f"leaving sessions out refits a head by its settings, but {folder} was fitted without clusters of tokens. "
+            "Evaluate it on the test split."
         )
     check_table(project, use="targets")
     source = scoring_data(project, head)

@@ -116,29 +116,38 @@ class ClipMap:
         }
 
 
-def map_clip(project: Project, clip_id: str, *, bundle: Path | None = None, with_frames: bool = False) -> ClipMap:
+def map_clip(
+    project: Project,
+    clip_id: str,
+    *,
+    bundle: Path | None = None,
+    feature: str | None = None,
+    with_frames: bool = False,
+) -> ClipMap:
     """Maps what a bundle's linear head uses in one clip, and writes it to `runs/maps/<clip_id>/`.
 
     Args:
         project: The project.
         clip_id: A clip of the clip table, of any split: nothing is scored.
         bundle: The bundle's folder; None: the one of `tune`.
+        feature: The mean that is mapped, of those that the head reads; None: the first whose tokens are in the cache.
         with_frames: Also write pictures, which hold frames of the recording.
 
     Raises:
-        BundleError: If the bundle is missing or damaged, its labels are not the table's, or its head has no exact map.
+        BundleError: If the bundle is missing or damaged, its labels are not the table's, or its head has no exact map,
+            or does not read the feature.
         ClipTableError: If the table has no such clip.
         MissingFeaturesError: If the cache lacks the clip's tokens and frames of every tap whose mean the head reads.
         UnreadableVideoError: If frames are asked for and the recording is missing, another, or cannot be decoded.
     """
     head = load_bundle(bundle if bundle is not None else tuned_bundle(project))
-    _check_linear(head)
+    check_linear(head)
     table = own_table(project, head)
     clip = next((one for one in table.clips if one.clip_id == clip_id), None)
     if clip is None:
         raise ClipTableError(f"a map must be of a clip of clips.csv, but {clip_id!r} is none. Take a clip_id of it.")
     cache = FeatureCache.open(project.cache)
-    name, space = _mapped(cache, head, clip_id)
+    name, space = token_space(cache, head, clip_id, feature)
     model, _ = project_spaces(head.project_of(project), select=[name])
     shape = model.taps[space.tap]
     tokens = read_features(cache, [clip_id], FeatureSpace(space.inputs))[0].astype(np.float64)  # (S, D) or (T', D)
@@ -153,14 +162,14 @@ def map_clip(project: Project, clip_id: str, *, bundle: Path | None = None, with
         base,
         others,
         parts.reshape(shape.steps, -1, len(head.labels)),
-        _step_times(timestamps_us, shape),
+        step_times(timestamps_us, shape),
         private_folder(project.runs / MAPS / clip_id),
         {},
     )
     for earlier in found.folder.glob("label-*.jpg"):  # of another head, maybe
         earlier.unlink()
     if with_frames:
-        frames = _frames(project, clip, model.frames, model.open().frame_resize.smaller)
+        frames = clip_frames(project, clip, model.frames, model.open().frame_resize.smaller)
         for at, label in enumerate(found.labels):
             path = found.folder / f"label-{at + 1}.jpg"
             write_private(path, picture_of(frames, found.parts[..., at]))
@@ -170,7 +179,12 @@ def map_clip(project: Project, clip_id: str, *, bundle: Path | None = None, with
     return found
 
 
-def _check_linear(head: Bundle) -> None:
+def check_linear(head: Bundle) -> None:
+    """Refuses a head whose log odds are no sum over tokens.
+
+    Raises:
+        BundleError: Saying why.
+    """
     poolings = [name.partition("/")[2] for name in head.kept]
     why = (
         f"its head is of the kind {head.settings.kind}"
@@ -190,18 +204,42 @@ def _check_linear(head: Bundle) -> None:
         )
 
 
-def _mapped(cache: FeatureCache, head: Bundle, clip_id: str) -> tuple[str, Space]:
-    """The mean that is mapped, and the feature space of its tokens, or else of its frames, that holds the clip."""
+def token_space(
+    cache: FeatureCache,
+    head: Bundle,
+    clip_id: str,
+    feature: str | None = None,
+    poolings: tuple[str, ...] = ("tokens", "frames"),
+) -> tuple[str, Space]:
+    """A mean that a head reads, and the feature space of its tokens that holds a clip.
+
+    Args:
+        cache: An open cache.
+        head: The bundle.
+        clip_id: The clip.
+        feature: The mean; None: the first of them that has tokens in the cache.
+        poolings: What may stand for tokens, the best first.
+
+    Raises:
+        BundleError: If the head does not read that mean.
+        MissingFeaturesError: If the cache has none of them.
+    """
+    means = {name: space for name, space in head.kept.items() if name.endswith("/mean")}
+    if feature is not None and feature not in means:
+        raise BundleError(
+            f"the feature must be a mean that the head reads: {', '.join(means)}; but {feature} is none. Name one."
+        )
+    wanted = means if feature is None else {feature: means[feature]}
     held = cache.find(clip_id)
-    for pooling in ("tokens", "frames"):
-        for name, mean in head.kept.items():
-            for space in held if name.endswith("/mean") else ():
+    for pooling in poolings:
+        for name, mean in wanted.items():
+            for space in held:
                 unlike = differences(FeatureSpace(space.inputs), mean).keys()
                 if space.pooling == pooling and unlike <= {"pooling", "stored_dtype"}:
                     return name, space
-    taps = " or ".join(f"{name.removesuffix('/mean')}/tokens" for name in head.kept if name.endswith("/mean"))
+    taps = " or ".join(f"{name.removesuffix('/mean')}/{poolings[0]}" for name in wanted)
     raise MissingFeaturesError(
-        f"a map must have the clip's tokens in the cache, but {taps} of {clip_id} is not there. "
+        f"what a head uses is told by tokens in the cache, but {taps} of {clip_id} is not there. "
         f"Add it to features.select and run: featurecache extract."
     )
 
@@ -232,13 +270,17 @@ def _split(
     return logits(clip)[0], base[0], (logits(without) - base)[0], (logits(each) - base) / len(tokens)
 
 
-def _step_times(timestamps_us: npt.NDArray[np.int64], shape: TapShape) -> npt.NDArray[np.int64]:
+def step_times(timestamps_us: npt.NDArray[np.int64], shape: TapShape) -> npt.NDArray[np.int64]:
     """Mean time of the frames that each step joins, (T,) -> (T',)."""
     return np.array([part.mean() for part in np.array_split(timestamps_us, shape.steps)]).astype(np.int64)
 
 
-def _frames(project: Project, clip: Clip, count: int, fit: Any) -> npt.NDArray[np.uint8]:
-    """The clip's frames as the model sees them, (T, px, px, 3)."""
+def clip_frames(project: Project, clip: Clip, count: int, fit: Any) -> npt.NDArray[np.uint8]:
+    """The clip's frames as the model sees them, (T, px, px, 3).
+
+    Raises:
+        UnreadableVideoError: If the recording is missing, another, or cannot be decoded.
+    """
     path, memo = project.videos / clip.recording, DigestMemo(project.digest_memo)
     is_same = path.is_file() and memo.sha256(path)[:16] == clip.content
     if not is_same:

@@ -61,9 +61,10 @@ def retrain(project: Project, bundle: Path) -> Retrained:
     """
     head = load_bundle(bundle)
     refuse_samples(head, bundle)
-    if head.is_fine_tuned or head.is_zero_shot:
+    if head.is_fine_tuned or head.is_zero_shot or head.ignored is not None:
+        what = "fitted without clusters of tokens" if head.ignored is not None else f"of {head.method}"
         raise BundleError(
-            f"training again fits a head on cached features, but {bundle} is of {head.method}. "
+            f"training again fits a head on cached features by its settings, but {bundle} is {what}. "
             "Review with the bundle of tune or train."
         )
     if not any((project.root / FOLDER).rglob("*.eaf")):
@@ -72,7 +73,8 @@ def retrain(project: Project, bundle: Path) -> Retrained:
         )
     # The table without reviews first: what the same settings know without them.
     make_clips(project)
-    before = _held_out(project, learning_data(project, [head.settings.inputs])[0], head.settings)
+    device = training_device(project)
+    before = held_out_scores(learning_data(project, [head.settings.inputs])[0], head.settings, device=device)
     make_clips(project, with_reviewed=True)
     data, _ = learning_data(project, [head.settings.inputs])
     folder = project.runs / "review"
@@ -83,25 +85,34 @@ def retrain(project: Project, bundle: Path) -> Retrained:
         after.append(held_out)
         return choice(made, held_out)
 
-    device = training_device(project)
     train_bundle(data, settings=head.settings, seed=0, folder=folder, device=device, choose_timeline=keep)
     return Retrained(
-        folder / "bundle", after[0], {**_compared(before, after[0], head), "reviewed_clips": len(data.seen)}
+        folder / "bundle", after[0], {**compared(before, after[0], head), "reviewed_clips": len(data.seen)}
     )
 
 
-def _held_out(project: Project, data: LearningData, settings: HeadSettings) -> HeldOut:
+def held_out_scores(data: LearningData, settings: HeadSettings, *, device: str) -> HeldOut:
+    """Out-of-fold scores of training and validation clips by heads with these settings.
+
+    Raises:
+        TrainingDataError: If the splits cannot train a head.
+        SettingsError: If training diverges, does not converge, or the settings do not fit the features.
+    """
     from heads.engines.prepared import Prepared
     from heads.engines.refit import refit
 
     data.check()
-    fitted = refit(Prepared(data, seed=0, device=training_device(project)), settings)
+    fitted = refit(Prepared(data, seed=0, device=device), settings)
     clips = data.fitting
     return HeldOut("out-of-fold", fitted.scores, clips.Y, clips.sessions, clips.clip_ids)
 
 
-def _compared(before: HeldOut, after: HeldOut, head: Bundle) -> dict[str, Any]:
-    """Both on the clips that are labelled alike, and without sight of predictions, in both tables."""
+def compared(before: HeldOut, after: HeldOut, head: Bundle) -> dict[str, Any]:
+    """Both on the clips that are labelled alike, and without sight of predictions, in both tables.
+
+    Raises:
+        TrainingDataError: If there is no such clip.
+    """
     rows = {clip_id: at for at, clip_id in enumerate(before.clip_ids or ())}
     pairs = [
         (rows[clip_id], at)
