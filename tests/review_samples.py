@@ -15,7 +15,8 @@ LABELS = ("ventilation", "suction")
 HOSTILE_NAME = "S3 <img src=x onerror=document.title=1>.avi"
 SECOND_US = 1_000_000
 DURATION_US = 20 * SECOND_US
-
+SUGGESTED = {"S1.mp4": [(2, 12, 20)], HOSTILE_NAME: [(1, 8, 12), (3, 0, 4)]}
+"""Recording -> rank, start and end in seconds."""
 
 RETRAINED = {
     "before": {"macro_f1": 0.5, "macro_f1_ci95": [0.4, 0.6]},
@@ -43,7 +44,8 @@ def reviewables(root: Path, *, better: bool = False) -> list[Reviewable]:
         else:
             predicted = {"ventilation": [[2, 7, 0.9], [12, 15, 0.7]], "suction": [[16, 18, 0.6]]}
         document = _timeline(f"{at:016x}", name, predicted, annotated if split else None)
-        made.append(Reviewable(f"{at:016x}", name, path, f"session {at}", split, 10.0, document))
+        suggested = [(rank, start * SECOND_US, end * SECOND_US) for rank, start, end in SUGGESTED.get(name, ())]
+        made.append(Reviewable(f"{at:016x}", name, path, f"session {at}", split, 10.0, document, suggested))
     return made
 
 

@@ -1,6 +1,8 @@
 """The review page in a real browser: headless Chromium plays, moves borders, decides, and two windows meet."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,39 @@ def test_blind_review_shows_nothing_of_the_model_and_has_a_file_of_its_own(
     assert not marks_on_disk(root, TEST)
 
 
+def test_a_key_goes_to_the_next_suggested_stretch_until_all_are_reviewed(
+    browser: Any, server: ReviewServer, root: Path
+) -> None:
+    show(browser, server, TEST)
+    browser.find_element(By.CSS_SELECTOR, "[data-sort=suggested]").click()
+    names = [one.text for one in browser.find_elements(By.CSS_SELECTOR, "#recordings bdi")]
+    assert names == [HOSTILE_NAME, "S1.mp4", "S2.mp4"]  # by the rank of their first stretch
+    browser.find_element(By.CSS_SELECTOR, "[data-act=suggested]").click()
+    wait(browser, lambda: browser.find_element(By.ID, "title").text == HOSTILE_NAME and now_s(browser) == 8)
+    wait(browser, lambda: "A stretch\n0:00:08.000" in text(browser, "selection"))
+    press(browser, Keys.ENTER)
+    wait(browser, lambda: ("", "reviewed", 8.0, 12.0) in marks_on_disk(root, OTHER_CODEC))
+    press(browser, "s")
+    wait(browser, lambda: browser.find_element(By.ID, "title").text == "S1.mp4" and now_s(browser) == 12)
+    press(browser, "s")
+    wait(browser, lambda: browser.find_element(By.ID, "title").text == HOSTILE_NAME and now_s(browser) == 0)
+    press(browser, "s")  # the first one is reviewed: it does not come again
+    wait(browser, lambda: browser.find_element(By.ID, "title").text == "S1.mp4" and now_s(browser) == 12)
+    assert browser.get_log("browser") == []
+
+
+def test_page_tells_labels_of_annotators_from_those_of_reviews_and_from_merely_accepted_ones(
+    browser: Any, server: ReviewServer
+) -> None:
+    show(browser, server, ANNOTATED)
+    assert text(browser, "sources") == "Bouts: 4 by annotators."
+    press(browser, "n", "a", "2")
+    wait(browser, lambda: "1 by annotators, 1 by review, 1 merely accepted" in text(browser, "about"))
+    wait(browser, lambda: text(browser, "sources") == "Bouts: 3 by annotators, 1 by review, 1 merely accepted.")
+    browser.refresh()
+    wait(browser, lambda: text(browser, "sources") == "Bouts: 3 by annotators, 1 by review, 1 merely accepted.")
+
+
 def test_blind_sample_opens_a_stretch_that_nobody_annotated(page: Any, root: Path) -> None:
     page.find_element(By.ID, "sample").click()
     wait(page, lambda: "predictions hidden" in text(page, "about") and "A stretch" in text(page, "selection"))
@@ -270,20 +305,44 @@ def test_second_window_is_told_and_loads_what_the_first_one_saved(page: Any, ser
     assert {one[1] for one in saved(page, root, OTHER_CODEC)} == {"accepted", "rejected"}
 
 
-def test_page_says_that_a_change_is_not_saved_when_the_server_is_gone(browser: Any, root: Path) -> None:
-    with served(root) as server:
-        show(browser, server, ANNOTATED)
+def test_server_that_is_killed_loses_nothing_that_the_page_called_saved(browser: Any, root: Path) -> None:
+    command = [sys.executable, "-m", "tests.review_samples", str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
+        assert process.stdout is not None
+        browser.get(f"{process.stdout.readline().strip()}#recording={ANNOTATED}")
+        wait(browser, lambda: browser.execute_script("return document.documentElement.dataset.ready") == ANNOTATED)
         press(browser, "n", "a")
         kept = saved(browser, root, ANNOTATED)
+        process.kill()
     press(browser, "n", "x")
     wait(browser, lambda: "does not answer" in text(browser, "alert"))
+    assert text(browser, "saved") == "Not saved"
     assert marks_on_disk(root, ANNOTATED) == kept
+    browser.execute_script("window.addEventListener('beforeunload', (event) => event.stopImmediatePropagation(), true)")
     with served(root) as server:
-        browser.execute_script("window.onbeforeunload = null")
         show(browser, server, ANNOTATED)
-        assert "ventilation" in browser.execute_script(
-            "return fetch('api/recordings/0000000000000000').then((a) => a.text())"
-        )
+        assert "1 merely accepted" in text(browser, "about")
+        press(browser, "n", "x")
+        wait(browser, lambda: len(marks_on_disk(root, ANNOTATED)) == len(kept) - 1)
+
+
+def test_page_of_another_origin_gets_and_changes_nothing(browser: Any, server: ReviewServer, root: Path) -> None:
+    browser.get(
+        server.address.replace("127.0.0.1", "localhost")
+    )  # its own origin for a browser, though the same server
+    tried = """
+        const [address, done] = arguments;
+        const body = JSON.stringify({ version: "", marks: [] });
+        Promise.allSettled([
+          fetch(`${address}api/recordings`),
+          fetch(`${address}api/recordings/0000000000000000`, { method: "PUT", body }),
+          fetch(`${address}api/retrain`, { method: "POST", mode: "no-cors" }),
+        ]).then((all) => done(all.map((one) => one.status)));
+    """
+    assert browser.execute_async_script(tried, server.address) == ["rejected"] * 3
+    assert server._background.state == {"state": "idle"}
+    assert not (root / "reviewed").exists()
+    browser.get_log("browser")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720)])

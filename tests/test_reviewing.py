@@ -16,6 +16,7 @@ from heads import compare, evaluate, finetune_lora, predict, train
 from heads.bundle import load_bundle
 from heads.workflow.retraining import retrain
 from heads.workflow.reviewing import OpenReview, Reviewing, _retrained, _reviewable, review
+from heads.workflow.suggesting import suggest
 from tests.make_videos import write_video
 from tests.projects import LABELS, make_project
 
@@ -70,6 +71,9 @@ def test_page_has_every_recording_with_features_and_one_page_at_a_time(project: 
     reasons = {one.name: one.reason for one in opened(project, bundle)[0].left_out}
     assert reasons.keys() == {"no.predicted.json", "far.predicted.json"}
     assert reasons["no.predicted.json"].startswith("it is no timeline")
+    suggest(project)
+    found, _ = _reviewable(project, bundle, load_bundle(bundle))
+    assert {one.name: one.suggested for one in found if one.suggested} == {"new.mp4": [(1, 0, 6 * SECOND_US)]}
     save(project, "new.mp4", blind=True)
     assert opened(project, bundle)[1].reviewed == 1
 

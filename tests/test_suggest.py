@@ -12,13 +12,13 @@ import torch
 from featurecache import make_clips
 from featurecache.annotations import Interval, intervals, read_eaf, write_eaf
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import TrainingDataError
+from featurecache.errors import AnnotationError, TrainingDataError
 from featurecache.project.settings import Project, open_project
 from heads.bundle import Bundle, save_bundle, tool_versions
 from heads.models import Front, LinearHead
 from heads.scoring.acquisition import label_doubt, suggested_order
 from heads.settings import HeadSettings
-from heads.workflow.suggesting import suggest
+from heads.workflow.suggesting import newest_suggestions, suggest
 from tests.commands import invoke, run
 from tests.projects import LABELS, fill_cache, make_project, make_table
 
@@ -108,6 +108,11 @@ def test_a_random_order_needs_no_features_and_no_bundle_and_each_call_has_a_fold
     first, second = suggest(project, minutes=0.1), suggest(project, minutes=0.1, seed=1)
     assert (first.folder.name, second.folder.name) == ("round-1", "round-2")
     assert len(first.stretches) == 1
+    (stretch,) = second.stretches
+    assert newest_suggestions(project) == {stretch.recording: [(1, stretch.start_us, stretch.end_us)]}
+    second.table.write_text(second.table.read_text().replace(",0,", ",now,"))
+    with pytest.raises(AnnotationError, match="Run again: featurecache suggest"):
+        newest_suggestions(project)
     assert invoke("suggest", "--config", project.root, "--order", "doubt").exit_code == 1
     assert invoke("suggest", "--config", project.root, "--order", "best").exit_code == 2
     assert invoke("suggest", "--config", project.root, "--bundle", "anywhere").exit_code == 2

@@ -1,6 +1,6 @@
 """What the page shows of a recording."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ class Reviewable:
         split: "train", "validation", "test" or "" where unknown.
         fps: Frames a second; None where unknown.
         timeline: The document of `heads.timelines.files`.
+        suggested: Stretches that are to be annotated next: rank, start and end in microseconds.
     """
 
     content: str
@@ -30,6 +31,7 @@ class Reviewable:
     split: str
     fps: float | None
     timeline: Mapping[str, Any]
+    suggested: Sequence[tuple[int, int, int]] = ()
 
     @cached_property
     def disagreement(self) -> float | None:

@@ -2,7 +2,7 @@
 
     GET  /                              the page, and its own files by name
     GET  /report                        the report of the project, whose moments then lead to their videos
-    GET  /api/recordings                what there is to review, in order
+    GET  /api/recordings                what there is to review, what of it is suggested, and who said what is on
     GET  /api/recordings/ID[?blind=1]   a timeline, what was decided so far, and its version
     PUT  /api/recordings/ID[?blind=1]   {"version", "marks"}: replaces the review; 409 where another one was quicker
     GET  /api/video/ID                  whether the video can be played yet
@@ -21,6 +21,7 @@ import logging
 import secrets
 import socket
 import socketserver
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +31,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import bottle
 
 from featurecache.annotations.reviews import Mark, Review, find_reviews, read_review, remove_leftovers, save_review
-from featurecache.clips.clip import union_of
+from featurecache.clips.clip import covered_us, union_of
 from featurecache.errors import FeatureCacheError, ReviewConflictError
 from heads.review.background import Background, Retrain
 from heads.review.guard import REPORT_POLICY, Guard
@@ -51,6 +52,7 @@ _PAGE_FILES = {
     "lanes.js": "text/javascript",
     "marks.js": "text/javascript",
     "player.js": "text/javascript",
+    "recordings.js": "text/javascript",
     "saver.js": "text/javascript",
 }
 
@@ -155,6 +157,8 @@ class ReviewServer:
             "doubt": one.doubt,
             "reviewed_us": reviewed_us[0],
             "blind_us": reviewed_us[1],
+            "suggested": _suggested(one, [span for review in reviews for span in review.stretches]),
+            "labels": _counted(reviews[0].marks if reviews[0].version else _annotated(one.timeline), reviews[1].marks),
             "problem": problem,
         }
 
@@ -170,12 +174,13 @@ class ReviewServer:
             "fps": one.fps or 25.0,
             "labels": timeline["labels"],
             "blind": blind,
+            "suggested": one.suggested,
             **_sent(review),
         }
         if blind:
             return answer
         if not review.version:
-            answer["marks"] = _annotated_marks(timeline)
+            answer["marks"] = [_mark(one) for one in _annotated(timeline)]
         shown = ("predicted", "annotated", "annotated_us", "scored_us", "thresholds", "clips")
         return {**answer, **{key: timeline[key] for key in shown}, "differing": differing(timeline)}
 
@@ -270,10 +275,28 @@ def _mark(one: Mark) -> dict[str, Any]:
     }
 
 
-def _annotated_marks(timeline: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _suggested(one: Reviewable, reviewed: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Suggested stretches that are not wholly reviewed yet."""
+    spans = [(start, end) for _, start, end in one.suggested]
+    done = covered_us(spans, reviewed).tolist()
+    return [each for each, us in zip(one.suggested, done, strict=True) if us < each[2] - each[1]]
+
+
+def _counted(marks: Sequence[Mark], blind: Sequence[Mark]) -> dict[str, int]:
+    """Bouts by who said so: annotators, a reviewer with predictions in sight or without, or nobody but the head."""
+    how = Counter(one.how for one in marks)
+    return {
+        "annotated": how["annotated"],
+        "reviewed": how["corrected"] + how["added"],
+        "accepted": how["accepted"],
+        "blind": sum(one.how not in ("rejected", "reviewed") for one in blind),
+    }
+
+
+def _annotated(timeline: Mapping[str, Any]) -> list[Mark]:
     """What a review begins with: the annotators' own intervals."""
     return [
-        _mark(Mark(start, end, label, "annotated"))
+        Mark(start, end, label, "annotated")
         for label, own in (timeline["annotated"] or {}).items()
         for start, end in union_of([(start, end) for start, end in own])
     ]

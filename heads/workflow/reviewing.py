@@ -7,7 +7,7 @@ elsewhere come with the timelines that `predict` wrote. The server runs until it
 import getpass
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from featurecache.annotations.reviews import FOLDER, find_reviews
 from featurecache.clips.clip import Clip, clip_id
 from featurecache.clips.drift import check_table
 from featurecache.clips.matching import annotated_spans, find_annotations
-from featurecache.errors import FeatureCacheError, TrainingDataError, UnreadableVideoError, UsageError
+from featurecache.errors import AnnotationError, FeatureCacheError, TrainingDataError, UnreadableVideoError, UsageError
 from featurecache.files import longest_name, private_folder
 from featurecache.project.settings import Project
 from featurecache.spelling import counted, plain_name
@@ -35,6 +35,7 @@ from heads.timelines.files import timeline_document
 from heads.timelines.tuning import load_timeline
 from heads.workflow.data import exclusive_labels, own_table, refuse_samples, tuned_bundle
 from heads.workflow.predicting import scored_windows
+from heads.workflow.suggesting import TABLE, newest_suggestions
 from heads.workflow.timelines import clip_scores, predicted_timeline
 
 Scores = npt.NDArray[np.float32]
@@ -215,6 +216,12 @@ def _reviewable(
         document = timeline_document(timeline)
         split = own[0].split
         found.append(Reviewable(content, one.name, one.path, own[0].session, split, one.info.average_fps, document))
+    try:
+        suggested = newest_suggestions(project)
+    except AnnotationError as error:
+        left_out.append(UnusableRecording(TABLE, str(error)))
+    else:
+        found = [replace(one, suggested=suggested.get(one.name, ())) for one in found]
     elsewhere = _predicted_elsewhere(project, {one.sha256[:16] for one in recordings}, bundle, left_out)
     return _with_room(project, [*found, *elsewhere], left_out), left_out
 

@@ -27,8 +27,8 @@ from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.matching import find_annotations
-from featurecache.csv_fields import format_seconds, guard_cell
-from featurecache.errors import FeatureCacheError, TrainingDataError, UsageError
+from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
+from featurecache.errors import AnnotationError, FeatureCacheError, TrainingDataError, UsageError
 from featurecache.extraction.failures import known_failures
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
@@ -43,6 +43,7 @@ from heads.workflow.data import own_table, tuned_bundle
 Order = Literal["random", "doubt", "suggested"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 COLUMNS = ("rank", "recording", "session", "start_s", "end_s", "doubt", "likely")
+TABLE = "suggestions.csv"
 
 _TINY = 1e-12
 
@@ -161,6 +162,33 @@ def suggest(
     else:
         chosen, without = _by_doubt(project, head, table, free, length_us, minutes * 60, order)
     return _written(project, order, are_recordings, chosen, unlabelled_s, without)
+
+
+def newest_suggestions(project: Project) -> dict[str, list[tuple[int, int, int]]]:
+    """Recording -> stretches of the newest round: rank, start and end in microseconds; empty where there is none.
+
+    Raises:
+        AnnotationError: If its table was changed so that it cannot be read.
+    """
+    rounds = {path: path.parent.name.removeprefix("round-") for path in (project.root / SUGGESTIONS).glob(f"*/{TABLE}")}
+    numbered = {path: int(number) for path, number in rounds.items() if number.isdecimal()}
+    if not numbered:
+        return {}
+    path = max(numbered, key=numbered.__getitem__)
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            for row in csv.DictReader(lines):
+                start_us, end_us = parse_seconds(row["start_s"]), parse_seconds(row["end_s"])
+                if not 0 <= start_us < end_us:
+                    raise ValueError(f"no stretch goes from {start_us} to {end_us} us")
+                found.setdefault(unguard_cell(row["recording"]), []).append((int(row["rank"]), start_us, end_us))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise AnnotationError(
+            f"suggestions must be as suggest wrote them, but {path} cannot be read ({type(error).__name__}: {error}). "
+            "Run again: featurecache suggest."
+        ) from error
+    return found
 
 
 def checked_order(name: str) -> Order:
@@ -297,7 +325,7 @@ def _written(
             left_out.append(UnusableRecording(name, str(error)))
         else:
             documents.append(path)
-    table = folder / "suggestions.csv"
+    table = folder / TABLE
     write_private(table, _as_csv(chosen))
     return Suggestions(
         order,

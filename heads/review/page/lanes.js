@@ -1,10 +1,10 @@
 // The lanes: drawn on a canvas once for each change of view or marks; the playhead is an element of its own above it.
-// From the top: times and reviewed stretches, then for each label its score, and annotated, predicted and reviewed spans.
+// From the top: times, suggested and reviewed stretches, then for each label its score, and annotated, predicted and reviewed spans.
 
 import { isOn } from "./marks.js";
 
 const GUTTER_PX = 124;
-const RULER_PX = 26;
+const RULER_PX = 32;
 const ROW_PX = 50;
 const LANES = { score: [4, 18], annotated: [20, 24], predicted: [26, 30], marks: [33, 46] }; // of a label's row
 const BORDER_PX = 5; // within which the pointer takes hold of a border
@@ -135,6 +135,7 @@ export class Lanes {
       paper.fillStyle = this.color("muted");
       paper.fillText(clock(at * 1e6, step < 1 ? 1 : 0), x + 4, 13);
     }
+    for (const [, start_us, end_us] of this.recording.suggested) this.bar({ start_us, end_us }, "c3", RULER_PX - 14, RULER_PX - 10);
     for (const one of this.marks) if (one.how === "reviewed") this.bar(one, "c4", RULER_PX - 7, RULER_PX - 3);
   }
 

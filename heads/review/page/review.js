@@ -3,14 +3,13 @@
 
 import { Lanes, clock } from "./lanes.js";
 import { Player } from "./player.js";
+import { Recordings, countedMarks, minutes, sources } from "./recordings.js";
 import { Saver } from "./saver.js";
 import * as edit from "./marks.js";
 
 const the = (id) => document.getElementById(id);
 const NEW_MARK_US = 1_000_000;
 
-let listed = [];
-let order = "disagreement";
 let recording = null; // what the server told of the open one
 let selected = null; // a mark or a proposal
 let stretch = null; // {start_us, end_us}
@@ -40,48 +39,7 @@ const lanes = new Lanes(the("lanes"), {
 
 // --- recordings --------------------------------------------------------------------------------------
 
-const percent = (share) => (share === null ? "–" : `${Math.round(100 * share)} %`);
-const minutes = (time_us) => `${Math.floor(time_us / 60e6)}:${String(Math.floor(time_us / 1e6) % 60).padStart(2, "0")}`;
-
-function list() {
-  const by = {
-    disagreement: (a, b) => (b.disagreement ?? -1) - (a.disagreement ?? -1) || b.doubt - a.doubt,
-    doubt: (a, b) => b.doubt - a.doubt,
-    name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),
-  };
-  const rows = [...listed].sort(by[order]).map((one) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.dataset.id = one.id;
-    if (recording && recording.id === one.id) button.setAttribute("aria-current", "true");
-    const name = document.createElement("bdi");
-    name.textContent = one.name;
-    const texts = [
-      minutes(one.duration_us),
-      one.problem ? "cannot be read" : one.disagreement === null ? "not annotated" : `differs ${percent(one.disagreement)}`,
-      `doubt ${percent(one.doubt)}`,
-    ].map((text) => Object.assign(document.createElement("small"), { textContent: text }));
-    const done = document.createElement("progress");
-    done.max = one.duration_us;
-    done.value = one.reviewed_us;
-    done.setAttribute("aria-label", `${percent(one.reviewed_us / one.duration_us)} reviewed`);
-    button.title = one.problem;
-    button.append(name, texts[0], texts[1], texts[2], done);
-    button.addEventListener("click", () => open(one.id, false));
-    const row = document.createElement("li");
-    row.append(button);
-    return row;
-  });
-  the("recordings").replaceChildren(...rows);
-}
-
-for (const button of document.querySelectorAll("[data-sort]")) {
-  button.addEventListener("click", () => {
-    order = button.dataset.sort;
-    for (const one of document.querySelectorAll("[data-sort]")) one.setAttribute("aria-pressed", String(one === button));
-    list();
-  });
-}
+const recordings = new Recordings(the("recordings"), (id) => open(id, false).catch(fail));
 
 async function open(id, blind, time_us = 0) {
   await saver.settled();
@@ -92,9 +50,6 @@ async function open(id, blind, time_us = 0) {
   saver.open(`api/recordings/${id}${blind ? "?blind=1" : ""}`, found.version);
   the("title").textContent = found.name;
   the("blind").checked = found.blind;
-  the("about").textContent = [
-    found.split && `${found.split} split`, minutes(found.duration_us),
-    found.blind ? "predictions hidden" : found.annotated ? "annotated" : "not annotated"].filter(Boolean).join(" · ");
   the("caution").textContent = found.split === "test" && !found.blind
     ? "A test session: what is corrected with the prediction in sight is never used to score. Review it blind instead." : "";
   the("labels").replaceChildren(...found.labels.map((label, at) => {
@@ -107,7 +62,8 @@ async function open(id, blind, time_us = 0) {
     return button;
   }));
   lanes.open(found);
-  list();
+  recordings.current = found.id;
+  recordings.draw();
   draw();
   await player.open(found, time_us);
   document.documentElement.dataset.ready = found.id;
@@ -121,16 +77,27 @@ the("reload").addEventListener("click", () => open(recording.id, recording.blind
 
 the("sample").addEventListener("click", async () => {
   try {
-    const found = await ask("api/sample");
-    await open(found.id, true, found.start_us);
-    stretch = { start_us: found.start_us, end_us: found.end_us };
-    lanes.reveal(found.start_us, found.end_us);
-    draw();
-    the("lanes").focus({ preventScroll: true });
+    await goToStretch(await ask("api/sample"), true);
   } catch (error) {
     fail(error);
   }
 });
+
+async function goToStretch({ id, start_us, end_us }, blind) {
+  player.pause();
+  if (!recording || recording.id !== id || recording.blind !== blind) await open(id, blind, start_us);
+  player.seek(start_us);
+  selected = null;
+  stretch = { start_us, end_us };
+  lanes.reveal(start_us, end_us);
+  draw();
+  the("lanes").focus({ preventScroll: true });
+}
+
+function suggested() {
+  const found = recordings.nextSuggested();
+  if (found) goToStretch(found, recording.blind).catch(fail);
+}
 
 // --- training again ----------------------------------------------------------------------------------
 
@@ -161,8 +128,7 @@ the("retrain").addEventListener("click", async () => {
     the("retrained").textContent = "";
     if (found.state === "failed") throw new Error(found.error);
     the("retrained").textContent = outcome(found.result);
-    listed = (await ask("api/recordings")).recordings;
-    list();
+    recordings.show((await ask("api/recordings")).recordings);
     if (recording) await open(recording.id, recording.blind, player.time_us);
   } catch (error) {
     fail(error);
@@ -208,10 +174,7 @@ function onSaved(state, found) {
   if (state === "failed") fail(found);
   if (state === "saved") {
     recording.marks = found; // now with who and when
-    const one = listed.find((each) => each.id === recording.id);
-    const total = found.filter((mark) => mark.how === "reviewed").reduce((sum, mark) => sum + mark.end_us - mark.start_us, 0);
-    if (one && !recording.blind) one.reviewed_us = total;
-    list();
+    recordings.saved(recording.id, found, recording.blind);
   }
 }
 
@@ -292,6 +255,9 @@ const SAYS = {
 };
 
 function draw() {
+  const by = sources(recording.blind ? { blind: marks().filter(edit.isOn).length } : countedMarks(marks(), 0));
+  const state = recording.blind ? "predictions hidden" : recording.annotated ? "annotated" : "not annotated";
+  the("about").textContent = [recording.split && `${recording.split} split`, minutes(recording.duration_us), state, by].filter(Boolean).join(" · ");
   lanes.show(marks(), edit.proposals(recording, marks()), selected, stretch);
   lanes.head(player.time_us, false);
   const span = chosenSpan();
@@ -333,7 +299,7 @@ const ACTS = {
   previous: () => goTo(-1),
   startHere: () => selected && moveBorder(selected, "start", player.time_us, true),
   endHere: () => selected && moveBorder(selected, "end", player.time_us, true),
-  accept, reject, reviewed, undo, redo,
+  accept, reject, reviewed, suggested, undo, redo,
   zoomIn: () => lanes.zoom(0.5, player.time_us),
   zoomOut: () => lanes.zoom(2, player.time_us),
   zoomAll: () => lanes.view(0, recording.duration_us),
@@ -344,7 +310,7 @@ const ACTS = {
 };
 const KEYS = {
   " ": "play", "Shift+ ": "playSelection", "Ctrl+ ": "play", ArrowLeft: "frameBack", ArrowRight: "frameOn", "Ctrl+ArrowLeft": "frameBack",
-  "Ctrl+ArrowRight": "frameOn", "Shift+ArrowLeft": "secondBack", "Shift+ArrowRight": "secondOn", l: "loop", "Ctrl+l": "loop", n: "next", p: "previous",
+  "Ctrl+ArrowRight": "frameOn", "Shift+ArrowLeft": "secondBack", "Shift+ArrowRight": "secondOn", l: "loop", "Ctrl+l": "loop", n: "next", p: "previous", s: "suggested",
   a: "accept", x: "reject", Delete: "reject", Enter: "reviewed", "[": "startHere", "]": "endHere", "Ctrl+z": "undo", "Ctrl+y": "redo",
   "Ctrl+Shift+Z": "redo", "+": "zoomIn", "=": "zoomIn", "-": "zoomOut", 0: "zoomAll", Escape: "none",
 };
@@ -387,18 +353,17 @@ function asked() {
     const file = folders.pop();
     return name === file || name === `${file} (${folders.pop() || "no folder"})`; // as the report tells two files apart
   };
-  const same = listed.filter(named);
-  const one = listed.find((each) => each.id === found.get("recording")) || (same.length === 1 ? same[0] : null);
+  const same = recordings.all.filter(named);
+  const one = recordings.of(found.get("recording")) || (same.length === 1 ? same[0] : null);
   return one ? [one.id, Number(found.get("t") || 0) * 1e6] : null;
 }
 
 async function begin() {
   const found = await ask("api/recordings");
-  listed = found.recordings;
   the("reviewer").textContent = found.reviewer;
   the("report").hidden = !found.has_report;
-  list();
-  const first = asked() || (listed.length ? [the("recordings").querySelector("button").dataset.id, 0] : null);
+  recordings.show(found.recordings);
+  const first = asked() || (recordings.first ? [recordings.first.id, 0] : null);
   if (first) await open(first[0], false, first[1]);
 }
 
