@@ -142,21 +142,11 @@ def extract(
 
 
 def _extract(screen: Screen, project: "Project", **options: Any) -> "ExtractionReport":
-    from featurecache.terminal.clips import left_out, made_clips
-    from featurecache.terminal.extraction import extraction_report, outlook_lines, plan_lines
-    from featurecache.terminal.progress import extraction_progress
+    from featurecache.terminal.extraction import extraction_report, watching_extraction
     from featurecache.workflow.extraction import extract
 
-    with extraction_progress(screen.console, screen.say) as show:
-        report = extract(
-            project,
-            on_left_out=lambda items: screen.show(left_out(items)),
-            on_clips=lambda made: screen.show(made_clips(made)),
-            on_plan=lambda plan: screen.show(plan_lines(plan)),
-            on_outlook=lambda found: screen.show(outlook_lines(found)),
-            on_progress=show,
-            **options,
-        )
+    with watching_extraction(screen.console, screen.say, screen.show) as callbacks:
+        report = extract(project, **callbacks, **options)
     screen.show(extraction_report(report, screen.width))
     return report
 
@@ -319,18 +309,12 @@ def evaluate(
 
 
 def _evaluate(screen: Screen, project: "Project", bundle: Path | None = None, **options: Any) -> "TestScores":
-    from featurecache.terminal.progress import extraction_progress
+    from featurecache.terminal.progress import watching_plan
     from heads.terminal.scores import adapted_plan, evaluation
     from heads.workflow.evaluating import evaluate
 
-    with extraction_progress(screen.console, screen.say) as show:
-        found = evaluate(
-            project,
-            bundle,
-            **options,
-            on_plan=lambda plan: screen.show(adapted_plan(plan)),
-            on_progress=show,
-        )
+    with watching_plan(screen.console, screen.say, screen.show, adapted_plan) as callbacks:
+        found = evaluate(project, bundle, **callbacks, **options)
     screen.show(evaluation(found, screen.width))
     return found
 
@@ -371,13 +355,12 @@ def zeroshot(
 
 
 def _zeroshot(screen: Screen, project: "Project", method: str, **options: Any) -> "ZeroShotReport":
-    from featurecache.terminal.progress import extraction_progress
+    from featurecache.terminal.progress import watching_plan
     from heads.terminal.zeroshot import asking_lines, zeroshot_report
     from heads.workflow.zeroshot import zero_shot
 
-    with extraction_progress(screen.console, screen.say) as show:
-        options |= {"on_unread": screen.warn, "on_plan": lambda plan: screen.show(asking_lines(plan))}
-        report = zero_shot(project, method, on_progress=show, **options)
+    with watching_plan(screen.console, screen.say, screen.show, asking_lines) as callbacks:
+        report = zero_shot(project, method, on_unread=screen.warn, **callbacks, **options)
     screen.show(zeroshot_report(report, screen.width))
     return report
 
@@ -395,13 +378,13 @@ def compare(config: options.Config = Path(), as_json: options.AsJson = False) ->
 
 
 def _compare(screen: Screen, project: "Project") -> "Comparison":
-    from featurecache.terminal.progress import extraction_progress
+    from featurecache.terminal.progress import watching_plan
     from heads.terminal.comparing import comparison
     from heads.terminal.scores import adapted_plan
     from heads.workflow.comparing import compare
 
-    with extraction_progress(screen.console, screen.say) as show:
-        found = compare(project, on_plan=lambda plan: screen.show(adapted_plan(plan)), on_progress=show)
+    with watching_plan(screen.console, screen.say, screen.show, adapted_plan) as callbacks:
+        found = compare(project, **callbacks)
     screen.show(comparison(found, screen.width))
     return found
 

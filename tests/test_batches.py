@@ -176,7 +176,7 @@ def test_errors_that_are_not_about_memory_are_raised(tiny_model: Path) -> None:
         _run(CountingBackbone(tiny_model, room=0, error=lambda: RuntimeError("shapes do not fit")), [_clip(0)])
 
 
-def test_pictures_that_do_not_fit_in_memory_are_taken_again_when_the_batch_is_gone(
+def test_frames_that_do_not_fit_in_memory_are_taken_again_when_the_batch_is_gone(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = [_clip(start_us) for start_us in range(0, 2000, 400)]

@@ -77,19 +77,19 @@ def test_is_disposable_is_never_so_when_sub_layers_may_refer_to_the_lowest(tmp_p
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.ts", "closed.mp4", "closed.ts", "open.mp4"])
-def test_is_restart_tells_where_a_decoder_may_begin(tmp_path, name):
+def test_is_idr_tells_where_a_decoder_may_begin(tmp_path, name):
     hevc = f"open-gop={int(name == 'open.mp4')}:bframes=3:keyint=10:log-level=none"
     recipe = FILES.get(name, {"codec": "libx265", "options": {"x265-params": hevc}})
     path = write_video(tmp_path / name, count=80, **recipe)
     codec, extradata, contents, packets = packets_of(path)
     reader = PacketReader(codec, extradata)
-    restarts, plain = [], []
+    idr, plain = [], []
     for number, content in enumerate(contents):
         reader.is_disposable(content)
-        restarts += [number] * reader.is_restart
+        idr += [number] * reader.is_idr
         plain += [number] * reader.is_plain
     keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
-    assert restarts == (keys if name != "open.mp4" else keys[:1])
+    assert idr == (keys if name != "open.mp4" else keys[:1])
     assert len(plain) >= 79, "parameter sets that repeat the last ones do not count"
     changed = content[:-1] if name.endswith("mp4") else b"\0\0\1\x0a" + content  # torn, or a unit of another kind
     reader.is_disposable(changed)

@@ -35,7 +35,7 @@ def expected(clip: ClipRecord) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("most", [100, 4, 1])
-def test_pictures_become_the_backbones_pixels_when_few_or_all_fit(clips: list[ClipRecord], most: int) -> None:
+def test_frames_become_the_backbones_pixels_when_few_or_all_fit(clips: list[ClipRecord], most: int) -> None:
     held = store(clips, most)
     assert held.examine() == {}
     assert held.held == min(most, len(clips))
@@ -68,7 +68,7 @@ def test_nothing_is_decoded_again_when_all_fit(clips: list[ClipRecord], monkeypa
     assert len(held.read([clip.clip_id for clip in clips])) == len(clips)
 
 
-def test_clips_that_cannot_be_had_are_named_with_their_reasons(
+def test_clips_that_could_not_be_decoded_are_named_with_their_reasons(
     clips: list[ClipRecord],
 ) -> None:
     late = ClipRecord(clips[0].recording, 60_000_000, 61_000_000)

@@ -288,7 +288,7 @@ def test_predict_is_empty_handed_when_no_recording_is_usable(bundled: Project, t
 
 
 @pytest.mark.skipif(not CORRUPTED.exists(), reason="the shared real files are not on this machine")
-def test_predict_goes_around_clips_that_cannot_be_had_when_a_recording_is_damaged(
+def test_predict_goes_around_clips_that_could_not_be_extracted_when_a_recording_is_damaged(
     bundled: Project, tmp_path: Path
 ) -> None:
     settings = dataclasses.replace(bundled.settings.clips, length_s=bundled.settings.clips.length_s / 5)

@@ -252,7 +252,7 @@ def _read_document(
     read = [tier for tier in document.tiers if rule.reads(tier)]
     annotated = {one.tier for one in resolve_times(document)}
     says_nothing = (not annotated or not read) and data.empty_files == "unlabelled"
-    reading.notes.extend(_doubts(path.name, data, has_tiers=bool(read), is_annotated=bool(annotated)))
+    reading.notes.extend(_notes_on(path.name, data, has_tiers=bool(read), is_annotated=bool(annotated)))
     author = document.root.get("AUTHOR", "").strip()
     names = tuple(filter(None, (author, path.stem, *path.parts[-4:-1])))
     for match in matches:
@@ -261,7 +261,7 @@ def _read_document(
         reading.accounts.setdefault(match.recording, []).append(account)
 
 
-def _doubts(name: str, data: DataSettings, *, has_tiers: bool, is_annotated: bool) -> list[str]:
+def _notes_on(name: str, data: DataSettings, *, has_tiers: bool, is_annotated: bool) -> list[str]:
     """What a file lacks that it may have been meant to have."""
     unlabelled = data.empty_files == "unlabelled"
     then = "its recording counts as unlabelled" if unlabelled else "no activity counts as seen in its recording"

@@ -2,11 +2,15 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
 from featurecache.spelling import counted
+from featurecache.terminal.clips import left_out, made_clips
+from featurecache.terminal.progress import Say, Show, watching_plan
 from featurecache.terminal.text import MOST_LISTED, ROOMY_WIDTH, Piece, Warn, rough_size, rough_time
 
 if TYPE_CHECKING:
@@ -16,6 +20,23 @@ if TYPE_CHECKING:
     from featurecache.workflow.extraction import ExtractionReport
 
 _LONG_S = 3600.0
+
+
+@contextmanager
+def watching_extraction(console: Console, say: Say, show: Show) -> "Iterator[dict[str, Any]]":
+    """Callbacks for `extract` that show an extraction as it goes on.
+
+    Args:
+        console: Where a bar is drawn, if it is a terminal.
+        say: Shows a line.
+        show: Shows lines, tables and warnings.
+    """
+    with watching_plan(console, say, show, plan_lines) as callbacks:
+        yield callbacks | {
+            "on_left_out": lambda items: show(left_out(items)),
+            "on_clips": lambda made: show(made_clips(made)),
+            "on_outlook": lambda found: show(outlook_lines(found)),
+        }
 
 
 def plan_lines(plan: "Plan") -> Iterator[Piece]:

@@ -1,17 +1,21 @@
 """Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from featurecache.terminal.text import Piece
+
 if TYPE_CHECKING:
     from featurecache.extraction.pipeline import Progress
+    from featurecache.extraction.plan import Plan
 
 PLAIN_LINE_EVERY_S = 5.0
 Say = Callable[[str], None]
+Show = Callable[[Iterable[Piece]], None]
 
 
 class Pace:
@@ -27,6 +31,22 @@ class Pace:
             return False
         self._last = now
         return True
+
+
+@contextmanager
+def watching_plan(
+    console: Console, say: Say, show: Show, lines: "Callable[[Plan], Iterable[Piece]]"
+) -> Iterator[dict[str, Any]]:
+    """Callbacks `on_plan` and `on_progress` that show an extraction as it goes on.
+
+    Args:
+        console: Where a bar is drawn, if it is a terminal.
+        say: Shows a line.
+        show: Shows lines, tables and warnings.
+        lines: What is shown of the plan.
+    """
+    with extraction_progress(console, say) as on_progress:
+        yield {"on_plan": lambda plan: show(lines(plan)), "on_progress": on_progress}
 
 
 @contextmanager

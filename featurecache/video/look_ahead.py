@@ -39,13 +39,13 @@ class _Role:
     Attributes:
         packet: The packet.
         is_disposable: No other picture refers to its own.
-        is_restart: No picture from this one on refers to one before it.
+        is_idr: No picture from this one on refers to one before it.
         is_wanted: Decoded whatever follows.
     """
 
     packet: _Packet
     is_disposable: bool = False
-    is_restart: bool = False
+    is_idr: bool = False
     is_wanted: bool = True
 
 
@@ -79,9 +79,9 @@ class LookAhead:
     def mark(self, packets: Iterator[_Packet]) -> Iterator[tuple[_Packet, bool]]:
         """The packets as they come, and whether each is to be decoded."""
         for role in self._roles(packets):
-            if role.is_restart:
+            if role.is_idr:
                 yield from self._let_go(needed=False)
-            if role.is_wanted or (role.is_restart and self.left_out > _MOST_LEFT_OUT):
+            if role.is_wanted or (role.is_idr and self.left_out > _MOST_LEFT_OUT):
                 yield from self._let_go(needed=True)
                 self.left_out = 0
                 yield role.packet, True
@@ -131,9 +131,7 @@ class LookAhead:
             if self.last_released is not None and released < self.last_released:
                 self.all_needed = True
             self.last_released = released
-        return _Role(
-            packet, is_disposable=is_disposable, is_restart=self.reader.is_restart, is_wanted=not self.reader.is_plain
-        )
+        return _Role(packet, is_disposable=is_disposable, is_idr=self.reader.is_idr, is_wanted=not self.reader.is_plain)
 
     def _release(self) -> _Role:
         role = self.waiting.popleft()

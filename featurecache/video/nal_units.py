@@ -3,7 +3,7 @@
 Such a packet may be kept from the decoder without changing any other picture. What a packet is, is read from the
 headers of its NAL units alone (ITU-T H.264 section 7.3.1, H.265 section 7.3.1.2): `nal_ref_idc` 0 in H.264,
 TRAIL_N in HEVC. It is told only where it follows for certain: never for a packet that holds anything but slices
-and remarks; in H.264 never in a stream with fields, where two packets may make one picture; in HEVC never in a
+and SEI messages; in H.264 never in a stream with fields, where two packets may make one picture; in HEVC never in a
 stream with temporal sub-layers, whose higher ones may refer to such pictures, nor for leading pictures.
 An IDR picture begins anew: neither it nor any picture after it in decoding order refers to one before it. (Other key
 pictures don't: in an open group of pictures, those decoded later may still refer across.)
@@ -18,23 +18,23 @@ from collections.abc import Iterator
 
 _H264_SLICE, _H264_IDR_SLICE = 1, 5
 _H264_KINDS = {
-    6: "remark",
+    6: "sei_or_aud",
     7: "sequence",
     8: "parameters",
-    9: "remark",
-    12: "remark",
+    9: "sei_or_aud",
+    12: "sei_or_aud",
 }  # SEI, SPS, PPS, delimiter, filler
 _HEVC_TRAIL_N, _HEVC_IDR, _HEVC_LAST_SLICE = 0, (19, 20), 31
 _HEVC_KINDS = {
     32: "parameters",
     33: "sequence",
     34: "parameters",
-    35: "remark",
-    38: "remark",
-    39: "remark",
-    40: "remark",
+    35: "sei_or_aud",
+    38: "sei_or_aud",
+    39: "sei_or_aud",
+    40: "sei_or_aud",
 }
-_SLICES = {"disposable", "reference", "restart"}
+_SLICES = {"disposable", "reference", "idr"}
 _START_CODE = b"\0\0\1"
 _LONGEST_READ = 1024  # bytes of a unit: enough for parameter sets
 _LONGEST_SLICE_START = 24
@@ -50,8 +50,8 @@ class PacketReader:
 
     Attributes:
         disposable_exist: Whether packets of this stream can be told disposable.
-        is_restart: Whether the packet asked about last holds an IDR picture.
-        is_plain: Whether it holds nothing besides that a later packet could need: slices, remarks, and no other
+        is_idr: Whether the packet asked about last holds an IDR picture.
+        is_plain: Whether it holds nothing besides that a later packet could need: slices, SEI messages, and no other
             parameter sets than those that were told last.
         is_consistent: False from the first packet on whose frame number is not the one expected.
     """
@@ -64,7 +64,7 @@ class PacketReader:
         self.frame_number_bits = 0
         self.last_reference: int | None = None
         self.is_consistent = True
-        self.is_restart = self.is_plain = False
+        self.is_idr = self.is_plain = False
         self.parameters: list[bytes] = []
         self.disposable_exist = codec in ("h264", "hevc")
         if header[:1] == b"\1":
@@ -83,7 +83,7 @@ class PacketReader:
 
     def is_disposable(self, packet: bytes) -> bool:
         """Whether no other picture can refer to the packet's; to be asked of every packet, in decoding order."""
-        self.is_restart = self.is_plain = False
+        self.is_idr = self.is_plain = False
         if not self.disposable_exist:
             return False
         units = _units_by_start_code(packet) if not self.length_size else _units_by_length(packet, self.length_size)
@@ -95,14 +95,14 @@ class PacketReader:
                 self._remember(unit)
             if kind in ("sequence", "parameters"):
                 parameters.append(unit)
-            if self.codec == "h264" and kind != "remark":
+            if self.codec == "h264" and kind != "sei_or_aud":
                 self._count(unit)
         repeats = not parameters or (parameters == self.parameters and max(map(len, parameters)) < _LONGEST_READ)
         self.parameters = parameters or self.parameters
         is_certain = self.parameters_seen and self.disposable_exist and self.is_consistent
         self.is_plain = is_certain and repeats and "other" not in kinds
-        self.is_restart = is_certain and kinds & _SLICES == {"restart"}
-        return is_certain and kinds - {"remark"} == {"disposable"}
+        self.is_idr = is_certain and kinds & _SLICES == {"idr"}
+        return is_certain and kinds - {"sei_or_aud"} == {"disposable"}
 
     def _count(self, unit: bytes) -> None:
         """Compare an H.264 slice's frame number with that of the last reference picture (section 7.4.3)."""
@@ -135,8 +135,8 @@ class PacketReader:
     def _kind(self, unit: bytes) -> str:
         """What a unit is.
 
-        A slice of a `disposable`, `reference` or `restart` (IDR) picture; a `sequence` parameter set or other
-        `parameters`; a `remark`; or `other`, what is not known.
+        A slice of a `disposable`, `reference` or `idr` picture; a `sequence` parameter set or other
+        `parameters`; an SEI message or access unit delimiter, `sei_or_aud`; or `other`, what is not known.
         """
         if self.codec == "h264":
             if not unit or unit[0] & 0x80:
@@ -145,13 +145,13 @@ class PacketReader:
             if number == _H264_SLICE:
                 return "reference" if is_reference else "disposable"
             if number == _H264_IDR_SLICE and is_reference:
-                return "restart"
+                return "idr"
             return _H264_KINDS.get(number, "other")
         if len(unit) < 2 or unit[0] & 0x81 or unit[1] >> 3 or unit[1] & 7 != 1:  # layer 0, temporal sub-layer 0
             return "other"
         number = unit[0] >> 1
         if number <= _HEVC_LAST_SLICE:
-            return "disposable" if number == _HEVC_TRAIL_N else "restart" if number in _HEVC_IDR else "reference"
+            return "disposable" if number == _HEVC_TRAIL_N else "idr" if number in _HEVC_IDR else "reference"
         return _HEVC_KINDS.get(number, "other")
 
     def _remember(self, unit: bytes) -> None:

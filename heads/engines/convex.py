@@ -8,7 +8,7 @@ with p = (negatives / positives)^exponent (Guerriero et al., equation 2), t the 
 the normalised feature, and the bias b free. P scales each principal direction of the features by
 (mean variance / its variance)^variance_exponent. At 0 it is the identity, and with N clips that is l2 times the
 objective of scikit-learn's `LogisticRegression(C=1 / (N * l2))` with p as the sample weight of positives; above 0,
-directions in which features hardly vary are held down more, which is a soft choice of principal components.
+directions in which features hardly vary are penalised more, which is a soft choice of principal components.
 
 Notable choices:
 
@@ -273,12 +273,12 @@ def _check(basis: Basis, Y: Targets, points: Sequence[GridPoint], components: in
 def _preconditioner(basis: Basis, components: int, variance_exponent: float) -> Precondition:
     """The inverse of (curvature * covariance + l2 * P), with both known along the axes and flat beyond them."""
     variances, rest = basis.variances, basis.rest_variance
-    held, held_beyond = (of**-variance_exponent for of in basis.relative_variances())
+    penalty_on_axes, penalty_off_axes = (of**-variance_exponent for of in basis.relative_variances())
     axes = None if components else basis.axes
 
     def precondition(gradient: Tensor, curvature: Tensor, l2: Tensor) -> Tensor:
         h = curvature.clamp(min=torch.finfo(curvature.dtype).tiny)[:, None]
-        of_axes, flat = h * variances + l2[:, None] * held, h * rest + l2[:, None] * held_beyond
+        of_axes, flat = h * variances + l2[:, None] * penalty_on_axes, h * rest + l2[:, None] * penalty_off_axes
         if not rest and variances.numel():  # nothing lies beyond the axes but rounding, which no factor may blow up
             flat = of_axes.amax(dim=1, keepdim=True)
         of_weights = scale_directions(gradient[:, 1:], axes, 1 / of_axes[:, : components or None], 1 / flat)

@@ -1,7 +1,7 @@
 """Fine-tuning as commands show it: what is planned, what it will take, how far it is, and what came out."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from featurecache.spelling import counted
 from featurecache.terminal.extraction import failures, forecast_pieces
-from featurecache.terminal.progress import Pace, Say, extraction_progress
+from featurecache.terminal.progress import Pace, Say, Show, extraction_progress
 from featurecache.terminal.text import Piece, Warn, rough_size, rough_time
 from heads.terminal.training import trained_run
 from heads.workflow.finetuning_lora import LoraCallbacks
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from heads.finetuning.training_state import Training
     from heads.workflow.finetuning_lora import LoraRunReport
     from heads.workflow.finetuning_timesformer import TimesformerReport
-
-Show = Callable[[Iterable[Piece]], None]
 
 
 @contextmanager
