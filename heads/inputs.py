@@ -4,21 +4,18 @@ What this is not: a reader of features, or a check that a model has them.
 """
 
 from collections.abc import Sequence
-from itertools import combinations
 
 from heads.settings import OF_FRAMES
 
 VECTORS = ("mean", "motion", "cls", "last")
 """Poolings that give one vector a clip."""
-ALL_SUBSETS_OF = 4
-"""The most vectors of which every subset is offered: one more doubles the work."""
 
 
 def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> tuple[str, ...]:
     """What a search chooses from: each vector, each tap's mean and motion, all means, and all vectors side by side.
 
-    Of two to four vectors every subset is offered, of more all but each one, so that useless ones can be left out.
-    Where a kind reads frames, the kept frames of each tap come with them.
+    To these the search adds the vectors that score best alone, side by side (`Choices.leading`). Where a kind reads
+    frames, the kept frames of each tap come with them.
 
     Args:
         kept: Kept features, as `tap/pooling`.
@@ -32,9 +29,7 @@ def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> t
         chosen += ["+".join(pair) for pair in motions if pair[1] in vectors]
         if len(means) > 1:
             chosen.append("+".join(means))
-        few = range(2, len(vectors) + 1) if len(vectors) <= ALL_SUBSETS_OF else (len(vectors) - 1, len(vectors))
-        for size in few:
-            chosen += ["+".join(some) for some in reversed(list(combinations(vectors, size)))]
+        chosen.append("+".join(vectors))
     if set(kinds) & set(OF_FRAMES):
         chosen += [name for name in kept if _pooling(name) == "frames"]
     return tuple(dict.fromkeys(chosen)) or tuple(kept[:1])

@@ -169,9 +169,32 @@ def test_a_grid_searched_coarse_to_fine_ends_near_the_whole_grids_choice(
     assert found["coarse to fine"] == pytest.approx(found["whole"], abs=0.03)
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path, parts: int) -> None:
-    """Noise as wide as the features, which are one vector or two, is offered alone and side by side with them."""
+@pytest.mark.parametrize("first_trials", [3, 7, 20])
+def test_useless_vectors_are_left_out_however_many_there_are(tmp_path: Path, first_trials: int) -> None:
+    random = np.random.default_rng(0)
+    splits = []
+    for clips in (make_clips(sessions=6), make_clips(sessions=6, seed=1)):
+        features = dict(zip(("a/mean", "b/mean"), np.array_split(clips.X, 2, axis=1), strict=True))
+        features |= {f"{name}/mean": random.standard_normal((len(clips.X), 12)).astype(np.float32) for name in "nmo"}
+        splits.append(KeptSplit(features, clips.Y, clips.sessions))
+    data = LearningData(*splits, LABELS, dict.fromkeys(splits[0].features, SPACE))
+    space = dataclasses.replace(
+        CONVEX,
+        inputs=default_inputs(list(data.spaces)),
+        variance_exponent=(0.0,),
+        l2=(0.01, 0.01),
+        positive_weight_exponent=(0.5, 0.5),
+    )
+    search(tmp_path / "tune", trials=first_trials, data=data, search_space=space)
+    best = search(tmp_path / "tune", trials=20, data=data, search_space=space)
+    assert best["inputs"] == "a/mean+b/mean"
+    tried = [len(row["inputs"].split("+")) for row in table(tmp_path / "tune")]
+    assert sorted(tried) == [1, 1, 1, 1, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("parts", "useless"), [(1, 1), pytest.param(2, 5, marks=pytest.mark.slow)])
+def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path, parts: int, useless: int) -> None:
+    """Vectors of noise as wide as the features are offered beside these, which are one vector or two."""
     losses = []
     for draw in range(3):
         splits = [make_clips(noise=2.0, sessions=6, clips_each=100, seed=10 * draw + at) for at in range(2)]
@@ -180,7 +203,7 @@ def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path,
         useful = [f"part{at}/mean" for at in range(parts)]
         features = [
             dict(zip(useful, np.array_split(one.X, parts, axis=1), strict=True))
-            | {"noise/mean": random.standard_normal(one.X.shape).astype(np.float32)}
+            | {f"noise{at}/mean": random.standard_normal(one.X.shape).astype(np.float32) for at in range(useless)}
             for one in splits
         ]
         train, validation, unseen = (
@@ -188,9 +211,9 @@ def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path,
         )
         spaces = {name: FeatureSpace({**SPACE.inputs, "tap": name.split("/")[0]}) for name in features[0]}
         data, scores = LearningData(train, validation, LABELS, spaces), []
-        for names in (useful, [*useful, "noise/mean"]):
+        for names in (useful, list(features[0])):
             folder, space = tmp_path / f"{draw} {len(names)}", dataclasses.replace(CONVEX, inputs=default_inputs(names))
-            best = search(folder, trials=20, data=data, search_space=space)
+            best = search(folder, trials=40, data=data, search_space=space)
             bundle, X = load_bundle(folder / "bundle"), unseen.of(best["inputs"]).X
             scores.append(macro_f1(unseen.Y, bundle.scores(X, fingerprint=bundle.fingerprint), bundle.thresholds))
         losses.append(scores[0] - scores[1])

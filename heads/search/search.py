@@ -7,7 +7,8 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   across 0.5 anyway. The test split is not an argument here.
 - Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation,
   components and variance exponent, which tries a whole grid at once (`convex_trials.py`). Its score is out of fold, by
-  folds of all sessions that are not test. Where there are more combinations than half of the trials (all of them, with
+  folds of all sessions that are not test. Then the vectors that scored best alone, side by side
+  (`Choices.leading`). Where there are more combinations than half of the trials (all of them, with
   that solver alone), some of them are taken, each once, in an order drawn by the seed.
 - All other trials train by AdamW on the training split, as the paper has them, and their score is that of the
   validation split. They are trained 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
@@ -193,14 +194,12 @@ class _Search:
         self._on_progress = on_progress
         space = choices.space
         self._points = choices.grid()
-        self._combinations = choices.combinations
-        adamw_too = "adamw" in space.solver
-        self._convex = len(self._combinations) if not adamw_too else min(len(self._combinations), trials // 2)
-        if len(self._combinations) > self._convex:  # some of them, each once
-            order = np.random.default_rng(prepared.seed).permutation(len(self._combinations))
-            self._combinations = [self._combinations[at] for at in order]
-        self._adamw_too = adamw_too
-        self._trials = trials if adamw_too else min(trials, self._convex)
+        self._adamw_too = "adamw" in space.solver
+        self._trials, self._most_convex = trials, trials // 2 if self._adamw_too else trials
+        self._offered = choices.combinations(choices.vectors)
+        if len(self._offered) > self._most_convex:  # some of them, each once
+            order = np.random.default_rng(prepared.seed).permutation(len(self._offered))
+            self._offered = [self._offered[at] for at in order]
         self._stacks: dict[str, _Stack] = {}  # by inputs
         self._most_in_flight = slots if len({*choices.vectors, *choices.frames}) == 1 else 2 * slots
         self._rungs = [2**power for power in range(20) if 2**power < space.epochs[1]]
@@ -234,14 +233,16 @@ class _Search:
             return None
         if not any(trial.state == TrialState.WAITING for trial in known):  # else it was queued just before a kill
             if (interrupted := interrupted_trial(known)) is not None:
-                self._queue_again(interrupted)
+                self._queue_again(interrupted, known)
             elif (fixed := self._next_convex(known)) is not None:
                 self._queue_convex(fixed)
             elif not self._adamw_too:
                 return None
         trial, _ = self._opened.ask(self._prepared.seed)
         if trial.user_attrs.get(SOLVER) == "convex":
-            return _Asked(trial, self._choices.ask_convex(trial))
+            settings = self._combinations(known)[trial.user_attrs[COMBINATION]]
+            self._choices.ask_convex(trial, settings)
+            return _Asked(trial, settings)
         return _Asked(trial, self._choices.ask(trial))
 
     def _queue_convex(self, settings: HeadSettings, **notes: Any) -> None:
@@ -249,13 +250,12 @@ class _Search:
         notes = {SOLVER: "convex", COMBINATION: combination_name(settings), **notes}
         self._study.enqueue_trial(combination_params(settings), user_attrs=notes)
 
-    def _queue_again(self, interrupted: FrozenTrial) -> None:
+    def _queue_again(self, interrupted: FrozenTrial, known: Sequence[FrozenTrial]) -> None:
         """Queues a trial with its settings; interrupted while they were drawn, it draws them again."""
         attributes = interrupted.user_attrs
         again = {AGAIN: attributes.get(AGAIN, interrupted.number)}
         if attributes.get(SOLVER) == "convex":
-            named = {combination_name(one): one for one in self._combinations}
-            self._queue_convex(named[attributes[COMBINATION]], **again)
+            self._queue_convex(self._combinations(known)[attributes[COMBINATION]], **again)
         else:
             is_drawn = trial_settings(interrupted, self._choices) is not None
             self._study.enqueue_trial(interrupted.params if is_drawn else {}, user_attrs=again)
@@ -263,9 +263,23 @@ class _Search:
     def _next_convex(self, known: Sequence[FrozenTrial]) -> HeadSettings | None:
         """The combination that the convex solver takes next; None after the last."""
         started = {trial.user_attrs[COMBINATION] for trial in known if trial.user_attrs.get(SOLVER) == "convex"}
-        if len(started) >= min(self._convex, self._trials):
+        if len(started) >= self._most_convex:
             return None
-        return next(one for one in self._combinations if combination_name(one) not in started)
+        return next((one for name, one in self._combinations(known).items() if name not in started), None)
+
+    def _combinations(self, known: Sequence[FrozenTrial]) -> dict[str, HeadSettings]:
+        """What the convex solver takes, by name: what is offered, and once that is solved, leading vectors."""
+        offered = {combination_name(one): one for one in self._offered}
+        value_of: dict[str, float] = {}
+        for trial in known:
+            combination = offered.get(trial.user_attrs.get(COMBINATION, ""))
+            if combination is not None and trial.state == TrialState.COMPLETE:
+                value_of[combination.inputs] = max(trial_value(trial), value_of.get(combination.inputs, 0.0))
+        started = {trial.user_attrs.get(COMBINATION) for trial in known if trial.state in FINISHED}
+        if not offered.keys() <= started:
+            return offered
+        leading = self._choices.combinations(self._choices.leading(value_of))
+        return offered | {combination_name(one): one for one in leading}
 
     def _begin(self, asked: _Asked) -> None:
         """Solves a convex trial, or queues one that is trained by AdamW with those of the same inputs."""
@@ -323,7 +337,7 @@ class _Search:
             self._end_trained(stack.training.pop(fitted.number).trial, fitted)
 
     def _is_pruned(self, asked: _Asked, report: RungReport) -> bool:
-        is_solved = self._convex > 0 and asked.settings.kind == "linear"
+        is_solved = self._most_convex > 0 and bool(self._offered) and asked.settings.kind == "linear"
         if report.epoch == 1 and not is_solved:  # the median's rungs begin at 2
             return False
         self._study.pruner = HALVING if is_solved else self._median
@@ -350,4 +364,5 @@ class _Search:
             finished = self._study.get_trials(deepcopy=False, states=FINISHED)
             solved = [one for one in finished if one.user_attrs.get(SOLVER) == "convex"]
             best = best_trial(solved) or best_trial(finished)
-            self._on_progress(len(finished), self._trials, None if best is None else trial_value(best))
+            total = self._trials if self._adamw_too else min(self._trials, len(self._combinations(finished)))
+            self._on_progress(len(finished), total, None if best is None else trial_value(best))
