@@ -176,7 +176,7 @@ def test_cached_features_let_a_grid_search_choose_the_inputs(cached: tuple[Path,
         pytest.param(300, 20, 30, 1.0, 1000, id="wide scale"),
         pytest.param(300, 20, 1000, 1.0, 1000, id="wider scale"),
         pytest.param(1000, 50, 100, 0.5, 1000, id="nearly separable"),
-        pytest.param(500, 100, 30, 1.0, 1000, id="separable"),
+        pytest.param(100, 20, 30, 0.02, 1000, id="separable"),
         pytest.param(200, 400, 30, 1.0, 1000, id="more features than rows"),
     ],
 )
@@ -195,4 +195,4 @@ def test_a_weak_penalty_reaches_scikit_learns_optimum_whatever_the_features_scal
         warnings.simplefilter("ignore", ConvergenceWarning)  # where classes are separable, it ends in L-BFGS
         reference = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=10_000).fit(X, y)
     ours = LinearHeadClassifier(C=C, standardize=False).fit(X, y)
-    assert objective(ours) < objective(reference) * (1 + 2e-6)
+    assert objective(ours) < objective(reference) * (1 + 1e-6)
