@@ -40,7 +40,6 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.targets import Target, judged
-from featurecache.annotations import Interval, write_csv
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.csv_file import write_table
 from featurecache.spec import FeatureSpace
@@ -178,24 +177,24 @@ def measure_loop(data: LearningData, epochs: int) -> dict[str, float]:
 def make_project(root: Path, data: LearningData, unseen: KeptSplit) -> None:
     """A project whose cache has the features, imported under the name `made`."""
     (root / "videos").mkdir(parents=True)
-    clips, intervals, contents = [], {}, {}
+    clips, contents, rows = [], {}, ["recording,start_s,end_s,label"]
     for split, part in (("train", data.train), ("validation", data.validation), ("test", unseen)):
         for session in dict.fromkeys(part.sessions.tolist()):
-            content = f"{len(intervals):016x}"
+            content = f"{len(contents):016x}"
             contents[content] = content * 4
             own = part.Y[part.sessions == session]
             spans = [(3_000_000 * at, 3_000_000 * (at + 1)) for at in range(len(own))]
-            intervals[f"{session}.mp4"] = sorted(
-                Interval(*span, label)
+            rows += [
+                f"{session}.mp4,{start / 1e6},{end / 1e6},{label}"
                 for at, label in enumerate(LABELS)
-                for span, on in zip(spans, own[:, at], strict=True)
+                for (start, end), on in zip(spans, own[:, at], strict=True)
                 if on
-            )
+            ]
             clips += [
                 Clip(f"{content}-{start}-{end}", f"{session}.mp4", session, split, start, end, tuple(map(int, target)))
                 for (start, end), target in zip(spans, own, strict=True)
             ]
-    write_csv(root / "labels.csv", intervals)
+    (root / "labels.csv").write_text("\n".join(rows))
     write_table(ClipTable(LABELS, tuple(clips)), root / "clips.csv", state_path=root / ".featurecache/clips.json")
     parts = [part.features[KEPT] for part in (data.train, data.validation, unseen)]
     ids = np.array([clip.clip_id for clip in clips], "S")

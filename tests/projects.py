@@ -1,5 +1,6 @@
 """Small real projects for tests: numbered videos in sessions, a CSV of labels, a tiny random model."""
 
+import csv
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.annotations import Interval, write_csv
+from featurecache.annotations import Interval
+from featurecache.annotations.table import OWN_COLUMNS
+from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.project.settings import Project, open_project
 from featurecache.spec import FeatureSpace
 from tests.make_videos import write_video
@@ -39,7 +42,7 @@ def make_project(
             for label in labels
             for start in draw.sample(range(clips), clips // 2)
         )
-    write_csv(root / "labels.csv", intervals)
+    write_labels(root / "labels.csv", intervals)
     (root / "featurecache.toml").write_text(
         f"""
 [data]
@@ -60,6 +63,22 @@ stored_dtype = "float32"
 """
     )
     return open_project(root)
+
+
+def write_labels(
+    path: Path, intervals: Mapping[str, Sequence[Interval]], *, sessions: Mapping[str, str] | None = None
+) -> None:
+    """A table of annotations: intervals per recording, of which an empty sequence says that nothing happens in it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*OWN_COLUMNS, *(["session"] if sessions is not None else [])])
+        for recording, own in intervals.items():
+            session = [] if sessions is None else [guard_cell(sessions[recording])]
+            for one in sorted(own):
+                times = [format_seconds(one.start_us), format_seconds(one.end_us)]
+                writer.writerow([guard_cell(recording), *times, guard_cell(one.label), *session])
+            if not own:
+                writer.writerow([guard_cell(recording), "", "", "", *session])
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import stat
 
 import pytest
 from hypothesis import given, settings
@@ -11,14 +10,12 @@ from hypothesis import strategies as st
 from featurecache.annotations import (
     Interval,
     read_csv,
-    write_csv,
 )
 from featurecache.annotations.columns import recognise
 from featurecache.annotations.table import header_of
-from featurecache.errors import AnnotationError, OutputExistsError
-from tests.eaf_samples import (
-    SECOND,
-)
+from featurecache.errors import AnnotationError
+from tests.eaf_samples import SECOND
+from tests.projects import write_labels
 
 HEAD = "recording,start_s,end_s,label\n"
 
@@ -243,27 +240,6 @@ def test_events_that_begin_and_never_end_are_left_out_and_told(make_table):
     assert [reason.split(":")[0] for reason in found.left_out] == ["line 2", "line 4", "line 8", "line 6"]
 
 
-def test_write_csv_guards_cells_when_spreadsheet_would_run_them(tmp_path):
-    path = tmp_path / "out.csv"
-    labels = ["=1+1", "+a", "-a", "@a", "\ta", "\ra", "'=a", "''=a", "'a", "a=b"]
-    wanted = {"-v.mp4": [Interval(i, i + 1, label) for i, label in enumerate(labels)]}
-    write_csv(path, wanted)
-    text = path.read_bytes().decode()
-    assert not re.search(r'(^|,|\n)"?[=+\-@\t\r]', text)
-    assert read_csv(path).intervals == {"-v.mp4": tuple(wanted["-v.mp4"])}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with pytest.raises(OutputExistsError):
-        write_csv(path, wanted)
-    write_csv(path, {}, replace=True)
-    assert read_csv(path).intervals == {}
-
-
-def test_write_csv_refuses_when_reading_back_would_fail(tmp_path):
-    for bad in (Interval(-1, 1, "x"), Interval(1, 1, "x"), Interval(0, 1, "")):
-        with pytest.raises(AnnotationError, match=r"'a\.mp4' has Interval"):
-            write_csv(tmp_path / "out.csv", {"a.mp4": [bad]})
-
-
 CELL = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\\"), min_size=1, max_size=12).filter(
     lambda cell: cell == cell.strip(" ") and cell.strip()
 )
@@ -275,11 +251,11 @@ SPANS = st.tuples(st.integers(0, 10**12), st.integers(1, 10**10)).map(lambda t: 
     rows=st.dictionaries(CELL, st.sets(st.builds(lambda s, x: Interval(*s, x), SPANS, CELL), max_size=4), max_size=4),
     session=st.none() | CELL,
 )
-def test_write_csv_round_trips_when_cells_are_any_text(tmp_path_factory, rows, session):
+def test_read_csv_reads_any_text_that_is_quoted_and_guarded(tmp_path_factory, rows, session):
     path = tmp_path_factory.mktemp("csv") / "out.csv"
     wanted = {recording: tuple(sorted(own)) for recording, own in rows.items()}
     sessions = None if session is None else dict.fromkeys(wanted, session)
-    write_csv(path, wanted, sessions=sessions)
+    write_labels(path, wanted, sessions=sessions)
     back = read_csv(path)
     assert back.intervals == wanted
     assert back.sessions == (sessions or {})

@@ -2,50 +2,39 @@
 
 import pytest
 
-from featurecache.annotations import (
-    Interval,
-    intervals,
-    propose_labels,
-    read_eaf,
-)
+from featurecache.annotations import Interval, LabelRule, marks, propose_labels, read_eaf
 from featurecache.errors import AnnotationError
 from tests.eaf_samples import SECOND, SHARED, needs_shared, tier_text
 
 
-def test_intervals_takes_tier_names_when_labels_come_from_tiers(make_eaf):
+def test_marks_takes_tier_names_when_labels_come_from_tiers(make_eaf):
     document = read_eaf(
         make_eaf(
             tier_text("vent", "a1 t1 t2 ") + tier_text("suck", "a2 t2 t3 mild") + tier_text("empty"),
             "t1=0 t2=1000 t3=2500",
         )
     )
-    assert intervals(document, labels_from="tiers", time_origin_ms=0) == [
+    assert marks(document, LabelRule(), time_origin_ms=0).intervals == [
         Interval(0, SECOND, "vent"),
         Interval(SECOND, 2_500_000, "suck"),
     ]
-    assert intervals(document, labels_from="tiers", tiers=["empty"], time_origin_ms=0) == []
+    assert marks(document, LabelRule("tiers", ("empty",)), time_origin_ms=0).intervals == []
 
 
-def test_intervals_strips_values_and_drops_nothing_else_when_labels_come_from_values(make_eaf):
+def test_marks_strips_values_and_drops_nothing_else_when_labels_come_from_values(make_eaf):
     document = read_eaf(
         make_eaf(tier_text("acts", "a1 t1 t2  vent ", "a2 t2 t3 ", "a3 t2 t2 blink"), "t1=0 t2=1000 t3=2500")
     )
-    assert intervals(document, labels_from="values", tiers=["acts"], time_origin_ms=0) == [Interval(0, SECOND, "vent")]
+    assert marks(document, LabelRule("values", ("acts",)), time_origin_ms=0).intervals == [Interval(0, SECOND, "vent")]
 
 
-def test_intervals_adds_origin_and_cuts_at_zero_when_media_began_elsewhere(make_eaf):
+def test_marks_adds_origin_and_cuts_at_zero_when_media_began_elsewhere(make_eaf):
     document = read_eaf(make_eaf(tier_text("x", "a1 t1 t2 ", "a2 t2 t3 "), "t1=0 t2=1000 t3=2500"))
-    assert intervals(document, labels_from="tiers", time_origin_ms=500) == [
+    assert marks(document, LabelRule(), time_origin_ms=500).intervals == [
         Interval(500_000, 1_500_000, "x"),
         Interval(1_500_000, 3 * SECOND, "x"),
     ]
-    assert intervals(document, labels_from="tiers", time_origin_ms=-1500) == [Interval(0, SECOND, "x")]
-
-
-def test_intervals_suggests_nearest_name_when_tier_does_not_exist(make_eaf):
-    document = read_eaf(make_eaf(tier_text("ventilation") + tier_text("suction")))
-    with pytest.raises(AnnotationError, match=r"'suktion' does not\. Did you mean 'suction'"):
-        intervals(document, labels_from="tiers", tiers=["suktion"], time_origin_ms=0)
+    assert marks(document, LabelRule(), time_origin_ms=-1500).intervals == [Interval(0, SECOND, "x")]
 
 
 def test_propose_labels_says_tiers_when_each_tier_is_one_activity(make_eaf):

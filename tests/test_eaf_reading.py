@@ -7,14 +7,7 @@ from itertools import pairwise
 import pympi
 import pytest
 
-from featurecache.annotations import (
-    Interval,
-    add_tier,
-    intervals,
-    read_eaf,
-    resolve_times,
-    save_eaf,
-)
+from featurecache.annotations import Interval, LabelRule, add_tier, marks, read_eaf, resolve_times, save_eaf
 from featurecache.errors import AnnotationError, UnsafeFileError
 from tests.eaf_samples import (
     SECOND,
@@ -114,7 +107,7 @@ def test_add_tier_keeps_everything_else_when_file_is_real(name, tmp_path):
     save_eaf(document, tmp_path / name)
 
     back = read_eaf(tmp_path / name)
-    assert intervals(back, labels_from="values", tiers=["predicted"], time_origin_ms=0) == new
+    assert marks(back, LabelRule("values", ("predicted",)), time_origin_ms=0).intervals == new
     for tier, annotations in before.items():
         assert [a for a in resolve_times(back) if a.tier == tier] == annotations
     old, root = read_eaf(SHARED / name).root, back.root

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from featurecache.annotations import (
     Interval,
+    LabelRule,
     MediaMatch,
     add_tier,
-    intervals,
+    marks,
     matching_recordings,
     read_eaf,
     resolve_times,
@@ -35,7 +36,7 @@ def test_write_eaf_subtracts_origin_when_media_began_earlier(tmp_path):
     assert_schema_order(document.root)
     (match,) = matching_recordings(document, path, ["s1/v 1.mp4", "s2/v 1.mp4"])
     assert match == MediaMatch("s1/v 1.mp4", 1500)
-    assert intervals(document, labels_from="tiers", time_origin_ms=match.time_origin_ms) == wanted
+    assert marks(document, LabelRule(), time_origin_ms=match.time_origin_ms).intervals == wanted
     theirs = pympi.Eaf(str(path))
     assert theirs.get_annotation_data_for_tier("vent") == [(500, 1500, "vent")]
     assert theirs.get_annotation_data_for_tier("none") == []
@@ -175,4 +176,4 @@ def test_write_eaf_round_trips_when_origin_is_any(tmp_path_factory, wanted, orig
     document = read_eaf(path)
     assert [media.time_origin_ms for media in document.media] == [origin_ms]
     read = sorted({Interval(i.start_us, i.end_us, name) for i in wanted if (name := plain_name(i.label))})
-    assert intervals(document, labels_from="tiers", time_origin_ms=origin_ms) == read
+    assert marks(document, LabelRule(), time_origin_ms=origin_ms).intervals == read

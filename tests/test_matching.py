@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.annotations import Interval, write_csv, write_eaf
+from featurecache.annotations import Interval, write_eaf
 from featurecache.clips.inventory import survey
 from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.project.settings import Project, open_project
 from tests.make_videos import write_video
+from tests.projects import write_labels
 
 SECOND = 1_000_000
 OWN = [Interval(SECOND, 2 * SECOND, "ventilation")]
@@ -72,7 +73,7 @@ def test_find_annotations_reads_tables_in_either_form_of_accented_letters(projec
     data = dataclasses.replace(project.settings.data, annotations=Path("labels.csv"))
     table = Project(project.root, dataclasses.replace(project.settings, data=data))
     for written, asked in (forms, forms[::-1]):
-        write_csv(project.root / "labels.csv", {written: OWN}, replace=True)
+        write_labels(project.root / "labels.csv", {written: OWN})
         assert find_annotations(table, [asked]).of[asked].intervals == tuple(OWN)
 
 

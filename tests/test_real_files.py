@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.annotations import Interval, write_csv
+from featurecache.annotations import Interval
 from featurecache.video.recordings import find_recordings
 from tests.commands import run
+from tests.projects import write_labels
 
 VIDEOS = Path(__file__).parents[1].parent / "shared/data/video"
 
@@ -20,7 +21,7 @@ def test_real_videos_go_the_whole_way(tmp_path: Path) -> None:
     for recording in recordings:
         third = recording.info.duration_us // 3
         intervals[recording.name] = [Interval(0, third, "first"), Interval(third, 2 * third, "second")]
-    write_csv(tmp_path / "labels.csv", intervals)
+    write_labels(tmp_path / "labels.csv", intervals)
     project = tmp_path / "project"
     run("init", project, "--videos", VIDEOS, "--annotations", tmp_path / "labels.csv", "--model", "demo")
     settings = project / "featurecache.toml"

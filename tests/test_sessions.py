@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.annotations import Interval, write_csv, write_eaf
+from featurecache.annotations import Interval, write_eaf
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.relatives import BY_VIEW, named_alike, recorded_together
@@ -21,7 +21,7 @@ from featurecache.workflow.extraction import extract
 from heads.workflow.predicting import predict
 from heads.workflow.training import train
 from tests.make_videos import write_video
-from tests.projects import make_project
+from tests.projects import make_project, write_labels
 
 DAY = 24 * 3600 * 1_000_000
 
@@ -118,7 +118,7 @@ def _project(root: Path, recordings: dict[str, str], *, data: str = "", labels: 
     (root / "videos").mkdir()
     for name in recordings:
         write_video(root / "videos" / name, count=20, fps=5, metadata={"comment": name})
-    write_csv(root / "labels.csv", {name: [Interval(0, 2_000_000, "a")] for name in recordings}, sessions=recordings)
+    write_labels(root / "labels.csv", {name: [Interval(0, 2_000_000, "a")] for name in recordings}, sessions=recordings)
     (root / "featurecache.toml").write_text(
         f"[data]\nvideos = 'videos'\nannotations = 'labels.csv'\nlabels = [{labels}]\nsession_from = 'column'\n{data}\n"
         "[clips]\nlength_s = 1\nstride_s = 1\n[features]\nmodel = 'demo'\n"
@@ -224,7 +224,7 @@ def test_init_and_clips_say_once_that_no_annotation_is_of_a_recording_here(tmp_p
         if kind == "eaf":
             write_eaf(tmp_path / f"notes/S{number}.eaf", own, media_name=f"S{number}.mp4", tiers=["a", "b", "c"])
         else:
-            write_csv(tmp_path / f"notes/S{number}.csv", {f"S{number}.mp4": own})
+            write_labels(tmp_path / f"notes/S{number}.csv", {f"S{number}.mp4": own})
     found = propose(tmp_path / "new", videos=tmp_path / "videos", annotations=tmp_path / "notes", model="demo")
     (told,) = found.warnings
     assert told.startswith("0 of 4 annotation files name a recording here: they name S0.mp4, ")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featurecache import FeatureCache
-from featurecache.annotations import Interval, write_csv
+from featurecache.annotations import Interval
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import TrainingDataError
@@ -25,7 +25,7 @@ from heads.settings import HeadSettings
 from heads.timelines.timeline import TimelineSettings
 from heads.timelines.tuning import TunedTimeline
 from heads.workflow.timelines import clip_scores, evaluate_timelines, tune_on_held_out
-from tests.projects import LABELS, make_project, make_table
+from tests.projects import LABELS, make_project, make_table, write_labels
 
 SECOND = 1_000_000
 
@@ -49,7 +49,7 @@ def bundle(project: Project) -> Bundle:
 
 
 def annotated_with(project: Project, path: Path, intervals: dict[str, list[Interval]]) -> Project:
-    write_csv(path, intervals)
+    write_labels(path, intervals)
     data = dataclasses.replace(project.settings.data, annotations=path)
     return Project(project.root, dataclasses.replace(project.settings, data=data))
 

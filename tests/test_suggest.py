@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from featurecache import make_clips
-from featurecache.annotations import Interval, intervals, read_eaf, write_eaf
+from featurecache.annotations import Interval, LabelRule, marks, read_eaf, write_eaf
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import AnnotationError, TrainingDataError
 from featurecache.project.settings import Project, open_project
@@ -97,7 +97,7 @@ def test_recordings_without_annotation_are_suggested_but_none_that_tests(project
         rows = list(csv.DictReader(file))
     assert [(row["rank"], row["start_s"], row["end_s"]) for row in rows] == [("1", "0", "6"), ("2", "0", "6")]
     for path in map(Path, document["documents"]):
-        requests = intervals(read_eaf(path), labels_from="tiers", tiers=[REQUESTS], time_origin_ms=0)
+        requests = marks(read_eaf(path), LabelRule("tiers", (REQUESTS,)), time_origin_ms=0).intervals
         assert [(one.start_us, one.end_us) for one in requests] == [(0, 6 * S)]
         assert path.stat().st_mode & 0o777 == 0o600
 

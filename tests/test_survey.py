@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.annotations import Interval, write_csv, write_eaf
+from featurecache.annotations import Interval, write_eaf
 from featurecache.clips.annotated import read_files
 from featurecache.clips.inventory import make_table, survey
 from featurecache.errors import AnnotationError
@@ -12,6 +12,7 @@ from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import Project, open_project
 from featurecache.setup.proposal import propose
 from tests.make_videos import write_video
+from tests.projects import write_labels
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
 
@@ -116,7 +117,7 @@ def test_recordings_without_annotations_are_unlabelled(root: Path) -> None:
 def test_a_csv_names_recordings_in_either_form_of_accented_letters(root: Path) -> None:
     composed, decomposed = "caf\u00e9.mp4", "cafe\u0301.mp4"
     (root / "videos/S0.mp4").rename(root / "videos" / decomposed)
-    write_csv(root / "labels.csv", {composed: [_us(1, 2, "ventilation")]}, sessions={composed: "one"})
+    write_labels(root / "labels.csv", {composed: [_us(1, 2, "ventilation")]}, sessions={composed: "one"})
     project = _project(root, 'labels = ["ventilation"]')
     settings = root / "featurecache.toml"
     settings.write_text(settings.read_text().replace('annotations = "eaf"', 'annotations = "labels.csv"'))

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from cli import app
-from featurecache.annotations import Interval, write_csv
+from featurecache.annotations import Interval
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import open_project
 from tests.lora_samples import tuned
-from tests.projects import make_project, make_table
+from tests.projects import make_project, make_table, write_labels
 from tests.tiny_models import make_llava_next_video
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = make_project(folder / "project", make_llava_next_video(folder / "model", layers=2), sessions=6, clips=4)
     on = [Interval(0, 2_000_000, "ventilation"), Interval(1_000_000, 3_000_000, "stimulation")]
     # All recordings show the same pictures; with the same labels, what is learned of some holds for the others.
-    write_csv(project.root / "labels.csv", {f"S{number}.mp4": on for number in range(6)}, replace=True)
+    write_labels(project.root / "labels.csv", {f"S{number}.mp4": on for number in range(6)})
     make_table(project)
     run_plan(project, plan_extraction(project))
     tuned(project, "final/mean", l2=1.0, variance_exponent=1.0)  # held back, so that adapters find something to do

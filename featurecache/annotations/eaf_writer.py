@@ -47,7 +47,6 @@ def write_eaf(
     intervals: Sequence[Interval],
     *,
     media_name: str,
-    mime_type: str = "video/mp4",
     time_origin_ms: int = 0,
     tiers: Sequence[str] | None = None,
     replace: bool = False,
@@ -58,7 +57,6 @@ def write_eaf(
         path: The file to make, mode 0600.
         intervals: In media time, any order.
         media_name: The recording's file name, as posix path.
-        mime_type: Of the recording.
         time_origin_ms: Where annotation time zero lies on the recording's clock.
         tiers: Names of all tiers in their order, also of those that stay empty; default: the labels, sorted.
         replace: Whether a file that is already there may be replaced.
@@ -69,7 +67,7 @@ def write_eaf(
     """
     labels = sorted({interval.label for interval in intervals})
     names = labels if tiers is None else list(tiers)
-    document = new_document(path.name, media_name=media_name, mime_type=mime_type, time_origin_ms=time_origin_ms)
+    document = new_document(path.name, media_name=media_name, time_origin_ms=time_origin_ms)
     if missing := [label for label in labels if label not in names]:
         raise document.error(f"every label must have a tier, but {missing[0]!r} is not in tiers. Add it there.")
     for name in names:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from featurecache.annotations.document import EafDocument
 from featurecache.annotations.eaf_writer import add_tier
 from featurecache.annotations.interval import Interval
-from featurecache.annotations.labels import intervals
-from featurecache.annotations.rules import PREDICTED_TIER
+from featurecache.annotations.labels import marks
+from featurecache.annotations.rules import PREDICTED_TIER, LabelRule
+from featurecache.spelling import plain_name
 
 
 def add_predictions(
@@ -70,7 +71,7 @@ def predicted_intervals(document: EafDocument, *, time_origin_ms: int) -> list[I
     return sorted(
         Interval(one.start_us, one.end_us, label)
         for label, (_, tier) in latest.items()
-        for one in intervals(document, labels_from="tiers", tiers=[tier], time_origin_ms=time_origin_ms)
+        for one in marks(document, LabelRule(tiers=(plain_name(tier),)), time_origin_ms=time_origin_ms).intervals
     )
 
 

@@ -1,16 +1,14 @@
-"""Annotations as a table: CSV and other programs' exports in, CSV out.
+"""Annotations as a table: CSV and other programs' exports.
 
 Our own columns are `recording,start_s,end_s,label` and, if wanted, `session` and `annotator`, in any order, under a
 header; further columns are ignored. Other tables are read by the settings' `columns`. A row with a recording and
 nothing else says that the recording is annotated and nothing happens in it. A row that ends where it begins is a point.
 
-A row that is wrong is left out and told; the others are read. A cell that a spreadsheet would run as a formula is
-written with a leading quote mark, and reading takes off exactly that one. Spaces around cells are not kept.
+A row that is wrong is left out and told; the others are read. Of a cell with a leading quote mark that keeps a
+spreadsheet from running it as a formula, reading takes off exactly that mark. Spaces around cells are not kept.
 """
 
-import csv
 import difflib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,9 +17,8 @@ from pathlib import Path
 from featurecache.annotations.clock import DecimalMarks, is_time
 from featurecache.annotations.columns import columns_line, recognise, tiers_of, unit_of
 from featurecache.annotations.interval import Interval
-from featurecache.annotations.saving import save_private
 from featurecache.annotations.table_text import TableText, read_table_text
-from featurecache.csv_fields import format_seconds, guard_cell, unguard_cell
+from featurecache.csv_fields import unguard_cell
 from featurecache.errors import AnnotationError
 from featurecache.project.columns import ColumnSettings
 
@@ -102,43 +99,6 @@ def header_of(path: Path) -> Sequence[str]:
         UnsafeFileError: If it is not a plain file, or too large.
     """
     return read_table_text(path, lambda cells: recognise(cells) is not None).header[1]
-
-
-def write_csv(
-    path: Path,
-    intervals: Mapping[str, Sequence[Interval]],
-    *,
-    sessions: Mapping[str, str] | None = None,
-    replace: bool = False,
-) -> None:
-    """Write annotations as a CSV file that `read_csv` reads back.
-
-    Args:
-        path: The file to make, mode 0600.
-        intervals: Per recording; an empty sequence says that nothing happens in it.
-        sessions: Session per recording; given, a session column is written.
-        replace: Whether a file that is already there may be replaced.
-
-    Raises:
-        OutputExistsError: If the file is there and `replace` is false.
-        AnnotationError: If an interval is empty, begins before zero, or has no label.
-    """
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\r\n")  # quotes cells that hold either character
-    writer.writerow([*OWN_COLUMNS, *(["session"] if sessions is not None else [])])
-    for recording, own in intervals.items():
-        session = [] if sessions is None else [guard_cell(sessions.get(recording, ""))]
-        for interval in sorted(own):
-            if not (0 <= interval.start_us < interval.end_us and interval.label):
-                raise AnnotationError(
-                    f"{path.name}: an interval must have a label, begin at zero or later and last, but {recording!r} "
-                    f"has {interval}. Drop or correct it."
-                )
-            times = [format_seconds(interval.start_us), format_seconds(interval.end_us)]
-            writer.writerow([guard_cell(recording), *times, guard_cell(interval.label), *session])
-        if not own:
-            writer.writerow([guard_cell(recording), "", "", "", *session])
-    save_private(path, out.getvalue().encode(), replace=replace)
 
 
 class _Reader:

@@ -8,7 +8,7 @@ the recording, a little before the baby arrives. Not here: clips, splits, featur
 """
 
 import io
-from collections.abc import Callable
+import itertools
 from pathlib import Path
 
 import av
@@ -25,28 +25,22 @@ FRAMES_AT_ONCE = 100
 def make_dataset(
     folder: Path,
     *,
-    seed: int = 0,
     sessions: int = 20,
     recordings_per_session: int = 2,
     duration_s: float = 42.0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write `videos/` and `annotations/` into `folder`, for this user alone; files of the same name are replaced.
 
     Args:
         folder: Made when missing.
-        seed: The same seed gives the same pixels and the same annotations.
         sessions: Number of sessions; each has its own colours, light, noise and camera.
         recordings_per_session: At most 26.
         duration_s: Length of every recording.
-        progress: Called with (recordings written, recordings in all) after each.
     """
-    total = sessions * recordings_per_session
-    for number in range(total):
-        session, index = divmod(number, recordings_per_session)
+    for session, index in itertools.product(range(sessions), range(recordings_per_session)):
         session_name = f"S{session + 1:02d}"
         stem = f"{session_name}_{chr(ord('a') + index)}"
-        recording = make_recording("dataset", seed, session, index, duration_s)
+        recording = make_recording("dataset", 0, session, index, duration_s)
         video = private_folder(folder / "videos" / session_name) / f"{stem}.mp4"
         write_private(video, encode_h264(recording))
         write_eaf(
@@ -57,8 +51,6 @@ def make_dataset(
             tiers=LABELS,
             replace=True,
         )
-        if progress is not None:
-            progress(number + 1, total)
 
 
 def drawn_intervals(script: Script) -> list[Interval]:

@@ -47,7 +47,6 @@ def gc(
     spaces: Sequence[str] = (),
     quarantine: bool = False,
     grace_s: float = _HOUR_S,
-    abandoned_s: float = _DAY_S,
 ) -> tuple[Garbage, ...]:
     """Find, and only with `apply` remove, what nobody needs.
 
@@ -61,7 +60,6 @@ def gc(
         spaces: Fingerprints, or their first 8 or more digits, of feature spaces to remove whole.
         quarantine: Whether to remove what `repair` has quarantined.
         grace_s: How long replaced segments stay.
-        abandoned_s: How long something unfinished of an unknown process stays.
 
     Returns:
         What can go, or went.
@@ -76,12 +74,12 @@ def gc(
     root = Path(root)
     layout.require_cache(root)
     if not apply:
-        return tuple(_garbage(root, spaces, quarantine, grace_s, abandoned_s))
+        return tuple(_garbage(root, spaces, quarantine, grace_s))
     with turn(root, "gc"):
         for folder, space in layout.good_spaces(root):
             for name in segment_names(folder):
                 purge_withdrawn(root, folder, space.fingerprint, name)
-        garbage = tuple(_garbage(root, spaces, quarantine, grace_s, abandoned_s))
+        garbage = tuple(_garbage(root, spaces, quarantine, grace_s))
         with writing(root):
             for one in garbage:
                 if not one.stays:
@@ -89,12 +87,10 @@ def gc(
     return garbage
 
 
-def _garbage(
-    root: Path, spaces: Sequence[str], quarantine: bool, grace_s: float, abandoned_s: float
-) -> Iterator[Garbage]:
+def _garbage(root: Path, spaces: Sequence[str], quarantine: bool, grace_s: float) -> Iterator[Garbage]:
     named = _named_spaces(root, spaces)
     now_s = _present(root)
-    found = [(path, why, False) for path, why in [*named, *_abandoned(root, now_s, abandoned_s)]]
+    found = [(path, why, False) for path, why in [*named, *_abandoned(root, now_s)]]
     for folder, space in layout.good_spaces(root):
         if folder in (path for path, _ in named):
             continue
@@ -129,7 +125,7 @@ def _named_spaces(root: Path, wanted: Sequence[str]) -> list[tuple[Path, str]]:
     return found
 
 
-def _abandoned(root: Path, now_s: float, abandoned_s: float) -> Iterator[tuple[Path, str]]:
+def _abandoned(root: Path, now_s: float) -> Iterator[tuple[Path, str]]:
     """Unfinished segments, temporary files and half-removed folders whose process is gone."""
     folders = layout.space_folders(root)
     places = [root, root / "spaces", root / FOLDER, *folders]
@@ -145,8 +141,8 @@ def _abandoned(root: Path, now_s: float, abandoned_s: float) -> Iterator[tuple[P
         if here and owner is not None:
             if not files.process_lives(int(owner["pid"])):
                 yield path, "its process is gone"
-        elif now_s - _changed_s(path, now_s) > abandoned_s:
-            yield path, f"unchanged for more than {abandoned_s / 3600:.0f} hours"
+        elif now_s - _changed_s(path, now_s) > _DAY_S:
+            yield path, "unchanged for more than 24 hours"
 
 
 def _changed_s(path: Path, now_s: float) -> float:

@@ -212,7 +212,7 @@ def confusions(project: Project, *, top: int = 50, feature: str | None = None) -
     return own.found(chosen[:top]).written(project.runs / CONFUSIONS_NAME)
 
 
-def duplicates(project: Project, *, at_least: float = NEAR_IDENTICAL, feature: str | None = None) -> Neighbours:
+def duplicates(project: Project, *, feature: str | None = None) -> Neighbours:
     """Clips of validation and test that are copies of clips of a split which learns: a leak.
 
     Nearly identical ones, and those of a recording of which at least five clips and half of all have their nearest clip
@@ -221,7 +221,6 @@ def duplicates(project: Project, *, at_least: float = NEAR_IDENTICAL, feature: s
 
     Args:
         project: The project.
-        at_least: The least cosine of nearly identical clips.
         feature: As for `neighbours`.
 
     Raises:
@@ -241,7 +240,7 @@ def duplicates(project: Project, *, at_least: float = NEAR_IDENTICAL, feature: s
     found = own.found(
         (cosine, other, one)
         for (cosine, one, other), step in zip(pairs, steps, strict=True)
-        if cosine >= at_least or step in is_copy
+        if cosine >= NEAR_IDENTICAL or step in is_copy
     )
     return found.written(project.runs / DUPLICATES_NAME)
 

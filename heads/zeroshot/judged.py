@@ -27,6 +27,7 @@ from heads.zeroshot.verdicts import Answers, Judge, row_of
 
 _log = logging.getLogger(__name__)
 _WORD_EVERY_S = 5.0
+_MOST_AUDITED = 64  # target vectors
 _SWAPPED = 0.8
 """A judge whose answers are wrong so often says 0 where it means 1."""
 
@@ -228,19 +229,19 @@ def audit_judge(judge: Judge, asking: Judged, targets: npt.NDArray[np.integer]) 
     }
 
 
-def audited_targets(labels: Sequence[str], Y: npt.NDArray[np.integer] | None, most: int = 64) -> npt.NDArray[np.int64]:
+def audited_targets(labels: Sequence[str], Y: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
     """Target vectors for the audit: the different ones of labelled clips, the frequent first; else each label alone.
 
     Returns:
-        Shape (K, C), K at most `most`; every label is on in one and off in another.
+        Shape (K, C), K at most 64 where targets are given; every label is on in one and off in another.
     """
     alone = np.vstack([np.zeros((1, len(labels)), np.int64), np.eye(len(labels), dtype=np.int64)])
     if Y is None or not len(Y):
         return alone
     found, counts = np.unique(np.asarray(Y, np.int64), axis=0, return_counts=True)
-    found = found[np.argsort(-counts, kind="stable")][:most]
+    found = found[np.argsort(-counts, kind="stable")][:_MOST_AUDITED]
     more = [row for row in alone.tolist() if row not in found.tolist()]
-    return np.vstack([found, *([np.array(more)] if more else [])]) if len(found) < most else found
+    return np.vstack([found, *([np.array(more)] if more else [])]) if len(found) < _MOST_AUDITED else found
 
 
 def _read(answers: Answers) -> npt.NDArray[np.str_]:
