@@ -115,13 +115,6 @@ def path_rows(segment: Path) -> int:
     return (segment / "row_crc32c" / "c.0").stat().st_size // 4 - 1
 
 
-@pytest.fixture
-def unsynced() -> Iterator[None]:
-    """Nothing waits for the disk: the tests of durability keep their own record of what was synced."""
-    with file_system(FaultyOs(-1, fails_with(errno.EIO))):
-        yield
-
-
 def edit_record(group: Path, **changes: Any) -> None:
     """Change a group's attributes as a writer would, its own digest included."""
     record = json.loads((group / "zarr.json").read_bytes())["attributes"]["featurecache"] | changes

@@ -4,6 +4,7 @@ The number of threads decides the order of sums, and the terminal's width and co
 processes inherit both. Recordings are the same bytes in every run (`make_videos.py`), and so are clip ids and splits.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -144,6 +145,15 @@ def family_backbones(family_folders: dict[str, Path]) -> dict[str, Any]:
     from tests.family_samples import open_family
 
     return {name: open_family(folder) for name, folder in family_folders.items()}
+
+
+@pytest.fixture
+def unsynced() -> Iterator[None]:
+    """Nothing waits for the disk: the tests of durability keep their own record of what was synced."""
+    from tests.cache_samples import FaultyOs, fails_with, file_system
+
+    with file_system(FaultyOs(-1, fails_with(errno.EIO))):
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 
 from featurecache.annotations import Interval
 from featurecache.clips.audit import audit
-from featurecache.clips.clip import Clip
+from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.label_counts import LabelAudit
 from featurecache.clips.table import build_table
 from tests.clip_samples import S, recording
@@ -34,7 +34,7 @@ INTERVALS = {
 }
 
 
-def audited(**options: str) -> LabelAudit:
+def made_table(**options: str) -> ClipTable:
     table, _ = build_table(
         RECORDINGS,
         INTERVALS,
@@ -45,7 +45,11 @@ def audited(**options: str) -> LabelAudit:
         fixed_splits=SPLITS,
         **options,  # type: ignore[arg-type]
     )
-    return audit(table, RECORDINGS, INTERVALS, **options)
+    return table
+
+
+def audited(**options: str) -> LabelAudit:
+    return audit(made_table(**options), RECORDINGS, INTERVALS, **options)
 
 
 def test_audit_counts_clips_and_prevalence() -> None:
@@ -129,15 +133,7 @@ def test_audit_warns_when_two_labels_never_meet_that_would_by_chance() -> None:
 
 
 def test_audit_counts_left_out_clips_and_labels_without_positives_when_the_table_is_edited() -> None:
-    table, _ = build_table(
-        RECORDINGS,
-        INTERVALS,
-        LABELS,
-        length_us=3 * S,
-        stride_us=3 * S,
-        sessions={f"{name}.mp4": name for name in "ABCDE"},
-        fixed_splits=SPLITS,
-    )
+    table = made_table()
     clips = tuple(
         dataclasses.replace(clip, split="", targets=(1, 0, 0)) if clip.recording == "A.mp4" else clip
         for clip in table.clips
@@ -152,15 +148,7 @@ def test_audit_names_what_crosses_the_splits_when_the_table_is_edited() -> None:
     honest = audited()
     assert (honest.split_level, honest.shared_recordings) == ("session", [])
     assert honest.purged_clips == {"train": 0, "validation": 0}
-    table, _ = build_table(
-        RECORDINGS,
-        INTERVALS,
-        LABELS,
-        length_us=3 * S,
-        stride_us=3 * S,
-        sessions={f"{name}.mp4": name for name in "ABCDE"},
-        fixed_splits=SPLITS,
-    )
+    table = made_table()
 
     def edited(clips: list[Clip]) -> LabelAudit:
         return audit(dataclasses.replace(table, clips=tuple(clips)), RECORDINGS, INTERVALS)

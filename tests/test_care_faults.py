@@ -13,10 +13,9 @@ import pytest
 from featurecache.errors import CacheReadError, CacheWriteError
 from featurecache.store import compact, gc
 from featurecache.store.exchange import export_features
-from tests.cache_samples import FaultyOs, fails_with, file_system, make_rows, segments, serves, unsynced, write
+from tests.cache_samples import FaultyOs, fails_with, file_system, make_rows, segments, serves, write
 from tests.crash_store import CARE, check_interrupted, check_run_again, leftovers, prepared
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 ROOT = Path(__file__).parents[1]
 POINTS = {"import": 4}  # of each operation, where it fails; an import starts a process each time

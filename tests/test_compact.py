@@ -25,12 +25,11 @@ from tests.cache_samples import (
     segments,
     serves,
     space,
-    unsynced,
     values,
     write,
 )
 
-__all__ = ["checkpointed", "root", "unsynced"]
+__all__ = ["checkpointed", "root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

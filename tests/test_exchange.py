@@ -26,13 +26,12 @@ from tests.cache_samples import (
     digest,
     make_rows,
     space,
-    unsynced,
     values,
     write,
 )
 from tests.exchange_samples import RECORDINGS, all_names, made_by_others, root, seal
 
-__all__ = ["root", "unsynced"]
+__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -30,12 +30,11 @@ from tests.cache_samples import (
     make_rows,
     names,
     space,
-    unsynced,
     write,
 )
 from tests.exchange_samples import RECORDINGS, all_names, made_by_others, root, seal
 
-__all__ = ["root", "unsynced"]
+__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

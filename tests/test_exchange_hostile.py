@@ -18,11 +18,9 @@ from featurecache.store.exchange import import_features
 from tests.cache_samples import (
     make_rows,
     names,
-    unsynced,
 )
 from tests.exchange_samples import RECORDINGS, all_names
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -29,7 +29,6 @@ from tests.cache_samples import (
     segments,
     serves,
     space,
-    unsynced,
     values,
     write,
 )
@@ -42,9 +41,6 @@ from tests.withdrawal_samples import (
     traces,
     write_mixed,
 )
-
-__all__ = ["unsynced"]
-
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

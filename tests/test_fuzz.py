@@ -31,12 +31,10 @@ from tests.cache_samples import (
     names,
     segments,
     space,
-    unsynced,
     values,
     write,
 )
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

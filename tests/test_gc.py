@@ -30,12 +30,11 @@ from tests.cache_samples import (
     serves,
     space,
     staged,
-    unsynced,
     values,
     write,
 )
 
-__all__ = ["root", "unsynced"]
+__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

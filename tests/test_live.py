@@ -24,11 +24,9 @@ from tests.cache_samples import (
     make_rows,
     segments,
     space,
-    unsynced,
     write,
 )
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

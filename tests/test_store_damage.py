@@ -36,12 +36,11 @@ from tests.cache_samples import (
     root,
     segments,
     space,
-    unsynced,
     values,
     write,
 )
 
-__all__ = ["root", "unsynced"]
+__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -40,13 +40,12 @@ from tests.cache_samples import (
     segments,
     space,
     staged,
-    unsynced,
     values,
     write,
     writes_half,
 )
 
-__all__ = ["root", "unsynced"]
+__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -19,9 +19,8 @@ from featurecache.errors import NewerFormatError
 from featurecache.store import FeatureCache, compact, format, verify
 from featurecache.store.checksums import joined_checksums, row_checksums, wrong_rows
 from featurecache.store.segment import Rows, encode_segment
-from tests.cache_samples import PROVENANCE, digest, make_rows, names, segments, serves, space, unsynced, values, write
+from tests.cache_samples import PROVENANCE, digest, make_rows, names, segments, serves, space, values, write
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -28,11 +28,10 @@ from tests.cache_samples import (
     segments,
     serves,
     space,
-    unsynced,
     write,
 )
 
-__all__ = ["root", "unsynced"]
+__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -33,12 +33,10 @@ from tests.cache_samples import (
     make_rows,
     space,
     staged,
-    unsynced,
     values,
     write,
 )
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -14,9 +14,8 @@ from featurecache.errors import CacheBusyError
 from featurecache.store import compact, files, format, gc, turns
 from featurecache.store.claims import Claims
 from featurecache.store.turns import turn
-from tests.cache_samples import FaultyOs, fails_with, file_system, make_rows, serves, unsynced, write
+from tests.cache_samples import FaultyOs, fails_with, file_system, make_rows, serves, write
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -31,11 +31,10 @@ from tests.cache_samples import (
     segments,
     serves,
     space,
-    unsynced,
     write,
 )
 
-__all__ = ["checkpointed", "root", "unsynced"]
+__all__ = ["checkpointed", "root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

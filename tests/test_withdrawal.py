@@ -69,6 +69,23 @@ def content(project: Project, name: str = "S1.mp4") -> str:
     return sha256_of_file(project.videos / name)
 
 
+def made_of_it(project: Project) -> tuple[str, ...]:
+    """The files that only repeat what was computed of the recording."""
+    maps = f"runs/maps/{content(project)[:16]}-0-1000000"
+    return (
+        "predictions/S1.predicted.csv",
+        "runs/confusions.csv",
+        f"{maps}/label-0.jpg",
+        f"{maps}/map.csv",
+        "runs/report.activities.csv",
+        "runs/report.html",
+        "runs/shortcuts/examples.csv",
+        "runs/tune/part_weights.csv",
+        "runs/tune/test_timelines.json",
+        "suggestions/round-1/suggestions.csv",
+    )
+
+
 def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) -> None:
     done = withdraw(project, "S1.mp4")
     assert {path for path, _ in done.remaining} == {
@@ -76,18 +93,9 @@ def test_withdrawal_lists_every_file_that_holds_the_recording(project: Project) 
         "clips.csv",
         "labels.csv",
         "notes.txt",
-        "predictions/S1.predicted.csv",
-        "runs/confusions.csv",
-        f"runs/maps/{content(project)[:16]}-0-1000000/label-0.jpg",
-        f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
-        "runs/report.activities.csv",
-        "runs/report.html",
-        "runs/shortcuts/examples.csv",
         "runs/tune/bundle/bundle.json",
-        "runs/tune/part_weights.csv",
-        "runs/tune/test_timelines.json",
-        "suggestions/round-1/suggestions.csv",
         "videos/S1.mp4",
+        *made_of_it(project),
     }
     assert (done.files_cleaned, done.files_removed, done.unsearched) == ((), (), ())
     assert done.to_mapping()["rows"] == 2
@@ -98,18 +106,7 @@ def test_withdrawal_of_everything_leaves_only_what_a_person_must_decide(project:
     table = project.clips.read_text()
     done = withdraw(project, "S1.mp4", everything=True)
     assert set(done.files_cleaned) == {"clips.csv", ".featurecache/digests.json"}
-    assert set(done.files_removed) == {
-        "predictions/S1.predicted.csv",
-        "runs/confusions.csv",
-        f"runs/maps/{content(project)[:16]}-0-1000000/label-0.jpg",
-        f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
-        "runs/report.activities.csv",
-        "runs/report.html",
-        "runs/shortcuts/examples.csv",
-        "runs/tune/part_weights.csv",
-        "runs/tune/test_timelines.json",
-        "suggestions/round-1/suggestions.csv",
-    }
+    assert done.files_removed == made_of_it(project)
     remaining = dict(done.remaining)
     assert set(remaining) == {"labels.csv", "notes.txt", "runs/tune/bundle/bundle.json", "videos/S1.mp4"}
     assert "learned from it" in remaining["runs/tune/bundle/bundle.json"]
@@ -226,18 +223,7 @@ def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(proj
     project.clips.write_text(table.replace("S2.mp4", "S1_2.mp4").replace("S0.mp4", "pre-S1.mp4"))
     for name in ("S1_2", "pre-S1"):
         (project.predictions / f"{name}.predicted.csv").write_text(f"{name}.mp4")
-    assert withdraw(project, "S1.mp4", everything=True).files_removed == (
-        "predictions/S1.predicted.csv",
-        "runs/confusions.csv",
-        f"runs/maps/{content(project)[:16]}-0-1000000/label-0.jpg",
-        f"runs/maps/{content(project)[:16]}-0-1000000/map.csv",
-        "runs/report.activities.csv",
-        "runs/report.html",
-        "runs/shortcuts/examples.csv",
-        "runs/tune/part_weights.csv",
-        "runs/tune/test_timelines.json",
-        "suggestions/round-1/suggestions.csv",
-    )
+    assert withdraw(project, "S1.mp4", everything=True).files_removed == made_of_it(project)
 
 
 def test_withdrawal_tells_of_hard_links_to_what_it_removed(project: Project) -> None:

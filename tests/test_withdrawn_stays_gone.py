@@ -36,13 +36,11 @@ from tests.cache_samples import (
     segments,
     serves,
     space,
-    unsynced,
     values,
     write,
 )
 from tests.withdrawal_samples import GONE, copied_features, copied_segment, half_removed_space, traces, write_mixed
 
-__all__ = ["unsynced"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
