@@ -2,9 +2,11 @@
 
 Two spellings that nobody can tell apart on a screen (accents composed or not, zero-width characters, no-break spaces,
 spaces at the ends) are one name. Two that a reader can tell apart are never joined here: `look_alikes` finds them, and
-whoever calls asks the user. `visible` is how any text from outside is shown, `counted` how numbers of things are.
+whoever calls asks the user. `visible` is how any text from outside is shown, `counted` how numbers of things are,
+`listed` how names are, and `did_you_mean` asks about one that is not known.
 """
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -29,6 +31,17 @@ def plain_name(text: str) -> str:
 def counted(number: int, noun: str, verbs: tuple[str, str] | None = None) -> str:
     """A number and its noun, and the verb of one or of many: 1 clip, 2 clips; 1 clip is, 2 clips are."""
     return f"{number} {noun}{'s' * (number != 1)}" + (f" {verbs[number != 1]}" if verbs else "")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many there are besides: "a, b and 3 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The question whether the known name that is nearest was meant; `otherwise` where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {near[0]!r}?" if near else otherwise
 
 
 def visible(text: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from featurecache.annotations.rules import ANY_OTHER, LabelRule
 from featurecache.errors import AnnotationError
 from featurecache.project.toml_text import mapping_line, quoted
-from featurecache.spelling import look_alikes, plain_name, typos
+from featurecache.spelling import listed, look_alikes, plain_name, typos
 
 Uses = Mapping[tuple[str, str], int]
 """(tier, value) -> how often, both as they were typed."""
@@ -31,7 +31,6 @@ PRESENT = frozenset(
 )
 _MAX_CODES = 40
 _MAX_CODE_LENGTH = 40
-_SHOWN = 5
 
 
 def ask(uses: Uses, rule: LabelRule, labels: Sequence[str], translations: Iterable[Sequence[str]] = ()) -> None:
@@ -155,5 +154,4 @@ def same_entry(names: Iterable[str], translations: Iterable[Sequence[str]]) -> l
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return listed([*map(repr, names)])

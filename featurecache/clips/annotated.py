@@ -6,7 +6,6 @@ with the recordings of a whole project; `matching` looks up single ones.
 """
 
 import contextlib
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from featurecache.annotations.table import header_of
 from featurecache.errors import AnnotationError, FeatureCacheError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import DataSettings, Project
+from featurecache.spelling import did_you_mean, listed
 from featurecache.video.recordings import UnusableRecording
 
 _A_REVIEW = "a review, which is no annotation; featurecache clips --with-reviewed takes in those of the folder reviewed"
@@ -199,7 +199,7 @@ def tables_not_read(place: Path) -> list[str]:
             if path.suffix.lower() in TABLE_SUFFIXES and path.is_file() and recognise(header_of(path)) is not None:
                 found.append(path.name)
     return [
-        f"{_some(found)}: not read, since there are .eaf files. If other recordings need such tables, bring all "
+        f"{listed(found)}: not read, since there are .eaf files. If other recordings need such tables, bring all "
         "into one form (ELAN imports tables: File > Import)."
     ] * bool(found)
 
@@ -241,7 +241,8 @@ def _read_document(
         reading.left_out.append(
             UnusableRecording(
                 path.name,
-                f"it annotates none of the recordings; none is called {_some(looked_for)}.{nearest(looked_for, known)}",
+                "it annotates none of the recordings; none is called "
+                f"{listed(looked_for)}.{nearest(looked_for, known)}",
             )
         )
         found = marks(document, rule, time_origin_ms=0)
@@ -281,8 +282,7 @@ def _check_tiers(documents: Iterable[EafDocument], data: DataSettings) -> None:
     known = sorted({rule.name(name) for document in documents for name in document.tiers})
     for tier in (*rule.tiers, *rule.mapping):
         if tier not in known:
-            near = difflib.get_close_matches(tier, known, n=1)
-            advice = f"Did you mean {near[0]!r}?" if near else f"They have: {', '.join(known[:20])}."
+            advice = did_you_mean(tier, known, f"They have: {', '.join(known[:20])}.")
             raise AnnotationError(
                 f"data.tiers and data.mapping must name tiers of the .eaf files, but {tier!r} is in none. {advice}"
             )
@@ -352,7 +352,3 @@ def _add_table_accounts(
         source = f"{path.name} ({annotator})" if annotator else path.name
         account = Account(source, Marks(sorted(spans), sorted(points)), by, tuple(filter(None, (annotator, path.stem))))
         reading.accounts.setdefault(recording, []).append(account)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

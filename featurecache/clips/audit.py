@@ -23,7 +23,7 @@ from featurecache.clips.label_counts import (
 )
 from featurecache.clips.leakage import purged_clips, shared_recordings, split_level
 from featurecache.clips.splits import SPLITS
-from featurecache.spelling import counted
+from featurecache.spelling import counted, listed
 from featurecache.video.recordings import Recording
 
 NEAR_HALF = (0.4, 0.6)
@@ -254,27 +254,27 @@ def _recording_warnings(audit: LabelAudit) -> Iterator[str]:
     if unlabelled := audit.unlabelled_recordings:
         yield (
             f"{counted(len(unlabelled), 'recording')} without annotations, extracted but neither trained nor scored "
-            f"on: {_some(unlabelled)}."
+            f"on: {listed(unlabelled)}."
         )
     if unmatched := audit.unmatched_annotations:
         yield (
-            f"annotations of {counted(len(unmatched), 'recording')} that cannot be used or found: {_some(unmatched)}."
+            f"annotations of {counted(len(unmatched), 'recording')} that cannot be used or found: {listed(unmatched)}."
         )
     far = [item for item in audit.out_of_range if item.before_s + item.beyond_s > _OUTSIDE_S]
     if outside := [f"{o.recording} ({o.before_s:g} s before 0, {o.beyond_s:g} s beyond the end)" for o in far]:
         yield (
             f"{counted(len(outside), 'recording')} with annotated time outside the video, so check time origin and "
-            f"file: {_some(outside)}."
+            f"file: {listed(outside)}."
         )
     tails = audit.silent_tails
     if silent := [f"{t.recording} (after {t.last_interval_s:g} of {t.duration_s:g} s)" for t in tails]:
         yield (
             f"{counted(len(silent), 'recording')} with nothing annotated in a long end, which all counts as negative: "
-            f"{_some(silent)}; if annotation stopped there, mark what was annotated and set annotated_span, or set "
+            f"{listed(silent)}; if annotation stopped there, mark what was annotated and set annotated_span, or set "
             'unannotated_time = "until_last_annotation" under [data].'
         )
     if unused := [f"{label} ({count})" for label, count in audit.unused_labels.items()]:
-        yield f"the annotations hold labels that the table does not use: {_some(unused)}."
+        yield f"the annotations hold labels that the table does not use: {listed(unused)}."
 
 
 def _split_warnings(audit: LabelAudit) -> Iterator[str]:
@@ -284,7 +284,7 @@ def _split_warnings(audit: LabelAudit) -> Iterator[str]:
     if shared := audit.shared_recordings:
         yield (
             f"{counted(len(shared), 'recording')} with several sessions, which are less apart than they look: "
-            f"{_some(shared)}."
+            f"{listed(shared)}."
         )
     for split, gone in audit.purged_clips.items():
         if gone:
@@ -299,7 +299,3 @@ def _split_warnings(audit: LabelAudit) -> Iterator[str]:
 
 def _and(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

@@ -1,7 +1,6 @@
 """From what people call a recording to the digest of its content, which the cache knows it by."""
 
 import contextlib
-import difflib
 import json
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from featurecache.clips.csv_file import read_table
 from featurecache.csv_fields import unguard_cell
 from featurecache.errors import ClipTableError
 from featurecache.project.settings import Project
+from featurecache.spelling import did_you_mean
 from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import find_recordings
 
@@ -42,8 +42,7 @@ def content_of(project: Project, recording: str) -> str:
         return named[recording]
     if paths:
         return DigestMemo(project.digest_memo).sha256(paths[0])
-    near = difflib.get_close_matches(recording, named, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else "Take its name from clips.csv or predictions, or name the file."
+    hint = did_you_mean(recording, named, "Take its name from clips.csv or predictions, or name the file.")
     if not is_sound:
         hint = f"{project.clips.name} is damaged, and other names are lost: pass the file, or 16 digits of its sha256."
     raise ClipTableError(

@@ -4,7 +4,6 @@ Recordings, sessions, splits, times and targets repeat from line to line, so a t
 looking its cells up. Not here: the file around the rows, and what clips must not share (`featurecache.clips.csv_file`).
 """
 
-import difflib
 import re
 from array import array
 from collections.abc import Callable, Hashable, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from featurecache.clips.clip import COLUMNS, ClipColumns, Coded
 from featurecache.clips.splits import SPLITS
 from featurecache.csv_fields import UNWRITABLE, format_seconds, parse_seconds, unguard_cell
+from featurecache.spelling import did_you_mean
 
 _DIGITS = 16
 _CLIP_ID = re.compile(rf"[0-9a-f]{{{_DIGITS}}}-[0-9]{{1,18}}-[0-9]{{1,18}}")
@@ -163,8 +163,7 @@ def _writable(column: str, text: str) -> str:
 def _split(cell: str) -> str:
     split = cell.strip()
     if split and split not in SPLITS:
-        near = difflib.get_close_matches(split.lower(), SPLITS, n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else "Correct it."
+        remedy = did_you_mean(split.lower(), SPLITS, "Correct it.")
         raise _fault("split", "must be train, validation, test, or empty to leave the clip out", split, remedy)
     return split
 

@@ -1,13 +1,12 @@
 """The session of each recording: by the settings' rule, with spellings and recordings joined that are one session."""
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from featurecache.clips.clip import session_of
 from featurecache.errors import SettingsError
 from featurecache.project.settings import DataSettings
-from featurecache.spelling import caseless, plain_name
+from featurecache.spelling import caseless, did_you_mean, plain_name
 
 T = TypeVar("T")
 
@@ -63,6 +62,5 @@ def spelled_as(given: Mapping[str, T], sessions: Iterable[str]) -> dict[str, T]:
 def _check_known(group: Sequence[str], names: Collection[str]) -> None:
     for name in group:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Take it out, or put the recording back."
+            hint = did_you_mean(name, names, "Take it out, or put the recording back.")
             raise SettingsError(f"data.same_session must name recordings, but {name!r} is none. {hint}")

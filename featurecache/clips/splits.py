@@ -6,7 +6,6 @@ more by seeded descent from several starts. The result depends on the names, the
 alone: not on any order, and on no library's random stream. What must not cross them is `leakage.py`.
 """
 
-import difflib
 import hashlib
 import itertools
 import math
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from featurecache.clips.local_search import Change, Integers, descend
 from featurecache.errors import SplitError
+from featurecache.spelling import did_you_mean
 
 SPLITS = ("train", "validation", "test")
 
@@ -92,8 +92,7 @@ def _check_fixed(fixed: Mapping[str, str], sessions: Iterable[str]) -> None:
                 f"a split must be {', '.join(SPLITS)}, but session {session!r} is fixed to {split!r}. Correct it."
             )
         if session not in known:
-            near = difflib.get_close_matches(session, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The sessions are {', '.join(sorted(known)[:10])}."
+            hint = did_you_mean(session, known, f"The sessions are {', '.join(sorted(known)[:10])}.")
             raise SplitError(f"a fixed session must exist, but {session!r} does not. {hint}")
 
 

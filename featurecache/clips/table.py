@@ -4,7 +4,6 @@ What is not annotated stays visible: a recording without annotations has clips w
 session's split where that session has one. Nothing is read or written here.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -13,6 +12,7 @@ from featurecache.clips.clip import Clip, ClipTable, check_labels, clip_id, clip
 from featurecache.clips.leakage import part_of
 from featurecache.clips.splits import SPLITS, split_sessions
 from featurecache.errors import ClipTableError, NoRecordingsError
+from featurecache.spelling import did_you_mean, listed
 from featurecache.video.recordings import Recording, UnusableRecording
 
 _PARTS = 6
@@ -136,23 +136,16 @@ def _check_labels_exist(
     check_labels(labels)
     points_of = {point.label for own in points.values() for point in own}
     found = {interval.label for spans in intervals.values() for interval in spans}
+    held = listed(sorted(found), 20) or "no label at all"
     if intervals and not labels:
         raise ClipTableError(
-            f"labels must name the clip table's columns, but none is set. The annotations hold: {_listed(found)}."
+            f"labels must name the clip table's columns, but none is set. The annotations hold: {held}."
         )
     for label in [*labels, *([annotated_span] if annotated_span is not None else [])]:
         if label not in found and label not in points_of and label not in labels_of_absent:
             role = "the annotated span" if label == annotated_span else "each label"
-            near = difflib.get_close_matches(label, found, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"They hold: {_listed(found)}."
+            hint = did_you_mean(label, found, f"They hold: {held}.")
             raise ClipTableError(f"{role} must be in the annotations, but {label!r} is in none of them. {hint}")
-
-
-def _listed(names: set[str]) -> str:
-    shown = sorted(names)[:20]
-    return (
-        ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if shown else "no label at all"
-    )
 
 
 def annotated_spans(

@@ -7,7 +7,6 @@ of the fingerprint; `[extract]` alters only speed. Sections that learning owns (
 """
 
 import dataclasses
-import difflib
 import logging
 import re
 import tomllib
@@ -24,7 +23,7 @@ from featurecache.errors import ProjectNotFoundError, SettingsError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.rules import first_validation_error
 from featurecache.project.samples import SampleSettings
-from featurecache.spelling import plain_name
+from featurecache.spelling import did_you_mean, plain_name
 
 SETTINGS_NAME = "featurecache.toml"
 DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
@@ -385,9 +384,8 @@ def _refuse_unknown(table: Mapping[str, Any], kind: type[Any], name: str) -> Non
     for key, value in table.items():
         where = f"{name}.{key}" if name else key
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
             what = f"[{name}] has no such setting" if name else "there is no such section"
-            hint = f"Did you mean {near[0]!r}?" if near else f"Valid names: {', '.join(fields)}."
+            hint = did_you_mean(key, fields, f"Valid names: {', '.join(fields)}.")
             raise SettingsError(f"every name in {SETTINGS_NAME} must be known, but {where!r} is not: {what}. {hint}")
         inner = fields[key]
         if isinstance(value, bool) and inner is not bool:

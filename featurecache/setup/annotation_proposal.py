@@ -25,7 +25,7 @@ from featurecache.annotations.table import header_of
 from featurecache.clips.annotated import annotation_paths, read_files, tables_not_read
 from featurecache.errors import AnnotationError
 from featurecache.project.columns import ColumnSettings
-from featurecache.spelling import look_alikes, typos
+from featurecache.spelling import listed, look_alikes, typos
 from featurecache.video.recordings import Recording
 
 _SHOWN = 5
@@ -144,10 +144,7 @@ def _of_recordings(documents: Mapping[Path, EafDocument], names: Sequence[str]) 
 
 def _none_is_here(count: int, looked_for: Sequence[str], names: Sequence[str]) -> str:
     """The warning where labels can only be proposed from annotations of other recordings."""
-    wanted, there = ([*dict.fromkeys(found)] for found in (looked_for, names))
-    called, are = (
-        ", ".join(found[:5]) + (f" and {len(found) - 5} more" * (len(found) > 5)) for found in (wanted, there)
-    )
+    called, are = (listed([*dict.fromkeys(found)]) for found in (looked_for, names))
     return (
         f"0 of {count} annotation files name a recording here: they name {called}, but the recordings are "
         f"{are}. Every clip will be unlabelled; give recordings the names that the annotations have, or name the "

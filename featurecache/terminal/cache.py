@@ -65,9 +65,7 @@ def check(report: "VerifyReport") -> Iterator[Piece]:
 def repaired(report: "RepairReport") -> Iterator[Piece]:
     """What a repair quarantined, and which clips are to be extracted again."""
     yield f"quarantined {len(report.set_aside)} damaged, wrote {counted(len(report.rewritten), 'record')} again"
-    yield from (f"  to extract again: {clip}" for _, clip in report.lost[:MOST_LISTED])
-    if len(report.lost) > MOST_LISTED:
-        yield f"  and {len(report.lost) - MOST_LISTED} more (all of them with --json)"
+    yield from _first_of([f"to extract again: {clip}" for _, clip in report.lost])
     if report.set_aside:
         yield "Compute what is missing: featurecache extract"
 
@@ -118,9 +116,7 @@ def exported(report: "ExportReport") -> Iterator[Piece]:
     yield f"wrote {counted(report.rows, 'feature')} of {report.fingerprint[:16]} to {report.path}"
     if report.not_in_file:
         yield f"not in the file: {counted(len(report.not_in_file), 'other feature space')}; export each to a file:"
-        yield from (f"  --space {fingerprint[:16]}" for fingerprint in report.not_in_file[:MOST_LISTED])
-        if len(report.not_in_file) > MOST_LISTED:
-            yield f"  and {len(report.not_in_file) - MOST_LISTED} more (all of them with --json)"
+        yield from _first_of([f"--space {fingerprint[:16]}" for fingerprint in report.not_in_file])
 
 
 def imported(report: "ImportReport", *, name: str | None) -> Iterator[Piece]:
@@ -132,9 +128,13 @@ def imported(report: "ImportReport", *, name: str | None) -> Iterator[Piece]:
     if report.withdrawn:
         left_out = counted(sum(rows for _, rows in report.withdrawn), "feature")
         yield Warn(f"left out {left_out} of {counted(len(report.withdrawn), 'withdrawn recording')}:")
-        yield from (f"  {recording}: {counted(rows, 'feature')}" for recording, rows in report.withdrawn[:MOST_LISTED])
-        if len(report.withdrawn) > MOST_LISTED:
-            yield f"  and {len(report.withdrawn) - MOST_LISTED} more (all of them with --json)"
+        yield from _first_of([f"{recording}: {counted(rows, 'feature')}" for recording, rows in report.withdrawn])
     yield from (f"removed {fingerprint[:16]}, imported under this name before" for fingerprint in report.replaced)
     if name:
         yield f"Train on them: featurecache tune --features {name}"
+
+
+def _first_of(lines: "Sequence[str]") -> Iterator[str]:
+    yield from (f"  {line}" for line in lines[:MOST_LISTED])
+    if len(lines) > MOST_LISTED:
+        yield f"  and {len(lines) - MOST_LISTED} more (all of them with --json)"
