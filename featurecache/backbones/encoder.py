@@ -100,10 +100,6 @@ class EncoderInputs:
             not_used=not_used,
         )
 
-    def normalize(self, pictures: Tensor, model: Any) -> Tensor:
-        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
-        return self.frame_resize.normalized(pictures.to(model.device), model.dtype)
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -173,28 +169,50 @@ def siglip_parts(model: Any) -> Parts:
     )
 
 
+def first_output(layers: Sequence[Any]) -> list[Callable[[Tensor], Tensor]]:
+    """Layers that give the states as the first of several outputs."""
+
+    def run(layer: Any) -> Callable[[Tensor], Tensor]:
+        return lambda states: layer(states)[0]
+
+    return [run(layer) for layer in layers]
+
+
 def without_mask(layers: Sequence[Any]) -> list[Callable[[Tensor], Tensor]]:
     """Layers that want a mask, called without one: every token sees every other."""
     return [partial(layer, attention_mask=None) for layer in layers]
 
 
-class ClipEncoder:
-    """An encoder that mixes frames from the first layer on: nothing is done on a frame alone.
+class LoadedEncoder:
+    """What loaded encoders have in common.
 
     Attributes:
         inputs: All but the weights.
-        parts: The loaded model; its `embed` takes clips.
+        parts: The loaded model, taken apart.
+    """
+
+    def __init__(self, inputs: EncoderInputs, parts: Parts) -> None:
+        self.inputs = inputs
+        self.parts = parts
+
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
+        model = self.parts.model
+        return self.inputs.frame_resize.normalized(pictures.to(model.device), model.dtype)
+
+
+class ClipEncoder(LoadedEncoder):
+    """An encoder that mixes frames from the first layer on: nothing is done on a frame alone; `embed` takes clips.
+
+    Args:
+        inputs: All but the weights.
+        parts: The loaded model, taken apart.
         arrange: How a clip's tokens (B, S, D) lie in time.
     """
 
     def __init__(self, inputs: EncoderInputs, parts: Parts, arrange: Callable[[Tensor], TapStates]) -> None:
-        self.inputs = inputs
-        self.parts = parts
+        super().__init__(inputs, parts)
         self.arrange = arrange
-
-    def normalize(self, pictures: Tensor) -> Tensor:
-        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
-        return self.inputs.normalize(pictures, self.parts.model)
 
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:  # noqa: ARG002
         """The pixels themselves."""
@@ -205,6 +223,11 @@ class ClipEncoder:
         """Each tap's states in order of depth, of pixels (B, T, 3, image_px, image_px)."""
         for tap, states in self.parts.walk(encoded, taps):
             yield tap, self.arrange(states)
+
+
+def step_by_step(shape: TapShape) -> Callable[[Tensor], TapStates]:
+    """The arrangement of tokens (B, S, D) that lie one time step behind the other."""
+    return lambda states: TapStates(states.reshape(-1, shape.steps, shape.tokens_per_step, shape.width))
 
 
 def inside(model_class: Any, prefix: str) -> Any:

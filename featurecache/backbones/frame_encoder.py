@@ -59,7 +59,7 @@ from transformers import (
 )
 
 from featurecache.backbones import model_type_of
-from featurecache.backbones.encoder import JOINT, EncoderInputs, Parts, siglip_parts, without_mask
+from featurecache.backbones.encoder import JOINT, EncoderInputs, LoadedEncoder, Parts, siglip_parts, without_mask
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, require_size, square_geometry
@@ -258,22 +258,12 @@ def open_backbone(
     return FrameEncoder(inputs, tower.apart(model, inputs.image_px))
 
 
-class FrameEncoder:
-    """A loaded vision tower that sees each frame alone.
-
-    Attributes:
-        inputs: All but the weights.
-        parts: The loaded model; its `embed` takes frames.
-    """
+class FrameEncoder(LoadedEncoder):
+    """A loaded vision tower that sees each frame alone; its `embed` takes frames."""
 
     def __init__(self, inputs: EncoderInputs, parts: Parts) -> None:
-        self.inputs = inputs
-        self.parts = parts
+        super().__init__(inputs, parts)
         self._not_patches = 1 + getattr(inputs.config, "num_register_tokens", 0)  # where there is a class token
-
-    def normalize(self, pictures: Tensor) -> Tensor:
-        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
-        return self.inputs.normalize(pictures, self.parts.model)
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from transformers import PeAudioVideoConfig, PeVideoConfig, PeVideoEncoder, PeVideoVideoProcessor
 
 from featurecache.backbones import model_type_of
-from featurecache.backbones.encoder import EncoderInputs, Parts, inside
+from featurecache.backbones.encoder import EncoderInputs, LoadedEncoder, Parts, inside
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
@@ -91,21 +91,8 @@ def open_backbone(
     return PerceptionEncoder(inputs, parts)
 
 
-class PerceptionEncoder:
-    """A loaded Perception Encoder for video.
-
-    Attributes:
-        inputs: All but the weights.
-        parts: The loaded model; its `embed` takes the embeddings of a clip's frames (B, T, D_vision).
-    """
-
-    def __init__(self, inputs: EncoderInputs, parts: Parts) -> None:
-        self.inputs = inputs
-        self.parts = parts
-
-    def normalize(self, pictures: Tensor) -> Tensor:
-        """Pictures (F, px, px, 3) uint8 of `frame_resize` -> pixels (F, 3, px, px), model's dtype, on its device."""
-        return self.inputs.normalize(pictures, self.parts.model)
+class PerceptionEncoder(LoadedEncoder):
+    """A loaded Perception Encoder for video; its `embed` takes the embeddings of a clip's frames (B, T, D_vision)."""
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:  # noqa: ARG002

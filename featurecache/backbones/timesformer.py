@@ -13,13 +13,13 @@ https://arxiv.org/abs/2102.05095
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProcessor
 
-from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
+from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, first_output, require_frames
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.model_folder import PROCESSOR_FILES
@@ -62,7 +62,7 @@ def open_backbone(
 ) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
     model = inputs.load(TimesformerModel, FAMILY, dtype=dtype, device=device)
-    parts = Parts(model, model.embeddings, [_run(layer) for layer in model.encoder.layer], model.layernorm)
+    parts = Parts(model, model.embeddings, first_output(model.encoder.layer), model.layernorm)
     shape = inputs.taps["final"]
 
     def arrange(states: Tensor) -> TapStates:  # (B, 1 + P * T, D): the class token, then each patch's T frames
@@ -108,7 +108,3 @@ def write_model(backbone: ClipEncoder, folder: Path) -> None:
         if (backbone.inputs.folder / name).is_file():
             private_folder((folder / name).parent)
             write_private(folder / name, (backbone.inputs.folder / name).read_bytes())
-
-
-def _run(layer: Any) -> Any:
-    return lambda states: layer(states)[0]

@@ -14,11 +14,10 @@ https://arxiv.org/abs/2203.12602
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEModel, VideoMAEVideoProcessor
 
-from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
-from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames, step_by_step
+from featurecache.backbones.family import TapShape
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import UnsupportedModelError
@@ -68,9 +67,4 @@ def open_backbone(
         layers=list(model.encoder.layer),
         final_norm=model.layernorm if model.layernorm is not None else lambda states: states,
     )
-    shape = inputs.taps["final"]
-
-    def arrange(states: Tensor) -> TapStates:  # (B, S, D): step by step
-        return TapStates(tokens=states.reshape(-1, shape.steps, shape.tokens_per_step, shape.width))
-
-    return ClipEncoder(inputs, parts, arrange)
+    return ClipEncoder(inputs, parts, step_by_step(inputs.taps["final"]))

@@ -9,13 +9,12 @@ https://arxiv.org/abs/2506.09985
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model, VJEPA2VideoProcessor
 
-from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts
-from featurecache.backbones.family import TapShape, TapStates
+from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, first_output, step_by_step
+from featurecache.backbones.family import TapShape
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.errors import SettingsError
@@ -56,14 +55,5 @@ def open_backbone(
     """As `featurecache.backbones.open_backbone`."""
     model = inputs.load(VJEPA2Model, FAMILY, dtype=dtype, device=device, not_used=("predictor",))
     encoder = model.encoder
-    parts = Parts(model, encoder.embeddings, [_run(layer) for layer in encoder.layer], encoder.layernorm)
-    shape = inputs.taps["final"]
-
-    def arrange(states: Tensor) -> TapStates:  # (B, S, D): step by step
-        return TapStates(tokens=states.reshape(-1, shape.steps, shape.tokens_per_step, shape.width))
-
-    return ClipEncoder(inputs, parts, arrange)
-
-
-def _run(layer: Any) -> Any:
-    return lambda states: layer(states)[0]
+    parts = Parts(model, encoder.embeddings, first_output(encoder.layer), encoder.layernorm)
+    return ClipEncoder(inputs, parts, step_by_step(inputs.taps["final"]))
