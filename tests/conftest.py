@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from featurecache.project.settings import Project
+
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 # Idle threads leave the cores to each other, as under the command line.
@@ -47,6 +49,16 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import make_llava_next_video
 
     return make_llava_next_video(tmp_path_factory.mktemp("deep"), layers=4)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Project:
+    """A small project with its clips.csv, where nothing is extracted yet; many modules have one of their own."""
+    from tests.projects import make_project, make_table
+
+    project = make_project(tmp_path / "project", tiny_model)
+    make_table(project)
+    return project
 
 
 @pytest.fixture(scope="session")

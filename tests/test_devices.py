@@ -31,13 +31,6 @@ PROCESSORS = [Device("first", "cpu", ONE_THREAD), Device("second", "cpu", ONE_TH
 BROKEN = Device("broken", "cpu", {"PYTHONHOME": "/nowhere"})
 
 
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path) -> Project:
-    project = make_project(tmp_path / "project", tiny_model)
-    make_table(project)
-    return project
-
-
 def keep_a_claimer_from_working(project: Project) -> None:
     """Stops the first process that claims a recording, until all the others have ended."""
     pid = claimer(project)

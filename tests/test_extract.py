@@ -29,13 +29,6 @@ from tests.tiny_models import IMAGE_PX, plain_processor
 PROMPT = "user: describe the hand . <video>"
 
 
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path) -> Project:
-    project = make_project(tmp_path / "project", tiny_model)
-    make_table(project)
-    return project
-
-
 def _plain_states(path: Path, model: Path, start_us: int, end_us: int, frames: int) -> list[torch.Tensor]:
     """The naive recipe: decode everything, pick frames by timestamp, whole model, mask; every layer's, each (S, D)."""
     with av.open(str(path)) as container:

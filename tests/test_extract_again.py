@@ -20,15 +20,8 @@ from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
 from tests.extraction_samples import extracted
 from tests.make_videos import write_video
-from tests.projects import failed_clip_ids, make_project, make_table
+from tests.projects import failed_clip_ids, make_table
 from tests.tiny_models import change_weights
-
-
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path) -> Project:
-    project = make_project(tmp_path / "project", tiny_model)
-    make_table(project)
-    return project
 
 
 def test_second_extraction_opens_no_video_and_no_weights_when_all_is_there(project: Project) -> None:

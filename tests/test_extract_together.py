@@ -24,14 +24,6 @@ from featurecache.store import CacheWriter
 from featurecache.store.claims import Claims
 from tests.extraction_samples import extracted, rows_on_disk, selecting
 from tests.processes import start, wait_for
-from tests.projects import make_project, make_table
-
-
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path) -> Project:
-    project = make_project(tmp_path / "project", tiny_model)
-    make_table(project)
-    return project
 
 
 def test_processes_started_alike_share_the_list_and_compute_nothing_twice(project: Project) -> None:

@@ -210,12 +210,8 @@ def list_names(folder: Path) -> list[str]:
 
 def names_in(folder: Path) -> set[str]:
     """Names in a folder, in no order: sorting those of thousands of segments takes longer than listing them."""
-    try:
+    with _reading(folder):
         return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise _unreadable(folder, error) from error
 
 
 def inside(folder: Path) -> list[Path]:
@@ -265,17 +261,13 @@ def process_lives(pid: int) -> bool:
 
 def file_status(path: Path | str) -> os.stat_result:
     """Size and times of a file, following no link."""
-    try:
+    with _reading(path):
         return os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def read_file(path: Path | str) -> bytes:
     """A whole file."""
-    try:
+    with _reading(path):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             parts = []
@@ -283,10 +275,6 @@ def read_file(path: Path | str) -> bytes:
                 parts.append(part)
         finally:
             os.close(file)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
     return b"".join(parts)
 
 
@@ -299,17 +287,13 @@ def read_pieces(path: Path, size: int) -> Generator[bytes, None, None]:
     """
     if not stat.S_ISREG(file_status(path).st_mode):
         return
-    try:
+    with _reading(path):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             while piece := os.read(file, size):
                 yield piece
         finally:
             os.close(file)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def read_scattered(path: str, size: int, pieces: Iterable[tuple[int, Sequence[memoryview]]]) -> None:
@@ -325,7 +309,7 @@ def read_scattered(path: str, size: int, pieces: Iterable[tuple[int, Sequence[me
         EOFError: If the file has another size, or ends while it is read.
         CacheReadError: If it cannot be read.
     """
-    try:
+    with _reading(path):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             found = os.fstat(file).st_size
@@ -335,10 +319,6 @@ def read_scattered(path: str, size: int, pieces: Iterable[tuple[int, Sequence[me
                 _fill(file, offset, views)
         finally:
             os.close(file)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _fill(file: int, offset: int, views: Sequence[memoryview]) -> None:
@@ -354,6 +334,17 @@ def _fill(file: int, offset: int, views: Sequence[memoryview]) -> None:
                 got -= len(some.pop(0))
             if got:
                 some[0] = some[0][got:]
+
+
+@contextlib.contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Lets only a file that is not there be an OSError: whatever else the system refuses becomes CacheReadError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path | str, error: OSError) -> CacheReadError:
