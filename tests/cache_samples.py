@@ -1,7 +1,6 @@
 """Small caches for tests, and file systems that fail: rows whose values follow from the clip alone."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -273,9 +272,6 @@ class LosingOs:
             for old, new in reversed(self.renames):
                 if new.exists() and old.parent.exists():
                     new.rename(old)
-
-
-NO_SPACE, IO_ERROR = errno.ENOSPC, errno.EIO
 
 
 @pytest.fixture

@@ -85,10 +85,6 @@ def _range(browser: Any) -> list[float]:
     return list(browser.execute_script("return document.querySelector('#timeline-viewer .plot').layout.xaxis.range"))
 
 
-def _focused(browser: Any) -> Any:
-    return browser.switch_to.active_element
-
-
 def test_page_loads_without_an_error_and_asks_nobody_for_anything(opened: Any, page: Path) -> None:
     assert opened.first_logs["browser"] == []
     events = [json.loads(entry["message"])["message"] for entry in opened.first_logs["performance"]]
