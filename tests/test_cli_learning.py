@@ -173,7 +173,7 @@ def test_report_ends_with_3_and_names_what_it_cannot_read(tuned: Path) -> None:
     assert "left out: tune/best.json" in result.stderr
 
 
-def test_tune_goes_on_where_it_was_and_adds_no_trial_when_there_are_enough(tuned: Path) -> None:
+def test_tune_resumes_where_it_was_and_adds_no_trial_when_there_are_enough(tuned: Path) -> None:
     first = json.loads(invoke("tune", "--trials", 4, "--config", tuned, "--json").stdout)
     assert first["trials"]["completed"] + first["trials"]["pruned"] == 4
     more = json.loads(invoke("tune", "--trials", 6, "--config", tuned, "--json").stdout)

@@ -100,7 +100,7 @@ def test_problems_end_unconverged_when_precision_cannot_reach_the_tolerance() ->
     assert (grid.decrement < 1e-6 * grid.objective).all()
 
 
-def test_solve_grid_never_raises_the_objective_when_it_goes_on() -> None:
+def test_solve_grid_never_raises_the_objective_when_it_continues() -> None:
     X, Y = PROBLEMS["separable"]
     basis = make_basis(X, Y)
     points = [GridPoint(1e-5, 6.0), GridPoint(1e-1, 0.0)]

@@ -116,7 +116,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(error: Exception) -> No
     assert not is_out_of_memory(error)
 
 
-def test_work_goes_on_with_less_and_says_so_when_memory_is_not_enough() -> None:
+def test_work_continues_with_less_and_says_so_when_memory_is_not_enough() -> None:
     def too_large() -> int:
         raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 

@@ -212,7 +212,7 @@ def test_what_is_logged_counts_clips_and_names_no_recording(project: Project, ca
     assert not [secret for secret in ("S0", "S5", ".mp4", str(project.root)) if secret in ours]
 
 
-def test_stored_clips_are_computed_again_and_agree_when_a_run_goes_on(project: Project) -> None:
+def test_stored_clips_are_computed_again_and_agree_when_a_run_continues(project: Project) -> None:
     project = selecting(project, *EVERY_KIND)
     assert run_plan(project, plan_extraction(project, limit=6)).checked == 0
     assert run_plan(project, plan_extraction(project, limit=6)).checked == 2

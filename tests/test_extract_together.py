@@ -128,7 +128,7 @@ def test_a_claim_of_another_machine_ends_with_its_lease(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_extraction_goes_on_where_it_was_when_it_is_killed(project: Project, sent: signal.Signals) -> None:
+def test_extraction_resumes_where_it_was_when_it_is_killed(project: Project, sent: signal.Signals) -> None:
     settings = project.root / "featurecache.toml"
     settings.write_text(settings.read_text() + "[extract]\nbatch_size = 1\n")
     out = project.root / "extract.out"

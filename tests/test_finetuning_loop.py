@@ -166,7 +166,7 @@ run.run(checkpoint=folder / "checkpoint", every_s=0.0, signature={"seed": 3}, on
 """
 
 
-def test_training_goes_on_bit_for_bit_when_it_was_killed(tmp_path: Path) -> None:
+def test_training_resumes_bit_for_bit_when_it_was_killed(tmp_path: Path) -> None:
     script = KILLED_RUN
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path), "7"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

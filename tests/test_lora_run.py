@@ -226,7 +226,7 @@ def test_merged_weights_give_the_adapted_features(finished: LoraRun, deep_model:
     assert merging_changes(deep_model, finished.folder / "bundle" / "adapter", tmp_path / "merged") < 1e-5
 
 
-def test_a_run_goes_on_bit_for_bit_when_it_was_interrupted(project: Project, tmp_path: Path, finished: LoraRun) -> None:
+def test_a_run_resumes_bit_for_bit_when_it_was_interrupted(project: Project, tmp_path: Path, finished: LoraRun) -> None:
     settings, bundle = finished.plan.settings, project.runs / "tune" / "bundle"
     settings = dataclasses.replace(settings, checkpoint_minutes=1e-9)
     first = begin(project, bundle, tmp_path, settings)

@@ -85,7 +85,7 @@ def test_predict_takes_intervals_from_a_table_when_annotations_are_one(bundled: 
     assert list(read_eaf(files.eaf).tiers) == [f"{label} (predicted)" for label in LABELS]
 
 
-def test_predict_lists_annotations_that_it_cannot_use_and_goes_on(bundled: Project, tmp_path: Path) -> None:
+def test_predict_lists_annotations_that_it_cannot_use_and_continues(bundled: Project, tmp_path: Path) -> None:
     folder = tmp_path / "elan"
     folder.mkdir()
     (folder / "S0.eaf").write_text("<not an eaf")

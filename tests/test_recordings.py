@@ -88,7 +88,7 @@ def test_find_recordings_skips_hidden_and_other_files(videos: Path) -> None:
     assert [names(items) for items in find_recordings(videos)] == [["a/-x 1.MP4", "b.mp4"], []]
 
 
-def test_find_recordings_lists_what_is_unusable_and_goes_on(videos: Path) -> None:
+def test_find_recordings_lists_what_is_unusable_and_continues(videos: Path) -> None:
     (videos / "empty.mp4").touch()
     (videos / "noise.mp4").write_bytes(b"not a video" * 1000)
     (videos / "c.mp4").write_bytes((videos / "b.mp4").read_bytes())

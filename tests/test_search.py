@@ -38,7 +38,7 @@ from tests.studies import (
 )
 
 
-def test_search_heads_goes_on_with_fewer_heads_at_once_when_memory_is_not_enough(
+def test_search_heads_continues_with_fewer_heads_at_once_when_memory_is_not_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = HeadStack.add

@@ -46,7 +46,7 @@ def test_search_heads_gives_the_same_numbers_when_repeated_and_others_with_anoth
     assert (tmp_path / "a/trials.csv").read_bytes() != (tmp_path / "c/trials.csv").read_bytes()
 
 
-def test_search_heads_goes_on_when_more_trials_are_asked_for(tmp_path: Path) -> None:
+def test_search_heads_resumes_when_more_trials_are_asked_for(tmp_path: Path) -> None:
     search(tmp_path / "tune", trials=8)
     before = ended(tmp_path / "tune")
     assert search(tmp_path / "tune", trials=24)["trials"]["interrupted"] == 0
@@ -95,7 +95,7 @@ def test_search_heads_loses_and_repeats_no_finished_trial_when_killed(tmp_path: 
     assert {row["state"] for row in table(folder)} >= {"complete", "interrupted"}
 
 
-def test_search_heads_goes_on_with_the_same_trials_wherever_a_kill_cuts_the_journal(tmp_path: Path) -> None:
+def test_search_heads_resumes_with_the_same_trials_wherever_a_kill_cuts_the_journal(tmp_path: Path) -> None:
     """What a kill leaves is a journal's beginning, so beginnings of an unbroken study's stand for kills at any time."""
     space = dataclasses.replace(QUICK, solver=("convex", "adamw"), components=(0, 8))
     search(tmp_path / "unbroken", trials=20, search_space=space)
@@ -246,7 +246,7 @@ def test_open_study_is_refused_whatever_optuna_makes_of_a_damaged_record(tmp_pat
         pass
 
 
-def test_study_goes_on_when_the_disk_was_full_for_a_while(tmp_path: Path) -> None:
+def test_study_continues_when_the_disk_was_full_for_a_while(tmp_path: Path) -> None:
     """A full disk cuts a line short; here the limit on file sizes does, as the kernel reports it."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open_study(tmp_path, {}, optuna.pruners.NopPruner()) as opened:

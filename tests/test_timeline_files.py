@@ -306,7 +306,7 @@ def test_write_timeline_refuses_when_the_place_is_a_link(tmp_path):
 
 
 @pytest.mark.parametrize("written", [["json"], ["json", "eaf"]])
-def test_write_timeline_goes_on_when_it_was_killed_between_the_files(tmp_path, written):
+def test_write_timeline_resumes_when_it_was_killed_between_the_files(tmp_path, written):
     """The .json comes first: whatever of the others is old or new, the next run takes both for its own."""
     files = write(tmp_path)
     old = {suffix: getattr(files, suffix).read_bytes() for suffix in ("eaf", "csv", "json")}

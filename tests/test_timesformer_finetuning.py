@@ -142,7 +142,7 @@ def test_bundle_scores_as_training_did(project: Project, finished: TimesformerRu
     assert space.fingerprint != finished.plan.space.fingerprint
 
 
-def test_a_run_goes_on_bit_for_bit_when_it_was_interrupted(
+def test_a_run_resumes_bit_for_bit_when_it_was_interrupted(
     project: Project, model: Path, tmp_path: Path, finished: TimesformerRun
 ) -> None:
     first = begin(project, model, tmp_path, checkpoint_minutes=1e-9)

@@ -102,7 +102,7 @@ def test_two_processes_write_one_bundle_with_the_adapter_of_one(start: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_to_the_same_result(
+def test_a_process_that_dies_ends_the_others_and_the_run_resumes_to_the_same_result(
     start: Path, tmp_path: Path
 ) -> None:
     unbroken, broken = (copied(start, tmp_path / name, epochs=40) for name in ("unbroken", "broken"))

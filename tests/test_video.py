@@ -268,7 +268,7 @@ def test_probe_tells_the_real_files_apart():
 
 
 @pytest.mark.parametrize("name", ["longer.mkv", "longer.mp4"])
-def test_probe_measures_the_video_when_the_audio_goes_on(tmp_path, name):
+def test_probe_measures_the_video_when_the_audio_continues(tmp_path, name):
     path = write_video(tmp_path / name, count=50, audio_ms=(0, 9000))
     assert abs(probe(path).duration_us - 2 * SECOND) <= 100_000
 

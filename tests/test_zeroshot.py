@@ -89,7 +89,7 @@ def test_a_dry_run_forecasts_and_asks_nothing(project: Path) -> None:
     assert not (project / "features.zarr").exists()
 
 
-def test_a_killed_run_goes_on_and_asks_about_no_saved_clip_again(project: Path) -> None:
+def test_a_killed_run_resumes_and_asks_about_no_saved_clip_again(project: Path) -> None:
     shutil.rmtree(project / "features.zarr")
     settings = project / "featurecache.toml"
     settings.write_text(settings.read_text() + "[extract]\nbatch_size = 1\n")
