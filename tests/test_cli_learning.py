@@ -217,7 +217,6 @@ def test_tune_searches_kept_vectors_alone_and_side_by_side(several: Path, tmp_pa
         "layer_1/mean",
         "final/mean+final/motion",
         "final/mean+layer_1/mean",
-        "final/motion+layer_1/mean",
         "final/mean+final/motion+layer_1/mean",
     }
     assert list(found["fingerprints"]) == found["inputs"].split("+")

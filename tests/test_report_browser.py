@@ -333,3 +333,8 @@ def test_print_has_the_figures_on_white_even_in_the_dark(opened: Any) -> None:
     assert pdf.startswith(b"%PDF")
     assert opened.execute_script("return window.printed") == ["rgb(255, 255, 255)", "rgb(27, 32, 38)"]
     assert opened.execute_script("return document.documentElement.dataset.theme") is None  # put back afterwards
+    narrow = """
+        const drawn = [...document.querySelectorAll('.js-plotly-plot')].filter((plot) => plot.offsetWidth);
+        return drawn.some((plot) => plot.offsetWidth > 5 + Number(plot.querySelector('svg').getAttribute('width')));
+    """
+    WebDriverWait(opened, 20).until_not(lambda driver: driver.execute_script(narrow))  # on the screen's width again

@@ -8,9 +8,8 @@ name of their own, because a choice must offer the same in every trial. Whatever
 settings are `HeadSettings` from here on, and a mapping of its fields on disk.
 
 Where all vectors are offered side by side, so are those that score best alone: two of them, three, ... So useless ones
-are left out at a cost that grows with their number, where the subsets double with each. Few sets are also fitted less
-to chance: of four or six noisy views of the same 48 numbers, every subset lost .014 and .016 on unseen sessions (three
-draws of 24 sessions).
+are left out at a cost that grows with their number, where the subsets double with each; and few sets are fitted less to
+chance (RESULTS, few sessions).
 
 What this is not: a search, or training.
 """

@@ -73,7 +73,10 @@
   });
   addEventListener("afterprint", () => {
     delete document.documentElement.dataset.theme;
-    redrawAll(false);
+    setTimeout(() => { // once the page has its own width again, which a figure that was given one does not take
+      redrawAll(false);
+      dispatchEvent(new Event("resize"));
+    });
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redrawAll(false));
 
