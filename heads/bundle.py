@@ -141,6 +141,7 @@ class Bundle:
             model=str(self.backbone.resolve()),
             frames=made["sampling"]["frames"],
             resize=made["preprocessing"]["resize"],
+            crop=made["preprocessing"].get("crop"),
             dtype=made["backbone"]["compute_dtype"],
             stored_dtype=made["stored_dtype"],
             select=tuple(self.kept),

@@ -10,7 +10,8 @@ import torch
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.clips.csv_file import read_table
-from featurecache.project.settings import FeatureSettings, open_project
+from featurecache.project.features import FeatureSettings
+from featurecache.project.settings import open_project
 from featurecache.setup.proposal import propose
 from featurecache.video.sampling import ClipFrames, read_clips
 from tests.commands import run

@@ -19,23 +19,27 @@ from featurecache.errors import ChangedFeaturesError, SettingsError
 from featurecache.extraction.pipeline import extract
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
+from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
+from featurecache.spec import differences
 from featurecache.store import CacheWriter, Row
 from featurecache.video.sampling import read_clips
 from tests.extraction_samples import extracted, rows_on_disk, selecting
-from tests.projects import make_project, make_table
+from tests.projects import edit, make_project, make_table
 from tests.tiny_models import IMAGE_PX, plain_processor
 
 PROMPT = "user: describe the hand . <video>"
 
 
-def _plain_states(path: Path, model: Path, start_us: int, end_us: int, frames: int) -> list[torch.Tensor]:
+def _plain_states(
+    path: Path, model: Path, start_us: int, end_us: int, frames: int, cut: tuple[slice, ...] = ()
+) -> list[torch.Tensor]:
     """The naive recipe: decode everything, pick frames by timestamp, whole model, mask; every layer's, each (S, D)."""
     with av.open(str(path)) as container:
         pictures = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
         zero = (container.start_time or 0) / 1e6
     times = [(start_us + (k + 0.5) * (end_us - start_us) / frames) / 1e6 + zero for k in range(frames)]
-    chosen = np.stack([[image for at, image in pictures if at <= time][-1] for time in times])
+    chosen = np.stack([[image[cut] for at, image in pictures if at <= time][-1] for time in times])
     processor = plain_processor(model)
     plain = LlavaNextVideoForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     video = torch.from_numpy(chosen).permute(0, 3, 1, 2)
@@ -55,6 +59,30 @@ def test_cached_features_equal_the_plain_forward(project: Project, tiny_model: P
         clip = clips[row]
         plain = _plain_states(project.videos / clip.recording, tiny_model, clip.start_us, clip.end_us, 4)[-1].mean(0)
         assert np.abs(X[row] - plain.numpy()).max() <= 1e-5
+
+
+def test_features_of_a_crop_are_those_of_frames_that_were_cut_by_hand_and_a_space_of_their_own(
+    project: Project, tiny_model: Path
+) -> None:
+    (whole,) = project_spaces(project)[1].values()
+    edit(project.path, "frames = 4", "frames = 4\ncrop = [0.25, 0.5, 0.5, 0.5]")
+    cropped = open_project(project.root)
+    (space,) = project_spaces(cropped)[1].values()
+    assert differences(space, whole) == {"preprocessing.crop": ([0.25, 0.5, 0.5, 0.5], None)}
+    assert extracted(cropped) == 24
+    clip = read_table(project.clips).clips[5]
+    X = FeatureCache.open(project.cache).load([clip.clip_id])
+    path, (height, width) = project.videos / clip.recording, (96, 176)
+    cut = slice(height // 2, height), slice(width // 4, 3 * width // 4)
+    plain = _plain_states(path, tiny_model, clip.start_us, clip.end_us, 4, cut)[-1].mean(0)
+    assert np.abs(X[0] - plain.numpy()).max() <= 1e-5
+    edit(project.path, "crop = [0.25, 0.5, 0.5, 0.5]", "crop = [0.0, 0.0, 1.0, 1.0]")
+    assert project_spaces(open_project(project.root))[1] == {"final/mean": whole}, "all of a frame is no crop"
+    edit(project.path, "crop = [0.0, 0.0, 1.0, 1.0]", "crop = [0.0, 0.0, 1.0, 0.02]")
+    failures = plan_extraction(open_project(project.root)).failures
+    assert {one.reason for one in failures} == {
+        "the sides of features.crop must be within 20 to 1, but they are 176 x 2 px"
+    }
 
 
 EVERY_KIND = ("vision/mean", "layer_0/tokens", "layer_1/motion", "final/frames", "final/mean", "final/last")

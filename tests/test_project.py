@@ -10,7 +10,8 @@ from typing import get_type_hints
 import pytest
 
 from featurecache.errors import ProjectExistsError, ProjectNotFoundError, SettingsError
-from featurecache.project.settings import DataSettings, FeatureSettings, Settings, open_project, parse_section
+from featurecache.project.features import FeatureSettings
+from featurecache.project.settings import DataSettings, Settings, open_project, parse_section
 from featurecache.project.template import write_settings
 from heads.finetuning.settings import FinetuneSettings
 from heads.sections import SECTIONS
@@ -78,6 +79,22 @@ def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: 
     assert "\n" not in str(caught.value)
 
 
+BAD_BOXES = (
+    "[0.5, 0, 0.6, 1]",
+    "[-0.1, 0, 0.5, 1]",
+    "[0, 0, 0.01, 1]",
+    "[0, 0, nan, 1]",
+    "[0, 0, 1]",
+    "[0, 0, 1, true]",
+    "{}",
+    '{ "1920x1080" = [0, 0, 2, 1] }',
+    '{ "front" = [0, 0, 0.5, 1] }',
+    "[0, 0, 640, 480]",
+    '"centre"',
+    "0.5",
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -86,6 +103,7 @@ def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: 
         (MINIMAL + "select = []\n", r"features\.select must be at least one tap/pooling, .*, but it is \[\]"),
         (MINIMAL + 'select = ["a/mean", "a/mean"]\n', r"features\.select must be .* none of them twice"),
         (MINIMAL + 'select = "final/mean"\n', r"features\.select must be .*, but it is 'final/mean'"),
+        *((MINIMAL + f"crop = {box}\n", r"features\.crop.* must be .*, but it is") for box in BAD_BOXES),
         (MINIMAL + 'dtype = "float8"\n', r"features\.dtype must be .*'bfloat16'.*, but it is 'float8'"),
         (
             '[data]\nvideos = "v"\nsession_from = "pattern"\n[features]\nmodel = "demo"\n',

@@ -132,6 +132,8 @@ def test_a_frame_is_the_one_shown_in_the_middle_of_its_difference(tmp_path: Path
     assert "not in the folder of recordings" in without[2]
     assert "cannot be opened or decoded" in without[3]
     assert str(tmp_path) not in "".join(without)
+    (cut, *_), _ = thumbnails(found, videos, (0.25, 0.0, 0.5, 1.0))
+    assert (cut.width_px, cut.height_px) == (320, 350), "what the model does not see is not shown"
     for picture in pictures:
         with av.open(io.BytesIO(picture.jpeg)) as file:
             pixels = next(file.decode(video=0)).reformat(176, 96).to_ndarray(format="rgb24")

@@ -170,6 +170,31 @@ def test_frame_resize_refuses_frames_that_would_come_out_wrong():
             FrameResize(image_px=32, mean=MEAN, std=STD, **settings)
 
 
+@pytest.mark.parametrize(
+    ("size", "box", "rows", "columns"),
+    [
+        ((96, 176), (0.25, 0.1, 0.5, 0.8), (10, 86), (44, 132)),
+        ((97, 177), (1 / 3, 0, 2 / 3, 1), (0, 97), (59, 177)),
+        ((5, 4), (0.98, 0.98, 0.02, 0.02), (4, 5), (3, 4)),
+    ],
+)
+@pytest.mark.parametrize("way", ["crop", "pad", "squash"])
+def test_a_box_gives_what_frames_that_were_cut_by_hand_give(size, box, rows, columns, way):
+    resizing = FrameResize(image_px=32, resize=way, mean=MEAN, std=STD)
+    frames = frames_of(*size)
+    by_hand = frames[:, slice(*rows), slice(*columns)].contiguous()
+    assert torch.equal(resizing.within(box).resized(frames), resizing.resized(by_hand))
+    assert resizing.within(box).identity() == {**resizing.identity(), "crop": list(box)}
+    height, width = size
+    by_size = {f"{width}x{height}": box, "1x1": (0.0, 0.0, 0.5, 0.5)}
+    assert torch.equal(resizing.within(by_size).resized(frames), resizing.resized(by_hand))
+    other = {"1x1": (0.0, 0.0, 0.5, 0.5)}
+    assert torch.equal(resizing.within(other).resized(frames), resizing.resized(frames)), (
+        "no box for frames of this size"
+    )
+    assert resizing.within(None).identity() == resizing.identity() != resizing.within(other).identity()
+
+
 def test_identity_differs_with_every_setting_that_changes_a_pixel():
     base = {"image_px": 32, "resize": "crop", "mean": MEAN, "std": STD}
     changes = [

@@ -16,6 +16,7 @@ from featurecache.backbones.placeholder import require_one_video
 from featurecache.backbones.versions import require_tested_transformers
 from featurecache.device import check_dtype, device_of, use_full_float32
 from featurecache.errors import ModelNotFoundError, UnsupportedModelError
+from featurecache.project.features import Crop
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Backbone, Inputs
@@ -59,6 +60,7 @@ def open_inputs(
     frames: int,
     resize: Literal["model", "crop", "pad", "squash"],
     clip_s: float = 3.0,
+    crop: Crop | None = None,
 ) -> "Inputs":
     """All of a model but its weights, with the family that its config.json names.
 
@@ -68,6 +70,7 @@ def open_inputs(
         frames: T, frames sampled from a clip.
         resize: How a frame that is not square becomes one; `model`: as the model's own processor does.
         clip_s: Length of a clip in seconds; models that read the times of frames are told them.
+        crop: The part of each frame that is cut out first; None: the whole frame.
 
     Raises:
         ModelNotFoundError: If a file is missing or damaged.
@@ -90,6 +93,7 @@ def open_inputs(
     except ModelNotFoundError:
         name_broken_file(folder)
         raise
+    inputs.frame_resize = inputs.frame_resize.within(crop)
     return inputs
 
 

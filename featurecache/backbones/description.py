@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from featurecache.backbones import open_inputs
 from featurecache.backbones.family import TapShape
 from featurecache.files import private_folder, sha256_of_file, write_private
+from featurecache.project.features import Crop
 from featurecache.spec import FeatureSpace, canonical_json
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ModelDescription:
         prompt: Words around `<video>`.
         frames: T, frames sampled from a clip.
         resize: How a frame that is not square becomes one.
+        crop: The part of each frame that is cut out first; None: the whole frame.
         clip_s: Length of a clip in seconds.
         image_px: Height and width of a frame as the model sees it.
         text_after_video: What the prompt puts after the video; it cannot change a feature. Empty without a prompt.
@@ -54,6 +56,7 @@ class ModelDescription:
     prompt: str
     frames: int
     resize: Resize
+    crop: Crop | None
     clip_s: float
     image_px: int
     text_after_video: str
@@ -67,16 +70,24 @@ class ModelDescription:
             prompt=self.prompt,
             frames=self.frames,
             resize=self.resize,
+            crop=self.crop,
             clip_s=self.clip_s,
             asked=self.asked,
         )
 
 
 def open_described(
-    folder: Path, *, prompt: str, frames: int, resize: Resize, clip_s: float, asked: "Asked | None"
+    folder: Path,
+    *,
+    prompt: str,
+    frames: int,
+    resize: Resize,
+    crop: Crop | None,
+    clip_s: float,
+    asked: "Asked | None",
 ) -> "Inputs":
     """All of a model but its weights, with what it is asked; errors as of `featurecache.backbones.open_inputs`."""
-    inputs = open_inputs(folder, prompt=prompt, frames=frames, resize=resize, clip_s=clip_s)
+    inputs = open_inputs(folder, prompt=prompt, frames=frames, resize=resize, crop=crop, clip_s=clip_s)
     if asked is None:
         return inputs
     from featurecache.backbones.asking import AskedInputs

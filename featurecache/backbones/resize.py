@@ -1,4 +1,4 @@
-"""Frames as a vision tower takes them: resized, cropped, normalised; the same numbers on every device.
+"""Frames as a vision tower takes them: cut to a box, resized, cropped, normalised; the same on every device.
 
 The kernel is fixed and is part of the fingerprint: antialiased bicubic (a = -1/2), bilinear or Lanczos (a = 3),
 separable, columns before rows, in integers: weights as 16-bit fixed point, sums in 32 bits, 8-bit pixels between the
@@ -15,8 +15,9 @@ there: their result is met exactly.
 It is not a decoder, and it changes no colours.
 """
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from featurecache.project.features import Crop, box_px
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 
@@ -75,12 +78,20 @@ class FrameResize:
         self.interpolation: Interpolation = interpolation
         self.short_edge_px = short_edge_px or image_px
         self.long_edge_px = long_edge_px
+        self.crop: Crop | None = None
+
+    def within(self, crop: Crop | None) -> "FrameResize":
+        """The same of a part of each frame, which is cut out first; None: of the whole frame."""
+        cut = copy.copy(self)
+        cut.crop = crop
+        return cut
 
     def identity(self) -> dict[str, Any]:
         """All that changes a pixel's value, JSON-ready, for the fingerprint."""
         crops = self.resize == "crop" or self.short_edge_px != self.image_px
         first = {} if self.long_edge_px is None else {"long_edge_px": self.long_edge_px}
         return {
+            **({} if self.crop is None else {"crop": _plain(self.crop)}),
             "resize": self.resize,
             **first,
             "image_px": self.image_px,
@@ -126,6 +137,9 @@ class FrameResize:
 
     def _resized(self, frames: Tensor) -> Tensor:
         """Frames (F, H, W, 3) -> (F, px, px, 3), uint8."""
+        if self.crop is not None:
+            rows, columns = box_px(self.crop, frames.shape[2], frames.shape[1])
+            frames = frames[:, rows, columns].contiguous()
         if self.resize == "pad":
             frames = self._padded(frames)
         if self.long_edge_px is not None:
@@ -174,6 +188,10 @@ def _of_long_edge(height: int, width: int, long_edge_px: int) -> tuple[int, int]
         return max(1, height + height % 2), width
     height, width = long_edge_px, int(long_edge_px * ratio)
     return height, max(1, width + width % 2)
+
+
+def _plain(crop: Crop) -> list[float] | dict[str, list[float]]:
+    return {size: list(box) for size, box in crop.items()} if isinstance(crop, Mapping) else list(crop)
 
 
 @lru_cache(maxsize=16)

@@ -23,6 +23,7 @@ from featurecache.errors import ClipTableError
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.spaces import project_spaces
+from featurecache.project.features import Crop, box_px
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, row_shape
 from featurecache.store.clip_columns import Wanted
@@ -183,7 +184,7 @@ def plan_recordings(
     unusable: list[FailedClip] = []
     fit: list[tuple[Recording, Sequence[tuple[int, int]]]] = []
     for recording, spans in wanted:
-        reason = why_unfit(recording, recording.sha256, withdrawn)
+        reason = why_unfit(recording, recording.sha256, withdrawn, project.settings.features.crop)
         if reason:
             unusable += [FailedClip(clip_id(recording.sha256, *span), recording.name, *span, reason) for span in spans]
         else:
@@ -303,21 +304,23 @@ def sources_of(project: Project) -> Callable[[str, str], tuple[Recording | None,
         recording = by_content.get(content)
         if recording is None and name in reasons and not withdrawn.covers(content):
             return None, reasons[name]
-        reason = why_unfit(recording or by_name.get(name), content, withdrawn)
+        reason = why_unfit(recording or by_name.get(name), content, withdrawn, project.settings.features.crop)
         return (None if reason else recording), reason
 
     return find
 
 
-def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn) -> str:
-    """Why a recording cannot give the clips of the table; empty where it can."""
+def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn, crop: Crop | None = None) -> str:
+    """Why a recording cannot give the clips of the table, of this part of its frames; empty where it can."""
     if withdrawn.covers(content):
         return "the recording was withdrawn (featurecache cache forget); take it out of the videos and clips.csv"
     if recording is None:
         return "the recording is not in the folder of videos"
     if not recording.sha256.startswith(content):
         return "the recording's content is not the one clips.csv was made from; run featurecache clips"
-    width, height = recording.info.width_px, recording.info.height_px
+    rows, columns = box_px(crop, recording.info.width_px, recording.info.height_px)
+    width, height = columns.stop - columns.start, rows.stop - rows.start
     if max(width, height) > _MOST_ASPECT * min(width, height):
-        return f"a frame's sides must be within {_MOST_ASPECT} to 1, but they are {width} x {height} px"
+        part = "a frame's sides" if crop is None else "the sides of features.crop"
+        return f"{part} must be within {_MOST_ASPECT} to 1, but they are {width} x {height} px"
     return ""

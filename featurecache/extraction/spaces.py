@@ -45,6 +45,7 @@ def project_spaces(
         "prompt": prompt,
         "frames": features.frames,
         "resize": features.resize,
+        "crop": features.crop,
         "clip_s": project.settings.clips.length_us / 1e6,
     }
     of_spaces = {"dtype": features.dtype, "stored_dtype": stored_dtype}

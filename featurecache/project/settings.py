@@ -21,12 +21,12 @@ from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, Validat
 
 from featurecache.errors import ProjectNotFoundError, SettingsError
 from featurecache.project.columns import ColumnSettings
+from featurecache.project.features import FeatureSettings
 from featurecache.project.rules import first_validation_error
 from featurecache.project.samples import SampleSettings
 from featurecache.spelling import did_you_mean, plain_name
 
 SETTINGS_NAME = "featurecache.toml"
-DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
 _LARGEST_BATCH = 4096
 _SECONDS_OVERLAP = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})? ?s")
 
@@ -34,12 +34,6 @@ T = TypeVar("T")
 Name = Annotated[str, AfterValidator(plain_name)]
 Seconds = Annotated[Decimal, Field(ge=Decimal("0.01"), le=3600, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-def _selected(names: tuple[str, ...]) -> tuple[str, ...]:
-    if not names or len(set(names)) < len(names):
-        raise ValueError("at least one tap/pooling, e.g. final/mean, none of them twice")
-    return names
 
 
 def _batch_size(size: object) -> int | str:
@@ -171,31 +165,6 @@ class SplitSettings:
     test: Fraction = 0.2
     sessions: dict[str, Literal["train", "validation", "test"]] = field(default_factory=dict)
     allow_clip_level: bool = False
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What alters feature values; any change but of `select` makes new feature spaces.
-
-    Attributes:
-        model: A folder, "org/name" or "org/name@revision" of the hub's cache on this machine, or "demo".
-        prompt: What the model reads with the video; text after the video cannot change a feature.
-        frames: Frames of a clip that the model sees.
-        resize: "model": as its processor does (the VLM's crops wide frames, as "crop" does); "pad" and "squash" cut
-            nothing off.
-        select: The features that one pass computes, as tap/pooling. Taps: vision, layer_0 to the last layer, final;
-            poolings: mean, motion, frames, tokens (which take much disk), cls and last where the model has them.
-        dtype: What the model computes in: "bfloat16", "float32" or "float16".
-        stored_dtype: What features are stored in; tokens are stored in bfloat16 unless this is "float32".
-    """
-
-    model: str
-    prompt: str = DEFAULT_PROMPT
-    frames: Annotated[int, Field(ge=1, le=256)] = 16
-    resize: Literal["model", "crop", "pad", "squash"] = "model"
-    select: Annotated[tuple[str, ...], AfterValidator(_selected)] = ("final/mean",)
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    stored_dtype: Literal["float16", "float32"] = "float16"
 
 
 @dataclass(frozen=True)

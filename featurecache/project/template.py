@@ -15,13 +15,13 @@ from typing import Any
 
 from featurecache.errors import ProjectExistsError
 from featurecache.files import private_folder, write_private
+from featurecache.project.features import FeatureSettings
 from featurecache.project.samples import SampleSettings
 from featurecache.project.settings import (
     SETTINGS_NAME,
     ClipSettings,
     DataSettings,
     ExtractSettings,
-    FeatureSettings,
     SplitSettings,
 )
 from featurecache.project.toml_text import toml_lines
@@ -37,7 +37,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
 _WRITTEN_OUT = {
     "clips": ("length_s", "stride_s"),
     "splits": ("seed", "train", "validation", "test"),
-    "features": tuple(field.name for field in dataclasses.fields(FeatureSettings)),
+    "features": tuple(field.name for field in dataclasses.fields(FeatureSettings) if field.default is not None),
     "extract": tuple(field.name for field in dataclasses.fields(ExtractSettings)),
 }
 _EXAMPLE = re.compile(r"\s*E\.g\. `(.+)`\.$")

@@ -8,7 +8,7 @@ memo of digests is written.
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from featurecache.clips.drift import check_table
 from featurecache.errors import FeatureCacheError, OutdatedTableError, OutdatedTableWarning
+from featurecache.project.features import Crop, box_px
 from featurecache.project.settings import Project
 from featurecache.setup.checks import GIB, Check, failed, size
 from featurecache.setup.model_checks import check_device, check_model
@@ -62,8 +63,10 @@ def examine(project: Project) -> Iterator[Check]:
             )
     if recordings:
         yield _decoding(recordings[0], settings.features.frames)
+        if settings.features.crop is not None:
+            yield _box(settings.features.crop)
         if inputs is not None and inputs.frame_resize.resize == "crop":
-            yield from _crop(recordings)
+            yield from _crop(recordings, settings.features.crop)
     if project.clips.exists():
         yield from _table(project)
     yield _disk(project, is_planned=inputs is not None and bool(recordings))
@@ -97,10 +100,19 @@ def _corner(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return picture[:1, :1].copy()
 
 
-def _crop(recordings: Sequence[Recording]) -> Iterator[Check]:
-    lost = max(crop_loss(recording.info.width_px, recording.info.height_px) for recording in recordings)
+def _box(crop: Crop) -> Check:
+    parts = []
+    for px, (x, y, width, height) in crop.items() if isinstance(crop, Mapping) else [("", crop)]:
+        where = f"{x:.0%} to {x + width:.0%} of its width and {y:.0%} to {y + height:.0%} of its height"
+        parts.append(f"of a frame {px and f'of {px} px '}the model sees {where}")
+    return Check("crop box", True, f"{'; '.join(parts)}; features of other boxes are others")
+
+
+def _crop(recordings: Sequence[Recording], crop: Crop | None) -> Iterator[Check]:
+    seen = [box_px(crop, one.info.width_px, one.info.height_px) for one in recordings]
+    lost = max(crop_loss(columns.stop - columns.start, rows.stop - rows.start) for rows, columns in seen)
     if lost > 0.01:
-        found = f"the model's centre crop cuts off up to {lost:.0%} of a frame"
+        found = f"the model's centre crop cuts off up to {lost:.0%} of {'a frame' if crop is None else 'the box'}"
         yield Check("crop", True, found, 'If the action may be there, set features.resize = "pad" or "squash".')
 
 

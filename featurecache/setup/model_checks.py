@@ -38,7 +38,12 @@ def check_model(settings: Settings, *, device: Check) -> "tuple[Inputs | None, t
         folder = find_model(features.model)
         clip_s = settings.clips.length_us / 1e6
         inputs = open_inputs(
-            folder, prompt=features.prompt, frames=features.frames, resize=features.resize, clip_s=clip_s
+            folder,
+            prompt=features.prompt,
+            frames=features.frames,
+            resize=features.resize,
+            crop=features.crop,
+            clip_s=clip_s,
         )
         taps = sorted({parse_feature(kept, inputs.taps).tap for kept in features.select})
     except FeatureCacheError as error:

@@ -92,7 +92,7 @@ def write_report(
     documents = read_documents(runs=runs, clips=clips, cache=cache, failures=failures, sources=sources)
     timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
     found = differences(timelines)
-    pictures, not_pictured = thumbnails(found, videos) if with_frames else ([], [])
+    pictures, not_pictured = thumbnails(found, videos, features.get("crop")) if with_frames else ([], [])
     maps, not_mapped = read_maps(runs / "maps") if with_frames else ([], [])
     searches, damaged = draw_searches(documents.runs)
     tested = [run for run in documents.runs if has_scores(run.test)]

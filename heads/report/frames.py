@@ -19,6 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from featurecache.errors import UnreadableVideoError, UnsafeFileError
+from featurecache.project.features import Crop, box_px
 from featurecache.video.containers import MAX_PIXELS, OpenVideo, open_video
 from featurecache.video.frames import to_rgb
 from heads.report.timelines import Difference
@@ -49,12 +50,15 @@ class Thumbnail:
     height_px: int
 
 
-def thumbnails(found: Sequence[Difference], videos: Path) -> tuple[list[Thumbnail], list[str]]:
+def thumbnails(
+    found: Sequence[Difference], videos: Path, crop: Crop | None = None
+) -> tuple[list[Thumbnail], list[str]]:
     """Frames of the first differences, where they can be decoded.
 
     Args:
         found: Differences, the longest first.
         videos: The folder of recordings.
+        crop: The part of a frame that the model sees, which is all that is shown; None: the whole frame.
 
     Returns:
         The frames, and the reason for each recording without one.
@@ -75,7 +79,9 @@ def thumbnails(found: Sequence[Difference], videos: Path) -> tuple[list[Thumbnai
         if frame is None:
             without[one.recording] = "it cannot be opened or decoded there"
             continue
-        jpeg, width, height = as_jpeg(np.ascontiguousarray(to_rgb(frame, VideoReformatter())), WIDTH_PX)
+        upright = to_rgb(frame, VideoReformatter())
+        shown = upright[box_px(crop, upright.shape[1], upright.shape[0])]
+        jpeg, width, height = as_jpeg(np.ascontiguousarray(shown), WIDTH_PX)
         made.append(Thumbnail(one, time_us, jpeg, width, height))
     return made, [f"frames of {Path(recording).name}: {why}" for recording, why in without.items()]
 

@@ -1,0 +1,87 @@
+"""The section [features]: what alters the value of a feature, and so is part of its feature space's fingerprint."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator
+
+DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height of a part of a frame, as shares of its width and height; x and y are of its upper left corner."""
+Crop = Box | Mapping[str, Box]
+"""One box for all frames, or a box for each size of frames, `1920x1080` (width, height): where cameras differ by it."""
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+_SMALLEST_SIDE = 0.02
+_SIZE = re.compile("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+
+
+def box_px(crop: Crop | None, width_px: int, height_px: int) -> tuple[slice, slice]:
+    """Rows and columns of a frame that are read: each border at the nearest pixel, and one pixel at least."""
+    box = crop.get(f"{width_px}x{height_px}", WHOLE) if isinstance(crop, Mapping) else crop or WHOLE
+    x, y, width, height = box
+    borders = []
+    for start, length, size in ((y, height, height_px), (x, width, width_px)):
+        first = min(int(start * size + 0.5), size - 1)
+        borders.append(slice(first, max(first + 1, min(int((start + length) * size + 0.5), size))))
+    return borders[0], borders[1]
+
+
+def _selected(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError("at least one tap/pooling, e.g. final/mean, none of them twice")
+    return names
+
+
+def _crop(value: object) -> Crop | None:
+    if isinstance(value, Mapping):
+        boxes = {str(size): box for size, one in sorted(value.items()) if (box := _box(one)) is not None}
+        if value and len(boxes) == len(value) and all(map(_SIZE.fullmatch, boxes)):
+            return boxes
+    elif value is None or (box := _box(value)) is not None:
+        return None if value is None or box == WHOLE else box
+    raise ValueError(
+        "[x, y, width, height] as shares of a frame, x + width and y + height up to 1, width and height at least "
+        f'{_SMALLEST_SIDE}, e.g. [0.25, 0.1, 0.5, 0.8]; or such a box for a size of frames, {{ "1920x1080" = [...] }}'
+    )
+
+
+def _box(value: object) -> Box | None:
+    """Four shares that lie in a frame; None of anything else."""
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(type(one) in (int, float) for one in value):
+        return None
+    x, y, width, height = map(float, value)
+    is_inside = min(x, y) >= 0 and x + width <= 1 + 1e-9 and y + height <= 1 + 1e-9
+    return (x, y, width, height) if is_inside and min(width, height) >= _SMALLEST_SIDE else None  # no NaN passes
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What alters feature values; any change but of `select` makes new feature spaces.
+
+    Attributes:
+        model: A folder, "org/name" or "org/name@revision" of the hub's cache on this machine, or "demo".
+        prompt: What the model reads with the video; text after the video cannot change a feature.
+        frames: Frames of a clip that the model sees.
+        crop: The part of each frame that the model sees, cut out before `resize`: [x, y, width, height] as shares of
+            the frame, for rooms where the action is small; or one for each size of frames, { "1920x1080" = [...] }.
+            E.g. `crop = [0.25, 0.1, 0.5, 0.8]`.
+        resize: "model": as its processor does (the VLM's crops wide frames, as "crop" does); "pad" and "squash" cut
+            nothing off.
+        select: The features that one pass computes, as tap/pooling. Taps: vision, layer_0 to the last layer, final;
+            poolings: mean, motion, frames, tokens (which take much disk), cls and last where the model has them.
+        dtype: What the model computes in: "bfloat16", "float32" or "float16".
+        stored_dtype: What features are stored in; tokens are stored in bfloat16 unless this is "float32".
+    """
+
+    model: str
+    prompt: str = DEFAULT_PROMPT
+    frames: Annotated[int, Field(ge=1, le=256)] = 16
+    crop: Annotated[Crop | None, PlainValidator(_crop)] = None
+    resize: Literal["model", "crop", "pad", "squash"] = "model"
+    select: Annotated[tuple[str, ...], AfterValidator(_selected)] = ("final/mean",)
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    stored_dtype: Literal["float16", "float32"] = "float16"
