@@ -4,10 +4,12 @@
 
 Drawn data, 8 seeds, scores on 2,000 samples that nothing saw; each method's penalty is chosen on samples of its own.
 Fusion: two inputs (16 and 64 wide) whose projections have weights alpha and 1 - alpha; learned weights against the
-inputs side by side, and against the mean of the scores of a head for each. Absent parts: 30% of the parts of pairs;
-leaving such samples out of training, the mean with a column that tells absence, and the same with each part left out
-once more (part dropout). Pairs: a change of one direction; [a, b, b - a], side by side, and the mean. Groups of six
-parts of which one in half of the groups carries the label: AUROC of the weights, trained with group labels alone.
+inputs side by side, and against the mean of the scores of a head for each; and what a choice by validation gains where
+learned weights, or averaged scores, are offered beside each input alone and both side by side. Absent parts: 30% of the
+parts of pairs; leaving such samples out of training, the mean with a column that tells absence, and the same with each
+part left out once more (part dropout). Pairs: a change of one direction; [a, b, b - a], side by side, and the mean.
+Groups of six parts of which one in half of the groups carries the label: AUROC of the weights, trained with group
+labels alone.
 
 With --demo, a copy of an extracted demo (`make demo`): groups of five clips with group labels alone, the weights of the
 best attention head of 32 trials against the clips' labels on the test sessions; and learned weights of three inputs.
@@ -18,7 +20,7 @@ import dataclasses
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,17 @@ def score(Y: np.ndarray, scores: np.ndarray) -> float:
     return float(average_precision_score(Y, scores, average="macro"))
 
 
-def held_out(method: Method, drawn: Drawn) -> tuple[float, float]:
-    """The score on the test part at the penalty that is best on validation, and that penalty."""
+def held_out(method: Method, drawn: Drawn) -> tuple[float, float, float]:
+    """The score on the test part at the penalty that is best on validation, that penalty, and its validation score."""
     X, Y = drawn["train"]
     by_penalty = {l2: score(drawn["validation"][1], method(l2, X, Y, drawn["validation"][0])) for l2 in PENALTIES}
     best = max(by_penalty, key=lambda l2: by_penalty[l2])
-    return score(drawn["test"][1], method(best, X, Y, drawn["test"][0])), best
+    return score(drawn["test"][1], method(best, X, Y, drawn["test"][0])), best, by_penalty[best]
+
+
+def chosen(among: Sequence[tuple[float, float, float]]) -> float:
+    """The score on the test part of the method that is best on validation."""
+    return max(among, key=lambda one: one[2])[0]
 
 
 def linear(l2: float, X: np.ndarray, Y: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -90,17 +97,25 @@ def fusion(alpha: float, seed: int, rows: int = 400) -> dict[str, float]:
     def fused(l2: float, X: np.ndarray, Y: np.ndarray, others: np.ndarray) -> np.ndarray:
         return head_scores(fit_fused(X, Y, dataclasses.replace(FUSES, l2=l2), widths=widths).head, others)
 
-    def averaged(l2: float, X: np.ndarray, Y: np.ndarray, others: np.ndarray) -> np.ndarray:
-        cuts = (slice(widths[0]), slice(widths[0], None))
-        return np.mean([linear(l2, X[:, cut], Y, others[:, cut]) for cut in cuts], axis=0)
+    def alone(cut: slice) -> Method:
+        return lambda l2, X, Y, others: linear(l2, X[:, cut], Y, others[:, cut])
 
-    found, l2 = held_out(fused, drawn)
+    def averaged(l2: float, X: np.ndarray, Y: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return np.mean([alone(cut)(l2, X, Y, others) for cut in cuts], axis=0)
+
+    cuts = (slice(widths[0]), slice(widths[0], None))
+    learned, side, mean = (held_out(method, drawn) for method in (fused, linear, averaged))
+    searched = [side, *(held_out(alone(cut), drawn) for cut in cuts)]
+    found, l2, _ = learned
     weights = fit_fused(*drawn["train"], dataclasses.replace(FUSES, l2=l2), widths=widths).weights
     return {
         "alpha": float(weights[0]),
         "fused": found,
-        "side by side": held_out(linear, drawn)[0],
-        "averaged scores": held_out(averaged, drawn)[0],
+        "side by side": side[0],
+        "averaged scores": mean[0],
+        "chosen of each alone and side by side": chosen(searched),
+        "chosen of these and learned weights": chosen([*searched, learned]),
+        "chosen of these and averaged scores": chosen([*searched, mean]),
     }
 
 

@@ -6,11 +6,14 @@ or of other samples are other questions.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from featurecache.clips.clip import ClipTable
 from featurecache.errors import BundleError, OutdatedTableError
 from featurecache.project.settings import SETTINGS_NAME, Project
+
+Unit = Literal["clip", "sample"]
+"""What targets belong to: a clip, or a sample of several."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class ClipRule:
     stride_us: int
     min_overlap_us: int
     samples: str = "none"
+
+    @property
+    def unit(self) -> Unit:
+        """What is scored."""
+        return "clip" if self.samples == "none" else "sample"
 
     @classmethod
     def of(cls, project: Project) -> "ClipRule":

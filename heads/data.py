@@ -20,7 +20,7 @@ import numpy.typing as npt
 from featurecache.clips.samples import Sample
 from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.spec import FeatureSpace
-from heads.clip_rule import ClipRule
+from heads.clip_rule import ClipRule, Unit
 from heads.samples.joining import join_of, joined, joined_widths, selected
 
 ROWS_AT_ONCE = 1024
@@ -45,6 +45,11 @@ class LabelledFeatures:
     sessions: npt.NDArray[np.str_]
     clip_ids: tuple[str, ...] | None = None
     samples: tuple[Sample, ...] | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """What its rows are."""
+        return "clip" if self.samples is None else "sample"
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +189,13 @@ def row_blocks(row_count: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS_AT_ONCE, row_count)) for start in range(0, row_count, ROWS_AT_ONCE))
 
 
-def more_sessions(split: str) -> str:
-    """What to do where a split lacks clips that a label needs."""
+def more_sessions(split: str, unit: Unit = "clip") -> str:
+    """What to do where a split lacks clips, or samples, that a label needs."""
+    smaller = "" if unit == "clip" else "make samples of fewer clips (most_clips under [samples]), "
     return (
-        f'If a session of another split has such clips, fix it (sessions = {{ NAME = "{split}" }} under [splits]) and '
-        "run featurecache clips; else annotate more sessions, or take the labels out of labels under [data]."
+        f'If a session of another split has such {unit}s, fix it (sessions = {{ NAME = "{split}" }} under [splits]) '
+        f"and run featurecache clips; else annotate more sessions, {smaller}or take the labels out of labels under "
+        f"[data]{'' if unit == 'clip' else ', or out of your samples.csv'}."
     )
 
 
@@ -217,7 +224,7 @@ def check_labelled(data: LabelledFeatures, labels: Sequence[str], split: str) ->
         )
     if X.size == 0:
         raise TrainingDataError(
-            f"the {split} split must have labelled clips with features, but X has shape {X.shape}. "
+            f"the {split} split must have labelled {data.unit}s with features, but X has shape {X.shape}. "
             "Annotate more sessions, or change the split."
         )
     if X.dtype not in (np.float16, np.float32):
@@ -227,8 +234,8 @@ def check_labelled(data: LabelledFeatures, labels: Sequence[str], split: str) ->
     unlabelled = np.flatnonzero(~((Y == 0) | (Y == 1)).all(axis=1))
     if len(unlabelled):
         raise TrainingDataError(
-            f"every target of the {split} split must be 0 or 1, but {len(unlabelled)} of {len(Y)} clips have another "
-            f"(first: row {unlabelled[0]}). Leave unlabelled clips out."
+            f"every target of the {split} split must be 0 or 1, but {len(unlabelled)} of {len(Y)} {data.unit}s have "
+            f"another (first: row {unlabelled[0]}). Leave unlabelled {data.unit}s out."
         )
     for rows in row_blocks(len(X)):
         is_sound = np.isfinite(X[rows]) if data.samples is None else ~np.isinf(X[rows])  # absent parts are NaN
@@ -265,11 +272,11 @@ def check_training(train: LabelledFeatures, validation: LabelledFeatures, labels
         if here.any():
             names = ", ".join(label for label, is_bad in zip(labels, here, strict=True) if is_bad)
             raise TrainingDataError(
-                f"each label must be {state} in at least one training clip, but these never are: {names}. "
-                f"{more_sessions('train')}"
+                f"each label must be {state} in at least one training {train.unit}, but these never are: {names}. "
+                f"{more_sessions('train', train.unit)}"
             )
     if not validation.Y.any():
         raise TrainingDataError(
             f"at least one label must be on in validation, but none of {', '.join(labels)} is. "
-            f"{more_sessions('validation')}"
+            f"{more_sessions('validation', train.unit)}"
         )

@@ -20,6 +20,7 @@ from featurecache.errors import TrainingDataError
 from featurecache.extraction.failures import KnownFailures
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
+from heads.clip_rule import Unit
 from heads.data import KeptSplit
 
 NONE_KNOWN = KnownFailures()
@@ -147,7 +148,7 @@ def _of_samples(
     missing = known.missing(cache, ids, [*spaces.values(), *needed])
     row_of = {clip_id: row for row, clip_id in enumerate(one for one in ids if one not in missing)}
     without = {sample.clip_id for sample in samples if row_of.keys().isdisjoint(sample.clip_ids)}
-    loaded = _targets(samples, what, without, purged=purged)
+    loaded = _targets(samples, what, without, purged=purged, unit="sample")
     had = tuple(sample for sample in samples if sample.clip_id not in without)
     rows = np.full((len(had), places), len(row_of))  # of what is read, and one more that stands for an absent part
     for at, sample in enumerate(had):
@@ -166,17 +167,24 @@ def _of_samples(
 
 
 def _targets(
-    clips: Sequence[Clip] | Sequence[Sample], what: str, missing: Collection[str], *, purged: int
+    clips: Sequence[Clip] | Sequence[Sample],
+    what: str,
+    missing: Collection[str],
+    *,
+    purged: int,
+    unit: Unit = "clip",
 ) -> LoadedSplit:
     had = [clip for clip in clips if clip.clip_id not in missing]
     if not had:
         beside = f" besides {purged} that touch clips which score them" if purged else ""
-        todo = "See failed_clips.csv for what their extraction met" if clips else "Annotate more sessions"
+        todo = "Annotate more sessions" if unit == "clip" else "Annotate more, or add labelled samples to samples.csv"
+        if clips:
+            todo = "See failed_clips.csv for what their extraction met"
         way_out = "change the split in clips.csv"
         if what == "the test split":
             way_out = "score without it: featurecache evaluate --leave-one-session-out"
         raise TrainingDataError(
-            f"{what} must have labelled clips with features, but it has {len(clips)} labelled clips{beside} "
+            f"{what} must have labelled {unit}s with features, but it has {len(clips)} labelled {unit}s{beside} "
             f"and features of none. {todo}, or {way_out}."
         )
     clip_ids = tuple(clip.clip_id for clip in had)

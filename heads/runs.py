@@ -228,9 +228,11 @@ def write_fitted(
     kept = tuple(tuple(rule["labels"]) for rule in rules if rule["kept"])
     bundle = replace(bundle, thresholds=thresholds, calibration=fit_calibration(Y, scores), exclusive=kept)
     predicted = bundle.predicted(scores)
-    first = bundle.spaces[0]
+    first, unit = bundle.spaces[0], "clip" if bundle.clips is None else bundle.clips.unit
     metrics = {
-        **metrics_document(Y, scores, thresholds, sessions, labels=labels, split=held_out.name, predicted=predicted),
+        **metrics_document(
+            Y, scores, thresholds, sessions, labels=labels, split=held_out.name, predicted=predicted, unit=unit
+        ),
         **leakage,
         "calibration": calibration_document(Y, scores, cross_calibrated(Y, scores, sessions), labels=labels),
         "curves": curves(Y, scores, labels=labels),

@@ -148,7 +148,7 @@ SETTINGS = HeadSettings(solver="convex", l2=0.1)
 def left_out(data: LabelledFeatures, log: Path, **options: Any) -> dict[str, Any]:
     bundle = dataclasses.replace(make_bundle(), settings=SETTINGS)
     fit_scores = refitting(data, SETTINGS)
-    return evaluate_without_each_session(fit_scores, data, bundle, test_clips=[TEST_CLIP], log=log, **options)
+    return evaluate_without_each_session(fit_scores, data, bundle, test=[TEST_CLIP], log=log, **options)
 
 
 def test_evaluate_without_each_session_learns_each_from_the_others_and_counts_as_a_look(tmp_path: Path) -> None:

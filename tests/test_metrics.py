@@ -134,7 +134,17 @@ def test_document_is_the_contract_when_written_as_json() -> None:
     Y[:, 2] = 0
     document = metrics_document(Y, scores, np.full(3, 0.5), sessions, labels=LABELS, split="validation")
     document = json.loads(json.dumps(document, allow_nan=False))
-    keys = ["macro_f1", "macro_f1_ci95", "per_class", "undefined", "n_clips", "n_sessions", "split", "per_session"]
+    keys = [
+        "macro_f1",
+        "macro_f1_ci95",
+        "per_class",
+        "undefined",
+        "n_clips",
+        "unit",
+        "n_sessions",
+        "split",
+        "per_session",
+    ]
     assert list(document) == keys
     assert document["undefined"] == ["stimulation"]
     assert (document["n_clips"], document["n_sessions"], document["split"]) == (240, 6, "validation")

@@ -127,7 +127,7 @@ def test_report_says_why_there_is_no_confidence_interval(reported: Path) -> None
     text = Page(reported / "runs" / "report.html").text
     assert reason in text
     assert "no confidence interval" in text
-    assert "Without a positive clip in the test split, and so without a score: \u2068suction\u2069" in text
+    assert "Never on in the test split, and so without a score: \u2068suction\u2069" in text
 
 
 def test_report_calls_a_validation_score_too_kind_when_nothing_was_evaluated(reported: Path) -> None:

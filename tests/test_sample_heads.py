@@ -9,19 +9,23 @@ import pytest
 import torch
 
 from featurecache import extract, make_clips, open_project
+from featurecache.clips.csv_file import read_table
 from featurecache.clips.samples import Sample
 from featurecache.clips.samples_file import SAMPLES_NAME
-from featurecache.errors import BundleError, EditedTableError, SettingsError
+from featurecache.errors import BundleError, EditedTableError, SettingsError, TrainingDataError
 from featurecache.project.settings import Project
 from heads import compare, evaluate, leave_one_session_out, predict, train, tune
 from heads.bundle import load_bundle
-from heads.data import KeptSplit, LabelledFeatures, check_labelled
+from heads.data import KeptSplit, LabelledFeatures, check_labelled, check_training
 from heads.engines.fitting import fit_head
 from heads.engines.fusion import fit_fused
 from heads.models import AttentionHead, head_scores
-from heads.samples.joining import joined
+from heads.samples.joining import join_of, joined
 from heads.settings import HeadKind, HeadSettings
+from heads.terminal.scores import evaluation
 from heads.workflow import report
+from heads.workflow.data import NO_TIMELINES
+from heads.workflow.mapping import map_clip
 from heads.workflow.retraining import retrain
 from heads.workflow.reviewing import review
 from heads.workflow.sample_scores import WEIGHTS_NAME
@@ -118,6 +122,11 @@ def test_joining_is_refused_where_samples_are_clips_and_a_feature_that_is_no_num
     with pytest.raises(SettingsError, match='kind "temporal" must have all time steps'):
         fit_head(groups().X, data.Y[:120], HeadSettings(kind="temporal"))
     check_labelled(groups(), LABELS, "train")
+    never = dataclasses.replace(groups(), Y=np.zeros_like(groups().Y))
+    with pytest.raises(
+        TrainingDataError, match=r"on in at least one training sample, but .* make samples of fewer clips"
+    ):
+        check_training(never, dataclasses.replace(never, sessions=np.full(len(never.Y), "other")), LABELS)
     for broken, samples in ((np.nan, None), (np.inf, groups().samples)):
         bad = groups(absent=0)
         bad.X[3, 0, 0] = broken
@@ -161,7 +170,8 @@ def test_learned_weights_are_refused_where_they_would_say_nothing(changed: dict[
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Project:
     """Six sessions of one recording each, in groups of two clips."""
     root = tmp_path_factory.mktemp("samples") / "project"
-    found = make_project(root, tiny_model, clips=8, extra='[samples]\nrule = "recording"\nmost_clips = 2\n')
+    rules = '[timeline]\nexclusive = [["ventilation", "stimulation"]]\n[samples]\nrule = "recording"\nmost_clips = 2\n'
+    found = make_project(root, tiny_model, clips=8, extra=rules)
     assert make_clips(found).samples == 24
     extract(found)
     return found
@@ -183,6 +193,11 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
         assert "samples of several clips" in run.no_timeline_because
         scores = evaluate(own, run.bundle)
         assert (scores.metrics["n_clips"], scores.bundles[0].timelines) == (4, None)
+        assert scores.metrics["exclusive_violations"] == [], "labels exclude each other in one clip, not in several"
+        shown = " ".join(one for one in evaluation(scores, 100) if isinstance(one, str))
+        for of_clips in (NO_TIMELINES, "failed_clips", "the clips' own labels"):
+            shown = shown.replace(of_clips, "")
+        assert "clip" not in shown, shown
         looks = WEIGHTS_NAME in {path.name for path in run.folder.iterdir()}
         assert looks == ("part_weights" in scores.metrics) == ("attention" in section)
         if looks:
@@ -193,12 +208,24 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
             assert "Which clips of a sample the head looks at" in report(own).path.read_text()
         (run.folder / WEIGHTS_NAME).unlink(missing_ok=True)
     assert tune(own, trials=2).best["inputs"] == "mean(final/mean)"
-    assert leave_one_session_out(own).metrics["n_clips"] == 24
+    evaluated = evaluate(own).looks
+    left_out = leave_one_session_out(own).metrics
+    assert (left_out["n_clips"], left_out["unit"]) == (24, "sample")
+    assert left_out["looks"] == evaluated, "it is the evaluation of the same bundle on the same samples"
     table = compare(own)
     assert set(table.missing) <= {"FT-LC"}, "what scores clips cannot be made for samples"
     assert {row.run for row in table.rows} == {"train", "tune"}
-    for step in (lambda: predict(own, [own.videos / "S0.mp4"]), lambda: review(own), lambda: retrain(own, run.bundle)):
-        with pytest.raises(BundleError, match="timelines must be made by a bundle that scores clips"):
+    page = report(own).path.read_text()
+    assert "4 samples of 1 sessions" in page
+    for words in ("of 100 clips", "in every clip", "held-out clips", "clips with it", "share of clips"):
+        assert words not in page, words
+    for step in (
+        lambda: predict(own, [own.videos / "S0.mp4"]),
+        lambda: review(own),
+        lambda: retrain(own, run.bundle),
+        lambda: map_clip(own, ""),
+    ):
+        with pytest.raises(BundleError, match=r"must be made by a bundle that scores clips, but .* samples of several"):
             step()
     assert load_bundle(run.bundle).clips == dataclasses.replace(load_bundle(run.bundle).clips, samples="recording")
     other = with_settings(own, '[samples]\nrule = "none"\n[train]')
@@ -230,3 +257,27 @@ def test_samples_that_a_person_edited_are_read_by_the_rule_file_alone(project: P
     make_clips(own, force=True)
     assert path.read_text() == before
     assert "first" in (project.root / "samples.edited.csv").read_text()
+
+
+@pytest.mark.parametrize("inputs", ["concat(final/mean)", "pair(final/mean)", "mean(final/mean)", "final/mean"])
+def test_a_camera_that_failed_in_training_or_at_test_time_costs_no_sample(project: Project, inputs: str) -> None:
+    clips = read_table(project.clips).clips
+    lines = ["sample,part,role,order,x"]
+    for at, (one, other) in enumerate(zip(clips[::2], clips[1::2], strict=True)):
+        parts = one.clip_id if at % 3 else "", other.clip_id if at % 3 != 1 else ""
+        target = int(1 in (*one.targets[:1], *other.targets[:1]))
+        lines += [
+            f"{at},{part},{role},{place},{target}" for place, part, role in zip((1, 2), parts, ("a", "b"), strict=True)
+        ]
+    (project.root / SAMPLES_NAME).write_text("\n".join(lines))
+    kind = "attention" if inputs == "final/mean" else "linear"
+    own = with_settings(project, f'[samples]\nrule = "file"\n[train]\ninputs = "{inputs}"\nkind = "{kind}"\nepochs = 4')
+    run = train(own)
+    test = [clip for clip in clips if clip.split == "test"]
+    assert evaluate(own, run.bundle).metrics["n_clips"] == len(test) // 2
+    assert {row.run for row in compare(own).rows} == {"train"}
+    bundle = load_bundle(run.bundle)
+    X = np.full((1, 2, 32), np.nan, np.float32)
+    X[0, 1] = 1.0
+    scores = bundle.scores(joined(X, join_of(inputs)) if join_of(inputs) else X, fingerprint=bundle.fingerprint)
+    assert np.isfinite(scores).all()

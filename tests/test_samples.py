@@ -125,6 +125,11 @@ HEADER = "sample,part,role,order,x\n"
         (f"{HEADER}p,{A},a,1,1\np,{B},,2,1\n", "line 3, column role: .*empty, but other lines have roles"),
         (f"{HEADER}p,{A},,one,1\n", "line 2, column order: .*no whole number"),
         (f"{HEADER}p,,,1,1\n", "line 2, column part: .*no clip on any line"),
+        (f"{HEADER}p,{A},,1,1\np,{B},,1,1\n", "line 3, column order: .*'p' has the order 1 on line 2 too"),
+        (f"{HEADER}p,{A},a,01,1\np,{B},b,1,1\n", "line 3, column order: .*'p' has the order 1 on line 2 too"),
+        (f"{HEADER}p,{A},,,1\np,{B},,2,1\n", "line 2, column order: .*empty, but 'p' has an order on line 3"),
+        (f"{HEADER}p,{A},,1,1\nq,{A},,1,0\n", "line 3, column part: .*'q' has the clips of 'p'"),
+        (HEADER, "must have a line for each part of a sample, but it has a header alone"),
         (f"{HEADER}p,{A},,1\n", "line 2, column sample: .*4 cells where 5"),
         ("sample,part,order,x\n", "line 1: the columns must be sample, part, role, order"),
         ("sample,part,role,order\n", "line 1: a label must be among the columns"),
@@ -196,7 +201,7 @@ def test_features_of_parts_are_padded_and_a_part_that_could_not_be_extracted_is_
     np.testing.assert_array_equal(
         load_all_splits(table, cache, SPACES, known=known, samples=samples).data.Y, [[1], [0]]
     )
-    with pytest.raises(TrainingDataError, match="the test split must have labelled clips"):
+    with pytest.raises(TrainingDataError, match="the test split must have labelled samples"):
         load_split(table, "test", cache, SPACES, known=known, samples=samples)
 
 

@@ -226,6 +226,24 @@ def test_withdrawal_removes_nothing_of_recordings_whose_names_hold_its_name(proj
     assert withdraw(project, "S1.mp4", everything=True).files_removed == made_of_it(project)
 
 
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_withdrawal_takes_samples_of_the_recording_out_of_samples_csv_whole(project: Project, mark: str) -> None:
+    own, other = content(project)[:16], content(project, "S2.mp4")[:16]
+    lines = ["sample,part,role,order,x", f"a,{other}-0-1000000,,1,1", f'"b\nc",{own}-0-1000000,,1,1']
+    lines += [f'"b\nc",{other}-1000000-2000000,,2,1', "S1.mp4 from 0 s,,,1,0", "S11.mp4,,,1,0"]
+    path = project.root / "samples.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(line.replace(",", mark) for line in lines).encode())
+    assert dict(withdraw(project, "S1.mp4").remaining)["samples.csv"].endswith("the same command with --everything")
+    assert "samples.csv" in withdraw(project, "S1.mp4", everything=True).files_cleaned
+    assert path.read_text("utf-8-sig").replace(mark, ",").split() == [*lines[0].split(), lines[1], lines[-1]]
+
+
+def test_withdrawal_lists_a_sample_table_that_it_cannot_read(project: Project) -> None:
+    (project.root / "samples.csv").write_text(f'what is it? "{content(project)[:16]}-0-1000000')
+    done = withdraw(project, "S1.mp4", everything=True)
+    assert "must be a sample table, but it cannot be read" in dict(done.remaining)["samples.csv"]
+
+
 def test_withdrawal_tells_of_hard_links_to_what_it_removed(project: Project) -> None:
     (project.root.parent / "kept.html").hardlink_to(project.runs / "report.html")
     shard = next(path for path in project.cache.rglob("c.0.0") if path.parent.name == "features")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -243,7 +244,7 @@ def _undecodable(data: bytes) -> tuple[int, int]:
     return 1, 0
 
 
-def delimiter_of(file: io.TextIOWrapper, first: str) -> str:
+def delimiter_of(file: TextIO, first: str) -> str:
     """What separates the cells, by the header, which begins with this column; the file stands at its beginning."""
     header = file.readline(_MOST_HEADER).lstrip('"')
     file.seek(0)

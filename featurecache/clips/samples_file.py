@@ -8,7 +8,7 @@ order. Where lines have roles, each role is a place of its own; otherwise parts 
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from featurecache.clips.clip import Clip, ClipTable, check_labels
@@ -35,6 +35,11 @@ _Row = tuple[int, Mapping[str, str]]
 """Line number, and cells by column."""
 
 
+def samples_record(project: Project) -> Path:
+    """What tells whether `samples.csv` was edited."""
+    return project.state / "samples.json"
+
+
 def write_samples(project: Project, table: ClipTable, *, force: bool = False) -> SampleTable:
     """Writes the samples that the project's rule makes of a clip table, but never over a person's edits.
 
@@ -47,7 +52,7 @@ def write_samples(project: Project, table: ClipTable, *, force: bool = False) ->
         EditedTableError: If the file was edited and `force` is not set.
         SettingsError, ClipTableError: As `make_samples`; or if it cannot be written.
     """
-    path, state = project.root / SAMPLES_NAME, project.state / "samples.json"
+    path, state = project.root / SAMPLES_NAME, samples_record(project)
     found = make_samples(table, project.settings.samples)
     written = read_record(state).written
     if force:
@@ -68,7 +73,7 @@ def project_samples(project: Project, table: ClipTable) -> SampleTable:
     settings, path = project.settings.samples, project.root / SAMPLES_NAME
     if settings.rule == "file":
         return read_samples(path, table, settings.slices)
-    refuse_edited(path, read_record(project.state / "samples.json").written, keep=_KEEP)
+    refuse_edited(path, read_record(samples_record(project)).written, keep=_KEEP)
     return make_samples(table, settings)
 
 
@@ -120,7 +125,51 @@ def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> Sa
     clips = {clip.clip_id: clip for clip in table.clips}
     roles = _roles(path, [row for rows in of_sample.values() for row in rows])
     found = [_sample(path, name, rows, clips, roles, labels, slices) for name, rows in of_sample.items()]
+    if not found:
+        raise ClipTableError(
+            f"{path.name} must have a line for each part of a sample, but it has a header alone. Write them, with clip "
+            "ids of clips.csv as parts; or choose another rule under [samples]."
+        )
+    first_with: dict[tuple[str, ...], str] = {}
+    for sample in found:
+        if (other := first_with.setdefault(sample.parts, sample.name)) != sample.name:
+            line = of_sample[sample.name][0][0]
+            raise _fault(path, line, "part", f"{sample.name!r} has the clips of {other!r}, and would count twice")
     return SampleTable(labels, tuple(found), roles)
+
+
+def without_recording(data: bytes, is_its_part: Callable[[str], bool], is_named: Callable[[str], bool]) -> bytes:
+    """The bytes of `samples.csv` without the samples that hold a withdrawn recording; other lines keep their bytes.
+
+    A sample goes whole: its targets, and often its name, tell of the recording too.
+
+    Args:
+        data: The file.
+        is_its_part: Whether a clip id is of the recording.
+        is_named: Whether a sample's name tells the recording's.
+
+    Raises:
+        ClipTableError: If it is no CSV in UTF-8 with the columns of samples.
+    """
+    try:
+        lines = list(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        rows = csv.reader(lines, delimiter=delimiter_of(io.StringIO(lines[0]), COLUMNS[0]), strict=True)
+        header = [cell.strip() for cell in next(rows)]
+        sample, part = header.index("sample"), header.index("part")
+        spans, last = [], rows.line_num
+        for row in rows:
+            spans.append((last, rows.line_num, row))
+            last = rows.line_num
+        gone = {row[sample] for *_, row in spans if row and (is_its_part(row[part].strip()) or is_named(row[sample]))}
+    except (UnicodeDecodeError, csv.Error, IndexError, ValueError, StopIteration) as error:
+        raise ClipTableError(
+            f"{SAMPLES_NAME} must be a sample table, but it cannot be read. Look it over, and take out what is of the "
+            "recording."
+        ) from error
+    kept = [lines[: spans[0][0] if spans else len(lines)]]
+    kept += [lines[start:end] for start, end, row in spans if not row or row[sample] not in gone]
+    text = "".join(line for some in kept for line in some).encode()
+    return (b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b"") + text
 
 
 def _labels(name: str, header: Sequence[str], slices: Sequence[str]) -> tuple[str, ...]:
@@ -151,6 +200,18 @@ def _roles(path: Path, rows: Sequence[_Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(unguard_cell(cells["role"]) for _, cells in first))
 
 
+def _check_order(path: Path, name: str, rows: Sequence[_Row]) -> None:
+    """Refuses a sample of which two lines have one order, or some have none."""
+    first: dict[int, int] = {}
+    stated = [row for row in rows if row[1]["order"]]
+    for number, cells in rows if stated else ():
+        if not cells["order"]:
+            raise _fault(path, number, "order", f"it is empty, but {name!r} has an order on line {stated[0][0]}")
+        earlier = first.setdefault(_order(path, (number, cells)), number)
+        if earlier != number:
+            raise _fault(path, number, "order", f"{name!r} has the order {cells['order']} on line {earlier} too")
+
+
 def _order(path: Path, row: _Row) -> int:
     number, cells = row
     try:
@@ -168,6 +229,7 @@ def _sample(
     labels: Sequence[str],
     slices: Sequence[str],
 ) -> Sample:
+    _check_order(path, name, rows)
     places: dict[int, str] = {}
     for place, row in enumerate(sorted(rows, key=lambda row: _order(path, row))):
         number, cells = row

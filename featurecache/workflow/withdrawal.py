@@ -18,6 +18,8 @@ from typing import Any
 from featurecache.annotations.reviews import FOLDER
 from featurecache.clips.contents import content_of
 from featurecache.clips.record import read_record
+from featurecache.clips.samples_file import SAMPLES_NAME, samples_record, without_recording
+from featurecache.errors import ClipTableError
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.store import ForgetReport, forget
@@ -69,8 +71,9 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
     Args:
         project: The project.
         recording: Its name in the clip table or among predictions, a file, or 16 to 64 digits of its sha256.
-        everything: Also clean the clip table, its record, the failures and the memo of digests, and remove reports,
-            timelines and predictions. Otherwise these are listed with what remains.
+        everything: Also clean the clip table, its record, the failures and the memo of digests, take samples that
+            hold the recording out of samples.csv, and remove reports, timelines and predictions. Otherwise these are
+            listed with what remains.
 
     Raises:
         ClipTableError: If the recording cannot be told; a damaged clip table is no hindrance where digits or a file do.
@@ -87,7 +90,8 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
     unsearched = [(project.cache / path, why) for path, why in (cached.unsearched if cached else _NO_CACHE)]
     if not traces.is_table_sound:
         unsearched.append((project.clips, "it is damaged, and may name the recording in other words: look it over"))
-    tables = (project.failures, project.clips)
+    samples = project.root / SAMPLES_NAME
+    tables = (project.failures, project.clips, samples)
     for path, why_not in traces.files(but=(project.cache, project.root / RECORDS)):
         if why_not:
             unsearched.append((path, why_not))
@@ -111,7 +115,13 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
                 unsearched.append((path, f"it is removed, but has {links - 1} other names (hard links)"))
         else:
             remaining.append((path, _what_to_do(project, traces, path)))
-    for path in set(tables) & set(cleaned):
+    if samples in cleaned:
+        try:
+            _drop_samples(project, traces, digits)
+        except ClipTableError as error:
+            cleaned.remove(samples)
+            remaining.append((samples, str(error)))
+    for path in {project.failures, project.clips} & set(cleaned):
         _drop_rows(path, digits, project.table_record)
     record = _write_record(
         project, traces, mark_of(digits), cached, cleaned, removed, remaining, unsearched, everything
@@ -146,9 +156,8 @@ def _what_to_do(project: Project, traces: Traces, path: Path) -> str:
     by_persons = [place for place in (traces.annotations, project.root / FOLDER) if place is not None]
     if any(path.is_relative_to(place) for place in by_persons):
         return "its annotations, or they name it: remove them"
-    if path in (project.clips, project.failures, project.digest_memo, project.table_record) or _is_made_again(
-        project, path
-    ):
+    tables = (project.clips, project.failures, project.root / SAMPLES_NAME)
+    if path in (*tables, project.digest_memo, project.table_record) or _is_made_again(project, path):
         return "holds what can be cleaned or made again: the same command with --everything"
     if (path.parent / "bundle.json").exists():
         return "a model that has learned from it: train again without it, or remove the model's folder"
@@ -156,13 +165,31 @@ def _what_to_do(project: Project, traces: Traces, path: Path) -> str:
 
 
 def _drop_rows(path: Path, digits: str, record_path: Path) -> None:
-    """Take the recording's rows out of a table of clips; every other row keeps its bytes.
-
-    A clip table that nobody had edited still counts as unedited.
-    """
+    """Take the recording's rows out of a table of clips; every other row keeps its bytes."""
     of_recording = re.compile(rf'(?:^|[",;\t]){digits[:16]}-[0-9]+-[0-9]+'.encode())
     before = path.read_bytes()
     after = b"".join(line for line in before.splitlines(keepends=True) if not of_recording.search(line))
+    _write_cleaned(path, before, after, record_path)
+
+
+def _drop_samples(project: Project, traces: Traces, digits: str) -> None:
+    """Take the samples that hold the recording out of `samples.csv`, whole.
+
+    Raises:
+        ClipTableError: If it cannot be read as a table.
+    """
+    path = project.root / SAMPLES_NAME
+    before = path.read_bytes()
+    after = without_recording(
+        before,
+        lambda part: part.startswith(f"{digits[:16]}-"),
+        lambda name: not traces.shares_name and traces.is_named(name),
+    )
+    _write_cleaned(path, before, after, samples_record(project))
+
+
+def _write_cleaned(path: Path, before: bytes, after: bytes, record_path: Path) -> None:
+    """Writes a table that lost rows; one that nobody had edited still counts as unedited."""
     record = read_record(record_path)
     if hashlib.sha256(before).hexdigest() in record.written:
         replace(record, written=(*record.written, hashlib.sha256(after).hexdigest())).save(record_path)

@@ -160,6 +160,11 @@ def number(value: object) -> float | None:
     return float(value)
 
 
+def unit_of(metrics: Document) -> str:
+    """What was scored: "clip", or "sample" of several."""
+    return "sample" if metrics.get("unit") == "sample" else "clip"
+
+
 def has_scores(metrics: Document) -> bool:
     """Whether metrics can be set beside others: an F1 of each label, macro-F1 and its interval, numbers or null."""
     per_class, interval = metrics.get("per_class"), metrics.get("macro_f1_ci95")

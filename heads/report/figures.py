@@ -13,7 +13,7 @@ from typing import Any
 
 from featurecache.clips.clip import Clip
 from featurecache.spelling import visible
-from heads.report.documents import Document, Run, number
+from heads.report.documents import Document, Run, number, unit_of
 from heads.report.names import isolated
 
 Figure = dict[str, Any]
@@ -131,12 +131,15 @@ def reliability_figure(runs: Sequence[Run], label: str, split: str) -> Figure | 
     """A label's share of positive clips over its score, a line per method; None without points."""
     data: list[dict[str, Any]] = []
     for run, name, color, dash in styled(runs):
-        points = _curves(run.test if split == "test" else run.validation, label, "reliability")
+        metrics = run.test if split == "test" else run.validation
+        points = _curves(metrics, label, "reliability")
         score, share, clips = (numbers(points.get(key)) for key in ("score", "observed", "clips"))
         if not score or not len(score) == len(share) == len(clips):
             continue
         largest = max((count or 0 for count in clips), default=0) or 1
-        trace = curve(score, share, name, color, dash, "score %{x:.2f}: on in %{y:.0%} of %{customdata} clips")
+        trace = curve(
+            score, share, name, color, dash, "score %{x:.2f}: on in %{y:.0%} of %{customdata} " + unit_of(metrics) + "s"
+        )
         sizes = [4 + 6 * math.sqrt((count or 0) / largest) for count in clips]
         is_curve = min((count or 0 for count in clips), default=0) >= LEAST_CLIPS
         bars = [_share_interval(one, count) for one, count in zip(share, clips, strict=True)]
@@ -167,7 +170,7 @@ def _share_interval(share: float | None, count: float | None) -> tuple[float, fl
 
 
 def session_figure(points: Sequence[tuple[str, float]], macro: float | None) -> Figure:
-    """Macro-F1 of each session, and the one of all clips together as a line."""
+    """Macro-F1 of each session, and the one of all together as a line."""
     trace = {
         "type": "scatter",
         "mode": "markers",
@@ -186,7 +189,7 @@ def session_figure(points: Sequence[tuple[str, float]], macro: float | None) -> 
     if macro is not None:
         layout["shapes"] = [rule(macro, macro, 0, 1, yref="paper", dash="dot")]
         note = {"x": macro, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
-        layout["annotations"] = [note | {"text": "all clips together", "font": {"color": "@muted", "size": 11}}]
+        layout["annotations"] = [note | {"text": "all sessions together", "font": {"color": "@muted", "size": 11}}]
     return {"data": [trace], "layout": layout}
 
 

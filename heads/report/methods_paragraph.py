@@ -128,7 +128,7 @@ def _of_scores(metrics: Document, unit: str) -> str:
     if interval:
         text += f" (95% confidence interval over sessions {interval[0]:.2f} to {interval[1]:.2f})"
     if floor is not None:
-        text += f"; predicting every activity in every clip reaches {floor:.2f}"
+        text += f"; predicting every activity in every {unit[:-1]} reaches {floor:.2f}"
     looks = number(metrics.get("looks"))
     if looks is not None:
         text += f". These sessions were evaluated {'once' if looks == 1 else f'{looks:.0f} times'}"

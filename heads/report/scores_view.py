@@ -8,7 +8,7 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.splits import SPLITS
 from featurecache.spelling import counted
 from heads.report import figures as draw
-from heads.report.documents import Document, Documents, Run, number
+from heads.report.documents import Document, Documents, Run, number, unit_of
 from heads.report.figures import Figure, keep, numbers, per_class
 from heads.report.names import last_part
 from heads.report.sample_view import sample_content
@@ -168,6 +168,7 @@ def labels_content(documents: Documents, figures: dict[str, Figure]) -> dict[str
         **_sessions(of_shown, labels, figures),
         **sample_content(of_shown, figures),
         **sensitivity_content(of_shown, figures),
+        "unit": unit_of(of_shown),
         "least_clips": draw.LEAST_CLIPS,
         "curve_split": split,
         "legend": [

@@ -12,7 +12,7 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.leakage import split_level
 from featurecache.spelling import counted, visible
-from heads.report.documents import Document, Documents, Run, number
+from heads.report.documents import Document, Documents, Run, number, unit_of
 from heads.report.figures import interval_of, numbers, per_class, prevalence_of, row_names
 from heads.report.names import isolated
 from heads.report.timelines import Difference, Timeline, total_us
@@ -99,6 +99,7 @@ def _headline(run: Run, metrics: Document, among: Sequence[Run]) -> dict[str, An
         "value": number(metrics["macro_f1"]),
         "interval": interval_of(metrics),
         "clips": metrics.get("n_clips"),
+        "unit": unit_of(metrics),
         "sessions": metrics.get("n_sessions"),
         "split": metrics.get("split", ""),
     }
@@ -108,7 +109,7 @@ def _on_test(best: Run) -> list[str]:
     floor, interval = floor_of(best.test), interval_of(best.test)
     if floor is None:
         return []
-    start = f"The all-positive baseline, every label in every clip, reaches {floor:.2f}"
+    start = f"The all-positive baseline, every label in every {unit_of(best.test)}, reaches {floor:.2f}"
     if (number(best.test["macro_f1"]) or 0) <= floor:
         return [f"{start}: the score is not above it. Nothing shows that the head learned."]
     ends, is_above = _above_floor(best.test, floor, interval)
@@ -135,8 +136,8 @@ def _of_labels(metrics: Document) -> list[str]:
     if len(ranked) < 2:
         return []
     lines = [
-        "Macro-F1 is the mean over activities of F1, which is 1 where each clip with the activity is reported and no "
-        "other, and 0 where none is."
+        f"Macro-F1 is the mean over activities of F1, which is 1 where each {unit_of(metrics)} with the activity is "
+        "reported and no other, and 0 where none is."
     ]
     for place, (f1, label) in (("Best", ranked[-1]), ("Weakest", ranked[0])):
         lines.append(
@@ -147,11 +148,12 @@ def _of_labels(metrics: Document) -> list[str]:
 
 def _in_words(metrics: Document, label: str) -> str:
     """What precision and recall of a label mean, for somebody who does not know F1."""
+    unit = unit_of(metrics)
     precision, recall = (number(per_class(metrics, label).get(name)) for name in ("precision", "recall"))
     if recall is None:
         return ""
-    reported = "" if precision is None else f" of 100 clips reported with it, {100 * precision:.0f} have it;"
-    return f":{reported} of 100 clips that have it, {100 * recall:.0f} are reported"
+    reported = "" if precision is None else f" of 100 {unit}s reported with it, {100 * precision:.0f} have it;"
+    return f":{reported} of 100 {unit}s that have it, {100 * recall:.0f} are reported"
 
 
 def _of_timelines(timelines: Sequence[Timeline], found: Sequence[Difference]) -> list[str]:
@@ -192,7 +194,7 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
     undefined = dict.fromkeys(str(label) for run in tested for label in run.test.get("undefined") or ())
     if undefined:
         names = ", ".join(map(isolated, undefined))
-        cautions.append(f"Without a positive clip in the test split, and so without a score: {names}.")
+        cautions.append(f"Never on in the test split, and so without a score: {names}.")
     if documents.failures:
         cautions.append(
             f"{counted(sum(documents.failures.values()), 'clip')} could not be extracted, and no result counts them."
@@ -213,7 +215,7 @@ def _has_reason(run: Run) -> bool:
 
 def _positives(metrics: Document, label: str) -> str:
     support = number(per_class(metrics, label).get("support"))
-    return "positive clips unknown" if support is None else f"{support:.0f} positive clips"
+    return f"positive {unit_of(metrics)}s unknown" if support is None else f"{support:.0f} positive {unit_of(metrics)}s"
 
 
 def _minutes(time_us: int) -> str:

@@ -204,6 +204,7 @@ def leave_one_session_out(
     clip_ids: Sequence[str] | None = None,
     exclusive: Sequence[Sequence[str]] = (),
     seen: Collection[str] = (),
+    unit: str = "clip",
 ) -> dict[str, Any]:
     """Leave-one-session-out scores of given settings: refitted without each session, predictions pooled.
 
@@ -217,6 +218,7 @@ def leave_one_session_out(
         clip_ids: N clip ids; where given, training clips that overlap or touch held-out ones are left out.
         exclusive: Groups of labels of which one at most is predicted for a clip.
         seen: Ids of clips whose labels are no independent truth: they train, and are not scored.
+        unit: As `metrics_document`.
 
     Returns:
         The document of `*_metrics.json`, whose `threshold` is the mean over sessions, with a `caveat`, and
@@ -248,6 +250,7 @@ def leave_one_session_out(
         split=LEAVE_ONE_SESSION_OUT,
         annotated=int(fold_of.max()) + 1,
         predicted=predicted_labels(scores, thresholds[fold_of], labels, exclusive),
+        unit=unit,
     )
     not_learnable = [label for label, has_scores in zip(labels, scored.tolist(), strict=True) if not has_scores]
     return {**metrics, "not_learnable": not_learnable, "caveat": CHOSEN_HERE}

@@ -137,6 +137,7 @@ def metrics_document(
     split: str,
     annotated: int | None = None,
     predicted: npt.NDArray[np.bool_] | None = None,
+    unit: str = "clip",
 ) -> dict[str, Any]:
     """All scores of a split as the JSON document of `*_metrics.json`.
 
@@ -149,6 +150,7 @@ def metrics_document(
         split: The split's name.
         annotated: Annotated sessions of all splits; None: unknown, and a reason says nothing of what to do.
         predicted: What is predicted, shape (N, C), where rules change it (`exclusive.py`); None: scores at thresholds.
+        unit: What the N rows are: "clip", or "sample" of several clips.
 
     Returns:
         JSON-ready mapping. Undefined scores are None, and `macro_f1_ci95_reason` says why an interval is None. Of a
@@ -178,6 +180,7 @@ def metrics_document(
         "per_class": per_class,
         "undefined": undefined,
         "n_clips": len(Y),
+        "unit": unit,
         "n_sessions": session_count,
         "split": split,
         "per_session": _session_scores(counts, is_scored, sessions, labels),
@@ -187,7 +190,7 @@ def metrics_document(
             f"an interval needs at least {MIN_SESSIONS} sessions, but {split} has {session_count}"
             + ("" if annotated is None else f"; {instead_of_interval(annotated)}")
             if session_count < MIN_SESSIONS
-            else f"no label has a positive clip in {split}"
+            else f"no label has a positive {unit} in {split}"
         )
     return document
 

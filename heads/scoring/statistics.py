@@ -50,7 +50,7 @@ def paired_comparison(ours: Counts, theirs: Counts) -> dict[str, Any]:
         "n_sessions": len(ours),
     }
     if not is_known:
-        found = f"there are {len(ours)}" if len(ours) < MIN_SESSIONS else "no label has a positive clip"
+        found = f"there are {len(ours)}" if len(ours) < MIN_SESSIONS else "no label is on in any of them"
         document["reason"] = f"a comparison needs at least {MIN_SESSIONS} sessions with positives, but {found}"
     return document
 
@@ -136,7 +136,9 @@ def selection_optimism(trials: Sequence[Candidates], *, seed: int = 0, resamples
         "n_sessions": session_count,
     }
     if session_count < MIN_SESSIONS or math.isnan(best):
-        found_instead = f"there are {session_count}" if session_count < MIN_SESSIONS else "no label has a positive clip"
+        found_instead = (
+            f"there are {session_count}" if session_count < MIN_SESSIONS else "no label is on in any of them"
+        )
         return document | {
             "reason": f"optimism needs at least {MIN_SESSIONS} sessions with positives, but {found_instead}"
         }
@@ -169,6 +171,6 @@ def _check_paired(ours: Counts, theirs: Counts) -> None:
     same_shape = ours.shape == theirs.shape
     if not same_shape or not (ours[:, 0] + ours[:, 2] == theirs[:, 0] + theirs[:, 2]).all():
         raise ValueError(
-            "two sets of predictions must be of the same clips, but their sessions have different positives "
+            "two sets of predictions must be of the same clips or samples, but their sessions have different positives "
             f"(shapes {ours.shape} and {theirs.shape}). Score both on one table."
         )

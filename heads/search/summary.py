@@ -199,8 +199,8 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
 _KINDS = {
     "linear": "a linear head",
     "mlp": "a head with hidden layers",
-    "attention": "a head that weighs frames",
-    "weighted": "a head that weighs frames alike for all labels",
+    "attention": "an attention head with a query for each label",
+    "weighted": "an attention head with one score for all labels",
     "temporal": "a head that convolves frames",
 }
 _NORMALIZATIONS = {"none": "as they are", "standardize": "standardised", "l2": "scaled to one length"}
@@ -216,7 +216,7 @@ def _head(settings: HeadSettings) -> str:
 
 def _positive_weights(settings: HeadSettings, labels: Sequence[str]) -> str:
     exponents = settings.exponents(len(labels))
-    text = "A positive clip of a label weighs (negatives / positives)^"
+    text = "A positive of a label weighs (negatives / positives)^"
     if len(set(exponents)) == 1:
         return f"{text}{exponents[0]:.2g}" + ("." if exponents[0] else ": rare labels are not favoured.")
     of = {

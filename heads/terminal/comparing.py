@@ -7,7 +7,7 @@ from featurecache.spelling import counted
 from featurecache.terminal.extraction import failures
 from featurecache.terminal.text import Piece, Warn, plain_table, rough_time, score
 from heads.methods import TIMESFORMER, ZSC_J
-from heads.terminal.scores import method_scores
+from heads.terminal.scores import method_scores, unit_of
 
 if TYPE_CHECKING:
     from heads.workflow.comparing import Comparison, Row
@@ -28,9 +28,10 @@ def comparison(found: "Comparison", width: int) -> Iterator[Piece]:
     yield plain_table("Beside the scores", headings, [_controls(row) for row in found.rows])
     for method, command in found.missing.items():
         yield f"{method}: missing; make it: {command}{_NEEDS.get(method, '')}"
+    unit = unit_of(found.rows[0].metrics)
     yield (
-        "another session's video: macro-F1 when each clip is given the scores of another session's clip; time a clip: "
-        "the model's matrix products for one clip, measured here"
+        f"another session's video: macro-F1 when each {unit} is given the scores of another session's {unit}; time a "
+        "clip: the model's matrix products for one clip, measured here"
     )
     written = ", ".join(path.name for path in found.written)
     yield f"test-set evaluation no. {found.looks} of these sessions; wrote {written} in {found.written[0].parent}"

@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 _UNBOUNDED_WIDTH = 10_000
 
 
+def unit_of(metrics: Mapping[str, Any]) -> str:
+    """What was scored, "clip" or "sample" of several; what does not say is of clips."""
+    return str(metrics.get("unit", "clip"))
+
+
 def label_scores(metrics: Mapping[str, Any], width: int) -> Iterator[Piece]:
     """The scores of each label; headings are short where the screen is narrow."""
-    title = f"{metrics['split']}: {counted(metrics['n_clips'], 'clip')} of {counted(metrics['n_sessions'], 'session')}"
+    scored, sessions = counted(metrics["n_clips"], unit_of(metrics)), counted(metrics["n_sessions"], "session")
+    title = f"{metrics['split']}: {scored} of {sessions}"
     table = Table(title=title, title_justify="left")
     headings = ("label", "F1", "precision", "recall", "AP", "threshold", "positives")
     if width < NARROW_WIDTH:
@@ -92,7 +98,7 @@ def adapted_plan(plan: "Plan") -> Iterator[Piece]:
 def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     """What `evaluate` found."""
     yield from failures(found.failed)
-    yield from left_out_clips("test", found.left_out)
+    yield from left_out_clips("test", found.left_out, unit_of(found.metrics))
     yield from label_scores(found.metrics, width)
     methods: dict[str, Mapping[str, Any]] = {"all-positive baseline": found.all_positive}
     for one in found.bundles:
@@ -105,7 +111,7 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
     written = " and ".join(str(one.run / "test_metrics.json") for one in found.bundles)
     yield f"test-set evaluation no. {found.looks} of these sessions; wrote {written}"
     yield from _caveats(found.metrics)
-    yield from _stated_prevalence(found.metrics["prevalence_shift"])
+    yield from _stated_prevalence(found.metrics)
     for one in found.metrics["exclusive_violations"]:
         if one["clips"]:
             yield f"{' and '.join(one['labels'])} exclude each other, but {one['clips']} of {one['of']} clips have both"
@@ -114,15 +120,16 @@ def evaluation(found: "TestScores", width: int) -> Iterator[Piece]:
         yield from _test_timelines(one, width)
 
 
-def _stated_prevalence(shift: Mapping[str, Any]) -> Iterator[Piece]:
+def _stated_prevalence(metrics: Mapping[str, Any]) -> Iterator[Piece]:
     """What is to be expected where labels are as common as somebody stated."""
-    for label, rows in shift.items():
+    unit = unit_of(metrics)
+    for label, rows in metrics["prevalence_shift"].items():
         for row in rows or ():
             if row.get("stated"):
                 yield (
-                    f"where {label} is on in {row['prevalence']:.2%} of the clips, with sensitivity and specificity as "
-                    f"here: precision {score(row['precision'])}, NPV {score(row['npv'])}, F1 {score(row['f1'])}; a "
-                    f"clip at the threshold has it with probability {score(row['probability_at_threshold'])}"
+                    f"where {label} is on in {row['prevalence']:.2%} of the {unit}s, with sensitivity and specificity "
+                    f"as here: precision {score(row['precision'])}, NPV {score(row['npv'])}, F1 {score(row['f1'])}; a "
+                    f"{unit} at the threshold has it with probability {score(row['probability_at_threshold'])}"
                 )
 
 
@@ -134,7 +141,7 @@ def against_baseline(name: str, metrics: Mapping[str, Any]) -> Iterator[Piece]:
     if difference <= 0:
         yield Warn(
             f"{name} is not above the all-positive baseline ({difference:+.3f} macro-F1): it says no more about these "
-            "sessions than every label in every clip would."
+            f"sessions than every label in every {unit_of(metrics)} would."
         )
     elif interval is not None and interval[0] <= 0:
         yield Warn(
@@ -170,7 +177,7 @@ def _test_timelines(one: "ScoredBundle", width: int) -> Iterator[Piece]:
 
 def left_out_scores(found: "LeftOutScores", width: int) -> Iterator[Piece]:
     """What `evaluate --leave-one-session-out` found."""
-    yield from left_out_clips("all splits", found.left_out)
+    yield from left_out_clips("all splits", found.left_out, unit_of(found.metrics))
     yield from label_scores(found.metrics, width)
     yield from method_scores({found.method: found.metrics}, width)
     if found.metrics["not_learnable"]:
@@ -180,10 +187,10 @@ def left_out_scores(found: "LeftOutScores", width: int) -> Iterator[Piece]:
     yield from _caveats(found.metrics)
 
 
-def left_out_clips(split: str, count: int) -> Iterator[Piece]:
-    """How many labelled clips of a split have no features."""
+def left_out_clips(split: str, count: int, unit: str = "clip") -> Iterator[Piece]:
+    """How many labelled clips, or samples, of a split have no features."""
     if count:
-        yield Warn(f"{split}: {counted(count, 'labelled clip')} left out: extraction failed (failed_clips.csv)")
+        yield Warn(f"{split}: {counted(count, f'labelled {unit}')} left out: extraction failed (failed_clips.csv)")
 
 
 def timeline_scores(scores: Mapping[str, Any], title: str, width: int) -> Iterator[Piece]:

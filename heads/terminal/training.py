@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def data_lines(data: "DataSummary") -> Iterator[Piece]:
     """What a head learns from, and what is left out of it."""
     for split, one in data.splits.items():
-        yield from left_out_clips(split, one.left_out)
+        yield from left_out_clips(split, one.left_out, data.unit)
         if one.purged:
             yield Warn(f"{split}: {counted(one.purged, data.unit)} left out for touching clips that score them")
     yield ", ".join(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -59,7 +60,14 @@ def baseline_metrics(
         thresholds[scored] = tuned_thresholds(Y[:, scored], held_out[:, scored], sessions)
         scores = fitted.scores(np.arange(len(Y)), Y, test.X.astype(np.float32))
         found[name] = metrics_document(
-            test.Y, scores, thresholds, test.sessions, labels=labels, split="test", annotated=annotated
+            test.Y,
+            scores,
+            thresholds,
+            test.sessions,
+            labels=labels,
+            split="test",
+            annotated=annotated,
+            unit=test.unit,
         )
     return found
 
@@ -76,6 +84,7 @@ class _Fitted:
 
     def scores(self, train: Rows, Y_train: Targets, X: npt.NDArray[np.float32]) -> Scores:
         """Predicted targets, cut to between 0 and 1."""
-        model = make_pipeline(StandardScaler(), self.make(len(train), X.shape[1]))
+        at_mean = SimpleImputer(keep_empty_features=True)  # of absent parts of samples, as heads read them
+        model = make_pipeline(at_mean, StandardScaler(), self.make(len(train), X.shape[1]))
         predicted = model.fit(self.X[train], Y_train.astype(np.float32)).predict(X)
         return np.asarray(np.clip(predicted.reshape(len(X), -1), 0, 1))

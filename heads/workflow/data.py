@@ -26,7 +26,7 @@ from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
 from heads.bundle_files import Stated
-from heads.clip_rule import ClipRule
+from heads.clip_rule import ClipRule, Unit
 from heads.data import KeptSplit, LearningData
 from heads.loading import LoadedSplit, load_split
 from heads.samples.joining import selected
@@ -61,12 +61,12 @@ class DataSummary:
     Attributes:
         splits: The splits by name.
         leakage: See above.
-        unit: What is counted: "clip", or "sample" of several clips.
+        unit: What is counted.
     """
 
     splits: Mapping[str, SplitSummary]
     leakage: Mapping[str, Any]
-    unit: str = "clip"
+    unit: Unit = "clip"
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ def learning_data(
         name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)
         for name, one in loaded.items()
     }
-    return data, DataSummary(summaries, leakage, "clip" if samples is None else "sample")
+    return data, DataSummary(summaries, leakage, rule.unit)
 
 
 def clips_seen(project: Project, table: ClipTable, samples: SampleTable | None = None) -> frozenset[str]:
@@ -216,18 +216,18 @@ def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
 
 def reads_samples(bundle: Bundle | Stated) -> bool:
     """Whether a bundle scores samples of several clips, not clips."""
-    return bundle.clips is not None and bundle.clips.samples != "none"
+    return bundle.clips is not None and bundle.clips.unit == "sample"
 
 
-def refuse_samples(bundle: Bundle | Stated, folder: Path) -> None:
-    """Refuses a bundle that scores samples of several clips where timelines are made.
+def refuse_samples(bundle: Bundle | Stated, folder: Path, made: str = "timelines") -> None:
+    """Refuses a bundle that scores samples of several clips where something is made of the scores of clips.
 
     Raises:
         BundleError: Naming the folder.
     """
     if reads_samples(bundle):
         raise BundleError(
-            f"timelines must be made by a bundle that scores clips, but {folder} scores samples of several clips. "
+            f"{made} must be made by a bundle that scores clips, but {folder} scores samples of several clips. "
             'Use one that was tuned with rule = "none" under [samples].'
         )
 

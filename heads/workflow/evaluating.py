@@ -34,6 +34,7 @@ from heads.workflow.data import (
     clips_seen,
     exclusive_labels,
     own_table,
+    reads_samples,
     scoring_data,
     tuned_bundle,
 )
@@ -308,7 +309,7 @@ def check_scorable(project: Project, folder: Path, head: Bundle) -> Sequence[Seq
         # All clips of these sessions count: what trained the bundle may be unlabelled by now.
         clips = [clip for clip in table.clips if clip.session in scored]
         head.check_unseen([clip.clip_id for clip in clips], [clip.session for clip in clips], "test")
-    return exclusive_labels(project, head)
+    return () if reads_samples(head) else exclusive_labels(project, head)  # which exclude each other in one clip
 
 
 def extract_adapted(

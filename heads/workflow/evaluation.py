@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.clips.clip import Clip
+from featurecache.clips.samples import Sample
 from featurecache.errors import BundleError, TrainingDataError
 from heads.bundle import Bundle
 from heads.data import LabelledFeatures, check_labelled
@@ -138,6 +139,7 @@ def evaluate_bundles(
             split=split,
             annotated=annotated,
             predicted=predicted,
+            unit=data.unit,
         )
         for (bundle, data, _), own, predicted in zip(candidates, scores, predictions, strict=True)
     ]
@@ -211,7 +213,7 @@ def evaluate_without_each_session(
     data: LabelledFeatures,
     bundle: Bundle,
     *,
-    test_clips: Sequence[Clip],
+    test: Sequence[Clip | Sample],
     log: Path,
     leakage: Mapping[str, Any] | None = None,
     seen: Collection[str] = (),
@@ -224,7 +226,7 @@ def evaluate_without_each_session(
         fit_scores: Fits a head with the bundle's settings and scores clips.
         data: All labelled clips of all splits; by their ids, training clips that touch held-out ones are left out.
         bundle: The bundle whose settings are refitted.
-        test_clips: The test split's labelled clips, for the log.
+        test: The test split's labelled clips, or samples, for the log.
         log: The evaluation log.
         leakage: As `evaluate_bundle`.
         seen: Ids of clips whose labels are no independent truth: they train, and are not scored.
@@ -246,16 +248,17 @@ def evaluate_without_each_session(
         clip_ids=data.clip_ids,
         exclusive=bundle.exclusive,
         seen=seen,
+        unit=data.unit,
     )
-    held_out = {clip.clip_id for clip in test_clips}
+    held_out = {one.clip_id for one in test}
     rows = [row for row, clip_id in enumerate(data.clip_ids or ()) if clip_id in held_out]
     content = content_of([(data.clip_ids or ())[row] for row in rows] or None, data.Y[rows], bundle.labels)
     looks = log_evaluation(
         log,
         [Scored(bundle.digest, metrics["macro_f1"], content)],
         split=LEAVE_ONE_SESSION_OUT,
-        sessions=[clip.session for clip in test_clips],
-        clip_ids=[clip.clip_id for clip in test_clips],
+        sessions=[one.session for one in test],
+        clip_ids=[one.clip_id for one in test],
     )
     return {**metrics, **(leakage or {}), **_count_fields(looks)}
 
@@ -265,7 +268,9 @@ def all_positive_baseline(
 ) -> dict[str, Any]:
     """Metrics of the all-positive baseline: every label in every clip. It reads no feature and is not logged."""
     scores, thresholds = np.ones(data.Y.shape), np.full(len(labels), 0.5)
-    return metrics_document(data.Y, scores, thresholds, data.sessions, labels=labels, split=split, annotated=annotated)
+    return metrics_document(
+        data.Y, scores, thresholds, data.sessions, labels=labels, split=split, annotated=annotated, unit=data.unit
+    )
 
 
 def _check_comparable(candidates: Sequence[tuple[Bundle, LabelledFeatures, str]]) -> None:
@@ -286,8 +291,8 @@ def _check_comparable(candidates: Sequence[tuple[Bundle, LabelledFeatures, str]]
         )
         if not is_same:
             raise BundleError(
-                "bundles must be compared on the same labels and clips, but one has "
-                f"{', '.join(first.labels)} on {len(data.Y)} clips and the other {', '.join(bundle.labels)} on "
+                f"bundles must be compared on the same labels and {data.unit}s, but one has "
+                f"{', '.join(first.labels)} on {len(data.Y)} {data.unit}s and the other {', '.join(bundle.labels)} on "
                 f"{len(theirs.Y)}. Train both on one clip table."
             )
 
@@ -297,8 +302,8 @@ def _check_unseen(bundle: Bundle, data: LabelledFeatures, split: str) -> None:
         return
     if data.clip_ids is None:
         raise BundleError(
-            f"clips that a bundle is scored on must be known by their ids, but those of the {split} split are not, so "
-            "nobody can tell whether they trained it. Load them with heads.loading.load_split, or set clip_ids."
+            f"{data.unit}s that a bundle is scored on must be known by their ids, but those of the {split} split are "
+            "not, so nobody can tell whether they trained it. Load them with heads.loading.load_split, or set clip_ids."
         )
     bundle.check_unseen(data.clip_ids, data.sessions.tolist(), split)
 

@@ -72,12 +72,13 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
     loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known, samples=source.samples)
     from heads.engines.fitting import refitting  # not before there is something to refit: it takes seconds
 
+    scored = source.table.clips if source.samples is None else source.samples.samples
     data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)
     metrics = evaluate_without_each_session(
         refitting(data, head.settings, device=training_device(project), part_widths=widths),
         data,
         head,
-        test_clips=[clip for clip in source.table.clips if clip.split == "test" and clip.labelled],
+        test=[one for one in scored if one.split == "test" and one.labelled],
         log=project.runs / "test_looks.jsonl",
         leakage=source.leakage,
         seen=clips_seen(project, source.table, source.samples),

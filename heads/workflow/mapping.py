@@ -43,7 +43,7 @@ from featurecache.workflow.withdrawal import MAPS
 from heads.bundle import Bundle, load_bundle
 from heads.loading import read_features
 from heads.report.frames import as_jpeg
-from heads.workflow.data import own_table, tuned_bundle
+from heads.workflow.data import own_table, refuse_samples, tuned_bundle
 
 MAP_NAME, TABLE_NAME = "map.json", "map.csv"
 SHOWN_STEPS = 8
@@ -140,7 +140,9 @@ def map_clip(
         MissingFeaturesError: If the cache lacks the clip's tokens and frames of every tap whose mean the head reads.
         UnreadableVideoError: If frames are asked for and the recording is missing, another, or cannot be decoded.
     """
-    head = load_bundle(bundle if bundle is not None else tuned_bundle(project))
+    folder = bundle if bundle is not None else tuned_bundle(project)
+    head = load_bundle(folder)
+    refuse_samples(head, folder, "maps of a clip")
     check_linear(head)
     table = own_table(project, head)
     clip = next((one for one in table.clips if one.clip_id == clip_id), None)

@@ -84,6 +84,7 @@ def _slices(
             labels=bundle.labels,
             split="test",
             predicted=predicted[rows],
+            unit=data.unit,
         )
         kept = ("macro_f1", "macro_f1_ci95", "macro_f1_ci95_reason", "undefined", "n_clips", "n_sessions")
         found[value] = {name: document[name] for name in kept if name in document}

@@ -151,7 +151,7 @@ def shortcuts(
     """
     path = bundle if bundle is not None else tuned_bundle(project)
     head = load_bundle(path)
-    refuse_samples(head, path)
+    refuse_samples(head, path, "the audit")
     check_linear(head)
     if head.is_fine_tuned or head.is_zero_shot or head.ignored is not None:
         what = "was fitted without clusters of tokens" if head.ignored is not None else f"is of {head.method}"
