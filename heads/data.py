@@ -38,6 +38,7 @@ class LabelledFeatures:
         clip_ids: Ids of the N clips, which tell whether a bundle was made with them. None where unknown.
         samples: The samples of several clips that the rows are, with X of shape (N, P, D) where parts are not joined,
             NaN where a part is absent; None where rows are clips.
+        teacher: Weights (N, P) that heads that weigh parts are taught, 0 for samples without; None: they are not.
     """
 
     X: npt.NDArray[np.floating]
@@ -45,6 +46,7 @@ class LabelledFeatures:
     sessions: npt.NDArray[np.str_]
     clip_ids: tuple[str, ...] | None = None
     samples: tuple[Sample, ...] | None = None
+    teacher: npt.NDArray[np.float32] | None = None
 
     @property
     def unit(self) -> Unit:
@@ -63,6 +65,7 @@ class KeptSplit:
         clip_ids: Ids of the N clips; None where unknown.
         samples: The samples of several clips that the rows are; features are then (N, P, D), and NaN where a part is
             absent. None where rows are clips.
+        teacher: As `LabelledFeatures`.
     """
 
     features: Mapping[str, npt.NDArray[np.floating]]
@@ -70,6 +73,7 @@ class KeptSplit:
     sessions: npt.NDArray[np.str_]
     clip_ids: tuple[str, ...] | None = None
     samples: tuple[Sample, ...] | None = None
+    teacher: npt.NDArray[np.float32] | None = None
 
     def of(self, inputs: str) -> LabelledFeatures:
         """What a head with these inputs reads: the array itself of one kept feature, a new one of several.
@@ -81,7 +85,7 @@ class KeptSplit:
         X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         if join := join_of(inputs):
             X = joined(X, join)
-        return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids, self.samples)
+        return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids, self.samples, self.teacher)
 
     def without(self, gone: Collection[str]) -> "KeptSplit":
         """The split without clips of these ids."""
@@ -160,12 +164,14 @@ class LearningData:
         """Training and validation clips together: what settings are chosen by, out of fold, and heads are fitted on."""
         both = self.train, self.validation
         ids = [part.clip_ids for part in both]
+        teachers = [part.teacher for part in both if part.teacher is not None]
         return KeptSplit(
             {name: np.concatenate([part.features[name] for part in both]) for name in self.train.features},
             np.concatenate([part.Y for part in both]),
             np.concatenate([part.sessions for part in both]),
             None if ids[0] is None or ids[1] is None else ids[0] + ids[1],
             None if self.train.samples is None else self.train.samples + (self.validation.samples or ()),
+            np.concatenate(teachers) if len(teachers) == len(both) else None,
         )
 
     def check(self) -> None:

@@ -99,6 +99,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Patience = Annotated[int, Field(ge=0, le=100_000)]
+TeacherWeight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Folds = Annotated[int, Field(ge=2, le=1000)]
 
 
@@ -135,6 +136,8 @@ class HeadSettings:
         epochs: Passes over the training clips.
         patience: Epochs without a better validation score after which training ends with the best epoch's head;
             0 trains all epochs.
+        teacher_weight: Of heads that weigh parts of samples with findings: how much of the loss is the cross-entropy
+            between their weights and how well each part fits the text, by the model's own joint text tower.
     """
 
     kind: HeadKind = "linear"
@@ -153,6 +156,7 @@ class HeadSettings:
     batch_size: BatchSize = 256
     epochs: Epochs = 20
     patience: Patience = 0
+    teacher_weight: TeacherWeight = 0.0
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -174,6 +178,11 @@ class HeadSettings:
                 'input_weights = "learned" must have several inputs, not joined by concat or pair, the convex solver, '
                 f"and components and variance_exponent of 0, but inputs are {self.inputs}, solver is {self.solver!r}, "
                 f"components {self.components} and variance_exponent {self.variance_exponent:g}. Change these."
+            )
+        if self.teacher_weight and self.kind not in WEIGHING:
+            raise SettingsError(
+                f"a head that is taught weights of parts must be of the kind {' or '.join(WEIGHING)}, but it is "
+                f"{self.kind!r} and teacher_weight {self.teacher_weight:g}. Change one of them."
             )
         if self.kind == "temporal" and isinstance(self.hidden_width, tuple):
             raise SettingsError(
@@ -222,7 +231,7 @@ class HeadSettings:
         names = {field.name for field in dataclasses.fields(cls)}
         gone = (("label_smoothing", 0.0), ("positive_weight_scale", 1.0))
         mapping = {name: value for name, value in mapping.items() if (name, value) not in gone}
-        mapping.setdefault("input_weights", "equal")  # which earlier versions do not name
+        mapping = {"input_weights": "equal", "teacher_weight": 0.0} | mapping  # which earlier versions do not name
         if set(mapping) != names:
             raise SettingsError(
                 f"head settings must name exactly {', '.join(sorted(names))}, but these differ: "

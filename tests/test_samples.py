@@ -129,6 +129,7 @@ HEADER = "sample,part,role,order,x\n"
         (f"{HEADER}p,{A},a,01,1\np,{B},b,1,1\n", "line 3, column order: .*'p' has the order 1 on line 2 too"),
         (f"{HEADER}p,{A},,,1\np,{B},,2,1\n", "line 2, column order: .*empty, but 'p' has an order on line 3"),
         (f"{HEADER}p,{A},,1,1\nq,{A},,1,0\n", "line 3, column part: .*'q' has the clips of 'p'"),
+        (f"{HEADER[:-1]},findings\np,{A},,1,1,one\np,{B},,2,1,other\n", "line 3, column findings: .*'p' has 'one'"),
         (HEADER, "must have a line for each part of a sample, but it has a header alone"),
         (f"{HEADER}p,{A},,1\n", "line 2, column sample: .*4 cells where 5"),
         ("sample,part,order,x\n", "line 1: the columns must be sample, part, role, order"),

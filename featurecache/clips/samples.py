@@ -29,6 +29,7 @@ class Sample:
         split: Their split.
         targets: One of 1, 0 or None for each label of the sample table.
         columns: What its other columns say, by name.
+        findings: What somebody wrote of it, e.g. in a report; empty where nothing is known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sample:
     split: str
     targets: tuple[int | None, ...]
     columns: Mapping[str, str] = field(default_factory=dict)
+    findings: str = ""
 
     @property
     def clip_ids(self) -> tuple[str, ...]:

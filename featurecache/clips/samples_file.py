@@ -1,8 +1,9 @@
 """`samples.csv`: the sample table as people read and write it.
 
-One line per part: sample, part (a clip id; empty where the part is missing), role, order, then one column per label
-(0, 1 or empty) and any others that the settings name as slices. A sample's lines agree in all but part, role and
-order. Where lines have roles, each role is a place of its own; otherwise parts stand in their order, or as listed.
+One line per part: sample, part (a clip id; empty where the part is missing), role, order, then one column per label (0,
+1 or empty), any others that the settings name as slices, and if wanted "findings", a text. A sample's lines agree in
+all but part, role and order. Where lines have roles, each role is a place of its own; otherwise parts stand in their
+order, or as listed.
 """
 
 import csv
@@ -26,6 +27,8 @@ from featurecache.errors import ClipTableError
 from featurecache.project.settings import Project
 
 COLUMNS = ("sample", "part", "role", "order")
+FINDINGS = "findings"
+"""An optional column: what somebody wrote of the sample, which is no label."""
 SAMPLES_NAME = "samples.csv"
 
 _KEEP = 'Set rule = "file" under [samples] to read it as it is'
@@ -179,7 +182,7 @@ def _labels(name: str, header: Sequence[str], slices: Sequence[str]) -> tuple[st
             f"{name}, line 1: the columns must be {', '.join(COLUMNS)}, then labels and slices, each once, but are "
             f"{', '.join(header)}{f' and {missing[0]!r} is missing' if missing else ''}. Correct the header."
         )
-    labels = tuple(column for column in header[len(COLUMNS) :] if column not in slices)
+    labels = tuple(column for column in header[len(COLUMNS) :] if column not in (*slices, FINDINGS))
     try:
         check_labels([*labels, *slices])
     except ClipTableError as error:
@@ -248,8 +251,9 @@ def _sample(
             raise _fault(
                 path, first, "part", f"{name!r} lies in the {column}s {' and '.join(sorted(set(of)))}, not whole in one"
             )
+    also = (*slices, *((FINDINGS,) if FINDINGS in cells else ()))
     for number, others in rows[1:]:
-        unlike = next((column for column in (*labels, *slices) if others[column] != cells[column]), None)
+        unlike = next((column for column in (*labels, *also) if others[column] != cells[column]), None)
         if unlike is not None:
             raise _fault(path, number, unlike, f"{name!r} has {cells[unlike]!r} on line {first}")
     unknown = next((label for label in labels if cells[label] not in _TARGETS), None)
@@ -258,7 +262,8 @@ def _sample(
     parts = tuple(places.get(place, "") for place in range(len(roles) or len(rows)))
     columns = {column: unguard_cell(cells[column]) for column in slices}
     targets = tuple(_TARGETS[cells[label]] for label in labels)
-    return Sample(name, parts, there[0].session, there[0].split, targets, columns)
+    findings = unguard_cell(cells.get(FINDINGS, ""))
+    return Sample(name, parts, there[0].session, there[0].split, targets, columns, findings)
 
 
 def _fault(path: Path, line: int, column: str, found: str) -> ClipTableError:

@@ -56,13 +56,19 @@ class ProjectWords:
         """Refuses texts that the model cannot read; errors as `TextTower.token_ids`."""
         self._tower.token_ids(texts)
 
-    def vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of unit length, (Q, D); the text tower is loaded if one is not remembered."""
+    def vectors(self, texts: Sequence[str], *, remember: bool = True) -> npt.NDArray[np.float32]:
+        """Vectors of unit length, (Q, D); the text tower is loaded if one is not remembered.
+
+        Args:
+            texts: The texts.
+            remember: Keep their vectors; not of what was written of a patient, which a withdrawal would not find.
+        """
         known = self._remembered()
         missing = [text for text in dict.fromkeys(texts) if _digest(text) not in known]
         if missing:
             for text, vector in zip(missing, self._tower.embed(missing), strict=True):
                 known[_digest(text)] = vector.tolist()
+        if missing and remember:
             kept = dict(list(known.items())[-_MOST_TEXTS:])
             document = sealed({"fingerprint": self.fingerprint, "vectors": kept})
             with contextlib.suppress(OSError):  # without it the next run is slower and no less right

@@ -27,6 +27,7 @@ def fit_head(
     seed: int = 0,
     device: str = "cpu",
     part_widths: Sequence[int] | None = None,
+    teacher: npt.NDArray[np.float32] | None = None,
 ) -> Head:
     """Fits one head.
 
@@ -37,6 +38,7 @@ def fit_head(
         seed: Seed of data order, initial weights and dropout; the convex solver draws nothing.
         device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
         part_widths: Widths of the kept features that stand side by side in X; None for one.
+        teacher: Weights of parts (N, P) that a head with a `teacher_weight` is taught.
 
     Returns:
         The head, on the CPU; takes features as they are given here.
@@ -54,7 +56,7 @@ def fit_head(
                 X, Y, settings.normalization, components=settings.components, part_widths=part_widths, device=device
             )
             return solve_head(basis, Y, settings)[0]
-        clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths)
+        clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths, teacher=teacher)
         (fitted,) = fit_heads(clips, [settings])
         if fitted.head is None:
             raise fitted.diverged_error()
@@ -83,7 +85,8 @@ def refitting(
 
     def fit_scores(train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:
         X, Y, of_labels = data.X[train], Y_train[:, learnable], settings.of_labels(learnable.tolist())
-        head = fit_head(X, Y, of_labels, seed=seed, device=device, part_widths=part_widths)
+        teacher = None if data.teacher is None else data.teacher[train]
+        head = fit_head(X, Y, of_labels, seed=seed, device=device, part_widths=part_widths, teacher=teacher)
         return head_scores(head, data.X[held_out])
 
     return fit_scores

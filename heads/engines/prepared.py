@@ -74,7 +74,9 @@ class Prepared:
         def make() -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
             train, validation = self.data.train.of(inputs), self.data.validation.of(inputs)
             widths = self.data.train.part_widths(inputs)
-            clips = TrainingClips(train.X, train.Y, seed=self.seed, device=self.device, part_widths=widths)
+            clips = TrainingClips(
+                train.X, train.Y, seed=self.seed, device=self.device, part_widths=widths, teacher=train.teacher
+            )
             return train, validation, clips
 
         return _recalled(self._splits, inputs, make, KEPT_INPUTS)

@@ -80,9 +80,10 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
         settings = dataclasses.replace(settings, patience=0, epochs=_early_stopped(prepared, settings).epochs)
     scores = scores_without_each_fold(prepared, settings)
     widths = prepared.data.train.part_widths(settings.inputs)
-    (fitted,) = fit_heads(
-        TrainingClips(clips.X, clips.Y, seed=prepared.seed, device=prepared.device, part_widths=widths), [settings]
+    both = TrainingClips(
+        clips.X, clips.Y, seed=prepared.seed, device=prepared.device, part_widths=widths, teacher=clips.teacher
     )
+    (fitted,) = fit_heads(both, [settings])
     return Refitted(_finished(fitted), settings, scores.mean(axis=0), _value(clips, scores), fitted.train_loss)
 
 

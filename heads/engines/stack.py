@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 
 from heads.data import ROWS_AT_ONCE
 from heads.engines.stack_parameters import Member, Parameter, initial_hidden, split_deeper
+from heads.engines.teaching import teacher_gradient
 from heads.models import Front, Head, build_head, query_count
 from heads.settings import WEIGHING, HeadSettings
 
@@ -120,18 +121,19 @@ class HeadStack:
         self.loss = torch.zeros(len(self), device=self.device)
         self._bind()
 
-    def train(self, x: Tensor, y: Tensor, *, seen: int) -> None:
+    def train(self, x: Tensor, y: Tensor, *, seen: int, teacher: Tensor | None = None) -> None:
         """Trains all heads on the next clips of an epoch.
 
         Args:
             x: Features of the view, (n, D), or of frames (n, T, D), of any floating dtype.
             y: Targets, (n, C), float32.
             seen: Clips of this epoch that came before.
+            teacher: Weights of parts (n, P) that heads with a `teacher_weight` are taught, 0 for samples without.
         """
         clips_at_once = max(1, ROWS_AT_ONCE // (x.shape[1] if x.ndim == 3 else 1))
         for start, stop in self._slices(seen, seen + len(x), clips_at_once):
             here = slice(start - seen, stop - seen)
-            self._accumulate(self._as_float(x[here]), y[here], start)
+            self._accumulate(self._as_float(x[here]), y[here], start, None if teacher is None else teacher[here])
             for member in self.members:
                 if stop % member.batch_size == 0 or stop == self.clip_count:
                     self._step(member)
@@ -233,7 +235,7 @@ class HeadStack:
         absent = rows[:, 0].isnan()
         return rows.masked_fill(absent[:, None], 0.0), absent
 
-    def _accumulate(self, x: Tensor, y: Tensor, start: int) -> None:
+    def _accumulate(self, x: Tensor, y: Tensor, start: int, teacher: Tensor | None) -> None:
         """Adds the gradients and losses of a slice of clips that begins at `start` of the epoch."""
         if self.has_hidden:
             self._draw_noise(start)
@@ -251,6 +253,11 @@ class HeadStack:
                 z = self._middle(first, leaves, self.members, len(x), start, absent)
             to_logits = self._loss_gradient(z.detach(), y, self._one_over_terms(start))
             to_first, *to_leaves = torch.autograd.grad(z, wanted, to_logits, materialize_grads=True)  # some are empty
+            shares = first.new_tensor([one.settings.teacher_weight for one in self.members])
+            if self.queries and teacher is not None and shares.any():
+                shares *= self._one_over_terms(start)[:, 0] * self.label_count
+                widths = {"queries": self.queries, "root": self.feature_width**-0.5}
+                to_first = to_first + teacher_gradient(first.detach(), teacher, absent, shares=shares, **widths)
         self.first.gradient.addmm_(to_first.T, rows)
         for parameter, gradient in zip(self.small, to_leaves, strict=True):
             parameter.gradient.add_(gradient)

@@ -217,6 +217,11 @@ class StackedTrainer:
                 f"patience must be 0 where no validation clips are scored, but it is {settings.patience}. "
                 "Give validation clips, or set patience = 0."
             )
+        if settings.teacher_weight and self._clips.teacher is None:
+            raise SettingsError(
+                f"teacher_weight must be 0 where there is no teacher, but it is {settings.teacher_weight:g}. "
+                "Give its weights, or set teacher_weight = 0."
+            )
         of_frames = settings.kind in OF_FRAMES
         if len(self._clips.row_shape) != 1 + of_frames:
             needs = "features of frames or parts (T, D)" if of_frames else "one feature vector (D,)"
@@ -232,7 +237,7 @@ class StackedTrainer:
 
     def _train_epoch(self) -> None:
         for (_, view), (stack, _) in self._stacks.items():
-            stack.train(self._clips.features(view), self._clips.targets, seen=0)
+            stack.train(self._clips.features(view), self._clips.targets, seen=0, teacher=self._clips.teacher)
 
     def _end_epoch(self, key: tuple[str, View], at_rung: AtRung | None) -> Iterator[FittedHead]:
         """What an epoch means for the heads of one stack; gives out those that ended, and frees their slots."""

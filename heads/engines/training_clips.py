@@ -44,11 +44,13 @@ class TrainingClips:
         device: Where the copies live and training runs.
         part_widths: Widths of the selected features that lie side by side in D; one by default.
         shuffle: Draw an order; else rows are taken as they come.
+        teacher: Weights of parts (N, P) that heads are taught, 0 for samples without; None for none.
 
     Attributes:
         seed: Seed of the order.
         device: Where training runs.
         targets: In order, (N, C), float32, on the device.
+        teacher: In order, (N, P), on the device; None as given.
         prior_log_odds: Log-odds of each label's frequency, (C,).
         negatives_per_positive: Negative clips per positive clip of each label, (C,).
         row_shape: A clip's features: (D,), or (T, D) of frames.
@@ -67,6 +69,7 @@ class TrainingClips:
         device: str = "cpu",
         part_widths: Sequence[int] | None = None,
         shuffle: bool = True,
+        teacher: npt.NDArray[np.float32] | None = None,
     ) -> None:
         self.seed = seed
         self.device = torch.device(device_of(device))
@@ -83,6 +86,7 @@ class TrainingClips:
             torch.from_numpy(np.random.default_rng((seed, 0)).permutation(len(Y))) if shuffle else torch.arange(len(Y))
         )
         self.targets = torch.from_numpy(Y.astype(np.float32))[self._order].to(self.device)
+        self.teacher = None if teacher is None else torch.from_numpy(teacher)[self._order].to(self.device)
         self._copies: dict[View, Tensor] = {}
 
     def __len__(self) -> int:

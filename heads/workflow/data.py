@@ -32,6 +32,7 @@ from heads.loading import LoadedSplit, load_split
 from heads.samples.joining import selected
 from heads.timelines.rules import checked_rules, timeline_rules
 from heads.timelines.timeline import exclusive_groups
+from heads.workflow.teaching import with_teacher
 
 NO_TIMELINES = "timelines are made of the scores of clips, and this head scores samples of several clips"
 """Why there are none."""
@@ -100,6 +101,7 @@ def learning_data(
     *,
     imported: str | None = None,
     allow_download: bool = False,
+    taught: bool = False,
 ) -> tuple[LearningData, DataSummary]:
     """Training and validation clips with all the features that heads may read.
 
@@ -108,6 +110,7 @@ def learning_data(
         features: What heads may read, each one selected feature or several joined by `+`.
         imported: Name of imported features, which are then the only ones.
         allow_download: Whether the model may be fetched from the hub.
+        taught: Whether heads have a `teacher_weight`, so that findings of samples are read.
 
     Raises:
         ClipTableError: If there is no sound clip table.
@@ -144,6 +147,8 @@ def learning_data(
         for split in ("train", "validation")
     }
     splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
+    if taught:
+        splits = with_teacher(project, splits, cache, allow_download=allow_download)
     leakage = leakage_record(table.clips)
     data = LearningData(
         splits["train"],

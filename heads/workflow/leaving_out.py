@@ -13,6 +13,7 @@ from heads.loading import load_all_splits
 from heads.runs import write_document
 from heads.workflow.data import clips_seen, scoring_data, training_device, tuned_bundle
 from heads.workflow.evaluation import evaluate_without_each_session
+from heads.workflow.teaching import with_teacher
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +73,11 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
     loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known, samples=source.samples)
     from heads.engines.fitting import refitting  # not before there is something to refit: it takes seconds
 
+    kept = loaded.data
+    if head.settings.teacher_weight:
+        kept = with_teacher(project, {"all": kept}, source.cache)["all"]
     scored = source.table.clips if source.samples is None else source.samples.samples
-    data, widths = loaded.data.of(head.settings.inputs), loaded.data.part_widths(head.settings.inputs)
+    data, widths = kept.of(head.settings.inputs), kept.part_widths(head.settings.inputs)
     metrics = evaluate_without_each_session(
         refitting(data, head.settings, device=training_device(project), part_widths=widths),
         data,

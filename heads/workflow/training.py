@@ -84,7 +84,13 @@ def train(
         joins = project.settings.samples.rule != "none" and section.get("kind", "linear") not in OF_FRAMES
         section = {**section, "inputs": f"mean({first})" if joins else first}
     settings = parse_section(section, HeadSettings, "train")
-    data, summary = learning_data(project, [settings.inputs], imported=features, allow_download=allow_download)
+    data, summary = learning_data(
+        project,
+        [settings.inputs],
+        imported=features,
+        allow_download=allow_download,
+        taught=settings.teacher_weight > 0,
+    )
     on_data(summary)
     folder, timeline = run_folder(project, "train", features), TimelineChoice(project)
     device = training_device(project)
