@@ -62,6 +62,11 @@ def test_head_settings_are_refused_when_the_convex_solver_cannot_fit_them(other:
         HeadSettings(solver="convex", **other)
 
 
+def test_settings_that_do_not_fit_each_other_are_refused_in_one_sentence() -> None:
+    with pytest.raises(SettingsError, match=r"^\[train\] the convex solver must have .*, or change these\.$"):
+        parse_section({"solver": "convex", "kind": "mlp"}, HeadSettings, "train")
+
+
 def test_head_settings_of_a_file_that_names_label_smoothing_load_when_it_was_off() -> None:
     mapping = HeadSettings().to_mapping()
     assert HeadSettings.from_mapping({**mapping, "label_smoothing": 0.0}) == HeadSettings()

@@ -341,6 +341,9 @@ def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:
     try:
         return adapter.validate_python(table)
     except ValidationError as error:
+        own = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+        if isinstance(own, SettingsError):  # of settings that do not fit each other: a sentence of its own
+            raise SettingsError(f"[{name}] {own}") from error
         at, rule, found = first_validation_error(error)
         where = ".".join(str(part) for part in (name, *at) if part != "")
         if not rule:
