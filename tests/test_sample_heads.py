@@ -259,6 +259,30 @@ def test_samples_that_a_person_edited_are_read_by_the_rule_file_alone(project: P
     assert "first" in (project.root / "samples.edited.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (
+            '[train]\ninputs = "final/mean"',
+            r"'linear' must read joined parts .* Write \"mean\(final/mean\)\", or concat",
+        ),
+        (
+            '[train]\nkind = "weighted"\ninputs = "mean(final/mean)"',
+            "'weighted' must read the parts of samples as they",
+        ),
+        ('[search]\ninputs = ["mean(final/mean)"]\nkind = ["linear", "attention"]', "'attention' must read the parts"),
+        ('[search]\ninputs = ["mean(final/mean)", "final/mean"]', 'none of linear reads final/mean. .* "attention"'),
+    ],
+)
+def test_what_a_kind_of_head_reads_of_samples_is_said_where_inputs_do_not_fit(
+    project: Project, section: str, words: str
+) -> None:
+    own = with_settings(project, section.split("\n")[0])
+    with pytest.raises(SettingsError, match=words):
+        (train if "[train]" in section else tune)(with_settings(own, section))
+    with_settings(own, section.split("\n")[0])
+
+
 @pytest.mark.parametrize("inputs", ["concat(final/mean)", "pair(final/mean)", "mean(final/mean)", "final/mean"])
 def test_a_camera_that_failed_in_training_or_at_test_time_costs_no_sample(project: Project, inputs: str) -> None:
     clips = read_table(project.clips).clips

@@ -1,16 +1,17 @@
 """One head with given settings, or a search over them: what `featurecache train` and `featurecache tune` call."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.errors import AnnotationError, TrainingDataError
+from featurecache.errors import AnnotationError, SettingsError, TrainingDataError
 from featurecache.project.settings import Project, parse_section
 from heads.bundle import Bundle
 from heads.inputs import default_inputs, sample_inputs
 from heads.runs import METRICS_NAMES, HeldOut, train_bundle
+from heads.samples.joining import join_of, selected
 from heads.settings import OF_FRAMES, HeadSettings, SearchSpace
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import (
@@ -84,6 +85,8 @@ def train(
         joins = project.settings.samples.rule != "none" and section.get("kind", "linear") not in OF_FRAMES
         section = {**section, "inputs": f"mean({first})" if joins else first}
     settings = parse_section(section, HeadSettings, "train")
+    if project.settings.samples.rule != "none":
+        _check_joins([settings.inputs], [settings.kind])
     data, summary = learning_data(
         project,
         [settings.inputs],
@@ -135,6 +138,8 @@ def tune(
     elif "inputs" not in section:
         chosen = default_inputs(project.settings.features.select, space.kind if rule == "none" else ("linear",))
         space = replace(space, inputs=sample_inputs(chosen, rule, space.kind))
+    if rule != "none":
+        _check_joins(space.inputs, space.kind)
     data, summary = learning_data(project, space.inputs, imported=features, allow_download=allow_download)
     on_data(summary)
     folder, timeline = run_folder(project, "tune", features), TimelineChoice(project)
@@ -153,6 +158,33 @@ def tune(
         on_progress=on_progress,
     )
     return finished_run(folder, best, timeline)
+
+
+def _check_joins(inputs: Sequence[str], kinds: Sequence[str]) -> None:
+    """Refuses, of samples of several clips, kinds that read none of the inputs, and inputs that no kind reads.
+
+    Raises:
+        SettingsError: Naming what to write.
+    """
+    as_they_are = "+".join(selected(inputs[0]))
+    for kind in kinds:
+        if kind in OF_FRAMES and all(map(join_of, inputs)):
+            raise SettingsError(
+                f"a head of kind {kind!r} must read the parts of samples as they are, but inputs are "
+                f'{", ".join(inputs)}. Write "{as_they_are}", or another kind, which reads joined parts: "linear".'
+            )
+        if kind not in OF_FRAMES and not any(map(join_of, inputs)):
+            raise SettingsError(
+                f"a head of kind {kind!r} must read joined parts of samples, but inputs are {', '.join(inputs)}. Write "
+                f'"mean({as_they_are})", or concat or pair; or kind "attention" or "weighted", which reads parts.'
+            )
+    for one in inputs:
+        if not any(bool(join_of(one)) != (kind in OF_FRAMES) for kind in kinds):
+            reads = 'joined parts: "linear" or "mlp"' if join_of(one) else 'parts: "attention" or "weighted"'
+            raise SettingsError(
+                f"inputs must have a head that reads them, but none of {', '.join(kinds)} reads {one}. Leave it out, "
+                f"or add a kind that reads {reads}."
+            )
 
 
 class TimelineChoice:
