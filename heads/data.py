@@ -195,9 +195,9 @@ def row_blocks(row_count: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS_AT_ONCE, row_count)) for start in range(0, row_count, ROWS_AT_ONCE))
 
 
-def more_sessions(split: str, unit: Unit = "clip") -> str:
-    """What to do where a split lacks clips, or samples, that a label needs."""
-    smaller = "" if unit == "clip" else "make samples of fewer clips (most_clips under [samples]), "
+def more_sessions(split: str, unit: Unit = "clip", *, always_on: bool = False) -> str:
+    """What to do where a split lacks clips, or samples, that a label needs; `always_on`: that are off."""
+    smaller = "make samples of fewer clips (most_clips under [samples]), " if always_on and unit == "sample" else ""
     return (
         f'If a session of another split has such {unit}s, fix it (sessions = {{ NAME = "{split}" }} under [splits]) '
         f"and run featurecache clips; else annotate more sessions, {smaller}or take the labels out of labels under "
@@ -279,7 +279,7 @@ def check_training(train: LabelledFeatures, validation: LabelledFeatures, labels
             names = ", ".join(label for label, is_bad in zip(labels, here, strict=True) if is_bad)
             raise TrainingDataError(
                 f"each label must be {state} in at least one training {train.unit}, but these never are: {names}. "
-                f"{more_sessions('train', train.unit)}"
+                f"{more_sessions('train', train.unit, always_on=state == 'off')}"
             )
     if not validation.Y.any():
         raise TrainingDataError(

@@ -122,11 +122,11 @@ def test_joining_is_refused_where_samples_are_clips_and_a_feature_that_is_no_num
     with pytest.raises(SettingsError, match='kind "temporal" must have all time steps'):
         fit_head(groups().X, data.Y[:120], HeadSettings(kind="temporal"))
     check_labelled(groups(), LABELS, "train")
-    never = dataclasses.replace(groups(), Y=np.zeros_like(groups().Y))
+    always = dataclasses.replace(groups(), Y=np.ones_like(groups().Y))
     with pytest.raises(
-        TrainingDataError, match=r"on in at least one training sample, but .* make samples of fewer clips"
+        TrainingDataError, match=r"off in at least one training sample, but .* make samples of fewer clips"
     ):
-        check_training(never, dataclasses.replace(never, sessions=np.full(len(never.Y), "other")), LABELS)
+        check_training(always, dataclasses.replace(always, sessions=np.full(len(always.Y), "other")), LABELS)
     for broken, samples in ((np.nan, None), (np.inf, groups().samples)):
         bad = groups(absent=0)
         bad.X[3, 0, 0] = broken
