@@ -29,7 +29,7 @@ from tests.processes import start, wait_for
 def test_processes_started_alike_share_the_list_and_compute_nothing_twice(project: Project) -> None:
     plan = plan_extraction(project)  # digests are remembered, so that both begin at once
     outputs = [project.root / f"{number}.out" for number in range(2)]
-    both = [start("extract", "--config", project.root, "--json", out=out) for out in outputs]
+    both = [start("extract", "--config", project.root, "--json", out=out, save_each_s=0.05) for out in outputs]
     assert [wait_for(process) for process in both] == [0, 0]
     reports = [json.loads(out.read_text()) for out in outputs]
     assert sum(report["extracted"] for report in reports) == 24
