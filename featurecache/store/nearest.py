@@ -60,8 +60,15 @@ class Directions:
 
     def of(self, positions: Positions) -> npt.NDArray[np.float32]:
         """Unit vectors of clips, shape (n, D); of a clip that lies at the mean, zeros."""
+        return self._off(self._mean, positions)
+
+    def within(self, positions: Positions) -> npt.NDArray[np.float32]:
+        """As `of`, off the mean of these clips alone: what changes from one to the next."""
+        return self._off(None, positions)
+
+    def _off(self, mean: npt.NDArray[np.float32] | None, positions: Positions) -> npt.NDArray[np.float32]:
         features = self._read(positions)
-        features -= self._mean
+        features -= features.mean(axis=0) if mean is None else mean
         features /= np.maximum(np.sqrt(np.einsum("nd,nd->n", features, features)), _TINY)[:, None]
         return features
 

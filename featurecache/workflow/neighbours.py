@@ -4,8 +4,8 @@ Notable choices: clips whose windows overlap or touch are no pair, since they sh
 targets come from training and validation alone, each clip in one pair at most: an annotation of a test session that is
 corrected because of what features say would make its score optimistically biased. For the same reason a test clip's
 targets are not told. A copy of a recording in another encoding has features of its own, which the cosine of a clip
-cannot tell from likeness; what tells it is that one clip after the other has its nearest clip in one other recording,
-always as much later or earlier.
+cannot tell from likeness; what tells it is that two recordings change alike from clip to clip: off each one's own mean,
+clips at one distance in time have a high cosine on average. That is so where a copy was cut, if by whole strides.
 
 Privacy: neighbours join sessions by what they look like, so they can tell that two recordings show the same person or
 room, though no name says so. What this writes is to be kept as the recordings are.
@@ -14,7 +14,6 @@ room, though no name says so. What this writes is to be kept as the recordings a
 import csv
 import dataclasses
 import io
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +32,14 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.store import FeatureCache
-from featurecache.store.nearest import Directions, Positions, nearest
+from featurecache.store.nearest import BLOCK_ROWS, Directions, Positions, nearest
 
 CONFUSIONS_NAME, DUPLICATES_NAME = "confusions.csv", "duplicates.csv"
 NEAR_IDENTICAL = 0.995
 """The least cosine at which a clip alone counts as a copy."""
-IN_STEP, IN_STEP_SHARE = 5, 0.5
-"""Clips of a recording, and their share of it, that make it a copy where their nearest clips keep step with them."""
+IN_STEP, IN_STEP_SHARE, IN_STEP_COSINE = 5, 0.5, 0.8
+"""Clips of a recording, their share of it, and their least mean cosine that make it a copy where they keep step with
+those of another, each off its own recording's mean."""
 
 _VECTORS = ("mean", "motion", "cls", "last")
 
@@ -215,9 +215,10 @@ def confusions(project: Project, *, top: int = 50, feature: str | None = None) -
 def duplicates(project: Project, *, feature: str | None = None) -> Neighbours:
     """Clips of validation and test that are copies of clips of a split which learns: a leak.
 
-    Nearly identical ones, and those of a recording of which at least five clips and half of all have their nearest clip
-    in one other recording at one distance in time. They are written to `runs/duplicates.csv`, each clip that scores
-    with the nearest of those that learn.
+    Nearly identical ones, and those of a recording of which at least five clips and half of all change from clip to
+    clip as those of one other recording do, at one distance in time. They are written to `runs/duplicates.csv`: each
+    clip that scores with its moment in the other recording, at the cosine off the recordings' own means, or else with
+    the nearest of those that learn.
 
     Args:
         project: The project.
@@ -234,15 +235,52 @@ def duplicates(project: Project, *, feature: str | None = None) -> Neighbours:
         np.flatnonzero((rank == 0) | (rank == 1)),
         lambda one, other: own.apart(one, other) & (rank[one, None] > rank[other]),
     )
-    steps = [(own.content[one], own.content[other], own.start_us[one] - own.start_us[other]) for _, one, other in pairs]
-    in_step, of_recording = Counter(steps), Counter(content for content, _, _ in steps)
-    is_copy = {step for step, count in in_step.items() if count >= max(IN_STEP, IN_STEP_SHARE * of_recording[step[0]])}
+    in_step = _in_step(own, rank)
+    copied = {one for _, one, _ in in_step}
+    in_step += [pair for pair in pairs if pair[0] >= NEAR_IDENTICAL and pair[1] not in copied]
     found = own.found(
-        (cosine, other, one)
-        for (cosine, one, other), step in zip(pairs, steps, strict=True)
-        if cosine >= NEAR_IDENTICAL or step in is_copy
+        (cosine, other, one) for cosine, one, other in sorted(in_step, key=lambda pair: (-pair[0], pair[1]))
     )
     return found.written(project.runs / DUPLICATES_NAME)
+
+
+def _in_step(own: _Searched, rank: Positions) -> list[tuple[float, int, int]]:
+    """Clips of recordings that change as a recording of a split which learns, each with its moment there."""
+    recordings = [
+        np.flatnonzero((own.content == content) & (rank == of_split))
+        for content, of_split in sorted(set(zip(own.content.tolist(), rank.tolist(), strict=True)))
+    ]
+    scoring = [rows for rows in recordings if rank[rows[0]] > 0 and len(rows) >= IN_STEP]
+    learning = [rows for rows in recordings if rank[rows[0]] in (0, 1)]
+    found: list[tuple[float, int, int]] = []
+    while scoring:
+        at_once = int(np.searchsorted(np.cumsum([len(rows) for rows in scoring]), BLOCK_ROWS)) + 1
+        block, scoring = scoring[:at_once], scoring[at_once:]
+        vectors = [own.directions.within(rows) for rows in block]
+        for others in learning:
+            theirs = own.directions.within(others)
+            for rows, ours in zip(block, vectors, strict=True):
+                if own.content[rows[0]] != own.content[others[0]] and rank[rows[0]] > rank[others[0]]:
+                    found += _best_step(own, rows, others, ours @ theirs.T)
+    best: dict[int, tuple[float, int, int]] = {}
+    for pair in found:  # a copy of two recordings: the more alike one
+        best[pair[1]] = max(pair, best.get(pair[1], pair))
+    return list(best.values())
+
+
+def _best_step(
+    own: _Searched, rows: Positions, others: Positions, cosines: npt.NDArray[np.float32]
+) -> list[tuple[float, int, int]]:
+    """The pairs of clips at the distance in time with the highest mean cosine, if that makes a copy; cosines (n, m)."""
+    distance_us = own.start_us[rows][:, None] - own.start_us[others]  # (n, m)
+    unit = max(1, int(np.gcd.reduce(np.diff(np.concatenate([own.start_us[rows], own.start_us[others]])))))
+    step = (distance_us - distance_us.min()) // unit
+    counts = np.bincount(step.ravel())
+    means = np.bincount(step.ravel(), cosines.ravel()) / np.maximum(counts, 1)
+    means[counts < max(IN_STEP, IN_STEP_SHARE * len(rows))] = -1
+    if means.max() < IN_STEP_COSINE:
+        return []
+    return [(float(cosines[at, to]), int(rows[at]), int(others[to])) for at, to in np.argwhere(step == means.argmax())]
 
 
 def _closest(own: _Searched, queries: Positions, candidates: Positions, allowed: Any) -> list[tuple[float, int, int]]:
