@@ -84,11 +84,11 @@ def test_p_values_are_the_share_of_all_ways_to_divide_sessions_whose_largest_gap
     assert gaps.least_p == pytest.approx(1 / 15)
 
 
-@pytest.mark.parametrize("without", ["validation", "train"])
-def test_label_that_no_session_of_a_split_tells_is_not_tested_and_lists_nothing(without: str) -> None:
+@pytest.mark.parametrize("told", [[], ["s00"], ["s05"], ["s00", "s05"], ["s00", "s01", "s05"], ["s00", "s05", "s06"]])
+def test_label_that_fewer_than_two_sessions_of_a_split_tell_is_not_tested_and_lists_nothing(told: list[str]) -> None:
     parts, y, sessions = _drawn_parts(0)
-    is_validation = np.isin(sessions, ["s00", "s01"])
-    y = np.where(is_validation == (without == "validation"), 0, y)
+    is_validation = np.isin(sessions, ["s00", "s01", "s02"])
+    y = np.where(np.isin(sessions, told), y, 0)
     gaps = label_gaps(parts, y, sessions, is_validation)
     assert (gaps.least_p, gaps.p.min()) == (1.0, 1.0)
     assert not listed([gaps], 0.5).any()

@@ -30,6 +30,8 @@ import numpy.typing as npt
 from scipy.stats import false_discovery_control, permutation_test
 
 PERMUTATIONS = 9999
+LEAST_SESSIONS = 2
+"""Sessions of each split that tell a label, below which it is not tested."""
 _ROUNDING = 1e-6
 """Part of a gap by which equal gaps may differ, since sums are taken in another order."""
 
@@ -61,7 +63,11 @@ class LabelGaps:
     def least_p(self) -> float:
         """The smallest p value that so few sessions can give."""
         count = math.comb(self.train_sessions + self.validation_sessions, self.validation_sessions)
-        return 1.0 if min(self.train_sessions, self.validation_sessions) == 0 else 1 / min(count, PERMUTATIONS + 1)
+        return (
+            1.0
+            if min(self.train_sessions, self.validation_sessions) < LEAST_SESSIONS
+            else 1 / min(count, PERMUTATIONS + 1)
+        )
 
 
 def label_gaps(
@@ -90,7 +96,7 @@ def label_gaps(
             separations[bool(is_validation[own][0])].append(separation)
     nothing = np.full((0, parts.shape[1]), np.nan)
     train, validation = (np.array(separations[split]) if separations[split] else nothing for split in (False, True))
-    if not len(train) or not len(validation):
+    if min(len(train), len(validation)) < LEAST_SESSIONS:
         unknown = np.full(parts.shape[1], np.nan)
         training, validated = (one.mean(axis=0) if len(one) else unknown for one in (train, validation))
         return LabelGaps(len(train), len(validation), training, validated, np.ones(parts.shape[1]))

@@ -31,8 +31,8 @@ def audited(found: "Shortcuts") -> Iterator[Piece]:
     yield plain_table(title, headings, [_row(one) for one in found.found or found.nearest])
     for label, gaps in untested.items():
         yield (
-            f"{label} is not tested: {gaps.train_sessions} training and {gaps.validation_sessions} validation sessions "
-            f"with and without it give p values of {gaps.least_p:.2g} or more."
+            f"{label} is not tested: too few sessions have clips with it and without it, {gaps.train_sessions} in "
+            f"training and {gaps.validation_sessions} in validation; no p value could be below {gaps.least_p:.2g}."
         )
     if not found.found:
         yield f"no cluster is listed at {rate}; the table shows the nearest of each label. All: {found.folder}"
