@@ -272,6 +272,7 @@ def test_report_leads_to_the_moment_in_the_video(browser: Any, server: ReviewSer
     browser.find_element(By.ID, "report").click()
     wait(browser, lambda: browser.execute_script("return document.documentElement.dataset.ready") == "true")
     link = browser.find_element(By.CSS_SELECTOR, "#differences [data-goto] + a")
+    assert browser.find_elements(By.CSS_SELECTOR, "[data-open] + a")  # and so does each row of a timeline
     seconds = float(link.get_attribute("href").rpartition("t=")[2])
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", link)
     link.click()
