@@ -52,6 +52,7 @@ def follow(command: Sequence[str], data: Path, browser: Any, environment: Mappin
                 address = next(line.strip() for line in process.stdout if line.strip().startswith("http://"))
                 correct(browser, address)
                 process.send_signal(signal.SIGINT)
+                process.communicate()
             assert process.returncode == 0
         else:
             done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
