@@ -30,15 +30,15 @@ def typed_lines() -> list[str]:
     return [line for line in lines if line and not line.startswith(ELSEWHERE)]
 
 
-def follow(command: Sequence[str], data: Path, browser: Any, environment: Mapping[str, str]) -> dict[str, float]:
-    """Types the guide's lines with these recordings; each line -> seconds. Fails at the first that fails."""
+def follow(command: Sequence[str], data: Path, browser: Any, environment: Mapping[str, str]) -> list[tuple[str, float]]:
+    """Types the guide's lines with these recordings, and tells the seconds of each; fails at the first that fails."""
     ours = {
         "/data/videos": str(data / "videos"),
         "/data/elan": str(data / "elan"),
         "/data/new/case7.mp4": str(data / "new" / "case7.mp4"),
         "/models/LLaVA-NeXT-Video-7B-hf": "demo",
     }
-    folder, took = data, {}
+    folder, took = data, list[tuple[str, float]]()
     for line in typed_lines():
         words = [ours.get(word, word) for word in shlex.split(line)]
         began = time.monotonic()
@@ -57,7 +57,7 @@ def follow(command: Sequence[str], data: Path, browser: Any, environment: Mappin
         else:
             done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
-        took[line] = time.monotonic() - began
+        took.append((line, time.monotonic() - began))
     return took
 
 
