@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("bottle", reason="the page needs the extra `review`")
+pytest.importorskip("selenium.webdriver")
 
 from featurecache import make_demo
 from featurecache.annotations import read_eaf
@@ -66,7 +67,7 @@ def correct(browser: Any, address: str) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    from tests.test_review_browser import press, text, wait
+    from tests.browsing import press, text, wait
 
     browser.get(address)
     wait(browser, lambda: browser.execute_script("return document.documentElement.dataset.ready"))

@@ -15,10 +15,10 @@ pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.wait import WebDriverWait
 
 from featurecache.annotations.reviews import Mark, read_review, review_path
 from heads.review.server import ReviewServer
+from tests.browsing import press, text, wait
 from tests.report_samples import report_on, write_project
 from tests.review_samples import HOSTILE_NAME, SECOND_US, served
 
@@ -53,20 +53,6 @@ def show(browser: Any, server: ReviewServer, content: str, at_s: float = 0) -> N
     wait(browser, lambda: browser.execute_script("return document.querySelector('video').readyState") >= 2)
 
 
-def wait(browser: Any, condition: Any) -> None:
-    WebDriverWait(browser, 60).until(lambda _: condition())
-
-
-def press(browser: Any, *keys: str, held: str = "") -> None:
-    actions = ActionChains(browser)
-    if held:
-        actions.key_down(held)
-    actions.send_keys(*keys)
-    if held:
-        actions.key_up(held)
-    actions.perform()
-
-
 def now_s(browser: Any) -> float:
     hours, minutes, seconds = browser.find_element(By.ID, "clock").text.split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
@@ -84,10 +70,6 @@ def marks_on_disk(root: Path, content: str, *, blind: bool = False) -> list[tupl
 
     found = read_review(review_path(root / "reviewed", NAMES[content], blind=blind), content=content)
     return sorted(told(one) for one in found.marks)
-
-
-def text(browser: Any, element: str) -> str:
-    return str(browser.find_element(By.ID, element).text)
 
 
 def test_page_loads_without_an_error_and_asks_nobody_but_its_server(page: Any, server: ReviewServer) -> None:
