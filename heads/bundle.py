@@ -47,6 +47,7 @@ from heads.bundle_files import (
 )
 from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, ZS_TEXT, method_of_head, method_of_question
+from heads.prior import Prior, check_prior
 from heads.samples.joining import join_of, selected
 from heads.scoring.calibration import Calibration
 from heads.scoring.exclusive import predicted_labels
@@ -79,6 +80,7 @@ class Bundle:
         words: Of a head that was made from words alone: the text tower's fingerprint and the prompts; None of others.
         ignored: Of a head that was fitted without clusters of tokens: `input`, whose tokens they are of, the numbers of
             the `clusters`, and the digest of the `audited` bundle; None of others.
+        prior: What `settings.prior` stands for; None where that is "none".
     """
 
     head: "Head"
@@ -95,6 +97,7 @@ class Bundle:
     exclusive: tuple[tuple[str, ...], ...] = ()
     words: Mapping[str, Any] | None = None
     ignored: Mapping[str, Any] | None = None
+    prior: Prior | None = None
 
     @property
     def is_zero_shot(self) -> bool:
@@ -125,7 +128,7 @@ class Bundle:
             return ZS_TEXT
         if self.asked is not None:
             return method_of_question(self.asked.kind)
-        return FT_C_LORA if self.adapter is not None else method_of_head(self.settings.kind)
+        return FT_C_LORA if self.adapter is not None else method_of_head(self.settings.kind, self.settings.prior)
 
     def project_of(self, project: Project) -> Project:
         """The project that makes the features the bundle reads: of its clips' length, and of its own model, if any."""
@@ -248,9 +251,11 @@ class Bundle:
             )
 
     def _head_bytes(self) -> bytes:
+        import torch
         from safetensors.torch import save
 
-        data: bytes = save({name: tensor.contiguous() for name, tensor in self.head.state_dict().items()})
+        own = {} if self.prior is None else {"prior": torch.from_numpy(self.prior.weights)}
+        data: bytes = save({name: tensor.contiguous() for name, tensor in (self.head.state_dict() | own).items()})
         return data
 
     def _document(self, head_bytes: bytes) -> dict[str, Any]:
@@ -273,6 +278,7 @@ class Bundle:
             **({"exclusive": [list(group) for group in self.exclusive]} if self.exclusive else {}),
             **({} if self.words is None else {"words": dict(self.words)}),
             **({} if self.ignored is None else {"ignored": dict(self.ignored)}),
+            **({} if self.prior is None else {"prior": dict(self.prior.made_of)}),
             "fitted_on": {content: [list(span) for span in spans] for content, spans in self.fitted_on.items()},
             "versions": dict(self.versions),
         }
@@ -374,6 +380,8 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         head = build_head(
             settings.kind, front, len(labels), hidden_widths=settings.hidden_widths, dropout=settings.dropout
         )
+    prior = None if settings.prior == "none" else Prior(tensors.pop("prior").numpy(), document["prior"])
+    check_prior(prior, settings, part_widths, len(labels))
     head.load_state_dict(tensors, assign=True)
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise damaged(path, f"{HEAD_NAME} holds numbers that are not finite float32")
@@ -393,4 +401,5 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         exclusive=exclusive,
         words=document.get("words"),
         ignored=document.get("ignored"),
+        prior=prior,
     )

@@ -21,6 +21,7 @@ from featurecache.clips.samples import Sample
 from featurecache.errors import SettingsError, TrainingDataError
 from featurecache.spec import FeatureSpace
 from heads.clip_rule import ClipRule, Unit
+from heads.prior import Prior
 from heads.samples.joining import join_of, joined, joined_widths, selected
 
 ROWS_AT_ONCE = 1024
@@ -148,6 +149,7 @@ class LearningData:
         clips: What a clip is; None where that is not known.
         exclusive: Groups of labels of which one at most is on at a time.
         seen: Ids of clips that are labelled by a review with predictions in sight: they train, and score nothing.
+        prior: What words make of `joint/mean`; None where there are none.
     """
 
     train: KeptSplit
@@ -158,6 +160,7 @@ class LearningData:
     clips: ClipRule | None = None
     exclusive: tuple[tuple[str, ...], ...] = ()
     seen: frozenset[str] = frozenset()
+    prior: Prior | None = None
 
     @cached_property
     def fitting(self) -> KeptSplit:

@@ -3,15 +3,16 @@
 What this is not: the names of head kinds in settings (`settings.py`), or of the commands that make a run.
 """
 
-from heads.settings import HeadKind
+from heads.settings import HeadKind, HeadPrior
 
-FT_C_LORA, TIMESFORMER = "FT-C-LoRA", "TimeSformer"
+FT_LC_TEXT, FT_C_LORA, TIMESFORMER = "FT-LC-Text", "FT-C-LoRA", "TimeSformer"
 ZERO_SHOT = ZSC_CO, ZS_B, ZSC_J, ZS_TEXT = "ZSC-CO", "ZS-B", "ZSC-J", "ZS-Text"
 
 PAPER_ORDER = (
     TIMESFORMER,
     *ZERO_SHOT,
     "FT-LC",
+    FT_LC_TEXT,
     "FT-MLP",
     "FT-Attention",
     "FT-Weighted",
@@ -36,6 +37,6 @@ def method_of_question(kind: str) -> str:
     return _OF_QUESTION[kind]
 
 
-def method_of_head(kind: HeadKind) -> str:
-    """The method that a head of a kind is, on features of a frozen backbone."""
-    return _OF_KIND[kind]
+def method_of_head(kind: HeadKind, prior: HeadPrior = "none") -> str:
+    """The method that a head of a kind is, on features of a frozen backbone; "FT-LC-Text" is drawn towards words."""
+    return _OF_KIND[kind] if prior == "none" else FT_LC_TEXT

@@ -170,6 +170,7 @@ def write_run(
         fitted_on=spans_of(clips.clip_ids or ()),
         clips=data.clips,
         exclusive=data.exclusive,
+        prior=None if settings.prior == "none" else data.prior,
     )
     of_run = {
         "value": fitted.value,

@@ -76,6 +76,7 @@ OF_FRAMES: tuple[HeadKind, ...] = (*WEIGHING, "temporal")
 """Kinds that read the features of a clip's frames, or of a sample's parts."""
 Solver = Literal["adamw", "convex"]
 InputWeights = Literal["equal", "learned"]
+HeadPrior = Literal["none", "words"]
 Normalization = Literal["none", "standardize", "l2"]
 Inputs = Annotated[str, AfterValidator(_kept_features)]
 HiddenWidth = Annotated[int, Field(ge=1, le=65536)]
@@ -127,6 +128,8 @@ class HeadSettings:
             label, where variance_exponent is 0.
         variance_exponent: That penalty is multiplied, for each principal direction of the features, by (mean variance /
             its variance) to this power: 0 treats all alike, 1 holds weights down where features hardly vary.
+        prior: "words": w starts at the weights that words of prompts/text make of joint/mean, and the penalty is on its
+            distance to them (zeros for a label or an input without words); "none": zeros.
         learning_rate: Step size of AdamW, constant over the epochs.
         weight_decay: Decoupled decay of weights (never of biases), as in AdamW.
         positive_weight_exponent: The positive term's weight in the loss is (negatives / positives) to this power,
@@ -149,6 +152,7 @@ class HeadSettings:
     input_weights: InputWeights = "equal"
     l2: Penalty = 1e-2
     variance_exponent: VarianceExponent = 0.0
+    prior: HeadPrior = "none"
     learning_rate: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-2
     positive_weight_exponent: Exponents = 0.5
@@ -183,6 +187,12 @@ class HeadSettings:
             raise SettingsError(
                 f"a head that is taught weights of parts must be of the kind {' or '.join(WEIGHING)}, but it is "
                 f"{self.kind!r} and teacher_weight {self.teacher_weight:g}. Change one of them."
+            )
+        if self.prior != "none" and (self.solver != "convex" or self.input_weights != "equal" or join_of(self.inputs)):
+            raise SettingsError(
+                'prior = "words" must have the convex solver, inputs that are not joined and input_weights = "equal", '
+                f"but solver is {self.solver!r}, inputs are {self.inputs} and input_weights {self.input_weights!r}. "
+                "Change these."
             )
         if self.kind == "temporal" and isinstance(self.hidden_width, tuple):
             raise SettingsError(
@@ -231,7 +241,8 @@ class HeadSettings:
         names = {field.name for field in dataclasses.fields(cls)}
         gone = (("label_smoothing", 0.0), ("positive_weight_scale", 1.0))
         mapping = {name: value for name, value in mapping.items() if (name, value) not in gone}
-        mapping = {"input_weights": "equal", "teacher_weight": 0.0} | mapping  # which earlier versions do not name
+        since = {"input_weights": "equal", "teacher_weight": 0.0, "prior": "none"}  # which earlier versions do not name
+        mapping = since | mapping
         if set(mapping) != names:
             raise SettingsError(
                 f"head settings must name exactly {', '.join(sorted(names))}, but these differ: "
@@ -253,6 +264,7 @@ class SearchSpace:
         hidden_layers: Layers of "mlp", each of a width of its own: [1, 2, 3] tries deeper heads.
         components: Those that are fewer than the features.
         solver: "convex" first, a grid for each choice above, then trials by "adamw".
+        prior: "words" is tried where prompts/text holds words of labels and inputs have joint/mean.
         folds: Folds of the sessions that are not test, by which settings are chosen.
 
     Learning rate, weight decay, l2, hidden width and epochs are drawn on a logarithmic scale. A range whose two ends
@@ -278,6 +290,7 @@ class SearchSpace:
         0.0,
         1.0,
     )
+    prior: Annotated[tuple[HeadPrior, ...], Field(min_length=1), AfterValidator(_different)] = ("none", "words")
     learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(ordered)] = (3e-6, 3e-2)
     weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-5, 1.0)
     positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)

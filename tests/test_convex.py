@@ -1,5 +1,6 @@
 """The convex engine: parity with scikit-learn, problems that share nothing, folds that see nothing, true flags."""
 
+import dataclasses
 import itertools
 from functools import partial
 from typing import Any
@@ -117,6 +118,49 @@ def test_solve_grid_equals_scikit_learn_on_stretched_features_when_penalties_fol
         ours, theirs = point_of(grid, g, c), np.append(stretched[0], S @ stretched[1:])
         np.testing.assert_allclose(x @ ours[1:] + ours[0], x @ theirs[1:] + theirs[0], rtol=1e-3, atol=1e-4)
         assert grid.objective[g, c] == pytest.approx(objective(x @ S, Y[:, c], point, stretched)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "components", "exponent"), [("standardize", 0, 0.0), ("none", 0, 1.0), ("l2", 5, 0.0)]
+)
+def test_heads_with_a_prior_minimise_the_loss_and_the_penalty_on_the_distance_to_it(
+    normalization: str, components: int, exponent: float
+) -> None:
+    X, Y = make_clips()
+    prior = np.random.default_rng(3).standard_normal((2, 12))
+    basis, fold_of = make_basis(X, Y, normalization=normalization), np.arange(len(X)) % 3
+    grid = solve_exactly(
+        basis,
+        Y,
+        [GridPoint(1e-2, 0.5), GridPoint(1e4, 0.5)],
+        prior=prior,
+        components=components,
+        variance_exponent=exponent,
+        fold_of=fold_of,
+    )
+    assert grid.converged.all()
+    x, front = features(basis, components), basis.front
+    start = prior * front.scale.numpy() / (12**0.5 if normalization == "l2" else 1)
+    start = start @ basis.axes[:, :components].numpy() if components else start
+    for c in range(2):
+        plain = GridPoint(1e-2, 0.5)
+        theta = point_of(grid, 0, c)
+        gradient = objective(x, Y[:, c], plain, theta)[1]
+        own = basis.scaling(-exponent, components)(torch.from_numpy(theta[None, 1:])).numpy()[0]
+        away = basis.scaling(-exponent, components)(torch.from_numpy(theta[None, 1:] - start[c])).numpy()[0]
+        gradient[1:] += plain.l2 * (away - theta[1:])  # `objective` has the penalty on the distance to zero
+        assert np.abs(gradient).max() <= 1e-6
+        assert not np.allclose(own, away)
+        np.testing.assert_allclose(point_of(grid, 1, c)[1:], start[c], atol=1e-3)  # nothing pulls against 1e4
+    if not exponent and not components:  # without a fold's clips, as if they had never been there
+        held_out = fold_of == 1
+        alone = solve_exactly(
+            dataclasses.replace(basis, X=basis.X[~torch.from_numpy(held_out)]), Y[~held_out], grid.points, prior=prior
+        )
+        z = features(basis)[held_out] @ alone.weights[0].numpy().T + alone.bias[0].numpy()
+        np.testing.assert_allclose(grid.out_of_fold[0, 0, held_out], 1 / (1 + np.exp(-z)), atol=1e-5)
+    scores = head_scores(grid.head(np.zeros(2, np.int64)), X)
+    np.testing.assert_allclose(scores, grid.scores(X)[0], atol=1e-5)
 
 
 def test_a_penalty_that_follows_variances_finds_what_leading_directions_tell() -> None:

@@ -183,6 +183,17 @@ class Basis:
         axes = self.axes  # what is made here shall not keep the features
         return lambda rows: scale_directions(rows, axes, along, rest)
 
+    def weights_of(self, stored: Tensor, components: int) -> Tensor:
+        """Weights of features as stored, (k, D), as those of what a head of so many components reads, (k, P or D).
+
+        Where each clip is scaled to one length, they are those of clips of length 1.
+        """
+        weights = stored.to(self.X) * self.front.scale.to(self.X)
+        if self.front.unit_length:
+            widths = torch.tensor(self.front.part_widths)
+            weights /= torch.repeat_interleave(widths, widths).to(self.X).sqrt()
+        return weights @ self.axes[:, :components] if components else weights
+
     def rotated_front(self, components: int) -> Front:
         """A front that ends in the first P axes: features as stored (..., D) -> (..., P), centred."""
         front = self.front

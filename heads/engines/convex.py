@@ -23,6 +23,8 @@ Notable choices:
   all (standard error .003).
 - Folds begin from the prior, not from the head of all clips, which has seen what is held out: a problem that stopped
   short of its optimum would remember it.
+- A head may have a prior w0, such as the weights that words make (`zeroshot/words.py`): the penalty is then on w - w0.
+  Solved for w - w0, with X w0 added to the logits.
 - Labels share no parameter, so a head may take each from its own point of the grid.
 
 Source of penalties by eigenvalue: Hoerl and Kennard, 1970 (generalised ridge regression); Goldstein and Smith, 1974.
@@ -154,6 +156,7 @@ def solve_grid(
     *,
     components: int = 0,
     variance_exponent: float = 0.0,
+    prior: npt.NDArray[np.floating] | None = None,
     fold_of: npt.NDArray[np.integer] | None = None,
     excluded: Mask | None = None,
     wanted: Mask | None = None,
@@ -169,6 +172,7 @@ def solve_grid(
         points: The G points.
         components: P, principal components that heads read; 0 for all features.
         variance_exponent: How penalties follow the variances; see the top of this file.
+        prior: Weights that heads are penalised towards, of features as stored, shape (C, D); zeros by default.
         fold_of: Fold of each clip, from `session_folds`, shape (N,), or (R, N) of R assignments to as many folds.
         excluded: Clips that touch held-out ones and are left out of a fold's training too, shape (F, N) or (R, F, N).
         wanted: The points and labels to solve, shape (G, C); all by default. The others are NaN and not converged.
@@ -217,15 +221,17 @@ def solve_grid(
     def solved(basis: Basis, problems: Mask) -> Solutions:
         """The optima of some problems, along the axes of a basis."""
         X = basis.read(components)
+        at = None if prior is None else basis.weights_of(torch.from_numpy(prior), components)  # (C, W)
+        added = X.new_zeros(1, 1) if at is None else at @ X.T  # (C, N)
         kind, label_of, part_of = (torch.from_numpy(of[problems]).to(X.device) for of in (same_loss, label, part))
         penalty, bias, weight_of = (torch.from_numpy(of[problems]).to(X) for of in (l2, start_bias, positive_weight))
 
-        def loss_weights(ids: Tensor) -> tuple[Tensor, Tensor]:
+        def loss_weights(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             t = targets[label_of[ids]]
             mask, weighted = masks[part_of[ids]], weight_of[ids, None] * t
-            return mask * (weighted + 1 - t), mask * weighted
+            return mask * (weighted + 1 - t), mask * weighted, added if at is None else added[label_of[ids]]
 
-        return solve_problems(
+        found = solve_problems(
             X,
             l2=penalty,
             start_bias=bias,
@@ -236,6 +242,9 @@ def solve_grid(
             tolerance=tolerance,
             max_iterations=max_iterations,
         )
+        if at is not None:
+            found.point[:, 1:] += at[label_of]
+        return found
 
     bases = [basis] * len(in_part)
     if len(assignments) > 1 and (variance_exponent or 0 < components < basis.axes.shape[1]):

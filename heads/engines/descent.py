@@ -120,7 +120,7 @@ def solve_problems(
     l2: Tensor,
     start_bias: Tensor,
     same_loss: Tensor,
-    loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
+    loss_weights: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     precondition: Precondition,
     penalise: Scaling,
     tolerance: float,
@@ -133,7 +133,8 @@ def solve_problems(
         l2: Penalties, shape (K,), positive.
         start_bias: Biases to begin with, shape (K,); weights begin at zero.
         same_loss: Group ids, shape (K,): problems of one id differ in l2 alone.
-        loss_weights: Numbers of k problems -> their weights and weighted targets, each (k, N), of X's dtype.
+        loss_weights: Numbers of k problems -> their weights, weighted targets, and what is added to their logits, each
+            (k, N), of X's dtype.
         precondition: See `Precondition`.
         penalise: P.
         tolerance: Bound on the predicted decrease, relative to the objective.
@@ -193,13 +194,13 @@ def _started(
     l2: Tensor,
     start_bias: Tensor,
     same_loss: Tensor,
-    loss_weights: Callable[[Tensor], tuple[Tensor, Tensor]],
+    loss_weights: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
 ) -> _Batch:
     """Problems at their beginning, where those of the same loss have one gradient: the penalty has none at zero."""
-    weight, weighted_target = loss_weights(ids)
+    weight, weighted_target, added = loss_weights(ids)
     point = X.new_zeros(len(ids), 1 + X.shape[1])
     point[:, 0] = start_bias[ids]
-    logits = point[:, :1].repeat(1, len(X))
+    logits = point[:, :1].repeat(1, len(X)) + added
     scores = torch.sigmoid(logits)
     numbers, kind = torch.unique(same_loss[ids], return_inverse=True)
     of_kind = torch.empty_like(numbers).scatter_(0, kind, torch.arange(len(ids), device=ids.device))

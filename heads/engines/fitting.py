@@ -4,6 +4,7 @@ What this is not: many heads at once (`training.py`, `convex.py`), a search, or 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from heads.engines.solving import basis_of, solve_head
 from heads.engines.training import fit_heads
 from heads.engines.training_clips import TrainingClips
 from heads.models import Head, head_scores
+from heads.prior import Weights
 from heads.scoring.cross_fitting import FitScores, Labels, Rows, Scores, Targets
 from heads.settings import HeadSettings
 
@@ -28,6 +30,7 @@ def fit_head(
     device: str = "cpu",
     part_widths: Sequence[int] | None = None,
     teacher: npt.NDArray[np.float32] | None = None,
+    prior: Weights | None = None,
 ) -> Head:
     """Fits one head.
 
@@ -39,6 +42,7 @@ def fit_head(
         device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
         part_widths: Widths of the kept features that stand side by side in X; None for one.
         teacher: Weights of parts (N, P) that a head with a `teacher_weight` is taught.
+        prior: Weights that the settings' prior stands for, of features as given here, shape (C, D).
 
     Returns:
         The head, on the CPU; takes features as they are given here.
@@ -55,7 +59,7 @@ def fit_head(
             basis = basis_of(
                 X, Y, settings.normalization, components=settings.components, part_widths=part_widths, device=device
             )
-            return solve_head(basis, Y, settings)[0]
+            return solve_head(basis, Y, settings, prior=prior)[0]
         clips = TrainingClips(X, Y, seed=seed, device=device, part_widths=part_widths, teacher=teacher)
         (fitted,) = fit_heads(clips, [settings])
         if fitted.head is None:
@@ -72,6 +76,7 @@ def refitting(
     seed: int = 0,
     device: str = "cpu",
     part_widths: Sequence[int] | None = None,
+    prior: Weights | None = None,
 ) -> FitScores:
     """What cross-fitting and the permutation check call: fits a head of these settings on some rows, scores others.
 
@@ -81,12 +86,15 @@ def refitting(
         seed: As `fit_head`.
         device: As `fit_head`.
         part_widths: As `fit_head`.
+        prior: As `fit_head`.
     """
 
     def fit_scores(train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:
         X, Y, of_labels = data.X[train], Y_train[:, learnable], settings.of_labels(learnable.tolist())
         teacher = None if data.teacher is None else data.teacher[train]
-        head = fit_head(X, Y, of_labels, seed=seed, device=device, part_widths=part_widths, teacher=teacher)
+        start = None if prior is None else prior[learnable]
+        own: dict[str, Any] = {"part_widths": part_widths, "teacher": teacher, "prior": start}
+        head = fit_head(X, Y, of_labels, seed=seed, device=device, **own)
         return head_scores(head, data.X[held_out])
 
     return fit_scores

@@ -16,7 +16,9 @@ from heads.engines.axes import AXES_AT_ONCE
 from heads.engines.basis import Basis
 from heads.engines.solving import basis_of
 from heads.engines.training_clips import TrainingClips
+from heads.prior import Weights, prior_weights
 from heads.scoring.cross_fitting import FOLDS, CrossFolds
+from heads.settings import HeadSettings
 
 T = TypeVar("T")
 
@@ -69,6 +71,10 @@ class Prepared:
             return basis_of(clips.X, clips.Y, normalization, components=axes, part_widths=widths, device=self.device)
 
         return _recalled(self._bases, (inputs, normalization, axes), make, KEPT_BASES)
+
+    def prior(self, settings: HeadSettings) -> Weights | None:
+        """The prior of a head with these settings; as `prior_weights`."""
+        return prior_weights(settings, self.data.prior, self.data.train.part_widths(settings.inputs))
 
     def _of(self, inputs: str) -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
         def make() -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:

@@ -74,7 +74,7 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
             without = scores_without_each_fold(prepared, settings)
             return Refitted(fused.head, settings, without.mean(axis=0), _value(clips, without), None, weights)
         basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
-        head, scores = solve_head(basis, clips.Y, settings, prepared.folds)
+        head, scores = solve_head(basis, clips.Y, settings, prepared.folds, prior=prepared.prior(settings))
         return Refitted(head, settings, scores.mean(axis=0, dtype=np.float64), _value(clips, scores), None)
     if settings.patience:
         settings = dataclasses.replace(settings, patience=0, epochs=_early_stopped(prepared, settings).epochs)

@@ -9,11 +9,13 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.errors import SettingsError
 from heads.engines.axes import AXES_AT_ONCE
 from heads.engines.basis import Basis
 from heads.engines.convex import grid_points, solve_grid
 from heads.engines.training_clips import TrainingClips, View
 from heads.models import LinearHead
+from heads.prior import NO_WORDS
 from heads.scoring.cross_fitting import CrossFolds, Targets
 from heads.settings import HeadSettings
 
@@ -52,7 +54,12 @@ def basis_of(
 
 
 def solve_head(
-    basis: Basis, Y: Targets, settings: HeadSettings, folds: CrossFolds | None = None
+    basis: Basis,
+    Y: Targets,
+    settings: HeadSettings,
+    folds: CrossFolds | None = None,
+    *,
+    prior: npt.NDArray[np.floating] | None = None,
 ) -> tuple[LinearHead, OutOfFold]:
     """The optimum of the convex solver's settings on the clips of a basis; `components` are its leading axes.
 
@@ -61,14 +68,17 @@ def solve_head(
         Y: Their targets, shape (N, C), 0 or 1.
         settings: Settings of the head.
         folds: Folds of the clips, to solve without each fold too.
+        prior: As `fit_head`.
 
     Returns:
         The head, and the out-of-fold scores of each of R assignments, shape (R, N, C); NaN for a label that cannot be
         learned without some fold. Without folds, R is 0.
 
     Raises:
-        SettingsError: If it does not converge.
+        SettingsError: If it does not converge, or the settings have a prior that is not given.
     """
+    if (settings.prior == "none") != (prior is None):
+        raise SettingsError(NO_WORDS)
     exponents = settings.exponents(Y.shape[1])
     points = grid_points(
         l2=[settings.l2],
@@ -84,6 +94,7 @@ def solve_head(
         points=points,
         components=components,
         variance_exponent=settings.variance_exponent,
+        prior=prior,
         wanted=choice == np.arange(len(points))[:, None],
         max_iterations=MAX_ITERATIONS,
     )

@@ -218,8 +218,10 @@ def _method(folder: str, best: Document) -> str:
         if folder == prefix or folder.startswith(f"{prefix}-"):
             return method
     settings = best.get("settings")
-    kind = settings.get("kind") if isinstance(settings, Mapping) else None
-    return method_of_head(kind) if kind in get_args(HeadKind) else folder  # type: ignore[arg-type]
+    kind, prior = (settings.get("kind"), settings.get("prior")) if isinstance(settings, Mapping) else (None, None)
+    if kind not in get_args(HeadKind):
+        return folder
+    return method_of_head(kind, "words" if prior == "words" else "none")  # type: ignore[arg-type]
 
 
 def _rank(method: str) -> int:

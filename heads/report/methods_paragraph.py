@@ -10,7 +10,7 @@ from typing import Any
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.leakage import split_level
-from heads.methods import ZERO_SHOT
+from heads.methods import FT_LC_TEXT, ZERO_SHOT
 from heads.report.documents import Document, Documents, Run, number
 from heads.report.figures import interval_of
 from heads.report.summary import best_run, extent, floor_of
@@ -106,6 +106,11 @@ def _of_training(run: Run, unit: str) -> str:
     fitted = number(run.best.get("train_clips"))
     on = "" if fitted is None else f" on {fitted:.0f} {unit}"
     what = f"{run.method} was trained{on} with weighted binary cross-entropy, one output for each activity."
+    if run.method == FT_LC_TEXT:
+        what += (
+            " Its weights were penalised by their distance to those that written descriptions of the activities give "
+            "in the space that the model's frames and texts share."
+        )
     if run.best.get("scored") != "out-of-fold":
         return f"{what} Its epoch and thresholds were chosen on the validation sessions."
     by = "out-of-fold predictions, grouped by session, over all sessions that are not test sessions"

@@ -97,7 +97,7 @@ class _Grid:
 
     def __init__(self, prepared: Prepared, settings: HeadSettings, points: tuple[GridPoint, ...]) -> None:
         self._clips, self._folds = prepared.data.fitting, prepared.folds
-        self._variance_exponent = settings.variance_exponent
+        self._variance_exponent, self._prior = settings.variance_exponent, prepared.prior(settings)
         self._positives = self._clips.Y.sum(axis=0)
         self.basis = prepared.basis(settings.inputs, settings.normalization, settings.components)
         self.components = min(settings.components, self.basis.axes.shape[1])
@@ -113,6 +113,7 @@ class _Grid:
             self.points,
             components=components,
             variance_exponent=self._variance_exponent,
+            prior=self._prior,
             fold_of=self._folds.of,
             excluded=self._folds.excluded,
             wanted=wanted,

@@ -1,11 +1,12 @@
 """What a finished search writes: the run of the chosen settings, all trials, and how far scores can be trusted."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
 from featurecache.files import write_private
@@ -17,7 +18,7 @@ from heads.scoring.permutation import permutation_check
 from heads.scoring.statistics import seed_fold_spread
 from heads.search.choosing import choose_trial
 from heads.search.study import DIVERGED, FINISHED, SOLVER
-from heads.search.summary import importances, trials_table, with_adamw_settings
+from heads.search.summary import importances, trial_settings, trials_table, with_adamw_settings
 from heads.search.trial_settings import Choices
 from heads.settings import HeadSettings
 
@@ -64,12 +65,24 @@ def write_results(
                 "convex": sum(one.user_attrs.get(SOLVER) == "convex" for one in trials if one.state in FINISHED),
                 "diverged": sum(DIVERGED in one.user_attrs for one in trials),
             },
+            **_by_prior(trials, choices),
             "optimism": chosen.optimism,
             "importances": importances(trials),
             "permutation_check": check,
             "spread": spread,
         },
     )
+
+
+def _by_prior(trials: Sequence[FrozenTrial], choices: Choices) -> dict[str, dict[str, float]]:
+    """Highest out-of-fold score of each prior, where several were tried."""
+    found: dict[str, float] = {}
+    for trial in trials:
+        if trial.value is not None and trial.user_attrs.get(SOLVER) == "convex":
+            settings = trial_settings(trial, choices)
+            if settings is not None:
+                found[settings.prior] = max(trial.value, found.get(settings.prior, trial.value))
+    return {"by_prior": found} if len(found) > 1 else {}
 
 
 def _permutation_check(prepared: Prepared, settings: HeadSettings, permutations: int) -> dict[str, Any]:
@@ -94,5 +107,11 @@ def _spread(prepared: Prepared, settings: HeadSettings, refit_seeds: int) -> dic
 
 
 def _refitting(prepared: Prepared, settings: HeadSettings, seed: int) -> FitScores:
-    widths = prepared.data.train.part_widths(settings.inputs)
-    return refitting(prepared.fitting(settings.inputs), settings, seed=seed, device=prepared.device, part_widths=widths)
+    return refitting(
+        prepared.fitting(settings.inputs),
+        settings,
+        seed=seed,
+        device=prepared.device,
+        part_widths=prepared.data.train.part_widths(settings.inputs),
+        prior=prepared.prior(settings),
+    )

@@ -6,8 +6,8 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   thresholds gained .041 on validation but .008 on unseen sessions. The positive weights that are searched move scores
   across 0.5 anyway. The test split is not an argument here.
 - Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation,
-  components and variance exponent, which tries a whole grid at once (`convex_trials.py`). Its score is out of fold, by
-  folds of all sessions that are not test. Then the vectors that scored best alone, side by side
+  components, variance exponent and prior, which tries a whole grid at once (`convex_trials.py`). Its score is out of
+  fold, by folds of all sessions that are not test. Then the vectors that scored best alone, side by side
   (`Choices.leading`). Where there are more combinations than half of the trials (all of them, with
   that solver alone), some of them are taken, each once, in an order drawn by the seed.
 - All other trials train by AdamW on the training split, as the paper has them, and their score is that of the
@@ -132,12 +132,16 @@ def search_heads(
             raise SettingsError(f"{name} must be at least {least}, but it is {number}. Give a larger number.")
     data.check()
     choices = Choices.of(search_space, data)
-    signature = {
+    tried = search_space.to_mapping()
+    signature: dict[str, Any] = {
         "data": data.digest()[:16],
         "fingerprints": {name: space.fingerprint[:16] for name, space in data.spaces.items()},
-        "search_space": search_space.to_mapping(),
+        "search_space": tried,
         "seed": seed,
     }
+    priors = tried.pop("prior")  # without words there is one
+    if data.prior is not None:
+        signature["prior"] = {"tried": priors, "weights": data.prior.digest[:16]}
 
     def search_on(device: str, slots: int) -> dict[str, Any]:
         prepared = Prepared(data, seed=seed, device=device, fold_count=search_space.folds)

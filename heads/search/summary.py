@@ -127,7 +127,7 @@ def used_settings(settings: HeadSettings) -> dict[str, Any]:
     if settings.solver == "convex":
         unused |= {"learning_rate", "weight_decay", "dropout", "batch_size", "epochs", "patience"}
     else:
-        unused |= {"l2", "variance_exponent"}
+        unused |= {"l2", "variance_exponent", "prior"}
     return {name: value for name, value in settings.to_mapping().items() if name not in unused}
 
 
@@ -149,7 +149,11 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
     if settings.solver == "convex":
         exponent = settings.variance_exponent
         along = f", weaker along directions in which features vary more (variance exponent {exponent:.2g})"
-        lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{along if exponent else ''}.")
+        on = " on the distance to the weights that words make (prompts/text)" if settings.prior == "words" else ""
+        lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{on}{along if exponent else ''}.")
+        if "by_prior" in best:
+            tried = best["by_prior"]
+            lines.append(f"Highest out of fold with words' weights {tried['words']:.3f}, without {tried['none']:.3f}.")
         if best["steps_of_trial"] is not None:
             lines.append(
                 f"Of the linear heads trained by AdamW, trial {best['steps_of_trial']} is highest on the validation "

@@ -3,7 +3,7 @@
 Notable choices: a setting that the search space fixes is not asked for, so importances and the sampler see only what
 varies. Trials of the two solvers ask for the same names where they mean the same, so the sampler learns from the
 quick converged ones which features are good. What lies outside a convex trial's grid (inputs, normalisation,
-components, variance exponent) is a list of combinations; each is worth solving once. Inputs of frames have a
+components, variance exponent, prior) is a list of combinations; each is worth solving once. Inputs of frames have a
 name of their own, because a choice must offer the same in every trial. Whatever Optuna calls its parameters, a trial's
 settings are `HeadSettings` from here on, and a mapping of its fields on disk.
 
@@ -24,15 +24,18 @@ import numpy as np
 import optuna
 
 from featurecache.errors import SettingsError
+from featurecache.extraction.words import JOINT_FEATURE
 from heads.data import LearningData
 from heads.engines.convex import GridPoint, grid_points
+from heads.prior import NO_WORDS
 from heads.samples.joining import join_of, selected
-from heads.settings import OF_FRAMES, HeadSettings, SearchSpace
+from heads.settings import OF_FRAMES, HeadPrior, HeadSettings, SearchSpace
 
 Trial = optuna.Trial | optuna.trial.FixedTrial
 T = TypeVar("T")
 
 _PENALTIES, _EXPONENTS = 8, 6
+_OUTSIDE_GRID = ("inputs", "normalization", "components", "variance_exponent", "prior")
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,22 @@ class Choices:
         vectors: Inputs that are one vector a clip.
         frames: Inputs of frames.
         rank_of: The most principal components that training features of each inputs can have.
+        has_words: Whether there are words that make a prior of `joint/mean`.
     """
 
     space: SearchSpace
     vectors: tuple[str, ...]
     frames: tuple[str, ...]
     rank_of: Callable[[str], int]
+    has_words: bool
 
     @classmethod
     def of(cls, space: SearchSpace, data: LearningData) -> "Choices":
         """Divides the inputs of a search space.
 
         Raises:
-            SettingsError: If inputs were not loaded, a kind has no inputs that fit it or inputs no kind, or the only
-                solver has nothing to solve.
+            SettingsError: If inputs were not loaded, a kind has no inputs that fit it or inputs no kind, the only
+                solver has nothing to solve, or the only prior is that of words and there are none.
         """
         frames = tuple(inputs for inputs in space.inputs if data.train.are_frames(inputs))
         vectors = tuple(inputs for inputs in space.inputs if inputs not in frames)
@@ -67,7 +72,9 @@ class Choices:
                 f"the convex solver fits linear heads only, but search.kind is {', '.join(space.kind)}. "
                 'Add "adamw" to search.solver, or search linear heads.'
             )
-        return cls(space, vectors, frames, data.train.most_components)
+        if "none" not in space.prior and (data.prior is None or not any(map(_has_words, vectors))):
+            raise SettingsError(NO_WORDS)
+        return cls(space, vectors, frames, data.train.most_components, data.prior is not None)
 
     def combinations(self, vectors: Sequence[str]) -> list[HeadSettings]:
         """What convex trials of such inputs solve, one after the other; neighbours share a basis."""
@@ -80,11 +87,18 @@ class Choices:
                 normalization=normalization,
                 components=components,
                 variance_exponent=variance_exponent,
+                prior=prior,
             )
             for inputs, normalization in itertools.product(vectors, self.space.normalization)
             for components in _fewer_than(self.rank_of(inputs), self.space.components)
             for variance_exponent in self.space.variance_exponent
+            for prior in self._priors((inputs,))
         ]
+
+    def _priors(self, of_inputs: Sequence[str]) -> tuple[HeadPrior, ...]:
+        """Priors of heads on some inputs; "none" where words make none of them."""
+        has_words = self.has_words and any(map(_has_words, of_inputs))
+        return tuple(one for one in self.space.prior if has_words or one == "none") or ("none",)
 
     def leading(self, value_of: Mapping[str, float]) -> list[str]:
         """Of vectors that are offered alone and all side by side: the best two, the best three, ... side by side.
@@ -121,6 +135,7 @@ class Choices:
             ("normalization", self.space.normalization),
             ("components", self.components),
             ("variance_exponent", self.space.variance_exponent),
+            ("prior", self._priors(self.vectors)),
         ):
             if getattr(settings, name) in offered:  # leading vectors are not offered to the sampler
                 _choice(trial, name, offered)
@@ -158,12 +173,18 @@ class Choices:
 
 def combination_name(settings: HeadSettings) -> str:
     """The combination that a convex trial solves, as the journal notes it."""
-    return f"{settings.inputs} {settings.normalization} {settings.components} {settings.variance_exponent:g}"
+    name = f"{settings.inputs} {settings.normalization} {settings.components} {settings.variance_exponent:g}"
+    return name if settings.prior == "none" else f"{name} {settings.prior}"
 
 
 def combination_params(settings: HeadSettings) -> dict[str, Any]:
     """The parameters by which Optuna is told to ask for a combination."""
-    return {name: getattr(settings, name) for name in ("inputs", "normalization", "components", "variance_exponent")}
+    return {name: getattr(settings, name) for name in _OUTSIDE_GRID}
+
+
+def _has_words(inputs: str) -> bool:
+    """Whether words make a prior of a head on these inputs."""
+    return JOINT_FEATURE in inputs.split("+")
 
 
 def _side_by_side(vectors: Sequence[str], join: str) -> str:

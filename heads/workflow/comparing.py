@@ -34,7 +34,7 @@ from featurecache.spec import parse_feature
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import DOCUMENT_NAME
 from heads.data import LabelledFeatures, LearningData
-from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J
+from heads.methods import FT_C_LORA, FT_LC_TEXT, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J
 from heads.report.documents import read_json
 from heads.runs import write_document
 from heads.scoring.intervals import holm
@@ -197,7 +197,7 @@ def compare(
         {
             name: command
             for name, command in COMMANDS.items()
-            if name not in {row.method for row in rows}
+            if name not in {row.method.replace(FT_LC_TEXT, "FT-LC") for row in rows}
             and (name in OF_SAMPLES or project.settings.samples.rule == "none")
         },
         all_positive_baseline(data[widest], labels, "test", annotated),

@@ -22,6 +22,7 @@ from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
 from featurecache.extraction.failures import KnownFailures, known_failures
 from featurecache.extraction.spaces import project_spaces
+from featurecache.extraction.words import JOINT_FEATURE
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
@@ -100,6 +101,7 @@ def learning_data(
     features: Sequence[str],
     *,
     imported: str | None = None,
+    words: bool = False,
     allow_download: bool = False,
     taught: bool = False,
 ) -> tuple[LearningData, DataSummary]:
@@ -109,13 +111,14 @@ def learning_data(
         project: The project.
         features: What heads may read, each one selected feature or several joined by `+`.
         imported: Name of imported features, which are then the only ones.
+        words: Whether heads may have the prior that words make; it is there where some label has words.
         allow_download: Whether the model may be fetched from the hub.
         taught: Whether heads have a `teacher_weight`, so that findings of samples are read.
 
     Raises:
         ClipTableError: If there is no sound clip table.
         OutdatedTableError: If the settings of the table have changed since it was made.
-        SettingsError: If a feature is not one that the project selects.
+        SettingsError: If a feature is not one that the project selects, or words are no prompts (`prepare_words`).
         TimelineError: If the section [timeline] names a label that the table has not.
         TrainingDataError: If a split has no labelled clip with features.
         MissingFeaturesError: If a clip is missing from the cache for no recorded reason.
@@ -149,7 +152,12 @@ def learning_data(
     splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
     if taught:
         splits = with_teacher(project, splits, cache, allow_download=allow_download)
-    leakage = leakage_record(table.clips)
+    leakage, prior = leakage_record(table.clips), None
+    if words and JOINT_FEATURE in spaces and samples is None:
+        from heads.zeroshot.words import words_prior  # it loads torch
+
+        recordings = sorted({clip.recording for clip in table.clips})
+        prior = words_prior(project, table.labels, recordings, allow_download=allow_download)
     data = LearningData(
         splits["train"],
         splits["validation"],
@@ -159,6 +167,7 @@ def learning_data(
         clips=rule,
         seen=clips_seen(project, table, samples),
         exclusive=rules.exclusive if samples is None else (),  # which exclude each other in one clip
+        prior=prior,
     )
     summaries = {
         name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)

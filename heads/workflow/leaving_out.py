@@ -10,6 +10,7 @@ from featurecache.errors import BundleError
 from featurecache.project.settings import Project
 from heads.bundle import load_bundle
 from heads.loading import load_all_splits
+from heads.prior import prior_weights
 from heads.runs import write_document
 from heads.workflow.data import clips_seen, scoring_data, training_device, tuned_bundle
 from heads.workflow.evaluation import evaluate_without_each_session
@@ -79,7 +80,13 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
     scored = source.table.clips if source.samples is None else source.samples.samples
     data, widths = kept.of(head.settings.inputs), kept.part_widths(head.settings.inputs)
     metrics = evaluate_without_each_session(
-        refitting(data, head.settings, device=training_device(project), part_widths=widths),
+        refitting(
+            data,
+            head.settings,
+            device=training_device(project),
+            part_widths=widths,
+            prior=prior_weights(head.settings, head.prior, widths),
+        ),
         data,
         head,
         test=[one for one in scored if one.split == "test" and one.labelled],

@@ -91,6 +91,7 @@ def train(
         project,
         [settings.inputs],
         imported=features,
+        words=settings.prior == "words",
         allow_download=allow_download,
         taught=settings.teacher_weight > 0,
     )
@@ -140,7 +141,9 @@ def tune(
         space = replace(space, inputs=sample_inputs(chosen, rule, space.kind))
     if rule != "none":
         _check_joins(space.inputs, space.kind)
-    data, summary = learning_data(project, space.inputs, imported=features, allow_download=allow_download)
+    data, summary = learning_data(
+        project, space.inputs, imported=features, words="words" in space.prior, allow_download=allow_download
+    )
     on_data(summary)
     folder, timeline = run_folder(project, "tune", features), TimelineChoice(project)
     from heads.search.search import search_heads  # not before there is data to search on: it takes seconds

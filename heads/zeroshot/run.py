@@ -121,13 +121,6 @@ def write_unsure_run(
     return best
 
 
-def _words(asking: ZeroShot) -> dict[str, Any] | None:
-    """What a bundle says of the words that made its head; None of a model that was asked."""
-    if not isinstance(asking, Words):
-        return None
-    return {"fingerprint": asking.tower.fingerprint, "prompts": asking.prompts()}
-
-
 def _untuned(
     asking: ZeroShot, tap: str, head: LinearHead, spaces: Mapping[str, FeatureSpace], clips: ClipRule
 ) -> Bundle:
@@ -136,7 +129,8 @@ def _untuned(
     settings = HeadSettings(inputs=name, normalization="none")
     thresholds = default_thresholds(asking.labels)
     made_by, made_of = tool_versions(), (spaces[name],)
-    return Bundle(head, asking.labels, thresholds, settings, made_of, made_by, clips=clips, words=_words(asking))
+    words = asking.made_of if isinstance(asking, Words) else None
+    return Bundle(head, asking.labels, thresholds, settings, made_of, made_by, clips=clips, words=words)
 
 
 def _choices(choice: Choice, names: list[str], labels: tuple[str, ...]) -> dict[str, Any]:

@@ -20,7 +20,9 @@ import torch
 
 from featurecache.errors import SettingsError
 from featurecache.extraction.words import JOINT_FEATURE, ProjectWords
+from featurecache.project.settings import Project
 from heads.models import Front, LinearHead
+from heads.prior import Prior
 from heads.zeroshot.methods import Numbers
 from heads.zeroshot.prompts import Question, file_name, read_questions
 
@@ -141,6 +143,11 @@ class Words:
                 for at, label in enumerate(self.labels)
             ]
 
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What a bundle says of words that its head comes from."""
+        return {"fingerprint": self.tower.fingerprint, "prompts": self.prompts()}
+
     def prompts(self) -> list[dict[str, Any]]:
         """Each wording."""
         return [
@@ -171,6 +178,29 @@ def prepare_words(tower: ProjectWords, folder: Path, labels: Sequence[str], reco
                 "score compares with them, but it has none. Write some below a line '--- not', e.g. 'a photo'."
             )
     return Words(tuple(labels), tuple(questions), tower)
+
+
+def words_prior(
+    project: Project, labels: Sequence[str], recordings: Sequence[str], *, allow_download: bool = False
+) -> Prior | None:
+    """The weights that the words of labels make, each label's by all its wordings; None where no label has words.
+
+    Args:
+        project: The project, whose prompts are read.
+        labels: The C labels; of one without a file of words the weights are zero.
+        recordings: As `prepare_words`.
+        allow_download: Whether the model may be fetched from the hub.
+
+    Raises:
+        FeatureCacheError: As `ProjectWords` and `prepare_words`.
+    """
+    own = [label for label in labels if (project.prompts / "text" / file_name(label)).is_file()]
+    if not own:
+        return None
+    words = prepare_words(ProjectWords(project, allow_download=allow_download), project.prompts, own, recordings)
+    linear = {label: found[0] for label in own if (found := words.linear(label, 0)) is not None}
+    blank = np.zeros_like(next(iter(linear.values())))
+    return Prior(np.array([linear.get(label, blank) for label in labels], np.float32), words.made_of)
 
 
 def _sigmoid(logits: Floats) -> Floats:
