@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from featurecache.backbones import open_inputs
 from featurecache.backbones.family import Backbone
@@ -25,12 +26,13 @@ from tests.family_samples import (
     plain_states,
     states_of,
 )
+from tests.plain_forward import whole_model
 from tests.published_layouts import change_config
 from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, make_timesformer
 from tests.tiny_models import pixels_of
 
 CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS - PERCEPTION
-JOINT = {"clip", "clip vision", "siglip", "videoprism lvt"}
+JOINT = {"clip", "clip vision", "siglip", "siglip2", "videoprism lvt", *PERCEPTION}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -57,16 +59,23 @@ def test_joint_equals_the_embeddings_that_the_whole_model_compares_with_texts(
     family_folders: dict[str, Path], family_backbones: dict[str, Backbone], name: str
 ) -> None:
     backbone, pixels = family_backbones[name], drawn_pixels()
-    model: Any = SAVED_AS[name][0].from_pretrained(family_folders[name], dtype=torch.float32).eval()
+    model: Any = whole_model(SAVED_AS[name][0], family_folders[name])
     frames, ids = pixels.flatten(0, 1), torch.tensor([[5, 6, 2]])
     with torch.no_grad():
         if name == "clip vision":  # without a text tower its class leaves the length to its caller
             embeds = torch.nn.functional.normalize(model(frames).image_embeds, dim=-1)
         elif name == "videoprism lvt":
             embeds = model(pixel_values_videos=pixels, input_ids=ids).video_embeds
+        elif name in PERCEPTION:  # which compares them as they are
+            embeds = getattr(model, "video_model", model)(input_ids=ids, pixel_values_videos=pixels).video_embeds
+        elif name == "siglip2":
+            patches = torch.stack([convert_image_to_patches(frame, 8) for frame in frames])
+            shapes = torch.tensor([[SIDE, SIDE]]).expand(len(patches), -1)
+            embeds = model(ids, patches, torch.ones(patches.shape[:2]), shapes).image_embeds
         else:
             embeds = model(pixel_values=frames, input_ids=ids).image_embeds
-    assert (embeds.norm(dim=-1) - 1).abs().max() <= 1e-4
+    if name not in PERCEPTION:
+        assert (embeds.norm(dim=-1) - 1).abs().max() <= 1e-4
     states = states_of(backbone, pixels, ["layer_1", "final", "joint"])
     shape = backbone.inputs.taps["joint"]
     assert states["joint"].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
@@ -151,7 +160,7 @@ def test_perception_encoder_embeds_each_frame_alone_and_a_time_step_is_a_frame(
     encoded = backbone.encode_frames(pixels.flatten(0, 1), ["final"])
     alone = backbone.encode_frames(pixels[1, 2][None], ["final"])
     assert (encoded[FRAMES + 2] - alone[0]).abs().max() <= 1e-6
-    for parameter in backbone.parts.model.embedder.vision_model.parameters():
+    for parameter in backbone.parts.model.video_encoder.embedder.vision_model.parameters():
         parameter.fill_(torch.nan)  # no longer needed
     other = encoded.unflatten(0, (2, FRAMES)).clone()
     other[:, 0] = other[:, 1]

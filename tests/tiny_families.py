@@ -127,6 +127,8 @@ def make_siglip_vision(folder: Path, *, seed: int = 0) -> Path:
 def make_siglip2(folder: Path, *, seed: int = 0) -> Path:
     """A SigLIP 2 NaFlex, whose positions were learned on 3 x 3 patches."""
     vision = {**LAYER_SIZES, "patch_size": 8, "num_patches": 9}
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_text_tokenizer(folder, "GemmaTokenizer", "$A </s>", "<pad>")
     config = Siglip2Config(text_config={**_TEXT, "projection_size": WIDTH}, vision_config=vision)
     return save_model(Siglip2Model(config), published_layouts.siglip2(16), folder, seed)
 
@@ -239,6 +241,8 @@ def _pe_frames(**changes: Any) -> dict[str, Any]:
 def make_pe_video(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """A PE Video with its text tower: embeddings of frames by PE core of 4 x 4 patches, and three layers in time."""
     video = {**_PE_LAYERS, "vision_config": _pe_frames(**changes)}
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_text_tokenizer(folder, "PreTrainedTokenizerFast", "<|startoftext|> $A </s>", "<pad>")
     model = PeVideoModel(PeVideoConfig(text_config=_PE_TEXT, video_config=video))
     return save_model(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
 
@@ -253,6 +257,8 @@ def make_pe_audio_video(folder: Path, *, seed: int = 0) -> Path:
         "audio_config": {**_PE_LAYERS, "model_type": "pe_audio_encoder", "dac_config": {**codec, **small}},
         "video_config": {**_PE_LAYERS, "model_type": "pe_video_encoder", "vision_config": _pe_frames()},
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_text_tokenizer(folder, "PreTrainedTokenizerFast", "<|startoftext|> $A </s>", "<pad>")
     model = PeAudioVideoModel(PeAudioVideoConfig(text_config=_PE_TEXT, audio_video_config=both))
     return save_model(model, published_layouts.pe_video(IMAGE_PX), folder, seed)
 

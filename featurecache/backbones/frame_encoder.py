@@ -108,8 +108,9 @@ def _clip_joint_parts(model: Any, px: int) -> Parts:
     return replace(_clip_parts(model.vision_model, px), model=model, joint=joint)
 
 
-def _siglip_joint_parts(model: Any, _px: int) -> Parts:
-    return replace(siglip_parts(model), joint=lambda final: _unit_length(model.head(final)[:, None]))
+def _with_head(apart: Callable[[Any, int], Parts]) -> Callable[[Any, int], Parts]:
+    """SigLIP's parts and what its attention pooling head makes of them."""
+    return lambda model, px: replace(apart(model, px), joint=lambda final: _unit_length(model.head(final)[:, None]))
 
 
 def _unit_length(embeddings: Tensor) -> Tensor:
@@ -126,14 +127,6 @@ _SIGLIP = _Tower(
     apart=lambda model, _px: siglip_parts(model),
     not_used=("head",),
 )
-_WITH_JOINT = {
-    "clip": (
-        "visual_projection.weight",
-        replace(_CLIP, model_class=CLIPVisionModelWithProjection, apart=_clip_joint_parts),
-    ),
-    "siglip": ("head.probe", replace(_SIGLIP, not_used=(), apart=_siglip_joint_parts)),
-}
-"""Family -> the end of the name of a weight that makes `joint`, and the tower with that part."""
 
 
 def _siglip2_parts(model: Any, px: int) -> Parts:
@@ -192,6 +185,15 @@ _SIGLIP2 = _Tower(
     more_fields={"max_num_patches": WHOLE, "patch_size": WHOLE},
     geometry=_siglip2_geometry,
 )
+_WITH_JOINT = {
+    "clip": (
+        "visual_projection.weight",
+        replace(_CLIP, model_class=CLIPVisionModelWithProjection, apart=_clip_joint_parts),
+    ),
+    "siglip": ("head.probe", replace(_SIGLIP, not_used=(), apart=_with_head(_SIGLIP.apart))),
+    "siglip2": ("head.probe", replace(_SIGLIP2, not_used=(), apart=_with_head(_SIGLIP2.apart))),
+}
+"""Family -> the end of the name of a weight that makes `joint`, and the tower with that part."""
 _TOWERS = {
     "clip": (_CLIP, CLIPConfig),
     "clip_vision_model": (_CLIP, CLIPVisionConfig),

@@ -5,7 +5,8 @@ with a class token before the first. So a time step is a frame, and has one toke
 
 Taps: `vision` is each frame's embedding, scaled to length 1, as the video encoder gets it; `layer_0` is behind the
 convolutions over time that embed them, `layer_k` before layer k, and `final` behind the last norm and projection:
-`final/cls` is the model's `pooler_output`. Audio and text are left out.
+`final/cls` is the model's `pooler_output`. `joint` is the clip's `video_embeds`, one vector, which the model compares
+with a text's as it is, not at unit length. Audio is left out; texts are `text_tower.py`'s.
 
 Sources: Bolya et al., Perception Encoder. https://arxiv.org/abs/2504.13181; Vyas et al., PE-AV.
 https://arxiv.org/abs/2512.19687
@@ -20,19 +21,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PeAudioVideoConfig, PeVideoConfig, PeVideoEncoder, PeVideoVideoProcessor
+from transformers.models.pe_video.modeling_pe_video import PeVideoContrastiveHead, PeVideoPreTrainedModel
 
 from featurecache.backbones import model_type_of
-from featurecache.backbones.encoder import EncoderInputs, LoadedEncoder, Parts, inside
+from featurecache.backbones.encoder import JOINT, EncoderInputs, LoadedEncoder, Parts, inside
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import SettingsError, UnsupportedModelError
 
 FAMILY = "Perception Encoder"
 ATTENTION = "sdpa"
 
-_PREFIXES = {"pe_audio_video": "video_model.video_encoder", "pe_video": "video_encoder"}
-"""`model_type` -> what the encoder's weights are called before their names in it."""
+_PREFIXES = {"pe_audio_video": "video_model", "pe_video": ""}
+"""`model_type` -> what the weights of a PE Video are called before their names in it."""
 _FRAME_ENCODER = "vit_pe_core_"
 _SIZES = {"depth": 256, "embed_dim": 65_536, "img_size": 2048, "num_heads": 1024, "patch_size": 2048}
 """What a folder may tell timm of the frame encoder besides its name, and the most it may say."""
@@ -45,17 +48,16 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
             f"{FAMILY} needs the package timm, but it is not installed here. "
             "Install it: pip install 'featurecache[timm]'."
         )
+    whole = video_config(folder)
+    config = whole.video_config
     with quiet_loading(folder, FAMILY):
-        if model_type_of(folder) == "pe_audio_video":
-            config = PeAudioVideoConfig.from_pretrained(folder, **LOCAL_ONLY).audio_video_config.video_config
-        else:
-            config = PeVideoConfig.from_pretrained(folder, **LOCAL_ONLY).video_config
         image_px = _image_px(folder, config.vision_config)
+    has_head = any(name.endswith("video_head.proj.weight") for name in find_weight_files(folder).shapes)
     rule = frame_rule(folder, PeVideoVideoProcessor, also=("PeVideo",))
     require_size(rule, image_px, folder)
     inputs = EncoderInputs(
         folder,
-        config=config,
+        config=whole,
         family="perception",
         attention=ATTENTION,
         frames=frames,
@@ -63,6 +65,7 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
         rule=rule,
         layers=config.num_hidden_layers,
         shape=TapShape(frames, 1, config.hidden_size, has_cls=True),
+        joint=TapShape(1, 1, whole.text_config.hidden_size) if has_head else None,
     )
     inputs.taps = {"vision": TapShape(frames, 1, config.vision_config.num_labels), **inputs.taps}
     return inputs
@@ -72,8 +75,14 @@ def open_backbone(
     inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
 ) -> "PerceptionEncoder":
     """As `featurecache.backbones.open_backbone`."""
-    model_class = inside(PeVideoEncoder, _PREFIXES[model_type_of(inputs.folder)])
-    model = inputs.load(model_class, FAMILY, dtype=dtype, device=device)
+    half = inputs.load(
+        inside(_VideoHalf, _PREFIXES[model_type_of(inputs.folder)]),
+        FAMILY,
+        dtype=dtype,
+        device=device,
+        not_used=() if JOINT in inputs.taps else ("video_head",),
+    )
+    model = half.video_encoder
     places = model.rotary_emb(
         torch.empty(0, dtype=model.dtype, device=model.device),
         torch.arange(inputs.frames + 1, device=model.device)[None],
@@ -83,12 +92,31 @@ def open_backbone(
         return lambda states: layer(states, attention_mask=None, position_embeddings=places)
 
     parts = Parts(
-        model,
+        half,
         embed=lambda seen: model.patch_embedder(model.embedder.data_proj(model.embedder.proj(seen)))[0],
         layers=[run(layer) for layer in model.layers],
         final_norm=lambda states: model.output(model.norm(states)),
+        joint=(lambda states: half.video_head(states[:, :1])) if half.video_head is not None else None,
     )
     return PerceptionEncoder(inputs, parts)
+
+
+def video_config(folder: Path) -> Any:
+    """The architecture of a PE Video: the video and text halves; of a PE-AV, that of the PE Video in it."""
+    with quiet_loading(folder, FAMILY):
+        if model_type_of(folder) == "pe_audio_video":
+            return PeAudioVideoConfig.from_pretrained(folder, **LOCAL_ONLY).video_config
+        return PeVideoConfig.from_pretrained(folder, **LOCAL_ONLY)
+
+
+class _VideoHalf(PeVideoPreTrainedModel):  # type: ignore[misc]
+    """A PE Video without its text tower."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.video_encoder = PeVideoEncoder(config.video_config)
+        self.video_head = PeVideoContrastiveHead(config.video_config.hidden_size, config.text_config.hidden_size)
+        self.post_init()
 
 
 class PerceptionEncoder(LoadedEncoder):
@@ -97,7 +125,7 @@ class PerceptionEncoder(LoadedEncoder):
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor, taps: Sequence[str]) -> Tensor:  # noqa: ARG002
         """Embeddings of frames, of length 1: (F, 3, image_px, image_px) -> (F, D_vision)."""
-        return normalize(self.parts.model.embedder.vision_model(pixels).logits, dim=-1)
+        return normalize(self.parts.model.video_encoder.embedder.vision_model(pixels).logits, dim=-1)
 
     @torch.inference_mode()
     def states(self, encoded: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, TapStates]]:
@@ -107,7 +135,8 @@ class PerceptionEncoder(LoadedEncoder):
         deeper = [tap for tap in taps if tap != "vision"]
         if deeper:
             for tap, states in self.parts.walk(encoded, deeper):
-                yield tap, TapStates(states[:, 1:, None], cls=states[:, :1])
+                is_joint = tap == JOINT
+                yield tap, TapStates(states[:, None]) if is_joint else TapStates(states[:, 1:, None], cls=states[:, :1])
 
 
 def _image_px(folder: Path, vision: Any) -> int:

@@ -1,21 +1,26 @@
 """The text tower of an image-text or video-text model: words as vectors in the space of the tap `joint`.
 
 Texts are encoded by the tokenizer.json that the fingerprint digests, in the very way of its trial under limits, and
-laid out as in the model's training: CLIP's end at their last token; SigLIP's and VideoPrism's are filled up to the full
-length. A text that is too long is refused, where a processor cuts it off. The tower computes in float32 on the CPU.
+laid out as in the model's training: SigLIP's are in lower case, and SigLIP 1's without punctuation, which transformers
+leaves to the classes of their tokenizers; CLIP's and PE's end at their last token, SigLIP's and VideoPrism's are filled
+up to the full length. A text that is too long is refused, where a processor cuts it off. The tower computes in float32
+on the CPU.
 
-The similarity of a text's vector t and a picture's x, both of unit length, is t . x; the model's logit for the pair is
-`scale * t . x + bias`. VideoPrism has neither scale nor bias of its own: they are 1 and 0.
+The similarity of a text's vector t and a picture's x is t . x; the model's logit for the pair is
+`scale * t . x + bias`. Both are of unit length but in PE, which compares them as they are. VideoPrism has neither scale
+nor bias of its own: they are 1 and 0.
 
 Not here: X-CLIP, whose text vectors depend on the video, so that no cached vector is a text's.
 
 Sources: Radford et al., https://arxiv.org/abs/2103.00020; Zhai et al., https://arxiv.org/abs/2303.15343;
-Zhao et al., https://arxiv.org/abs/2402.13217
+Zhao et al., https://arxiv.org/abs/2402.13217; Tschannen et al., https://arxiv.org/abs/2502.14786; Vyas et al.,
+https://arxiv.org/abs/2512.19687
 """
 
 import math
+import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,15 +29,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
+    AutoModel,
     CLIPConfig,
     CLIPTextModelWithProjection,
+    Siglip2Config,
+    Siglip2TextModel,
     SiglipConfig,
     SiglipTextModel,
     VideoPrismConfig,
     VideoPrismTextModel,
 )
+from transformers.models.pe_video.modeling_pe_video import PeVideoContrastiveHead, PeVideoPreTrainedModel
 
 from featurecache.backbones import model_type_of
+from featurecache.backbones.encoder import inside
 from featurecache.backbones.files import (
     LOCAL_ONLY,
     TOKENIZER_FILES,
@@ -42,6 +52,7 @@ from featurecache.backbones.files import (
     quiet_loading,
 )
 from featurecache.backbones.model_folder import read_json
+from featurecache.backbones.perception import video_config
 from featurecache.backbones.tokenizer import OWN_FILES, open_encoder
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
@@ -52,26 +63,56 @@ class _Family:
     """What differs between families.
 
     Attributes:
-        config_class: Of the whole model.
+        config_of: A folder -> the whole model's config.
         model_class: The text tower with its projection.
         attention: transformers' name of the attention implementation.
         is_filled: Whether texts are filled up to the full length.
         is_masked: Whether what fills them up is masked.
+        is_lower: Whether texts are in lower case.
+        is_unit: Whether vectors are scaled to unit length.
         is_sigmoid: Whether a text's logit is a score by itself; otherwise texts compete by softmax.
     """
 
-    config_class: Any
+    config_of: Callable[[Path], Any]
     model_class: Any
     attention: str
     is_filled: bool
     is_masked: bool = False
+    is_lower: bool = False
+    is_unit: bool = True
     is_sigmoid: bool = False
 
 
+class _PeText(PeVideoPreTrainedModel):  # type: ignore[misc]
+    """The text half of a PE Video."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.text_model = AutoModel.from_config(config.text_config)
+        width = config.text_config.hidden_size
+        self.text_video_head = PeVideoContrastiveHead(width, width)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor) -> Any:
+        """The text's vector is `pooler_output`."""
+        out = self.text_model(input_ids=input_ids, output_hidden_states=True)
+        out.pooler_output = self.text_video_head(out.hidden_states[-1][:, 0])
+        return out
+
+
+def _read(config_class: Any) -> Callable[[Path], Any]:
+    return lambda folder: config_class.from_pretrained(folder, **LOCAL_ONLY)
+
+
+_PE = _Family(video_config, _PeText, "sdpa", is_filled=False, is_unit=False, is_sigmoid=True)
+_SIGLIP = _Family(_read(SiglipConfig), SiglipTextModel, "sdpa", is_filled=True, is_lower=True, is_sigmoid=True)
 _FAMILIES = {
-    "clip": _Family(CLIPConfig, CLIPTextModelWithProjection, "sdpa", is_filled=False),
-    "siglip": _Family(SiglipConfig, SiglipTextModel, "sdpa", is_filled=True, is_sigmoid=True),
-    "videoprism": _Family(VideoPrismConfig, VideoPrismTextModel, "eager", is_filled=True, is_masked=True),
+    "clip": _Family(_read(CLIPConfig), CLIPTextModelWithProjection, "sdpa", is_filled=False),
+    "siglip": _SIGLIP,
+    "siglip2": replace(_SIGLIP, config_of=_read(Siglip2Config), model_class=Siglip2TextModel),
+    "pe_video": _PE,
+    "pe_audio_video": replace(_PE, model_class=inside(_PeText, "video_model")),
+    "videoprism": _Family(_read(VideoPrismConfig), VideoPrismTextModel, "eager", is_filled=True, is_masked=True),
 }
 """`model_type` of whole models -> its family."""
 
@@ -83,7 +124,8 @@ class TextTower:
         folder: The model's files.
 
     Attributes:
-        is_sigmoid: Whether a text's logit is a score by itself (SigLIP); otherwise texts compete by softmax.
+        is_sigmoid: Whether a text's logit is a score by itself (SigLIP, PE); otherwise texts compete by softmax.
+        is_unit: Whether its vectors and the model's `joint` are of unit length (all but PE's).
 
     Raises:
         UnsupportedModelError: If the model has no text tower that compares a text with cached embeddings.
@@ -93,15 +135,16 @@ class TextTower:
     def __init__(self, folder: Path) -> None:
         self._folder, self._type = folder, model_type_of(folder)
         if self._type not in _FAMILIES:
+            why = " (X-CLIP), whose text vectors depend on the video" if self._type == "xclip" else ""
             raise UnsupportedModelError(
                 f"scores from words need a model with a text tower, of {', '.join(_FAMILIES)}, but the project's is "
-                f"{self._type!r}. Set features.model to such weights, e.g. google/siglip-base-patch16-224."
+                f"{self._type!r}{why}. Set features.model to such weights, e.g. google/siglip-base-patch16-224."
             )
         self._family = _FAMILIES[self._type]
-        self.is_sigmoid = self._family.is_sigmoid
+        self.is_sigmoid, self.is_unit = self._family.is_sigmoid, self._family.is_unit
         with quiet_loading(folder, self._type):
-            config = self._family.config_class.from_pretrained(folder, **LOCAL_ONLY)
-        self._config = config.text_config
+            config = self._family.config_of(folder)
+        self._whole, self._config = config, config.text_config
         if self._type == "clip":
             self._config.projection_dim = config.projection_dim  # the whole model's word counts, as for its class
 
@@ -111,7 +154,8 @@ class TextTower:
             self._folder, self._type, dtype="float32", attention=self._family.attention, sha256_of=sha256_of
         )
         del own["processor"]
-        return {**own, "tokenizer": digests(self._folder, TOKENIZER_FILES, sha256_of)}
+        lower = {"texts": "as trained"} if self._family.is_lower else {}
+        return {**own, "tokenizer": digests(self._folder, TOKENIZER_FILES, sha256_of), **lower}
 
     @property
     def scale_and_bias(self) -> tuple[float, float]:
@@ -122,6 +166,8 @@ class TextTower:
         """
         if self._type == "videoprism":
             return 1.0, 0.0
+        if not self.is_unit:
+            return self._number("text_video_logit_scale"), self._number("text_video_logit_bias")
         scale = math.exp(self._number("logit_scale"))
         return scale, self._number("logit_bias") if self.is_sigmoid else 0.0
 
@@ -146,8 +192,9 @@ class TextTower:
             FeatureCacheError: As `open_encoder`.
         """
         most = self._config.max_position_embeddings
-        encoder = open_encoder(self._folder, texts, family=self._type)
-        found = [list(encoder.encode(text).ids) for text in texts]
+        told = [self._as_trained(text) for text in texts]
+        encoder = open_encoder(self._folder, told, family=self._type)
+        found = [list(encoder.encode(text).ids) for text in told]
         for text, ids in zip(texts, found, strict=True):
             if not text.strip() or not ids or len(ids) > most:
                 raise SettingsError(
@@ -161,8 +208,18 @@ class TextTower:
                 )
         return found
 
+    def _as_trained(self, text: str) -> str:
+        """A text as the classes of SigLIP's tokenizers spell it: in lower case, SigLIP 1's without punctuation."""
+        own = self._tokenizer_config
+        if not self._family.is_lower:
+            return text
+        text = text.lower() if own.get("do_lower_case", True) else text
+        if not str(own.get("tokenizer_class")).startswith("SiglipTokenizer"):
+            return text
+        return " ".join(text.translate(str.maketrans("", "", string.punctuation)).split())
+
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of unit length, (Q, D) float32.
+        """Vectors, (Q, D) float32; of unit length where `is_unit`.
 
         Raises:
             FeatureCacheError: As `token_ids`, and if weights are missing or damaged.
@@ -173,13 +230,14 @@ class TextTower:
             masked = {}
             if self._family.is_filled:
                 gap = self._config.max_position_embeddings - len(ids)
-                told = torch.nn.functional.pad(told, (0, gap), value=self._fill)
+                is_left = self._tokenizer_config.get("padding_side") == "left"
+                told = torch.nn.functional.pad(told, (gap, 0) if is_left else (0, gap), value=self._fill)
                 if self._family.is_masked:
                     masked = {"attention_mask": torch.tensor([[1] * len(ids) + [0] * gap])}
             with torch.inference_mode():
                 out = self._loaded(input_ids=told, **masked)
             vector = out.text_embeds if self._type == "clip" else out.pooler_output
-            rows.append(vector[0] / vector[0].norm())
+            rows.append(vector[0] / vector[0].norm() if self.is_unit else vector[0])
         return torch.stack(rows)
 
     @cached_property
@@ -191,8 +249,13 @@ class TextTower:
             dtype="float32",
             device="cpu",
             attention=self._family.attention,
-            config=self._config,
+            config=self._config if self.is_unit else self._whole,
         )
+
+    @cached_property
+    def _tokenizer_config(self) -> dict[str, Any]:
+        path = self._folder / "tokenizer_config.json"
+        return read_json(path) if path.is_file() else {}
 
     @cached_property
     def _fill(self) -> int:

@@ -33,7 +33,7 @@ class ProjectWords:
 
     Attributes:
         fingerprint: sha256 of everything but the words that a vector follows from.
-        is_sigmoid: As `TextTower`.
+        is_sigmoid: As `TextTower`, and `is_unit`.
         scale: What a similarity is multiplied by to give the model's logit.
         bias: What is added then.
 
@@ -48,7 +48,7 @@ class ProjectWords:
         memo = DigestMemo(project.digest_memo)
         self.fingerprint = _digest(canonical_json(self._tower.identity(memo.sha256)))
         memo.save()
-        self.is_sigmoid = self._tower.is_sigmoid
+        self.is_sigmoid, self.is_unit = self._tower.is_sigmoid, self._tower.is_unit
         self.scale, self.bias = self._tower.scale_and_bias
         self._path = project.state / "words" / f"{self.fingerprint[:16]}.json"
 
@@ -57,7 +57,7 @@ class ProjectWords:
         self._tower.token_ids(texts)
 
     def vectors(self, texts: Sequence[str], *, remember: bool = True) -> npt.NDArray[np.float32]:
-        """Vectors of unit length, (Q, D); the text tower is loaded if one is not remembered.
+        """Vectors as `TextTower.embed`, (Q, D); the text tower is loaded if one is not remembered.
 
         Args:
             texts: The texts.

@@ -111,7 +111,7 @@ def find(project: Project, words: str, *, top: int = 20, out: Path | None = None
     _, spaces = project_spaces(project, select=[JOINT_FEATURE])
     clips, missing = _stored(project, spaces[JOINT_FEATURE])
     (vector,) = tower.vectors([words])
-    similarity = _similarities(project, clips, spaces[JOINT_FEATURE], vector)
+    similarity = _similarities(project, clips, spaces[JOINT_FEATURE], vector, is_unit=tower.is_unit)
     hits = tuple(
         Hit(clip.recording, clip.clip_id, clip.start_us, clip.end_us, float(similarity[at]))
         for at, clip in _best(clips, similarity, top)
@@ -141,14 +141,15 @@ def _stored(project: Project, space: FeatureSpace) -> tuple[list[Clip], int]:
 
 
 def _similarities(
-    project: Project, clips: Sequence[Clip], space: FeatureSpace, vector: npt.NDArray[np.float32]
+    project: Project, clips: Sequence[Clip], space: FeatureSpace, vector: npt.NDArray[np.float32], *, is_unit: bool
 ) -> npt.NDArray[np.float64]:
     cache = FeatureCache.open(project.cache)
     similarity = np.empty(len(clips))
     for start in range(0, len(clips), _CLIPS_AT_ONCE):
         ids = [clip.clip_id for clip in clips[start : start + _CLIPS_AT_ONCE]]
         X = cache.load(ids, space.tap, space.pooling, space.fingerprint)
-        similarity[start : start + len(ids)] = X.astype(np.float64) @ vector
+        lengths = 1.0 if is_unit else np.linalg.norm(X.astype(np.float64), axis=1) * np.linalg.norm(vector)
+        similarity[start : start + len(ids)] = X.astype(np.float64) @ vector / lengths
     return similarity
 
 

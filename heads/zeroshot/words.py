@@ -1,9 +1,10 @@
 """Labels given as words: each clip's embedding against those of prompts, in the space that both towers share.
 
-A label's score follows from its wordings' vectors alone (their mean, scaled to unit length: an ensemble), at the
-model's own scale and bias: of SigLIP the sigmoid of the logit; of CLIP and VideoPrism the softmax of the label's words
-against its "not" words, which is the sigmoid of the difference of two logits. Both are linear in the clip's embedding,
-so a run is a linear head on `joint/mean`, and its logits are the mean of the frames' logits by the plain model.
+A label's score follows from its wordings' vectors alone (their mean, scaled to unit length where the model's are: an
+ensemble), at the model's own scale and bias: of SigLIP and PE the sigmoid of the logit; of CLIP and VideoPrism the
+softmax of the label's words against its "not" words, which is the sigmoid of the difference of two logits. Both are
+linear in the clip's embedding, so a run is a linear head on `joint/mean`, and its logits are the mean of the frames'
+logits by the plain model.
 
 Nothing is asked of a language model: the words that the paper's methods put into prompts stand here by themselves.
 """
@@ -54,14 +55,14 @@ class Words:
         return np.asarray(self.tower.vectors([one.prompt for one in self.questions]), np.float64)
 
     def _words(self, label: str, *, is_negated: bool, wording: int | None = None) -> Floats | None:
-        """The unit vector of one wording of a label, or of all; None where there is none: (D,)."""
+        """The vector of one wording of a label, or the mean of all; None where there is none: (D,)."""
         of_label = [one.label == label and one.is_negated == is_negated for one in self.questions]
         own = self._vectors[of_label]
         own = own if wording is None else own[wording : wording + 1]
         if not len(own):
             return None
         mean: Floats = own.mean(axis=0)
-        return mean / np.linalg.norm(mean)
+        return mean / np.linalg.norm(mean) if self.tower.is_unit else mean
 
     def linear(self, label: str, candidate: int) -> tuple[Floats, float] | None:
         """Weights (D,) and bias of a label's logit by one candidate: 0 all its wordings, k its k-th; None without."""
