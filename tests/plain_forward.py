@@ -118,16 +118,19 @@ def decoded(seed: int = 0) -> np.ndarray:
     ).astype(np.uint8)
 
 
-def extracted(folder: Path, frames: np.ndarray) -> Tensor:
-    """The extraction's way: `final` tokens of one clip, (S, D)."""
+def extracted(folder: Path, frames: np.ndarray) -> dict[str, Tensor]:
+    """The extraction's way: tokens of one clip by tap, each (S, D)."""
     backbone = open_backbone(
         open_inputs(folder, prompt=PROMPT, frames=len(frames), resize="model"), dtype="float32", device="cpu"
     )
-    encoded = backbone.encode_frames(pixels_of(backbone, frames), ["final"])
-    states = dict(backbone.states(encoded[None], ["final"]))["final"].tokens
-    shape = backbone.inputs.taps["final"]
-    assert states.shape == (1, shape.steps, shape.tokens_per_step, shape.width)
-    return states[0].flatten(0, 1)
+    taps = list(backbone.inputs.taps)
+    encoded = backbone.encode_frames(pixels_of(backbone, frames), taps)
+    found = {}
+    for tap, states in backbone.states(encoded[None], taps):
+        shape = backbone.inputs.taps[tap]
+        assert states.tokens.shape == (1, shape.steps, shape.tokens_per_step, shape.width)
+        found[tap] = states.tokens[0].flatten(0, 1)
+    return found
 
 
 def whole_model(model_class: Any, folder: Path) -> Any:
@@ -139,14 +142,18 @@ def whole_model(model_class: Any, folder: Path) -> Any:
     return model_class.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def plain(folder: Path, frames: np.ndarray) -> Tensor:
-    """The naive recipe: the processor class on the folder's numbers, the whole model, `final` tokens (S, D)."""
+def plain(folder: Path, frames: np.ndarray) -> dict[str, Tensor]:
+    """The naive recipe: the processor class on the folder's numbers, the whole model, tokens (S, D) by tap.
+
+    Of VideoPrism and PE `final` alone, since their class keeps other states.
+    """
     config = json.loads((folder / "config.json").read_text())
     model_class = getattr(transformers, config["architectures"][0])
     model = whole_model(model_class, folder)
     kind = model_class.config_class.model_type
     channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
     processor = PROCESSORS[kind](**_settings(folder, PROCESSORS[kind]))
+    all_states = {"output_hidden_states": True}
     with torch.no_grad():
         if kind == "dinov3_vit":  # scales in floating point; the extraction's pixels are scaled in 8 bits
             channels_first = resize(channels_first, [IMAGE_PX, IMAGE_PX], antialias=True)
@@ -161,37 +168,47 @@ def plain(folder: Path, frames: np.ndarray) -> Tensor:
             pixels, tokenizer = torch.zeros(4, 3, px, px), AutoTokenizer.from_pretrained(folder)
             batch = plain_batch(model.config, tokenizer, pixels, PROMPT)
             batch |= dict(processor([square], do_sample_frames=False, return_tensors="pt"))
-            return model(**batch, output_hidden_states=True).hidden_states[-1][0, at_video(model.config, batch)]
+            return _plain_language(model, batch)
         if kind in ("llava_next_video", "llava_onevision", "smolvlm", "internvl"):
             pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
-            return _plain_language(folder, model, pixels)
+            return _plain_language(
+                model, plain_batch(model.config, AutoTokenizer.from_pretrained(folder), pixels[0], PROMPT)
+            )
         if issubclass(PROCESSORS[kind], transformers.video_processing_utils.BaseVideoProcessor):
             pixels = next(iter(processor([channels_first], do_sample_frames=False, return_tensors="pt").values()))
-        else:
+        elif kind != "siglip2":
             pixels = processor(list(channels_first), return_tensors="pt")["pixel_values"]
         if kind == "siglip2":  # as for Qwen: its processor gets the padded square
             square = torch.full((FRAMES, 3, 80, 80), 128, dtype=torch.uint8)
             square[:, :, 10:70] = channels_first
-            batch = processor(list(square), return_tensors="pt")
-            return model.vision_model(**batch).last_hidden_state.flatten(0, 1)
-        if kind == "xclip":
-            states = model.vision_model(pixels[0]).last_hidden_state
-            return model.vision_model.post_layernorm(states)[:, 1:].flatten(0, 1)
-        encoder = next(
-            (getattr(model, part) for part in ("vision_model", *sorted(PROCESSORS)) if hasattr(model, part)), model
-        )
-        if kind.startswith("pe_"):
-            encoder = getattr(model, "video_model", model).video_encoder
-        out = encoder(pixels, output_hidden_states=True)
-    states = out.last_hidden_state
-    if kind in ("clip", "clip_vision_model"):
-        with torch.no_grad():
-            return encoder.post_layernorm(out.hidden_states[-1])[:, 1:].flatten(0, 1)
-    if kind.startswith("dinov"):
-        return states[:, 1 + getattr(model.config, "num_register_tokens", 0) :].flatten(0, 1)
+            out = model.vision_model(**processor(list(square), return_tensors="pt"), **all_states)
+        elif kind == "xclip":
+            out = model.vision_model(pixels[0], **all_states)
+        else:
+            encoder = next(
+                (getattr(model, part) for part in ("vision_model", *sorted(PROCESSORS)) if hasattr(model, part)), model
+            )
+            if kind == "videoprism":
+                encoder = model.video_model.vision_model
+            if kind.startswith("pe_"):
+                encoder = getattr(model, "video_model", model).video_encoder
+            out = encoder(pixels, **all_states)
+        final = out.last_hidden_state
+        if kind in ("clip", "clip_vision_model", "xclip"):
+            final = model.vision_model.post_layernorm(out.hidden_states[-1])
+    if kind.startswith(("pe_", "videoprism")):
+        return {"final": final.flatten(0, 1)}
+    states = {f"layer_{depth}": one for depth, one in enumerate(out.hidden_states)}
+    registers = 1 + getattr(model.config, "num_register_tokens", 0)
+    return {tap: _patches(kind, one, registers) for tap, one in [*states.items(), ("final", final)]}
+
+
+def _patches(kind: str, states: Tensor, registers: int) -> Tensor:
+    """An encoder's tokens without class and register tokens, each frame's patches after one another, (S, D)."""
     if kind == "timesformer":  # each patch's frames after one another; the extraction has each frame's patches
         return states[0, 1:].unflatten(0, (-1, FRAMES)).transpose(0, 1).flatten(0, 1)
-    return states.flatten(0, 1)
+    has_class_token = kind.startswith("dinov") or kind in ("clip", "clip_vision_model", "xclip")
+    return states[:, registers * has_class_token :].flatten(0, 1)
 
 
 PROCESSORS: dict[str, Any] = {
@@ -205,6 +222,7 @@ PROCESSORS: dict[str, Any] = {
     "videomae": transformers.VideoMAEVideoProcessor,
     "vjepa2": transformers.VJEPA2VideoProcessor,
     "videoprism_vision_model": transformers.LlavaOnevisionVideoProcessor,
+    "videoprism": transformers.LlavaOnevisionVideoProcessor,
     "clip": transformers.CLIPImageProcessor,
     "clip_vision_model": transformers.CLIPImageProcessor,
     "siglip": transformers.SiglipImageProcessor,
@@ -228,7 +246,7 @@ def _settings(folder: Path, processor_class: Any) -> dict[str, Any]:
     return {**reader(where)[0]}
 
 
-def _plain_language(folder: Path, model: Any, pixels: Tensor) -> Tensor:
-    batch = plain_batch(model.config, AutoTokenizer.from_pretrained(folder), pixels[0], PROMPT)
-    states: Tensor = model(**batch, output_hidden_states=True).hidden_states[-1]
-    return states[0, at_video(model.config, batch)]
+def _plain_language(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    *states, final = model(**batch, output_hidden_states=True).hidden_states
+    places = at_video(model.config, batch)
+    return {f"layer_{depth}": one[0, places] for depth, one in enumerate(states)} | {"final": final[0, places]}

@@ -142,7 +142,7 @@ def test_real_layouts_open_and_equal_the_plain_forward(source: Path, tmp_path: P
             extracted(folder, decoded())
         rows[source.name] = _row(source, "no: refused by name | -")
     else:
-        ours, reference = extracted(folder, decoded()), plain(folder, decoded())
+        ours, reference = (found(folder, decoded())["final"] for found in (extracted, plain))
         assert ours.shape == reference.shape
         assert reference.std() > 0.1
         assert (ours - reference).abs().max() <= BOUND
