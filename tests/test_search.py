@@ -10,16 +10,12 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import LowMemoryWarning, SettingsError, StudyError, TrainingDataError
-from featurecache.spec import FeatureSpace
 from heads.bundle import load_bundle
-from heads.data import KeptSplit, LearningData
 from heads.engines.fitting import fit_head
 from heads.engines.stack import HeadStack
 from heads.models import head_scores
-from heads.prior import Prior
 from heads.scoring.metrics import average_precision, macro_f1
 from heads.search.summary import importances, in_words
 from heads.search.trial_settings import Choices
@@ -147,43 +143,6 @@ def test_search_heads_takes_some_combinations_each_once_when_there_are_more_than
     best = search(tmp_path / "tune", trials=6, search_space=space)
     assert best["trials"]["completed"] == 6
     assert len({row["components"] for row in table(tmp_path / "tune")}) == 6
-
-
-def test_a_search_takes_the_weights_of_words_where_they_know_what_few_clips_do_not_tell(tmp_path: Path) -> None:
-    told = make_clips(sessions=20, clips_each=100, seed=7)
-    words = LogisticRegression(C=0.1).fit
-    weights = np.array([words(told.X, told.Y[:, c]).coef_[0] for c in range(3)], np.float32)
-    space = {"joint/mean": FeatureSpace({**SPACE.inputs, "tap": "joint"})}
-    few = [make_clips(sessions=6, clips_each=6, seed=seed) for seed in (0, 1)]
-    splits = [KeptSplit({"joint/mean": one.X}, one.Y, one.sessions) for one in few]
-    data = LearningData(*splits, LABELS, space, prior=Prior(weights, {"prompts": ["a hand"]}))
-    search_space = dataclasses.replace(CONVEX, inputs=("joint/mean",))
-
-    def searched(name: str, data: LearningData) -> dict[str, Any]:
-        return search(tmp_path / name, trials=20, data=data, search_space=search_space)
-
-    with_words, without = searched("words", data), searched("none", dataclasses.replace(data, prior=None))
-    assert with_words["settings"]["prior"] == "words"
-    assert {row["prior"] for row in table(tmp_path / "words")} == {"words", "none"}
-    assert {row["prior"] for row in table(tmp_path / "none")} == {"none"}
-    assert with_words["by_prior"] == {"words": with_words["value"], "none": without["value"]}
-    assert "with words' weights" in " ".join(in_words(with_words))
-    unseen = make_clips(sessions=10, clips_each=50, seed=9)
-    bundles = [load_bundle(tmp_path / name / "bundle") for name in ("words", "none")]
-    assert [bundle.method for bundle in bundles] == ["FT-LC-Text", "FT-LC"]
-    scores = [head_scores(bundle.head, unseen.X) for bundle in bundles]
-    with_it, without_it = (np.mean([average_precision(unseen.Y[:, c], one[:, c]) for c in range(3)]) for one in scores)
-    assert with_it > without_it + 0.05
-    prior = bundles[0].prior
-    assert prior is not None
-    assert np.array_equal(prior.weights, weights)
-    assert prior.made_of == {"prompts": ["a hand"]}
-    other = dataclasses.replace(data, prior=Prior(2 * weights, {}))
-    with pytest.raises(StudyError, match=r"prior.weights"):
-        searched("words", other)
-    only = dataclasses.replace(search_space, prior=("words",))
-    with pytest.raises(SettingsError, match="must have words of some label and inputs with joint/mean"):
-        search(tmp_path / "no", trials=2, data=dataclasses.replace(data, prior=None), search_space=only)
 
 
 @pytest.mark.parametrize(("components", "left"), [((0, 5, 24, 512), {"0", "5"}), ((512, 100), {"0"})])

@@ -258,37 +258,6 @@ def test_zeroshot_text_scores_clips_as_the_plain_model_does_and_joins_the_other_
         assert list(_run(project, "evaluate", fewer["bundle"])["per_class"]) == [LABELS[0]]
 
 
-def test_tune_starts_at_the_words_of_the_prompts_and_every_command_says_so(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    features = 'select = ["final/mean", "joint/mean"]'
-    extra = '[search]\nsolver = ["convex"]\ninputs = ["final/mean+joint/mean"]\nprior = ["words"]'
-    project = make_project(tmp_path / "project", folders["clip"], sessions=6, features=features, extra=extra)
-    make_table(project)
-    _run(project, "extract")
-    assert "must have words of some label" in " ".join(_run(project, "tune", code=1).split())
-    path = project.prompts / "text" / f"{LABELS[0]}.txt"
-    path.parent.mkdir(parents=True)
-    path.write_text(f"{TEXTS[0]}\n--- not\n{TEXTS[2]}\n")  # the other label has no words
-    _run(project, "tune")
-    bundle = load_bundle(project.runs / "tune" / "bundle")
-    assert bundle.prior is not None
-    tower = TextTower(folders["clip"])
-    vectors = tower.embed(TEXTS).numpy()
-    expected = tower.scale_and_bias[0] * (vectors[0] - vectors[2])
-    np.testing.assert_allclose(bundle.prior.weights, [expected, 0 * expected], atol=1e-4)
-    assert [one["prompt"] for one in bundle.prior.made_of["prompts"]] == [TEXTS[0], TEXTS[2]]
-
-    path.write_text("other words\n--- not\nwords\n")  # the bundle has its own
-    kept = _run(project, "evaluate", "--leave-one-session-out")
-    assert kept["split"] == "leave-one-session-out"
-    _run(project, "evaluate")
-    row = _run(project, "compare")["rows"][0]
-    assert row["method"] == "FT-LC-Text"
-    _run(project, "report")
-    assert "penalised by their distance to those that written" in (project.runs / "report.html").read_text()
-
-
 def test_zeroshot_text_needs_no_label_and_takes_any_words(folders: dict[str, Path], tmp_path: Path) -> None:
     project = _project(tmp_path, folders["siglip"])
     settings = project.root / "featurecache.toml"
