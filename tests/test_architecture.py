@@ -106,6 +106,7 @@ LOWER_FIRST = {
         *(
             "samples",
             "settings",
+            "prior",
             "inputs",
             "methods",
             "clip_rule",

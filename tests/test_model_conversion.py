@@ -12,14 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cli import app
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.conversion import convert_weights
 from featurecache.backbones.pickled_weights import RefusedError, read_tensors
-from featurecache.errors import FeatureCacheError, ModelNotFoundError, OutputExistsError, UnsafeFileError
+from featurecache.errors import (
+    FeatureCacheError,
+    ModelNotFoundError,
+    OutputExistsError,
+    UnsafeFileError,
+    UnsupportedModelError,
+)
 from featurecache.files import sha256_of_file
 from tests.tiny_families import make_timesformer
 
@@ -260,3 +266,69 @@ def test_two_pickles_that_would_get_one_name_are_refused_before_any_is_converted
 def test_folder_without_pickled_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="has neither"):
         convert_weights(tmp_path)
+
+
+def open_clip_folder(folder: Path, *, pickled: bool = True, **vision: Any) -> torch.nn.Module:
+    """BiomedCLIP laid out as published, its vision tower small; the tower as timm has it."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    tower = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=12, num_classes=0
+    ).eval()
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    weights = {f"visual.trunk.{name}": one for name, one in tower.state_dict().items()}
+    weights |= {"visual.head.proj.weight": torch.randn(16, 24), "logit_scale": torch.tensor(4.0)}
+    weights |= {"text.transformer.embeddings.word_embeddings.weight": torch.randn(30, 24)}
+    folder.mkdir()
+    if pickled:
+        torch.save(weights, folder / "open_clip_pytorch_model.bin")
+    else:
+        save_file(weights, folder / "open_clip_model.safetensors")
+    tower_config = {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    text = {"hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract", "context_length": 256}
+    model = {"embed_dim": 16, "vision_cfg": {**tower_config, **vision}, "text_cfg": text}
+    statistics = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": statistics}))
+    return tower
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_the_vision_tower_of_an_open_clip_model_is_converted_and_equals_timms(tmp_path: Path, pickled: bool) -> None:
+    folder = tmp_path / "model"
+    tower: Any = open_clip_folder(folder, pickled=pickled)
+    with pytest.raises(FeatureCacheError, match=rf"laid out for open_clip.*featurecache model convert {folder};"):
+        open_inputs(folder, prompt="", frames=2, resize="model")
+    done = CliRunner().invoke(app, ["model", "convert", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    inputs = open_inputs(folder, prompt="", frames=2, resize="model")
+    assert list(inputs.taps) == ["layer_0", "layer_1", "layer_2", "layer_3", "final"]
+    assert inputs.image_px == 32
+    backbone: Any = open_backbone(inputs, dtype="float32", device="cpu")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = dict(backbone.states(backbone.encode_frames(pixels, list(inputs.taps))[None], list(inputs.taps)))
+    with torch.no_grad():
+        last, layers = tower.forward_intermediates(pixels, output_fmt="NLC", return_prefix_tokens=True)
+    for depth, (patches, cls) in enumerate(layers, start=1):
+        assert (found[f"layer_{depth}"].tokens[0] - patches).abs().max() <= 1e-5
+        assert (found[f"layer_{depth}"].cls[0] - cls[:, 0]).abs().max() <= 1e-5
+    assert last.std() > 0.1
+    assert (found["final"].tokens[0] - last[:, 1:]).abs().max() <= 1e-5
+    assert (found["final"].cls[0] - last[:, 0]).abs().max() <= 1e-5
+    assert sorted(path.name for path in folder.iterdir() if path.suffix == ".tmp") == []
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [{"timm_model_name": "convnext_base"}, {"timm_pool": "avg"}, {"timm_proj": "mlp"}],
+    ids=str,
+)
+def test_another_open_clip_model_is_refused_by_what_it_says_and_left_as_it_was(
+    tmp_path: Path, vision: dict[str, Any]
+) -> None:
+    folder = tmp_path / "model"
+    open_clip_folder(folder, **vision)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(UnsupportedModelError, match=next(iter(vision.values()))):
+        convert_weights(folder)
+    assert sorted(path.name for path in folder.iterdir()) == before

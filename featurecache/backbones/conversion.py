@@ -6,6 +6,8 @@ written in full under each of its names, so weights that were shared are there f
 place by rename, an index last; `conversion.json` next to them records the digests of what was read and written. The
 pickle stays.
 
+A folder in open_clip's format gets a `config.json` and processor file too (`open_clip.py`).
+
 Not here: reading the pickle. Nothing converts unless it is asked to.
 """
 
@@ -21,7 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from featurecache.backbones.model_folder import require_regular
+from featurecache.backbones import open_clip
+from featurecache.backbones.model_folder import CONFIG_NAME, require_regular
 from featurecache.backbones.weight_files import (
     INDEX_NAME,
     LARGEST_INDEX_BYTES,
@@ -53,13 +56,15 @@ def convert_weights(folder: Path) -> Conversion:
     """Writes a model's pickled weights as safetensors next to them.
 
     Args:
-        folder: The model's files, with `pytorch_model.bin` or `pytorch_model.bin.index.json` and its shards.
+        folder: The model's files, with `pytorch_model.bin` or `pytorch_model.bin.index.json` and its shards; or in
+            open_clip's format.
 
     Raises:
         ModelNotFoundError: If there are no pickled weights, or a file is missing or damaged.
         OSError: If the new files cannot be written; nothing is changed then.
         OutputExistsError: If the folder has safetensors weights.
         UnsafeFileError: If a pickle holds anything but tensors, a file must not be opened, or two would get one name.
+        UnsupportedModelError: If a model in open_clip's format is no CLIP with a plain ViT.
     """
     for name in (WEIGHTS_NAME, INDEX_NAME):
         if (folder / name).exists():
@@ -67,6 +72,8 @@ def convert_weights(folder: Path) -> Conversion:
                 f"weights are converted where there are pickled ones alone, but {folder} has {name}. "
                 "Use the folder as it is, or move that file away first."
             )
+    if not (folder / CONFIG_NAME).exists() and (folder / open_clip.CONFIG_NAME).exists():
+        return _convert_open_clip(folder)
     shards = _shards(folder)
     names = {source: _new_name(source) for source in shards}
     if len(set(names.values())) < len(names):
@@ -80,8 +87,7 @@ def convert_weights(folder: Path) -> Conversion:
         made = {source: _convert(folder, source, temporaries[source]) for source in shards}
         written = {names[source]: sha256_of_file(temporaries[source]) for source in shards}
         read = {source: str(answer["sha256"]) for source, answer in made.items()}
-        record = {"tool": f"featurecache {version('featurecache')}", "read": read, "written": written}
-        _write_json(folder / RECORD_NAME, record)
+        _write_json(folder / RECORD_NAME, _record(Conversion(read, written)))
         for source, temporary in temporaries.items():
             temporary.chmod((folder / source).stat().st_mode & 0o777)  # readable by whoever could read the pickle
             temporary.rename(folder / names[source])
@@ -95,6 +101,41 @@ def convert_weights(folder: Path) -> Conversion:
         index = {"metadata": {"total_size": total}, "weight_map": places}
         _write_json(folder / INDEX_NAME, index)
     return Conversion(read, written)
+
+
+def _convert_open_clip(folder: Path) -> Conversion:
+    """The vision tower of a folder in open_clip's format, as a DINOv2; config.json comes last."""
+    from safetensors.torch import load_file, save_file
+
+    source = open_clip.WEIGHTS_NAME if (folder / open_clip.WEIGHTS_NAME).exists() else open_clip.PICKLE_NAME
+    if require_regular(folder, source) is None:
+        raise ModelNotFoundError(
+            f"a folder in open_clip's format must hold {open_clip.WEIGHTS_NAME} or {open_clip.PICKLE_NAME}, but "
+            f"{folder} has neither. Fetch one from the model's repository."
+        )
+    plain, new = (folder / f".{secrets.token_hex(6)}.tmp" for _ in range(2))
+    try:
+        if source == open_clip.PICKLE_NAME:
+            read = str(_convert(folder, source, plain)["sha256"])
+            weights = load_file(plain)
+        else:
+            read, weights = sha256_of_file(folder / source), load_file(folder / source)
+        config, processor, tower = open_clip.as_dinov2(folder, weights)
+        save_file(tower, new, metadata={"format": "pt"})
+        done = Conversion({source: read}, {WEIGHTS_NAME: sha256_of_file(new)})
+        _write_json(folder / RECORD_NAME, _record(done))
+        _write_json(folder / "preprocessor_config.json", processor)
+        new.chmod((folder / source).stat().st_mode & 0o777)
+        new.rename(folder / WEIGHTS_NAME)
+        _write_json(folder / CONFIG_NAME, config)
+    finally:
+        for temporary in (plain, new):
+            temporary.unlink(missing_ok=True)
+    return done
+
+
+def _record(done: Conversion) -> dict[str, Any]:
+    return {"tool": f"featurecache {version('featurecache')}", "read": done.read, "written": done.written}
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -280,8 +280,8 @@ def _require_config(folder: Path) -> None:
         return
     if (folder / "open_clip_config.json").exists():
         raise UnsupportedModelError(
-            f"a model folder must hold config.json, but {folder} is laid out for open_clip, whose models are not "
-            "supported. Use a CLIP in the layout of transformers, e.g. openai/clip-vit-large-patch14-336."
+            f"a model folder must hold config.json, but {folder} is laid out for open_clip. Convert its vision tower, "
+            f"which leaves words out: featurecache model convert {folder}; or use a CLIP in the layout of transformers."
         )
     snapshots = folder / "snapshots"
     if snapshots.is_dir():
