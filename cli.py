@@ -579,7 +579,8 @@ def model_convert(
     """Write pickled weights as safetensors.
 
     Next to pytorch_model.bin or its shards, which stay. A pickle can run code: it
-    is read by torch's unpickler for tensors alone, in a process of its own.
+    is read by torch's unpickler for tensors alone, in a process of its own. Of an
+    open_clip folder (BiomedCLIP) the vision tower is written.
     """
     from featurecache.backbones import find_model
     from featurecache.backbones.conversion import convert_weights

@@ -188,7 +188,10 @@ SIZES = {
         licence="apache-2.0",
     ),
     "DINOv3-base": Size(
-        tiny_families.make_dinov3, published_layouts.dinov3(224), {**_vit(*_BASE, 224, 16), "num_register_tokens": 4}
+        tiny_families.make_dinov3,
+        published_layouts.dinov3(224),
+        {**_vit(*_BASE, 224, 16), "num_register_tokens": 4},
+        licence="DINOv3 License",
     ),
     "VideoPrism-base": Size(
         tiny_families.make_videoprism,
