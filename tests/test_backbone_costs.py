@@ -14,7 +14,7 @@ import pytest
 
 from featurecache.backbones import open_inputs
 from featurecache.backbones.cost import clip_cost
-from tests import published_layouts, tiny_families, tiny_models
+from tests import published_layouts, tiny_families, tiny_models, tiny_video_language
 from tests.published_layouts import DOCS, Files, lay_out
 
 BEGIN, END = "<!-- made by tests/test_backbone_costs.py -->\n", "<!-- end of costs -->"
@@ -66,7 +66,7 @@ def _qwen3_vl(text: dict[str, Any], vision: dict[str, Any]) -> "Size":
         "text_config": {**text, "rope_scaling": rope},
         "vision_config": {**vision, "out_hidden_size": text["hidden_size"]},
     }
-    return Size(tiny_families.make_qwen3_vl, published_layouts.qwen3_vl(16, 4096, 25165824), config)
+    return Size(tiny_video_language.make_qwen3_vl, published_layouts.qwen3_vl(16, 4096, 25165824), config)
 
 
 def _qwen2_5_vl(text: dict[str, Any]) -> "Size":
@@ -75,7 +75,7 @@ def _qwen2_5_vl(text: dict[str, Any]) -> "Size":
     windows = {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "out_hidden_size": text["hidden_size"]}
     files = published_layouts.qwen2_5_vl(14, 3136, 12845056)
     config = {**text, "rope_scaling": rope, "layer_types": None, "vision_config": {**vision, **windows}}
-    return Size(tiny_families.make_qwen2_5_vl, files, config)
+    return Size(tiny_video_language.make_qwen2_5_vl, files, config)
 
 
 _QWEN_VIT = {
@@ -101,7 +101,7 @@ SIZES = {
         licence="llama2",
     ),
     "LLaVA-OneVision-0.5B": Size(
-        tiny_families.make_llava_onevision,
+        tiny_video_language.make_llava_onevision,
         published_layouts.llava_onevision(384),
         {
             "vision_config": _vit(1152, 4304, 26, 16, 384, 14),
@@ -111,7 +111,7 @@ SIZES = {
         licence="apache-2.0",
     ),
     "SmolVLM2-256M": Size(
-        tiny_families.make_smolvlm,
+        tiny_video_language.make_smolvlm,
         published_layouts.smolvlm(512),
         {
             "vision_config": _vit(*_BASE, 512, 16),
@@ -121,7 +121,7 @@ SIZES = {
         licence="apache-2.0",
     ),
     "SmolVLM2-500M": Size(
-        tiny_families.make_smolvlm,
+        tiny_video_language.make_smolvlm,
         published_layouts.smolvlm(512),
         {
             "vision_config": _vit(*_BASE, 512, 16),
@@ -131,7 +131,7 @@ SIZES = {
         licence="apache-2.0",
     ),
     "SmolVLM2-2.2B": Size(
-        tiny_families.make_smolvlm,
+        tiny_video_language.make_smolvlm,
         published_layouts.smolvlm(384),
         {
             "vision_config": _vit(1152, 4304, 27, 16, 384, 14),
@@ -146,7 +146,7 @@ SIZES = {
     "Qwen3-VL-4B": replace(_qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT), licence="apache-2.0"),
     "Qwen3-VL-8B": _qwen3_vl(_text(4096, 12288, 36, 32, 8, 128, 151936), {**_QWEN_VIT, **_QWEN_SO400M}),
     "InternVL3-1B": Size(
-        tiny_families.make_internvl,
+        tiny_video_language.make_internvl,
         published_layouts.internvl(448),
         {
             "vision_config": {**_layers(1024, 4096, 24, 16), "image_size": [448, 448], "patch_size": [14, 14]},

@@ -20,7 +20,7 @@ from featurecache.backbones.adapter_files import FAMILIES
 from featurecache.backbones.asking import check_can_answer
 from featurecache.backbones.text_tower import TextTower
 from featurecache.errors import FeatureCacheError, UnsupportedModelError
-from tests import published_layouts, tiny_families, tiny_models
+from tests import published_layouts, tiny_families, tiny_models, tiny_video_language
 from tests.plain_forward import FRAMES, PROMPT, decoded, extracted, plain
 from tests.published_layouts import (
     ALL_ON,
@@ -106,16 +106,18 @@ LAYOUTS = [
         config={"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
         refused="must not depend on the length",
     ),
-    Layout("LLaVA-OneVision: video_processor/preprocessor_config.json; `do_pad`", tiny_families.make_llava_onevision),
+    Layout(
+        "LLaVA-OneVision: video_processor/preprocessor_config.json; `do_pad`", tiny_video_language.make_llava_onevision
+    ),
     Layout(
         "LLaVA-OneVision, one file for images",
-        tiny_families.make_llava_onevision,
+        tiny_video_language.make_llava_onevision,
         {**published_layouts.llava_onevision(OV_PX), "video_processor/preprocessor_config.json": None},
     ),
-    Layout("SmolVLM2, 2025: one file, for images, with `video_sampling`; Lanczos", tiny_families.make_smolvlm),
+    Layout("SmolVLM2, 2025: one file, for images, with `video_sampling`; Lanczos", tiny_video_language.make_smolvlm),
     Layout(
         "SmolVLM2, transformers 5: video_preprocessor_config.json",
-        tiny_families.make_smolvlm,
+        tiny_video_language.make_smolvlm,
         {
             "video_preprocessor_config.json": {
                 **ALL_ON,
@@ -131,12 +133,14 @@ LAYOUTS = [
     ),
     Layout(
         "Qwen2.5-VL, 2025: flat config.json, old names of weights, bounds on pixels alone",
-        tiny_families.make_qwen2_5_vl,
+        tiny_video_language.make_qwen2_5_vl,
     ),
-    Layout("Qwen3-VL, transformers 5: both processors nested, `rope_scaling` of 4.57", tiny_families.make_qwen3_vl),
+    Layout(
+        "Qwen3-VL, transformers 5: both processors nested, `rope_scaling` of 4.57", tiny_video_language.make_qwen3_vl
+    ),
     Layout(
         "Qwen3-VL, transformers 4.57: one file, for images, with nulls, `min_pixels` and `max_pixels`",
-        tiny_families.make_qwen3_vl,
+        tiny_video_language.make_qwen3_vl,
         {
             "preprocessor_config.json": {
                 **ALL_ON,
@@ -153,7 +157,7 @@ LAYOUTS = [
             }
         },
     ),
-    Layout("InternVL3.5, transformers 5: nested, other statistics for videos", tiny_families.make_internvl),
+    Layout("InternVL3.5, transformers 5: nested, other statistics for videos", tiny_video_language.make_internvl),
     Layout("TimeSformer, 2023: VideoMAEImageProcessor", tiny_families.make_timesformer),
     Layout("VideoMAE, 2022: class VideoMAEFeatureExtractor, which is gone", tiny_families.make_videomae),
     Layout("VideoMAE, 2023: old and new name of the class", tiny_families.make_videomae_pretrained),
