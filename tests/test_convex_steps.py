@@ -49,7 +49,7 @@ def test_a_problem_with_a_negative_newton_decrement_is_not_reported_as_converged
         l2=torch.tensor([1.0, 0.1]),
         start_bias=torch.zeros(2),
         same_loss=torch.arange(2),
-        loss_weights=lambda ids: (torch.ones(len(ids), len(x)) / len(x), y[ids] / len(x)),
+        loss_weights=lambda ids: (torch.ones(len(ids), len(x)) / len(x), y[ids] / len(x), torch.zeros(1, 1)),
         precondition=lambda gradient, curvature, l2: -gradient,
         penalise=lambda rows: rows,
         tolerance=1e-4,
