@@ -47,7 +47,7 @@ from heads.bundle_files import (
 )
 from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, ZS_TEXT, method_of_head, method_of_question
-from heads.prior import Prior, check_prior
+from heads.prior import Prior, prior_tensors, taken_prior
 from heads.samples.joining import join_of, selected
 from heads.scoring.calibration import Calibration
 from heads.scoring.exclusive import predicted_labels
@@ -251,11 +251,10 @@ class Bundle:
             )
 
     def _head_bytes(self) -> bytes:
-        import torch
         from safetensors.torch import save
 
-        own = {} if self.prior is None else {"prior": torch.from_numpy(self.prior.weights)}
-        data: bytes = save({name: tensor.contiguous() for name, tensor in (self.head.state_dict() | own).items()})
+        tensors = self.head.state_dict() | prior_tensors(self.prior)
+        data: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         return data
 
     def _document(self, head_bytes: bytes) -> dict[str, Any]:
@@ -286,10 +285,8 @@ class Bundle:
 
 def tool_versions() -> dict[str, str]:
     """Versions of what decides a trained head's numbers."""
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("featurecache", "numpy", "optuna", "torch")},
-    }
+    packages = ("featurecache", "numpy", "optuna", "torch")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def save_bundle(bundle: Bundle, path: Path, *, timeline: TunedTimeline | None = None) -> None:
@@ -380,8 +377,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         head = build_head(
             settings.kind, front, len(labels), hidden_widths=settings.hidden_widths, dropout=settings.dropout
         )
-    prior = None if settings.prior == "none" else Prior(tensors.pop("prior").numpy(), document["prior"])
-    check_prior(prior, settings, part_widths, len(labels))
+    prior = taken_prior(tensors, document, settings, part_widths)
     head.load_state_dict(tensors, assign=True)
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise damaged(path, f"{HEAD_NAME} holds numbers that are not finite float32")

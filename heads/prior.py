@@ -44,17 +44,35 @@ class Prior:
         return hashlib.sha256(np.ascontiguousarray(self.weights).tobytes()).hexdigest()
 
 
-def check_prior(prior: Prior | None, settings: HeadSettings, widths: Sequence[int], label_count: int) -> None:
-    """Refuses a prior that does not fit a head; arguments as `prior_weights`.
+def prior_tensors(prior: Prior | None) -> dict[str, Any]:
+    """What a bundle's file of numbers holds of a prior, by name."""
+    import torch  # it takes seconds
+
+    return {} if prior is None else {"prior": torch.from_numpy(prior.weights)}
+
+
+def taken_prior(
+    tensors: dict[str, Any], document: Mapping[str, Any], settings: HeadSettings, widths: Sequence[int]
+) -> Prior | None:
+    """Takes a bundle's prior out of its tensors; None where the settings have none.
+
+    Args:
+        tensors: The numbers of a bundle.
+        document: The content of `bundle.json`.
+        settings: Settings of the head.
+        widths: As `prior_weights`.
 
     Raises:
-        ValueError: If its shape, dtype or numbers are not those of C labels.
+        KeyError: If it is not there.
+        ValueError: If its shape, dtype or numbers are not those of the bundle's head.
     """
-    weights = prior_weights(settings, prior, widths)
-    if weights is None:
-        return
-    if weights.shape != (label_count, sum(widths)) or weights.dtype != np.float32 or not np.isfinite(weights).all():
-        raise ValueError(f"the prior is {weights.dtype} of shape {weights.shape}, not float32 of {label_count} labels")
+    if settings.prior == "none":
+        return None
+    prior = Prior(tensors.pop("prior").numpy(), document["prior"])
+    weights, shape = prior_weights(settings, prior, widths), (len(document["labels"]), sum(widths))
+    if weights is None or weights.shape != shape or weights.dtype != np.float32 or not np.isfinite(weights).all():
+        raise ValueError(f"the prior is {prior.weights.dtype} of shape {prior.weights.shape}")
+    return prior
 
 
 def prior_weights(settings: HeadSettings, prior: Prior | None, widths: Sequence[int]) -> Weights | None:

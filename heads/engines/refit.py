@@ -100,7 +100,8 @@ def scores_without_each_fold(prepared: Prepared, settings: HeadSettings) -> npt.
     """
     clips = prepared.fitting(settings.inputs)
     widths = prepared.data.train.part_widths(settings.inputs)
-    fit = refitting(clips, settings, seed=prepared.seed, device=prepared.device, part_widths=widths)
+    prior = prepared.prior(settings)
+    fit = refitting(clips, settings, seed=prepared.seed, device=prepared.device, part_widths=widths, prior=prior)
     return out_of_fold_scores(fit, clips.Y, prepared.folds, clip_ids=clips.clip_ids)
 
 

@@ -176,6 +176,11 @@ def learning_data(
     return data, DataSummary(summaries, leakage, rule.unit)
 
 
+def data_of_head(project: Project, bundle: Bundle) -> LearningData:
+    """What a bundle's settings are fitted to again: as `learning_data`, with the bundle's own words."""
+    return replace(learning_data(project, [bundle.settings.inputs])[0], prior=bundle.prior)
+
+
 def clips_seen(project: Project, table: ClipTable, samples: SampleTable | None = None) -> frozenset[str]:
     """Ids of clips that touch a stretch labelled by a review with predictions in sight: no independent truth.
 

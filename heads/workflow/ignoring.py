@@ -27,7 +27,7 @@ from heads.data import KeptSplit
 from heads.runs import HeldOut, write_run
 from heads.scoring.metrics import average_precision
 from heads.timelines.tuning import TunedTimeline
-from heads.workflow.data import learning_data, training_device, tuned_bundle
+from heads.workflow.data import data_of_head, training_device, tuned_bundle
 from heads.workflow.retraining import compared, held_out_scores
 from heads.workflow.shortcuts import CENTRES_NAME
 from heads.workflow.training import TimelineChoice
@@ -82,7 +82,7 @@ def ignore(project: Project, clusters: Sequence[int], *, bundle: Path | None = N
         )
     ignored = tuple(sorted(set(clusters)))
     directions = np.linalg.qr(centres[list(ignored)].T.astype(np.float64))[0].T  # (q, D)
-    data, _ = learning_data(project, [head.settings.inputs])
+    data = data_of_head(project, head)
     head.check_spaces(data.spaces)
     device = training_device(project)
     before = held_out_scores(data, head.settings, device=device)

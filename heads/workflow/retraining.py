@@ -7,7 +7,7 @@ was merely accepted would otherwise score the head that proposed it. The test sp
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from heads.scoring.statistics import paired_comparison
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
 from heads.timelines.tuning import TunedTimeline
-from heads.workflow.data import learning_data, refuse_samples, training_device
+from heads.workflow.data import data_of_head, refuse_samples, training_device
 from heads.workflow.training import TimelineChoice
 
 
@@ -74,9 +74,9 @@ def retrain(project: Project, bundle: Path) -> Retrained:
     # The table without reviews first: what the same settings know without them.
     make_clips(project)
     device = training_device(project)
-    before = held_out_scores(_data(project, head), head.settings, device=device)
+    before = held_out_scores(data_of_head(project, head), head.settings, device=device)
     make_clips(project, with_reviewed=True)
-    data = _data(project, head)
+    data = data_of_head(project, head)
     folder = project.runs / "review"
     after: list[HeldOut] = []
     choice = TimelineChoice(project)
@@ -89,11 +89,6 @@ def retrain(project: Project, bundle: Path) -> Retrained:
     return Retrained(
         folder / "bundle", after[0], {**compared(before, after[0], head), "reviewed_clips": len(data.seen)}
     )
-
-
-def _data(project: Project, head: Bundle) -> LearningData:
-    """What the head's settings are fitted to, with the head's own words."""
-    return replace(learning_data(project, [head.settings.inputs])[0], prior=head.prior)
 
 
 def held_out_scores(data: LearningData, settings: HeadSettings, *, device: str) -> HeldOut:

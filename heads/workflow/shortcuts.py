@@ -28,7 +28,7 @@ from featurecache.workflow.withdrawal import SHORTCUTS
 from heads.bundle import Bundle, load_bundle
 from heads.runs import write_document
 from heads.scoring.shortcuts import LabelGaps, label_gaps, listed
-from heads.workflow.data import learning_data, own_table, refuse_samples, training_device, tuned_bundle
+from heads.workflow.data import data_of_head, own_table, refuse_samples, training_device, tuned_bundle
 from heads.workflow.mapping import check_linear, token_space
 from heads.workflow.retraining import held_out_scores
 from heads.workflow.shortcut_examples import Example, moments
@@ -160,7 +160,7 @@ def shortcuts(
             "train."
         )
     table = own_table(project, head)
-    data, _ = learning_data(project, [head.settings.inputs])
+    data = data_of_head(project, head)
     head.check_spaces(data.spaces)
     fitting, cache = data.fitting, FeatureCache.open(project.cache)
     clip_ids = fitting.clip_ids or ()
