@@ -253,9 +253,8 @@ class Bundle:
     def _head_bytes(self) -> bytes:
         from safetensors.torch import save
 
-        tensors = self.head.state_dict() | prior_tensors(self.prior)
-        data: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        return data
+        own = self.head.state_dict() | prior_tensors(self.prior)
+        return bytes(save({name: one.contiguous() for name, one in own.items()}))
 
     def _document(self, head_bytes: bytes) -> dict[str, Any]:
         return {
