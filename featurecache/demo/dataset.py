@@ -25,6 +25,7 @@ FRAMES_AT_ONCE = 100
 def make_dataset(
     folder: Path,
     *,
+    seed: int = 0,
     sessions: int = 20,
     recordings_per_session: int = 2,
     duration_s: float = 42.0,
@@ -33,6 +34,7 @@ def make_dataset(
 
     Args:
         folder: Made when missing.
+        seed: The same seed gives the same pixels and the same annotations.
         sessions: Number of sessions; each has its own colours, light, noise and camera.
         recordings_per_session: At most 26.
         duration_s: Length of every recording.
@@ -40,7 +42,7 @@ def make_dataset(
     for session, index in itertools.product(range(sessions), range(recordings_per_session)):
         session_name = f"S{session + 1:02d}"
         stem = f"{session_name}_{chr(ord('a') + index)}"
-        recording = make_recording("dataset", 0, session, index, duration_s)
+        recording = make_recording("dataset", seed, session, index, duration_s)
         video = private_folder(folder / "videos" / session_name) / f"{stem}.mp4"
         write_private(video, encode_h264(recording))
         write_eaf(
