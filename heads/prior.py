@@ -1,6 +1,7 @@
 """The prior of linear heads on `joint/mean`: the weights that words make, which few annotated clips then correct.
 
-Such a head is fitted on labels; under an endless penalty it would be that of `zeroshot text`.
+Such a head is fitted on labels; under an endless penalty it would be that of `zeroshot text`, unless
+`components` cut the prior, too, to the principal axes.
 
 What this is not: the words (`zeroshot/words.py`), or the fit (`engines/convex.py`).
 """

@@ -51,10 +51,15 @@ def test_examine_finds_nothing_wrong_when_all_is_well(project: Project) -> None:
 def test_examine_shows_the_crop_box_and_what_the_processor_cuts_off_it(project: Project) -> None:
     found = checks_of(changed(project, "frames = 4", "frames = 4\ncrop = [0.25, 0.1, 0.5, 0.8]"))
     assert "25% to 75% of its width and 10% to 90% of its height" in found["crop box"].found
-    assert "up to 14% of the box" in found["crop"].found
+    assert "up to 14% of the box of 88x76 px in a frame of 176x96 px" in found["crop"].found
     by_size = checks_of(changed(project, "crop = [0.25", 'crop."176x96" = [0.25'))
     assert "of a frame of 176x96 px the model sees 25% to 75%" in by_size["crop box"].found
     assert by_size["crop"] == found["crop"]
+    assert (by_size["crop box"].ok, by_size["crop box"].fix) == (True, "")
+    mistyped = checks_of(changed(project, 'crop."176x96"', 'crop."176x97"'))["crop box"]
+    assert "no recording in use has frames of 176x97 px, which have a box" in mistyped.found
+    assert "of 176x96 px have no box and stay whole" in mistyped.found
+    assert not mistyped.ok
 
 
 def test_a_machine_is_checked_where_there_is_no_project_yet(tmp_path: Path) -> None:

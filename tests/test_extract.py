@@ -23,8 +23,10 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from featurecache.spec import differences
 from featurecache.store import CacheWriter, Row
+from featurecache.terminal.extraction import plan_lines
 from featurecache.video.sampling import read_clips
 from tests.extraction_samples import extracted, rows_on_disk, selecting
+from tests.make_videos import write_video
 from tests.projects import edit, make_project, make_table
 from tests.tiny_models import IMAGE_PX, plain_processor
 
@@ -32,14 +34,14 @@ PROMPT = "user: describe the hand . <video>"
 
 
 def _plain_states(
-    path: Path, model: Path, start_us: int, end_us: int, frames: int, cut: tuple[slice, ...] = ()
+    path: Path, model: Path, start_us: int, end_us: int, frames: int, cut: tuple[slice, ...] = (), turns: int = 0
 ) -> list[torch.Tensor]:
     """The naive recipe: decode everything, pick frames by timestamp, whole model, mask; every layer's, each (S, D)."""
     with av.open(str(path)) as container:
         pictures = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
         zero = (container.start_time or 0) / 1e6
     times = [(start_us + (k + 0.5) * (end_us - start_us) / frames) / 1e6 + zero for k in range(frames)]
-    chosen = np.stack([[image[cut] for at, image in pictures if at <= time][-1] for time in times])
+    chosen = np.stack([[np.rot90(image, turns)[cut] for at, image in pictures if at <= time][-1] for time in times])
     processor = plain_processor(model)
     plain = LlavaNextVideoForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     video = torch.from_numpy(chosen).permute(0, 3, 1, 2)
@@ -78,11 +80,34 @@ def test_features_of_a_crop_are_those_of_frames_that_were_cut_by_hand_and_a_spac
     assert np.abs(X[0] - plain.numpy()).max() <= 1e-5
     edit(project.path, "crop = [0.25, 0.5, 0.5, 0.5]", "crop = [0.0, 0.0, 1.0, 1.0]")
     assert project_spaces(open_project(project.root))[1] == {"final/mean": whole}, "all of a frame is no crop"
-    edit(project.path, "crop = [0.0, 0.0, 1.0, 1.0]", "crop = [0.0, 0.0, 1.0, 0.02]")
+    by_size = '{ "176x96" = [-0.0, 0, 1, 1] }'
+    edit(project.path, "crop = [0.0, 0.0, 1.0, 1.0]", f"crop = {by_size}")
+    assert project_spaces(open_project(project.root))[1] == {"final/mean": whole}, "nor is it by size"
+    edit(project.path, by_size, "[-0.0, 0.0, 1.0, 0.02]")
     failures = plan_extraction(open_project(project.root)).failures
     assert {one.reason for one in failures} == {
         "the sides of features.crop must be within 20 to 1, but they are 176 x 2 px"
     }
+
+
+def test_a_turned_recording_is_cut_by_the_box_of_its_displayed_size(project: Project, tiny_model: Path) -> None:
+    write_video(project.videos / "S0.mp4", count=20, fps=5, rotation=(90, False, False))
+    boxes = '{ "96x176" = [0.25, 0.0, 0.75, 0.5], "640x481" = [0.0, 0.0, 0.5, 0.5] }'
+    edit(project.path, "frames = 4", f"frames = 4\ncrop = {boxes}")
+    cropped = open_project(project.root)
+    make_table(cropped)
+    plan = plan_extraction(cropped)
+    assert (plan.mismatch.unused, plan.mismatch.boxless) == (("640x481",), {"176x96": 5})
+    shown = " ".join(str(one) for one in plan_lines(plan))
+    assert "no recording in use has frames of 640x481 px, which have a box" in shown
+    assert "5 recordings of 176x96 px have no box and stay whole" in shown
+    assert extracted(cropped) == 24
+    clips = {one.recording: one for one in read_table(project.clips).clips if one.start_us == 2_000_000}
+    for name, turns, cut in (("S0.mp4", 1, (slice(0, 88), slice(24, 96))), ("S1.mp4", 0, ())):
+        clip = clips[name]
+        plain = _plain_states(project.videos / name, tiny_model, clip.start_us, clip.end_us, 4, cut, turns)[-1].mean(0)
+        X = FeatureCache.open(project.cache).load([clip.clip_id])
+        assert np.abs(X[0] - plain.numpy()).max() <= 1e-5
 
 
 EVERY_KIND = ("vision/mean", "layer_0/tokens", "layer_1/motion", "final/frames", "final/mean", "final/last")

@@ -1,6 +1,7 @@
 """Heads over several clips: what order and absent parts change, and the one-part group, which is FT-LC."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
             assert rows[0] == "sample,part,ventilation,stimulation"
             assert sum(float(row.split(",")[2]) for row in rows[1:]) == pytest.approx(4, abs=1e-3)
             assert scores.metrics["part_weights"]["ventilation"]["clips"] > 0
+            assert re.search(r"stimulation undefined \(it is on in all \d+ of them\)", shown)
             assert "Which clips of a sample the head looks at" in report(own).path.read_text()
         (run.folder / WEIGHTS_NAME).unlink(missing_ok=True)
     assert tune(own, trials=2).best["inputs"] == "mean(final/mean)"
@@ -225,7 +227,7 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
         lambda: retrain(own, run.bundle),
         lambda: map_clip(own, ""),
     ):
-        with pytest.raises(BundleError, match=r"must be made by a bundle that scores clips, but .* samples of several"):
+        with pytest.raises(BundleError, match=r"must be of a bundle that scores clips, but .* samples of several"):
             step()
     assert load_bundle(run.bundle).clips == dataclasses.replace(load_bundle(run.bundle).clips, samples="recording")
     other = with_settings(own, '[samples]\nrule = "none"\n[train]')

@@ -23,6 +23,7 @@ from heads.samples.joining import present
 from heads.samples.teacher import text_relevance
 from heads.settings import HeadKind, HeadSettings
 from heads.workflow.data import learning_data
+from heads.workflow.teaching import with_teacher
 from tests.projects import make_project
 from tests.tiny_families import make_clip
 
@@ -158,3 +159,11 @@ def test_a_teacher_without_findings_or_embeddings_is_refused(
     with pytest.raises(SettingsError, match=words):
         train(open_project(project.root))
     path.write_text(before)
+
+
+def test_a_model_without_a_text_tower_is_named_before_anything_is_advised_that_it_cannot_do(
+    project: Project, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = make_project(tmp_path / "without", tiny_model, sessions=1)
+    with pytest.raises(SettingsError, match=r"needs a model with a text tower .*; or set teacher_weight = 0\.$"):
+        with_teacher(other, {}, FeatureCache.open(project.cache))

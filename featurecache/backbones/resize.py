@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featurecache.project.features import Crop, box_px
+from featurecache.project.features import Crop, box_px, without_whole
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 
@@ -83,7 +83,7 @@ class FrameResize:
     def within(self, crop: Crop | None) -> "FrameResize":
         """The same of a part of each frame, which is cut out first; None: of the whole frame."""
         cut = copy.copy(self)
-        cut.crop = crop
+        cut.crop = without_whole(crop)
         return cut
 
     def identity(self) -> dict[str, Any]:

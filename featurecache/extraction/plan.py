@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ from featurecache.errors import ClipTableError
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.spaces import project_spaces
-from featurecache.project.features import Crop, box_px
+from featurecache.project.features import BoxMismatch, Crop, box_px
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, row_shape
 from featurecache.store.clip_columns import Wanted
@@ -58,6 +58,7 @@ class Plan:
         adapter: What the backbone is run with; None for the model as it is.
         asked: What it is asked; None for features of the model's states.
         table: All clips of the clip table; None where the plan is of other clips.
+        mismatch: Boxes of `features.crop` against the recordings of the clip table.
     """
 
     model: ModelDescription
@@ -72,6 +73,7 @@ class Plan:
     adapter: Adapter | None = None
     asked: "Asked | None" = None
     table: ClipColumns | None = None
+    mismatch: BoxMismatch = field(default_factory=BoxMismatch)
 
     @property
     def space(self) -> FeatureSpace:
@@ -145,9 +147,11 @@ def plan_extraction(
     wanted = Wanted.of(
         [recording.sha256 for recording in recordings], place[clips.recording.codes[chosen]], clips.span_us[chosen]
     )
-    return _plan(
+    plan = _plan(
         project, model, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips
     )
+    sizes_px = [(one.info.width_px, one.info.height_px) for one in recordings]
+    return replace(plan, mismatch=BoxMismatch.of(project.settings.features.crop, sizes_px))
 
 
 def _are(clips: ClipColumns, clip_ids: Collection[str] | None) -> npt.NDArray[np.bool_]:

@@ -1,11 +1,14 @@
 """The section [features]: what alters the value of a feature, and so is part of its feature space's fingerprint."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator
+
+from featurecache.spelling import counted
 
 DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
 
@@ -30,6 +33,47 @@ def box_px(crop: Crop | None, width_px: int, height_px: int) -> tuple[slice, sli
     return borders[0], borders[1]
 
 
+def without_whole(crop: Crop | None) -> Crop | None:
+    """The boxes that cut something off; None without any. A box of the whole frame changes no pixel."""
+    if isinstance(crop, Mapping):
+        return {size: box for size, box in crop.items() if box != WHOLE} or None
+    return None if crop == WHOLE else crop
+
+
+@dataclass(frozen=True)
+class BoxMismatch:
+    """Boxes by size of frames against the recordings there are.
+
+    Attributes:
+        unused: Sizes (`1920x1080`) with a box that no recording has.
+        boxless: How many recordings have a size without a box, by size; their frames stay whole.
+    """
+
+    unused: tuple[str, ...] = ()
+    boxless: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, crop: Crop | None, sizes_px: Iterable[tuple[int, int]]) -> "BoxMismatch":
+        """That of recordings with frames of these sizes (width, height); empty where one box is of all frames."""
+        if not isinstance(crop, Mapping):
+            return cls()
+        seen = Counter(f"{width}x{height}" for width, height in sizes_px)
+        return cls(
+            tuple(size for size in crop if size not in seen),
+            {size: seen[size] for size in sorted(seen) if size not in crop},
+        )
+
+    def in_words(self) -> str:
+        """Both in one line; empty where each box and each recording has its match."""
+        found = [f"no recording in use has frames of {size} px, which have a box" for size in self.unused]
+        found += [
+            f"{counted(count, 'recording')} of {size} px {'has' if count == 1 else 'have'} no box and "
+            f"{'stays' if count == 1 else 'stay'} whole"
+            for size, count in self.boxless.items()
+        ]
+        return "; ".join(found)
+
+
 def _selected(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError("at least one tap/pooling, e.g. final/mean, none of them twice")
@@ -38,8 +82,13 @@ def _selected(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _crop(value: object) -> Crop | None:
     if isinstance(value, Mapping):
+        if not all(map(_SIZE.fullmatch, map(str, value))):
+            raise ValueError(
+                'boxes by the size of frames in pixels, { "1920x1080" = [...] }: a key is WIDTHxHEIGHT, not the name '
+                "of a camera or a recording"
+            )
         boxes = {str(size): box for size, one in sorted(value.items()) if (box := _box(one)) is not None}
-        if value and len(boxes) == len(value) and all(map(_SIZE.fullmatch, boxes)):
+        if value and len(boxes) == len(value):
             return boxes
     elif value is None or (box := _box(value)) is not None:
         return None if value is None or box == WHOLE else box
@@ -53,8 +102,9 @@ def _box(value: object) -> Box | None:
     """Four shares that lie in a frame; None of anything else."""
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(type(one) in (int, float) for one in value):
         return None
-    x, y, width, height = map(float, value)
+    x, y, width, height = (float(one) + 0.0 for one in value)  # -0.0 is 0.0, and no other feature space
     is_inside = min(x, y) >= 0 and x + width <= 1 + 1e-9 and y + height <= 1 + 1e-9
+    width, height = min(width, 1.0), min(height, 1.0)
     return (x, y, width, height) if is_inside and min(width, height) >= _SMALLEST_SIDE else None  # no NaN passes
 
 

@@ -351,6 +351,15 @@ def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:
         raise SettingsError(f"{where} must be {rule}, but it is {found!r}. Correct it in {SETTINGS_NAME}.") from error
 
 
+def _rule_of(kind: Any) -> str:
+    """What a setting of this type must be, in words."""
+    try:
+        TypeAdapter(kind).validate_python(object())
+    except ValidationError as error:
+        return first_validation_error(error)[1]
+    return "of another type"
+
+
 def _refuse_unknown(table: Mapping[str, Any], kind: type[Any], name: str) -> None:
     fields = {f.name: f.type for f in dataclasses.fields(kind)}
     for key, value in table.items():
@@ -360,11 +369,12 @@ def _refuse_unknown(table: Mapping[str, Any], kind: type[Any], name: str) -> Non
             hint = did_you_mean(key, fields, f"Valid names: {', '.join(fields)}.")
             raise SettingsError(f"every name in {SETTINGS_NAME} must be known, but {where!r} is not: {what}. {hint}")
         inner = fields[key]
-        if isinstance(value, bool) and inner is not bool:
-            raise SettingsError(f"{where} must not be true or false, but it is. Correct it in {SETTINGS_NAME}.")
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             if not isinstance(value, Mapping):
                 raise SettingsError(
                     f"{where} must be a section, but it is {value!r}. Write it as [{where}] in {SETTINGS_NAME}."
                 )
             _refuse_unknown(value, inner, where)
+        elif isinstance(value, bool) and inner is not bool:
+            found = str(value).lower()  # which pydantic would read as 1 or 0
+            raise SettingsError(f"{where} must be {_rule_of(inner)}, but it is {found}. Correct it in {SETTINGS_NAME}.")

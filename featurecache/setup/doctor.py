@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.errors import FeatureCacheError, OutdatedTableError, OutdatedTableWarning
-from featurecache.project.features import Crop, box_px
+from featurecache.project.features import BoxMismatch, Crop, box_px
 from featurecache.project.settings import Project
 from featurecache.setup.checks import GIB, Check, failed, size
 from featurecache.setup.model_checks import check_device, check_model
@@ -63,10 +64,11 @@ def examine(project: Project) -> Iterator[Check]:
             )
     if recordings:
         yield _decoding(recordings[0], settings.features.frames)
+        used = _of_table(project, recordings)
         if settings.features.crop is not None:
-            yield _box(settings.features.crop)
+            yield _box(settings.features.crop, used)
         if inputs is not None and inputs.frame_resize.resize == "crop":
-            yield from _crop(recordings, settings.features.crop)
+            yield from _crop(used, settings.features.crop)
     if project.clips.exists():
         yield from _table(project)
     yield _disk(project, is_planned=inputs is not None and bool(recordings))
@@ -100,19 +102,45 @@ def _corner(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return picture[:1, :1].copy()
 
 
-def _box(crop: Crop) -> Check:
+def _of_table(project: Project, recordings: Sequence[Recording]) -> Sequence[Recording]:
+    """The recordings of the clip table; all where there is none that can be read, or none of it is here."""
+    if not project.clips.exists():
+        return recordings
+    try:
+        clips = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level).columns
+    except FeatureCacheError:  # the check of the table says it
+        return recordings
+    contents = set(clips.content.values)
+    return [one for one in recordings if one.sha256[:16] in contents] or recordings
+
+
+def _box(crop: Crop, recordings: Sequence[Recording]) -> Check:
     parts = []
     for px, (x, y, width, height) in crop.items() if isinstance(crop, Mapping) else [("", crop)]:
         where = f"{x:.0%} to {x + width:.0%} of its width and {y:.0%} to {y + height:.0%} of its height"
         parts.append(f"of a frame {px and f'of {px} px '}the model sees {where}")
-    return Check("crop box", True, f"{'; '.join(parts)}; features of other boxes are others")
+    mismatch = BoxMismatch.of(crop, [(one.info.width_px, one.info.height_px) for one in recordings])
+    if words := mismatch.in_words():
+        parts.append(words)
+    fix = (
+        "Correct the sizes of features.crop, or give those a box; [0, 0, 1, 1] says that frames stay whole."
+        if words
+        else ""
+    )
+    return Check("crop box", not mismatch.unused, f"{'; '.join(parts)}; features of other boxes are others", fix)
 
 
 def _crop(recordings: Sequence[Recording], crop: Crop | None) -> Iterator[Check]:
-    seen = [box_px(crop, one.info.width_px, one.info.height_px) for one in recordings]
-    lost = max(crop_loss(columns.stop - columns.start, rows.stop - rows.start) for rows, columns in seen)
+    found_px = []
+    for width_px, height_px in {(one.info.width_px, one.info.height_px) for one in recordings}:
+        rows, columns = box_px(crop, width_px, height_px)
+        seen_px = (columns.stop - columns.start, rows.stop - rows.start)
+        found_px.append((crop_loss(*seen_px), seen_px, (width_px, height_px)))
+    lost, seen_px, frame_px = max(found_px)
     if lost > 0.01:
-        found = f"the model's centre crop cuts off up to {lost:.0%} of {'a frame' if crop is None else 'the box'}"
+        whole = f"a frame of {frame_px[0]}x{frame_px[1]} px"
+        part = whole if seen_px == frame_px else f"the box of {seen_px[0]}x{seen_px[1]} px in {whole}"
+        found = f"the model's centre crop cuts off up to {lost:.0%} of {part}"
         yield Check("crop", True, found, 'If the action may be there, set features.resize = "pad" or "squash".')
 
 

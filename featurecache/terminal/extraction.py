@@ -42,6 +42,8 @@ def watching_extraction(console: Console, say: Say, show: Show) -> "Iterator[dic
 def plan_lines(plan: "Plan") -> Iterator[Piece]:
     """How much there is to do, said before it begins."""
     yield f"{counted(plan.planned, 'clip')}: {plan.present} in the cache, {plan.todo} to do"
+    if mismatch := plan.mismatch.in_words():
+        yield Warn(f"features.crop: {mismatch}. Correct the sizes, or give those a box.")
     if plan.model.text_after_video:
         yield Warn(
             f"the text after the video ({plan.model.text_after_video!r}) cannot change a feature: attention is "

@@ -1,5 +1,6 @@
 """Recordings and annotations to `clips.csv`, with an audit of the labels: what `featurecache clips` calls."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelAudit
 from featurecache.clips.record import files_of, read_record, record_of
 from featurecache.clips.reviewed import ReviewedTable, reviewed_table
-from featurecache.clips.samples_file import write_samples
+from featurecache.clips.samples_file import SAMPLES_NAME, project_samples, write_samples
 from featurecache.clips.session_notes import (
     across_splits,
     few_in_words,
@@ -30,6 +31,7 @@ from featurecache.clips.unannotated import (
     unannotated_in_words,
     unannotated_time,
 )
+from featurecache.errors import ClipTableError
 from featurecache.project.settings import Project
 from featurecache.spelling import counted
 from featurecache.store.withdrawn import read_withdrawn
@@ -149,6 +151,8 @@ def make_clips(
     sessions = {one.name: found.sessions[one.name] for one in found.recordings}
     made_by = project.settings.samples.rule
     rules = (*rules, sessions_in_words(sessions), *_placed_in_words(before, found, table, redeal=redeal))
+    if made_by == "file":
+        rules = (*rules, _samples_in_words(project, table))
     return MadeClips(
         project.clips,
         findings,
@@ -159,6 +163,17 @@ def make_clips(
         recordings_of_sessions(sessions),
         None if made_by in ("none", "file") else len(write_samples(project, table, force=force).samples),
     )
+
+
+def _samples_in_words(project: Project, table: ClipTable) -> str:
+    """How many samples of several clips a person's own `samples.csv` has in each split; or why it cannot be read."""
+    try:
+        samples = project_samples(project, table).samples
+    except ClipTableError as error:
+        return f"{SAMPLES_NAME} does not fit yet: {error}"
+    counts = Counter(sample.split for sample in samples)
+    by_split = ", ".join(f"{count} {split}" for split, count in counts.items())
+    return f"{counted(len(samples), 'sample')} of several clips in {SAMPLES_NAME}: {by_split}"
 
 
 def _without_withdrawn(project: Project, found: Survey) -> Survey:

@@ -83,7 +83,10 @@ def sample_scores(metrics: Mapping[str, Any]) -> Iterator[Piece]:
     ]
     if rows:
         yield plain_table("slices of the test samples", ["slice", "samples", "macro-F1", "95% CI"], rows)
-    found = [f"{label} {score(one['auroc'])}" for label, one in metrics.get("part_weights", {}).items()]
+    found = [
+        f"{label} {score(one['auroc'])}{f' ({reason})' if (reason := one.get('reason')) else ''}"
+        for label, one in metrics.get("part_weights", {}).items()
+    ]
     if found:
         yield f"AUROC of the weights against the clips' own labels: {', '.join(found)}"
 

@@ -246,7 +246,7 @@ def refuse_samples(bundle: Bundle | Stated, folder: Path, made: str = "timelines
     """
     if reads_samples(bundle):
         raise BundleError(
-            f"{made} must be made by a bundle that scores clips, but {folder} scores samples of several clips. "
+            f"{made} must be of a bundle that scores clips, but {folder} scores samples of several clips. "
             'Use one that was tuned with rule = "none" under [samples].'
         )
 

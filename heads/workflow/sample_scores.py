@@ -117,8 +117,16 @@ def _found_clips(
             shown.append({"session": sample.session, "weights": own, "on": known})
     from sklearn.metrics import roc_auc_score  # scikit-learn takes a second to load
 
-    auroc = float(roc_auc_score(is_on, sure)) if 0 < sum(is_on) < len(is_on) else None
-    return {"auroc": auroc, "clips": len(is_on), "clips_on": sum(is_on), "samples": shown}
+    found = {"clips": len(is_on), "clips_on": sum(is_on), "samples": shown}
+    if 0 < sum(is_on) < len(is_on):
+        return {"auroc": float(roc_auc_score(is_on, sure)), **found}
+    if label not in labels:
+        reason = "clips.csv has no label of that name"
+    elif not is_on:
+        reason = "none of them says whether it is on"
+    else:
+        reason = f"it is {'on' if any(is_on) else 'off'} in all {len(is_on)} of them"
+    return {"auroc": None, "reason": reason, **found}
 
 
 def _as_csv(data: LabelledFeatures, weights: npt.NDArray[np.float32], labels: Sequence[str]) -> str:

@@ -33,6 +33,13 @@ def with_teacher(
             has no text tower, or findings are too long for it.
         MissingFeaturesError: If the cache lacks an embedding.
     """
+    model, _ = project_spaces(project, allow_download=allow_download)
+    if JOINT_FEATURE.partition("/")[0] not in model.taps:
+        raise SettingsError(
+            "teacher_weight above 0 needs a model with a text tower in one space with its vectors, but that of "
+            f"features.model, {project.settings.features.model!r}, has none. Take another model (docs/backbones.md, "
+            "the tap joint); or set teacher_weight = 0."
+        )
     has_text = any(sample.findings for split in splits.values() for sample in split.samples or ())
     if not has_text or JOINT_FEATURE not in project.settings.features.select:
         found = f"features.select has no {JOINT_FEATURE}" if has_text else "no sample has any"
