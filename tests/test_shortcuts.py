@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import BundleError, SettingsError, TrainingDataError
+from featurecache.errors import BundleError, SettingsError, TrainingDataError, UsageError
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from heads.bundle import load_bundle
-from heads.scoring.shortcuts import label_gaps, listed
+from heads.engines.fitting import fit_head
+from heads.scoring.shortcuts import LabelGaps, label_gaps, listed, needed_together
+from heads.settings import HeadSettings
+from heads.terminal.shortcuts import audited
 from heads.workflow.ignoring import ignore
 from heads.workflow.leaving_out import leave_one_session_out
 from heads.workflow.retraining import retrain
-from heads.workflow.shortcuts import shortcuts
+from heads.workflow.shortcuts import Shortcuts, shortcuts
 from heads.workflow.training import train
 from tests.commands import invoke, run
 from tests.projects import LABELS, fill_cache, make_project, make_table
@@ -92,6 +95,48 @@ def test_label_that_fewer_than_two_sessions_of_a_split_tell_is_not_tested_and_li
     gaps = label_gaps(parts, y, sessions, is_validation)
     assert (gaps.least_p, gaps.p.min()) == (1.0, 1.0)
     assert not listed([gaps], 0.5).any()
+
+
+def _gaps_of_noise(seed: int, positives: list[int], *, clips: int = 24, validation: int = 3) -> LabelGaps:
+    """The gaps of a head that was fitted to pure noise, which correlates from clip to clip."""
+    draw = np.random.default_rng(seed)
+    sessions = np.repeat([f"s{number:02d}" for number in range(len(positives))], clips)
+    y = np.concatenate([np.roll(np.arange(clips) < on, draw.integers(clips)) for on in positives]).astype(np.int8)
+    X = draw.standard_normal((len(y), 8, 300)).astype(np.float32)
+    for at in range(1, len(y)):
+        X[at] += 0.8 * X[at - 1] * (at % clips > 0)
+    state = fit_head(X.mean(axis=1), y[:, None], HeadSettings(solver="convex", l2=1.0)).state_dict()
+    parts = X @ (state["output.weight"] / state["front.scale"]).numpy()[0] / 8
+    return label_gaps(parts, y, sessions, sessions >= f"s{len(positives) - validation:02d}")
+
+
+def test_noise_is_not_listed_where_training_sessions_have_more_clips_with_the_label() -> None:
+    alike, more = ([_gaps_of_noise(seed, [8] * 8 + [on] * 3) for seed in range(6)] for on in (8, 2))
+    assert [one.why_untested(0.1) is None for one in alike] == [True] * 6
+    for one in more:
+        assert (one.ratio, not listed([one], 0.1).any(), one.p.min()) == (pytest.approx(4), True, 1)
+        assert "4.00 times the clips" in str(one.why_untested(0.1))
+    # The mean is the same, but most validation sessions have few.
+    assert _gaps_of_noise(0, [6] * 8 + [14, 2, 2]).why_untested(0.1) is not None
+
+
+def test_label_that_few_sessions_keep_from_being_listed_alone_is_told_how_many_must_go_together() -> None:
+    gaps = []
+    for label in range(3):
+        parts, y, sessions = _drawn_parts(label, sessions=7)
+        is_validation = np.isin(sessions, ["s01", "s05"])
+        if label == 0:
+            parts[:, 3] = 50.0 * y * ~is_validation
+        gaps.append(label_gaps(parts, y, sessions, is_validation))
+    assert gaps[0].p.min() == pytest.approx(1 / 21)
+    assert (listed(gaps, 0.1).any(), needed_together(gaps, 0.1)) == (False, [2, 2, 2])
+    assert (listed(gaps, 0.15).any(), needed_together(gaps, 0.15)) == (True, [1, 1, 1])
+    assert (listed(gaps[:1], 0.1).any(), needed_together(gaps[:1], 0.1)) == (True, [1])
+    assert needed_together(gaps, 0.04) == [None] * 3
+    found = Shortcuts(Path("b"), "final/mean", 0.1, 84, 8, dict(zip("abc", gaps, strict=True)), (), (), (), Path("f"))
+    lines = [str(piece) for piece in audited(found)]
+    assert sum("cannot be listed alone" in line and "at least 2 labels" in line for line in lines) == 3
+    assert {one["needed_together"] for one in found.to_mapping()["labels"].values()} == {2}
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +266,11 @@ def test_what_cannot_be_audited_or_ignored_is_refused_in_words(with_cue: Project
         ignore(with_cue, [1], bundle=_bundle(with_cue))
     wrong = ("shortcuts", "--ignore", 1, "--with-frames", "--config", with_cue.root)
     assert invoke(*wrong).exit_code == 2
+    for rate in (float("nan"), 0.0, 2.0):
+        with pytest.raises(UsageError, match=rf"share of wrong ones .* but it is {rate:g}\."):
+            shortcuts(with_cue, bundle=_bundle(with_cue), rate=rate)
+    with pytest.raises(UsageError, match="from 0, but -1 is named"):
+        ignore(with_cue, [-1], bundle=_bundle(with_cue))
 
 
 def test_tokens_that_are_all_alike_within_sessions_are_refused(with_cue: Project, tmp_path: Path) -> None:

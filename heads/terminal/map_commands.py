@@ -43,11 +43,11 @@ def maps(
 def shortcuts(
     ignore: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Fit the head again without this cluster of the last audit; may be given again."),
+        typer.Option(help="Fit the head again without this cluster of the last audit; may be given again."),
     ] = None,
     rate: Annotated[
-        float, typer.Option(min=0.001, max=0.5, help="False-discovery rate: expected share of wrong ones among listed.")
-    ] = 0.1,
+        float | None, typer.Option(help="False-discovery rate, .1 unless given: share of wrong ones among listed.")
+    ] = None,
     bundle: learning.BundleOption = None,
     feature: _Feature = None,
     with_frames: _WithFrames = False,
@@ -58,9 +58,9 @@ def shortcuts(
 
     Clusters of tokens, tested by permuting sessions between training and validation; ends with 1 where it lists any.
     """
-    if ignore and (feature is not None or with_frames):
+    if ignore and (feature is not None or rate is not None or with_frames):
         raise UsageError(
-            "--ignore fits a head again and audits nothing, so --feature and --with-frames do not go with it."
+            "--ignore fits a head again and audits nothing, so --feature, --rate and --with-frames do not go with it."
         )
     screen, project = Screen(as_json), project_of(config)
     from heads.terminal import shortcuts as shown
@@ -70,9 +70,10 @@ def shortcuts(
 
         refitted = fit_without(project, ignore, bundle=bundle)
         return finish(screen, refitted, shown.ignoring(refitted))
+    from heads.workflow.shortcuts import RATE
     from heads.workflow.shortcuts import shortcuts as audit
 
-    found = audit(project, bundle=bundle, feature=feature, rate=rate, with_frames=with_frames)
+    found = audit(project, bundle=bundle, feature=feature, rate=RATE if rate is None else rate, with_frames=with_frames)
     return finish(screen, found, shown.audited(found), code=FAILED if found.found else DONE)
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 def audited(found: "Shortcuts") -> Iterator[Piece]:
     """The listed clusters, or the nearest to it, and where to look at them."""
     rate = f"a false-discovery rate of {found.rate:g}"
-    untested = {label: gaps for label, gaps in found.tested.items() if gaps.least_p > found.rate}
     headings = (
         "label",
         "cluster",
@@ -29,11 +28,14 @@ def audited(found: "Shortcuts") -> Iterator[Piece]:
     )
     title = f"{found.clusters} clusters of {found.feature}: log odds that they add to clips with a label"
     yield plain_table(title, headings, [_row(one) for one in found.found or found.nearest])
-    for label, gaps in untested.items():
-        yield (
-            f"{label} is not tested: too few sessions have clips with it and without it, {gaps.train_sessions} in "
-            f"training and {gaps.validation_sessions} in validation; no p value could be below {gaps.least_p:.2g}."
-        )
+    for label, gaps in found.tested.items():
+        if (reason := gaps.why_untested(found.rate)) is not None:
+            yield f"{label} is not tested: {reason}"
+        elif (together := found.needed_together[label] or 1) > 1:
+            yield (
+                f"{label} cannot be listed alone: so few sessions give no p value below {gaps.least_p:.2g}, so "
+                f"at least {together} labels must be listed together. More sessions give smaller p values."
+            )
     if not found.found:
         yield f"no cluster is listed at {rate}; the table shows the nearest of each label. All: {found.folder}"
         return

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurecache.errors import BundleError, SettingsError
+from featurecache.errors import BundleError, SettingsError, UsageError
 from featurecache.project.settings import Project
 from featurecache.workflow.withdrawal import SHORTCUTS
 from heads.bundle import Bundle, load_bundle
@@ -68,9 +68,15 @@ def ignore(project: Project, clusters: Sequence[int], *, bundle: Path | None = N
 
     Raises:
         BundleError: If the bundle is missing, or another than was audited.
+        UsageError: If a number is negative.
         SettingsError: If there is no such cluster.
         MissingFeaturesError: If the cache lacks a clip.
     """
+    if min(clusters, default=0) < 0:
+        raise UsageError(
+            f"clusters must be numbers that featurecache shortcuts lists, from 0, but {min(clusters)} is named. "
+            "Take one of the last audit."
+        )
     audited = bundle if bundle is not None else tuned_bundle(project)
     head = load_bundle(audited)
     name, centres = _audit_of(project, head, audited)

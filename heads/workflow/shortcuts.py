@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from featurecache import FeatureCache
 from featurecache.csv_fields import guard_cell
-from featurecache.errors import BundleError
+from featurecache.errors import BundleError, UsageError
 from featurecache.files import write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from featurecache.workflow.withdrawal import SHORTCUTS
 from heads.bundle import Bundle, load_bundle
 from heads.runs import write_document
-from heads.scoring.shortcuts import LabelGaps, label_gaps, listed
+from heads.scoring.shortcuts import LabelGaps, label_gaps, listed, needed_together
 from heads.workflow.data import data_of_head, own_table, refuse_samples, training_device, tuned_bundle
 from heads.workflow.mapping import check_linear, token_space
 from heads.workflow.retraining import held_out_scores
@@ -37,6 +37,7 @@ from heads.workflow.token_clusters import TokenClusters, cluster_tokens
 DOCUMENT_NAME, CENTRES_NAME = "shortcuts.json", "centres.safetensors"
 RATE = 0.1
 """The false-discovery rate where no other is asked for."""
+LEAST_RATE, MOST_RATE = 0.001, 0.5
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class Shortcuts:
     examples: tuple[Example, ...]
     folder: Path
 
+    @property
+    def needed_together(self) -> dict[str, int | None]:
+        """Label -> how many labels must be listed together before it can be; None where it is not tested."""
+        return dict(zip(self.tested, needed_together(list(self.tested.values()), self.rate), strict=True))
+
     def to_mapping(self) -> dict[str, Any]:
         """The document `shortcuts.json`, and of `featurecache shortcuts --json`."""
         fields = ("bundle", "feature", "rate", "clips", "clusters", "folder")
@@ -113,6 +119,9 @@ class Shortcuts:
                     "train_sessions": gaps.train_sessions,
                     "validation_sessions": gaps.validation_sessions,
                     "least_p": gaps.least_p,
+                    "ratio": None if np.isnan(gaps.ratio) else gaps.ratio,
+                    "not_tested": gaps.why_untested(self.rate),
+                    "needed_together": self.needed_together[label],
                 }
                 for label, gaps in self.tested.items()
             },
@@ -143,12 +152,18 @@ def shortcuts(
         seed: Of k-means and permutations.
 
     Raises:
+        UsageError: If the rate is out of range.
         BundleError: If the bundle is missing, fine-tuned, made by `ignore` or of samples, its head has no exact map, or
             its labels are not the table's.
         MissingFeaturesError: If the cache lacks a clip.
         TrainingDataError: If there is too little to learn from or to cluster.
         UnreadableVideoError: If frames are asked for and a recording is missing, another, or cannot be decoded.
     """
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise UsageError(
+            f"the rate must be a number from {LEAST_RATE} to {MOST_RATE}, the expected share of wrong ones among "
+            f"listed clusters, but it is {rate:g}. Take {RATE}, one wrong of ten."
+        )
     path = bundle if bundle is not None else tuned_bundle(project)
     head = load_bundle(path)
     refuse_samples(head, path, "the audit")
