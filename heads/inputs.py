@@ -14,8 +14,8 @@ VECTORS = ("mean", "motion", "cls", "last")
 def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> tuple[str, ...]:
     """What a search chooses from: each vector, each tap's mean and motion, all means, and all vectors side by side.
 
-    To these the search adds the vectors that score best alone, side by side (`Choices.leading`). Where a kind reads
-    frames, the kept frames of each tap come with them.
+    To these the search adds the vector that scores best alone next to each other one, and with those that do best next
+    to it (`Choices.leading`). Where a kind reads frames, the kept frames of each tap come with them.
 
     Args:
         kept: Kept features, as `tap/pooling`.

@@ -260,7 +260,7 @@ class SearchSpace:
     """What `featurecache tune` draws head settings from: [lowest, highest], or all choices.
 
     Attributes:
-        inputs: Left out: each selected feature, means with their motions, all means, all; then those best alone.
+        inputs: Left out: each selected feature, means with motions, all means, all; then the best with others.
         hidden_layers: Layers of "mlp", each of a width of its own: [1, 2, 3] tries deeper heads.
         components: Those that are fewer than the features.
         solver: "convex" first, a grid for each choice above, then trials by "adamw".

@@ -1,5 +1,7 @@
 """What heads read where nobody says it; kept features side by side; what trials share is bounded."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from featurecache.errors import SettingsError, TrainingDataError
 from heads.data import KeptSplit, LearningData
 from heads.engines.prepared import KEPT_BASES, KEPT_INPUTS, Prepared
 from heads.inputs import default_inputs
+from heads.search.trial_settings import Choices
+from heads.settings import SearchSpace
 from tests.learning_samples import LABELS
 from tests.studies import SPACE, side_by_side
 
@@ -41,6 +45,34 @@ def test_default_inputs_are_vectors_alone_and_what_belongs_together(
     kept: list[str], kinds: list[str], expected: tuple[str, ...]
 ) -> None:
     assert default_inputs(kept, kinds) == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "value_of", "pairs", "sets"),
+    [
+        (("a/mean",), {"a/mean": 0.5}, [], []),
+        (default_inputs(["a/mean", "b/mean"]), {"a/mean": 0.5, "b/mean": 0.4}, [], []),
+        (default_inputs(["a/mean", "b/mean"]), {}, [], []),
+        (
+            default_inputs(["a/motion", "a/mean", "b/mean"]),
+            {"a/motion": 0.5, "a/mean": 0.4, "b/mean": 0.3},
+            ["a/motion+b/mean"],
+            [],
+        ),
+        (
+            [f"mean({one})" for one in default_inputs(["a/mean", "b/mean", "c/mean", "d/mean"])],
+            {"mean(b/mean)": 0.5, "mean(a/mean)": 0.4, "mean(c/mean)": 0.3, "mean(d/mean)": 0.2}
+            | {"mean(a/mean+b/mean)": 0.5, "mean(b/mean+c/mean)": 0.6, "mean(b/mean+d/mean)": 0.9},
+            ["mean(a/mean+b/mean)", "mean(b/mean+c/mean)", "mean(b/mean+d/mean)"],
+            ["mean(b/mean+c/mean+d/mean)"],
+        ),
+    ],
+)
+def test_no_set_of_vectors_is_solved_twice_and_the_best_is_joined_by_what_helps_it_most(
+    inputs: Sequence[str], value_of: dict[str, float], pairs: list[str], sets: list[str]
+) -> None:
+    choices = Choices(SearchSpace(), tuple(inputs), (), lambda _: 24, has_words=False)
+    assert choices.leading(value_of) == (pairs, sets)
 
 
 def test_kept_split_puts_features_side_by_side_in_the_order_asked() -> None:

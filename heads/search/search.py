@@ -7,9 +7,9 @@ Source: Guerriero et al., section 4 (TPE, pruning, macro-F1 as the score). Notab
   across 0.5 anyway. The test split is not an argument here.
 - Linear heads without dropout go to the convex solver first: a trial for each combination of inputs, normalisation,
   components, variance exponent and prior, which tries a whole grid at once (`convex_trials.py`). Its score is out of
-  fold, by folds of all sessions that are not test. Then the vectors that scored best alone, side by side
-  (`Choices.leading`). Where there are more combinations than half of the trials (all of them, with
-  that solver alone), some of them are taken, each once, in an order drawn by the seed.
+  fold, by folds of all sessions that are not test. Then the vector that scored best alone next to each other one, and
+  with those that did best next to it (`Choices.leading`). Where there are more combinations than half of the trials
+  (all of them, with that solver alone), some of them are taken, each once, in an order drawn by the seed.
 - All other trials train by AdamW on the training split, as the paper has them, and their score is that of the
   validation split. They are trained 16 at a time, and a slot whose trial ends is given the next asked one. Univariate
   TPE with the constant liar: after 200 trials .662, against .659 one by one, and .646 multivariate without the liar.
@@ -272,18 +272,19 @@ class _Search:
         return next((one for name, one in self._combinations(known).items() if name not in started), None)
 
     def _combinations(self, known: Sequence[FrozenTrial]) -> dict[str, HeadSettings]:
-        """What the convex solver takes, by name: what is offered, and once that is solved, leading vectors."""
-        offered = {combination_name(one): one for one in self._offered}
+        """What the convex solver takes, by name: what is offered, and each time that is solved, a step of `leading`."""
+        found = {combination_name(one): one for one in self._offered}
         value_of: dict[str, float] = {}
         for trial in known:
-            combination = offered.get(trial.user_attrs.get(COMBINATION, ""))
-            if combination is not None and trial.state == TrialState.COMPLETE:
-                value_of[combination.inputs] = max(trial_value(trial), value_of.get(combination.inputs, 0.0))
-        started = {trial.user_attrs.get(COMBINATION) for trial in known if trial.state in FINISHED}
-        if not offered.keys() <= started:
-            return offered
-        leading = self._choices.combinations(self._choices.leading(value_of))
-        return offered | {combination_name(one): one for one in leading}
+            if trial.user_attrs.get(SOLVER) == "convex" and trial.state == TrialState.COMPLETE:
+                inputs = trial.user_attrs[CHOSEN]["inputs"]
+                value_of[inputs] = max(trial_value(trial), value_of.get(inputs, 0.0))
+        ended = {trial.user_attrs.get(COMBINATION) for trial in known if trial.state in FINISHED}
+        for step in self._choices.leading(value_of):
+            if not found.keys() <= ended:
+                break
+            found |= {combination_name(one): one for one in self._choices.combinations(step)}
+        return found
 
     def _begin(self, asked: _Asked) -> None:
         """Solves a convex trial, or queues one that is trained by AdamW with those of the same inputs."""

@@ -7,9 +7,10 @@ components, variance exponent, prior) is a list of combinations; each is worth s
 name of their own, because a choice must offer the same in every trial. Whatever Optuna calls its parameters, a trial's
 settings are `HeadSettings` from here on, and a mapping of its fields on disk.
 
-Where all vectors are offered side by side, so are those that score best alone: two of them, three, ... So useless ones
-are left out at a cost that grows with their number, where the subsets double with each; and few sets are fitted less to
-chance (RESULTS, few sessions).
+Where all vectors are offered side by side, so is the one that scores best alone next to each other one, and then the
+best with the two that do best next to it, with three, ... So useless ones are left out, and one that tells nothing
+alone is found if it helps the best. That takes about three sets a vector, where the subsets double with each; and few
+sets are fitted less to chance (RESULTS, few sessions). Not found are two that help the best only together.
 
 What this is not: a search, or training.
 """
@@ -100,20 +101,38 @@ class Choices:
         has_words = self.has_words and any(map(_has_words, of_inputs))
         return tuple(one for one in self.space.prior if has_words or one == "none") or ("none",)
 
-    def leading(self, value_of: Mapping[str, float]) -> list[str]:
-        """Of vectors that are offered alone and all side by side: the best two, the best three, ... side by side.
+    def leading(self, value_of: Mapping[str, float]) -> tuple[list[str], list[str]]:
+        """Two steps of forward selection, for vectors that are offered alone and all side by side.
 
         Args:
-            value_of: Score of each vector alone; where one is unknown there are none.
+            value_of: Score of each vector alone; where one is unknown there are no steps. The second step reads the
+                scores of the first one's pairs too.
+
+        Returns:
+            The best vector next to each other one; then the best with the two that do best next to it, with the best
+            three, ... Without what is offered already, in whatever order its parts are written.
         """
-        found = []
+        offered = {(join_of(one), frozenset(selected(one))): one for one in self.vectors}
+        pairs: list[str] = []
+        sets: list[str] = []
         for join in dict.fromkeys(map(join_of, self.vectors)):
             alone = [one for one in self.vectors if join_of(one) == join and len(selected(one)) == 1]
-            if _side_by_side(alone, join) in self.vectors and all(one in value_of for one in alone):
-                ordered = sorted(alone, key=lambda one: -value_of[one])
-                for count in range(2, len(alone)):
-                    found.append(_side_by_side([one for one in alone if one in ordered[:count]], join))
-        return [one for one in found if one not in self.vectors]
+            if (join, frozenset(name for one in alone for name in selected(one))) not in offered or any(
+                one not in value_of for one in alone
+            ):
+                continue
+
+            def joined(parts: Sequence[str], join: str = join, alone: Sequence[str] = alone) -> str:
+                name = _side_by_side([one for one in alone if one in parts], join)
+                return offered.get((join, frozenset(selected(name))), name)
+
+            best, *others = sorted(alone, key=lambda one: -value_of[one])
+            pair_of = {one: joined([best, one]) for one in others}
+            ordered = [best, *sorted(others, key=lambda one: -value_of.get(pair_of[one], 0.0))]
+            pairs += pair_of.values()
+            sets += [joined(ordered[:count]) for count in range(3, len(alone))]
+        known = set(self.vectors)
+        return [one for one in pairs if one not in known], [one for one in sets if one not in known]
 
     @property
     def components(self) -> tuple[int, ...]:
