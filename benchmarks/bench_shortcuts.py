@@ -119,7 +119,7 @@ def measure(folder: Path, seed: int, sessions: int, *, cue: bool) -> dict[str, A
 def main() -> None:
     """Run the seeds and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="eight sessions of one seed, under 50 s")
+    parser.add_argument("--quick", action="store_true", help="eight sessions of one seed, which cannot test suction")
     parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
     sessions, seeds = (8, [1]) if options.quick else (20, list(range(1, options.seeds + 1)))
