@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from featurecache.clips.samples_file import SAMPLES_NAME
 from featurecache.spelling import counted
 from featurecache.terminal.text import MOST_LISTED, Piece, Warn
 
@@ -32,6 +31,8 @@ def made_clips(made: "MadeClips") -> Iterator[Piece]:
     yield from label_audit(made.audit)
     yield from made.rules
     if made.samples is not None:
+        from featurecache.clips.samples_file import SAMPLES_NAME  # this room is read before a command's first word
+
         yield f"{counted(made.samples, 'sample')} of several clips in {made.path.with_name(SAMPLES_NAME)}"
     yield f"wrote {made.path}"
 
