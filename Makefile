@@ -11,8 +11,10 @@ SCHEMA := $(VENV)/EAFv3.0.xsd
 demo: $(VENV)/installed
 	$(BIN)/featurecache demo demo
 
+# One process a core, four at most: each test computes on one thread, and what a test file shares is made once.
 test: $(VENV)/installed $(SCHEMA)
-	FEATURECACHE_EAF_SCHEMA=$(abspath $(SCHEMA)) $(BIN)/python -m pytest -m "not slow and not gpu"
+	FEATURECACHE_EAF_SCHEMA=$(abspath $(SCHEMA)) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		-m "not slow and not gpu"
 
 # Statements that the quick suite executes in its own process; those of child processes are not counted.
 coverage: $(VENV)/installed
