@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.leakage import Spans, sessions_in
-from featurecache.errors import BundleError, FingerprintMismatchError, SettingsError
+from featurecache.errors import BundleError, FingerprintMismatchError
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences, sealed
@@ -40,6 +40,8 @@ from heads.bundle_files import (
     HEAD_NAME,
     adapter_in,
     backbone_in,
+    checked_inputs,
+    checked_labels,
     copy_files,
     damaged,
     file_digests,
@@ -48,7 +50,7 @@ from heads.bundle_files import (
 from heads.clip_rule import ClipRule
 from heads.methods import FT_C_LORA, TIMESFORMER, ZS_TEXT, method_of_head, method_of_question
 from heads.prior import Prior, prior_tensors, taken_prior
-from heads.samples.joining import join_of, selected
+from heads.samples.joining import selected
 from heads.scoring.calibration import Calibration
 from heads.scoring.exclusive import predicted_labels
 from heads.settings import OF_FRAMES, HeadSettings
@@ -341,27 +343,11 @@ def load_bundle(path: Path | str) -> Bundle:
 
 
 def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle:
-    labels = tuple(document["labels"])
-    thresholds = np.array(document["thresholds"], dtype=np.float64)
-    try:
-        settings = HeadSettings.from_mapping(document["settings"])
-    except SettingsError as error:
-        raise damaged(path, str(error).split(". ")[0]) from error
-    spaces = {name: FeatureSpace(record["feature_inputs"]) for name, record in document["inputs"].items()}
-    width, part_widths = document["feature_width"], document["part_widths"]
-    if not labels or len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
-        raise damaged(path, f"labels are {document['labels']!r}, not different names")
-    if thresholds.shape != (len(labels),) or not ((thresholds >= 0) & (thresholds <= 1)).all():
-        raise damaged(path, f"thresholds are {document['thresholds']!r}, not one in [0, 1] for each label")
+    labels, thresholds = checked_labels(document, path)
+    settings, spaces = checked_inputs(document, path)
     exclusive = tuple(tuple(group) for group in document.get("exclusive", ()))
     exclusive_groups(exclusive, labels)
-    if list(spaces) != selected(settings.inputs):
-        raise damaged(path, f"its head reads {settings.inputs}, but the feature spaces are of {', '.join(spaces)}")
-    for name, space in spaces.items():
-        if space.fingerprint != document["inputs"][name]["fingerprint"] or f"{space.tap}/{space.pooling}" != name:
-            raise damaged(path, f"name and fingerprint of {name} are not those of its feature_inputs")
-    if (len(part_widths) != len(spaces) and not join_of(settings.inputs)) or sum(part_widths) != width:
-        raise damaged(path, f"size mismatch: part_widths are {part_widths} where {len(spaces)} parts make {width}")
+    width, part_widths = document["feature_width"], document["part_widths"]
     import torch  # not before all else is known to be sound: it takes seconds
     from safetensors.torch import load
 
@@ -386,7 +372,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         labels,
         thresholds,
         settings,
-        tuple(spaces.values()),
+        spaces,
         dict(document["versions"]),
         None if calibration is None else Calibration.from_mapping(calibration, len(labels)),
         adapter_in(path, document["adapter"]),

@@ -1,4 +1,4 @@
-"""A bundle's two own files as bytes, held against the digests in them; no number in them is read and no torch loaded.
+"""A bundle's two own files, held against the digests in them, and what its document says; no torch is loaded.
 
 So a command that needs a bundle says within a moment that there is none, before the seconds that torch takes.
 """
@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from featurecache.backbones.adapter_files import open_adapter
-from featurecache.errors import BundleError, ModelNotFoundError
+from featurecache.errors import BundleError, ModelNotFoundError, SettingsError
 from featurecache.files import private_folder, sha256_of_file
-from featurecache.spec import json_object, unsealed
+from featurecache.spec import FeatureSpace, json_object, unsealed
 from heads.clip_rule import ClipRule
+from heads.samples.joining import join_of, selected
+from heads.settings import HeadSettings
 
 FORMAT, FORMAT_WITH_RULES = 4, 5
 """Versions of the layout: 5 where clips keep to rules of labels that exclude each other, which 4 does not know.
@@ -90,6 +95,34 @@ def read_files(path: Path) -> tuple[dict[str, Any], bytes]:
     except KeyError as error:
         raise damaged(path, f"reading it gave KeyError: {error}") from error
     return document, head_bytes
+
+
+def checked_labels(document: Mapping[str, Any], path: Path) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+    """The C labels of a document and their thresholds, shape (C,)."""
+    labels, thresholds = tuple(document["labels"]), np.array(document["thresholds"], dtype=np.float64)
+    if not labels or len(set(labels)) < len(labels) or not all(isinstance(label, str) for label in labels):
+        raise damaged(path, f"labels are {document['labels']!r}, not different names")
+    if thresholds.shape != (len(labels),) or not ((thresholds >= 0) & (thresholds <= 1)).all():
+        raise damaged(path, f"thresholds are {document['thresholds']!r}, not one in [0, 1] for each label")
+    return labels, thresholds
+
+
+def checked_inputs(document: Mapping[str, Any], path: Path) -> tuple[HeadSettings, tuple[FeatureSpace, ...]]:
+    """The settings of a document's head, and the feature spaces that it reads, in their order."""
+    try:
+        settings = HeadSettings.from_mapping(document["settings"])
+    except SettingsError as error:
+        raise damaged(path, str(error).split(". ")[0]) from error
+    spaces = {name: FeatureSpace(record["feature_inputs"]) for name, record in document["inputs"].items()}
+    if list(spaces) != selected(settings.inputs):
+        raise damaged(path, f"its head reads {settings.inputs}, but the feature spaces are of {', '.join(spaces)}")
+    for name, space in spaces.items():
+        if space.fingerprint != document["inputs"][name]["fingerprint"] or f"{space.tap}/{space.pooling}" != name:
+            raise damaged(path, f"name and fingerprint of {name} are not those of its feature_inputs")
+    width, part_widths = document["feature_width"], document["part_widths"]
+    if (len(part_widths) != len(spaces) and not join_of(settings.inputs)) or sum(part_widths) != width:
+        raise damaged(path, f"size mismatch: part_widths are {part_widths} where {len(spaces)} parts make {width}")
+    return settings, tuple(spaces.values())
 
 
 def damaged(path: Path, found: str) -> BundleError:

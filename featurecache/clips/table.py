@@ -78,13 +78,7 @@ def build_table(
         recording.name: clip_windows(recording.info.duration_us, length_us, stride_us)
         for recording in sorted(recordings, key=lambda recording: recording.name)
     }
-    short = tuple(
-        UnusableRecording(
-            recording.name, f"shorter than one clip ({recording.info.duration_us / 1e6:g} s of {length_us / 1e6:g} s)"
-        )
-        for recording in recordings
-        if not windows[recording.name]
-    )
+    short = _too_short([recording for recording in recordings if not windows[recording.name]], length_us)
     if len(short) == len(recordings):
         longest = max(recordings, key=lambda recording: recording.info.duration_us)
         raise ClipTableError(
@@ -124,6 +118,15 @@ def build_table(
         )
     ]
     return ClipTable(tuple(labels), tuple(clips)), short
+
+
+def _too_short(recordings: Sequence[Recording], length_us: int) -> tuple[UnusableRecording, ...]:
+    return tuple(
+        UnusableRecording(
+            recording.name, f"shorter than one clip ({recording.info.duration_us / 1e6:g} s of {length_us / 1e6:g} s)"
+        )
+        for recording in recordings
+    )
 
 
 def _check_labels_exist(

@@ -115,15 +115,7 @@ def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_
     """
     forbid_core_dumps()
     listen()
-    try:
-        status = path.stat()
-        layout = layout_of(path) if stat.S_ISREG(status.st_mode) else None
-    except OSError as error:
-        raise UnreadableVideoError(f"a recording must be a readable file, but {error}.") from error
-    if layout is None:
-        raise UnreadableVideoError(f"a recording must be a regular file, but '{path}' is a folder, pipe or device.")
-    if status.st_size == 0:
-        raise UnreadableVideoError(f"a recording must hold a video, but '{path}' is empty. Copy it again.")
+    layout = _layout_of_file(path)
     url, protocols = f"file:{path.absolute()}", "file"
     if layout.read_to < layout.size:
         url, protocols = f"subfile,,start,0,end,{layout.read_to},,:{url}", "file,subfile"
@@ -169,6 +161,19 @@ def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_
         time_base = stream.time_base or Fraction(1, _MICROSECONDS)
         is_damaged = container.format.name.startswith("matroska") and reports.come_from(container.format.name)
         yield OpenVideo(container, stream, layout, is_damaged, container.start_time or 0, time_base)
+
+
+def _layout_of_file(path: Path) -> Layout:
+    """How a file is laid out, if it is a regular one that is not empty."""
+    try:
+        layout = layout_of(path) if stat.S_ISREG(path.stat().st_mode) else None
+    except OSError as error:
+        raise UnreadableVideoError(f"a recording must be a readable file, but {error}.") from error
+    if layout is None:
+        raise UnreadableVideoError(f"a recording must be a regular file, but '{path}' is a folder, pipe or device.")
+    if layout.size == 0:
+        raise UnreadableVideoError(f"a recording must hold a video, but '{path}' is empty. Copy it again.")
+    return layout
 
 
 def _choose_stream(container: InputContainer, path: Path) -> VideoStream:

@@ -8,6 +8,7 @@ still run are started once more. The result is read from the cache at the end, n
 What a worker runs in (a process per device, a Ray actor) and how its messages travel is not here.
 """
 
+import functools
 import json
 import logging
 import queue
@@ -124,66 +125,87 @@ def run_pool(
         WorkerDiedError: If clips are left that no worker survived to compute. What was saved stays.
         FeatureCacheError: What made a worker give up; the others are stopped then.
     """
-    reports: queue.SimpleQueue[tuple[int, Report]] = queue.SimpleQueue()
-    running: dict[int, tuple[str, Worker]] = {}
-    latest: dict[int, Progress] = {}
-    done: list[Extraction] = []
-    crashes: list[WorkerCrash] = []
+    pool = _Pool(names, start)
     began = time.monotonic()
-    started = 0
 
-    def begin(name: str) -> None:
-        nonlocal started
-        number, started = started, started + 1
-        running[number] = name, start(name, lambda report: reports.put((number, report)))
-
-    def sound() -> list[str]:
-        return [name for name in names if sum(crash.worker == name for crash in crashes) < _MOST_CRASHES]
+    def together() -> Progress:
+        return _together(pool.latest.values(), plan.todo, len(names), time.monotonic() - began)
 
     try:
-        for name in names:
-            begin(name)
+        pool.begin(names)
         died = False
-        while running:
-            number, report = reports.get()
-            name, worker = running[number]
+        while pool.running:
+            report = pool.receive()
             if isinstance(report, Progress):
-                latest[number] = report
-                on_progress(_together(latest.values(), plan.todo, len(names), time.monotonic() - began))
+                on_progress(together())
                 continue
-            if isinstance(report, Exception):
-                raise report
-            worker.kill()  # it has sent its last message
-            del running[number]
-            if isinstance(report, WorkerCrash):
-                crashes.append(report)
-                _log.debug("%s %s", name, report.reason)
-                died = True
-                if name in sound():
-                    begin(name)
-            else:
-                done.append(report)
-                latest[number] = report.progress
-            if not running and died and sound() and still_missing(project, plan) - _failed(done):
+            died |= isinstance(report, WorkerCrash)
+            if not pool.running and died and pool.sound() and still_missing(project, plan) - _failed(pool.done):
                 died = False
                 time.sleep(lease_s)
-                for name in sound():
-                    begin(name)
+                pool.begin(pool.sound())
     finally:
-        _end([worker for _, worker in running.values()])
+        _end([worker for _, worker in pool.running.values()])
     missing = still_missing(project, plan)
-    left = missing - _failed(done)
+    left = missing - _failed(pool.done)
     if left and died:
-        raise _died(plan, left, crashes)
-    failures = {failure.clip_id: failure for one in done for failure in one.failures}
+        raise _died(plan, left, pool.crashes)
+    failures = {failure.clip_id: failure for one in pool.done for failure in one.failures}
     progress = replace(
-        _together(latest.values(), plan.todo, len(names), time.monotonic() - began),
+        together(),
         extracted=plan.todo - len(missing),
         failed=len(missing) - len(left),
         claimed_by_others=len(left),
     )
     ordered = sorted(failures.values(), key=lambda f: (f.recording, f.start_us, f.end_us))
-    return PoolExtraction(Extraction(progress, tuple(ordered), sum(one.checked for one in done)), tuple(crashes))
+    checked = sum(one.checked for one in pool.done)
+    return PoolExtraction(Extraction(progress, tuple(ordered), checked), tuple(pool.crashes))
+
+
+class _Pool:
+    """Workers that run, by the number of their start, and what all have told; one that crashes is restarted once."""
+
+    def __init__(self, names: Sequence[str], start: Callable[[str, Tell], Worker]) -> None:
+        self._names, self._start, self._started = names, start, 0
+        self._reports: queue.SimpleQueue[tuple[int, Report]] = queue.SimpleQueue()
+        self.running: dict[int, tuple[str, Worker]] = {}
+        self.latest: dict[int, Progress] = {}
+        self.done: list[Extraction] = []
+        self.crashes: list[WorkerCrash] = []
+
+    def begin(self, names: Sequence[str]) -> None:
+        for name in names:
+            number, self._started = self._started, self._started + 1
+            tell = functools.partial(self._tell, number)
+            self.running[number] = name, self._start(name, tell)
+
+    def _tell(self, number: int, report: Report) -> None:
+        self._reports.put((number, report))
+
+    def sound(self) -> list[str]:
+        """The names of workers that have not crashed too often."""
+        return [name for name in self._names if sum(one.worker == name for one in self.crashes) < _MOST_CRASHES]
+
+    def receive(self) -> Progress | Extraction | WorkerCrash:
+        """Waits for what a worker tells next, and raises the error that made one give up."""
+        number, report = self._reports.get()
+        name, worker = self.running[number]
+        if isinstance(report, Exception):
+            raise report
+        if isinstance(report, Progress):
+            self.latest[number] = report
+            return report
+        worker.kill()  # it has sent its last message
+        del self.running[number]
+        if isinstance(report, WorkerCrash):
+            self.crashes.append(report)
+            _log.debug("%s %s", name, report.reason)
+            if name in self.sound():
+                self.begin([name])
+        else:
+            self.done.append(report)
+            self.latest[number] = report.progress
+        return report
 
 
 def _end(workers: Sequence[Worker]) -> None:

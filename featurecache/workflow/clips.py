@@ -114,45 +114,35 @@ def make_clips(
     found = _without_withdrawn(project, survey(project))
     on_left_out(found.unusable)
     kept = NO_SPLITS if redeal else before
-    if with_reviewed:
-        made = reviewed_table(project, found, kept=kept)
-    else:
-        made = ReviewedTable(found, *make_table(project, found, kept=kept))
+    made = (
+        reviewed_table(project, found, kept=kept)
+        if with_reviewed
+        else ReviewedTable(found, *make_table(project, found, kept=kept))
+    )
     found, table, short = made.survey, made.table, (*made.short, *made.left_out)
     on_left_out(short)
     compared, copies = find_copies(found.recordings, earlier.compared, earlier.copies)
-    earlier = replace(earlier, compared=tuple(compared), copies=tuple(copies))
-    record = record_of(project, table, files, replace(earlier, splits={}) if redeal else earlier)
+    known = replace(earlier, compared=tuple(compared), copies=tuple(copies), splits={} if redeal else earlier.splits)
+    record = record_of(project, table, files, known)
     record = replace(record, seen=made.seen, sources=made.sources or UNKNOWN_SOURCES)
     edited = keep_edited(project.clips, earlier.written) if force else None
     write_table(table, project.clips, state_path=project.table_record, force=force, record=record)
-    span = project.settings.data.annotated_span
-    findings = audit(
-        table,
-        found.recordings,
-        found.intervals,
-        annotated_span=span,
-        reviewed=found.reviewed,
-        sources=made.sources,
-    )
-    unannotated = unannotated_time(table, found.recordings, found.intervals, span)
-    lost = lost_annotations(table, found.intervals, found.points)
-    unseen = {one.label for one in findings.labels if not one.positives and not one.intervals}
-    absent = {label: name for label, name in found.labels_of_absent.items() if label in unseen}
-    findings.warnings[:0] = [*found.notes, *_absent_in_words(absent), *lost_in_words(lost)]
+    findings, unannotated, lost = _audited(project, made)
     if edited is not None:
         findings.warnings.insert(0, f"{project.clips.name} was edited by hand; that table is kept as {edited.name}.")
     if "reviews" in earlier.files and not with_reviewed:
         findings.warnings.append("the table held reviews, this one does not: featurecache clips --with-reviewed.")
     if moved := before.moved(table):
         findings.warnings.append(_moved_warning(moved))
-    rules = (*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()
     findings.warnings.extend([*across_splits(table, found.recordings, copies), *few_in_words(table)])
     sessions = {one.name: found.sessions[one.name] for one in found.recordings}
-    made_by = project.settings.samples.rule
-    rules = (*rules, sessions_in_words(sessions), *_placed_in_words(before, found, table, redeal=redeal))
-    if made_by == "file":
-        rules = (*rules, _samples_in_words(project, table))
+    samples, samples_said = _samples(project, table, force=force)
+    rules = (
+        *((*rules_in_words(project.settings), *unannotated_in_words(unannotated)) if found.intervals else ()),
+        sessions_in_words(sessions),
+        *([] if redeal else _placed_in_words(before, found, table)),
+        *samples_said,
+    )
     return MadeClips(
         project.clips,
         findings,
@@ -161,19 +151,42 @@ def make_clips(
         tuple(lost),
         (*found.unusable, *short),
         recordings_of_sessions(sessions),
-        None if made_by in ("none", "file") else len(write_samples(project, table, force=force).samples),
+        samples,
     )
 
 
-def _samples_in_words(project: Project, table: ClipTable) -> str:
-    """How many samples of several clips a person's own `samples.csv` has in each split; or why it cannot be read."""
+def _audited(
+    project: Project, made: ReviewedTable
+) -> tuple[LabelAudit, Sequence[UnannotatedTime], Sequence[LostAnnotations]]:
+    """The audit of a table's labels with what reading the annotations left to say, unannotated time, and lost ones."""
+    found, table, span = made.survey, made.table, project.settings.data.annotated_span
+    findings = audit(
+        table,
+        found.recordings,
+        found.intervals,
+        annotated_span=span,
+        reviewed=found.reviewed,
+        sources=made.sources,
+    )
+    lost = lost_annotations(table, found.intervals, found.points)
+    findings.warnings[:0] = [*found.notes, *_absent_in_words(found, findings), *lost_in_words(lost)]
+    return findings, unannotated_time(table, found.recordings, found.intervals, span), lost
+
+
+def _samples(project: Project, table: ClipTable, *, force: bool) -> tuple[int | None, list[str]]:
+    """The number of samples of several clips that a rule of the settings makes; else what a person's own file holds."""
+    rule = project.settings.samples.rule
+    if rule == "none":
+        return None, []
+    if rule != "file":
+        return len(write_samples(project, table, force=force).samples), []
     try:
         samples = project_samples(project, table).samples
     except ClipTableError as error:
-        return f"{SAMPLES_NAME} does not fit yet: {error}"
+        return None, [f"{SAMPLES_NAME} does not fit yet: {error}"]
     counts = Counter(sample.split for sample in samples)
     by_split = ", ".join(f"{count} {split}" for split, count in counts.items())
-    return f"{counted(len(samples), 'sample')} of several clips in {SAMPLES_NAME}: {by_split}"
+    return None, [f"{counted(len(samples), 'sample')} of several clips in {SAMPLES_NAME}: {by_split}"]
 
 
 def _without_withdrawn(project: Project, found: Survey) -> Survey:
@@ -189,12 +202,12 @@ def _without_withdrawn(project: Project, found: Survey) -> Survey:
     )
 
 
-def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable, *, redeal: bool) -> list[str]:
+def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable) -> list[str]:
     """Which sessions kept their splits, and where new ones are."""
     known, _ = before.of_sessions(found.recordings, found.sessions)
     of_session = {clip.session: clip.split for clip in table.clips if clip.split}
     kept = [session for session, split in known.items() if of_session.get(session) == split]
-    if redeal or not kept:
+    if not kept:
         return []
     new = {session: split for session, split in of_session.items() if session not in known}
     named = ", ".join(f"{session} ({split})" for session, split in list(new.items())[:_NAMED])
@@ -203,8 +216,10 @@ def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable, *, red
     return [f"{keep}{placed} (to assign all anew: featurecache clips --redeal)."]
 
 
-def _absent_in_words(absent: Mapping[str, str]) -> list[str]:
-    """One warning for all labels that only files of absent recordings have (label -> such a file's name)."""
+def _absent_in_words(found: Survey, findings: LabelAudit) -> list[str]:
+    """One warning for all labels that only files of absent recordings have."""
+    unseen = {one.label for one in findings.labels if not one.positives and not one.intervals}
+    absent = {label: name for label, name in found.labels_of_absent.items() if label in unseen}
     if not absent:
         return []
     files = [*dict.fromkeys(absent.values())]
@@ -219,6 +234,5 @@ def _moved_warning(moved: Sequence[str]) -> str:
     named = ", ".join(moved[:_NAMED]) + (", ..." if len(moved) > _NAMED else "")
     return (
         f"{counted(len(moved), 'session')} changed split ({named}): tune again before you evaluate, for no bundle is "
-        "tested on sessions that "
-        "made it."
+        "tested on sessions that made it."
     )

@@ -91,7 +91,6 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
     if not traces.is_table_sound:
         unsearched.append((project.clips, "it is damaged, and may name the recording in other words: look it over"))
     samples = project.root / SAMPLES_NAME
-    tables = (project.failures, project.clips, samples)
     for path, why_not in traces.files(but=(project.cache, project.root / RECORDS)):
         if why_not:
             unsearched.append((path, why_not))
@@ -103,16 +102,12 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
         elif everything and path == project.table_record:
             read_record(path).without(digits, traces.is_named).save(path)
             cleaned.append(path)
-        elif everything and path in tables:
+        elif everything and path in (project.failures, project.clips, samples):
             cleaned.append(path)
         elif everything and not traces.shares_name and _is_made_again(project, path):
-            links = path.stat().st_nlink
-            path.unlink()
-            if path.parent.parent == project.runs / MAPS and not any(path.parent.iterdir()):
-                path.parent.rmdir()  # its name is the clip's id
             removed.append(path)
-            if links > 1:
-                unsearched.append((path, f"it is removed, but has {links - 1} other names (hard links)"))
+            if other_names := _remove(project, path):
+                unsearched.append((path, f"it is removed, but has {other_names} other names (hard links)"))
         else:
             remaining.append((path, _what_to_do(project, traces, path)))
     if samples in cleaned:
@@ -135,6 +130,15 @@ def withdraw(project: Project, recording: str, *, everything: bool = False) -> W
         tuple((traces.shown(path), why) for path, why in unsearched),
         traces.shown(record),
     )
+
+
+def _remove(project: Project, path: Path) -> int:
+    """Removes a file, and a folder of maps that it leaves empty; the number of its other names."""
+    links = path.stat().st_nlink
+    path.unlink()
+    if path.parent.parent == project.runs / MAPS and not any(path.parent.iterdir()):
+        path.parent.rmdir()  # its name is the clip's id
+    return links - 1
 
 
 def _is_made_again(project: Project, path: Path) -> bool:

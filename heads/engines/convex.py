@@ -189,21 +189,10 @@ def solve_grid(
         SettingsError: If there is no point, a penalty is not positive, or the basis has fewer components.
     """
     _check(basis, Y, points, components)
-    in_part = np.ones((1, len(Y)), bool)  # (1 + R F, N): who trains
     assignments = np.empty((0, len(Y)), np.int64) if fold_of is None else np.atleast_2d(fold_of)  # (R, N)
-    if len(assignments):
-        in_fold = assignments[:, None] == np.arange(assignments.max() + 1)[:, None]  # (R, F, N)
-        left_out = (in_fold if excluded is None else in_fold | excluded).reshape(-1, len(Y))
-        in_part = np.concatenate([in_part, ~left_out])
+    in_part = _parts(assignments, excluded)
     counts, positives = in_part.sum(axis=1), in_part.astype(np.int64) @ Y.astype(np.int64)
-    learnable = (positives > 0) & (positives < counts[:, None])
-    if not learnable[0].all():
-        raise TrainingDataError(
-            f"each label must be on in some training clips and off in others, but of {len(Y)} clips "
-            f"{positives[0].tolist()} are on, label by label. Leave such labels out."
-        )
-    learnable[:] &= learnable.all(axis=0)
-    learnable[0] = True
+    learnable = _learnable(positives, counts)
     part, label, point = (index.ravel() for index in np.indices((len(in_part), Y.shape[1], len(points))))
     asked = learnable[part, label] & (True if wanted is None else wanted[point, label]) & (part >= folds_alone)
     part, label, point = part[asked], label[asked], point[asked]
@@ -254,6 +243,29 @@ def solve_grid(
         found = solved(basis, np.ones(len(part), bool))
     shape = (len(in_part), Y.shape[1], len(points))
     return _grid(bases, points, components, found, asked, assignments, shape)
+
+
+def _parts(assignments: npt.NDArray[np.integer], excluded: Mask | None) -> Mask:
+    """Who trains: all clips, then those of each fold's training, (1 + R F, N)."""
+    everyone = np.ones((1, assignments.shape[1]), bool)
+    if not len(assignments):
+        return everyone
+    in_fold = assignments[:, None] == np.arange(assignments.max() + 1)[:, None]  # (R, F, N)
+    left_out = (in_fold if excluded is None else in_fold | excluded).reshape(-1, assignments.shape[1])
+    return np.concatenate([everyone, ~left_out])
+
+
+def _learnable(positives: Choice, counts: Choice) -> Mask:
+    """Which labels can be learned from all clips and, if from every fold's, from folds: (1 + R F, C)."""
+    learnable: Mask = (positives > 0) & (positives < counts[:, None])
+    if not learnable[0].all():
+        raise TrainingDataError(
+            f"each label must be on in some training clips and off in others, but of {counts[0]} clips "
+            f"{positives[0].tolist()} are on, label by label. Leave such labels out."
+        )
+    learnable &= learnable.all(axis=0)
+    learnable[0] = True
+    return learnable
 
 
 def _joined(parts: Sequence[Solutions]) -> Solutions:

@@ -41,6 +41,7 @@ from featurecache import FeatureCache
 from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter import merge_adapter
 from featurecache.backbones.adapter_files import FAMILIES, depth_of
+from featurecache.backbones.description import ModelDescription
 from featurecache.backbones.four_bit import require_four_bit
 from featurecache.backbones.video_language import VideoLanguageInputs
 from featurecache.clips.csv_file import read_table
@@ -137,37 +138,15 @@ def plan_lora(
             f"fine-tuning must start from a head on the model's states as it is, but {bundle} {found}. "
             "Give the bundle of featurecache tune."
         )
-    if project.settings.features.dtype == "float16":
-        raise SettingsError(
-            "fine-tuning must compute in bfloat16 or float32, whose range gradients need, but features.dtype is "
-            '"float16". Set features.dtype = "bfloat16", or "float32" on a GPU without it; then extract and tune again.'
-        )
-    if settings.head_learning_rate < settings.learning_rate:
-        raise SettingsError(
-            "lora.head_learning_rate must not be below lora.learning_rate, but they are "
-            f"{settings.head_learning_rate:g} and {settings.learning_rate:g}. Raise the one or lower the other."
-        )
+    settings.check(project.settings.features.dtype, "lora")
     if settings.base_weights == "4bit":
         require_four_bit()
     splits = _splits(project, head, {}, known=KnownFailures(), seen=seen)
     check_targets(splits["train"].Y, head.labels)
     model, spaces = project_spaces(project, select=list(head.kept), allow_download=allow_download)
     head.check_spaces(spaces)
-    family = model_type_of(model.folder)
-    if family not in FAMILIES:
-        raise UnsupportedModelError(
-            f"adapters can be trained in models of type {', '.join(FAMILIES)}, but {model.folder / 'config.json'} "
-            f"says {family!r}. Use such weights, or tune heads on this model alone."
-        )
     layers = sum(tap.startswith("layer_") for tap in model.taps)
-    inputs = model.open()
-    resumable = inputs.resumable if isinstance(inputs, VideoLanguageInputs) else ()
-    if settings.frozen not in resumable:
-        named = f"vision or layer_0 to layer_{layers - 1}" if len(resumable) > 2 else " or ".join(resumable)
-        raise SettingsError(
-            f"lora.frozen must be {named}, but it is {settings.frozen!r}. "
-            "Name a tap from whose tokens this model can go on, below the one that the head reads."
-        )
+    _check_resumable(model, settings.frozen, layers)
     taps = {name: name.partition("/")[0] for name in head.kept}
     depths = {name: depth_of(tap, layers) for name, tap in taps.items() if tap != "vision"}
     first = 0 if settings.frozen == "vision" else depth_of(settings.frozen, layers)
@@ -187,6 +166,24 @@ def plan_lora(
     )
     train, validation = (len(splits[name].Y) for name in ("train", "validation"))
     return LoraPlan(settings, head, tokens, fixed, extraction, deepest - first, deepest, train, validation, seen)
+
+
+def _check_resumable(model: ModelDescription, frozen: str, layers: int) -> None:
+    """Refuses a model that takes no adapters, and a tap from whose tokens it cannot go on."""
+    family = model_type_of(model.folder)
+    if family not in FAMILIES:
+        raise UnsupportedModelError(
+            f"adapters can be trained in models of type {', '.join(FAMILIES)}, but {model.folder / 'config.json'} "
+            f"says {family!r}. Use such weights, or tune heads on this model alone."
+        )
+    inputs = model.open()
+    resumable = inputs.resumable if isinstance(inputs, VideoLanguageInputs) else ()
+    if frozen not in resumable:
+        named = f"vision or layer_0 to layer_{layers - 1}" if len(resumable) > 2 else " or ".join(resumable)
+        raise SettingsError(
+            f"lora.frozen must be {named}, but it is {frozen!r}. "
+            "Name a tap from whose tokens this model can go on, below the one that the head reads."
+        )
 
 
 class LoraRun(Run):
@@ -233,29 +230,25 @@ class LoraRun(Run):
             four_bit=settings.base_weights == "4bit",
             seed=seed,
         )
-        tuned = plan.bundle.settings
         loop = FineTuning(
             self._network,
-            [
-                Group(ADAPTER, settings.learning_rate, 0.0),
-                group,
-            ],
+            [Group(ADAPTER, settings.learning_rate, 0.0), group],
             clips["train"],
             clips["validation"],
-            positive_weight=positive_weight(clips["train"].Y, exponent=tuned.positive_weight_exponent),
+            positive_weight=positive_weight(clips["train"].Y, exponent=plan.bundle.settings.positive_weight_exponent),
             **settings.of_loop(),
             seed=seed,
             device=device,
             autocast=torch.bfloat16 if features.dtype == "bfloat16" else None,
             ranks=ranks,
         )
+        deciding = {
+            name: value
+            for name, value in dataclasses.asdict(settings).items()
+            if name not in ("micro_batch", "checkpoint_minutes", "gradient_checkpointing")
+        }
         signature = {
-            "settings": {
-                name: value
-                for name, value in dataclasses.asdict(settings).items()
-                if name not in ("micro_batch", "checkpoint_minutes", "gradient_checkpointing")
-            }
-            | {"targets": list(settings.targets)},
+            "settings": deciding | {"targets": list(settings.targets)},
             "seed": seed,
             "head": plan.bundle.digest,
             "tokens": spaces[plan.tokens].fingerprint,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from featurecache.errors import SettingsError
 from heads.settings import Exponent, ordered
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -50,6 +51,23 @@ class Schedule:
         """What `FineTuning` is told of it, by argument."""
         names = ("epochs", "patience", "select", "batch_size", "micro_batch", "warmup", "clip_norm")
         return {name: getattr(self, name) for name in names}
+
+    def check(self, dtype: str, section: str) -> None:
+        """Refuses rates that do not fit each other, and a dtype of the features (`features.dtype`) without a range.
+
+        Raises:
+            SettingsError: Naming the setting of the section.
+        """
+        if dtype == "float16":
+            raise SettingsError(
+                "fine-tuning must compute in bfloat16 or float32, whose range gradients need, but features.dtype is "
+                '"float16". Set features.dtype = "bfloat16", or "float32" on a GPU without it; then extract again.'
+            )
+        if self.head_learning_rate < self.learning_rate:
+            raise SettingsError(
+                f"{section}.head_learning_rate must not be below {section}.learning_rate, but they are "
+                f"{self.head_learning_rate:g} and {self.learning_rate:g}. Raise the one or lower the other."
+            )
 
 
 def _targets(names: tuple[str, ...]) -> tuple[str, ...]:

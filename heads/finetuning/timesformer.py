@@ -35,7 +35,7 @@ from featurecache.backbones import find_model, read_config
 from featurecache.backbones.timesformer import unfreeze, write_model
 from featurecache.clips.csv_file import read_table
 from featurecache.device import check_dtype
-from featurecache.errors import SettingsError, TrainingDataError, UnsupportedModelError
+from featurecache.errors import TrainingDataError, UnsupportedModelError
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.opening import open_planned
 from featurecache.extraction.pipeline import Progress
@@ -148,16 +148,7 @@ def plan_timesformer(
         UnsupportedModelError: If it is no TimeSformer.
     """
     features = project.settings.features
-    if features.dtype == "float16":
-        raise SettingsError(
-            "fine-tuning must compute in bfloat16 or float32, whose range gradients need, but features.dtype is "
-            '"float16". Set features.dtype = "bfloat16".'
-        )
-    if settings.head_learning_rate < settings.learning_rate:
-        raise SettingsError(
-            "finetune.head_learning_rate must not be below finetune.learning_rate, but they are "
-            f"{settings.head_learning_rate:g} and {settings.learning_rate:g}. Raise the one or lower the other."
-        )
+    settings.check(features.dtype, "finetune")
     folder = find_model(settings.model, allow_download=allow_download, setting="finetune.model")
     described = read_config(folder)
     if described.get("model_type") != "timesformer":

@@ -6,7 +6,7 @@ What this is not: the search, its choice (`choosing.py`), or a figure (`report/s
 import csv
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -137,8 +137,7 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
     Args:
         best: The content of `best.json`.
     """
-    settings = HeadSettings.from_mapping(best["settings"])
-    counts = best["trials"]
+    settings, counts = HeadSettings.from_mapping(best["settings"]), best["trials"]
     pruned = f"{counts['pruned']} pruned" + (f" ({counts['diverged']} diverged)" if counts["diverged"] else "")
     lines = [
         f"{counted(counts['convex'], 'trial')} by the convex solver, "
@@ -146,44 +145,54 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         f"{counted(counts['completed'], 'trial')} completed, {pruned}; best is trial {best['trial']}: "
         f"{_head(settings)}. Chosen out of fold, then refitted on all training and validation sessions."
     ]
-    if settings.solver == "convex":
-        exponent = settings.variance_exponent
-        along = f", weaker along directions in which features vary more (variance exponent {exponent:.2g})"
-        on = " on the distance to the weights that words make (prompts/text)" if settings.prior == "words" else ""
-        lines.append(f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{on}{along if exponent else ''}.")
-        if "by_prior" in best:
-            tried = best["by_prior"]
-            lines.append(f"Highest out of fold with words' weights {tried['words']:.3f}, without {tried['none']:.3f}.")
-        if best["steps_of_trial"] is not None:
-            lines.append(
-                f"Of the linear heads trained by AdamW, trial {best['steps_of_trial']} is highest on the validation "
-                f"split: {_steps(settings)}. They do not compete: the convex solver finds the optimum they approach. "
-                "So only the best eighth of them was trained beyond 1, 8, ... epochs."
-            )
-    else:
-        dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""
-        lines.append(f"Trained by AdamW: {_steps(settings)}{dropout}.")
+    lines += _solved_in_words(settings, best) if settings.solver == "convex" else _trained_in_words(settings)
     lines.append(_positive_weights(settings, best["labels"]))
     if best["importances"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(best["importances"].items())[:5])
         lines.append(f"Importance of the settings among the trials trained by AdamW: {shares}.")
-    optimism = best["optimism"]
+    return lines + list(_reliability_in_words(best))
+
+
+def _solved_in_words(settings: HeadSettings, best: Mapping[str, Any]) -> Iterator[str]:
+    exponent = settings.variance_exponent
+    along = f", weaker along directions in which features vary more (variance exponent {exponent:.2g})"
+    on = " on the distance to the weights that words make (prompts/text)" if settings.prior == "words" else ""
+    yield f"Solved to its optimum with penalty l2 = {settings.l2:.3g}{on}{along if exponent else ''}."
+    if "by_prior" in best:
+        tried = best["by_prior"]
+        yield f"Highest out of fold with words' weights {tried['words']:.3f}, without {tried['none']:.3f}."
+    if best["steps_of_trial"] is not None:
+        yield (
+            f"Of the linear heads trained by AdamW, trial {best['steps_of_trial']} is highest on the validation "
+            f"split: {_steps(settings)}. They do not compete: the convex solver finds the optimum they approach. "
+            "So only the best eighth of them was trained beyond 1, 8, ... epochs."
+        )
+
+
+def _trained_in_words(settings: HeadSettings) -> Iterator[str]:
+    dropout = f", dropout {settings.dropout:.2g}" if settings.dropout else ""
+    yield f"Trained by AdamW: {_steps(settings)}{dropout}."
+
+
+def _reliability_in_words(best: Mapping[str, Any]) -> Iterator[str]:
+    """How far the best trial's score can be trusted: its rivals, its selection bias, chance, and other folds."""
     others = [one for one in best["finalists"] if one["trial"] != best["trial"]]
     if others:
         found = ", ".join(
             f"trial {one['trial']} {one['out_of_fold']:.3f} (validation {one['validation']:.3f})" for one in others
         )
-        lines.append(f"Highest on validation of those trained by AdamW, refitted out of fold: {found}.")
+        yield f"Highest on validation of those trained by AdamW, refitted out of fold: {found}."
+    optimism = best["optimism"]
     if optimism["optimism"] is not None:
-        lines.append(
+        yield (
             f"Selection bias of the best trial: {optimism['best']:.3f} out of fold, {optimism['corrected']:.3f} "
             f"bias-corrected, to be expected in other sessions (bias {optimism['optimism']:+.3f})."
         )
     else:
-        lines.append(f"The best trial's score has a selection bias that could not be estimated: {optimism['reason']}.")
+        yield f"The best trial's score has a selection bias that could not be estimated: {optimism['reason']}."
     check = best["permutation_check"]
     if check is not None and check["p_value"] is not None:
-        lines.append(
+        yield (
             f"Across session folds these settings score {check['observed']:.3f}, and {check['permuted_mean']:.3f} with "
             f"labels permuted across sessions (p = {check['p_value']:.2g} of {len(check['permuted'])} shufflings)."
         )
@@ -192,12 +201,11 @@ def in_words(best: Mapping[str, Any]) -> list[str]:
         drawn = (
             "" if spread["sd_over_seeds"] is None else f", {spread['sd_over_seeds']:.3f} over {spread['n_seeds']} seeds"
         )
-        lines.append(
+        yield (
             f"Fitted again across {spread['n_folds']} session folds, they score {spread['mean']:.3f} on average, "
             f"{spread['lowest']:.3f} to {spread['highest']:.3f}; standard deviation {spread['sd_over_folds']:.3f} over "
             f"folds{drawn}."
         )
-    return lines
 
 
 _KINDS = {

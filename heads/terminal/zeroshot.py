@@ -1,6 +1,6 @@
 """A zero-shot run as commands show it: what is asked, what the answers are like, and what a score is held against."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurecache.spelling import counted
@@ -56,59 +56,74 @@ def zeroshot_report(report: "ZeroShotReport", width: int) -> Iterator[Piece]:
 
 
 def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
-    clips = audit["n_clips"]
+    """What the answers are like, of whichever kind the method asks for."""
+    clips = counted(audit["n_clips"], "clip")
     if "words" in audit:
-        rows = [
-            [
-                one["label"],
-                str(one["wordings"]),
-                f"{one['mean_score']:.2g}",
-                *("-" if one[name] is None else str(one[name]) for name in ("above_half", "nearer_than_not")),
-            ]
-            for one in audit["words"]
+        yield _words(audit["words"], clips)
+    elif "questions" in audit:
+        yield from _questions(audit, clips)
+    else:
+        yield from _lists(audit, clips)
+
+
+def _words(words: Sequence[Mapping[str, Any]], clips: str) -> Piece:
+    rows = [
+        [
+            one["label"],
+            str(one["wordings"]),
+            f"{one['mean_score']:.2g}",
+            *("-" if one[name] is None else str(one[name]) for name in ("above_half", "nearer_than_not")),
         ]
-        headings = ["label", "wordings", "mean score", "clips above 0.5", 'nearer than its "not" words']
-        yield plain_table(f"Words against {counted(clips, 'clip')}", headings, rows)
-        return
-    if "questions" in audit:
-        rows = [
-            [
-                f"{one['label']} {'not ' if one['is_negated'] else ''}{one['wording'] + 1}",
-                *(str(one[name]) for name in ("yes", "no", "unparsable")),
-                f"{one['mean_mass']:.2f}",
-            ]
-            for one in audit["questions"]
+        for one in words
+    ]
+    headings = ["label", "wordings", "mean score", "clips above 0.5", 'nearer than its "not" words']
+    return plain_table(f"Words against {clips}", headings, rows)
+
+
+def _questions(audit: Mapping[str, Any], clips: str) -> Iterator[Piece]:
+    """Free answers to yes/no questions, of the model about the video or of a judge about its captions."""
+    rows = [
+        [
+            f"{one['label']} {'not ' if one['is_negated'] else ''}{one['wording'] + 1}",
+            *(str(one[name]) for name in ("yes", "no", "unparsable")),
+            f"{one['mean_mass']:.2f}",
         ]
-        is_judged = "captions" in audit
-        yes, no = ("1", "0") if is_judged else ("yes", "no")
-        headings = ["question", f"free {yes}", f"free {no}", "unparsable", f"mass on {yes}/{no}"]
-        who = "judge says about the captions" if is_judged else "model says freely"
-        yield plain_table(f"What the {who} of {counted(clips, 'clip')}", headings, rows)
-        for one in audit["questions"]:
-            said = [name for name in ("yes", "no", "unparsable") if one[name] == clips]
-            if said and not one["is_negated"] and clips > 1:
-                yield Warn(
-                    f"{one['label']}, wording {one['wording'] + 1}: the free answer is {said[0]} for every clip, "
-                    "whatever the video shows."
-                )
-            if one["below_least_mass"] and not one["is_negated"]:
-                yield Warn(
-                    f"{one['label']}, wording {one['wording'] + 1}: in {counted(one['below_least_mass'], 'clip')} "
-                    f"{yes} and {no} together are less probable than other words: their scores say little. "
-                    "Change the question."
-                )
+        for one in audit["questions"]
+    ]
+    is_judged = "captions" in audit
+    yes, no = ("1", "0") if is_judged else ("yes", "no")
+    headings = ["question", f"free {yes}", f"free {no}", "unparsable", f"mass on {yes}/{no}"]
+    who = "judge says about the captions" if is_judged else "model says freely"
+    yield plain_table(f"What the {who} of {clips}", headings, rows)
+    for one in audit["questions"]:
+        if one["is_negated"]:
+            continue
+        question = f"{one['label']}, wording {one['wording'] + 1}"
+        said = [name for name in ("yes", "no", "unparsable") if one[name] == audit["n_clips"]]
+        if said and audit["n_clips"] > 1:
+            yield Warn(f"{question}: the free answer is {said[0]} for every clip, whatever the video shows.")
+        if one["below_least_mass"]:
+            yield Warn(
+                f"{question}: in {counted(one['below_least_mass'], 'clip')} {yes} and {no} together are less probable "
+                "than other words: their scores say little. Change the question."
+            )
+    if is_judged:
         yield from _judged(audit)
-        for label, share in audit["negation"].items():
-            yield f"{label}: question and negation fit together in {share:.0%} of the clips (yes to one of them)"
-        return
-    if audit["labels_not_in_prompt"] and audit["valid"] < clips:
+    for label, share in audit["negation"].items():
+        yield f"{label}: question and negation fit together in {share:.0%} of the clips (yes to one of them)"
+
+
+def _lists(audit: Mapping[str, Any], clips: str) -> Iterator[Piece]:
+    """Free answers that should be lists of labels, and what is said under that constraint."""
+    valid, asked = audit["valid"], audit["n_clips"]
+    if audit["labels_not_in_prompt"] and valid < asked:
         yield Warn(
             f"the prompt does not name {', '.join(audit['labels_not_in_prompt'])}: only a model that was trained on it "
             "can know these labels. Write {labels} where they shall stand."
         )
     names = ("valid", "unparsable", "not_ended", "hallucinated", "duplicates", "violations")
     counts = ", ".join(f"{audit[name]} {name.replace('_', ' ')}" for name in names)
-    yield f"free answers of {counted(clips, 'clip')}: {counts}"
+    yield f"free answers of {clips}: {counts}"
     if audit["hallucinated_labels"]:
         listed = list(audit["hallucinated_labels"].items())[:MOST_LISTED]
         yield "said, but no label: " + ", ".join(f"{name!r} ({times})" for name, times in listed)
@@ -118,20 +133,19 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[Piece]:
         f"allowed lists ({audit['allowed_lists']}) have {audit['mean_mass_on_allowed']:.2f} of the probability; "
         f"constrained, {len(audit['constrained_answers'])} different ones are said"
     )
-    if audit["valid"] < clips / 2:
+    if valid < asked / 2:
         yield Warn(
-            f"{clips - audit['valid']} of {clips} free answers are no allowed list: what is said under the constraint "
+            f"{asked - valid} of {asked} free answers are no allowed list: what is said under the constraint "
             "hides that. Change the prompt."
         )
     if "samples" in audit:
-        valid = [one["valid"] for one in audit["samples"]]
-        yield f"of {counted(len(valid), 'drawn free answer')} a clip, {min(valid)} to {max(valid)} clips' are valid"
+        of_draws = [one["valid"] for one in audit["samples"]]
+        drawn = counted(len(of_draws), "drawn free answer")
+        yield f"of {drawn} a clip, {min(of_draws)} to {max(of_draws)} clips' are valid"
 
 
 def _judged(audit: Mapping[str, Any]) -> Iterator[Piece]:
-    """What captions and their judge are like; nothing where there is none."""
-    if "captions" not in audit:
-        return
+    """What captions and their judge are like."""
     captions = audit["captions"]
     yield (
         f"{counted(captions['different'], 'different caption')}, the most frequent one of "

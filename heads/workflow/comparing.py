@@ -160,11 +160,6 @@ def compare(
     """
     check_table(project, use="targets")
     candidates, left_out, failed = _candidates(project, on_plan, on_progress)
-    if not candidates:
-        if not left_out:
-            raise BundleError("some run must have a bundle, but there is no run. Make one: featurecache tune.")
-        why = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in left_out.items())
-        raise BundleError(f"some run must have a bundle that can be scored, but {why}.")
     data = [one.loaded(candidates) for one in candidates]
     annotated = annotated_sessions(candidates[0].source.table)
     outcomes = evaluate_bundles(
@@ -261,6 +256,11 @@ def _candidates(
             left_out[folder.name] = str(error)
             continue
         found.append(candidate)
+    if not found and not left_out:
+        raise BundleError("some run must have a bundle, but there is no run. Make one: featurecache tune.")
+    if not found:
+        why = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in left_out.items())
+        raise BundleError(f"some run must have a bundle that can be scored, but {why}.")
     return found, left_out, tuple(failed)
 
 

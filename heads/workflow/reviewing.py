@@ -107,12 +107,7 @@ def review(
         raise UsageError(
             "the page is served by Bottle, but it is not installed. Run: pip install 'featurecache[review]'."
         ) from error
-    name = plain_name(reviewer or getpass.getuser())
-    if not name or not name.isprintable():
-        raise UsageError(
-            f"a reviewer's name must be of characters that can be seen, but it is {name[:40]!a}. "
-            "Name yourself with --reviewer."
-        )
+    name = _checked_name(reviewer or getpass.getuser())
     folder = bundle if bundle is not None else tuned_bundle(project)
     check_table(project, use="windows")
     head = load_bundle(folder)
@@ -155,6 +150,16 @@ def review(
         if path.exists()
     }
     return Reviewing(project.root / FOLDER, len(found), len(reviewed), tuple(left_out))
+
+
+def _checked_name(reviewer: str) -> str:
+    name = plain_name(reviewer)
+    if not name or not name.isprintable():
+        raise UsageError(
+            f"a reviewer's name must be of characters that can be seen, but it is {name[:40]!a}. "
+            "Name yourself with --reviewer."
+        )
+    return name
 
 
 def _places(project: Project, recordings: Sequence[Reviewable], *, blind: bool) -> dict[str, Path]:

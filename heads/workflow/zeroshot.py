@@ -37,7 +37,7 @@ from featurecache.extraction.words import JOINT_FEATURE
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project, parse_section
 from featurecache.spelling import visible
-from featurecache.workers.devices import extract_on_devices, find_devices
+from featurecache.workers.devices import Device, extract_on_devices, find_devices
 from featurecache.workers.messages import WorkerCrash
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
@@ -122,31 +122,45 @@ def zero_shot(
     report = ZeroShotReport(method, table.labels, tuple(written), unread, plan, None, None)
     if dry_run:
         return _forecast(project, plan, report)
+    outcome, crashes = _asked(project, plan, chosen, on_progress)
+    return _written(project, replace(report, outcome=outcome, crashes=crashes), asking, table, rules)
+
+
+def _asked(
+    project: Project, plan: Plan, devices: Sequence[Device] | None, on_progress: Callable[[Progress], None]
+) -> tuple[Extraction, tuple[WorkerCrash, ...]]:
+    """Carries a plan out: the video language model in this process or in one for each device, a judge in this one."""
     from heads.zeroshot.answering import run_asked
-    from heads.zeroshot.asked_controls import AskedControls
-    from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
 
     crashes: list[WorkerCrash] = []
 
     def ask(plan: Plan) -> Extraction:
-        """The video language model's part, in this process or in one for each device."""
-        if chosen is None or not plan.todo:
+        if devices is None or not plan.todo:
             return run_plan(project, plan, on_progress=on_progress)
-        together = extract_on_devices(project.path, project, plan, devices=chosen, on_progress=on_progress)
+        together = extract_on_devices(project.path, project, plan, devices=devices, on_progress=on_progress)
         crashes.extend(together.crashes)
         return together.extraction
 
-    outcome = run_asked(project, plan, on_progress=on_progress, run=ask)
-    report = replace(report, outcome=outcome, crashes=tuple(crashes))
+    return run_asked(project, plan, on_progress=on_progress, run=ask), tuple(crashes)
+
+
+def _written(
+    project: Project, report: ZeroShotReport, asking: "ZeroShot", table: ClipTable, rules: Rules
+) -> ZeroShotReport:
+    """Writes what the model said; and the run, where every clip that can be asked about was."""
+    from heads.zeroshot.asked_controls import AskedControls
+    from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
+
+    plan = report.plan
     asked_about, numbers = _answers(project, plan, table)
     if not asked_about:
         return report
-    folder = private_folder(run_folder(project, f"zeroshot-{method}"))
-    _copy_prompts(project.prompts / method, folder / "prompts")
+    folder = private_folder(run_folder(project, f"zeroshot-{report.method}"))
+    _copy_prompts(project.prompts / report.method, folder / "prompts")
     answers = _write_answers(folder / "answers.csv", asking, table, asked_about, numbers)
     audit = asking.audit(numbers)
     report = replace(report, answers=answers, audit=audit)
-    if plan.planned - len(asked_about) - len(outcome.failures) > 0:
+    if plan.planned - len(asked_about) - report.failed > 0:
         return report
     data = _labelled(project, plan, table)
     controls = AskedControls(project, plan, asking, folder)
