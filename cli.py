@@ -422,16 +422,17 @@ def predict(
     out: learning.OutFolder = None,
     bundle: learning.BundleOption = None,
     stride: learning.Stride = None,
+    samples: learning.SampleTable = None,
     allow_download: options.AllowDownload = False,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
     """Write timelines of recordings for review in ELAN.
 
-    Replaces nothing that a person wrote or changed.
+    Of samples of several clips, a table of scores. Replaces nothing that a person wrote or changed.
     """
     screen, project = Screen(as_json), project_of(config)
-    options = {"bundle": bundle, "out": out, "stride_s": stride, "allow_download": allow_download}
+    options = {"bundle": bundle, "out": out, "stride_s": stride, "samples": samples, "allow_download": allow_download}
     found = _predict(screen, project, recordings, **options)
     print_document(screen, found.to_mapping())
     return SOME_FAILED if found.is_partial else DONE

@@ -146,12 +146,36 @@ def _of_samples(
     """Samples with the features of their parts, (N, P, D), NaN where a part is absent."""
     ids = list(dict.fromkeys(part for sample in samples for part in sample.clip_ids))
     missing = known.missing(cache, ids, [*spaces.values(), *needed])
-    row_of = {clip_id: row for row, clip_id in enumerate(one for one in ids if one not in missing)}
-    without = {sample.clip_id for sample in samples if row_of.keys().isdisjoint(sample.clip_ids)}
+    without = {sample.clip_id for sample in samples if missing.keys() >= {*sample.clip_ids}}
     loaded = _targets(samples, what, without, purged=purged, unit="sample")
     had = tuple(sample for sample in samples if sample.clip_id not in without)
-    rows = np.full((len(had), places), len(row_of))  # of what is read, and one more that stands for an absent part
-    for at, sample in enumerate(had):
+    features = part_features(had, places, cache, spaces, missing)
+    return replace(loaded, data=replace(loaded.data, features=features, samples=had))
+
+
+def part_features(
+    samples: Sequence[Sample],
+    places: int,
+    cache: FeatureCache,
+    spaces: Mapping[str, FeatureSpace],
+    missing: Collection[str],
+) -> dict[str, npt.NDArray[np.floating]]:
+    """Features of the parts of samples by selected feature, (N, P, D), NaN where a part is absent or missing.
+
+    Args:
+        samples: N samples.
+        places: P, at least as many as a sample has parts.
+        cache: An open cache.
+        spaces: The feature spaces to read, by the name of the selected feature.
+        missing: Ids of clips that the cache lacks.
+
+    Raises:
+        TrainingDataError: If a clip has several vectors, or one that is not finite.
+    """
+    ids = dict.fromkeys(part for sample in samples for part in sample.clip_ids if part not in missing)
+    row_of = {clip_id: row for row, clip_id in enumerate(ids)}
+    rows = np.full((len(samples), places), len(row_of))  # of what is read, and one more that stands for an absent part
+    for at, sample in enumerate(samples):
         rows[at, : len(sample.parts)] = [row_of.get(part, len(row_of)) for part in sample.parts]
     features = {}
     for name, space in spaces.items():
@@ -163,7 +187,7 @@ def _of_samples(
                 "final/mean, or find the damage: featurecache cache verify."
             )
         features[name] = np.concatenate([read, np.full((1, read.shape[1]), np.nan, read.dtype)])[rows]
-    return replace(loaded, data=replace(loaded.data, features=features, samples=had))
+    return features
 
 
 def _targets(

@@ -25,7 +25,7 @@ from heads.samples.joining import join_of, joined
 from heads.settings import HeadKind, HeadSettings
 from heads.terminal.scores import evaluation
 from heads.workflow import report
-from heads.workflow.data import NO_TIMELINES
+from heads.workflow.data import NO_TIMELINES, scoring_data
 from heads.workflow.mapping import map_clip
 from heads.workflow.retraining import retrain
 from heads.workflow.reviewing import review
@@ -222,14 +222,25 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
     for words in ("of 100 clips", "in every clip", "held-out clips", "clips with it", "share of clips"):
         assert words not in page, words
     for step in (
-        lambda: predict(own, [own.videos / "S0.mp4"]),
         lambda: review(own),
         lambda: retrain(own, run.bundle),
         lambda: map_clip(own, ""),
     ):
         with pytest.raises(BundleError, match=r"must be of a bundle that scores clips, but .* samples of several"):
             step()
-    assert load_bundle(run.bundle).clips == dataclasses.replace(load_bundle(run.bundle).clips, samples="recording")
+    recordings = sorted({own.videos / one.recording for one in read_table(own.clips).clips if one.split == "test"})
+    predicted = predict(own, recordings, bundle=run.bundle).samples
+    assert predicted is not None
+    bundle = load_bundle(run.bundle)
+    source = scoring_data(own, bundle)
+    test = source.load("test", bundle.kept).data
+    scores_of = dict(zip((one.clip_id for one in predicted.samples), predicted.scores, strict=True))
+    evaluated_scores = bundle.scores(test.of(bundle.settings.inputs).X, fingerprint=bundle.fingerprint)
+    np.testing.assert_allclose([scores_of[name] for name in test.clip_ids or ()], evaluated_scores, rtol=1e-5)
+    assert (predicted.seen, bundle.clips.most_clips, bundle.clips.roles) == (frozenset(), 2, ())
+    groups_of_four = with_settings(own, '[samples]\nrule = "recording"\nmost_clips = 4\n[train]')
+    with pytest.raises(BundleError, match=r"most_clips was 2 and is 4. Set most_clips = 2 under \[samples\]"):
+        evaluate(groups_of_four, run.bundle)
     other = with_settings(own, '[samples]\nrule = "none"\n[train]')
     with pytest.raises(BundleError, match='samples as it was fitted on, but its are of rule = "recording"'):
         evaluate(other, run.bundle)

@@ -7,6 +7,7 @@ another, and a camera may have failed. A sample lies in one session, and so in o
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import PurePosixPath
 
 from featurecache.clips.clip import Clip, ClipTable
@@ -89,7 +90,7 @@ def make_samples(table: ClipTable, settings: SampleSettings) -> SampleTable:
     elif settings.rule == "event":
         found = _events(clips, table.labels, settings.event)
     else:
-        found = SampleTable(table.labels, tuple(_groups(clips, settings.most_clips)))
+        found = SampleTable(table.labels, tuple(groups_of_recordings(clips, settings.most_clips)))
     if not found.samples:
         raise ClipTableError(
             f'samples.rule = "{settings.rule}" must find samples among the clips, but of {len(clips)} labelled clips '
@@ -98,8 +99,8 @@ def make_samples(table: ClipTable, settings: SampleSettings) -> SampleTable:
     return found
 
 
-def _groups(clips: Iterable[Clip], most: int) -> Iterator[Sample]:
-    """The clips of each recording, in groups of so many that follow each other."""
+def groups_of_recordings(clips: Iterable[Clip], most: int) -> Iterator[Sample]:
+    """The clips of each recording, in groups of so many that follow each other; 0 for all of them."""
     of_recording: defaultdict[tuple[str, str, str], list[Clip]] = defaultdict(list)
     for clip in clips:
         of_recording[clip.recording, clip.session, clip.split].append(clip)
@@ -111,11 +112,21 @@ def _groups(clips: Iterable[Clip], most: int) -> Iterator[Sample]:
             yield _sample(f"{recording}{since}", group)
 
 
-def _moments(table: ClipTable) -> SampleTable:
-    """Clips of one session that start and end together, at a place for each camera; one of them is labelled."""
+def moments(clips: Iterable[Clip], cameras: Sequence[str]) -> Iterator[Sample]:
+    """Clips of one session that start and end together, at a place for each camera.
+
+    Raises:
+        ClipTableError: If the cameras of a session cannot be told apart.
+    """
+    for (session, _, start_us, _), moment in _together(clips).items():
+        yield _sample(f"{session} at {format_seconds(start_us)} s", [moment.get(camera) for camera in cameras])
+
+
+def _together(clips: Iterable[Clip]) -> dict[tuple[str, str, int, int], dict[str, Clip]]:
+    """Clips by camera, of one session and split that start and end together."""
     together: defaultdict[tuple[str, str, int, int], dict[str, Clip]] = defaultdict(dict)
-    for clip in table.clips:
-        camera = _camera(clip)
+    for clip in clips:
+        camera = camera_of(clip.recording, clip.session)
         other = together[clip.session, clip.split, clip.start_us, clip.end_us].setdefault(camera, clip)
         if other is not clip:
             raise ClipTableError(
@@ -123,6 +134,12 @@ def _moments(table: ClipTable) -> SampleTable:
                 f'{other.recording!r} do not once {clip.session!r} is left out. Rename them, or set rule = "file" '
                 "under [samples] and write samples.csv."
             )
+    return together
+
+
+def _moments(table: ClipTable) -> SampleTable:
+    """The moments of a table at which a clip is labelled."""
+    together = _together(table.clips)
     cameras = tuple(sorted({camera for moment in together.values() for camera in moment}))
     recordings = {(clip.session, clip.recording) for clip in table.clips}
     sessions = len({session for session, _ in recordings})
@@ -137,20 +154,13 @@ def _moments(table: ClipTable) -> SampleTable:
             f"all differ: {', '.join(cameras[:5])}{', ...' if len(cameras) > 5 else ''}. Name them e.g. S01_front.mp4 "
             'and S02_front.mp4, or set rule = "file" under [samples] and write samples.csv.'
         )
-    return SampleTable(
-        table.labels,
-        tuple(
-            _sample(f"{session} at {format_seconds(start_us)} s", [moment.get(camera) for camera in cameras])
-            for (session, _, start_us, _), moment in together.items()
-            if any(clip.labelled for clip in moment.values())
-        ),
-        cameras,
-    )
+    labelled = [moment.values() for moment in together.values() if any(clip.labelled for clip in moment.values())]
+    return SampleTable(table.labels, tuple(moments(chain.from_iterable(labelled), cameras)), cameras)
 
 
-def _camera(clip: Clip) -> str:
+def camera_of(recording: str, session: str) -> str:
     """What a recording's name says besides its session: `front` of S01_front.mp4 in the session S01."""
-    return str(PurePosixPath(clip.recording).with_suffix("")).replace(clip.session, "").strip("/_-. ") or "camera"
+    return str(PurePosixPath(recording).with_suffix("")).replace(session, "").strip("/_-. ") or "camera"
 
 
 def _events(clips: Iterable[Clip], labels: tuple[str, ...], event: str | None) -> SampleTable:

@@ -109,12 +109,46 @@ def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> Sa
             f'there must be a sample table where samples.rule is "file", but {path} does not exist. Write it, with the '
             f"columns {', '.join(COLUMNS)} and one per label; or choose another rule under [samples]."
         )
+    header, of_sample = _rows(path, slices)
+    labels = _labels(path.name, header, slices)
+    clips = {clip.clip_id: clip for clip in table.clips}
+    roles = _roles(path, [row for rows in of_sample.values() for row in rows])
+    return SampleTable(labels, _samples(path, of_sample, clips, roles, labels, slices), roles)
+
+
+def read_unannotated(path: Path, clip_of: Callable[[str], Clip | None], roles: Sequence[str]) -> tuple[Sample, ...]:
+    """Reads samples to be predicted: a file as `read_samples` reads it, of which other columns say nothing.
+
+    Args:
+        path: The file.
+        clip_of: The clip of an id; None where there is none.
+        roles: The roles that samples have; empty where their places have no meaning.
+
+    Raises:
+        ClipTableError: Naming line and column, if it is not a sound sample table, or has other roles.
+    """
+    if not path.exists():
+        raise ClipTableError(
+            f"samples must stand in a table, but {path} does not exist. Write it, with columns {', '.join(COLUMNS)}."
+        )
+    _, of_sample = _rows(path)
+    for number, cells in (row for rows in of_sample.values() for row in rows):
+        if unguard_cell(cells["role"]) not in (roles or ("",)):
+            known = f"one of {', '.join(roles)}" if roles else "empty, for its samples have none"
+            raise _fault(path, number, "role", f"a role of the bundle is {known}, and this is {cells['role']!r}")
+    ids = {cells["part"] for rows in of_sample.values() for _, cells in rows}
+    clips = {one: clip for one in sorted(ids) if (clip := clip_of(one)) is not None}
+    return _samples(path, of_sample, clips, roles, where="the recordings that are given, of the bundle's length")
+
+
+def _rows(path: Path, slices: Sequence[str] = ()) -> tuple[list[str], dict[str, list[_Row]]]:
+    """The header of a sample table, and its rows by sample."""
     of_sample: defaultdict[str, list[_Row]] = defaultdict(list)
     with opened_table(path) as file:
         rows = csv.reader(file, delimiter=delimiter_of(file, COLUMNS[0]), strict=True)
         try:
             header = [unguard_cell(cell.strip()) for cell in next(rows, [])]
-            labels = _labels(path.name, header, slices)
+            _check_header(path.name, header, slices)
             for row in rows:
                 if any(row):
                     if len(row) != len(header):
@@ -125,9 +159,21 @@ def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> Sa
                     of_sample[unguard_cell(cells["sample"])].append((rows.line_num, cells))
         except csv.Error as error:
             raise _fault(path, rows.line_num, "sample", f"it is not CSV ({error})") from error
-    clips = {clip.clip_id: clip for clip in table.clips}
-    roles = _roles(path, [row for rows in of_sample.values() for row in rows])
-    found = [_sample(path, name, rows, clips, roles, labels, slices) for name, rows in of_sample.items()]
+    return header, of_sample
+
+
+def _samples(
+    path: Path,
+    of_sample: Mapping[str, Sequence[_Row]],
+    clips: Mapping[str, Clip],
+    roles: Sequence[str],
+    labels: Sequence[str] = (),
+    slices: Sequence[str] = (),
+    *,
+    where: str = "clips.csv",
+) -> tuple[Sample, ...]:
+    """The samples of a table's rows, each checked against the clips, and against the others."""
+    found = [_sample(path, name, rows, clips, roles, labels, slices, where) for name, rows in of_sample.items()]
     if not found:
         raise ClipTableError(
             f"{path.name} must have a line for each part of a sample, but it has a header alone. Write them, with clip "
@@ -138,7 +184,7 @@ def read_samples(path: Path, table: ClipTable, slices: Sequence[str] = ()) -> Sa
         if (other := first_with.setdefault(sample.parts, sample.name)) != sample.name:
             line = of_sample[sample.name][0][0]
             raise _fault(path, line, "part", f"{sample.name!r} has the clips of {other!r}, and would count twice")
-    return SampleTable(labels, tuple(found), roles)
+    return tuple(found)
 
 
 def without_recording(data: bytes, is_its_part: Callable[[str], bool], is_named: Callable[[str], bool]) -> bytes:
@@ -175,13 +221,16 @@ def without_recording(data: bytes, is_its_part: Callable[[str], bool], is_named:
     return (b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b"") + text
 
 
-def _labels(name: str, header: Sequence[str], slices: Sequence[str]) -> tuple[str, ...]:
+def _check_header(name: str, header: Sequence[str], slices: Sequence[str]) -> None:
     missing = [column for column in (*COLUMNS, *slices) if column not in header]
     if missing or tuple(header[: len(COLUMNS)]) != COLUMNS or len({*header}) < len(header):
         raise ClipTableError(
             f"{name}, line 1: the columns must be {', '.join(COLUMNS)}, then labels and slices, each once, but are "
             f"{', '.join(header)}{f' and {missing[0]!r} is missing' if missing else ''}. Correct the header."
         )
+
+
+def _labels(name: str, header: Sequence[str], slices: Sequence[str]) -> tuple[str, ...]:
     labels = tuple(column for column in header[len(COLUMNS) :] if column not in (*slices, FINDINGS))
     try:
         check_labels([*labels, *slices])
@@ -231,6 +280,7 @@ def _sample(
     roles: Sequence[str],
     labels: Sequence[str],
     slices: Sequence[str],
+    where: str,
 ) -> Sample:
     _check_order(path, name, rows)
     places: dict[int, str] = {}
@@ -238,7 +288,7 @@ def _sample(
         number, cells = row
         part, at = cells["part"], roles.index(unguard_cell(cells["role"])) if roles else place
         if part and part not in clips:
-            raise _fault(path, number, "part", f"{part!r} is no clip of clips.csv")
+            raise _fault(path, number, "part", f"{part!r} is no clip of {where}")
         if at in places or (part and part in places.values()):
             raise _fault(path, number, "part", f"{name!r} has its role or its clip on another line too")
         places[at] = part

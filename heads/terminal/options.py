@@ -49,6 +49,12 @@ Stride = Annotated[
     float | None,
     typer.Option("--stride", min=0.01, max=3600, help="Seconds between clips; half a clip if left out."),
 ]
+SampleTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--samples", help="Samples of several clips to score, as in samples.csv; the bundle's rule if left out."
+    ),
+]
 ReviewedBundle = Annotated[
     Path | None, typer.Argument(help="The bundle whose predictions are shown; runs/tune/bundle if left out.")
 ]

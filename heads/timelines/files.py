@@ -32,7 +32,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,27 +186,42 @@ def write_timeline(
         OSError: If a file cannot be written.
     """
     paths = {suffix: stem.with_name(f"{stem.name}.predicted.{suffix}") for suffix in ("eaf", "csv", "json")}
-    found = {suffix: _own_digest(path, paths["json"], timeline.content) for suffix, path in paths.items()}
     document = linked_document(paths["eaf"], media, document=document, source=source, time_origin_ms=time_origin_ms)
     shown: dict[str, list[Interval]] = {label: [] for label in timeline.labels}
     for one in timeline.predicted:
         shown[one.label].append(Interval(one.start_us, one.end_us, f"{one.confidence:.2f}"))
     before_zero_us = add_predictions(document, shown, time_origin_ms=time_origin_ms)
-    contents = {"eaf": eaf_bytes(document), "csv": _table(timeline)}
-    whole = timeline_document(timeline)
-    whole["files"] = {
-        paths[suffix].name: {"sha256": hashlib.sha256(data).hexdigest(), "replaces": found[suffix]}
-        for suffix, data in contents.items()
-    }
-    private_folder(stem.parent)
-    write_private(paths["json"], (json.dumps(whole, allow_nan=False) + "\n").encode())
-    for suffix, data in contents.items():
-        write_private(paths[suffix], data)
+    contents = {paths["eaf"]: eaf_bytes(document), paths["csv"]: _table(timeline)}
+    write_own(timeline_document(timeline), paths["json"], contents)
     return WrittenTimeline(paths["eaf"], paths["csv"], paths["json"], before_zero_us)
 
 
-def _own_digest(path: Path, record: Path, content: str) -> str | None:
-    """sha256 of a file that this module wrote of a recording's content; None where there is no file.
+def write_own(document: Mapping[str, Any], record: Path, contents: Mapping[Path, bytes]) -> None:
+    """Writes a document and files beside it, which it names; replaces nothing but what this function wrote.
+
+    Args:
+        document: What `record` shall hold; has a `kind`, and of one recording `recording` with its `content`.
+        record: The document's path.
+        contents: The files.
+
+    Raises:
+        OutputExistsError: If one of the files is there and is not as this function wrote it, or is of a recording with
+            another content; nothing is written then.
+        OSError: If a file cannot be written.
+    """
+    found = {path: _own_digest(path, record, document) for path in (*contents, record)}
+    listed = {
+        path.name: {"sha256": hashlib.sha256(data).hexdigest(), "replaces": found[path]}
+        for path, data in contents.items()
+    }
+    private_folder(record.parent)
+    write_private(record, (json.dumps({**document, "files": listed}, allow_nan=False) + "\n").encode())
+    for path, data in contents.items():
+        write_private(path, data)
+
+
+def _own_digest(path: Path, record: Path, document: Mapping[str, Any]) -> str | None:
+    """sha256 of a file that this module wrote of the same recording's content; None where there is no file.
 
     Raises:
         OutputExistsError: If it is somebody's own, or was changed, or is of another recording of the same name.
@@ -217,8 +232,10 @@ def _own_digest(path: Path, record: Path, content: str) -> str | None:
         known = json.loads(record.read_bytes())
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else ""
         listed = known["files"].get(path.name, {}) if path != record else {}
-        is_ours = known["kind"] == KIND and (path == record or digest in (listed.get("sha256"), listed.get("replaces")))
-        is_same = known["recording"]["content"] == content
+        is_own = path == record or digest in (listed.get("sha256"), listed.get("replaces"))
+        is_ours = known["kind"] == document["kind"] and is_own
+        of = [one["recording"]["content"] if "recording" in document else None for one in (known, document)]
+        is_same = of[0] == of[1]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         is_ours, is_same, digest = False, False, ""
     if is_ours and not is_same:

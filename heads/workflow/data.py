@@ -137,7 +137,8 @@ def learning_data(
     rule.check_table(table)
     samples = None
     if project.settings.samples.rule != "none":
-        rule, samples = replace(rule, samples=project.settings.samples.rule), project_samples(project, table)
+        samples = project_samples(project, table)
+        rule = rule.of_samples(project.settings.samples, samples.roles)
     rules = checked_rules(project, table.labels)
     cache = FeatureCache.open(project.cache)
     if imported is None:
@@ -266,8 +267,10 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
     labels, where = table.labels, "clips.csv"
     if reads_samples(bundle):
         rule = replace(rule, samples=project.settings.samples.rule)
-        rule.check_fitted(bundle.clips)
-        labels, where = project_samples(project, table).labels, "samples.csv"
+        rule.check_fitted(replace(bundle.clips or rule, roles=None, most_clips=None))  # before samples are made
+        samples = project_samples(project, table)
+        rule = rule.of_samples(project.settings.samples, samples.roles)
+        labels, where = samples.labels, "samples.csv"
     if labels != bundle.labels:
         raise BundleError(
             f"a bundle must be scored on its own labels, but it has {', '.join(bundle.labels)} and {where} has "

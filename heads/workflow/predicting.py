@@ -16,10 +16,10 @@ are both in the `.json`, for programs that draw them.
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,23 +27,18 @@ import numpy.typing as npt
 
 from featurecache import FeatureCache
 from featurecache.annotations import Interval
-from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id, clip_windows
 from featurecache.clips.matching import Annotations, annotated_spans, find_annotations
-from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import (
-    CacheNotFoundError,
     FeatureCacheError,
     UnreadableVideoError,
     UsageError,
 )
 from featurecache.extraction.pipeline import Extraction, Progress
-from featurecache.extraction.plan import plan_recordings
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spelling import counted
-from featurecache.video.digests import DigestMemo
-from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
+from featurecache.video.recordings import Recording, UnusableRecording
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import Stated, stated_in
 from heads.clip_rule import ClipRule
@@ -51,7 +46,16 @@ from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.rules import timeline_rules
 from heads.timelines.timeline import Spans
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import exclusive_labels, refuse_samples, tuned_bundle
+from heads.workflow.data import exclusive_labels, reads_samples, tuned_bundle
+from heads.workflow.new_recordings import (
+    examined_recordings,
+    extract_missing,
+    missing_clips,
+    opened_cache,
+    reason_of,
+    stem_of,
+)
+from heads.workflow.predicting_samples import PredictedSamples, predict_samples
 from heads.workflow.timelines import clip_scores, predicted_timeline
 
 _MOST_STRIDE_S = 3600.0
@@ -69,6 +73,7 @@ class Predictions:
         extraction: The extraction of the missing features.
         tuned: The bundle's tuned timeline settings; None where the defaults served.
         note: That clips have another length than the settings say; empty where they have not.
+        samples: What a bundle predicts that scores samples of several clips; None where it scores clips.
     """
 
     out: Path
@@ -78,11 +83,13 @@ class Predictions:
     extraction: Extraction
     tuned: TunedTimeline | None
     note: str = ""
+    samples: PredictedSamples | None = None
 
     @property
     def is_partial(self) -> bool:
         """Whether something could not be predicted, or not with all there is."""
-        return bool(self.failed or self.left_out or any(timeline.failed for timeline, _ in self.written))
+        clips_failed = any(timeline.failed for timeline, _ in self.written)
+        return bool(self.failed or self.left_out or clips_failed or (self.samples and self.samples.is_partial))
 
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache predict --json`."""
@@ -101,6 +108,7 @@ class Predictions:
                 }
                 for timeline, files in self.written
             ],
+            **({} if self.samples is None else {"samples": self.samples.to_mapping()}),
             "failed": [dataclasses.asdict(item) for item in self.failed],
             "left_out": [dataclasses.asdict(item) for item in self.left_out],
         }
@@ -113,10 +121,13 @@ def predict(
     bundle: Path | None = None,
     out: Path | None = None,
     stride_s: float | None = None,
+    samples: Path | None = None,
     allow_download: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Predictions:
     """Predicts the timelines of recordings and writes them for review; replaces nothing that a person wrote.
+
+    A bundle that scores samples of several clips makes no timelines: `predict_samples`.
 
     Args:
         project: Its settings say how features are made, where annotations are, by [timeline] which labels exclude each
@@ -127,11 +138,14 @@ def predict(
             videos keep their folders below it.
         stride_s: From one scored clip's start to the next one's; the last one follows sooner where it has to. None: as
             [timeline] says, or half a clip.
+        samples: A table of the samples to score, of a bundle that scores such; None: those that its own rule makes.
         allow_download: Whether the model may be fetched from the hub.
         on_progress: Called with the progress of the extraction.
 
     Raises:
-        BundleError: If the bundle or its timeline settings are damaged.
+        BundleError: If the bundle or its timeline settings are damaged, or nobody can tell what its samples are.
+        UsageError: If the stride is out of range, or samples have one, or are given for a bundle that scores clips.
+        ClipTableError: If the table of samples is unsound.
         FingerprintMismatchError: If the project's settings make other features than the bundle reads.
         TimelineError: If a rule names a label that the bundle has not.
         AnnotationError: If the settings' annotations are missing.
@@ -141,28 +155,42 @@ def predict(
     out = out if out is not None else project.predictions
     rules = timeline_rules(project)
     stated = stated_in(folder)
-    refuse_samples(stated, folder)
     length_us, note = _clip_length(project, stated)
     exclusive = exclusive_labels(project, stated)
     stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
     private_folder(out)
     if not out.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
-    usable, failed = _recordings(project, recordings, length_us)  # before the seconds that loading a head takes
+    if reads_samples(stated) and stated.clips is not None:
+        if stride_s is not None:
+            raise UsageError("samples have the stride that their bundle was fitted with. Leave out --stride.")
+        scored_samples, failed, extraction = predict_samples(
+            project,
+            folder,
+            stated.clips,
+            recordings,
+            out=out,
+            table=samples,
+            allow_download=allow_download,
+            on_progress=on_progress,
+        )
+        return Predictions(out, (), tuple(failed), (), extraction, None, note, scored_samples)
+    if samples is not None:
+        raise UsageError(f"samples must be for a bundle that scores them, but {folder} scores clips. Leave it out.")
+    usable, failed = examined_recordings(project, recordings, length_us)  # before the seconds that loading a head takes
     if not usable:
         return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), load_timeline(folder), note)
     head, tuned = load_bundle(folder), load_timeline(folder)
     windows = {
         recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
     }
-    extraction = _extract(project, head, usable, windows, allow_download=allow_download, on_progress=on_progress)
-    reasons = {failure.clip_id: failure.reason for failure in extraction.failures}
-    cache = _opened(project)
+    extraction = extract_missing(project, head, usable, windows, allow_download=allow_download, on_progress=on_progress)
+    cache = opened_cache(project)
     annotations = find_annotations(project, [recording.name for recording in usable])
     written = []
     for recording in usable:
         try:
-            scored, scores, unscored = _scores(cache, head, recording, windows[recording.sha256], reasons)
+            scored, scores, unscored = _scores(cache, head, recording, windows[recording.sha256], extraction)
             timeline = predicted_timeline(
                 head,
                 tuned,
@@ -175,7 +203,7 @@ def predict(
             )
             written.append((timeline, _write(timeline, recording, annotations, out)))
         except (FeatureCacheError, OSError) as error:
-            failed.append(UnusableRecording(recording.name, _reason(error)))
+            failed.append(UnusableRecording(recording.name, reason_of(error)))
     return Predictions(out, tuple(written), tuple(failed), annotations.left_out, extraction, tuned, note)
 
 
@@ -187,31 +215,6 @@ def _clip_length(project: Project, stated: Stated) -> tuple[int, str]:
         return length_us, ""
     own, stated_s = f"{own_us / 1e6:g} s", f"{length_us / 1e6:g} s"
     return length_us, f"clips of {stated_s} as the bundle was fitted with, not {own} of the settings"
-
-
-def _extract(
-    project: Project,
-    head: Bundle,
-    recordings: Sequence[Recording],
-    windows: Mapping[str, list[tuple[int, int]]],
-    *,
-    allow_download: bool,
-    on_progress: Callable[[Progress], None],
-) -> Extraction:
-    """Extracts what the cache lacks of the features that a bundle reads, by content of the recordings."""
-    from heads.zeroshot.answering import run_asked
-
-    own = head.project_of(project)
-    plan = plan_recordings(
-        own,
-        [(recording, windows[recording.sha256]) for recording in recordings],
-        select=list(head.kept),
-        adapter=None if head.adapter is None else open_adapter(head.adapter),
-        asked=head.asked,
-        allow_download=allow_download,
-    )
-    head.check_spaces(plan.spaces)
-    return run_asked(own, plan, on_progress=on_progress)
 
 
 def _annotation(
@@ -242,39 +245,23 @@ def scored_windows(duration_us: int, length_us: int, stride_us: int) -> list[tup
     return windows if windows[-1] == last else [*windows, last]
 
 
-def _opened(project: Project) -> FeatureCache | None:
-    try:
-        return FeatureCache.open(project.cache)
-    except CacheNotFoundError:  # no clip of any recording could be extracted
-        return None
-
-
 def _scores(
     cache: FeatureCache | None,
     bundle: Bundle,
     recording: Recording,
     spans: Sequence[tuple[int, int]],
-    reasons: dict[str, str],
+    extraction: Extraction,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[tuple[int, int, str]]]:
     """Spans (N, 2) and scores (N, C) of the clips that the cache has, and the others with their reasons."""
-    clips = [(recording.sha256, *span) for span in spans]
-    missing = set(clips) if cache is None else _missing(cache, bundle, clips)
-    unscored = [
-        (start, end, reasons.get(clip_id(sha256, start, end), "another process is extracting it; run predict again"))
-        for sha256, start, end in clips
-        if (sha256, start, end) in missing
-    ]
-    scored = [span for span in spans if (recording.sha256, *span) not in missing]
+    missing = missing_clips(cache, bundle, [(recording.sha256, *span) for span in spans], extraction)
+    of_span = {span: clip_id(recording.sha256, *span) for span in spans}
+    unscored = [(*span, missing[name]) for span, name in of_span.items() if name in missing]
+    scored = {span: name for span, name in of_span.items() if name not in missing}
     if cache is None or not scored:
         raise UnreadableVideoError(
             f"none of its {counted(len(spans), 'clip')} could be extracted, the first because {unscored[0][2]}"
         )
-    ids = [clip_id(recording.sha256, *span) for span in scored]
-    return np.array(scored, np.int64), clip_scores(bundle, cache, ids), unscored
-
-
-def _missing(cache: FeatureCache, bundle: Bundle, clips: Sequence[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
-    return {clip for space in bundle.spaces for clip in cache.missing(clips, space.fingerprint)}
+    return np.array(list(scored), np.int64), clip_scores(bundle, cache, list(scored.values())), unscored
 
 
 def _write(timeline: Timeline, recording: Recording, annotations: Annotations, out: Path) -> WrittenTimeline:
@@ -283,67 +270,9 @@ def _write(timeline: Timeline, recording: Recording, annotations: Annotations, o
     found = annotations.of.get(recording.name)
     return write_timeline(
         timeline,
-        out / _stem(recording.name),
+        out / stem_of(recording.name),
         media=recording.path,
         document=None if found is None else found.own_document(),
         source=None if found is None else found.eaf,
         time_origin_ms=0 if found is None else found.time_origin_ms,
     )
-
-
-def _stem(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix()
-
-
-def _recordings(
-    project: Project, paths: Sequence[Path], length_us: int
-) -> tuple[list[Recording], list[UnusableRecording]]:
-    """The recordings that can be scored, and the others with their reasons."""
-    memo, wait = DigestMemo(project.digest_memo), Wait()
-    usable: list[Recording] = []
-    failed: list[UnusableRecording] = []
-    stems: dict[str, str] = {}
-    contents: dict[str, str] = {}
-    for path in {path.absolute(): path for path in paths}.values():
-        name = _name(project, path)
-        try:
-            recording = _examined(name, path, memo, wait)
-            earlier = contents.get(recording.sha256) or stems.get(_stem(name))
-            if earlier is not None:
-                reason = f"{earlier} has the same content, or would have files of the same name; choose another --out"
-                failed.append(UnusableRecording(name, reason))
-                continue
-            if recording.info.duration_us < length_us:
-                lasts = f"{recording.info.duration_us / 1e6:g} s of {length_us / 1e6:g} s"
-                failed.append(UnusableRecording(name, f"shorter than one clip ({lasts})"))
-                continue
-            contents[recording.sha256] = stems[_stem(name)] = name
-            usable.append(recording)
-        except (FeatureCacheError, OSError) as error:
-            failed.append(UnusableRecording(name, _reason(error)))
-    memo.save()
-    return usable, failed
-
-
-def _name(project: Project, path: Path) -> str:
-    """The recording's path in the folder of videos; its file name where it lies elsewhere."""
-    # Not Path.resolve, which refuses links that lead in a circle.
-    inside, place = Path(os.path.realpath(path)), Path(os.path.realpath(project.videos))
-    if place in inside.parents:
-        return inside.relative_to(place).as_posix()
-    return path.name or str(inside)
-
-
-def _examined(name: str, path: Path, memo: DigestMemo, wait: Wait) -> Recording:
-    if UNWRITABLE.search(name):
-        raise UnreadableVideoError("the name holds a control character or is not UTF-8; rename it")
-    if path.is_dir():
-        raise UnreadableVideoError("it is a folder; name the recordings in it")
-    if not path.is_file():
-        nothing = "it is a link that leads to no file" if path.is_symlink() else "there is no such file"
-        raise UnreadableVideoError("it is not a plain file" if path.exists() else nothing)
-    return Recording(name, path, *examine(path, memo, wait))
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) and error.strerror else str(error)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.clips.clip import Clip
+from featurecache.clips.samples import Sample
 from featurecache.csv_fields import guard_cell
 from featurecache.files import write_private
 from heads.bundle import Bundle
@@ -56,7 +57,7 @@ def sample_details(
 
         weights = part_weights(bundle.head, data.X)  # (N, P, C)
         clips = {clip.clip_id: clip for clip in source.table.clips}
-        write_private(run / WEIGHTS_NAME, _as_csv(data, weights, bundle.labels).encode())
+        write_private(run / WEIGHTS_NAME, weights_table(data.samples, weights, bundle.labels))
         found["part_weights"] = {
             label: _found_clips(data, weights[..., at], at, clips, source.table.labels, label)
             for at, label in enumerate(bundle.labels)
@@ -129,13 +130,14 @@ def _found_clips(
     return {"auroc": None, "reason": reason, **found}
 
 
-def _as_csv(data: LabelledFeatures, weights: npt.NDArray[np.float32], labels: Sequence[str]) -> str:
+def weights_table(samples: Sequence[Sample], weights: npt.NDArray[np.float32], labels: Sequence[str]) -> bytes:
+    """`part_weights.csv`: a line for each part of N samples, with its weight (N, P, C) for each label."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sample", "part", *map(guard_cell, labels)])
-    for row, sample in enumerate(data.samples or ()):
+    for row, sample in enumerate(samples):
         for place, part in enumerate(sample.parts):
             if part:
                 cells = [f"{weight:.4f}" for weight in weights[row, place]]
                 writer.writerow([guard_cell(sample.name), part, *cells])
-    return text.getvalue()
+    return text.getvalue().encode()
