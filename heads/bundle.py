@@ -3,8 +3,8 @@
 Where the backbone was fine-tuned, `adapter/` holds the adapter in PEFT's format, or `backbone/` the whole model in
 transformers'; the digests of their files are in the document and in the feature spaces that they make.
 
-Notable choices: `bundle.json` carries the sha256 of the head and the complete feature space of every kept feature it
-reads, so a bundle knows whether features are its own; where it reads several side by side, their fingerprints are
+Notable choices: `bundle.json` carries the sha256 of the head and the complete feature space of every selected feature
+it reads, so a bundle knows whether features are its own; where it reads several side by side, their fingerprints are
 joined by `+` as their names are. `bundle.json` ends in a digest of itself. The folder is written beside its place and
 renamed, so it is whole or absent; nothing is pickled; loading checks every field and names what is wrong.
 """

@@ -26,7 +26,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         cache: An open cache, or the path of one.
-        inputs: Kept features as `tap/pooling`, side by side where joined by `+`.
+        inputs: Selected features as `tap/pooling`, side by side where joined by `+`.
         space: Fingerprint, or its first digits, where several feature spaces have that tap and pooling.
     """
 
@@ -53,7 +53,7 @@ class CachedFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Clip ids (N,) -> features (N, D), as the cache stores them.
 
         Raises:
-            SettingsError: If `inputs` names no kept features, or those of a clip are more than one vector.
+            SettingsError: If `inputs` names no selected features, or those of a clip are more than one vector.
             MissingFeaturesError: If the cache lacks a clip.
             AmbiguousSpaceError: If several feature spaces match.
         """

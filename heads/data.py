@@ -1,10 +1,10 @@
 """Labelled features as arrays, and the checks that come before learning from them.
 
-What a head reads is *inputs*: one kept feature (`final/mean`), or several side by side
+What a head reads is *inputs*: one selected feature (`final/mean`), or several side by side
 (`final/mean+final/motion`); of samples of several clips, all parts of them or parts joined (`pair(final/mean)`). A
-split holds each kept feature once; inputs are put side by side when they are asked for. A split is refused before any
-work when nothing honest can be learned from it: no positive clip of a label, a session on both sides, unlabelled rows,
-features that are not finite. This file makes no split and reads no file.
+split holds each selected feature once; inputs are put side by side when they are asked for. A split is refused before
+any work when nothing honest can be learned from it: no positive clip of a label, a session on both sides, unlabelled
+rows, features that are not finite. This file makes no split and reads no file.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class LabelledFeatures:
 
 @dataclass(frozen=True, eq=False)
 class KeptSplit:
-    """The labelled clips of one split with any number of kept features.
+    """The labelled clips of one split with any number of selected features.
 
     Attributes:
         features: Features by name (`tap/pooling`), each of shape (N, D), or (N, T, D) of frames.
@@ -77,7 +77,7 @@ class KeptSplit:
     teacher: npt.NDArray[np.float32] | None = None
 
     def of(self, inputs: str) -> LabelledFeatures:
-        """What a head with these inputs reads: the array itself of one kept feature, a new one of several.
+        """What a head with these inputs reads: the array itself of one selected feature, a new one of several.
 
         Raises:
             SettingsError: If one was not loaded, or they do not fit side by side.
@@ -144,7 +144,7 @@ class LearningData:
         train: The training split.
         validation: The validation split: it stops early what is trained by AdamW.
         labels: Names of the C labels.
-        spaces: Feature space of each kept feature, by name.
+        spaces: Feature space of each selected feature, by name.
         leakage: What `featurecache.clips.leakage.leakage_record` says of the splits; goes into every document.
         clips: What a clip is; None where that is not known.
         exclusive: Groups of labels of which one at most is on at a time.

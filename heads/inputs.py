@@ -1,4 +1,4 @@
-"""Which of the kept features heads read where the settings name none.
+"""Which of the selected features heads read where the settings name none.
 
 What this is not: a reader of features, or a check that a model has them.
 """
@@ -18,7 +18,7 @@ def default_inputs(kept: Sequence[str], kinds: Sequence[str] = ("linear",)) -> t
     to it (`Choices.leading`). Where a kind reads frames, the kept frames of each tap come with them.
 
     Args:
-        kept: Kept features, as `tap/pooling`.
+        kept: Selected features, as `tap/pooling`.
         kinds: Kinds of heads that may be drawn.
     """
     vectors = [name for name in kept if _pooling(name) in VECTORS]

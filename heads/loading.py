@@ -1,4 +1,4 @@
-"""From clip table and cache to the arrays of one split: each kept feature is read once, into one array.
+"""From clip table and cache to the arrays of one split: each selected feature is read once, into one array.
 
 Only labelled clips of the split are read. A clip that the cache lacks for a recorded reason is left out and counted,
 and so is one whose window overlaps or touches a clip that scores this split; any other clip without a feature is an

@@ -39,7 +39,7 @@ class Front(nn.Module):
         unit_length: Each part of a feature is scaled to the length sqrt(its width), which is that of standardised
             features. A zero vector stays zero.
         components: P, the columns of `axes`; 0 for no rotation.
-        part_widths: Widths of the kept features that lie side by side in D; one part by default.
+        part_widths: Widths of the selected features that lie side by side in D; one part by default.
 
     Attributes:
         mean: Subtracted, (D,).

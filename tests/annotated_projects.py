@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips.inventory import make_table, survey
+from featurecache.clips.inventory import make_table, take_inventory
 from featurecache.project.settings import open_project
 from featurecache.setup.proposal import propose
 
@@ -59,7 +59,11 @@ class AnnotatedProject:
     def targets(self, data: str, clips: str = "", place: str = "notes", recording: str = "S0.mp4") -> list[Any]:
         """The targets of a recording's clips: a number for one label, else a tuple."""
         project = self.open(data, clips, place)
-        rows = [clip.targets for clip in make_table(project, survey(project))[0].clips if clip.recording == recording]
+        rows = [
+            clip.targets
+            for clip in make_table(project, take_inventory(project))[0].clips
+            if clip.recording == recording
+        ]
         return [row[0] if len(row) == 1 else row for row in rows]
 
     def propose(self, place: str = "notes") -> Any:

@@ -106,9 +106,9 @@ def make_table(project: Project) -> None:
     """Writes the project's clips.csv."""
     from featurecache.clips.csv_file import write_table
     from featurecache.clips.inventory import make_table as build
-    from featurecache.clips.inventory import survey
+    from featurecache.clips.inventory import take_inventory
 
-    write_table(build(project, survey(project))[0], project.clips, state_path=project.state / "clips.json")
+    write_table(build(project, take_inventory(project))[0], project.clips, state_path=project.state / "clips.json")
 
 
 def fill_cache(

@@ -58,7 +58,7 @@ def ended(folder: Path) -> dict[int, str]:
 
 
 def side_by_side() -> LearningData:
-    """Two kept features, of which the second tells the labels and the first is noise; and one of frames."""
+    """Two selected features, of which the second tells the labels and the first is noise; and one of frames."""
     frames = [make_frames(seed=seed) for seed in (0, 1)]
     splits = []
     for seed, of_frames in enumerate(frames):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from featurecache.annotations import Interval, write_eaf
-from featurecache.clips.inventory import survey
+from featurecache.clips.inventory import take_inventory
 from featurecache.errors import AnnotationError
 from featurecache.project.settings import open_project
 from featurecache.workflow.clips import make_clips
@@ -20,7 +20,7 @@ def test_a_file_without_an_annotation_leaves_its_recording_unlabelled_unless_it_
     for number in range(4):
         annotated.eaf(f"S{number}.eaf", {"a": [(1, 3, "")] if number else [], "b": []})
     assert annotated.targets('labels = ["a"]') == [None] * 6
-    assert "S0.eaf has no annotation" in survey(annotated.open('labels = ["a"]')).notes[0]
+    assert "S0.eaf has no annotation" in take_inventory(annotated.open('labels = ["a"]')).notes[0]
     assert annotated.targets('labels = ["a"]\nempty_files = "negative"') == [0] * 6
 
 
@@ -96,7 +96,7 @@ def test_a_label_that_never_lasts_stops_nothing_and_is_told_with_the_setting_tha
 def test_one_reversed_annotation_leaves_out_itself_and_is_listed(annotated: AnnotatedProject) -> None:
     every(annotated, {"a": [(1, 2, "")]})
     annotated.eaf("S0.eaf", {"a": [(1, 2, ""), (5, 4, "")]})
-    found = survey(annotated.open('labels = ["a"]'))
+    found = take_inventory(annotated.open('labels = ["a"]'))
     assert found.intervals["S0.mp4"] == [Interval(SECOND, 2 * SECOND, "a")]
     assert [item.name for item in found.unusable] == ["S0.eaf"]
     assert "starts at 5000 ms and ends at 4000 ms" in found.unusable[0].reason
@@ -104,21 +104,21 @@ def test_one_reversed_annotation_leaves_out_itself_and_is_listed(annotated: Anno
 
 def test_eaf_files_are_found_in_any_case_and_one_may_be_named_alone(annotated: AnnotatedProject) -> None:
     annotated.eaf("S0.EAF", {"a": [(1, 2, "")]})
-    assert survey(annotated.open('labels = ["a"]')).intervals.keys() == {"S0.mp4"}
-    assert survey(annotated.open('labels = ["a"]', place="notes/S0.EAF")).intervals.keys() == {"S0.mp4"}
+    assert take_inventory(annotated.open('labels = ["a"]')).intervals.keys() == {"S0.mp4"}
+    assert take_inventory(annotated.open('labels = ["a"]', place="notes/S0.EAF")).intervals.keys() == {"S0.mp4"}
 
 
 def test_an_eaf_that_annotates_nothing_tells_which_names_were_looked_for(annotated: AnnotatedProject) -> None:
     annotated.eaf("S0.eaf", {"a": [(1, 2, "")]})
     annotated.eaf("S01.eaf", {"a": [(1, 2, "")]}, media="D:/data/S01.mpg")
-    (item,) = survey(annotated.open('labels = ["a"]')).unusable
+    (item,) = take_inventory(annotated.open('labels = ["a"]')).unusable
     assert item.reason.startswith("it annotates none of the recordings; none is called S01.mpg, S01. The nearest is S")
 
 
 @pytest.mark.parametrize("name", ["S0", "s0.MP4", "D:\\data\\S0.mp4", "S0.avi", "S0.eaf"])
 def test_names_in_a_table_match_as_loosely_as_those_in_an_eaf(annotated: AnnotatedProject, name: str) -> None:
     annotated.csv(f"recording,start_s,end_s,label\n{name},1,2,a\nS1.mp4,1,2,a\nS9.mp4,1,2,a\n")
-    found = survey(annotated.open('labels = ["a"]', place="notes/labels.csv"))
+    found = take_inventory(annotated.open('labels = ["a"]', place="notes/labels.csv"))
     assert found.intervals["S0.mp4"] == [Interval(SECOND, 2 * SECOND, "a")]
     (item,) = found.unusable
     assert "'S9.mp4' annotate none of the recordings. The nearest is" in item.reason
@@ -127,7 +127,7 @@ def test_names_in_a_table_match_as_loosely_as_those_in_an_eaf(annotated: Annotat
 def test_absence_in_a_table_with_a_column_of_values_is_no_positive(annotated: AnnotatedProject) -> None:
     rows = "".join(f"S{n}.mp4,0,2,Goal,0\nS{n}.mp4,2,4,Goal,1\n" for n in range(4))
     annotated.csv("recording,start_s,end_s,label,value\n" + rows)
-    found = survey(open_project(annotated.propose("notes/labels.csv").path))
+    found = take_inventory(open_project(annotated.propose("notes/labels.csv").path))
     assert found.intervals["S0.mp4"] == [Interval(2 * SECOND, 4 * SECOND, "Goal")]
 
 
@@ -166,7 +166,7 @@ def test_init_proposes_the_columns_of_an_export_and_clips_reads_it(annotated: An
     path = annotated.propose().path
     data = open_project(path).settings.data
     assert (data.columns.start, data.columns.unit, data.columns.recording) == ("Begin Time - msec", "ms", "File")
-    assert survey(open_project(path)).intervals["S2.mp4"] == [
+    assert take_inventory(open_project(path)).intervals["S2.mp4"] == [
         Interval(SECOND, 3 * SECOND, "a"),
         Interval(SECOND, 3 * SECOND, "b"),
     ]
@@ -176,7 +176,7 @@ def test_tables_next_to_eaf_files_are_not_passed_over_in_silence(annotated: Anno
     annotated.eaf("S0.eaf", {"a": [(1, 2, "")]})
     annotated.csv("recording,start_s,end_s,label\nS1.mp4,1,2,a\n", "others.csv")
     annotated.csv("Ask Anna about\nsession 3\n", "remarks.txt")
-    for notes in (annotated.propose().notes, survey(annotated.open('labels = ["a"]')).notes):
+    for notes in (annotated.propose().notes, take_inventory(annotated.open('labels = ["a"]')).notes):
         assert [note for note in notes if note.startswith("others.csv: not read, since there are .eaf files")]
         assert not any("remarks" in note for note in notes)
 
@@ -191,7 +191,7 @@ def test_a_pipe_called_as_an_annotation_file_is_left_out_and_not_waited_for(anno
 def test_a_folder_of_one_table_for_each_recording_is_read(annotated: AnnotatedProject) -> None:
     for number in range(4):
         annotated.csv("Behavior,Start (s),Stop (s)\na,1,2\n", f"S{number}.csv")
-    assert survey(open_project(annotated.propose().path)).intervals.keys() == {f"S{n}.mp4" for n in range(4)}
+    assert take_inventory(open_project(annotated.propose().path)).intervals.keys() == {f"S{n}.mp4" for n in range(4)}
 
 
 # --- two annotators -------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_two_annotators_are_both_kept_and_the_settings_say_which_one_trains(anno
     assert annotated.targets(told.format("intersection")) == [0, 0, 1, 0, 0, 0]
     with pytest.raises(AnnotationError, match="'carl' fits 0 of them"):
         annotated.targets(told.format("carl"))
-    assert len(survey(annotated.open(told.format("union"))).accounts["S0.mp4"]) == 2
+    assert len(take_inventory(annotated.open(told.format("union"))).accounts["S0.mp4"]) == 2
 
 
 def test_a_table_may_name_its_annotators(annotated: AnnotatedProject) -> None:
@@ -227,5 +227,5 @@ def test_annotations_written_by_this_toolkit_need_no_setting(annotated: Annotate
         write_eaf(
             annotated.root / f"notes/S{number}.eaf", [Interval(SECOND, 2 * SECOND, "a")], media_name=f"S{number}.mp4"
         )
-    found = survey(annotated.open('labels = ["a"]'))
+    found = take_inventory(annotated.open('labels = ["a"]'))
     assert (found.notes, found.unusable) == ((), ())

@@ -1,4 +1,4 @@
-"""A project on a vision encoder, from recordings to a trained head: overlapping clips, several kept features."""
+"""A project on a vision encoder, from recordings to a trained head: overlapping clips, several selected features."""
 
 import json
 from pathlib import Path

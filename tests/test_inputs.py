@@ -1,4 +1,4 @@
-"""What heads read where nobody says it; kept features side by side; what trials share is bounded."""
+"""What heads read where nobody says it; selected features side by side; what trials share is bounded."""
 
 from collections.abc import Sequence
 
@@ -81,7 +81,7 @@ def test_kept_split_puts_features_side_by_side_in_the_order_asked() -> None:
     np.testing.assert_array_equal(both.X[:, :24], split.features["final/mean"])
     np.testing.assert_array_equal(both.X[:, 24:], split.features["layer_2/mean"])
     assert split.part_widths("final/mean+layer_2/mean") == [24, 7]
-    assert split.of("final/mean").X is split.features["final/mean"], "one kept feature is not copied"
+    assert split.of("final/mean").X is split.features["final/mean"], "one selected feature is not copied"
     assert (split.are_frames("final/frames"), split.are_frames("final/mean")) == (True, False)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from featurecache.annotations import Interval
-from featurecache.clips.inventory import survey
+from featurecache.clips.inventory import take_inventory
 from featurecache.errors import AnnotationError
 from featurecache.project.settings import open_project
 from tests.annotated_projects import END, SECOND, VOCABULARY, AnnotatedProject, every
@@ -51,7 +51,7 @@ def test_init_proposes_which_values_mean_absence_and_clips_follow_it(annotated: 
         "Hand": {"left": "Hand left", "none": "", "right": "Hand right"},
     }
     assert set(data.labels) == {"Rest", "Turn", "Goal", "Hand left", "Hand right"}
-    found = survey(open_project(annotated.root / "new"))
+    found = take_inventory(open_project(annotated.root / "new"))
     assert Interval(2 * SECOND, 4 * SECOND, "Goal") in found.intervals["S0.mp4"]
     assert Interval(0, 2 * SECOND, "Goal") not in found.intervals["S0.mp4"]
 

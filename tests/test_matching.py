@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from featurecache.annotations import Interval, write_eaf
-from featurecache.clips.inventory import survey
+from featurecache.clips.inventory import take_inventory
 from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.project.settings import Project, open_project
 from tests.make_videos import write_video
@@ -36,13 +36,13 @@ def annotate(project: Project, name: str, media: str, **options: object) -> None
     write_eaf(path, OWN, media_name=media, **options)
 
 
-def test_find_annotations_agrees_with_the_survey_when_names_repeat_in_folders(project: Project) -> None:
+def test_find_annotations_agrees_with_the_inventory_when_names_repeat_in_folders(project: Project) -> None:
     annotate(project, "one.eaf", "../videos/S1/cam.mp4")
     annotate(project, "S2/cam.eaf", "cam.mp4", time_origin_ms=700)
     annotate(project, "S3.eaf", "renamed.mp4")
     names = ["S1/cam.mp4", "S2/cam.mp4", "S3.mp4"]
     found = find_annotations(project, names)
-    assert {name: list(one.intervals) for name, one in found.of.items()} == survey(project).intervals
+    assert {name: list(one.intervals) for name, one in found.of.items()} == take_inventory(project).intervals
     assert found.of["S2/cam.mp4"].time_origin_ms == 700
     assert found.of["S2/cam.mp4"].eaf == project.root / "elan" / "S2" / "cam.eaf"
     assert found.left_out == ()

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from featurecache.clips.inventory import survey
+from featurecache.clips.inventory import take_inventory
 from featurecache.errors import UnreadableVideoError
 from featurecache.project.settings import open_project
 from featurecache.setup.doctor import examine
@@ -154,7 +154,7 @@ def test_clips_and_doctor_tell_what_is_wrong_with_a_recording(tmp_path, tiny_mod
     cut.write_bytes(cut.read_bytes()[:-2000])
     joined = project.videos / "S4.ts"
     joined.write_bytes(write_video(tmp_path / "part.ts").read_bytes() * 2)
-    found = survey(open_project(project.root))
+    found = take_inventory(open_project(project.root))
     assert any("S3.mp4: the file is 2000 bytes shorter" in note for note in found.notes)
     assert ["joined" in item.reason for item in found.unusable if item.name == "S4.ts"] == [True]
     wrong = [check.found for check in examine(project) if check.name == "recording" and not check.ok]

@@ -1,7 +1,7 @@
 """A project's recordings and annotations brought together, with everything that was left out and why.
 
 One bad file never hides the rest: it is listed with its reason, its recording counts as unlabelled, and whoever prints
-the survey says so.
+the inventory says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from featurecache.video.recordings import Recording, UnusableRecording, find_rec
 
 
 @dataclass(frozen=True)
-class Survey:
+class Inventory:
     """What a project holds.
 
     Attributes:
@@ -48,7 +48,7 @@ class Survey:
     reviewed: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
 
-def survey(project: Project) -> Survey:
+def take_inventory(project: Project) -> Inventory:
     """Finds the recordings, reads the annotations, and names each recording's session.
 
     Raises:
@@ -65,7 +65,7 @@ def survey(project: Project) -> Survey:
         raise AnnotationError(next(iter(refused.values())))
     sessions, joined = name_sessions(names, data, reading.sessions)
     notes = [f"{recording.name}: {warning}" for recording in recordings for warning in recording.info.warnings]
-    return Survey(
+    return Inventory(
         recordings,
         (*unusable, *reading.left_out),
         {name: list(one.intervals) for name, one in sorted(found.items())},
@@ -78,9 +78,9 @@ def survey(project: Project) -> Survey:
 
 
 def make_table(
-    project: Project, found: Survey, *, kept: KeptSplits = NO_SPLITS, fixed: Mapping[str, str] | None = None
+    project: Project, found: Inventory, *, kept: KeptSplits = NO_SPLITS, fixed: Mapping[str, str] | None = None
 ) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
-    """The clip table of a survey by the project's settings, and the recordings too short for a clip.
+    """The clip table of an inventory by the project's settings, and the recordings too short for a clip.
 
     Args:
         project: The project.

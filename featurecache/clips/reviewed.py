@@ -23,7 +23,7 @@ from featurecache.annotations.reviews import (
     reviewed_content,
 )
 from featurecache.clips.clip import Clip, ClipTable, union_of
-from featurecache.clips.inventory import Survey, make_table
+from featurecache.clips.inventory import Inventory, make_table
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
 from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.table import annotated_spans
@@ -39,7 +39,7 @@ class ReviewedTable:
     """A table that takes reviews in.
 
     Attributes:
-        survey: What the project holds, with what the reviews say.
+        inventory: What the project holds, with what the reviews say.
         table: The table.
         short: Recordings that are shorter than a clip.
         seen: Content of a recording -> stretches that are labelled by a review with predictions in sight.
@@ -47,7 +47,7 @@ class ReviewedTable:
         sources: Who labelled the clips; None where no review was asked for.
     """
 
-    survey: Survey
+    inventory: Inventory
     table: ClipTable
     short: tuple[UnusableRecording, ...]
     seen: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
@@ -55,8 +55,8 @@ class ReviewedTable:
     sources: LabelSources | None = None
 
 
-def reviewed_table(project: Project, found: Survey, *, kept: KeptSplits = NO_SPLITS) -> ReviewedTable:
-    """The clip table of a survey and of the reviews of its recordings.
+def reviewed_table(project: Project, found: Inventory, *, kept: KeptSplits = NO_SPLITS) -> ReviewedTable:
+    """The clip table of an inventory and of the reviews of its recordings.
 
     Args:
         project: The project.
@@ -127,11 +127,11 @@ def _touching(clip: Clip, reviews: Mapping[str, Review], *kinds: How) -> bool:
     return any(one.how in kinds and one.start_us < clip.end_us and clip.start_us < one.end_us for one in marks)
 
 
-def with_reviews(found: Survey, reviews: Mapping[str, Review], data: DataSettings) -> Survey:
-    """A survey in which reviews say what is on in their stretches.
+def with_reviews(found: Inventory, reviews: Mapping[str, Review], data: DataSettings) -> Inventory:
+    """An inventory in which reviews say what is on in their stretches.
 
     Args:
-        found: The survey.
+        found: The inventory.
         reviews: Recording -> its review.
         data: How annotations are read.
     """

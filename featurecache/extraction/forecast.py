@@ -84,7 +84,7 @@ class Forecast:
         tflop_per_s: The measured speed over the model's own mix of products.
         shared_frames: Share of the frames that overlapping clips have in common, computed once.
         memory: Memory of the device.
-        bytes_of: What each kept feature adds to the cache, by name.
+        bytes_of: What each selected feature adds to the cache, by name.
         disk_free_bytes: Free on the cache's disk.
         model_s: All clips at the speed of the products.
         preprocess_s: Resizing all frames, by all decoders together.

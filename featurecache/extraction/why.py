@@ -25,8 +25,8 @@ class Explanation:
     Attributes:
         clip_id: The clip.
         fingerprint: Fingerprint of the feature space that the clip is missing from, or of the first where none is.
-        found: Whether every kept feature is there.
-        reasons: Why, for the first kept feature that is missing.
+        found: Whether every selected feature is there.
+        reasons: Why, for the first selected feature that is missing.
     """
 
     clip_id: str

@@ -118,7 +118,7 @@ class CacheWriter:
         self._bytes = 0
         self._oldest_s = 0.0
         self._checkpoint_s = time.monotonic()
-        self._in_doubt: tuple[str, int] | None = None
+        self._uncertain: tuple[str, int] | None = None
         self._committed: list[str] = []
         with writing(self._root):
             make_cache(self._root)
@@ -173,7 +173,7 @@ class CacheWriter:
             CacheWriteError: If that failed. The rows stay gathered: call again when the cause is gone.
         """
         with writing(self._root):
-            self._settle_doubt()
+            self._resolve_uncertain()
             self._drop_withdrawn()
             if not self._rows:
                 return
@@ -187,7 +187,7 @@ class CacheWriter:
             )
             segment_id = format.new_segment_id()
             contents = encode_segment(self._fingerprint, rows, self._provenance)
-            self._in_doubt = (segment_id, len(self._rows))
+            self._uncertain = (segment_id, len(self._rows))
             try:
                 with committing(self._root, self._fingerprint, segment_id):
                     commit_segment(self._folder, segment_id, contents)
@@ -223,7 +223,7 @@ class CacheWriter:
         self._rows.clear()
         self._bytes = 0
         with writing(self._root):
-            self._settle_doubt()
+            self._resolve_uncertain()
             for name in self._own_segments():
                 discard(self._folder / "segments" / name)
             self._rows_saved = 0
@@ -250,7 +250,7 @@ class CacheWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._claims:  # given back when the rows are there for others to see
+        with self._claims:  # released when the rows are there for others to see
             if error is None:
                 self.commit()
             else:
@@ -285,24 +285,24 @@ class CacheWriter:
         except CacheReadError as error:
             raise error.__cause__ or error from None
 
-    def _settle_doubt(self) -> None:
+    def _resolve_uncertain(self) -> None:
         """Learn whether the last commit, if it ended in an error, reached its commit point."""
-        if self._in_doubt is None:
+        if self._uncertain is None:
             return
-        segment_id, _ = self._in_doubt
+        segment_id, _ = self._uncertain
         if files.exists(self._folder / "segments" / segment_id):
             # A failed sync of a folder is no lost page: what it reports comes from the journal or the
             # server and stays an error until names are durable, so that asking again is sound.
             files.sync_folder(self._folder / "segments")
             self._refuse_withdrawn(segment_id)
             self._count_saved()
-        self._in_doubt = None
+        self._uncertain = None
 
     def _count_saved(self) -> None:
         """Drop the rows of the segment whose commit was uncertain: they are on disk."""
-        if self._in_doubt is not None:
-            segment_id, count = self._in_doubt
-            self._in_doubt = None
+        if self._uncertain is not None:
+            segment_id, count = self._uncertain
+            self._uncertain = None
             self._committed.append(segment_id)
             self._rows_saved += count
             self._bytes -= sum(row.feature.nbytes for row in self._rows[:count])

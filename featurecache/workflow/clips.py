@@ -10,7 +10,7 @@ from featurecache.clips.audit import audit
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.copies import find_copies
 from featurecache.clips.csv_file import keep_edited, refuse_edited, write_table
-from featurecache.clips.inventory import Survey, make_table, survey
+from featurecache.clips.inventory import Inventory, make_table, take_inventory
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelAudit
 from featurecache.clips.record import files_of, read_record, record_of
@@ -111,7 +111,7 @@ def make_clips(
     if earlier.written and not force:
         refuse_edited(project.clips, earlier.written)
     before = kept_splits(project.clips, earlier)
-    found = _without_withdrawn(project, survey(project))
+    found = _without_withdrawn(project, take_inventory(project))
     on_left_out(found.unusable)
     kept = NO_SPLITS if redeal else before
     made = (
@@ -119,7 +119,7 @@ def make_clips(
         if with_reviewed
         else ReviewedTable(found, *make_table(project, found, kept=kept))
     )
-    found, table, short = made.survey, made.table, (*made.short, *made.left_out)
+    found, table, short = made.inventory, made.table, (*made.short, *made.left_out)
     on_left_out(short)
     compared, copies = find_copies(found.recordings, earlier.compared, earlier.copies)
     known = replace(earlier, compared=tuple(compared), copies=tuple(copies), splits={} if redeal else earlier.splits)
@@ -159,7 +159,7 @@ def _audited(
     project: Project, made: ReviewedTable
 ) -> tuple[LabelAudit, Sequence[UnannotatedTime], Sequence[LostAnnotations]]:
     """The audit of a table's labels with what reading the annotations left to say, unannotated time, and lost ones."""
-    found, table, span = made.survey, made.table, project.settings.data.annotated_span
+    found, table, span = made.inventory, made.table, project.settings.data.annotated_span
     findings = audit(
         table,
         found.recordings,
@@ -189,8 +189,8 @@ def _samples(project: Project, table: ClipTable, *, force: bool) -> tuple[int | 
     return None, [f"{counted(len(samples), 'sample')} of several clips in {SAMPLES_NAME}: {by_split}"]
 
 
-def _without_withdrawn(project: Project, found: Survey) -> Survey:
-    """A survey without recordings that were withdrawn but whose files are still there; these are named."""
+def _without_withdrawn(project: Project, found: Inventory) -> Inventory:
+    """An inventory without recordings that were withdrawn but whose files are still there; these are named."""
     withdrawn = read_withdrawn(project.cache)
     gone = {one.name for one in found.recordings if withdrawn.covers(one.sha256)}
     reason = "withdrawn (featurecache cache forget), and still in the folder of videos: remove the file"
@@ -202,7 +202,7 @@ def _without_withdrawn(project: Project, found: Survey) -> Survey:
     )
 
 
-def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable) -> list[str]:
+def _placed_in_words(before: KeptSplits, found: Inventory, table: ClipTable) -> list[str]:
     """Which sessions kept their splits, and where new ones are."""
     known, _ = before.of_sessions(found.recordings, found.sessions)
     of_session = {clip.session: clip.split for clip in table.clips if clip.split}
@@ -216,7 +216,7 @@ def _placed_in_words(before: KeptSplits, found: Survey, table: ClipTable) -> lis
     return [f"{keep}{placed} (to assign all anew: featurecache clips --redeal)."]
 
 
-def _absent_in_words(found: Survey, findings: LabelAudit) -> list[str]:
+def _absent_in_words(found: Inventory, findings: LabelAudit) -> list[str]:
     """One warning for all labels that only files of absent recordings have."""
     unseen = {one.label for one in findings.labels if not one.positives and not one.intervals}
     absent = {label: name for label, name in found.labels_of_absent.items() if label in unseen}

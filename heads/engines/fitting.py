@@ -40,7 +40,7 @@ def fit_head(
         settings: Settings of the head.
         seed: Seed of data order, initial weights and dropout; the convex solver draws nothing.
         device: Where to train: `cpu`, `cuda`, ...; the CPU follows, with a warning, where a GPU's memory is not enough.
-        part_widths: Widths of the kept features that stand side by side in X; None for one.
+        part_widths: Widths of the selected features that stand side by side in X; None for one.
         teacher: Weights of parts (N, P) that a head with a `teacher_weight` is taught.
         prior: Weights that the settings' prior stands for, of features as given here, shape (C, D).
 

@@ -35,7 +35,7 @@ class AdaptedNetwork(nn.Module):
     Args:
         backbone: The loaded model; adapters are put into it, in place.
         head: The head; trained on in place.
-        inputs: The kept features that the head reads, in order, as `tap/pooling`.
+        inputs: The selected features that the head reads, in order, as `tap/pooling`.
         tokens: What the rows hold of the frozen part: `vision/tokens`, or `layer_k/tokens` to continue from layer k.
         rank: r, of the adapters.
         alpha: Their update is scaled by alpha / rank.

@@ -23,7 +23,7 @@ class CachedClips:
     """Labelled clips of one split.
 
     Args:
-        split: Targets, sessions, clip ids, and the kept features that no adapter changes.
+        split: Targets, sessions, clip ids, and the selected features that no adapter changes.
         cache: An open cache with the clips' tokens.
         name: What the tokens are called, e.g. `layer_0/tokens`.
         tokens: Their feature space.

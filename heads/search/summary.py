@@ -175,7 +175,7 @@ def _trained_in_words(settings: HeadSettings) -> Iterator[str]:
 
 
 def _reliability_in_words(best: Mapping[str, Any]) -> Iterator[str]:
-    """How far the best trial's score can be trusted: its rivals, its selection bias, chance, and other folds."""
+    """How far the best trial's score can be trusted: runners-up, its selection bias, chance, and other folds."""
     others = [one for one in best["finalists"] if one["trial"] != best["trial"]]
     if others:
         found = ", ".join(

@@ -6,7 +6,7 @@ import pytest
 
 from featurecache.annotations import Interval, write_eaf
 from featurecache.clips.annotated import read_files
-from featurecache.clips.inventory import make_table, survey
+from featurecache.clips.inventory import make_table, take_inventory
 from featurecache.errors import AnnotationError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import Project, open_project
@@ -42,9 +42,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_survey_returns_media_time_when_the_annotations_have_an_origin(root: Path) -> None:
+def test_inventory_returns_media_time_when_the_annotations_have_an_origin(root: Path) -> None:
     project = _project(root, 'labels = ["ventilation", "suction"]\ntiers = ["ventilation", "suction"]')
-    found = survey(project)
+    found = take_inventory(project)
     assert found.intervals["S0.mp4"] == [_us(0.5, 1, "suction"), _us(1.5, 3, "ventilation")]
     assert found.intervals["S2.mp4"] == [_us(1.5, 3, "ventilation")]
     assert found.unusable == ()
@@ -55,36 +55,36 @@ def test_survey_returns_media_time_when_the_annotations_have_an_origin(root: Pat
     assert first == [(0, 1), (1, 0), (1, 0), (0, 0)]
 
 
-def test_survey_names_the_nearest_tier_when_one_is_in_no_file(root: Path) -> None:
+def test_inventory_names_the_nearest_tier_when_one_is_in_no_file(root: Path) -> None:
     with pytest.raises(AnnotationError, match=r"'sucton' is in none\. Did you mean 'suction'\?"):
-        survey(_project(root, 'labels = ["ventilation"]\ntiers = ["ventilation", "sucton"]'))
+        take_inventory(_project(root, 'labels = ["ventilation"]\ntiers = ["ventilation", "sucton"]'))
 
 
-def test_survey_refuses_two_files_for_one_recording(root: Path) -> None:
+def test_inventory_refuses_two_files_for_one_recording(root: Path) -> None:
     write_eaf(root / "eaf/second.eaf", [_us(1, 2, "ventilation")], media_name="S0.mp4")
     with pytest.raises(AnnotationError, match=r"'S0\.mp4' has S0\.eaf and second\.eaf, .* Set annotators"):
-        survey(_project(root, 'labels = ["ventilation"]'))
+        take_inventory(_project(root, 'labels = ["ventilation"]'))
 
 
-def test_survey_doubts_files_without_a_tier_and_asks_about_another_spelling(root: Path) -> None:
+def test_inventory_doubts_files_without_a_tier_and_asks_about_another_spelling(root: Path) -> None:
     settings = 'labels = ["ventilation", "suction"]\ntiers = ["ventilation", "suction"]'
     write_eaf(root / "eaf/S2.eaf", [], media_name="S2.mp4", tiers=["something"], replace=True)
-    found = survey(_project(root, settings))
+    found = take_inventory(_project(root, settings))
     assert found.notes[0].startswith(
         "S2.eaf has none of the tiers ventilation, suction, so its recording counts as unl"
     )
     assert "S2.mp4" not in found.intervals
     write_eaf(root / "eaf/S1.eaf", [], media_name="S1.mp4", tiers=["Ventilation ", "suction"], replace=True)
     with pytest.raises(AnnotationError, match=r"'Ventilation' .* and 'ventilation' .*rename\."):
-        survey(_project(root, settings))
+        take_inventory(_project(root, settings))
 
 
-def test_survey_lists_files_that_belong_to_nothing_or_cannot_be_read(root: Path) -> None:
+def test_inventory_lists_files_that_belong_to_nothing_or_cannot_be_read(root: Path) -> None:
     write_eaf(root / "eaf/other.eaf", [_us(1, 2, "ventilation")], media_name="other.mp4")
     (root / "eaf/torn.eaf").write_text("<ANNOTATION_DOCUMENT>")
     (root / "eaf/._S0.eaf").write_text("left by another system")
     (root / "eaf/S0.predicted.eaf").write_bytes((root / "eaf/S0.eaf").read_bytes())
-    found = survey(_project(root, 'labels = ["ventilation"]'))
+    found = take_inventory(_project(root, 'labels = ["ventilation"]'))
     assert {item.name for item in found.unusable} == {"other.eaf", "torn.eaf"}
     for item in found.unusable:
         assert item.name not in item.reason, "it stands before the reason already"
@@ -103,14 +103,14 @@ def test_clips_outside_the_annotated_span_are_unlabelled(root: Path) -> None:
             replace=True,
         )
     project = _project(root, 'labels = ["ventilation"]\nannotated_span = "watched"')
-    table, _ = make_table(project, survey(project))
+    table, _ = make_table(project, take_inventory(project))
     assert [clip.targets for clip in table.clips if clip.recording == "S1.mp4"] == [(None,), (1,), (1,), (None,)]
 
 
 def test_recordings_without_annotations_are_unlabelled(root: Path) -> None:
     write_video(root / "videos/S3.mp4", count=20, fps=5, metadata={"comment": "take 3"})
     project = _project(root, 'labels = ["ventilation"]')
-    table, _ = make_table(project, survey(project))
+    table, _ = make_table(project, take_inventory(project))
     assert {clip.targets for clip in table.clips if clip.recording == "S3.mp4"} == {(None,)}
 
 
@@ -121,7 +121,7 @@ def test_a_csv_names_recordings_in_either_form_of_accented_letters(root: Path) -
     project = _project(root, 'labels = ["ventilation"]')
     settings = root / "featurecache.toml"
     settings.write_text(settings.read_text().replace('annotations = "eaf"', 'annotations = "labels.csv"'))
-    found = survey(open_project(project.root))
+    found = take_inventory(open_project(project.root))
     assert found.intervals == {decomposed: [_us(1, 2, "ventilation")]}
 
 
@@ -131,7 +131,7 @@ def test_propose_writes_what_the_files_show(root: Path, tmp_path: Path) -> None:
     assert settings.data.labels_from == "tiers"
     assert set(settings.data.labels) == {"ventilation", "suction"}
     assert settings.data.session_from == "file"
-    assert survey(open_project(proposal.path)).intervals.keys() == {"S0.mp4", "S1.mp4", "S2.mp4"}
+    assert take_inventory(open_project(proposal.path)).intervals.keys() == {"S0.mp4", "S1.mp4", "S2.mp4"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_propose_groups_recordings_by_what_their_names_share(tmp_path: Path, nam
     proposal = propose(tmp_path / "new", videos=tmp_path / "videos", annotations=None, model="demo")
     settings = open_project(proposal.path).settings.data
     assert settings.session_from == how
-    sessions = survey(open_project(proposal.path)).sessions
+    sessions = take_inventory(open_project(proposal.path)).sessions
     assert sessions[names[0]] != sessions[names[-1]]
     assert (sessions[names[0]] == sessions[names[1]]) == (how != "file")
 
