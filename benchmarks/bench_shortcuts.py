@@ -6,7 +6,7 @@ Each seed draws the demo's recordings anew, extracts `final/mean` and `final/tok
 solver and audits it at a false-discovery rate of 0.1: once as drawn, and once with a square of 20 x 20 pixels (of
 96 x 128) in the suction clips of training sessions. Then the head is fitted without the first listed cluster, and
 average precision of suction is taken on the test sessions, which never show the square. Of some seeds suction cannot be
-tested: its clips are in too few sessions, or many more in training sessions than in validation sessions.
+tested: its clips are in too few sessions.
 """
 
 import argparse

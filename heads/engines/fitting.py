@@ -4,7 +4,7 @@ What this is not: many heads at once (`training.py`, `convex.py`), a search, or 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,14 @@ def fit_head(
     return on_device_or_cpu(fit, device)
 
 
-def refitting(
+class FitHead(Protocol):
+    """Fits a head on some clips; holds the features itself."""
+
+    def __call__(self, train: Rows, Y_train: Targets, learnable: Labels) -> Head:
+        """Fits on rows (n,) with targets (n, C) a head of the labels that the mask (C,) names, in their order."""
+
+
+def fitting_some(
     data: LabelledFeatures,
     settings: HeadSettings,
     *,
@@ -77,8 +84,8 @@ def refitting(
     device: str = "cpu",
     part_widths: Sequence[int] | None = None,
     prior: Weights | None = None,
-) -> FitScores:
-    """What cross-fitting and the permutation check call: fits a head of these settings on some rows, scores others.
+) -> FitHead:
+    """What fits a head of these settings on some rows.
 
     Args:
         data: All clips.
@@ -89,12 +96,21 @@ def refitting(
         prior: As `fit_head`.
     """
 
-    def fit_scores(train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:
+    def fit(train: Rows, Y_train: Targets, learnable: Labels) -> Head:
         X, Y, of_labels = data.X[train], Y_train[:, learnable], settings.of_labels(learnable.tolist())
         teacher = None if data.teacher is None else data.teacher[train]
         start = None if prior is None else prior[learnable]
         own: dict[str, Any] = {"part_widths": part_widths, "teacher": teacher, "prior": start}
-        head = fit_head(X, Y, of_labels, seed=seed, device=device, **own)
-        return head_scores(head, data.X[held_out])
+        return fit_head(X, Y, of_labels, seed=seed, device=device, **own)
+
+    return fit
+
+
+def refitting(data: LabelledFeatures, settings: HeadSettings, **options: Any) -> FitScores:
+    """What cross-fitting and the permutation check call: as `fitting_some`, and scores other rows."""
+    fit = fitting_some(data, settings, **options)
+
+    def fit_scores(train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:
+        return head_scores(fit(train, Y_train, learnable), data.X[held_out])
 
     return fit_scores

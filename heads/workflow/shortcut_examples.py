@@ -97,7 +97,9 @@ def moments(
         at = head.labels.index(label)
         for kind, row in _rows(clusters, cluster, at, fitting.Y[:, at] == 1, predicted[:, at]):
             clip = clips[(fitting.clip_ids or ())[row]]
-            is_own = (clusters.of[row] == cluster).reshape(1 if space.pooling == "mean" else shape.steps, -1)
+            is_own = (
+                (clusters.of[row] == cluster).any(axis=1).reshape(1 if space.pooling == "mean" else shape.steps, -1)
+            )
             at_us, picture = clip.start_us, None
             if len(is_own) > 1 and is_own.any():
                 times_us = cache.timestamps_us([clip.clip_id], space=space.fingerprint)[0]

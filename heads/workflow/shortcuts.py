@@ -25,12 +25,12 @@ from featurecache.files import write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from featurecache.workflow.withdrawal import SHORTCUTS
-from heads.bundle import Bundle, load_bundle
+from heads.bundle import load_bundle
 from heads.runs import write_document
 from heads.scoring.shortcuts import LabelGaps, label_gaps, listed, needed_together
 from heads.workflow.data import data_of_head, own_table, refuse_samples, training_device, tuned_bundle
 from heads.workflow.mapping import check_linear, token_space
-from heads.workflow.retraining import held_out_scores
+from heads.workflow.session_weights import session_weights
 from heads.workflow.shortcut_examples import Example, moments
 from heads.workflow.token_clusters import TokenClusters, cluster_tokens
 
@@ -119,7 +119,6 @@ class Shortcuts:
                     "train_sessions": gaps.train_sessions,
                     "validation_sessions": gaps.validation_sessions,
                     "least_p": gaps.least_p,
-                    "ratio": None if np.isnan(gaps.ratio) else gaps.ratio,
                     "not_tested": gaps.why_untested(self.rate),
                     "needed_together": self.needed_together[label],
                 }
@@ -180,9 +179,8 @@ def shortcuts(
     fitting, cache = data.fitting, FeatureCache.open(project.cache)
     clip_ids = fitting.clip_ids or ()
     name, space = token_space(cache, head, clip_ids[0], feature, ("tokens", "frames", "mean"))
-    clusters = cluster_tokens(
-        cache, FeatureSpace(space.inputs), clip_ids, fitting.sessions, _weights(head, name), seed=seed
-    )
+    weights = session_weights(data, head.settings, tuple(head.kept), name, device=training_device(project))
+    clusters = cluster_tokens(cache, FeatureSpace(space.inputs), clip_ids, fitting.sessions, weights.of, seed=seed)
     scored = np.array([clip_id not in data.seen for clip_id in clip_ids])
     is_validation = np.isin(fitting.sessions, data.validation.sessions)
     gaps = [
@@ -196,7 +194,7 @@ def shortcuts(
         for at in range(len(head.labels))
     ]
     is_listed = listed(gaps, rate)
-    predicted = head.predicted(held_out_scores(data, head.settings, device=training_device(project)).scores)
+    predicted = head.predicted(weights.scores)
     rows = [
         _shortcut(label, k, gaps[at], clusters.present[:, k], fitting.Y[:, at] == 1, predicted[:, at])
         for at, label in enumerate(head.labels)
@@ -230,17 +228,6 @@ def shortcuts(
     )
     _write(found, rows, clusters, {"input": name, "fingerprint": head.kept[name].fingerprint, "bundle": head.digest})
     return found
-
-
-def _weights(head: Bundle, name: str) -> npt.NDArray[np.float64]:
-    """What a unit of each dimension of one input adds to each label's log odds, shape (C, D)."""
-    state = {key: tensor.double().numpy() for key, tensor in head.head.state_dict().items()}
-    weights = state["output.weight"]
-    if "front.axes" in state:
-        weights = weights @ state["front.axes"].T
-    start = sum(head.head.front.part_widths[: list(head.kept).index(name)])
-    own = slice(start, start + head.head.front.part_widths[list(head.kept).index(name)])
-    return np.asarray(weights[:, own] / state["front.scale"][own])
 
 
 _Mask = npt.NDArray[np.bool_]

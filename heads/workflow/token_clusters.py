@@ -3,11 +3,13 @@
 Notable choices: from each token its session's mean at the same moment and place is taken, so that clusters are of what
 happens and not of how a session looks. What is left is whitened in its first principal components, so that something
 small and rare, which hardly adds to the variance, can be a cluster of its own; then k-means (scikit-learn, minibatches)
-on a sample. Tokens are read session by session in bounded memory, and nothing of them is kept but each one's cluster.
-Of clips with one vector each, the vectors are clustered.
+on a sample, from three starts that follow from the seed. The clusters of all three are kept: from one start a small cue
+may share its cluster with other things, and p values are right for any number of clusters. Tokens are read session by
+session in bounded memory, and nothing of them is kept but each one's clusters. Of clips with one vector each, the
+vectors are clustered.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,9 +22,12 @@ from featurecache.spec import FeatureSpace
 from heads.loading import read_features
 
 if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.decomposition import PCA
 
 CLUSTERS, COMPONENTS = 128, 128
+STARTS = 3
+"""Starts of k-means, whose clusters are all kept."""
 SAMPLED_TOKENS = 1 << 15
 """Tokens that clusters are fitted to: 512 MiB of 4096-wide ones."""
 
@@ -38,19 +43,16 @@ class TokenClusters:
     """The tokens of N clips in K clusters.
 
     Attributes:
-        of: Cluster of each token, shape (N, S).
+        of: Clusters of each token, one of each start of k-means, shape (N, S, starts).
+        shares: Share of a clip's tokens that is of each cluster, shape (N, K).
         parts: What each cluster's tokens add to each label's log odds, against the clip's session, shape (N, K, C).
         centres: Mean token of each cluster, less the sessions' means, shape (K, D).
     """
 
     of: npt.NDArray[np.int16]
+    shares: npt.NDArray[np.float64]
     parts: npt.NDArray[np.float64]
     centres: npt.NDArray[np.float64]
-
-    @property
-    def shares(self) -> npt.NDArray[np.float64]:
-        """Share of a clip's tokens that is of each cluster, shape (N, K)."""
-        return np.stack([(self.of == k).mean(axis=1) for k in range(len(self.centres))], axis=1)
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -63,7 +65,7 @@ def cluster_tokens(
     space: FeatureSpace,
     clip_ids: tuple[str, ...],
     sessions: npt.NDArray[np.str_],
-    weights: npt.NDArray[np.float64],
+    weights: Callable[[str], npt.NDArray[np.float64]],
     *,
     seed: int = 0,
 ) -> TokenClusters:
@@ -74,7 +76,7 @@ def cluster_tokens(
         space: Of the tokens, (S, D) a clip; of frames, (T, D); or of one vector a clip, (D,).
         clip_ids: N clips.
         sessions: The session of each, shape (N,).
-        weights: What a unit of each dimension of the clip's mean adds to each label's log odds, shape (C, D).
+        weights: Of a session, what a unit of each dimension of a clip's mean adds to each label's log odds, (C, D).
         seed: Of the sample and of k-means.
 
     Raises:
@@ -89,25 +91,29 @@ def cluster_tokens(
     for _, tokens in _off_session(cache, space, clip_ids, sessions):
         flat = tokens.reshape(-1, width)
         sampled.append(flat[rng.random(len(flat)) < share] if share < 1 else flat)
-    assign = _fitted(np.concatenate(sampled), seed)
-    count = assign[-1].n_clusters
-    of = np.zeros((len(clip_ids), token_count), np.int16)
-    parts = np.zeros((len(clip_ids), count, len(weights)))
-    sums = np.zeros((count, width))
+    whitened, starts = _fitted(np.concatenate(sampled), seed)
+    of = np.zeros((len(clip_ids), token_count, STARTS), np.int16)
+    label_count = len(weights(str(sessions[0])))
+    parts = np.zeros((len(clip_ids), STARTS * starts[0].n_clusters, label_count))
+    counts, sums = np.zeros(parts.shape[:2], np.int64), np.zeros((parts.shape[1], width))
     for rows, tokens in _off_session(cache, space, clip_ids, sessions):
-        flat = tokens.reshape(-1, width)
-        cluster = assign.predict(flat)
-        of[rows] = cluster.reshape(len(rows), token_count)
-        np.add.at(parts, (np.repeat(rows, token_count), cluster), flat @ weights.T / token_count)
-        np.add.at(sums, cluster, flat)
-    counts = np.maximum(np.bincount(of.ravel(), minlength=count), 1)
-    return TokenClusters(of, parts, sums / counts[:, None])
+        flat, at_tokens = tokens.reshape(-1, width), np.repeat(rows, token_count)
+        added = flat @ weights(str(sessions[rows[0]])).T / token_count  # (B S, C)
+        along = whitened.transform(flat)
+        for start, kmeans in enumerate(starts):
+            cluster = start * kmeans.n_clusters + kmeans.predict(along)
+            of[rows, :, start] = cluster.reshape(len(rows), token_count)
+            np.add.at(parts, (at_tokens, cluster), added)
+            np.add.at(counts, (at_tokens, cluster), 1)
+            np.add.at(sums, cluster, flat)
+    centres = sums / np.maximum(counts.sum(axis=0), 1)[:, None]
+    return TokenClusters(of, counts / token_count, parts, centres)
 
 
-def _fitted(tokens: Tokens, seed: int) -> "Pipeline":
+def _fitted(tokens: Tokens, seed: int) -> "tuple[PCA, list[MiniBatchKMeans]]":
+    """The whitening, and k-means from each start."""
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.decomposition import PCA
-    from sklearn.pipeline import make_pipeline
 
     most = len(tokens) // _ROWS_A_CLUSTER
     if most < 2 or not tokens.any():
@@ -116,10 +122,12 @@ def _fitted(tokens: Tokens, seed: int) -> "Pipeline":
             f"{len(tokens) if tokens.any() else 'none'}. Annotate more clips."
         )
     rank = int(np.linalg.matrix_rank(tokens)) if min(tokens.shape) <= COMPONENTS else COMPONENTS
-    whitened = PCA(min(COMPONENTS, rank, most), whiten=True, svd_solver="covariance_eigh")
-    return make_pipeline(
-        whitened, MiniBatchKMeans(min(CLUSTERS, most), batch_size=4096, n_init=3, random_state=seed)
-    ).fit(tokens)
+    whitened = PCA(min(COMPONENTS, rank, most), whiten=True, svd_solver="covariance_eigh").fit(tokens)
+    along = whitened.transform(tokens)
+    return whitened, [
+        MiniBatchKMeans(min(CLUSTERS, most), batch_size=4096, n_init=3, random_state=STARTS * seed + start).fit(along)
+        for start in range(STARTS)
+    ]
 
 
 def _read(cache: FeatureCache, space: FeatureSpace, clip_ids: tuple[str, ...]) -> Tokens:
