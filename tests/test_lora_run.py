@@ -36,14 +36,7 @@ from heads.finetuning.training_state import positive_weight
 from heads.workflow.evaluating import evaluate
 from heads.workflow.leaving_out import leave_one_session_out
 from heads.workflow.predicting import predict
-from tests.lora_samples import (
-    PROMPT,
-    SMALL,
-    begin,
-    merging_changes,
-    starting_scores,
-    tuned,
-)
+from tests.lora_samples import PROMPT, SMALL, begin, starting_scores, tuned
 from tests.projects import make_project, make_table
 from tests.small_finetuning import assert_halved_steps_are_the_same
 from tests.tiny_models import change_weights
@@ -219,11 +212,6 @@ def test_adapter_loads_into_the_language_model_with_peft_alone(finished: LoraRun
     for name, parameter in ours.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter, theirs.get_parameter(name))
-
-
-def test_merged_weights_give_the_adapted_features(finished: LoraRun, deep_model: Path, tmp_path: Path) -> None:
-    finished.merge(tmp_path / "merged")
-    assert merging_changes(deep_model, finished.folder / "bundle" / "adapter", tmp_path / "merged") < 1e-5
 
 
 def test_a_run_resumes_bit_for_bit_when_it_was_interrupted(project: Project, tmp_path: Path, finished: LoraRun) -> None:

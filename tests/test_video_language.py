@@ -1,4 +1,4 @@
-"""Video language models with words between their frames against the plain forward, and their refusals."""
+"""Video language models but LLaVA-NeXT-Video against the plain forward, and their refusals."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from tests.tiny_families import FRAMES
 from tests.tiny_models import pixels_of
 from tests.tiny_video_language import VIDEO_LANGUAGE
 
-FAMILIES = [name for name in VIDEO_LANGUAGE if name != "llava_onevision"]
+FAMILIES = list(VIDEO_LANGUAGE)
 PROMPT = "user: describe the hand . <video>"
 PROMPTS = {"prompt first": PROMPT, "no text": "<video>", "text after the video": "user: <video> what moves ?"}
 
@@ -111,6 +111,8 @@ def test_no_layer_above_the_deepest_tap_is_run(folders: dict[str, Path], name: s
 def test_preprocess_equals_the_models_own_processor_bit_for_bit(
     folders: dict[str, Path], name: str, size: tuple[int, int]
 ) -> None:
+    if name == "llava_onevision":
+        pytest.skip("its processor scales in floating point; the next test")
     if name == "qwen2_5_vl":  # above the bound on a frame's pixels
         size = (2 * size[0], 2 * size[1])
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *size, 3), dtype=np.uint8)
@@ -127,6 +129,37 @@ def test_preprocess_equals_the_models_own_processor_bit_for_bit(
         return
     plain = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt")
     assert torch.equal(pixels_of(_open(folders[name]), frames), next(iter(plain.values()))[0])
+
+
+def test_llava_onevision_scales_in_eight_bits_within_two_levels_of_its_own_processor(folders: dict[str, Path]) -> None:
+    folder = folders["llava_onevision"]
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, 15, 20, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    processor = transformers.LlavaOnevisionProcessor.from_pretrained(folder).video_processor
+    plain = processor([torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")["pixel_values_videos"][0]
+    assert ((pixels_of(_open(folder), frames) - plain) * 0.5 * 255).abs().max() <= 2.01
+
+
+def test_llava_onevision_reads_the_towers_layer_that_config_json_names(tmp_path: Path) -> None:
+    folder = VIDEO_LANGUAGE["llava_onevision"](tmp_path, vision_feature_layer=-2)
+    backbone = _open(folder)
+    pixels = _pixels(backbone, 1)
+    whole = _states(backbone, pixels, ["final"])["final"].tokens
+    assert (whole.flatten(1, 2) - _plain(folder, pixels, PROMPT)[-1]).abs().max() <= 1e-5
+    for parameter in backbone.model.vision_tower.encoder.layers[-1].parameters():
+        parameter.fill_(torch.nan)
+    assert torch.equal(_states(backbone, pixels, ["final"])["final"].tokens, whole)
+
+
+def test_encode_frames_does_the_work_of_tower_and_projector_on_each_frame_alone(folders: dict[str, Path]) -> None:
+    backbone = _open(folders["llava_onevision"])
+    pixels = _pixels(backbone)
+    encoded = backbone.encode_frames(pixels.flatten(0, 1), ["final"])
+    assert (encoded[FRAMES + 2] - backbone.encode_frames(pixels[1, 2][None], ["final"])[0]).abs().max() <= 1e-5
+    for module in (backbone.model.vision_tower, backbone.model.multi_modal_projector):
+        for parameter in module.parameters():
+            parameter.fill_(torch.nan)
+    states = dict(backbone.states(encoded.unflatten(0, (2, FRAMES)), ["final"]))
+    assert states["final"].tokens.isfinite().all()
 
 
 def test_smolvlm_is_told_frames_and_times_as_its_processor_tells_them(folders: dict[str, Path]) -> None:
@@ -185,7 +218,7 @@ def test_identity_counts_words_before_and_between_the_steps_and_the_clips_length
     assert json.loads(json.dumps(base)) == base
     assert identity("user: what moves ? <video>", "final") != base
     assert identity(PROMPT + " what moves ?", "final") == base
-    assert (identity(PROMPT, "final", clip_s=9.0) != base) == (name != "internvl")  # frames are numbered, not timed
+    assert (identity(PROMPT, "final", clip_s=9.0) != base) == (name not in ("internvl", "llava_onevision"))  # no times
     for tap in ("vision", "layer_0"):
         assert identity("user: <video>", tap) == identity(PROMPT, tap) == identity(PROMPT, tap, clip_s=9.0) != base
 
@@ -221,6 +254,9 @@ def test_internvl_is_told_frames_as_its_processor_tells_them(folders: dict[str, 
 
 
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], type[FeatureCacheError], str]] = [
+    ("llava_onevision", {"vision_feature_layer": [-2, -1]}, {}, {}, UnsupportedModelError, "one layer is used in full"),
+    ("llava_onevision", {"vision_feature_select_strategy": "default"}, {}, {}, UnsupportedModelError, "used in full"),
+    ("llava_onevision", {}, {}, {"prompt": "user: describe"}, SettingsError, "exactly once, but it holds it 0 times"),
     ("smolvlm", {"scale_factor": 3}, {}, {}, UnsupportedModelError, "scale_factor must divide 4"),
     ("smolvlm", {"image_token_id": 9000}, {}, {}, FeatureCacheError, "video token must be one"),
     ("smolvlm", {}, {"max_image_size": {"longest_edge": 24}}, {}, UnsupportedModelError, "make 24 px"),
