@@ -29,6 +29,7 @@ from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.leakage import Spans, sessions_in
 from featurecache.errors import BundleError, FingerprintMismatchError
 from featurecache.files import private_folder, write_private
+from featurecache.project.features import plain_crop
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, canonical_json, differences, sealed
 from heads.bundle_files import (
@@ -140,13 +141,14 @@ class Bundle:
             project = replace(project, settings=replace(project.settings, clips=clips))
         if self.backbone is None:
             return project
-        made = self.spaces[0].inputs
+        made, own_crop = self.spaces[0].inputs, project.settings.features.crop  # which names frames that stay whole
+        crop = made["preprocessing"].get("crop")
         features = replace(
             project.settings.features,
             model=str(self.backbone.resolve()),
             frames=made["sampling"]["frames"],
             resize=made["preprocessing"]["resize"],
-            crop=made["preprocessing"].get("crop"),
+            crop=own_crop if plain_crop(own_crop) == crop else crop,
             dtype=made["backbone"]["compute_dtype"],
             stored_dtype=made["stored_dtype"],
             select=tuple(self.kept),

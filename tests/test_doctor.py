@@ -56,6 +56,13 @@ def test_examine_shows_the_crop_box_and_what_the_processor_cuts_off_it(project: 
     assert "of a frame of 176x96 px the model sees 25% to 75%" in by_size["crop box"].found
     assert by_size["crop"] == found["crop"]
     assert (by_size["crop box"].ok, by_size["crop box"].fix) == (True, "")
+    by_name = checks_of(changed(project, 'crop."176x96"', 'crop."*.MP4"'))
+    assert "of a frame of *.MP4 the model sees 25% to 75%" in by_name["crop box"].found
+    assert (by_name["crop box"].ok, by_name["crop"]) == (True, found["crop"])
+    unclear = checks_of(changed(project, 'crop."*.MP4"', 'crop."S0*"'))["crop box"]
+    assert not unclear.ok
+    assert "more than one, of the patterns fits S1.mp4, S2.mp4: no extraction" in unclear.found
+    changed(project, 'crop."S0*"', 'crop."176x96"')
     mistyped = checks_of(changed(project, 'crop."176x96"', 'crop."176x97"'))["crop box"]
     assert "no recording in use has frames of 176x97 px, which have a box" in mistyped.found
     assert "of 176x96 px have no box and stay whole" in mistyped.found

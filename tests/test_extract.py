@@ -90,6 +90,68 @@ def test_features_of_a_crop_are_those_of_frames_that_were_cut_by_hand_and_a_spac
     }
 
 
+def test_cameras_of_one_frame_size_are_cut_by_the_boxes_of_their_names(project: Project, tiny_model: Path) -> None:
+    whole = ", ".join(f'"{pattern}" = [0, 0, 1, 1]' for pattern in ("S2*", "*3*", "S*3*"))
+    boxes = f'{{ "s0.*" = [0.25, 0.5, 0.5, 0.5], "*1.mp4" = [0.0, 0.0, 0.5, 1.0], {whole} }}'
+    edit(project.path, "frames = 4", f"frames = 4\ncrop = {boxes}")
+    cropped = open_project(project.root)
+    (space,) = project_spaces(cropped)[1].values()
+    cuts = {"*1.mp4": [0.0, 0.0, 0.5, 1.0], "s0.*": [0.25, 0.5, 0.5, 0.5]}
+    assert space.inputs["preprocessing"]["crop"] == cuts, "a box of all of a frame changes no feature"
+    plan = plan_extraction(cropped)
+    reasons = {one.recording: one.reason for one in plan.failures}
+    assert "of S3.mp4 *3*, S*3* do. Correct the patterns" in reasons["S3.mp4"]
+    assert "of S4.mp4 of *1.mp4, *3*, S*3*, S2*, s0.* none does" in reasons["S4.mp4"]
+    assert plan.mismatch.unclear == ("S3.mp4", "S4.mp4", "S5.mp4")
+    assert extracted(cropped) == 12, "recordings without a box of their own are never taken whole"
+    clips = {one.recording: one for one in read_table(project.clips).clips if one.start_us == 2_000_000}
+    for name, cut in (
+        ("S0.mp4", (slice(48, 96), slice(44, 132))),
+        ("S1.mp4", (slice(0, 96), slice(0, 88))),
+        ("S2.mp4", ()),
+    ):
+        clip = clips[name]
+        plain = _plain_states(project.videos / name, tiny_model, clip.start_us, clip.end_us, 4, cut)[-1].mean(0)
+        X = FeatureCache.open(project.cache).load([clip.clip_id])
+        assert np.abs(X[0] - plain.numpy()).max() <= 1e-5, name
+
+
+def test_a_recording_that_was_renamed_to_another_box_is_named_and_never_mixes_two_crops(project: Project) -> None:
+    boxes = '{ "S*" = [0.25, 0.5, 0.5, 0.5], "T*" = [0.0, 0.0, 0.5, 1.0] }'
+    edit(project.path, "frames = 4", f"frames = 4\ncrop = {boxes}")
+    cropped = open_project(project.root)
+    (project.videos / "S0.mp4").rename(project.videos / "T0.mp4")  # before anything of it is there
+    assert extracted(cropped, limit=22) == 22
+    (project.videos / "S1.mp4").rename(project.videos / "T1.mp4")
+    (project.videos / "S5.mp4").rename(project.videos / "T5.mp4")
+    plan = plan_extraction(cropped)
+    assert plan.mismatch.renamed == ("T1.mp4", "T5.mp4")
+    assert "features of T1.mp4, T5.mp4 are of another box, that of an earlier name" in " ".join(
+        map(str, plan_lines(plan))
+    )
+    assert {one.recording for one in plan.failures} == {"S5.mp4"}, "its other clips are there"
+    assert (
+        "of another box of features.crop, of the name that it had. Give it that name again" in plan.failures[0].reason
+    )
+    (project.videos / "T5.mp4").rename(project.videos / "S5.mp4")
+    assert extracted(cropped) == 2
+    notes = list((project.cache / "boxes").iterdir())
+    assert len(notes) == 6
+    for note in notes:
+        note.unlink()
+    assert plan_extraction(cropped).todo == 0, "deleting a note is safe"
+
+
+def test_boxes_for_all_frames_and_by_size_keep_the_feature_spaces_that_they_had(project: Project) -> None:
+    made = {}
+    for crop in ("[0.25, 0.1, 0.5, 0.8]", '{ "176x96" = [0.25, 0.1, 0.5, 0.8], "640x480" = [0.0, 0.0, 1.0, 1.0] }'):
+        edit(project.path, "frames = 4", f"frames = 4\ncrop = {crop}")
+        (space,) = project_spaces(open_project(project.root))[1].values()
+        made[crop[0]] = space.inputs["preprocessing"]["crop"]
+        edit(project.path, f"frames = 4\ncrop = {crop}", "frames = 4")
+    assert made == {"[": [0.25, 0.1, 0.5, 0.8], "{": {"176x96": [0.25, 0.1, 0.5, 0.8]}}
+
+
 def test_a_turned_recording_is_cut_by_the_box_of_its_displayed_size(project: Project, tiny_model: Path) -> None:
     write_video(project.videos / "S0.mp4", count=20, fps=5, rotation=(90, False, False))
     boxes = '{ "96x176" = [0.25, 0.0, 0.75, 0.5], "640x481" = [0.0, 0.0, 0.5, 0.5] }'

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -32,8 +33,8 @@ from heads.timelines.timeline import TimelineSettings, predict_intervals
 from heads.timelines.tuning import TunedTimeline, save_timeline
 from heads.workflow.predicting import scored_windows
 from tests.make_videos import write_video
-from tests.prediction_samples import SECOND, predict
-from tests.projects import LABELS
+from tests.prediction_samples import SECOND, make_bundle, predict
+from tests.projects import LABELS, edit
 
 CORRUPTED = Path(__file__).parents[1].parent / "shared/data/video/decord_corrupted.mp4"
 
@@ -279,6 +280,36 @@ def test_predict_says_that_clips_are_as_long_as_the_bundles_where_the_settings_s
         assert timeline.length_us == length_us
         assert found.to_mapping()["note"] == note
         assert (note in predictions(found)) == bool(note)
+
+
+def test_predict_refuses_a_recording_whose_frames_would_stay_whole_where_others_are_cut(
+    bundled: Project, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "other.mp4", count=10, fps=5, size=(96, 64))
+    for crop, own, words in (
+        (
+            '{ "176x96" = [0, 0, 0.5, 1] }',
+            bundled.videos / "S0.mp4",
+            "no box for its frames of 96x64 px, .* Give them one",
+        ),
+        (
+            '{ "S*" = [0, 0, 0.5, 1] }',
+            bundled.videos / "S0.mp4",
+            r"of other.mp4 of S\* none does. Correct the patterns",
+        ),
+    ):
+        root = tmp_path / words[:3]
+        shutil.copytree(bundled.root, root)
+        edit(root / "featurecache.toml", "frames = 4", f"frames = 4\ncrop = {crop}")
+        project = open_project(root)
+        make_bundle(project, root / "bundle")
+        found = predict(project, own, tmp_path / "other.mp4", out=root / "out", bundle=root / "bundle")
+        assert [timeline.recording for timeline, _ in found.written] == ["S0.mp4"]
+        ((name, reason),) = [(one.name, one.reason) for one in found.failed]
+        assert name == "other.mp4"
+        assert re.search(words, reason), reason
+        alone = predict(project, tmp_path / "other.mp4", out=root / "out", bundle=root / "bundle")
+        assert (alone.written, len(alone.failed), alone.is_partial) == ((), 1, True)
 
 
 def test_predict_is_empty_handed_when_no_recording_is_usable(bundled: Project, tmp_path: Path) -> None:

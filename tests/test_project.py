@@ -89,6 +89,8 @@ BAD_BOXES = (
     "{}",
     '{ "1920x1080" = [0, 0, 2, 1] }',
     '{ "S01" = [0, 0, 0.5, 1] }',
+    '{ "640x480" = [0, 0, 0.5, 1], "*_top*" = [0, 0, 0.5, 1] }',
+    '{ "*_top*" = [0, 0, 2, 1] }',
     "true",
     "[0, 0, 640, 480]",
     '"centre"',
@@ -105,7 +107,7 @@ BAD_BOXES = (
         (MINIMAL + 'select = ["a/mean", "a/mean"]\n', r"features\.select must be .* none of them twice"),
         (MINIMAL + 'select = "final/mean"\n', r"features\.select must be .*, but it is 'final/mean'"),
         *((MINIMAL + f"crop = {box}\n", r'features\.crop.* must be .*"1920x1080".*, but it is') for box in BAD_BOXES),
-        (MINIMAL + 'crop = { "S01" = [0, 0, 0.5, 1] }\n', "a key is WIDTHxHEIGHT, not the name of a camera"),
+        (MINIMAL + 'crop = { "S01" = [0, 0, 0.5, 1] }\n', r"keys are all WIDTHxHEIGHT, or all patterns with \*"),
         (MINIMAL + 'dtype = "float8"\n', r"features\.dtype must be .*'bfloat16'.*, but it is 'float8'"),
         (
             '[data]\nvideos = "v"\nsession_from = "pattern"\n[features]\nmodel = "demo"\n',

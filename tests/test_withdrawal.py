@@ -264,7 +264,7 @@ def test_a_withdrawn_recording_is_not_extracted_again(project: Project) -> None:
     withdraw(project, "S1.mp4")
     recordings, _ = find_recordings(project.videos, project.digest_memo)
     withdrawn = read_withdrawn(project.cache)
-    reasons = {one.name: why_unfit(one, one.sha256, withdrawn) for one in recordings}
+    reasons = {one.name: why_unfit(one, one.sha256, withdrawn, project) for one in recordings}
     assert "withdrawn" in reasons["S1.mp4"]
     assert reasons["S0.mp4"] == reasons["S2.mp4"] == ""
 

@@ -17,7 +17,7 @@ It is not a decoder, and it changes no colours.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featurecache.project.features import Crop, box_px, without_whole
+from featurecache.project.features import Crop, box_px, goes_by_name, of_recording, plain_crop, without_whole
 
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 
@@ -80,18 +80,27 @@ class FrameResize:
         self.long_edge_px = long_edge_px
         self.crop: Crop | None = None
 
+    def of(self, recording: str) -> "FrameResize":
+        """The same of a recording of this name, where boxes go by names.
+
+        Raises:
+            SettingsError: If no box is of that name, or several are.
+        """
+        return self.within(of_recording(self.crop, recording)) if goes_by_name(self.crop) else self
+
     def within(self, crop: Crop | None) -> "FrameResize":
         """The same of a part of each frame, which is cut out first; None: of the whole frame."""
         cut = copy.copy(self)
-        cut.crop = without_whole(crop)
+        cut.crop = crop if goes_by_name(crop) else without_whole(crop)  # a name may have a box that cuts nothing off
         return cut
 
     def identity(self) -> dict[str, Any]:
         """All that changes a pixel's value, JSON-ready, for the fingerprint."""
         crops = self.resize == "crop" or self.short_edge_px != self.image_px
         first = {} if self.long_edge_px is None else {"long_edge_px": self.long_edge_px}
+        boxes = plain_crop(self.crop)
         return {
-            **({} if self.crop is None else {"crop": _plain(self.crop)}),
+            **({} if boxes is None else {"crop": boxes}),
             "resize": self.resize,
             **first,
             "image_px": self.image_px,
@@ -188,10 +197,6 @@ def _of_long_edge(height: int, width: int, long_edge_px: int) -> tuple[int, int]
         return max(1, height + height % 2), width
     height, width = long_edge_px, int(long_edge_px * ratio)
     return height, max(1, width + width % 2)
-
-
-def _plain(crop: Crop) -> list[float] | dict[str, list[float]]:
-    return {size: list(box) for size, box in crop.items()} if isinstance(crop, Mapping) else list(crop)
 
 
 @lru_cache(maxsize=16)

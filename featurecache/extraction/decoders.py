@@ -103,7 +103,8 @@ class Decoders:
                     continue
                 if len(left or ()) < len(clips):
                     self._hand_over(len(clips) - len(left or ()))
-                for decoded in _decoded(left or (), self._inputs.frames, self._inputs.frame_resize.smaller):
+                fit = self._inputs.frame_resize.of(clips[0].recording.name).smaller
+                for decoded in _decoded(left or (), self._inputs.frames, fit):
                     self._hand_over(decoded)
                     if self._stop.is_set():
                         return

@@ -142,7 +142,7 @@ def forecast(
     decoding = time_decoding(longest[0].recording, [clip.span for clip in longest], inputs.frames)
     frame_s = 0.0
     if decoding.frames is not None:
-        frame_s = time_resizing(inputs.frame_resize, decoding.frames)
+        frame_s = time_resizing(inputs.frame_resize.of(longest[0].recording.name), decoding.frames)
 
     distinct = 1 - plan.shared_frames
     model_s = plan.todo * sum(part.seconds * (distinct if part.per_frame else 1.0) for part in costs)

@@ -136,7 +136,8 @@ class PixelStore:
 
         def decode(clips: Sequence[ClipRecord]) -> None:
             names = {clip.span: clip.clip_id for clip in clips}
-            for found in read_in_time(clips[0].recording, list(names), self._frames, self._resize.smaller):
+            fit = self._resize.of(clips[0].recording.name).smaller
+            for found in read_in_time(clips[0].recording, list(names), self._frames, fit):
                 if stop.is_set():
                     return
                 name = names[found.start_us, found.end_us]

@@ -20,10 +20,11 @@ from featurecache.backbones.description import ModelDescription
 from featurecache.clips.clip import ClipColumns, clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import ClipTableError
+from featurecache.extraction.boxes import box_mismatch, why_other_box
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.spaces import project_spaces
-from featurecache.project.features import BoxMismatch, Crop, box_px
+from featurecache.project.features import BoxMismatch, box_px, of_recording
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, row_shape
 from featurecache.store.clip_columns import Wanted
@@ -128,7 +129,7 @@ def plan_extraction(
             "Make it again: featurecache clips --force."
         )
     model, spaces = project_spaces(project, select=select, adapter=adapter, asked=asked, allow_download=allow_download)
-    source = sources_of(project)
+    known, source = sources_of(project)
     _, first = np.unique(clips.recording.codes, return_index=True)  # a recording has one content
     contents = [clips.content.values[code] for code in clips.content.codes[first].tolist()]
     sources = [source(*named) for named in zip(clips.recording.values, contents, strict=True)]
@@ -150,8 +151,8 @@ def plan_extraction(
     plan = _plan(
         project, model, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips
     )
-    sizes_px = [(one.info.width_px, one.info.height_px) for one in recordings]
-    return replace(plan, mismatch=BoxMismatch.of(project.settings.features.crop, sizes_px))
+    in_table = set(contents)
+    return replace(plan, mismatch=box_mismatch(project, [one for one in known if one.sha256[:16] in in_table]))
 
 
 def _are(clips: ClipColumns, clip_ids: Collection[str] | None) -> npt.NDArray[np.bool_]:
@@ -188,7 +189,7 @@ def plan_recordings(
     unusable: list[FailedClip] = []
     fit: list[tuple[Recording, Sequence[tuple[int, int]]]] = []
     for recording, spans in wanted:
-        reason = why_unfit(recording, recording.sha256, withdrawn, project.settings.features.crop)
+        reason = why_unfit(recording, recording.sha256, withdrawn, project)
         if reason:
             unusable += [FailedClip(clip_id(recording.sha256, *span), recording.name, *span, reason) for span in spans]
         else:
@@ -293,8 +294,10 @@ def _spot_checks(
     )
 
 
-def sources_of(project: Project) -> Callable[[str, str], tuple[Recording | None, str]]:
-    """What finds a recording of the table, given its name and content; or says why it cannot serve.
+def sources_of(
+    project: Project,
+) -> tuple[Sequence[Recording], Callable[[str, str], tuple[Recording | None, str]]]:
+    """The recordings there are; and what finds one of the table by name and content, or says why it cannot serve.
 
     It is found by its content, whatever the file is called today.
     """
@@ -308,21 +311,25 @@ def sources_of(project: Project) -> Callable[[str, str], tuple[Recording | None,
         recording = by_content.get(content)
         if recording is None and name in reasons and not withdrawn.covers(content):
             return None, reasons[name]
-        reason = why_unfit(recording or by_name.get(name), content, withdrawn, project.settings.features.crop)
+        reason = why_unfit(recording or by_name.get(name), content, withdrawn, project)
         return (None if reason else recording), reason
 
-    return find
+    return recordings, find
 
 
-def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn, crop: Crop | None = None) -> str:
-    """Why a recording cannot give the clips of the table, of this part of its frames; empty where it can."""
+def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn, project: Project) -> str:
+    """Why a recording cannot give the clips of the table, of the part of its frames that is read; empty if it can."""
     if withdrawn.covers(content):
         return "the recording was withdrawn (featurecache cache forget); take it out of the videos and clips.csv"
     if recording is None:
         return "the recording is not in the folder of videos"
     if not recording.sha256.startswith(content):
         return "the recording's content is not the one clips.csv was made from; run featurecache clips"
-    rows, columns = box_px(crop, recording.info.width_px, recording.info.height_px)
+    crop = project.settings.features.crop
+    if reason := why_other_box(crop, recording, project.cache):
+        return reason
+    size_px = recording.info.width_px, recording.info.height_px
+    rows, columns = box_px(of_recording(crop, recording.name), *size_px)
     width, height = columns.stop - columns.start, rows.stop - rows.start
     if max(width, height) > _MOST_ASPECT * min(width, height):
         part = "a frame's sides" if crop is None else "the sides of features.crop"

@@ -55,8 +55,9 @@ def check_stored(
         ChangedFeaturesError: If one comes out otherwise.
     """
     checked = 0
-    frames, fit = backbone.inputs.frames, backbone.inputs.frame_resize.smaller
+    frames = backbone.inputs.frames
     for clip in clips:
+        fit = backbone.inputs.frame_resize.of(clip.recording.name).smaller
         (found,) = read_clips(clip.recording.path, [clip.span], frames, fit=fit, time_limit_s=_TIME_LIMIT_S)
         if isinstance(found, ClipFrames):
             _check(clip, found, backbone, cache, spaces, compute_dtype)

@@ -2,28 +2,68 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator
 
-from featurecache.spelling import counted
+from featurecache.errors import SettingsError
+from featurecache.spelling import caseless, counted
 
 DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
 
 Box = tuple[float, float, float, float]
 """x, y, width, height of a part of a frame, as shares of its width and height; x and y are of its upper left corner."""
 Crop = Box | Mapping[str, Box]
-"""One box for all frames, or a box for each size of frames, `1920x1080` (width, height): where cameras differ by it."""
+"""One box for all frames; a box for each size of frames, `1920x1080` (width, height); or a box for each pattern of
+recordings' names, `*_front*`: where cameras differ by either."""
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _SMALLEST_SIDE = 0.02
+_NAMED = 5
 _SIZE = re.compile("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
+def goes_by_name(crop: Crop | None) -> bool:
+    """Whether boxes are of recordings by their names."""
+    return isinstance(crop, Mapping) and any("*" in key for key in crop)
+
+
+def of_recording(crop: Crop | None, name: str) -> Crop | None:
+    """What a recording of this name has of boxes that go by name; others as they are.
+
+    Raises:
+        SettingsError: If no pattern fits the name, or several do.
+    """
+    if not isinstance(crop, Mapping) or not goes_by_name(crop):
+        return crop
+    fits = [pattern for pattern in crop if _fits(pattern, name)]
+    if len(fits) == 1:
+        return crop[fits[0]]
+    found = f"{', '.join(fits)} do" if fits else f"of {', '.join(crop)} none does"
+    raise SettingsError(
+        f"one pattern of features.crop must fit a recording's name, but of {name} {found}. Correct the patterns; a box "
+        "[0, 0, 1, 1] says that frames stay whole."
+    )
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Whether a name, with its folders, is like a pattern, in which * stands for anything; upper case or lower."""
+    parts = (re.escape(part) for part in caseless(pattern).split("*"))
+    return re.fullmatch(".*".join(parts), caseless(name), re.DOTALL) is not None
+
+
 def box_px(crop: Crop | None, width_px: int, height_px: int) -> tuple[slice, slice]:
-    """Rows and columns of a frame that are read: each border at the nearest pixel, and one pixel at least."""
+    """Rows and columns of a frame that are read: each border at the nearest pixel, and one pixel at least.
+
+    Args:
+        crop: Boxes that do not go by name.
+        width_px: Width of the frame.
+        height_px: Its height.
+    """
+    if goes_by_name(crop):
+        raise ValueError("boxes by recordings' names must be those of one recording: of_recording.")
     box = crop.get(f"{width_px}x{height_px}", WHOLE) if isinstance(crop, Mapping) else crop or WHOLE
     x, y, width, height = box
     borders = []
@@ -40,24 +80,41 @@ def without_whole(crop: Crop | None) -> Crop | None:
     return None if crop == WHOLE else crop
 
 
+def plain_crop(crop: Crop | None) -> list[float] | dict[str, list[float]] | None:
+    """The boxes that cut something off, as the fingerprint has them; None without any."""
+    cuts = without_whole(crop)
+    if isinstance(cuts, Mapping):
+        return {key: list(box) for key, box in cuts.items()}
+    return None if cuts is None else list(cuts)
+
+
 @dataclass(frozen=True)
 class BoxMismatch:
-    """Boxes by size of frames against the recordings there are.
+    """Boxes by size of frames, or by recordings' names, against the recordings there are.
 
     Attributes:
-        unused: Sizes (`1920x1080`) with a box that no recording has.
+        unused: Sizes (`1920x1080`) with a box that no recording has, or patterns that fit none.
         boxless: How many recordings have a size without a box, by size; their frames stay whole.
+        unclear: Recordings that no pattern fits, or several; they cannot be extracted.
+        renamed: Recordings whose features are of another box than their names say today.
     """
 
     unused: tuple[str, ...] = ()
     boxless: Mapping[str, int] = field(default_factory=dict)
+    unclear: tuple[str, ...] = ()
+    renamed: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, crop: Crop | None, sizes_px: Iterable[tuple[int, int]]) -> "BoxMismatch":
-        """That of recordings with frames of these sizes (width, height); empty where one box is of all frames."""
+    def of(cls, crop: Crop | None, sizes_px: Mapping[str, tuple[int, int]]) -> "BoxMismatch":
+        """That of recordings by name with frames of these sizes (width, height); empty where all have one box."""
         if not isinstance(crop, Mapping):
             return cls()
-        seen = Counter(f"{width}x{height}" for width, height in sizes_px)
+        if goes_by_name(crop):
+            fits = {name: [pattern for pattern in crop if _fits(pattern, name)] for name in sizes_px}
+            used = {pattern for of_name in fits.values() for pattern in of_name}
+            unclear = tuple(name for name, of_name in fits.items() if len(of_name) != 1)
+            return cls(tuple(pattern for pattern in crop if pattern not in used), unclear=unclear)
+        seen = Counter(f"{width}x{height}" for width, height in sizes_px.values())
         return cls(
             tuple(size for size in crop if size not in seen),
             {size: seen[size] for size in sorted(seen) if size not in crop},
@@ -65,13 +122,26 @@ class BoxMismatch:
 
     def in_words(self) -> str:
         """Both in one line; empty where each box and each recording has its match."""
-        found = [f"no recording in use has frames of {size} px, which have a box" for size in self.unused]
+        found = [
+            f"no recording in use has a name like {one}, which has a box"
+            if "*" in one
+            else f"no recording in use has frames of {one} px, which have a box"
+            for one in self.unused
+        ]
+        if self.unclear:
+            found.append(f"none, or more than one, of the patterns fits {_first(self.unclear)}: no extraction")
+        if self.renamed:
+            found.append(f"features of {_first(self.renamed)} are of another box, that of an earlier name")
         found += [
             f"{counted(count, 'recording')} of {size} px {'has' if count == 1 else 'have'} no box and "
             f"{'stays' if count == 1 else 'stay'} whole"
             for size, count in self.boxless.items()
         ]
         return "; ".join(found)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _selected(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,10 +152,11 @@ def _selected(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _crop(value: object) -> Crop | None:
     if isinstance(value, Mapping):
-        if not all(map(_SIZE.fullmatch, map(str, value))):
+        are_sizes = [_SIZE.fullmatch(str(key)) is not None for key in value]
+        if not all(are_sizes) and (any(are_sizes) or not all("*" in str(key) for key in value)):
             raise ValueError(
-                'boxes by the size of frames in pixels, { "1920x1080" = [...] }: a key is WIDTHxHEIGHT, not the name '
-                "of a camera or a recording"
+                'boxes by the size of frames in pixels, { "1920x1080" = [...] }, or by the names of recordings, '
+                '{ "*_front*" = [...] }: keys are all WIDTHxHEIGHT, or all patterns with *'
             )
         boxes = {str(size): box for size, one in sorted(value.items()) if (box := _box(one)) is not None}
         if value and len(boxes) == len(value):
@@ -94,7 +165,8 @@ def _crop(value: object) -> Crop | None:
         return None if value is None or box == WHOLE else box
     raise ValueError(
         "[x, y, width, height] as shares of a frame, x + width and y + height up to 1, width and height at least "
-        f'{_SMALLEST_SIDE}, e.g. [0.25, 0.1, 0.5, 0.8]; or such a box for a size of frames, {{ "1920x1080" = [...] }}'
+        f"{_SMALLEST_SIDE}, e.g. [0.25, 0.1, 0.5, 0.8]; or such a box for a size of frames, "
+        '{ "1920x1080" = [...] }, or for a pattern of names, { "*_front*" = [...] }'
     )
 
 
@@ -117,7 +189,8 @@ class FeatureSettings:
         prompt: What the model reads with the video; text after the video cannot change a feature.
         frames: Frames of a clip that the model sees.
         crop: The part of each frame that the model sees, cut out before `resize`: [x, y, width, height] as shares of
-            the frame, for rooms where the action is small; or one for each size of frames, { "1920x1080" = [...] }.
+            the frame, for rooms where the action is small; or one for each size of frames, { "1920x1080" = [...] },
+            or for each camera by recordings' names, { "*_front*" = [...], "*_top*" = [...] }.
             E.g. `crop = [0.25, 0.1, 0.5, 0.8]`.
         resize: "model": as its processor does (the VLM's crops wide frames, as "crop" does); "pad" and "squash" cut
             nothing off.

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
-from featurecache.errors import FeatureCacheError, OutdatedTableError, OutdatedTableWarning
-from featurecache.project.features import BoxMismatch, Crop, box_px
+from featurecache.errors import FeatureCacheError, OutdatedTableError, OutdatedTableWarning, SettingsError
+from featurecache.extraction.boxes import box_mismatch
+from featurecache.project.features import Crop, box_px, of_recording
 from featurecache.project.settings import Project
 from featurecache.setup.checks import GIB, Check, failed, size
 from featurecache.setup.model_checks import check_device, check_model
@@ -66,7 +67,7 @@ def examine(project: Project) -> Iterator[Check]:
         yield _decoding(recordings[0], settings.features.frames)
         used = _of_table(project, recordings)
         if settings.features.crop is not None:
-            yield _box(settings.features.crop, used)
+            yield _box(project, settings.features.crop, used)
         if inputs is not None and inputs.frame_resize.resize == "crop":
             yield from _crop(used, settings.features.crop)
     if project.clips.exists():
@@ -114,29 +115,34 @@ def _of_table(project: Project, recordings: Sequence[Recording]) -> Sequence[Rec
     return [one for one in recordings if one.sha256[:16] in contents] or recordings
 
 
-def _box(crop: Crop, recordings: Sequence[Recording]) -> Check:
+def _box(project: Project, crop: Crop, recordings: Sequence[Recording]) -> Check:
     parts = []
-    for px, (x, y, width, height) in crop.items() if isinstance(crop, Mapping) else [("", crop)]:
+    for of, (x, y, width, height) in crop.items() if isinstance(crop, Mapping) else [("", crop)]:
         where = f"{x:.0%} to {x + width:.0%} of its width and {y:.0%} to {y + height:.0%} of its height"
-        parts.append(f"of a frame {px and f'of {px} px '}the model sees {where}")
-    mismatch = BoxMismatch.of(crop, [(one.info.width_px, one.info.height_px) for one in recordings])
+        parts.append(f"of a frame {of and f'of {of} ' + ('' if '*' in of else 'px ')}the model sees {where}")
+    mismatch = box_mismatch(project, recordings)
     if words := mismatch.in_words():
         parts.append(words)
     fix = (
-        "Correct the sizes of features.crop, or give those a box; [0, 0, 1, 1] says that frames stay whole."
+        "Correct the keys of features.crop, or give those a box; [0, 0, 1, 1] says that frames stay whole."
         if words
         else ""
     )
-    return Check("crop box", not mismatch.unused, f"{'; '.join(parts)}; features of other boxes are others", fix)
+    is_sound = not (mismatch.unused or mismatch.unclear or mismatch.renamed)
+    return Check("crop box", is_sound, f"{'; '.join(parts)}; features of other boxes are others", fix)
 
 
 def _crop(recordings: Sequence[Recording], crop: Crop | None) -> Iterator[Check]:
     found_px = []
-    for width_px, height_px in {(one.info.width_px, one.info.height_px) for one in recordings}:
-        rows, columns = box_px(crop, width_px, height_px)
+    for recording in recordings:
+        width_px, height_px = recording.info.width_px, recording.info.height_px
+        try:
+            rows, columns = box_px(of_recording(crop, recording.name), width_px, height_px)
+        except SettingsError:  # the check of the boxes says it
+            continue
         seen_px = (columns.stop - columns.start, rows.stop - rows.start)
         found_px.append((crop_loss(*seen_px), seen_px, (width_px, height_px)))
-    lost, seen_px, frame_px = max(found_px)
+    lost, seen_px, frame_px = max(found_px, default=(0.0, (0, 0), (0, 0)))
     if lost > 0.01:
         whole = f"a frame of {frame_px[0]}x{frame_px[1]} px"
         part = whole if seen_px == frame_px else f"the box of {seen_px[0]}x{seen_px[1]} px in {whole}"

@@ -43,7 +43,7 @@ def plan_lines(plan: "Plan") -> Iterator[Piece]:
     """How much there is to do, said before it begins."""
     yield f"{counted(plan.planned, 'clip')}: {plan.present} in the cache, {plan.todo} to do"
     if mismatch := plan.mismatch.in_words():
-        yield Warn(f"features.crop: {mismatch}. Correct the sizes, or give those a box.")
+        yield Warn(f"features.crop: {mismatch}. Correct its keys, or give those a box.")
     if plan.model.text_after_video:
         yield Warn(
             f"the text after the video ({plan.model.text_after_video!r}) cannot change a feature: attention is "

@@ -169,7 +169,7 @@ def plan_timesformer(
     splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
     splits["validation"] = ending_clips(splits["validation"], seen)
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
-    source = sources_of(project)
+    _, source = sources_of(project)
     found: list[ClipRecord] = []
     left_out: dict[str, str] = {}
     for clip in (clip for clip in table.clips if clip.clip_id in ids):

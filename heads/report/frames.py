@@ -18,8 +18,8 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from featurecache.errors import UnreadableVideoError, UnsafeFileError
-from featurecache.project.features import Crop, box_px
+from featurecache.errors import SettingsError, UnreadableVideoError, UnsafeFileError
+from featurecache.project.features import Crop, box_px, of_recording
 from featurecache.video.containers import MAX_PIXELS, OpenVideo, open_video
 from featurecache.video.frames import to_rgb
 from heads.report.timelines import Difference
@@ -72,6 +72,11 @@ def thumbnails(
             without[one.recording] = "it is not in the folder of recordings"
             continue
         try:
+            box = of_recording(crop, one.recording)
+        except SettingsError:
+            without[one.recording] = "no box of features.crop is its own, or several are"
+            continue
+        try:
             with open_video(videos / one.recording, max_pixels=MAX_PIXELS) as video:
                 frame = _frame_at(video, time_us)
         except (UnreadableVideoError, UnsafeFileError, av.error.FFmpegError):
@@ -80,7 +85,7 @@ def thumbnails(
             without[one.recording] = "it cannot be opened or decoded there"
             continue
         upright = to_rgb(frame, VideoReformatter())
-        shown = upright[box_px(crop, upright.shape[1], upright.shape[0])]
+        shown = upright[box_px(box, upright.shape[1], upright.shape[0])]
         jpeg, width, height = as_jpeg(np.ascontiguousarray(shown), WIDTH_PX)
         made.append(Thumbnail(one, time_us, jpeg, width, height))
     return made, [f"frames of {Path(recording).name}: {why}" for recording, why in without.items()]

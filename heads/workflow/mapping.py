@@ -171,7 +171,7 @@ def map_clip(
     for earlier in found.folder.glob("label-*.jpg"):  # of another head, maybe
         earlier.unlink()
     if with_frames:
-        frames = clip_frames(project, clip, model.frames, model.open().frame_resize.smaller)
+        frames = clip_frames(project, clip, model.frames, model.open().frame_resize.of(clip.recording).smaller)
         for at, label in enumerate(found.labels):
             path = found.folder / f"label-{at + 1}.jpg"
             write_private(path, picture_of(frames, found.parts[..., at]))

@@ -9,6 +9,7 @@ from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id
 from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import CacheNotFoundError, FeatureCacheError, UnreadableVideoError
+from featurecache.extraction.boxes import why_other_box, why_whole
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import plan_recordings
 from featurecache.project.settings import Project
@@ -45,6 +46,23 @@ def examined_recordings(
             failed.append(UnusableRecording(name, reason_of(error)))
     memo.save()
     return usable, failed
+
+
+def with_their_boxes(
+    project: Project, recordings: Sequence[Recording]
+) -> tuple[list[Recording], list[UnusableRecording]]:
+    """The recordings whose frames are cut as those that a bundle has seen, and the others with their reasons.
+
+    Args:
+        project: The bundle's (`Bundle.project_of`).
+        recordings: The recordings.
+    """
+    crop = project.settings.features.crop
+    why = {one.name: why_whole(crop, one) or why_other_box(crop, one, project.cache) for one in recordings}
+    return (
+        [one for one in recordings if not why[one.name]],
+        [UnusableRecording(name, reason) for name, reason in why.items() if reason],
+    )
 
 
 def _name(project: Project, path: Path) -> str:

@@ -54,6 +54,7 @@ from heads.workflow.new_recordings import (
     opened_cache,
     reason_of,
     stem_of,
+    with_their_boxes,
 )
 from heads.workflow.predicting_samples import PredictedSamples, predict_samples
 from heads.workflow.timelines import clip_scores, predicted_timeline
@@ -181,6 +182,8 @@ def predict(
     if not usable:
         return Predictions(out, (), tuple(failed), (), Extraction(Progress(), ()), load_timeline(folder), note)
     head, tuned = load_bundle(folder), load_timeline(folder)
+    usable, boxless = with_their_boxes(head.project_of(project), usable)
+    failed += boxless
     windows = {
         recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
     }

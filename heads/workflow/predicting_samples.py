@@ -40,7 +40,13 @@ from heads.loading import part_features
 from heads.samples.joining import join_of
 from heads.settings import WEIGHING
 from heads.timelines.files import write_own
-from heads.workflow.new_recordings import examined_recordings, extract_missing, missing_clips, opened_cache
+from heads.workflow.new_recordings import (
+    examined_recordings,
+    extract_missing,
+    missing_clips,
+    opened_cache,
+    with_their_boxes,
+)
 from heads.workflow.sample_scores import WEIGHTS_NAME, weights_table
 
 KIND, FORMAT = "featurecache samples", 1
@@ -149,7 +155,11 @@ def predict_samples(
     """
     _check_rule(rule, folder, table)
     usable, failed = examined_recordings(project, paths, rule.length_us)
-    if not usable:
+    head = load_bundle(folder) if usable else None
+    if head is not None:
+        usable, boxless = with_their_boxes(head.project_of(project), usable)
+        failed += boxless
+    if head is None or not usable:
         return None, failed, Extraction(Progress(), ())
     if table is not None:
         by_content = {recording.sha256[:16]: recording for recording in usable}
@@ -172,7 +182,6 @@ def predict_samples(
         samples = tuple(groups_of_recordings(clips, rule.most_clips or 0))
     if not samples:
         return None, failed, Extraction(Progress(), ())
-    head = load_bundle(folder)
     wanted = {part for sample in samples for part in sample.clip_ids}
     windows = {recording.sha256: _windows_of(recording, wanted) for recording in usable}
     chosen = [recording for recording in usable if windows[recording.sha256]]

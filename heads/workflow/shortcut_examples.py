@@ -106,7 +106,7 @@ def moments(
                 at_us = int(step_times(times_us, shape)[is_own.sum(axis=1).argmax()])
             if with_frames:
                 picture = folder / f"{clip.clip_id}-cluster-{cluster}.jpg"
-                frames = clip_frames(project, clip, model.frames, model.open().frame_resize.smaller)
+                frames = clip_frames(project, clip, model.frames, model.open().frame_resize.of(clip.recording).smaller)
                 write_private(picture, picture_of(frames, is_own.astype(np.float64)))
             found.append(Example(label, cluster, kind, clip, at_us, picture))
     return tuple(found)

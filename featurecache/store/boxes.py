@@ -1,0 +1,62 @@
+"""Which box a recording's frames were cut to, where boxes go by the recordings' names.
+
+A name can change and is no part of a fingerprint, so the box is noted before clips are extracted: `boxes/<mark>` holds
+it, and a mark is a digest of all boxes and of the recording's digest, so that it tells neither name nor content. Once
+features are there, a recording that was renamed to another box is refused: two crops would lie in one feature space.
+Deleting a note is safe: it is written anew.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import CacheNotFoundError
+from featurecache.spec import canonical_json
+from featurecache.store import files, format
+from featurecache.store.reader import FeatureCache
+
+FOLDER = "boxes"
+
+
+def _place(root: Path, crop: Any, video_sha256: str) -> Path:
+    text = f"featurecache box {canonical_json(crop)} {video_sha256[:16]}"
+    return root / FOLDER / hashlib.sha256(text.encode()).hexdigest()
+
+
+def has_other_box(root: Path, crop: Any, video_sha256: str, box: Sequence[float]) -> bool:
+    """Whether a cache holds features of a recording that are of another box.
+
+    Args:
+        root: The cache.
+        crop: All boxes, as the fingerprint has them.
+        video_sha256: The recording's digest; the first 16 digits decide, as in clip ids.
+        box: The box that it would be cut to.
+
+    Raises:
+        CacheReadError: If the disk refuses.
+    """
+    try:
+        if files.read_file(_place(root, crop, video_sha256)) == canonical_json(list(box)).encode():
+            return False
+        cache = FeatureCache.open(root)
+    except (FileNotFoundError, NotADirectoryError, CacheNotFoundError):
+        return False
+    made_so = [
+        one.fingerprint
+        for one in cache.spaces
+        if canonical_json(one.inputs.get("preprocessing", {}).get("crop")) == canonical_json(crop)
+    ]
+    return any(name.startswith(video_sha256[:16]) for space in made_so for name in cache.clip_ids(space=space))
+
+
+def note_box(root: Path, crop: Any, video_sha256: str, box: Sequence[float]) -> None:
+    """Notes the box of a recording that has no features of another, durably; the cache is there.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    place = _place(root, crop, video_sha256)
+    files.make_folder(place.parent, exist_ok=True)
+    files.sync_folder(root)
+    files.replace_file(place, canonical_json(list(box)).encode(), f".{format.new_segment_id()}.tmp")
