@@ -1,6 +1,6 @@
 """Few positives per label: words, words and cached clips, and what `tune` makes of clips without and with words.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.few_shot [--draws N] [--quick]
+    OMP_NUM_THREADS=1 python -m benchmarks.few_shot [--draws N] [--rho 0.4 ...] [--positives 4 ...] [--quick]
 
 An image-text space is drawn, 256 wide: pictures lie in a narrow cone (mean cosine about 0.7), texts in another;
 variances fall off as a power law, sessions have offsets of their own, and a label shifts a clip along a direction of
@@ -167,13 +167,15 @@ def main() -> None:
     """Draws, prints the curves and ends with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--rho", type=float, nargs="+", choices=RHOS, default=RHOS)
+    parser.add_argument("--positives", type=int, nargs="+", choices=SHOTS, default=SHOTS)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     draws = 2 if asked.quick else asked.draws
     figures: dict[str, dict[str, float]] = {}
     gains = []
     print(f"{'rho':>4} {'shots':>5}  " + "  ".join(f"{name:>11}" for name in METHODS) + "   both - none")
-    for rho, shots in itertools.product(RHOS[::3] if asked.quick else RHOS, SHOTS[1:2] if asked.quick else SHOTS):
+    for rho, shots in itertools.product(*((RHOS[::3], SHOTS[1:2]) if asked.quick else (asked.rho, asked.positives))):
         each = [scored(rho, shots, seed) for seed in range(draws)]
         means = {name: float(np.mean([one[name] for one in each])) for name in METHODS}
         gap = np.array([one["both"] - one["none"] for one in each])

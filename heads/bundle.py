@@ -80,7 +80,8 @@ class Bundle:
         fitted_on: Stretches of the recordings that trained, chose or tuned it, where these are known.
         clips: What a clip was when it was fitted; None where that is not known.
         exclusive: Groups of labels of which it predicts one at most for a clip.
-        words: Of a head that was made from words alone: the text tower's fingerprint and the prompts; None of others.
+        words: Of a head that was made from words alone: the text tower's fingerprint and the prompts, with the sizes of
+            the `generator` where clips change the words' vectors; None of others.
         ignored: Of a head that was fitted without clusters of tokens: `input`, whose tokens they are of, the numbers of
             the `clusters`, and the digest of the `audited` bundle; None of others.
         prior: What `settings.prior` stands for; None where that is "none".
@@ -191,12 +192,12 @@ class Bundle:
         """
         if fingerprint != self.fingerprint:
             raise self._mismatch(fingerprint.split("+"))
-        is_of_frames = self.settings.kind in OF_FRAMES
+        from heads.models import PromptedHead, head_scores
+
+        is_of_frames = self.settings.kind in OF_FRAMES or isinstance(self.head, PromptedHead)
         if X.ndim != 2 + is_of_frames or X.shape[-1] != self.feature_width:
             shape = f"(N, {'T, ' if is_of_frames else ''}{self.feature_width})"
             raise BundleError(f"features must have shape {shape}, but have {X.shape}. Load them from the cache.")
-        from heads.models import head_scores
-
         return head_scores(self.head, X)
 
     def predicted(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
@@ -355,15 +356,13 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
 
     from heads.models import Front, build_head
 
-    tensors = load(head_bytes)
+    tensors, words = load(head_bytes), document.get("words")
     axes = tensors["front.axes"].shape[1] if "front.axes" in tensors else 0  # fewer than asked where the rank was lower
     if axes > settings.components:
         raise damaged(path, f"size mismatch: {axes} components where the settings say {settings.components}")
     with torch.device("meta"):  # no memory is taken for sizes that the file does not have
         front = Front(width, unit_length=settings.normalization == "l2", components=axes, part_widths=part_widths)
-        head = build_head(
-            settings.kind, front, len(labels), hidden_widths=settings.hidden_widths, dropout=settings.dropout
-        )
+        head = build_head(settings.kind, front, len(labels), hidden_widths=settings.hidden_widths, words=words)
     prior = taken_prior(tensors, document, settings, part_widths)
     head.load_state_dict(tensors, assign=True)
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
@@ -382,7 +381,7 @@ def _parse(document: Mapping[str, Any], head_bytes: bytes, path: Path) -> Bundle
         fitted_on={content: [(int(start), int(end)) for start, end in spans] for content, spans in seen.items()},
         clips=None if document.get("clips") is None else ClipRule.from_mapping(document["clips"]),
         exclusive=exclusive,
-        words=document.get("words"),
+        words=words,
         ignored=document.get("ignored"),
         prior=prior,
     )

@@ -6,9 +6,9 @@ zero, so an untrained head predicts each label's prevalence. What is done to fea
 feeds the output layer. Training many heads at once is `training.py`, which fills these modules afterwards.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -204,11 +204,58 @@ class TemporalHead(nn.Module):
         return logits
 
 
-Head = LinearHead | MLPHead | AttentionHead | TemporalHead
+class PromptedHead(nn.Module):
+    """Labels given as words whose vectors depend on the clip (X-CLIP): a label's words against its "not" words.
+
+    Every text gets the clip's prompt; a label's are then their mean, at unit length.
+
+    Args:
+        front: Of the width of the features, which it leaves as they are.
+        generator: Texts (Q, D) and features (B, 1 + P, D) -> the texts' unit vectors for each clip (B, Q, D).
+        label_count: C.
+        text_count: Q.
+
+    Attributes:
+        texts: The texts' vectors before any clip, (Q, D).
+        shares: What each text counts among a label's words and among its "not" words, (2, C, Q).
+        scale: What a difference of similarities is multiplied by to give a logit, (1,).
+    """
+
+    texts: Tensor
+    shares: Tensor
+    scale: Tensor
+
+    def __init__(self, front: Front, generator: nn.Module, label_count: int, *, text_count: int) -> None:
+        super().__init__()
+        self.front = front
+        self.generator = generator
+        self.register_buffer("texts", torch.zeros(text_count, front.feature_width))
+        self.register_buffer("shares", torch.zeros(2, label_count, text_count))
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A clip's vector and, behind it, its patches (B, 1 + P, D) float32 -> logits (B, C)."""
+        near, far = self.similarities(x).unbind(dim=1)
+        return self.scale * (near - far)
+
+    def similarities(self, x: Tensor) -> Tensor:
+        """Cosines of the clips (B, 1 + P, D) with each label's words and with its "not" words, (B, 2, C)."""
+        texts = self.generator(self.texts, x)
+        words = normalize(torch.einsum("scq,bqd->bscd", self.shares, texts), dim=-1)
+        return torch.einsum("bscd,bd->bsc", words, x[:, 0])
+
+
+Head = LinearHead | MLPHead | AttentionHead | TemporalHead | PromptedHead
 
 
 def build_head(
-    kind: str, front: Front, label_count: int, *, hidden_widths: Sequence[int], dropout: float = 0.0
+    kind: str,
+    front: Front,
+    label_count: int,
+    *,
+    hidden_widths: Sequence[int],
+    dropout: float = 0.0,
+    words: Mapping[str, Any] | None = None,
 ) -> Head:
     """An untrained head of a kind by its name in the settings.
 
@@ -218,7 +265,12 @@ def build_head(
         label_count: C.
         hidden_widths: Units of each hidden layer of `mlp`, channels of `temporal`; the others have none.
         dropout: As the kinds say.
+        words: `Bundle.words`; where they name a `generator`, the kind does not count.
     """
+    if words is not None and "generator" in words:
+        from featurecache.backbones.xclip_prompts import sized_generator  # it imports transformers
+
+        return PromptedHead(front, sized_generator(words["generator"]), label_count, text_count=len(words["prompts"]))
     if kind == "linear":
         return LinearHead(front, label_count, dropout=dropout)
     if kind in ("attention", "weighted"):
@@ -256,11 +308,16 @@ def part_weights(head: Head, X: npt.NDArray[np.floating]) -> npt.NDArray[np.floa
     return _in_blocks(head, lambda block: head.weights(block).expand(-1, -1, label_count), X)
 
 
+def word_similarities(head: PromptedHead, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """As `PromptedHead.similarities`, of features (N, 1 + P, D) in bounded memory: (N, 2, C)."""
+    return _in_blocks(head, head.similarities, X)
+
+
 @torch.no_grad()
 def _in_blocks(head: Head, of: Callable[[Tensor], Tensor], X: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """What a function of features makes of all of them, in blocks where the head's parameters are."""
     head.eval()
-    device = head.output.weight.device
+    device = head.front.mean.device
     clips_at_once = max(1, ROWS_AT_ONCE // (X.shape[1] if X.ndim == 3 else 1))
     blocks = (torch.tensor(X[start : start + clips_at_once]) for start in range(0, max(len(X), 1), clips_at_once))
     return np.concatenate([of(block.to(device).float()).cpu().numpy() for block in blocks], dtype=np.float32)

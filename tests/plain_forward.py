@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 from transformers import AutoTokenizer
@@ -140,6 +141,19 @@ def whole_model(model_class: Any, folder: Path) -> Any:
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         return model.eval()
     return model_class.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def text_inputs(folder: Path, texts: Sequence[str]) -> dict[str, Tensor]:
+    """All texts as the model's own processor lays them out: one length for all, filled up at the end."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [encoder.encode(text).ids for text in texts]
+    length = {"siglip": 64, "siglip2": 64, "videoprism": 8}.get(kind, max(map(len, ids)))
+    fill = encoder.token_to_id(json.loads((folder / "tokenizer_config.json").read_text())["pad_token"])
+    told = {"input_ids": torch.tensor([one + [fill] * (length - len(one)) for one in ids])}
+    if not kind.startswith("siglip"):
+        told["attention_mask"] = torch.tensor([[1] * len(one) + [0] * (length - len(one)) for one in ids])
+    return told
 
 
 def plain(folder: Path, frames: np.ndarray) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from transformers import (
     Siglip2Tokenizer,
     SiglipModel,
     VideoPrismClipModel,
+    XCLIPModel,
 )
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 from typer.testing import CliRunner
@@ -38,7 +39,7 @@ from featurecache.project.settings import Project
 from featurecache.spec import canonical_json, json_object, sealed, unsealed
 from featurecache.video.sampling import ClipFrames, read_clips
 from heads import load_bundle
-from tests.plain_forward import whole_model
+from tests.plain_forward import text_inputs, whole_model
 from tests.projects import LABELS, make_project, make_table
 from tests.tiny_families import (
     make_clip,
@@ -58,6 +59,7 @@ WHOLE: dict[str, tuple[Callable[..., Path], Any]] = {
     "clip": (make_clip, CLIPModel),
     "siglip": (make_siglip, SiglipModel),
     "siglip2": (make_siglip2, Siglip2Model),
+    "xclip": (make_xclip, XCLIPModel),
     "videoprism": (make_videoprism_lvt, VideoPrismClipModel),
     "pe_video": (make_pe_video, PeVideoModel),
     "pe_audio_video": (make_pe_audio_video, PeAudioVideoModel),
@@ -70,40 +72,30 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(root / name) for name, (make, _) in WHOLE.items()}
 
 
-def _plain_inputs(folder: Path) -> dict[str, Tensor]:
-    """All texts as the model's own processor lays them out: one length for all, filled up at the end."""
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = [encoder.encode(text).ids for text in TEXTS]
-    length = {"siglip": 64, "siglip2": 64, "videoprism": 8}.get(kind, max(map(len, ids)))
-    fill = encoder.token_to_id(json.loads((folder / "tokenizer_config.json").read_text())["pad_token"])
-    told = {"input_ids": torch.tensor([one + [fill] * (length - len(one)) for one in ids])}
-    if not kind.startswith("siglip"):
-        told["attention_mask"] = torch.tensor([[1] * len(one) + [0] * (length - len(one)) for one in ids])
-    return told
-
-
 def _plain(name: str, folder: Path, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Text vectors (Q, D), and of each of B clips (B, T, 3, px, px) the mean of its frames' logits (B, Q)."""
+    """Text vectors (Q, D), of X-CLIP (B, Q, D), and of B clips (B, T, 3, px, px) the mean of frames' logits (B, Q)."""
     model = whole_model(WHOLE[name][1], folder)
     with torch.no_grad():
         if name.startswith("pe_"):
-            out = getattr(model, "video_model", model)(pixel_values_videos=pixels, **_plain_inputs(folder))
+            out = getattr(model, "video_model", model)(pixel_values_videos=pixels, **text_inputs(folder, TEXTS))
             return out.text_video_embeds, out.logits_video_text
         if name == "siglip2":
             patches = torch.stack([convert_image_to_patches(frame, 8) for frame in pixels.flatten(0, 1)])
             shapes = torch.tensor([[4, 4]]).expand(len(patches), -1)
             out = model(
-                **_plain_inputs(folder),
+                **text_inputs(folder, TEXTS),
                 pixel_values=patches,
                 spatial_shapes=shapes,
                 pixel_attention_mask=torch.ones(patches.shape[:2]),
             )
             return out.text_embeds, out.logits_per_image.unflatten(0, pixels.shape[:2]).mean(dim=1)
+        if name == "xclip":
+            out = model(pixel_values=pixels, **text_inputs(folder, TEXTS))
+            return out.text_embeds, out.logits_per_video
         if name == "videoprism":
-            out = model(pixel_values_videos=pixels, **_plain_inputs(folder))
+            out = model(pixel_values_videos=pixels, **text_inputs(folder, TEXTS))
             return out.text_embeds, out.video_embeds @ out.text_embeds.T
-        out = model(pixel_values=pixels.flatten(0, 1), **_plain_inputs(folder))
+        out = model(pixel_values=pixels.flatten(0, 1), **text_inputs(folder, TEXTS))
     return out.text_embeds, out.logits_per_image.unflatten(0, pixels.shape[:2]).mean(dim=1)
 
 
@@ -114,13 +106,21 @@ def test_vectors_and_logits_equal_those_of_the_plain_model(folders: dict[str, Pa
     ours, (scale, bias) = tower.embed(TEXTS), tower.scale_and_bias
     plain, logits = _plain(name, folders[name], pixels)
     assert (plain[0] - plain[1]).norm() > 0.03
-    assert (ours - plain).abs().max() <= 1e-5
     backbone = open_backbone(
         open_inputs(folders[name], prompt="", frames=4, resize="model"), dtype="float32", device="cpu"
     )
-    encoded = backbone.encode_frames(pixels.flatten(0, 1), ["joint"]).unflatten(0, (3, 4))
-    ((_, states),) = backbone.states(encoded, ["joint"])
-    assert (scale * states.tokens.mean(dim=(1, 2)) @ ours.T + bias - logits).abs().max() <= 1e-5
+    taps = ["joint", *(["prompted"] if tower.is_prompted else [])]
+    encoded = backbone.encode_frames(pixels.flatten(0, 1), taps).unflatten(0, (3, 4))
+    states = dict(backbone.states(encoded, taps))
+    joint = states["joint"].tokens.mean(dim=(1, 2))
+    if tower.generator is not None:  # each clip has texts of its own
+        clips = states["prompted"].tokens[:, 0]
+        assert torch.equal(clips[:, 0], joint)
+        without, ours = torch.nn.functional.normalize(ours, dim=1), tower.generator(ours, clips)
+        assert (ours - without).norm(dim=2).min() > 0.1
+        assert (ours[0] - ours[1]).norm(dim=1).min() > 0.1
+    assert (ours - plain).abs().max() <= 1e-5
+    assert (scale * (joint[:, None] * ours).sum(dim=2) + bias - logits).abs().max() <= 1e-5
 
 
 def test_fingerprint_of_words_changes_with_weights_and_tokenizer_but_not_with_the_processor(
@@ -144,7 +144,6 @@ def test_fingerprint_of_words_changes_with_weights_and_tokenizer_but_not_with_th
     [
         (make_dinov2, "'dinov2'"),
         (make_clip_vision, "'clip_vision_model'"),
-        (make_xclip, "depend on the video"),
     ],
 )
 def test_a_model_whose_texts_have_no_vector_of_their_own_is_refused_by_name(

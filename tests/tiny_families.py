@@ -134,10 +134,12 @@ def make_siglip2(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_xclip(folder: Path, *, seed: int = 0) -> Path:
-    """A whole X-CLIP."""
+    """A whole X-CLIP, text tower and tokenizer included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_text_tokenizer(folder, "CLIPTokenizer", "<|startoftext|> $A <|endoftext|>", "<|endoftext|>")
     joined = {"mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_attention_heads": 2, "num_frames": FRAMES}
     text = {**_TEXT, "eos_token_id": 2}
-    more = {"projection_dim": 16, "prompt_num_attention_heads": 2, "prompt_layers": 1}
+    more = {"projection_dim": 16, "prompt_num_attention_heads": 2, "prompt_layers": 2}
     model = XCLIPModel(XCLIPConfig(text_config=text, vision_config={**TOWER_SIZES, **joined}, **more))
     return save_model(model, published_layouts.xclip(IMAGE_PX), folder, seed)
 

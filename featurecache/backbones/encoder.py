@@ -3,8 +3,8 @@
 Each is an embedding, a pile of layers and a final norm. `layer_k` is the state in front of layer k (so `layer_0` is
 the embedding), and with L layers `layer_L` is the state behind the last one, before the norm; `final` is behind the
 norm. `joint` is the embedding that the whole model compares with a text's, made of `final`; it is there where the
-weights hold what makes it. The pile is walked by hand and left at the deepest tap. A family says which modules these
-are and how tokens lie.
+weights hold what makes it. Where a text's vector depends on the clip (X-CLIP), `prompted` has what it is made of, too.
+The pile is walked by hand and left at the deepest tap. A family says which modules these are and how tokens lie.
 
 There is no language model: no prompt, and nothing of a prompt in the identity.
 
@@ -25,7 +25,7 @@ from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, load_
 from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
 from featurecache.errors import SettingsError, UnsupportedModelError
 
-FINAL, JOINT = "final", "joint"
+FINAL, JOINT, PROMPTED = "final", "joint", "prompted"
 
 
 class EncoderInputs:
@@ -111,6 +111,7 @@ class Parts:
         layers: The pile.
         final_norm: State behind the last layer -> `final`.
         joint: `final` -> `joint`, laid out as states are, with one token; None where the model has none.
+        prompted: State behind the last layer and `final` -> `prompted`; None where the model has none.
     """
 
     model: Any
@@ -118,6 +119,7 @@ class Parts:
     layers: Sequence[Callable[[Tensor], Tensor]]
     final_norm: Callable[[Tensor], Tensor]
     joint: Callable[[Tensor], Tensor] | None = None
+    prompted: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def walk(self, pixels: Tensor, taps: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """(tap, its states (N, S, D)) in order of depth; no layer above the deepest tap is run."""
@@ -131,11 +133,13 @@ class Parts:
                 return
             if depth < len(self.layers):
                 states = self.layers[depth](states)
-        states = self.final_norm(states)
+        last, states = states, self.final_norm(states)
         if FINAL in left:
             yield FINAL, states
         if JOINT in left and self.joint is not None:
             yield JOINT, self.joint(states)
+        if PROMPTED in left and self.prompted is not None:
+            yield PROMPTED, self.prompted(last, states)
 
     def state(self, pixels: Tensor, tap: str) -> Tensor:
         """One tap's states (N, S, D)."""

@@ -8,13 +8,12 @@ on the CPU.
 
 The similarity of a text's vector t and a picture's x is t . x; the model's logit for the pair is
 `scale * t . x + bias`. Both are of unit length but in PE, which compares them as they are. VideoPrism has neither scale
-nor bias of its own: they are 1 and 0.
-
-Not here: X-CLIP, whose text vectors depend on the video, so that no cached vector is a text's.
+nor bias of its own: they are 1 and 0. X-CLIP makes a text's vector anew for every clip (`xclip_prompts.py`): what
+depends on the text alone is its vector before that, of any length.
 
 Sources: Radford et al., https://arxiv.org/abs/2103.00020; Zhai et al., https://arxiv.org/abs/2303.15343;
 Zhao et al., https://arxiv.org/abs/2402.13217; Tschannen et al., https://arxiv.org/abs/2502.14786; Vyas et al.,
-https://arxiv.org/abs/2512.19687
+https://arxiv.org/abs/2512.19687; Ni et al., https://arxiv.org/abs/2208.02816
 """
 
 import math
@@ -27,7 +26,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     CLIPConfig,
@@ -38,8 +37,11 @@ from transformers import (
     SiglipTextModel,
     VideoPrismConfig,
     VideoPrismTextModel,
+    XCLIPConfig,
+    XCLIPTextModel,
 )
 from transformers.models.pe_video.modeling_pe_video import PeVideoContrastiveHead, PeVideoPreTrainedModel
+from transformers.models.x_clip.modeling_x_clip import XCLIPPreTrainedModel
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import inside
@@ -55,6 +57,7 @@ from featurecache.backbones.model_folder import read_json
 from featurecache.backbones.perception import video_config
 from featurecache.backbones.tokenizer import OWN_FILES, open_encoder
 from featurecache.backbones.weight_files import find_weight_files
+from featurecache.backbones.xclip_prompts import PromptGenerator, load_generator
 from featurecache.errors import ModelNotFoundError, SettingsError, UnsupportedModelError
 
 
@@ -69,8 +72,10 @@ class _Family:
         is_filled: Whether texts are filled up to the full length.
         is_masked: Whether what fills them up is masked.
         is_lower: Whether texts are in lower case.
-        is_unit: Whether vectors are scaled to unit length.
+        is_unit: Whether vectors are compared at unit length.
         is_sigmoid: Whether a text's logit is a score by itself; otherwise texts compete by softmax.
+        of_whole: Whether its class is made of the whole model's config.
+        is_prompted: Whether clips change a text's vector before the two are compared.
     """
 
     config_of: Callable[[Path], Any]
@@ -81,6 +86,8 @@ class _Family:
     is_lower: bool = False
     is_unit: bool = True
     is_sigmoid: bool = False
+    of_whole: bool = False
+    is_prompted: bool = False
 
 
 class _PeText(PeVideoPreTrainedModel):  # type: ignore[misc]
@@ -100,11 +107,27 @@ class _PeText(PeVideoPreTrainedModel):  # type: ignore[misc]
         return out
 
 
+class _XClipText(XCLIPPreTrainedModel):  # type: ignore[misc]
+    """The text tower of an X-CLIP with its projection."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.text_model = XCLIPTextModel(config.text_config)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor) -> Any:
+        """The text's vector before any clip's prompt is `pooler_output`."""
+        out = self.text_model(input_ids=input_ids)
+        out.pooler_output = self.text_projection(out.pooler_output)
+        return out
+
+
 def _read(config_class: Any) -> Callable[[Path], Any]:
     return lambda folder: config_class.from_pretrained(folder, **LOCAL_ONLY)
 
 
-_PE = _Family(video_config, _PeText, "sdpa", is_filled=False, is_unit=False, is_sigmoid=True)
+_PE = _Family(video_config, _PeText, "sdpa", is_filled=False, is_unit=False, is_sigmoid=True, of_whole=True)
 _SIGLIP = _Family(_read(SiglipConfig), SiglipTextModel, "sdpa", is_filled=True, is_lower=True, is_sigmoid=True)
 _FAMILIES = {
     "clip": _Family(_read(CLIPConfig), CLIPTextModelWithProjection, "sdpa", is_filled=False),
@@ -112,6 +135,7 @@ _FAMILIES = {
     "siglip2": replace(_SIGLIP, config_of=_read(Siglip2Config), model_class=Siglip2TextModel),
     "pe_video": _PE,
     "pe_audio_video": replace(_PE, model_class=inside(_PeText, "video_model")),
+    "xclip": _Family(_read(XCLIPConfig), _XClipText, "sdpa", is_filled=False, of_whole=True, is_prompted=True),
     "videoprism": _Family(_read(VideoPrismConfig), VideoPrismTextModel, "eager", is_filled=True, is_masked=True),
 }
 """`model_type` of whole models -> its family."""
@@ -125,7 +149,8 @@ class TextTower:
 
     Attributes:
         is_sigmoid: Whether a text's logit is a score by itself (SigLIP, PE); otherwise texts compete by softmax.
-        is_unit: Whether its vectors and the model's `joint` are of unit length (all but PE's).
+        is_unit: Whether vectors and the model's `joint` are compared at unit length (all but PE's).
+        is_prompted: Whether clips change a text's vector before the two are compared (X-CLIP).
 
     Raises:
         UnsupportedModelError: If the model has no text tower that compares a text with cached embeddings.
@@ -135,13 +160,13 @@ class TextTower:
     def __init__(self, folder: Path) -> None:
         self._folder, self._type = folder, model_type_of(folder)
         if self._type not in _FAMILIES:
-            why = " (X-CLIP), whose text vectors depend on the video" if self._type == "xclip" else ""
             raise UnsupportedModelError(
                 f"scores from words need a model with a text tower, of {', '.join(_FAMILIES)}, but the project's is "
-                f"{self._type!r}{why}. Set features.model to such weights, e.g. google/siglip-base-patch16-224."
+                f"{self._type!r}. Set features.model to such weights, e.g. google/siglip-base-patch16-224."
             )
         self._family = _FAMILIES[self._type]
         self.is_sigmoid, self.is_unit = self._family.is_sigmoid, self._family.is_unit
+        self.is_prompted = self._family.is_prompted
         with quiet_loading(folder, self._type):
             config = self._family.config_of(folder)
         self._whole, self._config = config, config.text_config
@@ -219,7 +244,7 @@ class TextTower:
         return " ".join(text.translate(str.maketrans("", "", string.punctuation)).split())
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Vectors, (Q, D) float32; of unit length where `is_unit`.
+        """Vectors, (Q, D) float32; of unit length where `is_unit`, but for those that clips change.
 
         Raises:
             FeatureCacheError: As `token_ids`, and if weights are missing or damaged.
@@ -237,8 +262,14 @@ class TextTower:
             with torch.inference_mode():
                 out = self._loaded(input_ids=told, **masked)
             vector = out.text_embeds if self._type == "clip" else out.pooler_output
-            rows.append(vector[0] / vector[0].norm() if self.is_unit else vector[0])
+            is_ready = self.is_unit and not self.is_prompted
+            rows.append(vector[0] / vector[0].norm() if is_ready else vector[0])
         return torch.stack(rows)
+
+    @cached_property
+    def generator(self) -> PromptGenerator | None:
+        """What clips change texts' vectors by; None where they do not."""
+        return load_generator(self._folder, self._whole) if self.is_prompted else None
 
     @cached_property
     def _loaded(self) -> Any:
@@ -249,7 +280,7 @@ class TextTower:
             dtype="float32",
             device="cpu",
             attention=self._family.attention,
-            config=self._config if self.is_unit else self._whole,
+            config=self._whole if self._family.of_whole else self._config,
         )
 
     @cached_property

@@ -3,11 +3,15 @@
 A text's vector is found by its own fingerprint: the model's weights, its tokenizer's files, what the text tower is
 computed with, and the words. Remembered are vectors and digests, no words, in `.featurecache/words/`; a file that is
 damaged is ignored, and its vectors are computed again.
+
+Clips change the vectors of X-CLIP's texts before the two are compared; remembered is what they are before that.
 """
 
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +22,13 @@ from featurecache.project.settings import Project
 from featurecache.spec import canonical_json, json_object, sealed, unsealed
 from featurecache.video.digests import DigestMemo
 
+if TYPE_CHECKING:
+    from featurecache.backbones.xclip_prompts import PromptGenerator
+
 JOINT_FEATURE = "joint/mean"
 """The selected feature that texts are compared with: a clip's mean of unit vectors, so scores are means over frames."""
+PROMPTED_FEATURE = "prompted/tokens"
+"""The one in its place where clips change the vectors of texts: the clip's vector, and the patches that do it."""
 
 _MOST_TEXTS = 2000
 
@@ -33,6 +42,7 @@ class ProjectWords:
 
     Attributes:
         fingerprint: sha256 of everything but the words that a vector follows from.
+        feature: The selected feature that texts are compared with.
         is_sigmoid: As `TextTower`, and `is_unit`.
         scale: What a similarity is multiplied by to give the model's logit.
         bias: What is added then.
@@ -50,13 +60,38 @@ class ProjectWords:
         memo.save()
         self.is_sigmoid, self.is_unit = self._tower.is_sigmoid, self._tower.is_unit
         self.scale, self.bias = self._tower.scale_and_bias
+        self.feature = PROMPTED_FEATURE if self._tower.is_prompted else JOINT_FEATURE
         self._path = project.state / "words" / f"{self.fingerprint[:16]}.json"
 
     def check(self, texts: Sequence[str]) -> None:
         """Refuses texts that the model cannot read; errors as `TextTower.token_ids`."""
         self._tower.token_ids(texts)
 
+    @cached_property
+    def generator(self) -> "PromptGenerator | None":
+        """What clips change texts' vectors by; None where they do not."""
+        return self._tower.generator
+
     def vectors(self, texts: Sequence[str], *, remember: bool = True) -> npt.NDArray[np.float32]:
+        """Vectors without any clip's part in them, of unit length where `is_unit`; else as `before_clips`."""
+        found = self.before_clips(texts, remember=remember)
+        return found / np.linalg.norm(found, axis=1, keepdims=True) if self._tower.is_prompted else found
+
+    def similarities(self, text: str, X: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """The cosine of a text and each clip, (N,), of `feature` as floats: (N, D), or (N, 1 + P, D)."""
+        if self.generator is not None:
+            import torch
+
+            with torch.inference_mode():
+                clips = torch.from_numpy(X).float()
+                (own,) = self.generator(torch.from_numpy(self.before_clips([text])), clips).unbind(dim=1)
+                return np.asarray((clips[:, 0] * own).sum(dim=1), np.float64)
+        (vector,) = self.vectors([text]).astype(np.float64)
+        X = X.astype(np.float64)
+        lengths = 1.0 if self.is_unit else np.linalg.norm(X, axis=1) * np.linalg.norm(vector)
+        return np.asarray(X @ vector / lengths)
+
+    def before_clips(self, texts: Sequence[str], *, remember: bool = True) -> npt.NDArray[np.float32]:
         """Vectors as `TextTower.embed`, (Q, D); the text tower is loaded if one is not remembered.
 
         Args:

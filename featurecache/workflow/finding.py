@@ -1,8 +1,9 @@
 """Search by words: the clips whose cached embedding is nearest to a text's.
 
 Clips are ranked by the similarity of their `joint/mean` to the words: the mean over their frames of the cosine between
-a frame and the text. A clip that overlaps a better one of its recording is no hit of its own. Nothing is extracted, no
-video is read, and nothing leaves the machine.
+a frame and the text; of X-CLIP by the cosine of the clip and the text with the clip's prompt (`prompted/tokens`). A
+clip that overlaps a better one of its recording is no hit of its own. Nothing is extracted, no video is read, and
+nothing leaves the machine.
 
 Hits are written as predictions are: a table that annotations are read from, or for each recording an ELAN file named
 `*.predicted.eaf` with a tier `words (predicted)`, which no reader of annotations takes for one.
@@ -28,13 +29,13 @@ from featurecache.clips.csv_file import read_table
 from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.errors import CacheNotFoundError, MissingFeaturesError, UsageError
 from featurecache.extraction.spaces import project_spaces
-from featurecache.extraction.words import JOINT_FEATURE, ProjectWords
+from featurecache.extraction.words import ProjectWords
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
-from featurecache.store import FeatureCache
+from featurecache.store import FeatureCache, bfloat16
 
-_CLIPS_AT_ONCE = 8192
+_CLIPS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Hit:
         clip_id: Its id.
         start_us: Its start.
         end_us: Its end.
-        similarity: Mean cosine of its frames and the words.
+        similarity: Mean cosine of its frames, or cosine of the clip, and the words.
     """
 
     recording: str
@@ -108,10 +109,10 @@ def find(project: Project, words: str, *, top: int = 20, out: Path | None = None
             f"hits go into a .csv or an .eaf, 1 or more of them, but they are {top} into {out}. Correct it."
         )
     tower = ProjectWords(project)
-    _, spaces = project_spaces(project, select=[JOINT_FEATURE])
-    clips, missing = _stored(project, spaces[JOINT_FEATURE])
-    (vector,) = tower.vectors([words])
-    similarity = _similarities(project, clips, spaces[JOINT_FEATURE], vector, is_unit=tower.is_unit)
+    tower.check([words])
+    _, spaces = project_spaces(project, select=[tower.feature])
+    clips, missing = _stored(project, spaces[tower.feature])
+    similarity = _similarities(project, clips, spaces[tower.feature], words, tower)
     hits = tuple(
         Hit(clip.recording, clip.clip_id, clip.start_us, clip.end_us, float(similarity[at]))
         for at, clip in _best(clips, similarity, top)
@@ -134,23 +135,22 @@ def _stored(project: Project, space: FeatureSpace) -> tuple[list[Clip], int]:
     clips = [clip for clip in table.clips if clip.clip_id in stored]
     if not clips:
         raise MissingFeaturesError(
-            f"clips must have {JOINT_FEATURE} in the cache to be searched by words, but none has. "
-            f'Add "{JOINT_FEATURE}" to features.select, then: featurecache extract.'
+            f"clips must have {space.tap}/{space.pooling} in the cache to be searched by words, but none has. "
+            f'Add "{space.tap}/{space.pooling}" to features.select, then: featurecache extract.'
         )
     return list({clip.clip_id: clip for clip in clips}.values()), len(table.clips) - len(clips)
 
 
 def _similarities(
-    project: Project, clips: Sequence[Clip], space: FeatureSpace, vector: npt.NDArray[np.float32], *, is_unit: bool
+    project: Project, clips: Sequence[Clip], space: FeatureSpace, words: str, tower: ProjectWords
 ) -> npt.NDArray[np.float64]:
     cache = FeatureCache.open(project.cache)
-    similarity = np.empty(len(clips))
+    found = []
     for start in range(0, len(clips), _CLIPS_AT_ONCE):
         ids = [clip.clip_id for clip in clips[start : start + _CLIPS_AT_ONCE]]
         X = cache.load(ids, space.tap, space.pooling, space.fingerprint)
-        lengths = 1.0 if is_unit else np.linalg.norm(X.astype(np.float64), axis=1) * np.linalg.norm(vector)
-        similarity[start : start + len(ids)] = X.astype(np.float64) @ vector / lengths
-    return similarity
+        found.append(tower.similarities(words, bfloat16.to_float32(X) if X.dtype == bfloat16.STORED else X))
+    return np.concatenate(found)
 
 
 def _best(clips: Sequence[Clip], similarity: npt.NDArray[np.float64], top: int) -> list[tuple[int, Clip]]:

@@ -167,7 +167,7 @@ def _folded(made: Bundle, name: str, directions: npt.NDArray[np.float64]) -> Any
     """
     import torch
 
-    head = copy.deepcopy(made.head)
+    head: Any = copy.deepcopy(made.head)  # linear, of those that are audited
     front = head.front
     at = list(made.kept).index(name)
     own = slice(sum(front.part_widths[:at]), sum(front.part_widths[: at + 1]))

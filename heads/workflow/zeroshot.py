@@ -33,7 +33,6 @@ from featurecache.extraction.failures import known_failures
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
-from featurecache.extraction.words import JOINT_FEATURE
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project, parse_section
 from featurecache.spelling import visible
@@ -300,8 +299,12 @@ def _forecast(project: Project, plan: Plan, report: ZeroShotReport) -> ZeroShotR
 
 
 def _names(asking: "ZeroShot") -> list[str]:
-    """The taps of a method as selected features."""
-    return [JOINT_FEATURE] if asking.asked is None else [f"{tap}/mean" for tap in asking.asked.widths]
+    """What a method reads, as selected features."""
+    from heads.zeroshot.words import Words
+
+    if isinstance(asking, Words):
+        return [asking.tower.feature]
+    return [f"{tap}/mean" for tap in asking.asked.widths] if asking.asked is not None else []
 
 
 def _answers(project: Project, plan: Plan, table: ClipTable) -> "tuple[list[str], Numbers]":

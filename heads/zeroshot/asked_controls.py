@@ -71,11 +71,12 @@ class AskedControls:
 
     def _about_black(self) -> dict[str, list[float]]:
         features, inputs = self._project.settings.features, self._plan.model.open()
-        taps = [space.tap for space in self._plan.spaces.values()]
+        pooling_of = {space.tap: space.pooling for space in self._plan.spaces.values()}
+        taps = list(pooling_of)
         backbone = open_backbone(inputs, dtype=features.dtype, device=device_of(self._project.settings.extract.device))
         pixels = torch.zeros(inputs.frames, inputs.image_px, inputs.image_px, 3, dtype=torch.uint8)
         encoded = backbone.encode_frames(backbone.normalize(pixels), taps)[None]
-        answers = {tap: pool(states, "mean")[0].tolist() for tap, states in backbone.states(encoded, taps)}
+        answers = {tap: pool(states, pooling_of[tap])[0].tolist() for tap, states in backbone.states(encoded, taps)}
         if isinstance(self._asking, Judged):
             asked = self._asking.asked
             (caption,) = caption_texts(self._asking.wording, np.array([answers[CAPTION_TAP]]))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from featurecache.backbones.asking import ActivityList, Asked, YesNoQuestions
 from featurecache.backbones.continuation import NOTHING_SAID, SAID
 from featurecache.backbones.wording import Wording
-from heads.models import LinearHead
+from heads.models import Head, LinearHead
 from heads.zeroshot.lists import Rules, SaidList, allowed_lists, read_list, spoken
 from heads.zeroshot.prompts import Question, read_list_prompt, read_questions
 from heads.zeroshot.reading import (
@@ -46,7 +46,7 @@ class ZeroShot(Protocol):
 
     @property
     def asked(self) -> Asked | None:
-        """What the model is asked; None where words are held against the tap `joint`."""
+        """What the model is asked; None where words are held against clips' embeddings."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class ZeroShot(Protocol):
         """Scores to choose among, by name, each (N, C); NaN for a label that a candidate does not score."""
         ...
 
-    def head(self, of_label: npt.NDArray[np.int64]) -> tuple[str, LinearHead]:
+    def head(self, of_label: npt.NDArray[np.int64]) -> tuple[str, Head]:
         """The tap and the head that give the chosen candidates' scores, choice (C,)."""
         ...
 

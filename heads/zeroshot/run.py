@@ -19,7 +19,7 @@ from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.clip_rule import ClipRule
 from heads.data import KeptSplit
 from heads.methods import method_of_question
-from heads.models import LinearHead, head_scores
+from heads.models import Head, head_scores
 from heads.runs import ChooseTimeline, HeldOut, default_thresholds, write_document, write_fitted
 from heads.scoring.metrics import macro_f1
 from heads.settings import HeadSettings
@@ -121,15 +121,13 @@ def write_unsure_run(
     return best
 
 
-def _untuned(
-    asking: ZeroShot, tap: str, head: LinearHead, spaces: Mapping[str, FeatureSpace], clips: ClipRule
-) -> Bundle:
+def _untuned(asking: ZeroShot, tap: str, head: Head, spaces: Mapping[str, FeatureSpace], clips: ClipRule) -> Bundle:
     """A bundle that reads a tap, at thresholds of 0.5."""
-    name = f"{tap}/mean"
+    name = next(one for one in spaces if one.startswith(f"{tap}/"))
     settings = HeadSettings(inputs=name, normalization="none")
     thresholds = default_thresholds(asking.labels)
     made_by, made_of = tool_versions(), (spaces[name],)
-    words = asking.made_of if isinstance(asking, Words) else None
+    words = asking.made_of | asking.made_with if isinstance(asking, Words) else None
     return Bundle(head, asking.labels, thresholds, settings, made_of, made_by, clips=clips, words=words)
 
 
