@@ -122,19 +122,6 @@ def test_evaluate_leaves_out_one_session_at_a_time_and_says_what_that_is_not(tun
         assert invoke("evaluate", "--leave-one-session-out", *of_test, "--config", tuned).exit_code == 2
 
 
-def test_evaluate_says_in_every_document_that_a_split_by_clips_was_forced(tuned: Path) -> None:
-    table = tuned / "clips.csv"
-    table.write_text(table.read_text().replace(",train,", ",test,", 1))
-    assert "allow_clip_level = true" in invoke("evaluate", "--config", tuned).stderr
-    edit(tuned / "featurecache.toml", "[features]", "[splits]\nallow_clip_level = true\n[features]")
-    result = invoke("evaluate", "--config", tuned)
-    assert result.exit_code == 0, result.output
-    assert "splits cut sessions" in result.stderr
-    metrics = json.loads((tuned / "runs/tune/test_metrics.json").read_text())
-    assert metrics["split_level"] == "clip"
-    assert metrics["purged_clips"]["train"] == 1
-
-
 def test_report_writes_one_file_and_prints_the_methods(tuned: Path) -> None:
     assert invoke("evaluate", "--config", tuned).exit_code == 0
     result = invoke("report", "--config", tuned)
@@ -251,11 +238,17 @@ def test_train_and_tune_read_the_inputs_that_the_settings_name(several: Path, tm
     )
 
 
-def test_learning_says_that_a_split_by_clips_was_forced_and_what_was_purged(tuned: Path) -> None:
+def test_every_command_says_that_a_split_by_clips_was_forced_and_what_was_purged(tuned: Path) -> None:
     table = tuned / "clips.csv"
     table.write_text(table.read_text().replace(",train,", ",test,", 1))
-    assert "allow_clip_level = true" in invoke("train", "--config", tuned).stderr
+    for command in ("train", "evaluate"):
+        assert "allow_clip_level = true" in invoke(command, "--config", tuned).stderr
     edit(tuned / "featurecache.toml", "[features]", "[splits]\nallow_clip_level = true\n[features]")
+    result = invoke("evaluate", "--config", tuned)
+    assert result.exit_code == 0, result.output
+    assert "splits cut sessions" in result.stderr
+    metrics = json.loads((tuned / "runs/tune/test_metrics.json").read_text())
+    assert (metrics["split_level"], metrics["purged_clips"]["train"]) == ("clip", 1)
     shutil.rmtree(tuned / "runs")
     for command in ("train", "tune --trials 2"):
         result = invoke(*command.split(), "--config", tuned)

@@ -245,42 +245,25 @@ def test_find_recordings_needs_no_memo_when_its_place_cannot_be_written(videos: 
     assert len(find_recordings(videos, tmp_path / "blocked" / "digests.json")[0]) == 2
 
 
-def test_find_recordings_refuses_a_file_that_grows_while_others_are_read(
-    videos: Path, memo: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("growing", ["b.mp4", "a/-x 1.MP4"], ids=["itself", "one read before"])
+def test_find_recordings_refuses_a_file_that_grows_while_it_or_another_is_read(
+    videos: Path, memo: Path, monkeypatch: pytest.MonkeyPatch, growing: str
 ) -> None:
     real = recordings.probe
 
-    def probe_while_another_grows(path: Path, **options: object) -> object:
-        if path.name == "b.mp4":
-            time.sleep(0.02)
-            with (videos / "a/-x 1.MP4").open("ab") as file:
-                file.write(b"more")
-        return real(path, **options)
-
-    monkeypatch.setattr(recordings, "probe", probe_while_another_grows)
-    found, unusable = find_recordings(videos, memo)
-    assert names(found) == ["b.mp4"]
-    assert [item.name for item in unusable] == ["a/-x 1.MP4"]
-
-
-def test_find_recordings_refuses_a_file_that_changes_while_it_is_read(
-    videos: Path, memo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = recordings.probe
-
-    def probe_while_it_grows(path: Path, **options: object) -> object:
+    def probe_while_one_grows(path: Path, **options: object) -> object:
         info = real(path, **options)
         if path.name == "b.mp4":
             time.sleep(0.02)
-            with path.open("ab") as file:
+            with (videos / growing).open("ab") as file:
                 file.write(b"more")
         return info
 
-    monkeypatch.setattr(recordings, "probe", probe_while_it_grows)
+    monkeypatch.setattr(recordings, "probe", probe_while_one_grows)
     found, unusable = find_recordings(videos, memo)
-    assert names(found) == ["a/-x 1.MP4"]
-    assert unusable == (UnusableRecording("b.mp4", "it changed while it was read; run again when it is complete"),)
-    assert names(find_recordings(videos, memo)[1]) == ["b.mp4"]
+    assert {*names(found), growing} == {"a/-x 1.MP4", "b.mp4"}
+    assert unusable == (UnusableRecording(growing, "it changed while it was read; run again when it is complete"),)
+    assert names(find_recordings(videos, memo)[1]) == [growing]
     monkeypatch.undo()
     assert names(find_recordings(videos, memo)[0]) == ["a/-x 1.MP4", "b.mp4"]
 

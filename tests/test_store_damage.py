@@ -58,21 +58,16 @@ def test_fault_10_a_flipped_key_byte_rejects_the_segment_at_open(root: Path) -> 
     assert cache.spaces[0].rows == 6
 
 
-@pytest.mark.parametrize("size", [0, 1, 40])
-def test_fault_11_a_truncated_shard_is_rejected_never_nan(root: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 40, None])
+def test_faults_11_and_12_a_truncated_or_deleted_shard_is_rejected_never_nan(root: Path, size: int | None) -> None:
     shard = segments(root)[1] / "features" / "c.0.0"
     late = FeatureCache.open(root)
-    shard.write_bytes(shard.read_bytes()[:size])
+    if size is None:
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:size])
     for cache in (late, FeatureCache.open(root)):
-        with pytest.raises(DamagedSegmentError, match=f"{size} bytes instead of"):
-            cache.load(names(make_rows(6)))
-
-
-def test_fault_12_a_deleted_shard_is_rejected_never_nan(root: Path) -> None:
-    late = FeatureCache.open(root)
-    (segments(root)[1] / "features" / "c.0.0").unlink()
-    for cache in (late, FeatureCache.open(root)):
-        with pytest.raises(DamagedSegmentError, match="not there"):
+        with pytest.raises(DamagedSegmentError, match="not there" if size is None else f"{size} bytes instead of"):
             cache.load(names(make_rows(6)))
 
 
@@ -84,11 +79,13 @@ def test_fault_13_a_deleted_segment_is_reported_against_the_plan(root: Path) -> 
         cache.load(names(make_rows(6)))
 
 
-def test_fault_14_two_swapped_shards_are_found_even_when_loading(root: Path) -> None:
+def test_fault_14_two_swapped_shards_are_found_when_loading_and_by_a_deep_verification(root: Path) -> None:
     first, second = (folder / "features" / "c.0.0" for folder in segments(root)[:2])
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)
+    assert verify(root).damage == ()
+    assert len(verify(root, deep=True).damage) == 2
     with pytest.raises(DamagedSegmentError, match="2 segments are damaged"):
         FeatureCache.open(root).load(names(make_rows(6)))
 

@@ -9,7 +9,6 @@ import pytest
 
 from featurecache.errors import TrainingDataError
 from heads.data import LabelledFeatures, check_labelled, check_training
-from heads.engines.training_clips import TrainingClips
 from tests.learning_samples import LABELS, make_clips
 
 
@@ -66,9 +65,3 @@ def test_check_training_refuses_splits_when_nothing_honest_can_be_learned(case: 
     check_training(train, validation, LABELS)
     with pytest.raises(TrainingDataError, match=message):
         check_training(with_changes(train, **of_train), with_changes(validation, **of_validation), LABELS)
-
-
-def test_training_clips_refuse_a_label_that_is_never_on() -> None:
-    data = with_changes(make_clips(), Y=put(0, (slice(None), 1)))
-    with pytest.raises(TrainingDataError, match="some training clips"):
-        TrainingClips(data.X, data.Y, seed=0)

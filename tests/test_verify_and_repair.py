@@ -70,15 +70,6 @@ def test_verify_deeply_finds_a_file_that_does_not_belong(root: Path) -> None:
     assert "not its own" in verify(root, deep=True).damage[0].reason
 
 
-def test_fault_14_verify_deeply_finds_two_swapped_shards(root: Path) -> None:
-    first, second = (folder / "features" / "c.0.0" for folder in segments(root)[:2])
-    a, b = first.read_bytes(), second.read_bytes()
-    first.write_bytes(b)
-    second.write_bytes(a)
-    assert verify(root).damage == ()
-    assert len(verify(root, deep=True).damage) == 2
-
-
 def test_verify_counts_copies(root: Path) -> None:
     write(root, make_rows(3))
     found = verify(root)

@@ -114,20 +114,23 @@ def ignore(project: Project, clusters: Sequence[int], *, bundle: Path | None = N
     write_run(prepared, head.settings, folder=folder, choose_timeline=keep, complete=complete)
     before = before.without(data.seen)
     is_validation = np.isin(before.sessions, data.validation.sessions)
-    precision = {
+    precision = _average_precision(before, after[0], is_validation, head.labels)
+    result = {**compared(before, after[0], head), "average_precision": precision}
+    return Ignoring(folder / "bundle", audited, ignored, result)
+
+
+def _average_precision(
+    before: HeldOut, after: HeldOut, is_validation: npt.NDArray[np.bool_], labels: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    """Label -> split -> before and after; no split where the label is never on."""
+    return {
         label: {
-            split: [average_precision(one.Y[rows, at], one.scores[rows, at]) for one in (before, after[0])]
+            split: [average_precision(one.Y[rows, at], one.scores[rows, at]) for one in (before, after)]
             for split, rows in (("train", ~is_validation), ("validation", is_validation))
             if before.Y[rows, at].any() and before.is_scored[at]
         }
-        for at, label in enumerate(head.labels)
+        for at, label in enumerate(labels)
     }
-    return Ignoring(
-        folder / "bundle",
-        audited,
-        ignored,
-        {**compared(before, after[0], head), "average_precision": precision},
-    )
 
 
 def _audit_of(project: Project, head: Bundle, audited: Path) -> tuple[str, npt.NDArray[np.float32]]:

@@ -25,7 +25,8 @@ from featurecache.files import write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from featurecache.workflow.withdrawal import SHORTCUTS
-from heads.bundle import load_bundle
+from heads.bundle import Bundle, load_bundle
+from heads.data import LearningData
 from heads.runs import write_document
 from heads.scoring.shortcuts import LabelGaps, label_gaps, listed, needed_together
 from heads.workflow.data import data_of_head, own_table, refuse_samples, training_device, tuned_bundle
@@ -164,15 +165,7 @@ def shortcuts(
             f"listed clusters, but it is {rate:g}. Take {RATE}, one wrong of ten."
         )
     path = bundle if bundle is not None else tuned_bundle(project)
-    head = load_bundle(path)
-    refuse_samples(head, path, "the audit")
-    check_linear(head)
-    if head.is_fine_tuned or head.is_zero_shot or head.ignored is not None:
-        what = "was fitted without clusters of tokens" if head.ignored is not None else f"is of {head.method}"
-        raise BundleError(
-            f"shortcuts are those of a head fitted on cached features, but {path} {what}. Take the bundle of tune or "
-            "train."
-        )
+    head = _auditable(path)
     table = own_table(project, head)
     data = data_of_head(project, head)
     head.check_spaces(data.spaces)
@@ -181,18 +174,7 @@ def shortcuts(
     name, space = token_space(cache, head, clip_ids[0], feature, ("tokens", "frames", "mean"))
     weights = session_weights(data, head.settings, tuple(head.kept), name, device=training_device(project))
     clusters = cluster_tokens(cache, FeatureSpace(space.inputs), clip_ids, fitting.sessions, weights.of, seed=seed)
-    scored = np.array([clip_id not in data.seen for clip_id in clip_ids])
-    is_validation = np.isin(fitting.sessions, data.validation.sessions)
-    gaps = [
-        label_gaps(
-            clusters.parts[scored][..., at],
-            fitting.Y[scored, at],
-            fitting.sessions[scored],
-            is_validation[scored],
-            seed=seed,
-        )
-        for at in range(len(head.labels))
-    ]
+    gaps = _gaps(clusters, data, seed=seed)
     is_listed = listed(gaps, rate)
     predicted = head.predicted(weights.scores)
     rows = [
@@ -228,6 +210,29 @@ def shortcuts(
     )
     _write(found, rows, clusters, {"input": name, "fingerprint": head.kept[name].fingerprint, "bundle": head.digest})
     return found
+
+
+def _auditable(path: Path) -> Bundle:
+    """The bundle of a folder, if it is of a linear head on single clips, fitted on cached features."""
+    head = load_bundle(path)
+    refuse_samples(head, path, "the audit")
+    check_linear(head)
+    if head.is_fine_tuned or head.is_zero_shot or head.ignored is not None:
+        what = "was fitted without clusters of tokens" if head.ignored is not None else f"is of {head.method}"
+        raise BundleError(
+            f"shortcuts are those of a head fitted on cached features, but {path} {what}. Take the bundle of tune or "
+            "train."
+        )
+    return head
+
+
+def _gaps(clusters: TokenClusters, data: LearningData, *, seed: int) -> list[LabelGaps]:
+    """How each cluster separates sessions, label by label; clips labelled in sight of predictions do not count."""
+    fitting = data.fitting
+    scored = np.array([clip_id not in data.seen for clip_id in fitting.clip_ids or ()])
+    sessions, parts, Y = fitting.sessions[scored], clusters.parts[scored], fitting.Y[scored]
+    is_validation = np.isin(sessions, data.validation.sessions)
+    return [label_gaps(parts[..., at], Y[:, at], sessions, is_validation, seed=seed) for at in range(Y.shape[1])]
 
 
 _Mask = npt.NDArray[np.bool_]
