@@ -45,7 +45,7 @@ from featurecache.clips.csv_file import write_table
 from featurecache.spec import FeatureSpace
 from featurecache.store.exchange import import_features
 from heads import HeadSettings, SearchSpace, load_bundle
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.engines.basis import Basis
 from heads.engines.convex import ConvexGrid, grid_points, solve_grid
 from heads.engines.training_clips import TrainingClips, View
@@ -78,7 +78,7 @@ def cpu_s(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def make_data(N: int, D: int, *, power_law: bool, draw: int, sessions: int = 60) -> tuple[LearningData, KeptSplit]:
+def make_data(N: int, D: int, *, power_law: bool, draw: int, sessions: int = 60) -> tuple[LearningData, LabelledSplit]:
     """Training and validation clips, and those of unseen sessions."""
     random = np.random.default_rng(draw)
     rank = D if power_law else min(256, D // 4)
@@ -96,8 +96,8 @@ def make_data(N: int, D: int, *, power_law: bool, draw: int, sessions: int = 60)
     X, Y = X.astype(np.float16), (logits > cuts).astype(np.int8)
     names = np.array([f"session {number}" for number in of_clip])
 
-    def part(rows: np.ndarray) -> KeptSplit:
-        return KeptSplit({KEPT: X[rows]}, Y[rows], names[rows])
+    def part(rows: np.ndarray) -> LabelledSplit:
+        return LabelledSplit({KEPT: X[rows]}, Y[rows], names[rows])
 
     data = LearningData(part(of_clip < 42), part((of_clip >= 42) & (of_clip < 51)), LABELS, {KEPT: SPACE})
     return data, part(of_clip >= 51)
@@ -174,7 +174,7 @@ def measure_loop(data: LearningData, epochs: int) -> dict[str, float]:
 # --- (b) the command ------------------------------------------------------------------------------
 
 
-def make_project(root: Path, data: LearningData, unseen: KeptSplit) -> None:
+def make_project(root: Path, data: LearningData, unseen: LabelledSplit) -> None:
     """A project whose cache has the features, imported under the name `made`."""
     (root / "videos").mkdir(parents=True)
     clips, contents, rows = [], {}, ["recording,start_s,end_s,label"]

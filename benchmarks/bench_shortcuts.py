@@ -89,7 +89,7 @@ def add_cue(project: Project, seed: int) -> None:
 def precision_on_test(project: Project, bundle: Path) -> float:
     """Average precision of the label on the test sessions."""
     head = load_bundle(bundle)
-    data = load_split(read_table(project.clips), "test", FeatureCache.open(project.cache), head.kept).data
+    data = load_split(read_table(project.clips), "test", FeatureCache.open(project.cache), head.selected).data
     scores = head.scores(data.of(head.settings.inputs).X, fingerprint=head.fingerprint)
     at = head.labels.index(CUE_LABEL)
     return float(average_precision(data.Y[:, at], scores[:, at]))

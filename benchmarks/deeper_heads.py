@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.small_studies import SPACE, Clips, all_sets
 from heads import SearchSpace, load_bundle, search_heads
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.scoring.metrics import macro_f1
 
 SESSIONS = 15
@@ -43,8 +43,8 @@ def study(clips: Clips, draw: int, trials: int) -> dict[str, tuple[float, float]
     if not Y[~unseen & ~validates].any(axis=0).all():
         return None
 
-    def part(rows: np.ndarray) -> KeptSplit:
-        return KeptSplit({"final/mean": X[rows]}, Y[rows], sessions[rows])
+    def part(rows: np.ndarray) -> LabelledSplit:
+        return LabelledSplit({"final/mean": X[rows]}, Y[rows], sessions[rows])
 
     labels = tuple(f"label {at}" for at in range(Y.shape[1]))
     data = LearningData(part(~unseen & ~validates), part(validates), labels, {"final/mean": SPACE})

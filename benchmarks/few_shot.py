@@ -33,7 +33,7 @@ from benchmarks.targets import Target, print_document
 from featurecache.extraction.words import JOINT_FEATURE
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, load_bundle
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.models import head_scores
 from heads.prior import Prior
 from heads.scoring.metrics import confusion_counts, f1_scores, macro_over_labels
@@ -110,7 +110,7 @@ def tuned(X: Floats, Y: Ints, sessions: Ints, words: Floats, priors: tuple[HeadP
         if Y[~more].any(axis=0).all() and len(np.unique(sessions[more])) <= SESSIONS // 4:
             validates = more
     parts = [
-        KeptSplit({JOINT_FEATURE: X[rows].astype(np.float32)}, Y[rows].astype(np.int8), names[rows])
+        LabelledSplit({JOINT_FEATURE: X[rows].astype(np.float32)}, Y[rows].astype(np.int8), names[rows])
         for rows in (~validates, validates)
     ]
     space = FeatureSpace({"model": "drawn", "tap": "joint", "pooling": "mean", "stored_dtype": "float32"})

@@ -28,7 +28,7 @@ from scipy.stats import t as student
 
 from featurecache.spec import FeatureSpace
 from heads import SearchSpace, search_heads
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from tests.multilabel_sets import read_set
 
 SPACE = FeatureSpace({"tap": "final", "pooling": "mean", "stored_dtype": "float32"})
@@ -44,8 +44,8 @@ def with_sessions(clips: Clips, seed: int) -> LearningData:
     session = np.random.default_rng(seed).integers(0, SESSIONS, len(X))
     labels = [f"label {number}" for number in range(Y.shape[1])]
 
-    def part(rows: np.ndarray) -> KeptSplit:
-        return KeptSplit({"final/mean": X[rows]}, Y[rows], session[rows].astype(str))
+    def part(rows: np.ndarray) -> LabelledSplit:
+        return LabelledSplit({"final/mean": X[rows]}, Y[rows], session[rows].astype(str))
 
     return LearningData(part(session >= VALIDATE), part(session < VALIDATE), tuple(labels), {"final/mean": SPACE})
 

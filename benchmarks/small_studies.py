@@ -49,7 +49,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.targets import judged
 from featurecache.spec import FeatureSpace
 from heads import SearchSpace, load_bundle, search_heads
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.scoring.metrics import macro_f1
 from tests.multilabel_sets import read_set
 
@@ -115,9 +115,9 @@ def all_sets(folder: Path | None) -> dict[str, Callable[[int, int], Clips]]:
 def searched(learn: Clips, validates: np.ndarray, X: np.ndarray) -> np.ndarray:
     """What the default search predicts of unseen clips."""
 
-    def part(rows: np.ndarray) -> KeptSplit:
+    def part(rows: np.ndarray) -> LabelledSplit:
         features, Y, sessions = (of[rows] for of in learn)
-        return KeptSplit({"final/mean": features}, Y, sessions)
+        return LabelledSplit({"final/mean": features}, Y, sessions)
 
     labels = tuple(f"label {at}" for at in range(learn[1].shape[1]))
     data = LearningData(part(~validates), part(validates), labels, {"final/mean": SPACE})

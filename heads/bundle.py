@@ -152,12 +152,12 @@ class Bundle:
             crop=own_crop if plain_crop(own_crop) == crop else crop,
             dtype=made["backbone"]["compute_dtype"],
             stored_dtype=made["stored_dtype"],
-            select=tuple(self.kept),
+            select=tuple(self.selected),
         )
         return replace(project, settings=replace(project.settings, features=features))
 
     @property
-    def kept(self) -> dict[str, FeatureSpace]:
+    def selected(self) -> dict[str, FeatureSpace]:
         """The feature spaces it reads by the name of the selected feature (`tap/pooling`), in order."""
         return dict(zip(selected(self.settings.inputs), self.spaces, strict=True))
 
@@ -209,7 +209,7 @@ class Bundle:
         if len(given) != len(self.spaces):
             found = f"{len(given)} feature spaces are given where it reads {self.settings.inputs}"
         else:
-            pairs = zip(self.kept.items(), given, strict=True)
+            pairs = zip(self.selected.items(), given, strict=True)
             name, own, other = next((name, own, one) for (name, own), one in pairs if own.fingerprint != one)
             found = f"those of {name} must be of {own.fingerprint[:16]} and are of {other[:16]}"
         return FingerprintMismatchError(
@@ -221,12 +221,12 @@ class Bundle:
         """Refuses a project that makes other features than the bundle reads.
 
         Args:
-            made: The feature spaces that the project's settings make, by the names in `kept`.
+            made: The feature spaces that the project's settings make, by the names in `selected`.
 
         Raises:
             FingerprintMismatchError: Naming the first input that differs.
         """
-        for name, wanted in self.kept.items():
+        for name, wanted in self.selected.items():
             unlike = differences(wanted, made[name])
             if unlike:
                 where, (theirs, ours) = next(iter(unlike.items()))
@@ -270,7 +270,7 @@ class Bundle:
             "calibration": None if self.calibration is None else self.calibration.to_mapping(),
             "inputs": {
                 name: {"fingerprint": space.fingerprint, "feature_inputs": dict(space.inputs)}
-                for name, space in self.kept.items()
+                for name, space in self.selected.items()
             },
             "part_widths": list(self.head.front.part_widths),
             "feature_width": self.feature_width,

@@ -56,7 +56,7 @@ class LabelledFeatures:
 
 
 @dataclass(frozen=True, eq=False)
-class KeptSplit:
+class LabelledSplit:
     """The labelled clips of one split with any number of selected features.
 
     Attributes:
@@ -88,11 +88,11 @@ class KeptSplit:
             X = joined(X, join)
         return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids, self.samples, self.teacher)
 
-    def without(self, gone: Collection[str]) -> "KeptSplit":
+    def without(self, gone: Collection[str]) -> "LabelledSplit":
         """The split without clips of these ids."""
         ids = self.clip_ids or ()
         rows = [row for row, clip_id in enumerate(ids) if clip_id not in gone]
-        return KeptSplit(
+        return LabelledSplit(
             {name: own[rows] for name, own in self.features.items()},
             self.Y[rows],
             self.sessions[rows],
@@ -152,8 +152,8 @@ class LearningData:
         prior: What words make of `joint/mean`; None where there are none.
     """
 
-    train: KeptSplit
-    validation: KeptSplit
+    train: LabelledSplit
+    validation: LabelledSplit
     labels: tuple[str, ...]
     spaces: Mapping[str, FeatureSpace]
     leakage: Mapping[str, Any] = field(default_factory=dict)
@@ -163,12 +163,12 @@ class LearningData:
     prior: Prior | None = None
 
     @cached_property
-    def fitting(self) -> KeptSplit:
+    def fitting(self) -> LabelledSplit:
         """Training and validation clips together: what settings are chosen by, out of fold, and heads are fitted on."""
         both = self.train, self.validation
         ids = [part.clip_ids for part in both]
         teachers = [part.teacher for part in both if part.teacher is not None]
-        return KeptSplit(
+        return LabelledSplit(
             {name: np.concatenate([part.features[name] for part in both]) for name in self.train.features},
             np.concatenate([part.Y for part in both]),
             np.concatenate([part.sessions for part in both]),

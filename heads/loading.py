@@ -21,7 +21,7 @@ from featurecache.extraction.failures import KnownFailures
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
 from heads.clip_rule import Unit
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 
 NONE_KNOWN = KnownFailures()
 
@@ -36,7 +36,7 @@ class LoadedSplit:
         purged: Labelled clips left out because they overlap or touch a clip that scores this split.
     """
 
-    data: KeptSplit
+    data: LabelledSplit
     left_out: int
     purged: int
 
@@ -214,7 +214,7 @@ def _targets(
     clip_ids = tuple(clip.clip_id for clip in had)
     Y = np.array([clip.targets for clip in had], np.int8)  # (N, C)
     sessions = np.array([clip.session for clip in had])  # (N,)
-    return LoadedSplit(KeptSplit({}, Y, sessions, clip_ids), len(clips) - len(had), purged)
+    return LoadedSplit(LabelledSplit({}, Y, sessions, clip_ids), len(clips) - len(had), purged)
 
 
 def _with_features(

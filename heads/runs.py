@@ -246,7 +246,7 @@ def write_fitted(
         "tap": first.tap,
         "pooling": first.pooling,
         "fingerprint": first.fingerprint,
-        "fingerprints": {name: space.fingerprint for name, space in bundle.kept.items()},
+        "fingerprints": {name: space.fingerprint for name, space in bundle.selected.items()},
         "seed": seed,
         "versions": dict(bundle.versions),
         "labels": list(labels),

@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 
 from featurecache.spec import FeatureSpace
-from heads.data import KeptSplit, LabelledFeatures, LearningData
+from heads.data import LabelledFeatures, LabelledSplit, LearningData
 from heads.search.search import search_heads
 from heads.settings import SearchSpace
 from tests.learning_samples import LABELS, make_clips, make_frames
@@ -23,8 +23,8 @@ QUICK = SearchSpace(epochs=(2, 12), batch_size=(64,), solver=("adamw",))
 CONVEX = SearchSpace(solver=("convex",))
 
 
-def kept(split: LabelledFeatures, **more: np.ndarray) -> KeptSplit:
-    return KeptSplit({"final/mean": split.X, **more}, split.Y, split.sessions)
+def kept(split: LabelledFeatures, **more: np.ndarray) -> LabelledSplit:
+    return LabelledSplit({"final/mean": split.X, **more}, split.Y, split.sessions)
 
 
 def learning(train: LabelledFeatures, validation: LabelledFeatures, labels: tuple[str, ...] = LABELS) -> LearningData:
@@ -65,7 +65,7 @@ def side_by_side() -> LearningData:
         told = of_frames.X.sum(axis=1)
         noise = np.random.default_rng(seed).standard_normal((len(told), 7)).astype(np.float16)
         features = {"layer_2/mean": noise, "final/mean": told, "final/frames": of_frames.X}
-        splits.append(KeptSplit(features, of_frames.Y, of_frames.sessions))
+        splits.append(LabelledSplit(features, of_frames.Y, of_frames.sessions))
     spaces = {
         name: FeatureSpace({**SPACE.inputs, "tap": name.split("/")[0], "pooling": name.split("/")[1]})
         for name in ("layer_2/mean", "final/mean", "final/frames")

@@ -82,7 +82,7 @@ def test_bundle_reads_several_feature_spaces_side_by_side(tmp_path: Path) -> Non
     bundle = Bundle(head, LABELS, thresholds, settings, (SPACE, MOTION), tool_versions())
     save_bundle(bundle, tmp_path / "bundle")
     loaded = load_bundle(tmp_path / "bundle")
-    assert list(loaded.kept) == ["final/mean", "final/motion"]
+    assert list(loaded.selected) == ["final/mean", "final/motion"]
     fingerprint = f"{SPACE.fingerprint}+{MOTION.fingerprint}"
     assert (
         loaded.scores(features(), fingerprint=fingerprint) == bundle.scores(features(), fingerprint=fingerprint)

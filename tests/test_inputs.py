@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featurecache.errors import SettingsError, TrainingDataError
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.engines.prepared import KEPT_BASES, KEPT_INPUTS, Prepared
 from heads.inputs import default_inputs
 from heads.search.trial_settings import Choices
@@ -94,8 +94,8 @@ def test_kept_split_refuses_what_was_not_loaded_or_does_not_fit() -> None:
 
 
 def test_learning_data_has_another_digest_when_anything_in_it_changes() -> None:
-    def changed(split: KeptSplit, **changes: object) -> KeptSplit:
-        return KeptSplit(**{**vars(split), **changes})
+    def changed(split: LabelledSplit, **changes: object) -> LabelledSplit:
+        return LabelledSplit(**{**vars(split), **changes})
 
     data = side_by_side()
     other = {name: features + (name == "final/frames") for name, features in data.train.features.items()}

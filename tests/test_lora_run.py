@@ -198,7 +198,7 @@ def test_run_writes_a_bundle_that_scores_as_training_did(project: Project, finis
     scores = bundle.scores(X, fingerprint=bundle.fingerprint)
     assert np.abs(scores - finished.loop.scores(finished.loop.validation)).max() < 1e-5
     assert finished.loop.kept_epoch > 0
-    assert [name for name, one in bundle.kept.items() if "adapter" in one.inputs] == ["final/mean", "final/motion"]
+    assert [name for name, one in bundle.selected.items() if "adapter" in one.inputs] == ["final/mean", "final/motion"]
     learning = json.loads((folder / "learning.json").read_text())
     assert [epoch["epoch"] for epoch in learning["epochs"]] == [0, 1, 2]
     assert str(project.root) not in (folder / "bundle" / "adapter" / "adapter_config.json").read_text()

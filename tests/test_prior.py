@@ -12,7 +12,7 @@ from featurecache.backbones.text_tower import TextTower
 from featurecache.errors import SettingsError, StudyError
 from featurecache.spec import FeatureSpace
 from heads import load_bundle
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.models import head_scores
 from heads.prior import Prior
 from heads.scoring.metrics import average_precision
@@ -33,7 +33,7 @@ def test_a_search_takes_the_weights_of_words_where_they_know_what_few_clips_do_n
     weights = np.array([words(told.X, told.Y[:, c]).coef_[0] for c in range(3)], np.float32)
     space = {"joint/mean": FeatureSpace({**SPACE.inputs, "tap": "joint"})}
     few = [make_clips(sessions=6, clips_each=6, seed=seed) for seed in (0, 1)]
-    splits = [KeptSplit({"joint/mean": one.X}, one.Y, one.sessions) for one in few]
+    splits = [LabelledSplit({"joint/mean": one.X}, one.Y, one.sessions) for one in few]
     data = LearningData(*splits, LABELS, space, prior=Prior(weights, {"prompts": ["a hand"]}))
     search_space = dataclasses.replace(CONVEX, inputs=("joint/mean",))
 

@@ -10,7 +10,7 @@ import pytest
 
 from featurecache.errors import SettingsError
 from heads.bundle import load_bundle
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.engines.fitting import fit_head
 from heads.models import head_scores
 from heads.runs import train_bundle
@@ -30,14 +30,14 @@ from tests.studies import (
 
 def test_no_small_validation_split_decides_anything(tmp_path: Path) -> None:
     """The same sessions, whichever of them are called validation, give the same choice, thresholds and head."""
-    every = KeptSplit(
+    every = LabelledSplit(
         {"final/mean": np.concatenate([make_clips(seed=seed).X for seed in range(3)])},
         np.concatenate([make_clips(seed=seed).Y for seed in range(3)]),
         np.concatenate([make_clips(seed=seed).sessions for seed in range(3)]),
     )
 
-    def part(rows: slice) -> KeptSplit:
-        return KeptSplit({"final/mean": every.features["final/mean"][rows]}, every.Y[rows], every.sessions[rows])
+    def part(rows: slice) -> LabelledSplit:
+        return LabelledSplit({"final/mean": every.features["final/mean"][rows]}, every.Y[rows], every.sessions[rows])
 
     bundles = []
     for cut in (400, 550):  # of 600 clips in 12 sessions of 50

@@ -17,7 +17,7 @@ from featurecache.errors import BundleError, EditedTableError, SettingsError, Tr
 from featurecache.project.settings import Project
 from heads import compare, evaluate, leave_one_session_out, predict, train, tune
 from heads.bundle import load_bundle
-from heads.data import KeptSplit, LabelledFeatures, check_labelled, check_training
+from heads.data import LabelledFeatures, LabelledSplit, check_labelled, check_training
 from heads.engines.fitting import fit_head
 from heads.engines.fusion import fit_fused
 from heads.models import AttentionHead, head_scores
@@ -119,7 +119,7 @@ def test_a_head_on_joined_parts_reads_the_average_where_a_part_is_absent(setting
 def test_joining_is_refused_where_samples_are_clips_and_a_feature_that_is_no_number_everywhere() -> None:
     data = drawn_clips()
     with pytest.raises(SettingsError, match=r"pair\(final/mean\) and each sample is one clip"):
-        KeptSplit({"final/mean": data.X}, data.Y, data.sessions).of("pair(final/mean)")
+        LabelledSplit({"final/mean": data.X}, data.Y, data.sessions).of("pair(final/mean)")
     with pytest.raises(SettingsError, match='kind "temporal" must have all time steps'):
         fit_head(groups().X, data.Y[:120], HeadSettings(kind="temporal"))
     check_labelled(groups(), LABELS, "train")
@@ -233,7 +233,7 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
     assert predicted is not None
     bundle = load_bundle(run.bundle)
     source = scoring_data(own, bundle)
-    test = source.load("test", bundle.kept).data
+    test = source.load("test", bundle.selected).data
     scores_of = dict(zip((one.clip_id for one in predicted.samples), predicted.scores, strict=True))
     evaluated_scores = bundle.scores(test.of(bundle.settings.inputs).X, fingerprint=bundle.fingerprint)
     np.testing.assert_allclose([scores_of[name] for name in test.clip_ids or ()], evaluated_scores, rtol=1e-5)

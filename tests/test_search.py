@@ -200,7 +200,7 @@ def test_search_heads_chooses_inputs_with_both_solvers(tmp_path: Path) -> None:
         value = {inputs: max(float(row["value"] or 0) for row in rows if row["inputs"] == inputs) for inputs in INPUTS}
         assert value["final/mean"] > value["layer_2/mean"] + 0.05
         bundle = load_bundle(tmp_path / solver / "bundle")
-        assert "+".join(bundle.kept) == best["inputs"]
+        assert "+".join(bundle.selected) == best["inputs"]
         assert bundle.head.front.feature_width == sum(data.train.part_widths(best["inputs"]))
     assert len(rows) == 40
 

@@ -9,7 +9,7 @@ import pytest
 
 from featurecache.spec import FeatureSpace
 from heads.bundle import load_bundle
-from heads.data import KeptSplit, LabelledFeatures, LearningData
+from heads.data import LabelledFeatures, LabelledSplit, LearningData
 from heads.engines.convex import grid_points
 from heads.inputs import default_inputs
 from heads.scoring.metrics import macro_f1
@@ -181,7 +181,7 @@ def test_useless_vectors_are_left_out_and_one_that_only_helps_the_best_is_found(
         a, b = np.array_split(clips.X, 2, axis=1) if is_alone else (clips.X + hidden_by, hidden_by)
         noise = {f"{name}/mean": random.standard_normal(a.shape).astype(np.float32) for name in "nmo"}
         useless = noise if is_alone else {name: a + 2 * of for name, of in noise.items()}
-        splits.append(KeptSplit({"a/mean": a, "b/mean": b, **useless}, clips.Y, clips.sessions))
+        splits.append(LabelledSplit({"a/mean": a, "b/mean": b, **useless}, clips.Y, clips.sessions))
     data = LearningData(*splits, LABELS, dict.fromkeys(splits[0].features, SPACE))
     space = dataclasses.replace(
         CONVEX,
@@ -213,7 +213,7 @@ def test_noise_among_the_inputs_costs_nothing_on_unseen_sessions(tmp_path: Path,
             for one in splits
         ]
         train, validation, unseen = (
-            KeptSplit(of, one.Y, one.sessions) for of, one in zip(features, splits, strict=True)
+            LabelledSplit(of, one.Y, one.sessions) for of, one in zip(features, splits, strict=True)
         )
         spaces = {name: FeatureSpace({**SPACE.inputs, "tap": name.split("/")[0]}) for name in features[0]}
         data, scores = LearningData(train, validation, LABELS, spaces), []

@@ -13,7 +13,7 @@ from featurecache.errors import BundleError, SettingsError, TrainingDataError, U
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from heads.bundle import load_bundle
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.scoring.shortcuts import label_gaps, listed, needed_together
 from heads.settings import HeadSettings
 from heads.terminal.shortcuts import audited
@@ -106,7 +106,7 @@ def test_weights_that_explain_a_session_are_of_heads_that_never_saw_it() -> None
 
     def weights(X: np.ndarray) -> SessionWeights:
         splits = [
-            KeptSplit({"a/mean": X[of], "b/mean": X[of, :3]}, Y[of], sessions[of])
+            LabelledSplit({"a/mean": X[of], "b/mean": X[of, :3]}, Y[of], sessions[of])
             for of in (~is_validation, is_validation)
         ]
         settings = HeadSettings(solver="convex", inputs="b/mean+a/mean")

@@ -92,7 +92,7 @@ def test_a_bundle_is_refused_on_sessions_that_trained_it_whoever_asks(project: P
         evaluate(project)
     bundle = load_bundle(project.runs / "tune/bundle")
     table, cache, known = read_table(project.clips), FeatureCache.open(project.cache), known_failures(project)
-    own = load_split(table, "test", cache, bundle.kept, known=known).data
+    own = load_split(table, "test", cache, bundle.selected, known=known).data
     with pytest.raises(BundleError, match="sessions that it has not seen"):
         evaluate_bundle(
             bundle,

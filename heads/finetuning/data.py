@@ -13,7 +13,7 @@ from featurecache.errors import TrainingDataError
 from featurecache.extraction.pixels import PixelStore
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
-from heads.data import KeptSplit, more_sessions
+from heads.data import LabelledSplit, more_sessions
 
 PIXELS = "pixels"
 """Key of decoded frames among a network's rows."""
@@ -36,7 +36,7 @@ class CachedClips:
 
     Y: npt.NDArray[np.integer]
 
-    def __init__(self, split: KeptSplit, cache: FeatureCache, name: str, tokens: FeatureSpace) -> None:
+    def __init__(self, split: LabelledSplit, cache: FeatureCache, name: str, tokens: FeatureSpace) -> None:
         self.Y, self.sessions, self.clip_ids = split.Y, split.sessions, split.clip_ids or ()
         self._features = split.features
         self._cache, self._name, self._tokens = cache, name, tokens
@@ -73,7 +73,7 @@ class PixelClips:
 
     Y: npt.NDArray[np.integer]
 
-    def __init__(self, split: KeptSplit, store: PixelStore) -> None:
+    def __init__(self, split: LabelledSplit, store: PixelStore) -> None:
         self.Y, self.sessions, self.clip_ids = split.Y, split.sessions, split.clip_ids or ()
         self._store = store
         self._coming: dict[str, None] = {}
@@ -94,7 +94,7 @@ class PixelClips:
         self._coming = dict.fromkeys(self.clip_ids[number] for number in numbers)
 
 
-def ending_clips(validation: KeptSplit, seen: Collection[str]) -> KeptSplit:
+def ending_clips(validation: LabelledSplit, seen: Collection[str]) -> LabelledSplit:
     """Validation clips that end a training: whoever saw predictions may have accepted them, so such labels do not.
 
     Args:

@@ -57,7 +57,7 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import ADAPTER_NAME
 from heads.clip_rule import ClipRule
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.engines.fitting import fit_head
 from heads.engines.solving import basis_of, solve_head
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
@@ -143,11 +143,11 @@ def plan_lora(
         require_four_bit()
     splits = _splits(project, head, {}, known=KnownFailures(), seen=seen)
     check_targets(splits["train"].Y, head.labels)
-    model, spaces = project_spaces(project, select=list(head.kept), allow_download=allow_download)
+    model, spaces = project_spaces(project, select=list(head.selected), allow_download=allow_download)
     head.check_spaces(spaces)
     layers = sum(tap.startswith("layer_") for tap in model.taps)
     _check_resumable(model, settings.frozen, layers)
-    taps = {name: name.partition("/")[0] for name in head.kept}
+    taps = {name: name.partition("/")[0] for name in head.selected}
     depths = {name: depth_of(tap, layers) for name, tap in taps.items() if tap != "vision"}
     first = 0 if settings.frozen == "vision" else depth_of(settings.frozen, layers)
     deepest = max(depths.values(), default=0)
@@ -157,10 +157,10 @@ def plan_lora(
             f"{head.settings.inputs}. Set a lower lora.frozen, or tune on another tap."
         )
     tokens = f"{settings.frozen}/tokens"
-    fixed = tuple(name for name in head.kept if depths.get(name, 0) <= first)
+    fixed = tuple(name for name in head.selected if depths.get(name, 0) <= first)
     extraction = plan_extraction(
         project,
-        select=[tokens, *head.kept],
+        select=[tokens, *head.selected],
         clip_ids={clip_id for split in splits.values() for clip_id in split.clip_ids or ()},
         allow_download=allow_download,
     )
@@ -220,7 +220,7 @@ class LoraRun(Run):
         self._network = AdaptedNetwork(
             open_planned(project, plan.extraction.model.open(), spaces, dtype=features.dtype, device=device),
             head.to(device),
-            inputs=list(plan.bundle.kept),
+            inputs=list(plan.bundle.selected),
             tokens=plan.tokens,
             rank=settings.rank,
             alpha=settings.alpha,
@@ -285,7 +285,7 @@ class LoraRun(Run):
             self._network.head,
             bundle.settings,
             labels=bundle.labels,
-            select=list(bundle.kept),
+            select=list(bundle.selected),
             method=FT_C_LORA,
             of_run={
                 "lora": {**dataclasses.asdict(settings), "targets": list(settings.targets)},
@@ -319,7 +319,7 @@ def _refitted_head(project: Project, plan: LoraPlan, *, seed: int, device: str, 
     gives them. Every process begins with the head of the first.
     """
     tuned, rate = plan.bundle.settings, plan.settings.head_learning_rate
-    train = _splits(project, plan.bundle, plan.bundle.kept, known=known_failures(project))["train"]
+    train = _splits(project, plan.bundle, plan.bundle.selected, known=known_failures(project))["train"]
     clips, widths = train.of(tuned.inputs), train.part_widths(tuned.inputs)
     head: Head
     if tuned.solver == "convex":
@@ -350,7 +350,7 @@ def _splits(
     known: KnownFailures,
     needed: Collection[FeatureSpace] = (),
     seen: frozenset[str] = frozenset(),
-) -> dict[str, KeptSplit]:
+) -> dict[str, LabelledSplit]:
     """Training clips, and those of validation that end the training, with these features."""
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     if table.labels != bundle.labels:

@@ -45,7 +45,7 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.finetuning.data import PixelClips, check_targets, digest_of, ending_clips
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
 from heads.finetuning.loop import FineTuning
@@ -87,7 +87,7 @@ class TimesformerPlan:
     inputs: "Inputs"
     space: FeatureSpace
     labels: tuple[str, ...]
-    splits: Mapping[str, KeptSplit]
+    splits: Mapping[str, LabelledSplit]
     store: PixelStore
     left_out: Mapping[str, str]
 
@@ -296,7 +296,7 @@ class TimesformerRun(Run):
         )
 
 
-def _without(split: KeptSplit, gone: Mapping[str, str], name: str) -> KeptSplit:
+def _without(split: LabelledSplit, gone: Mapping[str, str], name: str) -> LabelledSplit:
     """A split without some of its clips."""
     left = split.without(gone)
     if not len(left.Y):

@@ -136,7 +136,7 @@ class _Candidate:
     def loaded(self, others: Sequence["_Candidate"] = ()) -> LabelledFeatures:
         """The test clips that this and the other bundles can all read."""
         needed = [space for other in others for space in other.bundle.spaces]
-        split = self.source.load("test", self.bundle.kept, needed=needed)
+        split = self.source.load("test", self.bundle.selected, needed=needed)
         return split.data.of(self.bundle.settings.inputs)
 
 
@@ -215,8 +215,8 @@ def _baselines(
     for one, test in zip(candidates, data, strict=True):
         bundle, source = one.bundle, one.source
         if bundle.adapter is None and bundle.backbone is None and bundle.asked is None and test.X.ndim == 2:
-            train, validation = (source.load(split, bundle.kept).data for split in ("train", "validation"))
-            fitting = LearningData(train, validation, bundle.labels, bundle.kept).fitting
+            train, validation = (source.load(split, bundle.selected).data for split in ("train", "validation"))
+            fitting = LearningData(train, validation, bundle.labels, bundle.selected).fitting
             from heads.workflow.baselines import baseline_metrics  # scikit-learn takes a second to load
 
             return baseline_metrics(fitting.of(bundle.settings.inputs), test, bundle.labels, annotated=annotated)
@@ -296,8 +296,8 @@ def _seconds_per_clip(project: Project, bundle: Bundle) -> float | None:
     own = bundle.project_of(project)
     adapter = None if bundle.adapter is None else open_adapter(bundle.adapter)
     try:
-        model, _ = project_spaces(own, select=list(bundle.kept), adapter=adapter, asked=bundle.asked)
-        taps = sorted({parse_feature(name, model.taps).tap for name in bundle.kept})
+        model, _ = project_spaces(own, select=list(bundle.selected), adapter=adapter, asked=bundle.asked)
+        taps = sorted({parse_feature(name, model.taps).tap for name in bundle.selected})
         cost = clip_cost(model.open(), taps)
         parts = time_parts(
             cost.parts,

@@ -28,7 +28,7 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
 from heads.bundle_files import Stated
 from heads.clip_rule import ClipRule, Unit
-from heads.data import KeptSplit, LearningData
+from heads.data import LabelledSplit, LearningData
 from heads.loading import LoadedSplit, load_split
 from heads.samples.joining import selected
 from heads.timelines.rules import checked_rules, timeline_rules
@@ -150,7 +150,7 @@ def learning_data(
         split: load_split(table, split, cache, spaces, known=known, samples=samples)
         for split in ("train", "validation")
     }
-    splits: dict[str, KeptSplit] = {name: one.data for name, one in loaded.items()}
+    splits: dict[str, LabelledSplit] = {name: one.data for name, one in loaded.items()}
     if taught:
         splits = with_teacher(project, splits, cache, allow_download=allow_download)
     leakage, prior = leakage_record(table.clips), None

@@ -189,7 +189,7 @@ class _Candidate:
     ) -> None:
         self.folder, self.head, self.tuned, self.exclusive = folder, head, tuned, exclusive
         self.source = scoring_data(project, head)
-        self.own = self.source.load("test", head.kept)
+        self.own = self.source.load("test", head.selected)
         self.data = self.own.data.of(head.settings.inputs)
 
 
@@ -340,7 +340,7 @@ def extract_adapted(
     from heads.zeroshot.answering import run_asked  # it loads torch
 
     project, adapter = head.project_of(project), None if head.adapter is None else open_adapter(head.adapter)
-    plan = plan_split(project, list(head.kept), split, adapter=adapter, asked=head.asked)
+    plan = plan_split(project, list(head.selected), split, adapter=adapter, asked=head.asked)
     head.check_spaces(plan.spaces)
     on_plan(plan)
     return run_asked(project, plan, on_progress=on_progress).failures

@@ -23,7 +23,7 @@ from featurecache.errors import BundleError, SettingsError, UsageError
 from featurecache.project.settings import Project
 from featurecache.workflow.withdrawal import SHORTCUTS
 from heads.bundle import Bundle, load_bundle
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.runs import HeldOut, write_run
 from heads.scoring.metrics import average_precision
 from heads.timelines.tuning import TunedTimeline
@@ -147,7 +147,7 @@ def _audit_of(project: Project, head: Bundle, audited: Path) -> tuple[str, npt.N
             "Run: featurecache shortcuts."
         ) from error
     name = made_by.get("input", "")
-    if made_by.get("bundle") != head.digest or name not in head.kept:
+    if made_by.get("bundle") != head.digest or name not in head.selected:
         raise BundleError(
             f"clusters to ignore must be of an audit of the same bundle, but the last one was not of {audited}. "
             f"Audit it first: featurecache shortcuts --bundle {audited}."
@@ -155,7 +155,7 @@ def _audit_of(project: Project, head: Bundle, audited: Path) -> tuple[str, npt.N
     return name, np.asarray(centres)
 
 
-def _without(split: KeptSplit, name: str, directions: npt.NDArray[np.float64]) -> KeptSplit:
+def _without(split: LabelledSplit, name: str, directions: npt.NDArray[np.float64]) -> LabelledSplit:
     """The clips with the directions (q, D) projected out of one feature."""
     features = split.features[name].astype(np.float64)
     projected = (features - (features @ directions.T) @ directions).astype(np.float32)
@@ -172,7 +172,7 @@ def _folded(made: Bundle, name: str, directions: npt.NDArray[np.float64]) -> Any
 
     head: Any = copy.deepcopy(made.head)  # linear, of those that are audited
     front = head.front
-    at = list(made.kept).index(name)
+    at = list(made.selected).index(name)
     own = slice(sum(front.part_widths[:at]), sum(front.part_widths[: at + 1]))
     axes, scale = torch.from_numpy(directions), front.scale[own].double()
 

@@ -71,7 +71,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         )
     check_table(project, use="targets")
     source = scoring_data(project, head)
-    loaded = load_all_splits(source.table, source.cache, head.kept, known=source.known, samples=source.samples)
+    loaded = load_all_splits(source.table, source.cache, head.selected, known=source.known, samples=source.samples)
     from heads.engines.fitting import refitting  # not before there is something to refit: it takes seconds
 
     kept = loaded.data

@@ -187,7 +187,7 @@ def check_linear(head: Bundle) -> None:
     Raises:
         BundleError: Saying why.
     """
-    poolings = [name.partition("/")[2] for name in head.kept]
+    poolings = [name.partition("/")[2] for name in head.selected]
     why = (
         f"its head is of the kind {head.settings.kind}"
         if head.settings.kind != "linear"
@@ -226,7 +226,7 @@ def token_space(
         BundleError: If the head does not read that mean.
         MissingFeaturesError: If the cache has none of them.
     """
-    means = {name: space for name, space in head.kept.items() if name.endswith("/mean")}
+    means = {name: space for name, space in head.selected.items() if name.endswith("/mean")}
     if feature is not None and feature not in means:
         raise BundleError(
             f"the feature must be a mean that the head reads: {', '.join(means)}; but {feature} is none. Name one."
@@ -262,7 +262,7 @@ def _split(
             return np.asarray(head(torch.from_numpy(rows)).numpy())
 
     centre = head.front.mean.numpy()[None]  # (1, D)
-    at = list(bundle.kept).index(f"{tap}/mean")
+    at = list(bundle.selected).index(f"{tap}/mean")
     start = sum(bundle.head.front.part_widths[:at])
     own = slice(start, start + tokens.shape[1])
     clip = np.concatenate(features)[None]

@@ -111,7 +111,7 @@ def extract_missing(
     plan = plan_recordings(
         own,
         [(recording, windows[recording.sha256]) for recording in recordings],
-        select=list(head.kept),
+        select=list(head.selected),
         adapter=None if head.adapter is None else open_adapter(head.adapter),
         asked=head.asked,
         allow_download=allow_download,

@@ -35,7 +35,7 @@ from featurecache.project.settings import Project
 from featurecache.video.recordings import Recording, UnusableRecording
 from heads.bundle import Bundle, load_bundle
 from heads.clip_rule import ClipRule
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.loading import part_features
 from heads.samples.joining import join_of
 from heads.settings import WEIGHING
@@ -196,7 +196,7 @@ def predict_samples(
     without = {one.sample for one in unscored}
     scored = tuple(sample for sample in samples if sample.name not in without)
     P = places or max((len(sample.parts) for sample in scored), default=0)
-    features = {} if cache is None or not scored else part_features(scored, P, cache, head.kept, missing)
+    features = {} if cache is None or not scored else part_features(scored, P, cache, head.selected, missing)
     found, files = _predicted(head, scored, features, out)
     lost = tuple(sum(part in missing for part in sample.clip_ids) for sample in scored)
     found = replace(found, lost=lost, unscored=tuple(unscored))
@@ -303,7 +303,9 @@ def _predicted(
     names, ids = [sample.name for sample in samples], tuple(sample.clip_id for sample in samples)
     weighs = head.settings.kind in WEIGHING
     if samples:
-        split = KeptSplit(features, np.zeros((len(samples), len(head.labels)), np.int8), np.array(names), ids, samples)
+        split = LabelledSplit(
+            features, np.zeros((len(samples), len(head.labels)), np.int8), np.array(names), ids, samples
+        )
         X = split.of(head.settings.inputs).X
         scores = head.scores(X, fingerprint=head.fingerprint)
         if weighs:

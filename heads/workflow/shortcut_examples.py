@@ -17,7 +17,7 @@ from featurecache.project.settings import Project
 from featurecache.store.reader import Space
 from featurecache.workflow.withdrawal import SHORTCUTS
 from heads.bundle import Bundle
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.workflow.mapping import clip_frames, picture_of, step_times
 from heads.workflow.token_clusters import TokenClusters
 
@@ -64,7 +64,7 @@ def moments(
     clustered: tuple[str, Space],
     clusters: TokenClusters,
     chosen: Iterable[tuple[str, int]],
-    fitting: KeptSplit,
+    fitting: LabelledSplit,
     predicted: npt.NDArray[np.bool_],
     clips: Mapping[str, Clip],
     *,

@@ -172,7 +172,7 @@ def shortcuts(
     fitting, cache = data.fitting, FeatureCache.open(project.cache)
     clip_ids = fitting.clip_ids or ()
     name, space = token_space(cache, head, clip_ids[0], feature, ("tokens", "frames", "mean"))
-    weights = session_weights(data, head.settings, tuple(head.kept), name, device=training_device(project))
+    weights = session_weights(data, head.settings, tuple(head.selected), name, device=training_device(project))
     clusters = cluster_tokens(cache, FeatureSpace(space.inputs), clip_ids, fitting.sessions, weights.of, seed=seed)
     gaps = _gaps(clusters, data, seed=seed)
     is_listed = listed(gaps, rate)
@@ -208,7 +208,9 @@ def shortcuts(
         tuple(examples),
         project.runs / SHORTCUTS,
     )
-    _write(found, rows, clusters, {"input": name, "fingerprint": head.kept[name].fingerprint, "bundle": head.digest})
+    _write(
+        found, rows, clusters, {"input": name, "fingerprint": head.selected[name].fingerprint, "bundle": head.digest}
+    )
     return found
 
 

@@ -11,15 +11,15 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.words import JOINT_FEATURE, ProjectWords
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.loading import read_features
 from heads.samples.joining import present
 from heads.samples.teacher import text_relevance
 
 
 def with_teacher(
-    project: Project, splits: Mapping[str, KeptSplit], cache: FeatureCache, *, allow_download: bool = False
-) -> dict[str, KeptSplit]:
+    project: Project, splits: Mapping[str, LabelledSplit], cache: FeatureCache, *, allow_download: bool = False
+) -> dict[str, LabelledSplit]:
     """Splits of samples with the relevance of each part to its sample's findings.
 
     Args:
@@ -53,7 +53,7 @@ def with_teacher(
     return {name: _taught(split, cache, spaces[JOINT_FEATURE], tower) for name, split in splits.items()}
 
 
-def _taught(split: KeptSplit, cache: FeatureCache, space: FeatureSpace, tower: ProjectWords) -> KeptSplit:
+def _taught(split: LabelledSplit, cache: FeatureCache, space: FeatureSpace, tower: ProjectWords) -> LabelledSplit:
     samples, there = split.samples or (), present(next(iter(split.features.values())))  # (N, P)
     parts = [
         part

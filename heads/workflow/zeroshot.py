@@ -39,7 +39,7 @@ from featurecache.spelling import visible
 from featurecache.workers.devices import Device, extract_on_devices, find_devices
 from featurecache.workers.messages import WorkerCrash
 from heads.clip_rule import ClipRule
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.loading import load_split, read_features
 from heads.timelines.rules import checked_rules
 from heads.workflow.data import run_folder
@@ -342,7 +342,7 @@ def _write_answers(
     return path
 
 
-def _labelled(project: Project, plan: Plan, table: ClipTable) -> KeptSplit | None:
+def _labelled(project: Project, plan: Plan, table: ClipTable) -> LabelledSplit | None:
     """The labelled clips of training and validation sessions with the answers about them; None without any."""
     cache, known = FeatureCache.open(project.cache), known_failures(project)
     splits = [
@@ -352,7 +352,7 @@ def _labelled(project: Project, plan: Plan, table: ClipTable) -> KeptSplit | Non
     ]
     if not splits:
         return None
-    return KeptSplit(
+    return LabelledSplit(
         {name: np.concatenate([one.features[name] for one in splits]) for name in plan.spaces},
         np.concatenate([one.Y for one in splits]),
         np.concatenate([one.sessions for one in splits]),

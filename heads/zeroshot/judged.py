@@ -22,7 +22,7 @@ from heads.zeroshot.answering import asked_about, caption_texts
 from heads.zeroshot.lists import spoken
 from heads.zeroshot.methods import LEAST_MASS, Numbers
 from heads.zeroshot.prompts import Question
-from heads.zeroshot.reading import columns_head, columns_of, fitting_negations, scores_by_wording
+from heads.zeroshot.reading import audit_of_questions, columns_head, columns_of, scores_by_wording
 from heads.zeroshot.verdicts import Answers, Judge, row_of
 
 _log = logging.getLogger(__name__)
@@ -76,29 +76,12 @@ class Judged:
     def audit(self, numbers: Numbers) -> dict[str, Any]:
         """Captions that are alike, and by question what the judge says."""
         answers = self._answers(numbers)
-        read = _read(answers)
         tokens = np.asarray(numbers[CAPTION_TAP], np.int64)
         captions = Counter(caption_texts(self.wording, tokens))
-        questions = []
-        for at, question in enumerate(self.questions):
-            counts = Counter(read[:, at].tolist())
-            questions.append(
-                {
-                    "label": question.label,
-                    "wording": question.wording,
-                    "is_negated": question.is_negated,
-                    **{name: counts.get(name, 0) for name in ("yes", "no", "unparsable")},
-                    "mean_mass": float(answers.mass[:, at].mean()),
-                    "below_least_mass": int((~answers.is_parsable[:, at] & ~answers.is_hard[:, at]).sum()),
-                    "hard": int(answers.is_hard[:, at].sum()),
-                }
-            )
+        below = ~answers.is_parsable & ~answers.is_hard
         return {
-            "questions": questions,
-            "n_clips": len(read),
-            "unparsable": int((read == "unparsable").sum()),
+            **audit_of_questions(self.questions, _read(answers), answers.odds, answers.mass, below),
             "hard": int(answers.is_hard.sum()),
-            "negation": fitting_negations(self.questions, answers.odds),
             "captions": {
                 "different": len(captions),
                 "most_frequent": max(captions.values(), default=0),

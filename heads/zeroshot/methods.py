@@ -22,9 +22,9 @@ from heads.zeroshot.lists import Rules, SaidList, allowed_lists, read_list, spok
 from heads.zeroshot.prompts import Question, read_list_prompt, read_questions
 from heads.zeroshot.reading import (
     READINGS,
+    audit_of_questions,
     columns_head,
     columns_of,
-    fitting_negations,
     reading_head,
     scores_by_wording,
 )
@@ -139,25 +139,7 @@ class YesNo:
         """By question: free answers, the mass on yes and no, and whether the answer is the same for every clip."""
         read = self._read(numbers)
         odds, mass = np.split(np.asarray(numbers["zs-b"], np.float64), 2, axis=1)
-        questions = []
-        for at, question in enumerate(self.questions):
-            counts = Counter(read[:, at].tolist())
-            questions.append(
-                {
-                    "label": question.label,
-                    "wording": question.wording,
-                    "is_negated": question.is_negated,
-                    **{name: counts.get(name, 0) for name in ("yes", "no", "unparsable")},
-                    "mean_mass": float(np.exp(mass[:, at]).mean()),
-                    "below_least_mass": int((np.exp(mass[:, at]) < LEAST_MASS).sum()),
-                }
-            )
-        return {
-            "questions": questions,
-            "n_clips": len(read),
-            "unparsable": int((read == "unparsable").sum()),
-            "negation": fitting_negations(self.questions, odds),
-        }
+        return audit_of_questions(self.questions, read, odds, np.exp(mass), np.exp(mass) < LEAST_MASS)
 
     def rows(self, numbers: Numbers) -> Iterator[list[tuple[str, ...]]]:
         """A row for each question."""

@@ -7,6 +7,7 @@ its judge is asked.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,40 @@ def scores_by_wording(
                 own[:, labels.index(one.label)] = scores[:, at]
         found[f"wording {wording + 1}"] = own
     return found
+
+
+def audit_of_questions(
+    questions: Sequence[Question],
+    read: npt.NDArray[np.str_],
+    odds: Numbers,
+    mass: Numbers,
+    is_below: npt.NDArray[np.bool_],
+) -> dict[str, Any]:
+    """By question what is said and how probable both answers are, and how questions fit their negations, JSON-ready.
+
+    Args:
+        questions: The Q questions.
+        read: What each answer says: yes, no or unparsable, shape (N, Q).
+        odds: Log odds of yes, shape (N, Q).
+        mass: Probability of yes and no together, shape (N, Q).
+        is_below: Where that is too little for a score to say much, shape (N, Q).
+    """
+    return {
+        "questions": [
+            {
+                "label": question.label,
+                "wording": question.wording,
+                "is_negated": question.is_negated,
+                **{name: int((read[:, at] == name).sum()) for name in ("yes", "no", "unparsable")},
+                "mean_mass": float(mass[:, at].mean()),
+                "below_least_mass": int(is_below[:, at].sum()),
+            }
+            for at, question in enumerate(questions)
+        ],
+        "n_clips": len(read),
+        "unparsable": int((read == "unparsable").sum()),
+        "negation": fitting_negations(questions, odds),
+    }
 
 
 def fitting_negations(questions: Sequence[Question], odds: Numbers) -> dict[str, float]:

@@ -17,7 +17,7 @@ from featurecache.files import private_folder
 from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
 from heads.clip_rule import ClipRule
-from heads.data import KeptSplit
+from heads.data import LabelledSplit
 from heads.methods import method_of_question
 from heads.models import Head, head_scores
 from heads.runs import ChooseTimeline, HeldOut, default_thresholds, write_document, write_fitted
@@ -31,7 +31,7 @@ from heads.zeroshot.words import Words
 
 def write_zero_shot_run(
     asking: ZeroShot,
-    data: KeptSplit,
+    data: LabelledSplit,
     *,
     folder: Path,
     spaces: Mapping[str, FeatureSpace],
@@ -110,7 +110,7 @@ def write_unsure_run(
         "method": method_of_question(kind_of(asking)),
         "settings": bundle.settings.to_mapping(),
         "inputs": bundle.settings.inputs,
-        "fingerprints": {name: space.fingerprint for name, space in bundle.kept.items()},
+        "fingerprints": {name: space.fingerprint for name, space in bundle.selected.items()},
         "versions": dict(bundle.versions),
         "labels": list(asking.labels),
         "prompts": asking.prompts(),
