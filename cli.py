@@ -525,17 +525,22 @@ def neighbours(
     confusions: options.Confusions = False,
     duplicates: options.Duplicates = False,
     top: Annotated[int | None, typer.Option(min=1, max=10_000, help="How many: 10 of a clip, 50 confusions.")] = None,
+    index: options.ByIndex = False,
     feature: options.Feature = None,
     config: options.Config = Path(),
     as_json: options.AsJson = False,
 ) -> int:
     """List clips that are near each other in feature space.
 
-    By exact cosine. --duplicates ends with 1 where it finds any. Neighbours can tell that two recordings show the same
-    person: keep what is listed as you keep the recordings.
+    By exact cosine; with --index some pairs may be missed. --duplicates ends with 1 where it finds any. Neighbours can
+    tell that two recordings show the same person: keep what is listed as you keep the recordings.
     """
     if (clip is not None) + confusions + duplicates != 1:
         raise UsageError("one of CLIP, --confusions and --duplicates must be given. Name a clip_id, or give one flag.")
+    if index and clip is not None:
+        raise UsageError(
+            "--index is for --confusions and --duplicates; one clip's neighbours are found exactly. Leave it out."
+        )
     screen, project = Screen(as_json), project_of(config)
     from featurecache.terminal import neighbours as shown
     from featurecache.workflow import neighbours as near
@@ -544,9 +549,9 @@ def neighbours(
         found = near.neighbours(project, clip, top=top or 10, feature=feature)
         return finish(screen, found, shown.neighbouring(found))
     if confusions:
-        found = near.confusions(project, top=top or 50, feature=feature)
+        found = near.confusions(project, top=top or 50, feature=feature, by_index=index)
         return finish(screen, found, shown.confused(found))
-    found = near.duplicates(project, feature=feature)
+    found = near.duplicates(project, feature=feature, by_index=index)
     return finish(screen, found, shown.duplicated(found), code=FAILED if found.pairs else DONE)
 
 

@@ -12,6 +12,7 @@ from featurecache.clips.csv_file import read_table
 from featurecache.errors import ClipTableError, SettingsError
 from featurecache.project.settings import Project, open_project
 from featurecache.store import Row, bfloat16
+from featurecache.store.approximate import likely_nearest
 from featurecache.store.nearest import BLOCK_ROWS, Directions, nearest
 from featurecache.workflow.neighbours import confusions, duplicates, neighbours
 from tests.cache_samples import make_rows, names, space, write
@@ -120,6 +121,48 @@ def test_a_recording_in_another_encoding_is_found_though_no_clip_of_it_is_nearly
     assert len(found.pairs) == 8
     assert {pair.other.start_us - pair.clip.start_us for pair in found.pairs} == {0}
     assert len({(pair.clip.recording, pair.other.recording) for pair in found.pairs}) == 1
+
+
+@pytest.mark.parametrize("recompressed", [False, True])
+def test_index_finds_the_copies_and_confusions_that_exact_search_finds_and_tells_its_recall(
+    project: Project, recompressed: bool
+) -> None:
+    pytest.importorskip("faiss", reason="needs the extra `index`")
+    _planted(project, 0 if recompressed else 20, recompressed=recompressed)
+    for find in (duplicates, confusions):
+        exact, near = find(project), find(project, by_index=True)
+        assert [(one.clip, one.other) for one in near.pairs] == [(one.clip, one.other) for one in exact.pairs]
+        np.testing.assert_allclose([one.cosine for one in near.pairs], [one.cosine for one in exact.pairs], atol=1e-5)
+        assert (exact.recall, near.recall) == (None, 1.0)
+    done = invoke("neighbours", "--duplicates", "--index", "--config", project.root)
+    assert (done.exit_code, "it found the nearest of 100%" in done.stdout) == (1, True), done.output
+    assert invoke("neighbours", near.pairs[0].clip.clip_id, "--index", "--config", project.root).exit_code == 2
+
+
+def test_index_of_many_cells_misses_few_of_the_nearest_and_tells_no_wrong_cosine(tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="needs the extra `index`")
+    draw = np.random.default_rng(0)
+    looks = draw.standard_normal((30, 300)) * np.arange(1, 301) ** -0.5
+    features = looks[np.arange(9_000) // 300] + 0.5 * draw.standard_normal((9_000, 300)) * np.arange(1, 301) ** -0.5
+    rows = [
+        Row(r.video_sha256, r.start_us, r.end_us, one, r.timestamps_us)
+        for r, one in zip(make_rows(len(features)), features.astype(np.float16), strict=True)
+    ]
+    write(tmp_path, rows, of=space())
+    directions = Directions(FeatureCache.open(tmp_path), names(rows), space().fingerprint)
+    recording, everyone = np.arange(9_000) // 300, np.arange(9_000)
+    queries = draw.permutation(everyone)[:500]
+
+    def allowed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return recording[one, None] != recording[other]
+
+    found, cosines = likely_nearest(directions, queries, everyone, allowed=allowed, alike=recording)
+    exact = nearest(directions, queries, everyone, top=1, allowed=allowed)[1]
+    assert (recording[found[:, 0]] != recording[queries]).all()
+    np.testing.assert_allclose(
+        cosines[:, 0], np.einsum("nd,nd->n", directions.of(queries), directions.of(found[:, 0])), atol=1e-5
+    )
+    assert (cosines >= exact - 1e-5).mean() > 0.9
 
 
 def test_confusions_differ_in_targets_and_show_no_test_clip_and_no_clip_twice(project: Project) -> None:

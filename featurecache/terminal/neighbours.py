@@ -37,11 +37,13 @@ def confused(found: "Neighbours") -> Iterator[Piece]:
     title = f"alike by {found.feature}, annotated differently"
     yield plain_table(title, ("clip", "on", "other clip", "on", "cosine"), rows)
     yield f"{counted(len(found.pairs), 'pair')} for annotators to look at: {found.file}"
+    yield from _recall(found)
     yield _PRIVACY
 
 
 def duplicated(found: "Neighbours") -> Iterator[Piece]:
     """Copies across splits."""
+    yield from _recall(found)
     if not found.pairs:
         yield f"of {found.searched} clips none that scores is a copy of one that learns, by {found.feature}"
         return
@@ -56,6 +58,14 @@ def duplicated(found: "Neighbours") -> Iterator[Piece]:
         f"that learn, so scores are optimistically biased: {found.file}. If the recordings are copies, take "
         "one away, or put both sessions into one split of clips.csv."
     )
+
+
+def _recall(found: "Neighbours") -> Iterator[Piece]:
+    if found.recall is not None:
+        yield (
+            f"by an approximate index: of clips drawn in this search it found the nearest of {found.recall:.0%}; "
+            "cosines are exact"
+        )
 
 
 def _place(clip: "Clip") -> str:

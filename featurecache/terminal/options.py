@@ -32,6 +32,10 @@ Confusions = Annotated[
 Duplicates = Annotated[
     bool, typer.Option("--duplicates", help="Copies across splits, also in another encoding: a leak.")
 ]
+ByIndex = Annotated[
+    bool,
+    typer.Option("--index", help="Search by an approximate index, for 100,000 clips and more; tells its recall."),
+]
 Feature = Annotated[
     str | None, typer.Option(help="tap/pooling, or imported/NAME; the first vector of features.select if left out.")
 ]

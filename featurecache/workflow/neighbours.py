@@ -3,9 +3,7 @@
 Notable choices: clips whose windows overlap or touch are no pair, since they show the same moment. Pairs with different
 targets come from training and validation alone, each clip in one pair at most: an annotation of a test session that is
 corrected because of what features say would make its score optimistically biased. For the same reason a test clip's
-targets are not told. A copy of a recording in another encoding has features of its own, which the cosine of a clip
-cannot tell from likeness; what tells it is that two recordings change alike from clip to clip: off each one's own mean,
-clips at one distance in time have a high cosine on average. That is so where a copy was cut, if by whole strides.
+targets are not told. Copies of a recording in another encoding are found by `copied_recordings.py`.
 
 Privacy: neighbours join sessions by what they look like, so they can tell that two recordings show the same person or
 room, though no name says so. What this writes is to be kept as the recordings are.
@@ -32,14 +30,15 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.store import FeatureCache
-from featurecache.store.nearest import BLOCK_ROWS, Directions, Positions, nearest
+from featurecache.store.approximate import likely_nearest
+from featurecache.store.nearest import Allowed, Directions, Positions, nearest
+from featurecache.workflow.copied_recordings import Clips, copied_recordings
 
 CONFUSIONS_NAME, DUPLICATES_NAME = "confusions.csv", "duplicates.csv"
 NEAR_IDENTICAL = 0.995
 """The least cosine at which a clip alone counts as a copy."""
-IN_STEP, IN_STEP_SHARE, IN_STEP_COSINE = 5, 0.5, 0.8
-"""Clips of a recording, their share of it, and their least mean cosine that make it a copy where they keep step with
-those of another, each off its own recording's mean."""
+RECALL_CLIPS = 256
+"""Clips whose nearest is also searched exactly where an index is used."""
 
 _VECTORS = ("mean", "motion", "cls", "last")
 
@@ -64,6 +63,8 @@ class Neighbours:
         missing: Clips without a feature, for recorded reasons.
         pairs: The pairs.
         file: The CSV that lists them; None where none is written.
+        recall: Of clips drawn in this search, the share whose nearest the approximate index found; None where the
+            search is exact.
     """
 
     feature: str
@@ -72,6 +73,7 @@ class Neighbours:
     missing: int
     pairs: tuple[Pair, ...]
     file: Path | None = None
+    recall: float | None = None
 
     def on(self, clip: Clip) -> str:
         """Labels that are on in a clip: `ventilation; suction`; "not told" in a test clip, "" where unlabelled."""
@@ -83,7 +85,7 @@ class Neighbours:
 
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache neighbours --json`."""
-        fields = {name: getattr(self, name) for name in ("feature", "searched", "missing", "file")}
+        fields = {name: getattr(self, name) for name in ("feature", "searched", "missing", "file", "recall")}
         return {**fields, "pairs": [self._row(pair) for pair in self.pairs]}
 
     def _row(self, pair: Pair) -> dict[str, Any]:
@@ -154,10 +156,10 @@ class _Searched:
         after = self.end_us[other] < self.start_us[one, None]
         return np.asarray((self.content[one, None] != self.content[other]) | before | after)
 
-    def found(self, pairs: Iterable[tuple[float, int, int]]) -> Neighbours:
+    def found(self, pairs: Iterable[tuple[float, int, int]], recall: float | None = None) -> Neighbours:
         """The result of pairs of positions."""
         named = tuple(Pair(cosine, self.clips[one], self.clips[other]) for cosine, one, other in pairs)
-        return Neighbours(self.feature, self.table.labels, len(self.clips), self.missing, named)
+        return Neighbours(self.feature, self.table.labels, len(self.clips), self.missing, named, recall=recall)
 
 
 def neighbours(project: Project, clip_id: str, *, top: int = 10, feature: str | None = None) -> Neighbours:
@@ -188,20 +190,22 @@ def neighbours(project: Project, clip_id: str, *, top: int = 10, feature: str | 
     return own.found((cosine, position, other) for cosine, other in pairs if other >= 0)
 
 
-def confusions(project: Project, *, top: int = 50, feature: str | None = None) -> Neighbours:
+def confusions(project: Project, *, top: int = 50, feature: str | None = None, by_index: bool = False) -> Neighbours:
     """The nearest pairs of clips of different recordings whose targets differ, for annotators to look at.
 
-    They are written to `runs/confusions.csv`. Arguments and errors as for `neighbours`; `top` is of pairs.
+    They are written to `runs/confusions.csv`. Arguments and errors as for `neighbours`; `top` is of pairs. `by_index`
+    searches by an approximate index, which needs FAISS (SettingsError), and measures its recall.
     """
     own = _Searched.of(project, feature)
     learned = np.array([clip.labelled and clip.split in ("train", "validation") for clip in own.clips], bool)
     among = np.flatnonzero(learned)
     targets = np.unique([str(clip.targets) for clip in own.clips], return_inverse=True)[1]
-    pairs = _closest(
+    pairs, recall = _closest(
         own,
         among,
         among,
         lambda one, other: (targets[one, None] != targets[other]) & (own.content[one, None] != own.content[other]),
+        alike=np.unique(np.stack([targets, own.content]), axis=1, return_inverse=True)[1].ravel() if by_index else None,
     )
     taken: set[int] = set()
     chosen = []
@@ -209,10 +213,10 @@ def confusions(project: Project, *, top: int = 50, feature: str | None = None) -
         if taken.isdisjoint((one, other)):
             taken |= {one, other}
             chosen.append((cosine, one, other))
-    return own.found(chosen[:top]).written(project.runs / CONFUSIONS_NAME)
+    return own.found(chosen[:top], recall).written(project.runs / CONFUSIONS_NAME)
 
 
-def duplicates(project: Project, *, feature: str | None = None) -> Neighbours:
+def duplicates(project: Project, *, feature: str | None = None, by_index: bool = False) -> Neighbours:
     """Clips of validation and test that are copies of clips of a split which learns: a leak.
 
     Nearly identical ones, and those of a recording of which at least five clips and half of all change from clip to
@@ -223,71 +227,46 @@ def duplicates(project: Project, *, feature: str | None = None) -> Neighbours:
     Args:
         project: The project.
         feature: As for `neighbours`.
+        by_index: As for `confusions`.
 
     Raises:
-        As `neighbours`.
+        As `confusions`.
     """
     own = _Searched.of(project, feature)
     rank = np.select([own.split == "train", own.split == "validation", own.split == "test"], [0, 1, 2], -1)
-    pairs = _closest(
+    pairs, recall = _closest(
         own,
         np.flatnonzero(rank > 0),
         np.flatnonzero((rank == 0) | (rank == 1)),
         lambda one, other: own.apart(one, other) & (rank[one, None] > rank[other]),
+        alike=rank if by_index else None,
     )
-    in_step = _in_step(own, rank)
+    in_step = copied_recordings(Clips(own.directions, own.content, own.start_us, rank), by_index=by_index)
     copied = {one for _, one, _ in in_step}
     in_step += [pair for pair in pairs if pair[0] >= NEAR_IDENTICAL and pair[1] not in copied]
-    found = own.found(
-        (cosine, other, one) for cosine, one, other in sorted(in_step, key=lambda pair: (-pair[0], pair[1]))
-    )
+    ordered = sorted(in_step, key=lambda pair: (-pair[0], pair[1]))
+    found = own.found(((cosine, other, one) for cosine, one, other in ordered), recall)
     return found.written(project.runs / DUPLICATES_NAME)
 
 
-def _in_step(own: _Searched, rank: Positions) -> list[tuple[float, int, int]]:
-    """Clips of recordings that change as a recording of a split which learns, each with its moment there."""
-    recordings = [
-        np.flatnonzero((own.content == content) & (rank == of_split))
-        for content, of_split in sorted(set(zip(own.content.tolist(), rank.tolist(), strict=True)))
-    ]
-    scoring = [rows for rows in recordings if rank[rows[0]] > 0 and len(rows) >= IN_STEP]
-    learning = [rows for rows in recordings if rank[rows[0]] in (0, 1)]
-    found: list[tuple[float, int, int]] = []
-    while scoring:
-        at_once = int(np.searchsorted(np.cumsum([len(rows) for rows in scoring]), BLOCK_ROWS)) + 1
-        block, scoring = scoring[:at_once], scoring[at_once:]
-        vectors = [own.directions.within(rows) for rows in block]
-        for others in learning:
-            theirs = own.directions.within(others)
-            for rows, ours in zip(block, vectors, strict=True):
-                if own.content[rows[0]] != own.content[others[0]] and rank[rows[0]] > rank[others[0]]:
-                    found += _best_step(own, rows, others, ours @ theirs.T)
-    best: dict[int, tuple[float, int, int]] = {}
-    for pair in found:  # a copy of two recordings: the more alike one
-        best[pair[1]] = max(pair, best.get(pair[1], pair))
-    return list(best.values())
+def _closest(
+    own: _Searched, queries: Positions, candidates: Positions, allowed: Allowed, *, alike: Positions | None
+) -> tuple[list[tuple[float, int, int]], float | None]:
+    """Each query with its nearest candidate, the nearest pair first; and the recall, where an index is used.
 
-
-def _best_step(
-    own: _Searched, rows: Positions, others: Positions, cosines: npt.NDArray[np.float32]
-) -> list[tuple[float, int, int]]:
-    """The pairs of clips at the distance in time with the highest mean cosine, if that makes a copy; cosines (n, m)."""
-    distance_us = own.start_us[rows][:, None] - own.start_us[others]  # (n, m)
-    unit = max(1, int(np.gcd.reduce(np.diff(np.concatenate([own.start_us[rows], own.start_us[others]])))))
-    step = (distance_us - distance_us.min()) // unit
-    counts = np.bincount(step.ravel())
-    means = np.bincount(step.ravel(), cosines.ravel()) / np.maximum(counts, 1)
-    means[counts < max(IN_STEP, IN_STEP_SHARE * len(rows))] = -1
-    if means.max() < IN_STEP_COSINE:
-        return []
-    return [(float(cosines[at, to]), int(rows[at]), int(others[to])) for at, to in np.argwhere(step == means.argmax())]
-
-
-def _closest(own: _Searched, queries: Positions, candidates: Positions, allowed: Any) -> list[tuple[float, int, int]]:
-    """Each query with its nearest candidate, the nearest pair first."""
-    found, cosines = nearest(own.directions, queries, candidates, top=1, allowed=allowed)
+    That is where `alike` is given: of each clip a number, for those with one number the same candidates count.
+    """
+    recall = None
+    if alike is None or not len(queries) or not len(candidates):
+        found, cosines = nearest(own.directions, queries, candidates, top=1, allowed=allowed)
+    else:
+        found, cosines = likely_nearest(own.directions, queries, candidates, allowed=allowed, alike=alike)
+        drawn = np.random.default_rng(0).permutation(len(queries))[:RECALL_CLIPS]
+        exact = nearest(own.directions, queries[drawn], candidates, top=1, allowed=allowed)[1][:, 0]
+        is_found = cosines[drawn, 0] >= exact - 1e-5  # equal but for the order of sums
+        recall = float(is_found[np.isfinite(exact)].mean()) if np.isfinite(exact).any() else None
     each = zip(cosines[:, 0].tolist(), queries.tolist(), found[:, 0].tolist(), strict=True)
-    return sorted((pair for pair in each if pair[2] >= 0), key=lambda pair: (-pair[0], pair[1]))
+    return sorted((pair for pair in each if pair[2] >= 0), key=lambda pair: (-pair[0], pair[1])), recall
 
 
 def _first_vector(project: Project) -> str:
