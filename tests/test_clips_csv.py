@@ -248,5 +248,5 @@ def test_read_table_says_so_when_there_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ClipTableError, match=r"does not exist\. Make it: featurecache clips"):
         read_table(tmp_path / "clips.csv")
     (tmp_path / "clips.csv").mkdir()
-    with pytest.raises(ClipTableError, match="must be readable"):
+    with pytest.raises(ClipTableError, match=r"must be a table, but it is a folder\. Move it away"):
         read_table(tmp_path / "clips.csv")

@@ -148,13 +148,16 @@ def test_samples_that_need_an_annotation_come_in_a_table(bundled: Project, tmp_p
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("p,ffffffffffffffff-0-1000000,before,1,", "line 2, column part: .* no clip of the recordings that are given"),
+        (
+            "p,ffffffffffffffff-0-1000000,before,1,",
+            "line 2, column part: .* a clip_id of the recordings that are given",
+        ),
         ("p,{0}-0-2000000,before,1,", "line 2, column part: .* of the bundle's length"),
         ("p,{0}-9000000-10000000,before,1,", "line 2, column part: "),
         ("p,{0}-00-1000000,before,1,", "line 2, column part: "),
-        ("p,{0}-0-1000000,during,1,", "line 2, column role: .* one of before, after, and this is 'during'"),
-        ("p,{0}-0-1000000,,1,", "line 2, column role: .* one of before, after, and this is ''"),
-        ("p,,before,1,", "line 2, column part: .* no clip on any line"),
+        ("p,{0}-0-1000000,during,1,", "line 2, column role: .* one of the bundle's, before, after, but it is 'during'"),
+        ("p,{0}-0-1000000,,1,", "line 2, column role: .* one of the bundle's, before, after, but it is ''"),
+        ("p,,before,1,", "line 2, column part: a sample must have a clip"),
     ],
 )
 def test_a_table_that_does_not_fit_the_recordings_or_the_bundle_is_refused_by_line(

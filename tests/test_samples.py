@@ -1,6 +1,8 @@
 """Samples of several clips: the rules that make them, the file that holds them, and what is refused by name."""
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from featurecache import FeatureCache
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.leakage import sessions_in, spans_of, touching
 from featurecache.clips.samples import SampleTable, make_samples
-from featurecache.clips.samples_file import format_samples, read_samples
+from featurecache.clips.samples_file import format_samples, read_samples, read_unannotated
 from featurecache.errors import ClipTableError, SettingsError, TrainingDataError
 from featurecache.extraction.failures import KnownFailures
 from featurecache.project.samples import SampleSettings
@@ -117,27 +119,42 @@ HEADER = "sample,part,role,order,x\n"
     ("text", "words"),
     [
         (f"{HEADER}p,{A},,1,1\np,{OTHER},,2,1\n", "line 2, column part: .*'p' lies in the sessions S01 and S02"),
-        (f"{HEADER}p,{A},,1,1\np,0-0-1,,2,1\n", "line 3, column part: .*'0-0-1' is no clip of clips.csv"),
+        (
+            f"{HEADER}p,{A},,1,1\np,0-0-1,,2,1\n",
+            "line 3, column part: .* a clip_id of clips.csv, or empty, but it is '0-0-1'",
+        ),
         (f"{HEADER}p,{A},,1,1\np,{B},,2,0\n", "line 3, column x: .*'p' has '1' on line 2"),
-        (f"{HEADER}p,{A},,1,yes\n", "line 2, column x: .*'yes' is not 0, 1 or empty"),
+        (f"{HEADER}p,{A},,1,yes\n", "line 2, column x: a target must be 0, 1 or empty, but it is 'yes'"),
         (f"{HEADER}p,{A},,1,1\np,{A},,2,1\n", "line 3, column part: .*another line too"),
         (f"{HEADER}p,{A},a,1,1\np,{B},a,2,1\n", "line 3, column part: .*another line too"),
-        (f"{HEADER}p,{A},a,1,1\np,{B},,2,1\n", "line 3, column role: .*empty, but other lines have roles"),
-        (f"{HEADER}p,{A},,one,1\n", "line 2, column order: .*no whole number"),
-        (f"{HEADER}p,,,1,1\n", "line 2, column part: .*no clip on any line"),
+        (f"{HEADER}p,{A},a,1,1\np,{B},,2,1\n", "line 3, column role: all lines must have a role, or none"),
+        (f"{HEADER}p,{A},,one,1\n", "line 2, column order: .* a whole number of up to 9 digits, but it is 'one'"),
+        (f"{HEADER}p,,,1,1\n", "line 2, column part: a sample must have a clip, but 'p' has none"),
         (f"{HEADER}p,{A},,1,1\np,{B},,1,1\n", "line 3, column order: .*'p' has the order 1 on line 2 too"),
         (f"{HEADER}p,{A},a,01,1\np,{B},b,1,1\n", "line 3, column order: .*'p' has the order 1 on line 2 too"),
-        (f"{HEADER}p,{A},,,1\np,{B},,2,1\n", "line 2, column order: .*empty, but 'p' has an order on line 3"),
+        (f"{HEADER}p,{A},,,1\np,{B},,2,1\n", "line 2, column order: .* 'p' has an order on line 3 and none here"),
         (f"{HEADER}p,{A},,1,1\nq,{A},,1,0\n", "line 3, column part: .*'q' has the clips of 'p'"),
         (f"{HEADER[:-1]},findings\np,{A},,1,1,one\np,{B},,2,1,other\n", "line 3, column findings: .*'p' has 'one'"),
         (HEADER, "must have a line for each part of a sample, but it has a header alone"),
-        (f"{HEADER}p,{A},,1\n", "line 2, column sample: .*4 cells where 5"),
+        (f"{HEADER}p,{A},,1\n", "line 2, column sample: .*5 cells, but it has 4"),
         ("sample,part,order,x\n", "line 1: the columns must be sample, part, role, order"),
         ("sample,part,role,order\n", "line 1: a label must be among the columns"),
         (f"{HEADER[:-1]},x\n", "line 1: the columns must be .* each once"),
         (f"{HEADER[:-1]},part\np,{A},,1,1,{B}\n", "line 1: the columns must be .* each once"),
         (f"{HEADER[:-1]},split\n", "line 1: labels must be distinct, plain names, but 'split' is not"),
-        (f"{HEADER},{A},,1,1\n", "line 2, column sample: .*it is empty"),
+        (f"{HEADER}p,{A},,1,nan\n", "line 2, column x: .*'nan'"),
+        (f"{HEADER}p,{A},,1,2\n", "line 2, column x: .*'2'"),
+        (f"{HEADER}p,{A},,{'9' * 5000},1\n", r"line 2, column order: .* it is '9{40}'\."),
+        (f"{HEADER}Jos\u00e9,{A},,1,1\njos\u00e9,{B},,2,1\n", "line 3, column sample: .*'josé' is 'José' on line 2"),
+        (f"{HEADER}p,{A},Top,1,1\nq,{B},top,2,1\n", "line 3, column role: .*'top' is 'Top' on line 2"),
+        (f'{HEADER}"p\nq",{A},,1,1\n', "line 3, column sample: .* it holds a control character"),
+        (f"{HEADER}p\0q,{A},,1,1\n", "line 2, column sample: .* it holds a control character"),
+        (f"{HEADER}{'p' * 501},{A},,1,1\n", "line 2, column sample: .* it has 501 characters"),
+        (f'{HEADER}"p,{A},,1,1\n', "line 2, column sample: it must be CSV"),
+        (f"{HEADER[:-1]},X\np,{A},,1,1,1\n", "line 1: labels must differ by more than case .* 'X' and 'x' do not"),
+        ("", "line 1: the columns must be .* but are none, and 'sample' is missing"),
+        (HEADER.encode("utf-16-le").decode("latin-1"), r"line 1: the columns must be .*'s\\x00.*\"CSV UTF-8\""),
+        (f"{HEADER},{A},,1,1\n", "line 2, column sample: .*up to 500 characters, but it has 0"),
     ],
 )
 def test_a_file_that_is_no_sound_sample_table_is_refused_by_line_and_column(
@@ -145,6 +162,34 @@ def test_a_file_that_is_no_sound_sample_table_is_refused_by_line_and_column(
 ) -> None:
     with pytest.raises(ClipTableError, match=words):
         read_samples(written(tmp_path, text), TABLE)
+
+
+def test_a_sample_is_one_however_its_name_is_composed_and_numbers_are_written(tmp_path: Path) -> None:
+    names = "Jos\u00e9", "Jose\u0301", "Jos\u00e9\u200b "
+    rows = [f"{names[0]},{A},,1.0,1", f"{names[1]},{B},,2,1.0", f"=cmd(),{OTHER},,,0", f"{names[2]},,,3,1"]
+    found = read_samples(written(tmp_path, HEADER + "\n".join(rows)), TABLE).samples
+    assert [(one.name, one.parts, one.targets) for one in found] == [
+        ("Jos\u00e9", (A, B, ""), (1,)),
+        ("=cmd()", (OTHER,), (0,)),
+    ]
+
+
+def test_what_is_no_file_in_the_place_of_a_sample_table_is_neither_waited_for_nor_taken_for_missing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "samples.csv"
+    for make, words in (
+        (path.mkdir, "must be a table, but it is a folder. Move it away"),
+        (lambda: os.mkfifo(path), "must be a table, but it is no plain file. Move it away"),
+        (lambda: path.symlink_to(path), "leads to no file. Write it"),
+        (lambda: path.symlink_to(tmp_path / "gone"), "leads to no file. Write it"),
+    ):
+        make()
+        with pytest.raises(ClipTableError, match=re.escape(words)):
+            read_samples(path, TABLE)
+        with pytest.raises(ClipTableError, match=re.escape(words)):
+            read_unannotated(path, lambda _: None, ())
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def test_a_missing_file_says_what_to_write_in_it(tmp_path: Path) -> None:
@@ -164,7 +209,7 @@ def test_cameras_are_known_by_what_names_say_besides_the_session_which_must_agre
 
 def test_a_sample_that_splits_cut_is_refused_even_where_splits_go_by_clips(tmp_path: Path) -> None:
     cut = ClipTable(("x", "y"), (*CAMERAS[:1], dataclasses.replace(CAMERAS[1], split="test"), *CAMERAS[2:]))
-    with pytest.raises(ClipTableError, match="'p' lies in the splits test and train, not whole in one"):
+    with pytest.raises(ClipTableError, match="must lie whole in one split, but 'p' lies in the splits test and train"):
         read_samples(written(tmp_path, f"{HEADER}p,{A},,1,1\np,{B},,2,1\n"), cut)
 
 

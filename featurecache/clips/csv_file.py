@@ -146,7 +146,15 @@ def keep_edited(path: Path, written: Sequence[str]) -> Path | None:
     return None
 
 
+def _refuse_no_file(path: Path) -> None:
+    """Refuses a folder, and what would be waited for or never end: a pipe, a device."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no plain file"
+        raise ClipTableError(f"{path} must be a table, but it is {kind}. Move it away.")
+
+
 def _digest(path: Path) -> str | None:
+    _refuse_no_file(path)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
@@ -217,6 +225,7 @@ def opened_table(path: Path) -> Iterator[io.TextIOWrapper]:
         ClipTableError: If it is not there, not readable, too large, or not UTF-8.
     """
     try:
+        _refuse_no_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             if os.fstat(file.fileno()).st_size > _MAX_BYTES:
                 raise ClipTableError(
