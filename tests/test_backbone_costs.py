@@ -6,7 +6,7 @@ FEATURECACHE_WRITE_TABLE=1 python -m pytest -m "" tests/test_backbone_costs.py  
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,12 @@ class Size:
         files: Its processor's files, at full size.
         config: Sizes in config.json.
         frames: Of a clip.
-        licence: Of the weights, as their repository states it where that was seen.
     """
 
     make: Callable[[Path], Path]
     files: Files
     config: dict[str, Any] = field(default_factory=dict)
     frames: int = 16
-    licence: str = "not seen"
 
 
 def _layers(width: int, inner: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -98,7 +96,6 @@ SIZES = {
             "vision_config": _vit(1024, 4096, 24, 16, 336, 14),
             "text_config": _text(4096, 11008, 32, 32, 32, 128, 32064),
         },
-        licence="llama2",
     ),
     "LLaVA-OneVision-0.5B": Size(
         tiny_video_language.make_llava_onevision,
@@ -108,7 +105,6 @@ SIZES = {
             "text_config": {**_text(896, 4864, 24, 14, 2, 64, 152000), "layer_types": None},
             "vision_feature_layer": -1,
         },
-        licence="apache-2.0",
     ),
     "SmolVLM2-256M": Size(
         tiny_video_language.make_smolvlm,
@@ -118,7 +114,6 @@ SIZES = {
             "text_config": _text(576, 1536, 30, 9, 3, 64, 49280),
             "scale_factor": 4,
         },
-        licence="apache-2.0",
     ),
     "SmolVLM2-500M": Size(
         tiny_video_language.make_smolvlm,
@@ -128,7 +123,6 @@ SIZES = {
             "text_config": _text(960, 2560, 32, 15, 5, 64, 49280),
             "scale_factor": 4,
         },
-        licence="apache-2.0",
     ),
     "SmolVLM2-2.2B": Size(
         tiny_video_language.make_smolvlm,
@@ -138,12 +132,11 @@ SIZES = {
             "text_config": _text(2048, 8192, 24, 32, 32, 64, 49280),
             "scale_factor": 3,
         },
-        licence="apache-2.0",
     ),
     "Qwen2.5-VL-3B": _qwen2_5_vl(_text(2048, 11008, 36, 16, 2, 128, 151936)),
     "Qwen2.5-VL-7B": _qwen2_5_vl(_text(3584, 18944, 28, 28, 4, 128, 152064)),
     "Qwen3-VL-2B": _qwen3_vl(_text(2048, 6144, 28, 16, 8, 128, 151936), _QWEN_VIT),
-    "Qwen3-VL-4B": replace(_qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT), licence="apache-2.0"),
+    "Qwen3-VL-4B": _qwen3_vl(_text(2560, 9728, 36, 32, 8, 128, 151936), _QWEN_VIT),
     "Qwen3-VL-8B": _qwen3_vl(_text(4096, 12288, 36, 32, 8, 128, 151936), {**_QWEN_VIT, **_QWEN_SO400M}),
     "InternVL3-1B": Size(
         tiny_video_language.make_internvl,
@@ -165,33 +158,28 @@ SIZES = {
         tiny_families.make_siglip_vision,
         published_layouts.siglip(448),
         _vit(1152, 4304, 27, 16, 448, 14),
-        licence="health-ai-developer-foundations",
     ),
     "X-CLIP base-patch32": Size(
         tiny_families.make_xclip,
         published_layouts.xclip(224),
         {"vision_config": {**_vit(*_BASE, 224, 32), "num_frames": 8}},
         frames=8,
-        licence="mit",
     ),
     "PubMedCLIP ViT-B/32": Size(tiny_families.make_clip_vision, published_layouts.clip(224), _vit(*_BASE, 224, 32)),
     "SigLIP so400m-patch14-384": Size(
         tiny_families.make_siglip_vision,
         published_layouts.siglip(384),
         _vit(1152, 4304, 27, 16, 384, 14),
-        licence="apache-2.0",
     ),
     "DINOv2-base": Size(
         tiny_families.make_dinov2,
         published_layouts.dinov2(224, short=256),
         _vit(*_BASE, 518, 14),
-        licence="apache-2.0",
     ),
     "DINOv3-base": Size(
         tiny_families.make_dinov3,
         published_layouts.dinov3(224),
         {**_vit(*_BASE, 224, 16), "num_register_tokens": 4},
-        licence="DINOv3 License",
     ),
     "VideoPrism-base": Size(
         tiny_families.make_videoprism,
@@ -217,7 +205,6 @@ SIZES = {
                 "vision_config": {"model_args": None, "num_labels": 1024, "label_names": None, "num_classes": None},
             }
         },
-        licence="apache-2.0",
     ),
     "TimeSformer-base": Size(
         tiny_families.make_timesformer,
@@ -229,7 +216,6 @@ SIZES = {
         tiny_families.make_videomae,
         published_layouts.videomae(224),
         {**_vit(*_BASE, 224, 16), "num_frames": 16},
-        licence="cc-by-nc-4.0",
     ),
     "V-JEPA 2-large": Size(
         tiny_families.make_vjepa2_pretrained,
@@ -244,6 +230,36 @@ SIZES = {
         },
     ),
 }
+LICENCES = {
+    "LLaVA-NeXT-Video-7B": ("llama2", "llava-hf/LLaVA-NeXT-Video-7B-hf"),
+    "LLaVA-OneVision-0.5B": ("apache-2.0", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
+    "SmolVLM2-256M": ("apache-2.0", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"),
+    "SmolVLM2-500M": ("apache-2.0", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"),
+    "SmolVLM2-2.2B": ("apache-2.0", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+    "Qwen2.5-VL-3B": ("Qwen Research, by a question there", "Qwen/Qwen2.5-VL-3B-Instruct/discussions/12"),
+    "Qwen2.5-VL-7B": ("apache-2.0", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "Qwen3-VL-2B": ("apache-2.0, by a quantised copy", "Hyper-AI/Qwen3-VL-2B-Instruct-fp8"),
+    "Qwen3-VL-4B": ("apache-2.0, by a quantised copy", "lmstudio-community/Qwen3-VL-4B-Instruct-MLX-6bit"),
+    "Qwen3-VL-8B": ("apache-2.0", "Qwen/Qwen3-VL-8B-Instruct"),
+    "InternVL3-1B": ("apache-2.0, without -hf", "OpenGVLab/InternVL3-1B"),
+    "CLIP ViT-L/14-336": ("MIT, the code's", "https://github.com/openai/CLIP/blob/main/LICENSE"),
+    "SigLIP 2 so400m-patch16-naflex": ("apache-2.0, by the base size", "google/siglip2-base-patch16-naflex"),
+    "MedSigLIP-448": (
+        "Health AI Developer Foundations",
+        "https://developers.google.com/health-ai-developer-foundations/medsiglip/model-card",
+    ),
+    "X-CLIP base-patch32": ("mit", "microsoft/xclip-base-patch32"),
+    "PubMedCLIP ViT-B/32": ("mit", "flaviagiammarino/pubmed-clip-vit-base-patch32"),
+    "SigLIP so400m-patch14-384": ("apache-2.0", "google/siglip-so400m-patch14-384"),
+    "DINOv2-base": ("apache-2.0", "facebook/dinov2-base"),
+    "DINOv3-base": ("dinov3-license, by timm's copies", "timm/vit_small_patch16_dinov3.lvd1689m"),
+    "VideoPrism-base": ("CC-BY 4.0, code Apache 2.0", "https://github.com/google-deepmind/videoprism#license"),
+    "PE-AV-large, video": ("apache-2.0, by the base size", "facebook/pe-av-base"),
+    "TimeSformer-base": ("cc-by-nc-4.0", "facebook/timesformer-base-finetuned-k400"),
+    "VideoMAE-base": ("cc-by-nc-4.0", "MCG-NJU/videomae-base"),
+    "V-JEPA 2-large": ("MIT, the code's", "https://github.com/facebookresearch/vjepa2#license"),
+}
+"""Model -> what was seen to be stated of its licence, and where; a repository of the hub where it is no address."""
 
 
 def row(name: str, folder: Path) -> str:
@@ -257,10 +273,12 @@ def row(name: str, folder: Path) -> str:
         file.truncate(8 + len(header) + 2 * _VALUES)
     inputs = open_inputs(folder, prompt="<video>", frames=size.frames, resize="model")
     cost = clip_cost(inputs, ["final"])
+    licence, page = LICENCES[name]
+    address = page if page.startswith("https:") else f"https://huggingface.co/{page}"
     speeds = " | ".join(_digits(flops / cost.flop) for flops in (CPU_FLOPS, H100_FLOPS))
     return (
         f"| {name} | {size.frames} | {_digits(cost.weights / 1e6)} | {_digits(cost.flop / 1e12)} | {speeds} | "
-        f"{_digits(2 * cost.weights / 1e9)} | {size.licence} |"
+        f"{_digits(2 * cost.weights / 1e9)} | [{licence}]({address}) |"
     )
 
 
