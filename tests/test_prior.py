@@ -1,14 +1,18 @@
 """Heads that start at the weights of words: what the search makes of them, and what commands say of such a head."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
 
+from featurecache.annotations.reviews import Mark, review_path, save_review
 from featurecache.backbones.text_tower import TextTower
+from featurecache.clips.csv_file import read_table
 from featurecache.errors import SettingsError, StudyError
 from featurecache.spec import FeatureSpace
 from heads import load_bundle
@@ -17,6 +21,7 @@ from heads.models import head_scores
 from heads.prior import Prior
 from heads.scoring.metrics import average_precision
 from heads.search.summary import in_words
+from heads.workflow.retraining import retrain
 from tests.commands import invoke, run
 from tests.learning_samples import LABELS, make_clips
 from tests.projects import LABELS as PROJECT_LABELS
@@ -98,3 +103,59 @@ def test_tune_starts_at_the_words_of_the_prompts_and_every_command_says_so(tmp_p
     assert {row["method"] for row in run("compare", *at)["rows"]} == {"FT-LC-Text"}
     run("report", *at)
     assert "penalised by their distance to those that written" in (project.runs / "report.html").read_text()
+
+
+def test_auditing_ignoring_and_training_again_keep_words_that_the_prompts_no_longer_hold(tmp_path: Path) -> None:
+    extra = '[splits]\ntrain = 0.5\nvalidation = 0.4\ntest = 0.1\n[train]\nsolver = "convex"\nprior = "words"\n'
+    extra += 'normalization = "none"\nl2 = 1000.0'  # a head that stays at its prior
+    project = make_project(
+        tmp_path / "project",
+        make_clip(tmp_path / "clip"),
+        sessions=8,
+        clips=8,
+        features='select = ["joint/mean"]',
+        extra=extra,
+    )
+    make_table(project)
+    at = ("--config", project.root)
+    run("extract", *at)
+    (project.prompts / "text").mkdir(parents=True)
+    for label, text in zip(PROJECT_LABELS, TEXTS, strict=False):
+        (project.prompts / "text" / f"{label}.txt").write_text(f"{text}\n--- not\n{TEXTS[2]}\n")
+    run("train", *at)
+    folder = project.runs / "train" / "bundle"
+    prior = load_bundle(folder).prior
+    assert prior is not None
+    shutil.rmtree(project.prompts)
+
+    def weights(folder: Path) -> np.ndarray:
+        bundle = load_bundle(folder)
+        assert bundle.prior is not None
+        assert np.array_equal(bundle.prior.weights, prior.weights)
+        assert bundle.prior.made_of == prior.made_of
+        return bundle.head.state_dict()["output.weight"].numpy()
+
+    near = 0.02 * abs(prior.weights).max()
+    assert abs(weights(folder) - prior.weights).max() < near
+    audit = invoke("shortcuts", "--bundle", folder, *at)
+    assert (project.runs / "shortcuts" / "shortcuts.json").is_file(), audit.output
+    ignoring = run("shortcuts", "--ignore", 0, "--bundle", folder, *at)["bundle"]
+    with safe_open(project.runs / "shortcuts" / "centres.safetensors", "np") as file:
+        direction = file.get_tensor("centres")[0]
+    direction /= np.linalg.norm(direction)
+    expected = prior.weights - np.outer(prior.weights @ direction, direction)
+    assert abs(expected - prior.weights).max() > near
+    assert abs(weights(Path(ignoring)) - expected).max() < near
+
+    clip = next(clip for clip in read_table(project.clips).clips if clip.split == "train")
+    marks = [Mark(0, 1_000_000, PROJECT_LABELS[0], "accepted"), Mark(0, 4_000_000, "", "reviewed")]
+    save_review(
+        review_path(project.root / "reviewed", clip.recording, blind=False),
+        marks,
+        labels=PROJECT_LABELS,
+        recording=project.videos / clip.recording,
+        content=clip.content,
+        author="anna",
+        version="",
+    )
+    assert abs(weights(retrain(project, folder).bundle) - prior.weights).max() < near
