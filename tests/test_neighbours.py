@@ -14,8 +14,9 @@ from featurecache.project.settings import Project, open_project
 from featurecache.store import Row, bfloat16
 from featurecache.store.approximate import likely_nearest
 from featurecache.store.nearest import BLOCK_ROWS, Directions, nearest
+from featurecache.workflow.copied_recordings import Clips, copied_recordings
 from featurecache.workflow.neighbours import confusions, duplicates, neighbours
-from tests.cache_samples import make_rows, names, space, write
+from tests.cache_samples import digest, make_rows, names, space, write
 from tests.commands import invoke, run
 from tests.projects import fill_cache, make_project, make_table
 
@@ -163,6 +164,26 @@ def test_index_of_many_cells_misses_few_of_the_nearest_and_tells_no_wrong_cosine
         cosines[:, 0], np.einsum("nd,nd->n", directions.of(queries), directions.of(found[:, 0])), atol=1e-5
     )
     assert (cosines >= exact - 1e-5).mean() > 0.9
+
+
+@pytest.mark.parametrize(("stride_us", "found"), [(3_000_000, 8), (1_500_000, 0)])
+def test_a_few_overlapping_clips_that_change_slowly_alike_make_no_copy(
+    tmp_path: Path, stride_us: int, found: int
+) -> None:
+    draw = np.random.default_rng(0)
+    changes = np.cumsum(draw.standard_normal((8, WIDTH)), axis=0)
+    starts_us = stride_us * np.tile(np.arange(8), 2)
+    rows = [
+        Row(digest(recording), start, start + 3_000_000, feature.astype(np.float16), start + np.arange(4))
+        for recording, start, feature in zip(
+            ["a"] * 8 + ["b"] * 8, starts_us.tolist(), np.concatenate([changes, changes + 20]), strict=True
+        )
+    ]
+    write(tmp_path, rows)
+    directions = Directions(FeatureCache.open(tmp_path), names(rows), space().fingerprint)
+    recording = np.repeat([0, 1], 8)
+    clips = Clips(directions, recording, starts_us, starts_us + 3_000_000, rank=recording)
+    assert len(copied_recordings(clips, by_index=False)) == found
 
 
 def test_confusions_differ_in_targets_and_show_no_test_clip_and_no_clip_twice(project: Project) -> None:

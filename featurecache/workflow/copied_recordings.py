@@ -1,7 +1,8 @@
 """Recordings that change from clip to clip as another does: copies in another encoding.
 
 Features of a copy in another encoding are its own, which the cosine of a clip cannot tell from likeness; but off each
-recording's own mean, clips of a copy at one distance in time have a high cosine on average.
+recording's own mean, clips of a copy at one distance in time have a high cosine on average. A few clips that overlap
+can do so by chance, since they change slowly, so what counts is time: that of five clips beside each other.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from featurecache.store.approximate import ApproximateIndex
 from featurecache.store.nearest import BLOCK_ROWS, Directions, Positions
 
 IN_STEP, IN_STEP_SHARE, IN_STEP_COSINE = 5, 0.5, 0.8
-"""Clips of a recording, their share of it, and their least mean cosine that make it a copy where they keep step with
-those of another, each off its own recording's mean."""
+"""Clips of a recording that do not overlap, their share of it, and their least mean cosine that make it a copy where
+they keep step with those of another, each off its own recording's mean."""
 
 _MOST_LIKELY = 20
 """Recordings that are compared with one where an index proposes them."""
@@ -28,12 +29,14 @@ class Clips:
         directions: Theirs.
         content: A number of the recording's content.
         start_us: Where they start.
+        end_us: Where they end.
         rank: Of the split: 0 learns; a recording of a higher rank may be a copy of one of a lower rank below 2.
     """
 
     directions: Directions
     content: Positions
     start_us: Positions
+    end_us: Positions
     rank: Positions
 
     def is_pair(self, one: Positions, other: Positions) -> bool:
@@ -72,7 +75,7 @@ def copied_recordings(clips: Clips, *, by_index: bool) -> list[tuple[float, int,
             if near:
                 moved = clips.directions.within(theirs)
                 for rows, own in near:
-                    found += _best_step(clips.start_us, rows, theirs, own @ moved.T)
+                    found += _best_step(clips, rows, theirs, own @ moved.T)
     best: dict[int, tuple[float, int, int]] = {}
     for pair in found:  # a copy of two recordings: the more alike one
         best[pair[1]] = max(pair, best.get(pair[1], pair))
@@ -98,15 +101,17 @@ def _likely(clips: Clips, scoring: list[Positions], learning: list[Positions]) -
 
 
 def _best_step(
-    start_us: Positions, rows: Positions, others: Positions, cosines: npt.NDArray[np.float32]
+    clips: Clips, rows: Positions, others: Positions, cosines: npt.NDArray[np.float32]
 ) -> list[tuple[float, int, int]]:
     """The pairs of clips at the distance in time with the highest mean cosine, if that makes a copy; cosines (n, m)."""
+    start_us, length_us = clips.start_us, int(np.median(clips.end_us[rows] - clips.start_us[rows]))
+    at_once = max(1.0, length_us / max(1.0, float(np.median(np.diff(np.sort(start_us[rows]))))))  # clips of one moment
     distance_us = start_us[rows][:, None] - start_us[others]  # (n, m)
     unit = max(1, int(np.gcd.reduce(np.diff(np.concatenate([start_us[rows], start_us[others]])))))
     step = (distance_us - distance_us.min()) // unit
     counts = np.bincount(step.ravel())
     means = np.bincount(step.ravel(), cosines.ravel()) / np.maximum(counts, 1)
-    means[counts < max(IN_STEP, IN_STEP_SHARE * len(rows))] = -1
+    means[counts < max(IN_STEP * at_once, IN_STEP_SHARE * len(rows))] = -1
     if means.max() < IN_STEP_COSINE:
         return []
     return [(float(cosines[at, to]), int(rows[at]), int(others[to])) for at, to in np.argwhere(step == means.argmax())]

@@ -241,7 +241,7 @@ def duplicates(project: Project, *, feature: str | None = None, by_index: bool =
         lambda one, other: own.apart(one, other) & (rank[one, None] > rank[other]),
         alike=rank if by_index else None,
     )
-    in_step = copied_recordings(Clips(own.directions, own.content, own.start_us, rank), by_index=by_index)
+    in_step = copied_recordings(Clips(own.directions, own.content, own.start_us, own.end_us, rank), by_index=by_index)
     copied = {one for _, one, _ in in_step}
     in_step += [pair for pair in pairs if pair[0] >= NEAR_IDENTICAL and pair[1] not in copied]
     ordered = sorted(in_step, key=lambda pair: (-pair[0], pair[1]))
