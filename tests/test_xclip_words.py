@@ -1,6 +1,7 @@
 """Words for X-CLIP, whose texts' vectors depend on the clip: a run in a project against the plain model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from featurecache import FeatureCache, find, open_project
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.text_tower import TextTower
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import BundleError
+from featurecache.errors import BundleError, UnsupportedModelError
 from featurecache.extraction.words import ProjectWords
 from featurecache.project.settings import Project
+from featurecache.spec import sealed, unsealed
 from featurecache.video.sampling import ClipFrames, read_clips
 from heads import load_bundle
 from heads.workflow.retraining import retrain
@@ -119,3 +121,30 @@ def test_a_head_that_starts_at_xclips_words_starts_at_texts_without_a_clips_prom
     assert prior is not None
     expected = [tower.scale_and_bias[0] * (words - other) for words in (both, second)]
     np.testing.assert_allclose(prior.weights, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt_layers", 10**9), ("prompt_layers", 1), ("prompt_num_attention_heads", 3), ("text_eps", -1)],
+)
+def test_a_bundle_whose_generator_is_not_as_stated_is_refused(
+    prompted: Project, tmp_path: Path, name: str, value: int
+) -> None:
+    folder = shutil.copytree(prompted.runs / "zeroshot-text" / "bundle", tmp_path / "bundle")
+    document = unsealed(json.loads((folder / "bundle.json").read_text()))
+    document["words"]["generator"][name] = value
+    (folder / "bundle.json").write_text(json.dumps(sealed(document)))
+    with pytest.raises(BundleError, match="is damaged"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(("field", "found"), [("mit_hidden_size", "mit_hidden_size = 8"), ("projection_dim", "= 8")])
+def test_a_model_whose_parts_are_of_other_widths_is_refused(
+    model: Path, tmp_path: Path, field: str, found: str
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (config["vision_config"] if field.startswith("mit") else config)[field] = 8
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=found):
+        open_inputs(folder, prompt="", frames=4, resize="model")

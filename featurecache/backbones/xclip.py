@@ -38,6 +38,7 @@ from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
 from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
 from featurecache.backbones.weight_files import find_weight_files
+from featurecache.errors import UnsupportedModelError
 
 FAMILY = "X-CLIP"
 ATTENTION = "sdpa"
@@ -50,6 +51,11 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     with quiet_loading(folder, FAMILY):
         whole = XCLIPConfig.from_pretrained(folder, **LOCAL_ONLY)
     config, width = whole.vision_config, whole.projection_dim
+    if config.mit_hidden_size != width:
+        raise UnsupportedModelError(
+            f"frames are joined in the width they are projected to, but {folder / 'config.json'} says projection_dim = "
+            f"{width} and mit_hidden_size = {config.mit_hidden_size}. Take config.json from the model's own repository."
+        )
     require_frames(frames, config.num_frames, "num_frames", folder)
     rule = frame_rule(folder, VideoMAEImageProcessor)
     require_size(rule, config.image_size, folder)

@@ -28,10 +28,18 @@ class PromptGenerator(XCLIPPreTrainedModel):  # type: ignore[misc]
 
     Args:
         config: The whole model's config.
+
+    Raises:
+        ValueError: If its heads do not share the width evenly.
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        if config.projection_dim % config.prompt_num_attention_heads:
+            raise ValueError(
+                f"{config.prompt_num_attention_heads} prompt_num_attention_heads share a projection_dim of "
+                f"{config.projection_dim}"
+            )
         self.prompts_generator = XCLIPPromptGenerator(config)
         self.post_init()
 

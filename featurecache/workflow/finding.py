@@ -28,6 +28,7 @@ from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.errors import CacheNotFoundError, MissingFeaturesError, UsageError
+from featurecache.extraction.failures import stored_clips
 from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.words import ProjectWords
 from featurecache.files import private_folder
@@ -128,9 +129,9 @@ def find(project: Project, words: str, *, top: int = 20, out: Path | None = None
 def _stored(project: Project, space: FeatureSpace) -> tuple[list[Clip], int]:
     """Clips of the table with an embedding, each once, and how many have none."""
     try:
-        stored = set(FeatureCache.open(project.cache).clip_ids(space=space.fingerprint))
+        stored = stored_clips(FeatureCache.open(project.cache), space.fingerprint)
     except CacheNotFoundError:
-        stored = set()
+        stored = frozenset()
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     clips = [clip for clip in table.clips if clip.clip_id in stored]
     if not clips:

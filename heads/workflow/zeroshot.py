@@ -29,7 +29,7 @@ from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
 from featurecache.csv_fields import guard_cell
 from featurecache.errors import CacheNotFoundError, UsageError
-from featurecache.extraction.failures import known_failures
+from featurecache.extraction.failures import known_failures, stored_clips
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
@@ -313,7 +313,7 @@ def _answers(project: Project, plan: Plan, table: ClipTable) -> "tuple[list[str]
         cache = FeatureCache.open(project.cache)
     except CacheNotFoundError:
         return [], {}
-    stored = [set(cache.clip_ids(space=space.fingerprint)) for space in plan.spaces.values()]
+    stored = [stored_clips(cache, space.fingerprint) for space in plan.spaces.values()]
     ids = [clip.clip_id for clip in table.clips if all(clip.clip_id in one for one in stored)]
     if not ids:
         return [], {}
