@@ -11,6 +11,7 @@ from featurecache.extraction.failures import known_failures
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from featurecache.store import FeatureCache, VerifyReport, verify
+from featurecache.store.reader import Space
 from featurecache.store.withdrawn import read_withdrawn
 
 
@@ -46,16 +47,16 @@ def _wanted(project: Project) -> dict[str, Sequence[str]]:
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     withdrawn, failures = read_withdrawn(project.cache), known_failures(project)
     clips = [clip.clip_id for clip in table.clips if not withdrawn.covers(clip.content)]
-    fingerprints = [one for name in project.settings.features.select for one in _fingerprints(project, name)]
-    return {one: [clip for clip in clips if failures.reason(clip, one) is None] for one in fingerprints}
-
-
-def _fingerprints(project: Project, name: str) -> list[str]:
-    """The feature space that a name of the settings means: only where several have it must the model's files tell."""
     try:
         spaces = FeatureCache.open(project.cache).spaces
     except (CacheNotFoundError, CacheFormatError):
-        return []
+        return {}
+    fingerprints = [one for name in project.settings.features.select for one in _fingerprints(project, spaces, name)]
+    return {one: [clip for clip in clips if failures.reason(clip, one) is None] for one in fingerprints}
+
+
+def _fingerprints(project: Project, spaces: Sequence[Space], name: str) -> list[str]:
+    """The feature space that a name of the settings means: only where several have it must the model's files tell."""
     named = [space for space in spaces if f"{space.tap}/{space.pooling}" == name]
     if len(named) > 1:
         with contextlib.suppress(ModelNotFoundError):  # elsewhere than the model: the one with the most clips

@@ -141,7 +141,7 @@ def plan_lora(
     settings.check(project.settings.features.dtype, "lora")
     if settings.base_weights == "4bit":
         require_four_bit()
-    splits = _splits(project, head, {}, known=KnownFailures(), seen=seen)
+    splits = _splits(project, head, FeatureCache.open(project.cache), {}, known=KnownFailures(), seen=seen)
     check_targets(splits["train"].Y, head.labels)
     model, spaces = project_spaces(project, select=list(head.selected), allow_download=allow_download)
     head.check_spaces(spaces)
@@ -210,12 +210,12 @@ class LoraRun(Run):
         self.project, self.plan = project, plan
         spaces = plan.extraction.spaces
         fixed = {name: spaces[name] for name in plan.fixed}
+        cache = FeatureCache.open(project.cache)
         splits = _splits(
-            project, plan.bundle, fixed, known=known_failures(project), needed=spaces.values(), seen=plan.seen
+            project, plan.bundle, cache, fixed, known=known_failures(project), needed=spaces.values(), seen=plan.seen
         )
         check_targets(splits["train"].Y, plan.bundle.labels)
-        cache = FeatureCache.open(project.cache)
-        head, group = _refitted_head(project, plan, seed=seed, device=device, ranks=ranks or Ranks())
+        head, group = _refitted_head(project, plan, cache, seed=seed, device=device, ranks=ranks or Ranks())
         clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
         self._network = AdaptedNetwork(
             open_planned(project, plan.extraction.model.open(), spaces, dtype=features.dtype, device=device),
@@ -312,14 +312,16 @@ class LoraRun(Run):
         )
 
 
-def _refitted_head(project: Project, plan: LoraPlan, *, seed: int, device: str, ranks: Ranks) -> tuple[Head, Group]:
+def _refitted_head(
+    project: Project, plan: LoraPlan, cache: FeatureCache, *, seed: int, device: str, ranks: Ranks
+) -> tuple[Head, Group]:
     """A head of the tuned settings, fitted on the training split alone, and its rate with their penalty or decay.
 
     A variance-scaled ridge penalty is made of the features that the head is fitted on, as the frozen model
     gives them. Every process begins with the head of the first.
     """
     tuned, rate = plan.bundle.settings, plan.settings.head_learning_rate
-    train = _splits(project, plan.bundle, plan.bundle.selected, known=known_failures(project))["train"]
+    train = _splits(project, plan.bundle, cache, plan.bundle.selected, known=known_failures(project))["train"]
     clips, widths = train.of(tuned.inputs), train.part_widths(tuned.inputs)
     head: Head
     if tuned.solver == "convex":
@@ -345,6 +347,7 @@ def _refitted_head(project: Project, plan: LoraPlan, *, seed: int, device: str, 
 def _splits(
     project: Project,
     bundle: Bundle,
+    cache: FeatureCache,
     spaces: Mapping[str, FeatureSpace],
     *,
     known: KnownFailures,
@@ -359,7 +362,6 @@ def _splits(
             f"{', '.join(table.labels)}. Tune again: featurecache tune."
         )
     ClipRule.of(project).check_fitted(bundle.clips)
-    cache = FeatureCache.open(project.cache)
     train, validation = (
         load_split(table, name, cache, spaces, known=known, needed=needed).data for name in ("train", "validation")
     )

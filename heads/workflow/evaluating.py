@@ -353,7 +353,14 @@ def _timelines(project: Project, one: _Candidate) -> tuple[Mapping[str, Any] | N
         return None, NO_TIMELINES
     try:
         found = evaluate_timelines(
-            project, one.head, source.table, "test", tuned=one.tuned, exclusive=one.exclusive, known=source.known
+            project,
+            one.head,
+            source.table,
+            "test",
+            tuned=one.tuned,
+            exclusive=one.exclusive,
+            known=source.known,
+            cache=source.cache,
         )
     except (AnnotationError, TrainingDataError) as error:
         return None, str(error)

@@ -80,6 +80,7 @@ def evaluate_timelines(
     tuned: TunedTimeline | None,
     exclusive: Sequence[Sequence[str]] = (),
     known: KnownFailures = NONE_KNOWN,
+    cache: FeatureCache | None = None,
 ) -> dict[str, Any]:
     """Scores the timelines of a split's annotated recordings. The caller logs the test-set evaluation.
 
@@ -91,6 +92,7 @@ def evaluate_timelines(
         tuned: The bundle's timeline settings; None for the defaults.
         exclusive: Groups of labels of which one at most is on at a time.
         known: Why clips could not be extracted; missing clips with such a reason are left out.
+        cache: The project's cache, where it is open already.
 
     Returns:
         The document of the module's docstring.
@@ -101,7 +103,7 @@ def evaluate_timelines(
     """
     clips = bundle.clips or ClipRule.of(project)
     comparisons, sessions, documents = [], [], []
-    cache = FeatureCache.open(project.cache)
+    cache = cache or FeatureCache.open(project.cache)
     labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
     missing = known.missing(cache, [clip.clip_id for clip in labelled], bundle.spaces)
     had = [clip for clip in labelled if clip.clip_id not in missing]
