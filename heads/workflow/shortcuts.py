@@ -159,11 +159,7 @@ def shortcuts(
         TrainingDataError: If there is too little to learn from or to cluster.
         UnreadableVideoError: If frames are asked for and a recording is missing, another, or cannot be decoded.
     """
-    if not LEAST_RATE <= rate <= MOST_RATE:
-        raise UsageError(
-            f"the rate must be a number from {LEAST_RATE} to {MOST_RATE}, the expected share of wrong ones among "
-            f"listed clusters, but it is {rate:g}. Take {RATE}, one wrong of ten."
-        )
+    _check_rate(rate)
     path = bundle if bundle is not None else tuned_bundle(project)
     head = _auditable(path)
     table = own_table(project, head)
@@ -212,6 +208,14 @@ def shortcuts(
         found, rows, clusters, {"input": name, "fingerprint": head.selected[name].fingerprint, "bundle": head.digest}
     )
     return found
+
+
+def _check_rate(rate: float) -> None:
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise UsageError(
+            f"the rate must be a number from {LEAST_RATE} to {MOST_RATE}, the expected share of wrong ones among "
+            f"listed clusters, but it is {rate:g}. Take {RATE}, one wrong of ten."
+        )
 
 
 def _auditable(path: Path) -> Bundle:
