@@ -1,6 +1,7 @@
 """Features of a project: equal to the plain forward, each computed once, and checked against what is stored."""
 
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from transformers import LlavaNextVideoForConditionalGeneration
 
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone
-from featurecache.clips.clip import clip_id
+from featurecache.clips.clip import ClipTable, clip_id
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import ChangedFeaturesError, SettingsError
+from featurecache.errors import ChangedFeaturesError, OutdatedTableError, SettingsError
+from featurecache.extraction.boxes import refuse_other_boxes
 from featurecache.extraction.pipeline import extract
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
@@ -135,6 +137,15 @@ def test_a_recording_that_was_renamed_to_another_box_is_named_and_never_mixes_tw
     )
     (project.videos / "T5.mp4").rename(project.videos / "S5.mp4")
     assert extracted(cropped) == 2
+    table = read_table(project.clips)
+    named = [replace(one, recording=one.recording.replace("S0", "T0")) for one in table.clips]
+    refuse_other_boxes(cropped, ClipTable((), named))
+    renamed = [replace(one, recording=one.recording.replace("S1", "T1")) for one in named]
+    for clips, name in ((table.clips, "S0"), (renamed, "T1")):
+        with pytest.raises(
+            OutdatedTableError, match=rf"those of {name}.mp4 are of another name's. .* featurecache clips"
+        ):
+            refuse_other_boxes(cropped, ClipTable((), clips))
     notes = list((project.cache / "boxes").iterdir())
     assert len(notes) == 6
     for note in notes:

@@ -1,23 +1,25 @@
 """The part of its frames that a recording is cut to, checked before it is extracted or predicted (`features.crop`)."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from featurecache.errors import SettingsError
+from featurecache.clips.clip import ClipTable
+from featurecache.errors import OutdatedTableError, SettingsError
 from featurecache.project.features import WHOLE, Box, BoxMismatch, Crop, goes_by_name, of_recording, plain_crop
 from featurecache.project.settings import Project
 from featurecache.store.boxes import has_other_box, note_box
 from featurecache.video.recordings import Recording
 
 
-def named_box(crop: Crop | None, recording: Recording) -> Box | None:
-    """The box of a recording where boxes go by name; None where they do not.
+def named_box(crop: Crop | None, name: str) -> Box | None:
+    """The box of a recording of this name where boxes go by name; None where they do not.
 
     Raises:
         SettingsError: If no pattern fits its name, or several do.
     """
-    box = of_recording(crop, recording.name)
+    box = of_recording(crop, name)
     if not goes_by_name(crop) or box is None or isinstance(box, Mapping):
         return None
     x, y, width, height = box
@@ -27,7 +29,7 @@ def named_box(crop: Crop | None, recording: Recording) -> Box | None:
 def why_other_box(crop: Crop | None, recording: Recording, root: Path) -> str:
     """Why a recording has no box by its name, or not that of its features in the cache; empty where it has."""
     try:
-        box = named_box(crop, recording)
+        box = named_box(crop, recording.name)
     except SettingsError as error:
         return str(error)
     if box is None or not has_other_box(root, plain_crop(crop), recording.sha256, box):
@@ -36,6 +38,26 @@ def why_other_box(crop: Crop | None, recording: Recording, root: Path) -> str:
         "its features in the cache are of another box of features.crop, of the name that it had. Give it that name "
         "again; or write a pattern of its own, which makes new feature spaces"
     )
+
+
+def refuse_other_boxes(project: Project, table: ClipTable) -> None:
+    """Refuses features of recordings that the clip table calls by a name of another box than they were cut to.
+
+    Raises:
+        OutdatedTableError: Naming the first.
+    """
+    crop = project.settings.features.crop
+    if not goes_by_name(crop):
+        return
+    for name, content in sorted({(clip.recording, clip.content) for clip in table.clips}):
+        with contextlib.suppress(SettingsError):  # without a box it has no features, and those clips have a reason
+            box = named_box(crop, name)
+            if box is not None and has_other_box(project.cache, plain_crop(crop), content, box):
+                raise OutdatedTableError(
+                    "features must be of the boxes that features.crop has for the recordings of clips.csv, but those "
+                    f"of {name} are of another name's. If it was renamed before it was extracted, run: featurecache "
+                    "clips; if after, give it that name again, or a pattern of its own and run: featurecache extract."
+                )
 
 
 def box_mismatch(project: Project, recordings: Sequence[Recording]) -> BoxMismatch:
@@ -66,6 +88,6 @@ def note_boxes(crop: Crop | None, recordings: Iterable[Recording], root: Path) -
     """
     boxes = plain_crop(crop)
     for recording in recordings if boxes is not None else ():
-        box = named_box(crop, recording)
+        box = named_box(crop, recording.name)
         if box is not None:
             note_box(root, boxes, recording.sha256, box)
