@@ -97,12 +97,13 @@ def test_cameras_that_start_together_are_one_sample_and_one_that_is_not_there_is
 ) -> None:
     pattern = dataclasses.replace(bundled.settings.data, session_from="pattern", session_pattern="^([A-Z]+)")
     own = dataclasses.replace(bundled, settings=dataclasses.replace(bundled.settings, data=pattern))
-    paths = [tmp_path / f"{name}.mp4" for name in ("A_front", "A_top", "B_top", "C_side")]
+    paths = [tmp_path / f"{name}.mp4" for name in ("A_front", "A_top", "B_top", "C_side", "7_top")]
     for number, path in enumerate(paths):
         write_video(path, count=10, fps=5, metadata={"comment": f"camera {number}"})
     folder = bundle_of(own, tmp_path / "bundle", CAMERAS, "concat(final/mean)")
     found = predict(own, paths, bundle=folder, out=tmp_path / "out")
-    assert [(one.name, one.reason) for one in found.failed] == [
+    assert (found.failed[0].name, "the pattern" in found.failed[0].reason) == ("7_top.mp4", True)
+    assert [(one.name, one.reason) for one in found.failed[1:]] == [
         ("C_side.mp4", "its camera 'side' is none of the bundle's: front, top; rename it")
     ]
     front, top, alone = (ids_of(path, 2) for path in paths[:3])

@@ -232,18 +232,25 @@ def _clips_of_cameras(
     project: Project, recordings: Sequence[Recording], rule: ClipRule
 ) -> tuple[list[Clip], list[UnusableRecording]]:
     """The clips of recordings whose camera the bundle knows, and the others, with their reasons."""
-    names, data = [recording.name for recording in recordings], project.settings.data
+    data = project.settings.data
     if data.session_from == "column":
         raise ClipTableError(
             'a new recording must have a session that its name tells, but session_from is "column". Write the samples '
             "into a table (sample, part, role, order), and name it: featurecache predict --samples FILE."
         )
-    known = tuple(group for all_of in data.same_session if (group := tuple(one for one in all_of if one in names)))
-    sessions, _ = name_sessions(names, replace(data, same_session=known), {})
     clips: list[Clip] = []
     strangers: list[UnusableRecording] = []
-    first: dict[tuple[str, str], str] = {}
+    named: list[str] = []
     for recording in recordings:
+        try:
+            name_sessions([recording.name], replace(data, same_session=()), {})
+            named.append(recording.name)
+        except ClipTableError as error:
+            strangers.append(UnusableRecording(recording.name, str(error)))
+    known = tuple(group for all_of in data.same_session if (group := tuple(one for one in all_of if one in named)))
+    sessions, _ = name_sessions(named, replace(data, same_session=known), {})
+    first: dict[tuple[str, str], str] = {}
+    for recording in (one for one in recordings if one.name in sessions):
         session = sessions[recording.name]
         camera = camera_of(recording.name, session)
         if camera not in (rule.roles or ()):
