@@ -112,8 +112,9 @@ def find(project: Project, words: str, *, top: int = 20, out: Path | None = None
     tower = ProjectWords(project)
     tower.check([words])
     _, spaces = project_spaces(project, select=[tower.feature])
-    clips, missing = _stored(project, spaces[tower.feature])
-    similarity = _similarities(project, clips, spaces[tower.feature], words, tower)
+    space = spaces[tower.feature]
+    cache, clips, missing = _stored(project, space)
+    similarity = _similarities(cache, clips, space, words, tower)
     hits = tuple(
         Hit(clip.recording, clip.clip_id, clip.start_us, clip.end_us, float(similarity[at]))
         for at, clip in _best(clips, similarity, top)
@@ -126,26 +127,26 @@ def find(project: Project, words: str, *, top: int = 20, out: Path | None = None
     return replace(found, written=tuple(write(project, found, out)))
 
 
-def _stored(project: Project, space: FeatureSpace) -> tuple[list[Clip], int]:
-    """Clips of the table with an embedding, each once, and how many have none."""
+def _stored(project: Project, space: FeatureSpace) -> tuple[FeatureCache, list[Clip], int]:
+    """The cache, clips of the table with an embedding in it, each once, and how many have none."""
     try:
-        stored = stored_clips(FeatureCache.open(project.cache), space.fingerprint)
+        cache = FeatureCache.open(project.cache)
     except CacheNotFoundError:
-        stored = frozenset()
+        cache = None
+    stored = stored_clips(cache, space.fingerprint) if cache else frozenset()
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     clips = [clip for clip in table.clips if clip.clip_id in stored]
-    if not clips:
+    if cache is None or not clips:
         raise MissingFeaturesError(
             f"clips must have {space.tap}/{space.pooling} in the cache to be searched by words, but none has. "
             f'Add "{space.tap}/{space.pooling}" to features.select, then: featurecache extract.'
         )
-    return list({clip.clip_id: clip for clip in clips}.values()), len(table.clips) - len(clips)
+    return cache, list({clip.clip_id: clip for clip in clips}.values()), len(table.clips) - len(clips)
 
 
 def _similarities(
-    project: Project, clips: Sequence[Clip], space: FeatureSpace, words: str, tower: ProjectWords
+    cache: FeatureCache, clips: Sequence[Clip], space: FeatureSpace, words: str, tower: ProjectWords
 ) -> npt.NDArray[np.float64]:
-    cache = FeatureCache.open(project.cache)
     found = []
     for start in range(0, len(clips), _CLIPS_AT_ONCE):
         ids = [clip.clip_id for clip in clips[start : start + _CLIPS_AT_ONCE]]

@@ -60,6 +60,7 @@ class Example:
 
 def moments(
     project: Project,
+    cache: FeatureCache,
     head: Bundle,
     clustered: tuple[str, Space],
     clusters: TokenClusters,
@@ -74,6 +75,7 @@ def moments(
 
     Args:
         project: The project.
+        cache: Its cache.
         head: The bundle.
         clustered: The mean that the head reads, and the feature space whose vectors were clustered.
         clusters: Of N clips.
@@ -88,7 +90,7 @@ def moments(
     """
     name, space = clustered
     model, _ = project_spaces(head.project_of(project), select=[name])
-    shape, cache = model.taps[space.tap], FeatureCache.open(project.cache)
+    shape = model.taps[space.tap]
     folder = private_folder(project.runs / SHORTCUTS)
     for earlier in folder.glob("*.jpg"):
         earlier.unlink()

@@ -183,6 +183,7 @@ def shortcuts(
     missing = [label for label in head.labels if label not in {one.label for one in chosen}]
     examples = moments(
         project,
+        cache,
         head,
         (name, space),
         clusters,
