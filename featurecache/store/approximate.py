@@ -5,7 +5,7 @@ block by block, reduced to their leading principal components and stored as floa
 into the cells nearest to a clip. What it proposes is compared again by whole vectors, so every cosine that is told is
 exact; a nearest clip may be missed. What this is not: faster for one clip, for which exact search reads each row once.
 
-Memory: 2 bytes a component, so 0.5 GB for a million clips, and at most 0.4 GB of vectors of 4096 while it is built.
+Memory: 2 bytes a component, so 0.5 GB for a million clips, and about 1 GB while it is built of 4096-wide vectors.
 """
 
 from collections.abc import Callable, Sequence
