@@ -217,3 +217,18 @@ def test_what_does_not_fit_a_bundle_of_samples_is_said_before_any_work(bundled: 
     wide = bundle_of(bundled, tmp_path / "wide", GROUPS, "concat(final/mean)")
     (unscored,) = scored(predict(bundled, paths, bundle=wide, out=out)).unscored
     assert unscored.reason == "it has 3 parts, and the bundle reads 2 side by side"
+
+
+def test_a_bundle_is_not_used_where_roles_stand_in_another_order() -> None:
+    swapped = dataclasses.replace(CAMERAS, roles=("top", "front"))
+    with pytest.raises(
+        BundleError, match=r"their roles were front, top and are top, front\. Make samples with the same"
+    ):
+        swapped.check_fitted(CAMERAS)
+    swapped.check_fitted(dataclasses.replace(CAMERAS, roles=None))  # of an earlier version, which did not keep them
+    assert ClipRule.from_mapping(CAMERAS.to_mapping()) == CAMERAS
+    assert set(dataclasses.replace(GROUPS, samples="none", most_clips=None, roles=None).to_mapping()) == {
+        "length_us",
+        "stride_us",
+        "min_overlap_us",
+    }, "a bundle of clips keeps the document, and so the digest, that it had"
