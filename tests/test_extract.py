@@ -24,7 +24,7 @@ from featurecache.extraction.run import run_plan
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from featurecache.spec import differences
-from featurecache.store import CacheWriter, Row
+from featurecache.store import CacheWriter, Row, forget
 from featurecache.terminal.extraction import plan_lines
 from featurecache.video.sampling import read_clips
 from tests.extraction_samples import extracted, rows_on_disk, selecting
@@ -148,6 +148,9 @@ def test_a_recording_that_was_renamed_to_another_box_is_named_and_never_mixes_tw
             refuse_other_boxes(cropped, ClipTable((), clips))
     notes = list((project.cache / "boxes").iterdir())
     assert len(notes) == 6
+    forget(project.cache, clips[0].content)
+    notes = list((project.cache / "boxes").iterdir())
+    assert len(notes) == 5, "nothing stays of a withdrawn recording"
     for note in notes:
         note.unlink()
     assert plan_extraction(cropped).todo == 0, "deleting a note is safe"

@@ -1,9 +1,9 @@
 """Which box a recording's frames were cut to, where boxes go by the recordings' names.
 
-A name can change and is no part of a fingerprint, so the box is noted before clips are extracted: `boxes/<mark>` holds
-it, and a mark is a digest of all boxes and of the recording's digest, so that it tells neither name nor content. Once
-features are there, a recording that was renamed to another box is refused: two crops would lie in one feature space.
-Deleting a note is safe: it is written anew.
+A name can change and is no part of a fingerprint, so the box is noted before clips are extracted. A note is called by
+the recording's mark, as a withdrawal is (`withdrawn.py`), and a digest of all boxes, which tell neither name nor
+content; withdrawal removes it. Once features are there, a recording that was renamed to another box is refused: two
+crops would lie in one feature space. Deleting a note is safe: it is written anew.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from featurecache.errors import CacheNotFoundError
 from featurecache.spec import canonical_json
 from featurecache.store import files, format
 from featurecache.store.reader import FeatureCache
+from featurecache.store.withdrawn import mark_of
 
 FOLDER = "boxes"
 
 
 def _place(root: Path, crop: Any, video_sha256: str) -> Path:
-    text = f"featurecache box {canonical_json(crop)} {video_sha256[:16]}"
-    return root / FOLDER / hashlib.sha256(text.encode()).hexdigest()
+    return root / FOLDER / f"{mark_of(video_sha256)}-{hashlib.sha256(canonical_json(crop).encode()).hexdigest()[:16]}"
 
 
 def has_other_box(root: Path, crop: Any, video_sha256: str, box: Sequence[float]) -> bool:
@@ -60,3 +60,13 @@ def note_box(root: Path, crop: Any, video_sha256: str, box: Sequence[float]) -> 
     files.make_folder(place.parent, exist_ok=True)
     files.sync_folder(root)
     files.replace_file(place, canonical_json(list(box)).encode(), f".{format.new_segment_id()}.tmp")
+
+
+def remove_notes(root: Path, mark: str) -> None:
+    """Removes what is noted of a recording by its mark.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
+    for note in (root / FOLDER).glob(f"{mark}-*"):
+        files.remove_file(note)

@@ -26,6 +26,7 @@ from featurecache.errors import (
     NewerFormatError,
 )
 from featurecache.store import files, format, layout
+from featurecache.store.boxes import remove_notes
 from featurecache.store.commit import writing
 from featurecache.store.index import read_index, segment_names, write_checkpoint
 from featurecache.store.record import read_record
@@ -96,6 +97,7 @@ def forget(root: Path | str, video_sha256: str) -> ForgetReport:
         work = _Withdrawal(root, video_sha256, Needles(found), knows_rows=len(found) > _DIGESTS)
         with writing(root):
             mark = mark_withdrawn(root, video_sha256)
+            remove_notes(root, mark)
         for _ in range(_MOST_ROUNDS):
             if not work.sweep():
                 break

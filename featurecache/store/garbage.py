@@ -12,6 +12,7 @@ from pathlib import Path
 
 from featurecache.errors import CacheReadError, DamagedSegmentError, MissingFeaturesError
 from featurecache.store import files, format, layout
+from featurecache.store.boxes import FOLDER as BOXES
 from featurecache.store.commit import writing
 from featurecache.store.index import SpaceIndex, read_index, segment_names
 from featurecache.store.rewrite import purge_withdrawn
@@ -128,7 +129,7 @@ def _named_spaces(root: Path, wanted: Sequence[str]) -> list[tuple[Path, str]]:
 def _abandoned(root: Path, now_s: float) -> Iterator[tuple[Path, str]]:
     """Unfinished segments, temporary files and half-removed folders whose process is gone."""
     folders = layout.space_folders(root)
-    places = [root, root / "spaces", root / FOLDER, *folders]
+    places = [root, root / "spaces", root / FOLDER, root / BOXES, *folders]
     places += [folder / name for folder in folders for name in ("segments", "index")]
     hidden = [path for place in places for path in files.inside(place) if path.suffix in (".tmp", layout.TRASH)]
     unfinished = [path for folder in folders for name in ("staging", "claims") for path in files.inside(folder / name)]
