@@ -32,7 +32,7 @@ from tests.tiny_families import FAMILIES, FRAMES, IMAGE_PX, make_timesformer
 from tests.tiny_models import pixels_of
 
 CLIP_ENCODERS = set(FAMILIES) - FRAME_ENCODERS - PERCEPTION
-JOINT = {"clip", "clip vision", "siglip", "siglip2", "videoprism lvt", *PERCEPTION}
+JOINT = {"clip", "clip vision", "siglip", "siglip2", "videoprism lvt", "xclip", *PERCEPTION}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -43,7 +43,7 @@ def test_every_tap_equals_the_plain_forward(
     taps = ["vision", *TAPS] if name in PERCEPTION else TAPS
     ours, plain = states_of(backbone, pixels, taps), plain_states(name, family_folders[name], pixels)
     assert list(ours) == taps
-    assert list(backbone.inputs.taps) == taps + ["joint"] * (name in JOINT)
+    assert list(backbone.inputs.taps) == taps + ["joint"] * (name in JOINT) + ["prompted"] * (name == "xclip")
     for tap, (tokens, cls) in plain.items():
         shape = backbone.inputs.taps[tap]
         assert ours[tap].tokens.shape == (2, shape.steps, shape.tokens_per_step, shape.width)
@@ -66,6 +66,8 @@ def test_joint_equals_the_embeddings_that_the_whole_model_compares_with_texts(
             embeds = torch.nn.functional.normalize(model(frames).image_embeds, dim=-1)
         elif name == "videoprism lvt":
             embeds = model(pixel_values_videos=pixels, input_ids=ids).video_embeds
+        elif name == "xclip":
+            embeds = model(pixel_values=pixels, input_ids=ids).video_embeds
         elif name in PERCEPTION:  # which compares them as they are
             embeds = getattr(model, "video_model", model)(input_ids=ids, pixel_values_videos=pixels).video_embeds
         elif name == "siglip2":
