@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 
 def wait(browser: Any, condition: Any) -> None:
-    WebDriverWait(browser, 60).until(lambda _: condition())
+    """Until a condition holds; what the page draws anew while it is read is read again."""
+    WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException]).until(lambda _: condition())
 
 
 def press(browser: Any, *keys: str, held: str = "") -> None:
