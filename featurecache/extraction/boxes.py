@@ -36,7 +36,8 @@ def why_other_box(crop: Crop | None, recording: Recording, root: Path) -> str:
         return ""
     return (
         "its features in the cache are of another box of features.crop, of the name that it had. Give it that name "
-        "again; or write a pattern of its own, which makes new feature spaces"
+        "again; or write a pattern of its own, which makes new feature spaces. Where they were imported and no box is "
+        "noted, copy the folder boxes of their cache into this one"
     )
 
 
@@ -55,8 +56,10 @@ def refuse_other_boxes(project: Project, table: ClipTable) -> None:
             if box is not None and has_other_box(project.cache, plain_crop(crop), content, box):
                 raise OutdatedTableError(
                     "features must be of the boxes that features.crop has for the recordings of clips.csv, but those "
-                    f"of {name} are of another name's. If it was renamed before it was extracted, run: featurecache "
-                    "clips; if after, give it that name again, or a pattern of its own and run: featurecache extract."
+                    f"of {name} are of another name's, or no box is noted of them. If it was renamed before it was "
+                    "extracted, run: featurecache clips; if after, give it that name again, or a pattern of its own "
+                    "and run: featurecache extract. If they were imported, copy the folder boxes of their cache into "
+                    "this one."
                 )
 
 

@@ -131,7 +131,9 @@ class BoxMismatch:
         if self.unclear:
             found.append(f"none, or more than one, of the patterns fits {_first(self.unclear)}: no extraction")
         if self.renamed:
-            found.append(f"features of {_first(self.renamed)} are of another box, that of an earlier name")
+            found.append(
+                f"features of {_first(self.renamed)} are of another box, that of an earlier name, or none is noted"
+            )
         found += [
             f"{counted(count, 'recording')} of {size} px {'has' if count == 1 else 'have'} no box and "
             f"{'stays' if count == 1 else 'stay'} whole"

@@ -3,9 +3,11 @@
 A name can change and is no part of a fingerprint, so the box is noted before clips are extracted. A note is called by
 the recording's mark, as a withdrawal is (`withdrawn.py`), and a digest of all boxes, which tell neither name nor
 content; withdrawal removes it. Once features are there, a recording that was renamed to another box is refused: two
-crops would lie in one feature space. Deleting a note is safe: it is written anew.
+crops would lie in one feature space. So are features without a note, as of a cache that was imported: their box is not
+known. Notes name no path, and can be copied from the cache that the features came from.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ def _place(root: Path, crop: Any, video_sha256: str) -> Path:
 
 
 def has_other_box(root: Path, crop: Any, video_sha256: str, box: Sequence[float]) -> bool:
-    """Whether a cache holds features of a recording that are of another box.
+    """Whether a cache holds features of a recording that are of another box, or of one that is not noted.
 
     Args:
         root: The cache.
@@ -36,11 +38,12 @@ def has_other_box(root: Path, crop: Any, video_sha256: str, box: Sequence[float]
     Raises:
         CacheReadError: If the disk refuses.
     """
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if files.read_file(_place(root, crop, video_sha256)) == canonical_json(list(box)).encode():
             return False
+    try:
         cache = FeatureCache.open(root)
-    except (FileNotFoundError, NotADirectoryError, CacheNotFoundError):
+    except CacheNotFoundError:
         return False
     made_so = [
         one.fingerprint
