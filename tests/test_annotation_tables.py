@@ -175,6 +175,64 @@ def test_exports_of_other_programs_are_read_by_the_columns_that_their_header_pro
         read_csv(path)
 
 
+BORIS = "Observation id,Source,Time offset (s),Media duration (s),Behavior,Start (s),Stop (s),Media file name\n"
+OLDER_BORIS = "Time,Media file path,Total length,Behavior,Status\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        (BORIS + "o1,player #1:S1.mp4,12.0,60.000,vent,12.5,15,S1.mp4\n", [(0.5, 3)]),
+        (BORIS + "o1,player #1:S1.mp4|player #2:T1.mp4,-2,60.000|60.000,vent,1,15,S1.mp4\n", [(3, 17)]),
+        (BORIS + "o1,player #1:S1.mp4,NA,60.000,vent,1,15,S1.mp4\n", "time offset must be seconds"),
+        (BORIS + "o1,player #1:S1.mp4,5,60.000,vent,1,15,S1.mp4\n", "must not lie before the time offset of 5 s"),
+        (BORIS + "o1,player #1:S1.mp4;S2.mp4,0,180;360,vent,227,253,S2.mp4\n", "media files of this observation"),
+        (
+            "Observation id,Media file,Total length,Behavior,Start (s),Stop (s)\n"
+            "o1,S1.mp4,540,vent,1,2\no1,S2.mp4,540,vent,227,253\n",
+            "media files of this observation",
+        ),
+        (
+            "Observation id,Media file,Total length,Behavior,Start (s),Stop (s)\n"
+            "o1,S1.mp4,180,vent,1,2\no2,S2.mp4,360,vent,227,253\n",
+            [(1, 2), (227, 253)],
+        ),
+        ("Video,Total length,Label,Start,End\nS1,60,vent,1,2\nS2,60,vent,3,4\n", [(1, 2), (3, 4)]),
+        (
+            f"Observation id,o1\nPlayer #1,S1.mp4\nTime offset (s),7.5\n{OLDER_BORIS}"
+            "8,S1.mp4,60,vent,START\n9,S1.mp4,60,vent,STOP\n",
+            [(0.5, 1.5)],
+        ),
+        (
+            f"Observation id,o1\nPlayer #1,S1.mp4\nPlayer #1,S2.mp4\n{OLDER_BORIS}"
+            "200,S2.mp4,540,vent,START\n201,S2.mp4,540,vent,STOP\n",
+            "media files of this observation",
+        ),
+        (
+            '"#file:///D:/S1.wav -- offset: 90, duration: 1"\nTier\tBegin Time - msec\tEnd Time - msec\na\t0\t9\n',
+            [(0, 0.009)],
+        ),
+    ],
+)
+def test_times_of_exports_that_count_from_elsewhere_are_brought_to_the_recordings_start_or_left_out(
+    make_table, text, times
+):
+    path = make_table(text)
+    found = read_csv(path, recognise(header_of(path)))
+    if isinstance(times, str):
+        assert found.rows == ()
+        assert all(times in reason for reason in found.left_out)
+    else:
+        assert [(row.start_us / SECOND, row.end_us / SECOND) for row in found.rows] == times
+
+
+def test_an_elan_export_of_a_shifted_video_asks_for_the_eaf(make_table):
+    shifted = '"#file:///D:/S1.mp4 -- offset: 5000, duration: 00:01:00.000 / 60.000 / 60000, ms per sample: 40.0"\n'
+    path = make_table(shifted + "Tier\tBegin Time - ss.msec\tEnd Time - ss.msec\nvent\t1\t2\n")
+    with pytest.raises(AnnotationError, match=r"line 1: .* ELAN shifts the video by 5000 ms.* Give the .eaf"):
+        read_csv(path, recognise(header_of(path)))
+
+
 @pytest.mark.parametrize(
     ("rate", "cell", "time_us"),
     [
@@ -218,6 +276,11 @@ def test_a_table_with_a_column_for_each_tier_says_how_to_export_it_again(make_ta
     text = "Begin Time - ss.msec\tEnd Time - ss.msec\tvent\tsuction\tFile\n1.0\t4.0\tx\t\tS1.eaf\n"
     with pytest.raises(AnnotationError, match="If 'vent, suction' are tiers, export again without a column for each"):
         read_csv(make_table(text))
+
+
+def test_a_table_that_one_separator_reads_is_not_called_malformed_for_another(make_table):
+    with pytest.raises(AnnotationError, match="the header must name recording, start_s, end_s, label"):
+        read_csv(make_table('metadata_id,file_list,temporal_coordinates\n"1_a","[""S1.mp4""]","[3.0,9.0]"\n'))
 
 
 def test_a_table_without_names_of_columns_says_that_they_are_missing(make_table):

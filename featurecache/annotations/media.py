@@ -283,7 +283,12 @@ def same_name(recording: str, url: str, *, by_stem: bool) -> bool:
 
 def is_audio(media: MediaDescriptor) -> bool:
     """Whether a descriptor is of a sound file."""
-    return media.mime_type.startswith("audio/") or _AUDIO_SUFFIX.search(media.media_url.strip()) is not None
+    return media.mime_type.startswith("audio/") or is_audio_name(media.media_url)
+
+
+def is_audio_name(url: str) -> bool:
+    """Whether a name or URL ends as those of sound files do."""
+    return _AUDIO_SUFFIX.search(url.strip()) is not None
 
 
 def _common_folders(one: Sequence[str], other: Sequence[str]) -> int:

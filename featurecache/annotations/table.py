@@ -17,6 +17,7 @@ from pathlib import Path
 from featurecache.annotations.clock import DecimalMarks, is_time
 from featurecache.annotations.columns import columns_line, recognise, tiers_of, unit_of
 from featurecache.annotations.interval import Interval
+from featurecache.annotations.other_clocks import OtherClock
 from featurecache.annotations.table_text import TableText, read_table_text
 from featurecache.csv_fields import unguard_cell
 from featurecache.errors import AnnotationError
@@ -110,6 +111,7 @@ class _Reader:
         self.places = places
         self.own_name = own_name
         self.marks = DecimalMarks(text.separator, columns.frame_rate)
+        self.clock = OtherClock(text, places.get("recording"))
         self.rows: list[TableRow] = []
         self.recordings: dict[str, None] = {}
         self.sessions: dict[str, str] = {}
@@ -144,7 +146,7 @@ class _Reader:
             self.recordings[recording] = None
             return
         try:
-            self._annotation(line, recording, row)
+            self._annotation(line, recording, row, self.clock.ahead_us(cells))
             self.recordings[recording] = None
         except ValueError as error:
             self.left_out.append(f"line {line}: {error}")
@@ -156,15 +158,22 @@ class _Reader:
                 f"line {line}: every START must have a STOP, but that of {label!r} in {recording!r} has none. Add it."
             )
 
-    def _annotation(self, line: int, recording: str, row: Mapping[str, str]) -> None:
+    def _annotation(self, line: int, recording: str, row: Mapping[str, str], ahead_us: int) -> None:
         label, value, annotator = row["label"], row.get("value", ""), row.get("annotator", "")
-        start_us = self._time("start", row["start"])
+        start_us = self._time("start", row["start"]) - ahead_us
+        if start_us < 0:
+            raise ValueError(
+                f"a time must not lie before the time offset of {ahead_us / 1e6:g} s. Correct one of them."
+            )
         if not label:
             raise ValueError("every interval must have a label, but the cell is empty. Fill it in.")
         if "event" in row:
             self._event(line, (recording, label, value, annotator, row.get("subject", "")), start_us, row["event"])
             return
-        end_us = self._time("end", row["end"]) if "end" in row else start_us + self._time("duration", row["duration"])
+        if "end" in row:
+            end_us = self._time("end", row["end"]) - ahead_us
+        else:
+            end_us = start_us + self._time("duration", row["duration"])
         if end_us < start_us:
             raise ValueError(
                 f"{self.columns.end} must not lie before {self.columns.start}, but {row['end']} lies before "

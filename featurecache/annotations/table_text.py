@@ -1,7 +1,8 @@
 """The cells of a table that some other program wrote: its encoding, its separator, its lines.
 
 UTF-8 and UTF-16, with or without a byte-order mark; comma, semicolon or tab, also named by Excel's first line `sep=;`;
-lines that end in LF, CRLF or CR. Lines before the header (BORIS writes some about the observation) are passed over.
+lines that end in LF, CRLF or CR. Lines may stand above the header: BORIS writes some about the observation, ELAN about
+linked media.
 """
 
 import csv
@@ -29,12 +30,14 @@ class TableText:
         separator: What separates the cells.
         header: The names of the columns, and the line they stand on.
         rows: The cells under it.
+        above: The cells above it.
     """
 
     name: str
     separator: str
     header: tuple[int, Sequence[str]]
     rows: Sequence[tuple[int, Sequence[str]]]
+    above: Sequence[tuple[int, Sequence[str]]] = ()
 
 
 def read_table_text(path: Path, is_header: Callable[[Sequence[str]], bool]) -> TableText:
@@ -69,7 +72,7 @@ def read_table_text(path: Path, is_header: Callable[[Sequence[str]], bool]) -> T
             return found
         if best is None or len(found.header[1]) > len(best.header[1]):
             best = found
-    if malformed is not None:
+    if malformed is not None and (best is None or len(best.header[1]) == 1):
         raise AnnotationError(
             f"{path.name}, line {malformed.line}: a table must be well-formed CSV, but it is not ({malformed}). "
             "Check its quotes."
@@ -88,7 +91,7 @@ def _split(
     if not rows:
         return None
     at = next((i for i, (_, cells) in enumerate(rows[:_HEADER_WITHIN]) if is_header(_lower(cells))), 0)
-    return TableText(name, separator, rows[at], rows[at + 1 :])
+    return TableText(name, separator, rows[at], rows[at + 1 :], rows[:at])
 
 
 def _records(text: str, separator: str, lines_before: int) -> Iterator[tuple[int, Sequence[str]]]:
