@@ -138,7 +138,7 @@ def extract(
         allow_download=allow_download,
     )
     print_document(screen, report.to_mapping())
-    return SOME_FAILED if report.failed else DONE
+    return DONE if report.is_whole else SOME_FAILED
 
 
 def _extract(screen: Screen, project: "Project", **options: Any) -> "ExtractionReport":

@@ -1,8 +1,6 @@
 """Features of a project: equal to the plain forward, each computed once, and checked against what is stored."""
 
 import logging
-import shutil
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,17 +13,16 @@ from transformers import LlavaNextVideoForConditionalGeneration
 
 from featurecache import FeatureCache
 from featurecache.backbones import open_backbone
-from featurecache.clips.clip import ClipTable, clip_id
+from featurecache.clips.clip import clip_id
 from featurecache.clips.csv_file import read_table
-from featurecache.errors import ChangedFeaturesError, OutdatedTableError, SettingsError
-from featurecache.extraction.boxes import refuse_other_boxes
+from featurecache.errors import ChangedFeaturesError, SettingsError
 from featurecache.extraction.pipeline import extract
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project, open_project
 from featurecache.spec import differences
-from featurecache.store import CacheWriter, Row, forget
+from featurecache.store import CacheWriter, Row
 from featurecache.terminal.extraction import plan_lines
 from featurecache.video.sampling import read_clips
 from tests.extraction_samples import extracted, rows_on_disk, selecting
@@ -117,55 +114,6 @@ def test_cameras_of_one_frame_size_are_cut_by_the_boxes_of_their_names(project: 
         plain = _plain_states(project.videos / name, tiny_model, clip.start_us, clip.end_us, 4, cut)[-1].mean(0)
         X = FeatureCache.open(project.cache).load([clip.clip_id])
         assert np.abs(X[0] - plain.numpy()).max() <= 1e-5, name
-
-
-def test_a_recording_that_was_renamed_to_another_box_is_named_and_never_mixes_two_crops(project: Project) -> None:
-    boxes = '{ "S*" = [0.25, 0.5, 0.5, 0.5], "T*" = [0.0, 0.0, 0.5, 1.0] }'
-    edit(project.path, "frames = 4", f"frames = 4\ncrop = {boxes}")
-    cropped = open_project(project.root)
-    (project.videos / "S0.mp4").rename(project.videos / "T0.mp4")  # before anything of it is there
-    assert extracted(cropped, limit=22) == 22
-    (project.videos / "S1.mp4").rename(project.videos / "T1.mp4")
-    (project.videos / "S5.mp4").rename(project.videos / "T5.mp4")
-    plan = plan_extraction(cropped)
-    assert plan.mismatch.renamed == ("T1.mp4", "T5.mp4")
-    assert "features of T1.mp4, T5.mp4 are of another box, that of an earlier name" in " ".join(
-        map(str, plan_lines(plan))
-    )
-    assert {one.recording for one in plan.failures} == {"S5.mp4"}, "its other clips are there"
-    assert (
-        "of another box of features.crop, of the name that it had. Give it that name again" in plan.failures[0].reason
-    )
-    (project.videos / "T5.mp4").rename(project.videos / "S5.mp4")
-    assert extracted(cropped) == 2
-    table = read_table(project.clips)
-    named = [replace(one, recording=one.recording.replace("S0", "T0")) for one in table.clips]
-    refuse_other_boxes(cropped, ClipTable((), named))
-    renamed = [replace(one, recording=one.recording.replace("S1", "T1")) for one in named]
-    for clips, name in ((table.clips, "S0"), (renamed, "T1")):
-        with pytest.raises(
-            OutdatedTableError, match=rf"those of {name}.mp4 are of another name's. .* featurecache clips"
-        ):
-            refuse_other_boxes(cropped, ClipTable((), clips))
-    notes = list((project.cache / "boxes").iterdir())
-    assert len(notes) == 6
-    forget(project.cache, clips[0].content)
-    notes = list((project.cache / "boxes").iterdir())
-    assert len(notes) == 5, "nothing stays of a withdrawn recording"
-    shutil.move(project.cache / "boxes", project.root / "noted")
-    assert len(plan_extraction(cropped).mismatch.renamed) == 5, "a box that is not noted may be any, as after an import"
-    shutil.move(project.root / "noted", project.cache / "boxes")
-    assert plan_extraction(cropped).mismatch.renamed == ("T1.mp4",)
-
-
-def test_boxes_for_all_frames_and_by_size_keep_the_feature_spaces_that_they_had(project: Project) -> None:
-    made = {}
-    for crop in ("[0.25, 0.1, 0.5, 0.8]", '{ "176x96" = [0.25, 0.1, 0.5, 0.8], "640x480" = [0.0, 0.0, 1.0, 1.0] }'):
-        edit(project.path, "frames = 4", f"frames = 4\ncrop = {crop}")
-        (space,) = project_spaces(open_project(project.root))[1].values()
-        made[crop[0]] = space.inputs["preprocessing"]["crop"]
-        edit(project.path, f"frames = 4\ncrop = {crop}", "frames = 4")
-    assert made == {"[": [0.25, 0.1, 0.5, 0.8], "{": {"176x96": [0.25, 0.1, 0.5, 0.8]}}
 
 
 def test_a_turned_recording_is_cut_by_the_box_of_its_displayed_size(project: Project, tiny_model: Path) -> None:

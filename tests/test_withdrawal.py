@@ -13,6 +13,7 @@ import pytest
 
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import ClipTableError, UsageError
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.plan import why_unfit
 from featurecache.files import sha256_of_file
 from featurecache.project.settings import Project, open_project
@@ -263,8 +264,8 @@ def test_withdrawal_tells_that_there_was_no_cache(project: Project) -> None:
 def test_a_withdrawn_recording_is_not_extracted_again(project: Project) -> None:
     withdraw(project, "S1.mp4")
     recordings, _ = find_recordings(project.videos, project.digest_memo)
-    withdrawn = read_withdrawn(project.cache)
-    reasons = {one.name: why_unfit(one, one.sha256, withdrawn, project) for one in recordings}
+    withdrawn, boxes = read_withdrawn(project.cache), RecordingBoxes(project)
+    reasons = {one.name: why_unfit(one, one.sha256, withdrawn, boxes) for one in recordings}
     assert "withdrawn" in reasons["S1.mp4"]
     assert reasons["S0.mp4"] == reasons["S2.mp4"] == ""
 

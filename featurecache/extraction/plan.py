@@ -20,7 +20,7 @@ from featurecache.backbones.description import ModelDescription
 from featurecache.clips.clip import ClipColumns, clip_id
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import ClipTableError
-from featurecache.extraction.boxes import box_mismatch, why_other_box
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.failures import FailedClip
 from featurecache.extraction.spaces import project_spaces
@@ -129,7 +129,8 @@ def plan_extraction(
             "Make it again: featurecache clips --force."
         )
     model, spaces = project_spaces(project, select=select, adapter=adapter, asked=asked, allow_download=allow_download)
-    known, source = sources_of(project)
+    boxes = RecordingBoxes(project)
+    known, source = sources_of(project, boxes)
     _, first = np.unique(clips.recording.codes, return_index=True)  # a recording has one content
     contents = [clips.content.values[code] for code in clips.content.codes[first].tolist()]
     sources = [source(*named) for named in zip(clips.recording.values, contents, strict=True)]
@@ -152,7 +153,7 @@ def plan_extraction(
         project, model, spaces, recordings, wanted, unusable, adapter=adapter, asked=asked, limit=limit, table=clips
     )
     in_table = set(contents)
-    return replace(plan, mismatch=box_mismatch(project, [one for one in known if one.sha256[:16] in in_table]))
+    return replace(plan, mismatch=boxes.mismatch([one for one in known if one.sha256[:16] in in_table]))
 
 
 def _are(clips: ClipColumns, clip_ids: Collection[str] | None) -> npt.NDArray[np.bool_]:
@@ -185,11 +186,11 @@ def plan_recordings(
         CacheFormatError: If the cache is of a newer format or no cache.
     """
     model, spaces = project_spaces(project, select=select, adapter=adapter, asked=asked, allow_download=allow_download)
-    withdrawn = read_withdrawn(project.cache)
+    withdrawn, boxes = read_withdrawn(project.cache), RecordingBoxes(project)
     unusable: list[FailedClip] = []
     fit: list[tuple[Recording, Sequence[tuple[int, int]]]] = []
     for recording, spans in wanted:
-        reason = why_unfit(recording, recording.sha256, withdrawn, project)
+        reason = why_unfit(recording, recording.sha256, withdrawn, boxes)
         if reason:
             unusable += [FailedClip(clip_id(recording.sha256, *span), recording.name, *span, reason) for span in spans]
         else:
@@ -295,7 +296,7 @@ def _spot_checks(
 
 
 def sources_of(
-    project: Project,
+    project: Project, boxes: RecordingBoxes
 ) -> tuple[Sequence[Recording], Callable[[str, str], tuple[Recording | None, str]]]:
     """The recordings there are; and what finds one of the table by name and content, or says why it cannot serve.
 
@@ -311,13 +312,13 @@ def sources_of(
         recording = by_content.get(content)
         if recording is None and name in reasons and not withdrawn.covers(content):
             return None, reasons[name]
-        reason = why_unfit(recording or by_name.get(name), content, withdrawn, project)
+        reason = why_unfit(recording or by_name.get(name), content, withdrawn, boxes)
         return (None if reason else recording), reason
 
     return recordings, find
 
 
-def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn, project: Project) -> str:
+def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn, boxes: RecordingBoxes) -> str:
     """Why a recording cannot give the clips of the table, of the part of its frames that is read; empty if it can."""
     if withdrawn.covers(content):
         return "the recording was withdrawn (featurecache cache forget); take it out of the videos and clips.csv"
@@ -325,13 +326,12 @@ def why_unfit(recording: Recording | None, content: str, withdrawn: Withdrawn, p
         return "the recording is not in the folder of videos"
     if not recording.sha256.startswith(content):
         return "the recording's content is not the one clips.csv was made from; run featurecache clips"
-    crop = project.settings.features.crop
-    if reason := why_other_box(crop, recording, project.cache):
+    if reason := boxes.why_other(recording):
         return reason
     size_px = recording.info.width_px, recording.info.height_px
-    rows, columns = box_px(of_recording(crop, recording.name), *size_px)
+    rows, columns = box_px(of_recording(boxes.crop, recording.name), *size_px)
     width, height = columns.stop - columns.start, rows.stop - rows.start
     if max(width, height) > _MOST_ASPECT * min(width, height):
-        part = "a frame's sides" if crop is None else "the sides of features.crop"
+        part = "a frame's sides" if boxes.crop is None else "the sides of features.crop"
         return f"{part} must be within {_MOST_ASPECT} to 1, but they are {width} x {height} px"
     return ""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featurecache.device import device_of
 from featurecache.errors import CacheNotFoundError
-from featurecache.extraction.boxes import note_boxes
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.failures import record_failures
 from featurecache.extraction.opening import open_planned
 from featurecache.extraction.pipeline import Extraction, Progress, extract
@@ -58,7 +58,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
                 )
                 for name, space in plan.spaces.items()
             }
-            note_boxes(project.settings.features.crop, [clips[0].recording for clips in plan.work], project.cache)
+            RecordingBoxes(project).note(clips[0].recording for clips in plan.work)
             done = extract(
                 plan.work,
                 backbone,

@@ -120,6 +120,11 @@ class BoxMismatch:
             {size: seen[size] for size in sorted(seen) if size not in crop},
         )
 
+    @property
+    def recordings(self) -> tuple[str, ...]:
+        """Recordings that cannot be extracted, or not be learned from, until the boxes or their names change."""
+        return self.unclear + self.renamed
+
     def in_words(self) -> str:
         """Both in one line; empty where each box and each recording has its match."""
         found = [

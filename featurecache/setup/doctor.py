@@ -17,7 +17,7 @@ import numpy.typing as npt
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.errors import FeatureCacheError, OutdatedTableError, OutdatedTableWarning, SettingsError
-from featurecache.extraction.boxes import box_mismatch
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.project.features import Crop, box_px, of_recording
 from featurecache.project.settings import Project
 from featurecache.setup.checks import GIB, Check, failed, size
@@ -120,7 +120,7 @@ def _box(project: Project, crop: Crop, recordings: Sequence[Recording]) -> Check
     for of, (x, y, width, height) in crop.items() if isinstance(crop, Mapping) else [("", crop)]:
         where = f"{x:.0%} to {x + width:.0%} of its width and {y:.0%} to {y + height:.0%} of its height"
         parts.append(f"of a frame {of and f'of {of} ' + ('' if '*' in of else 'px ')}the model sees {where}")
-    mismatch = box_mismatch(project, recordings)
+    mismatch = RecordingBoxes(project).mismatch(recordings)
     if words := mismatch.in_words():
         parts.append(words)
     fix = (
@@ -128,7 +128,7 @@ def _box(project: Project, crop: Crop, recordings: Sequence[Recording]) -> Check
         if words
         else ""
     )
-    is_sound = not (mismatch.unused or mismatch.unclear or mismatch.renamed)
+    is_sound = not (mismatch.unused or mismatch.recordings)
     return Check("crop box", is_sound, f"{'; '.join(parts)}; features of other boxes are others", fix)
 
 

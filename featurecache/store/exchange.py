@@ -21,11 +21,13 @@ import numpy.typing as npt
 from featurecache.errors import CacheFormatError, CacheNotFoundError, NonFiniteFeatureError
 from featurecache.spec import canonical_json
 from featurecache.store import CacheWriter, FeatureCache, Row, Space, bfloat16, format, layout
+from featurecache.store.boxes import StoredBoxes, crop_of
 from featurecache.store.checksums import row_checksums
 from featurecache.store.commit import writing
 from featurecache.store.export_file import ExportContent, require_suffix, write_export
 from featurecache.store.external import ExternalFile
 from featurecache.store.external_content import (
+    BOX,
     EXPORT_FORMAT,
     EXPORT_VERSION,
     IMPORTED,
@@ -96,8 +98,9 @@ def export_features(
     Features pass through memory in batches. What else there is of each row is held: 154 bytes, and 8 for each frame.
 
     `features` (N, ...), `clip_id` (N,), `video_sha256` (N,) as text, `start_us`, `end_us` (N,), `timestamps_us`
-    (N, T), `key` (N, 16) and `row_crc32c` (N,) as in a segment; the attributes (in npz: arrays of one text) `format`,
-    `version`, `fingerprint`, `inputs`, `provenance`, `proof`, `proof_sha256`.
+    (N, T), `key` (N, 16) and `row_crc32c` (N,) as in a segment; `box` (N, 4) where boxes go by recordings' names; the
+    attributes (in npz: arrays of one text) `format`, `version`, `fingerprint`, `inputs`, `provenance`, `proof`,
+    `proof_sha256`.
 
     Args:
         root: The cache.
@@ -121,6 +124,7 @@ def export_features(
             "Read it with FeatureCache.load instead."
         )
     columns = _columns(cache, chosen)
+    columns |= _box_column(StoredBoxes(Path(root), crop_of(chosen.inputs)), columns["video_sha256"])
     row_crc32c = columns["row_crc32c"]
     notes = {
         "format": EXPORT_FORMAT,
@@ -165,6 +169,14 @@ def _columns(cache: FeatureCache, space: Space) -> dict[str, npt.NDArray[Any]]:
         at += len(clips)
     longest = int(np.char.str_len(columns["clip_id"]).max(initial=1))
     return columns | {"clip_id": columns["clip_id"].astype(f"S{longest}")}
+
+
+def _box_column(boxes: StoredBoxes, video_sha256: npt.NDArray[np.bytes_]) -> dict[str, npt.NDArray[Any]]:
+    """The box that is noted of each row's recording, NaN where none is; no column where none is of any."""
+    recordings, of_row = np.unique(video_sha256, return_inverse=True)
+    noted = {number: boxes.noted(one) for number, one in enumerate(recordings.astype(str).tolist())}
+    column = np.array([noted[number] or [np.nan] * 4 for number in of_row.tolist()])
+    return {BOX: column} if any(noted.values()) else {}
 
 
 def import_features(
@@ -236,6 +248,7 @@ def _import_rows(root: Path, content: ExternalContent) -> ImportReport:
 def _write_rows(root: Path, content: ExternalContent, checksums: npt.NDArray[np.uint32]) -> ImportReport:
     space, present = content.space, 0
     withdrawn = _withdrawn_recordings(root, content)
+    _note_boxes(root, content, withdrawn)
     cache = FeatureCache.open(root)
     with CacheWriter(root, space, content.provenance) as writer:
         try:
@@ -258,6 +271,18 @@ def _write_rows(root: Path, content: ExternalContent, checksums: npt.NDArray[np.
     replaced = _remove_earlier(root, content) if space.tap == IMPORTED else ()
     left_out = tuple(withdrawn.items())
     return ImportReport(space.fingerprint, space.tap, space.pooling, writer.rows_saved, present, replaced, left_out)
+
+
+def _note_boxes(root: Path, content: ExternalContent, withdrawn: Mapping[str, int]) -> None:
+    """Note the boxes of the recordings that come in, unless the cache has features of one that are of another."""
+    stored = StoredBoxes(root, crop_of(content.space.inputs))
+    welcome = {digest: box for digest, box in content.boxes.items() if digest[:16] not in withdrawn}
+    for digest, box in welcome.items():
+        stored.require_same(digest, box)
+    with writing(root):
+        for digest, box in welcome.items():
+            if box is not None:
+                stored.note(digest, box)
 
 
 def _withdrawn_recordings(root: Path, content: ExternalContent) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """What a file to import holds: feature space, clips and times, every one checked; the features are still to be read."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from featurecache.errors import CacheFormatError, ClipTableError, FingerprintMis
 from featurecache.files import sha256_of_file
 from featurecache.spec import FeatureSpace
 from featurecache.store import format
+from featurecache.store.boxes import crop_of, is_box_of
 from featurecache.store.clip_columns import parse_clip_ids
 from featurecache.store.external import ExternalArray, ExternalFile
 from featurecache.store.proof import ArrayDigest, Proof, damaged
@@ -34,6 +36,9 @@ _COLUMNS = {  # of an export, beside its features: dtype and how many numbers to
     "key": ("|u1", 16),
     "row_crc32c": ("<u4", 0),
 }
+BOX = "box"
+"""The column that is there where a box is noted of any recording: x, y, width, height; NaN where none is."""
+_BOX_FORM = ("<f8", 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,7 @@ class ExternalContent:
         features: Shape (N, ...), not read yet.
         proof: Of an export.
         row_crc32c: Of an export, shape (N,).
+        boxes: {sha256 of a recording: the box that is noted of it, or None}, of an export whose boxes differ.
     """
 
     space: FeatureSpace
@@ -59,6 +65,7 @@ class ExternalContent:
     features: ExternalArray
     proof: Proof | None = None
     row_crc32c: npt.NDArray[np.uint32] | None = None
+    boxes: Mapping[str, Sequence[float] | None] = field(default_factory=dict)
 
     def clips(self, first: int, stop: int) -> list[tuple[str, int, int]]:
         """Some of its clips: (digest, start, end)."""
@@ -110,11 +117,8 @@ def content_of_export(file: ExternalFile) -> ExternalContent:
     space, provenance = _space_of_export(file, proof)
     columns = {column: proof.array(column) for column in _COLUMNS}
     rows = len(columns["clip_id"])
-    for column, (dtype, width) in _COLUMNS.items():
-        found = columns[column]
-        fits = found.ndim == 1 if width == 0 else found.ndim == 2 and found.shape[1] == (width or found.shape[1])
-        if not found.dtype.str.startswith(dtype) or not fits or len(found) != rows:
-            raise damaged(file, f"its {column} are {found.dtype} of shape {found.shape}")
+    for column, form in _COLUMNS.items():
+        _require_form(file, column, columns[column], form, rows)
     content = ExternalContent(
         space,
         {"imported_from_export": provenance},
@@ -124,6 +128,7 @@ def content_of_export(file: ExternalFile) -> ExternalContent:
         file.array("features"),
         proof,
         columns["row_crc32c"],
+        _boxes_of_export(file, proof, crop_of(space.inputs), columns["video_sha256"].astype(str).tolist()),
     )
     _require_clips(file, content)
     for first in range(0, rows, _PART_ROWS):
@@ -211,6 +216,32 @@ def _space_of_export(file: ExternalFile, proof: Proof) -> tuple[FeatureSpace, An
             f"and not {proof.note('fingerprint')[:16]}. The file was edited: export it again."
         )
     return space, provenance
+
+
+def _require_form(
+    file: ExternalFile, column: str, found: npt.NDArray[Any], form: tuple[str, int | None], rows: int
+) -> None:
+    """A column of an export must be of this dtype, with so many numbers to a row."""
+    dtype, width = form
+    fits = found.ndim == 1 if width == 0 else found.ndim == 2 and found.shape[1] == (width or found.shape[1])
+    if not found.dtype.str.startswith(dtype) or not fits or len(found) != rows:
+        raise damaged(file, f"its {column} are {found.dtype} of shape {found.shape}")
+
+
+def _boxes_of_export(
+    file: ExternalFile, proof: Proof, crop: Any, video_sha256: Sequence[str]
+) -> dict[str, list[float] | None]:
+    """What is noted of each recording's box; nothing where one box is for all frames, or none."""
+    if not isinstance(crop, Mapping) or not proof.has_array(BOX):
+        return dict.fromkeys(video_sha256) if isinstance(crop, Mapping) else {}
+    column = proof.array(BOX)
+    _require_form(file, BOX, column, _BOX_FORM, len(video_sha256))
+    boxes: dict[str, list[float] | None] = {}
+    for digest, row in zip(video_sha256, column.tolist(), strict=True):
+        box = None if math.isnan(row[0]) else row
+        if boxes.setdefault(digest, box) != box or not (box is None or is_box_of(crop, box)):
+            raise damaged(file, f"its boxes are not one of its crop's for each recording, but {row} for one")
+    return boxes
 
 
 def _require_clips(file: ExternalFile, content: ExternalContent) -> None:

@@ -18,7 +18,7 @@ from featurecache.store.index import SpaceIndex, read_index, segment_names
 from featurecache.store.rewrite import purge_withdrawn
 from featurecache.store.segment import check_deeply
 from featurecache.store.turns import turn
-from featurecache.store.withdrawn import FOLDER
+from featurecache.store.withdrawn import FOLDER, read_withdrawn
 
 _DAY_S = 24 * 3600.0
 _HOUR_S = 3600.0
@@ -132,6 +132,10 @@ def _abandoned(root: Path, now_s: float) -> Iterator[tuple[Path, str]]:
     places = [root, root / "spaces", root / FOLDER, root / BOXES, *folders]
     places += [folder / name for folder in folders for name in ("segments", "index")]
     hidden = [path for place in places for path in files.inside(place) if path.suffix in (".tmp", layout.TRASH)]
+    withdrawn = read_withdrawn(root).marks
+    for note in files.inside(root / BOXES):
+        if note.name.partition("-")[0] in withdrawn:  # of another cache, copied here
+            yield note, "its recording was withdrawn"
     unfinished = [path for folder in folders for name in ("staging", "claims") for path in files.inside(folder / name)]
     for path in [*hidden, *unfinished]:
         if path.suffix == layout.TRASH:  # whoever began to remove it: what is going may go

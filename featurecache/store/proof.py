@@ -82,6 +82,10 @@ class Proof:
             raise damaged(self._file, f"{name} does not match its sha256")
         return note
 
+    def has_array(self, name: str) -> bool:
+        """Whether an array was written."""
+        return name in self._arrays
+
     def array(self, name: str) -> npt.NDArray[Any]:
         """A whole array as it was written.
 

@@ -39,6 +39,11 @@ class ExtractionReport:
     crashes: tuple[WorkerCrash, ...]
     failed: tuple[FailedClip, ...]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether each clip of the table could be extracted, and its features are of the box it has today."""
+        return not self.failed and not self.plan.mismatch.recordings
+
     def to_mapping(self) -> dict[str, Any]:
         """The document of `featurecache extract --json`."""
         plan = self.plan
@@ -69,6 +74,7 @@ class ExtractionReport:
                 "frames_shared": done.shared_frames,
                 "worker_crashes": [asdict(crash) for crash in self.crashes],
             }
+        document["without_their_box"] = list(plan.mismatch.recordings)
         return {**document, "failed": [asdict(failure) for failure in self.failed]}
 
 

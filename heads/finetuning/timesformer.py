@@ -36,6 +36,7 @@ from featurecache.backbones.timesformer import unfreeze, write_model
 from featurecache.clips.csv_file import read_table
 from featurecache.device import check_dtype
 from featurecache.errors import TrainingDataError, UnsupportedModelError
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.opening import open_planned
 from featurecache.extraction.pipeline import Progress
@@ -169,7 +170,7 @@ def plan_timesformer(
     splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
     splits["validation"] = ending_clips(splits["validation"], seen)
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
-    _, source = sources_of(project)
+    _, source = sources_of(project, RecordingBoxes(project))
     found: list[ClipRecord] = []
     left_out: dict[str, str] = {}
     for clip in (clip for clip in table.clips if clip.clip_id in ids):

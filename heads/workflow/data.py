@@ -20,7 +20,7 @@ from featurecache.clips.samples import SampleTable
 from featurecache.clips.samples_file import project_samples
 from featurecache.device import device_of
 from featurecache.errors import BundleError, SettingsError
-from featurecache.extraction.boxes import refuse_other_boxes
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.failures import KnownFailures, known_failures
 from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.words import JOINT_FEATURE
@@ -134,7 +134,7 @@ def learning_data(
             "one. Choose others, or add it to features.select and run: featurecache extract."
         )
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    refuse_other_boxes(project, table)
+    RecordingBoxes(project).refuse_others(table)
     rule = ClipRule.of(project)
     rule.check_table(table)
     samples = None
@@ -262,7 +262,7 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
         OutdatedTableError: If its clips are of another length than the settings say.
     """
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    refuse_other_boxes(project, table)
+    RecordingBoxes(project).refuse_others(table)
     if bundle.is_zero_shot and set(bundle.labels) <= set(table.labels):
         table = table.of_labels(bundle.labels)
     rule = ClipRule.of(project)

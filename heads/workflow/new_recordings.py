@@ -9,7 +9,7 @@ from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id
 from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import CacheNotFoundError, FeatureCacheError, UnreadableVideoError
-from featurecache.extraction.boxes import why_other_box, why_whole
+from featurecache.extraction.boxes import RecordingBoxes, why_whole
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import plan_recordings
 from featurecache.project.settings import Project
@@ -57,8 +57,8 @@ def with_their_boxes(
         project: The bundle's (`Bundle.project_of`).
         recordings: The recordings.
     """
-    crop = project.settings.features.crop
-    why = {one.name: why_whole(crop, one) or why_other_box(crop, one, project.cache) for one in recordings}
+    boxes = RecordingBoxes(project)
+    why = {one.name: why_whole(boxes.crop, one) or boxes.why_other(one) for one in recordings}
     return (
         [one for one in recordings if not why[one.name]],
         [UnusableRecording(name, reason) for name, reason in why.items() if reason],
