@@ -40,6 +40,16 @@ class LoadedSplit:
     left_out: int
     purged: int
 
+    @property
+    def clips(self) -> int:
+        """Number of its clips, or samples."""
+        return len(self.data.Y)
+
+    @property
+    def sessions(self) -> int:
+        """Number of sessions that they are of."""
+        return len(set(self.data.sessions))
+
 
 def load_split(
     table: ClipTable,

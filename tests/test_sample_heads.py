@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurecache import extract, make_clips, open_project
+from featurecache import FeatureCache, extract, make_clips, open_project
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.samples import Sample
 from featurecache.clips.samples_file import SAMPLES_NAME
@@ -25,7 +25,7 @@ from heads.samples.joining import join_of, joined
 from heads.settings import HeadKind, HeadSettings
 from heads.terminal.scores import evaluation
 from heads.workflow import report
-from heads.workflow.data import NO_TIMELINES, scoring_data
+from heads.workflow.data import NO_TIMELINES, own_table, scoring_data
 from heads.workflow.mapping import map_clip
 from heads.workflow.retraining import retrain
 from heads.workflow.reviewing import review
@@ -232,7 +232,7 @@ def test_samples_go_the_way_of_clips_from_training_to_compare(project: Project) 
     predicted = predict(own, recordings, bundle=run.bundle).samples
     assert predicted is not None
     bundle = load_bundle(run.bundle)
-    source = scoring_data(own, bundle)
+    source = scoring_data(own, bundle, own_table(own, bundle), FeatureCache.open(own.cache))
     test = source.load("test", bundle.selected).data
     scores_of = dict(zip((one.clip_id for one in predicted.samples), predicted.scores, strict=True))
     evaluated_scores = bundle.scores(test.of(bundle.settings.inputs).X, fingerprint=bundle.fingerprint)

@@ -18,12 +18,14 @@ from featurecache.extraction.run import run_plan
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, tool_versions
+from heads.loading import NONE_KNOWN
 from heads.models import Front, LinearHead
 from heads.runs import HeldOut
 from heads.scoring.calibration import Calibration
 from heads.settings import HeadSettings
 from heads.timelines.timeline import TimelineSettings
 from heads.timelines.tuning import TunedTimeline
+from heads.workflow.data import ScoringData
 from heads.workflow.timelines import clip_scores, evaluate_timelines, tune_on_held_out
 from tests.projects import LABELS, make_project, make_table, write_labels
 
@@ -52,6 +54,10 @@ def annotated_with(project: Project, path: Path, intervals: dict[str, list[Inter
     write_labels(path, intervals)
     data = dataclasses.replace(project.settings.data, annotations=path)
     return Project(project.root, dataclasses.replace(project.settings, data=data))
+
+
+def source_of(project: Project, table: ClipTable, known: KnownFailures = NONE_KNOWN) -> ScoringData:
+    return ScoringData(table, FeatureCache.open(project.cache), known, {})
 
 
 def names_of(project: Project, split: str) -> list[str]:
@@ -87,7 +93,7 @@ def test_evaluate_timelines_scores_a_perfect_timeline_as_one(project: Project, b
     """The annotation is replaced by what the bundle predicts; then it must agree with itself."""
     table = read_table(project.clips)
     plain = TunedTimeline(TimelineSettings("none", 0, 0.0, 0, 0), 0.0, 0.0, 1, SECOND, SECOND)
-    before = evaluate_timelines(project, bundle, table, "test", tuned=plain)
+    before = evaluate_timelines(project, bundle, source_of(project, table), tuned=plain)
     predicted = {
         one["recording"]["name"]: [
             Interval(start, end, label) for label, own in one["predicted"].items() for start, end, _ in own
@@ -96,7 +102,7 @@ def test_evaluate_timelines_scores_a_perfect_timeline_as_one(project: Project, b
     }
     assert any(predicted.values())
     twin = annotated_with(project, tmp_path / "labels.csv", predicted)
-    after = evaluate_timelines(twin, bundle, table, "test", tuned=plain)
+    after = evaluate_timelines(twin, bundle, source_of(twin, table), tuned=plain)
     defined = {value for value in after["scores"]["segment_f1"].values() if value is not None}
     assert defined == {1.0}
     assert after["scores"]["n_recordings"] == len(names_of(project, "test"))
@@ -107,7 +113,7 @@ def test_evaluate_timelines_scores_a_perfect_timeline_as_one(project: Project, b
 def test_evaluate_timelines_scores_the_same_intervals_when_calibrated(project: Project, bundle: Bundle) -> None:
     calibration = Calibration(np.array([2.0, 4.0]), np.array([-1.0, -0.5]))
     table, both = read_table(project.clips), (bundle, dataclasses.replace(bundle, calibration=calibration))
-    plain, calibrated = (evaluate_timelines(project, one, table, "test", tuned=None) for one in both)
+    plain, calibrated = (evaluate_timelines(project, one, source_of(project, table), tuned=None) for one in both)
     assert calibrated["scores"] == plain["scores"]
     for one, other in zip(plain["recordings"], calibrated["recordings"], strict=True):
         assert (one["calibrated"], other["calibrated"]) == (False, True)
@@ -125,8 +131,8 @@ def test_evaluate_timelines_compares_only_what_was_scored(project: Project, bund
         for clip in table.clips
     ]
     lacking = ClipTable(table.labels, tuple(clips))
-    whole = evaluate_timelines(project, bundle, table, "test", tuned=None)["scores"]["compared_s"]
-    part = evaluate_timelines(project, bundle, lacking, "test", tuned=None, known=known)
+    whole = evaluate_timelines(project, bundle, source_of(project, table), tuned=None)["scores"]["compared_s"]
+    part = evaluate_timelines(project, bundle, source_of(project, lacking, known), tuned=None)
     assert part["scores"]["compared_s"] == whole - 1
     assert part["recordings"][0]["scored_us"] == [[0, SECOND], [2 * SECOND, 4 * SECOND]]
 
@@ -136,4 +142,4 @@ def test_evaluate_timelines_refuses_when_no_recording_is_annotated(
 ) -> None:
     nothing = annotated_with(project, tmp_path / "labels.csv", {"other.mp4": []})
     with pytest.raises(TrainingDataError, match="need an annotated recording"):
-        evaluate_timelines(nothing, bundle, read_table(project.clips), "test", tuned=None)
+        evaluate_timelines(nothing, bundle, source_of(nothing, read_table(project.clips)), tuned=None)

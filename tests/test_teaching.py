@@ -166,4 +166,4 @@ def test_a_model_without_a_text_tower_is_named_before_anything_is_advised_that_i
 ) -> None:
     other = make_project(tmp_path / "without", tiny_model, sessions=1)
     with pytest.raises(SettingsError, match=r"needs a model with a text tower .*; or set teacher_weight = 0\.$"):
-        with_teacher(other, {}, FeatureCache.open(project.cache))
+        with_teacher(other, [], FeatureCache.open(project.cache))

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from featurecache import FeatureCache
+from featurecache.clips.clip import ClipTable
 from featurecache.errors import TrainingDataError
 from featurecache.extraction.pixels import PixelStore
 from featurecache.spec import FeatureSpace
 from featurecache.store import bfloat16
 from heads.data import LabelledSplit, more_sessions
+from heads.loading import labelled_split
 
 PIXELS = "pixels"
 """Key of decoded frames among a network's rows."""
@@ -92,6 +94,12 @@ class PixelClips:
     def expect(self, numbers: Sequence[int]) -> None:
         """Which clips are read next, in this order."""
         self._coming = dict.fromkeys(self.clip_ids[number] for number in numbers)
+
+
+def labelled_splits(table: ClipTable, seen: Collection[str]) -> dict[str, LabelledSplit]:
+    """Training clips, and those of validation that end the training (`ending_clips`), without features."""
+    train, validation = (labelled_split(table, name).data for name in ("train", "validation"))
+    return {"train": train, "validation": ending_clips(validation, seen)}
 
 
 def ending_clips(validation: LabelledSplit, seen: Collection[str]) -> LabelledSplit:

@@ -30,7 +30,7 @@ Not here: the loop (`loop.py`), what both kinds of run share (`run.py`), a searc
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from featurecache.backbones.adapter_files import FAMILIES, depth_of
 from featurecache.backbones.description import ModelDescription
 from featurecache.backbones.four_bit import require_four_bit
 from featurecache.backbones.video_language import VideoLanguageInputs
+from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
 from featurecache.extraction.failures import KnownFailures, known_failures
@@ -53,15 +54,13 @@ from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
-from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import ADAPTER_NAME
 from heads.clip_rule import ClipRule
-from heads.data import LabelledSplit
 from heads.engines.fitting import fit_head
 from heads.engines.solving import basis_of, solve_head
 from heads.finetuning.adapters import ADAPTER, HEAD, AdaptedNetwork
-from heads.finetuning.data import CachedClips, check_targets, digest_of, ending_clips
+from heads.finetuning.data import CachedClips, check_targets, digest_of, ending_clips, labelled_splits
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
 from heads.finetuning.run import Run
@@ -87,6 +86,7 @@ class LoraPlan:
         layers_below: Layers below the deepest tap.
         train_clips: Number of clips of the training split.
         validation_clips: Number of clips of the validation split that end the training.
+        table: The clip table.
         seen: Ids of clips that are labelled by a review with predictions in sight: they end nothing.
     """
 
@@ -99,7 +99,8 @@ class LoraPlan:
     layers_below: int
     train_clips: int
     validation_clips: int
-    seen: frozenset[str] = frozenset()
+    table: ClipTable
+    seen: frozenset[str]
 
     @property
     def share_of_layers(self) -> float:
@@ -141,7 +142,8 @@ def plan_lora(
     settings.check(project.settings.features.dtype, "lora")
     if settings.base_weights == "4bit":
         require_four_bit()
-    splits = _splits(project, head, FeatureCache.open(project.cache), {}, known=KnownFailures(), seen=seen)
+    table = _table_of_labels(project, head)
+    splits = labelled_splits(table, seen)
     check_targets(splits["train"].Y, head.labels)
     model, spaces = project_spaces(project, select=list(head.selected), allow_download=allow_download)
     head.check_spaces(spaces)
@@ -165,7 +167,7 @@ def plan_lora(
         allow_download=allow_download,
     )
     train, validation = (len(splits[name].Y) for name in ("train", "validation"))
-    return LoraPlan(settings, head, tokens, fixed, extraction, deepest - first, deepest, train, validation, seen)
+    return LoraPlan(settings, head, tokens, fixed, extraction, deepest - first, deepest, train, validation, table, seen)
 
 
 def _check_resumable(model: ModelDescription, frozen: str, layers: int) -> None:
@@ -210,12 +212,14 @@ class LoraRun(Run):
         self.project, self.plan = project, plan
         spaces = plan.extraction.spaces
         fixed = {name: spaces[name] for name in plan.fixed}
-        cache = FeatureCache.open(project.cache)
-        splits = _splits(
-            project, plan.bundle, cache, fixed, known=known_failures(project), needed=spaces.values(), seen=plan.seen
-        )
+        cache, known = FeatureCache.open(project.cache), known_failures(project)
+        splits = {
+            name: load_split(plan.table, name, cache, fixed, known=known, needed=spaces.values()).data
+            for name in ("train", "validation")
+        }
+        splits["validation"] = ending_clips(splits["validation"], plan.seen)
         check_targets(splits["train"].Y, plan.bundle.labels)
-        head, group = _refitted_head(project, plan, cache, seed=seed, device=device, ranks=ranks or Ranks())
+        head, group = _refitted_head(plan, cache, known, seed=seed, device=device, ranks=ranks or Ranks())
         clips = {name: CachedClips(one, cache, plan.tokens, spaces[plan.tokens]) for name, one in splits.items()}
         self._network = AdaptedNetwork(
             open_planned(project, plan.extraction.model.open(), spaces, dtype=features.dtype, device=device),
@@ -313,7 +317,7 @@ class LoraRun(Run):
 
 
 def _refitted_head(
-    project: Project, plan: LoraPlan, cache: FeatureCache, *, seed: int, device: str, ranks: Ranks
+    plan: LoraPlan, cache: FeatureCache, known: KnownFailures, *, seed: int, device: str, ranks: Ranks
 ) -> tuple[Head, Group]:
     """A head of the tuned settings, fitted on the training split alone, and its rate with their penalty or decay.
 
@@ -321,7 +325,7 @@ def _refitted_head(
     gives them. Every process begins with the head of the first.
     """
     tuned, rate = plan.bundle.settings, plan.settings.head_learning_rate
-    train = _splits(project, plan.bundle, cache, plan.bundle.selected, known=known_failures(project))["train"]
+    train = load_split(plan.table, "train", cache, plan.bundle.selected, known=known).data
     clips, widths = train.of(tuned.inputs), train.part_widths(tuned.inputs)
     head: Head
     if tuned.solver == "convex":
@@ -344,17 +348,8 @@ def _refitted_head(
     return head, group
 
 
-def _splits(
-    project: Project,
-    bundle: Bundle,
-    cache: FeatureCache,
-    spaces: Mapping[str, FeatureSpace],
-    *,
-    known: KnownFailures,
-    needed: Collection[FeatureSpace] = (),
-    seen: frozenset[str] = frozenset(),
-) -> dict[str, LabelledSplit]:
-    """Training clips, and those of validation that end the training, with these features."""
+def _table_of_labels(project: Project, bundle: Bundle) -> ClipTable:
+    """The clip table, refused where labels or clips are not those that the head was fitted on."""
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     if table.labels != bundle.labels:
         raise BundleError(
@@ -362,7 +357,4 @@ def _splits(
             f"{', '.join(table.labels)}. Tune again: featurecache tune."
         )
     ClipRule.of(project).check_fitted(bundle.clips)
-    train, validation = (
-        load_split(table, name, cache, spaces, known=known, needed=needed).data for name in ("train", "validation")
-    )
-    return {"train": train, "validation": ending_clips(validation, seen)}
+    return table

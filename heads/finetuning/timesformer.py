@@ -47,14 +47,13 @@ from featurecache.files import private_folder
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace
 from heads.data import LabelledSplit
-from heads.finetuning.data import PixelClips, check_targets, digest_of, ending_clips
+from heads.finetuning.data import PixelClips, check_targets, digest_of, labelled_splits
 from heads.finetuning.encoder_network import BACKBONE, HEAD, EncoderNetwork
 from heads.finetuning.loop import FineTuning
 from heads.finetuning.ranks import Ranks
 from heads.finetuning.run import Run
 from heads.finetuning.settings import FinetuneSettings
 from heads.finetuning.training_state import Group, positive_weight
-from heads.loading import labelled_split
 from heads.methods import TIMESFORMER
 from heads.models import Front, LinearHead, log_prior_odds
 from heads.runs import ChooseTimeline, no_timeline
@@ -167,8 +166,7 @@ def plan_timesformer(
     model, spaces = project_spaces(own)
     inputs = model.open()
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    splits = {name: labelled_split(table, name).data for name in ("train", "validation")}
-    splits["validation"] = ending_clips(splits["validation"], seen)
+    splits = labelled_splits(table, seen)
     ids = {clip_id for split in splits.values() for clip_id in split.clip_ids or ()}
     _, source = sources_of(project, RecordingBoxes(project))
     found: list[ClipRecord] = []

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from featurecache import FeatureCache
 from featurecache.backbones.adapter_files import open_adapter
+from featurecache.clips.clip import ClipTable
 from featurecache.clips.drift import check_table
 from featurecache.clips.session_notes import annotated_sessions
 from featurecache.csv_fields import guard_cell
@@ -231,7 +233,7 @@ def _candidates(
     project: Project, on_plan: Callable[[Plan], None], on_progress: Callable[[Progress], None]
 ) -> tuple[list[_Candidate], dict[str, str], tuple[FailedClip, ...]]:
     """Runs whose bundles can be scored on the test split, the others with the reasons, and clips that failed."""
-    found: list[_Candidate] = []
+    scorable: list[tuple[Path, Bundle, ClipTable]] = []
     left_out: dict[str, str] = {}
     failed: list[FailedClip] = []
     digests: dict[str, str] = {}
@@ -248,16 +250,25 @@ def _candidates(
             if not reads_samples(bundle) and (rule := project.settings.samples.rule) != "none":
                 left_out[folder.name] = f'it scores clips, and here samples are several clips (samples.rule = "{rule}")'
                 continue
-            check_scorable(project, folder / "bundle", bundle)
+            table, _ = check_scorable(project, folder / "bundle", bundle)
             failed += extract_adapted(project, bundle, "test", on_plan=on_plan, on_progress=on_progress)
-            candidate = _Candidate(folder, bundle, scoring_data(project, bundle))
-            candidate.loaded()
         except FeatureCacheError as error:
             left_out[folder.name] = str(error)
             continue
-        found.append(candidate)
-    if not found and not left_out:
+        scorable.append((folder, bundle, table))
+    if not scorable and not left_out:
         raise BundleError("some run must have a bundle, but there is no run. Make one: featurecache tune.")
+    found = []
+    if scorable:
+        cache = FeatureCache.open(project.cache)
+        for folder, bundle, table in scorable:
+            try:
+                candidate = _Candidate(folder, bundle, scoring_data(project, bundle, table, cache))
+                candidate.loaded()
+            except FeatureCacheError as error:
+                left_out[folder.name] = str(error)
+                continue
+            found.append(candidate)
     if not found:
         why = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in left_out.items())
         raise BundleError(f"some run must have a bundle that can be scored, but {why}.")

@@ -29,8 +29,9 @@ from featurecache.spec import FeatureSpace
 from heads.bundle import Bundle
 from heads.bundle_files import Stated
 from heads.clip_rule import ClipRule, Unit
-from heads.data import LabelledSplit, LearningData
-from heads.loading import LoadedSplit, load_split
+from heads.data import LearningData
+from heads.loading import NONE_KNOWN, LoadedSplit, load_split
+from heads.prior import Prior
 from heads.samples.joining import selected
 from heads.timelines.rules import checked_rules, timeline_rules
 from heads.timelines.timeline import exclusive_groups
@@ -38,23 +39,6 @@ from heads.workflow.teaching import with_teacher
 
 NO_TIMELINES = "timelines are made of the scores of clips, and this head scores samples of several clips"
 """Why there are none."""
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """How many labelled clips of a split are used.
-
-    Attributes:
-        clips: Clips that are used.
-        sessions: Sessions that they are of.
-        left_out: Clips that could not be extracted.
-        purged: Clips that touch others which score them.
-    """
-
-    clips: int
-    sessions: int
-    left_out: int
-    purged: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,7 @@ class DataSummary:
         unit: What is counted.
     """
 
-    splits: Mapping[str, SplitSummary]
+    splits: Mapping[str, LoadedSplit]
     leakage: Mapping[str, Any]
     unit: Unit = "clip"
 
@@ -101,6 +85,7 @@ def learning_data(
     project: Project,
     features: Sequence[str],
     *,
+    cache: FeatureCache | None = None,
     imported: str | None = None,
     words: bool = False,
     allow_download: bool = False,
@@ -111,6 +96,7 @@ def learning_data(
     Args:
         project: The project.
         features: What heads may read, each one selected feature or several joined by `+`.
+        cache: The project's cache, where it is open already.
         imported: Name of imported features, which are then the only ones.
         words: Whether heads may have the prior that words make; it is there where some label has words.
         allow_download: Whether the model may be fetched from the hub.
@@ -126,62 +112,72 @@ def learning_data(
     """
     check_table(project, use="targets")
     names = list(dict.fromkeys(name for one in features for name in selected(one)))
+    if imported is None:
+        _check_selected(project, names)
+    table = _clip_table(project)
+    rule, samples = ClipRule.of(project), None
+    if project.settings.samples.rule != "none":
+        samples = project_samples(project, table)
+        rule = rule.of_samples(project.settings.samples, samples.roles)
+    exclusive = checked_rules(project, table.labels).exclusive
+    cache = cache or FeatureCache.open(project.cache)
+    if imported is None:
+        _, spaces = project_spaces(project, select=names, allow_download=allow_download)
+        known = known_failures(project)
+    else:
+        spaces, known = {names[0]: FeatureSpace(cache.describe("imported", imported).inputs)}, NONE_KNOWN
+    loaded = {
+        split: load_split(table, split, cache, spaces, known=known, samples=samples)
+        for split in ("train", "validation")
+    }
+    train, validation = loaded["train"].data, loaded["validation"].data
+    if taught:
+        train, validation = with_teacher(project, (train, validation), cache, allow_download=allow_download)
+    reads_words = words and JOINT_FEATURE in spaces and samples is None
+    data = LearningData(
+        train,
+        validation,
+        labels=table.labels if samples is None else samples.labels,
+        spaces=spaces,
+        leakage=leakage_record(table.clips),
+        clips=rule,
+        seen=clips_seen(project, table, samples),
+        exclusive=exclusive if samples is None else (),  # which exclude each other in one clip
+        prior=_prior(project, table, allow_download=allow_download) if reads_words else None,
+    )
+    return data, DataSummary(loaded, data.leakage, rule.unit)
+
+
+def _check_selected(project: Project, names: Sequence[str]) -> None:
+    """Refuses features that the settings do not select."""
     kept = project.settings.features.select
-    unknown = [name for name in names if name not in kept] if imported is None else []
+    unknown = [name for name in names if name not in kept]
     if unknown:
         raise SettingsError(
             f"inputs must be features that features.select selects: {', '.join(kept)}; but {unknown[0]!r} is not "
             "one. Choose others, or add it to features.select and run: featurecache extract."
         )
+
+
+def _clip_table(project: Project) -> ClipTable:
+    """The clip table, refused where its clips are of another length or of other boxes than the settings say."""
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     RecordingBoxes(project).refuse_others(table)
-    rule = ClipRule.of(project)
-    rule.check_table(table)
-    samples = None
-    if project.settings.samples.rule != "none":
-        samples = project_samples(project, table)
-        rule = rule.of_samples(project.settings.samples, samples.roles)
-    rules = checked_rules(project, table.labels)
-    cache = FeatureCache.open(project.cache)
-    if imported is None:
-        _, spaces = project_spaces(project, select=names, allow_download=allow_download)
-    else:
-        spaces = {names[0]: FeatureSpace(cache.describe("imported", imported).inputs)}
-    known = known_failures(project) if imported is None else KnownFailures()
-    loaded = {
-        split: load_split(table, split, cache, spaces, known=known, samples=samples)
-        for split in ("train", "validation")
-    }
-    splits: dict[str, LabelledSplit] = {name: one.data for name, one in loaded.items()}
-    if taught:
-        splits = with_teacher(project, splits, cache, allow_download=allow_download)
-    leakage, prior = leakage_record(table.clips), None
-    if words and JOINT_FEATURE in spaces and samples is None:
-        from heads.zeroshot.words import words_prior  # it loads torch
-
-        recordings = sorted({clip.recording for clip in table.clips})
-        prior = words_prior(project, table.labels, recordings, allow_download=allow_download)
-    data = LearningData(
-        splits["train"],
-        splits["validation"],
-        table.labels if samples is None else samples.labels,
-        spaces,
-        leakage=leakage,
-        clips=rule,
-        seen=clips_seen(project, table, samples),
-        exclusive=rules.exclusive if samples is None else (),  # which exclude each other in one clip
-        prior=prior,
-    )
-    summaries = {
-        name: SplitSummary(len(one.data.Y), len(set(one.data.sessions)), one.left_out, one.purged)
-        for name, one in loaded.items()
-    }
-    return data, DataSummary(summaries, leakage, rule.unit)
+    ClipRule.of(project).check_table(table)
+    return table
 
 
-def data_of_head(project: Project, bundle: Bundle) -> LearningData:
+def _prior(project: Project, table: ClipTable, *, allow_download: bool) -> Prior | None:
+    """What words make of `joint/mean`; None where no label has words."""
+    from heads.zeroshot.words import words_prior  # it loads torch
+
+    recordings = sorted({clip.recording for clip in table.clips})
+    return words_prior(project, table.labels, recordings, allow_download=allow_download)
+
+
+def data_of_head(project: Project, bundle: Bundle, cache: FeatureCache) -> LearningData:
     """What a bundle's settings are fitted to again: as `learning_data`, with the bundle's own words."""
-    return replace(learning_data(project, [bundle.settings.inputs])[0], prior=bundle.prior)
+    return replace(learning_data(project, [bundle.settings.inputs], cache=cache)[0], prior=bundle.prior)
 
 
 def clips_seen(project: Project, table: ClipTable, samples: SampleTable | None = None) -> frozenset[str]:
@@ -223,15 +219,8 @@ def _unknown_labels(project: Project, table: ClipTable, record: TableRecord) -> 
     return compared(read_table(project.clips, allow_clip_level=True))  # with all labels, where these are some of them
 
 
-def scoring_data(project: Project, bundle: Bundle) -> ScoringData:
-    """The clip table and the cache that a bundle is scored with.
-
-    Raises:
-        BundleError: If the table's labels are not the bundle's.
-        CacheNotFoundError: If there is no cache.
-    """
-    table = own_table(project, bundle)
-    cache = FeatureCache.open(project.cache)
+def scoring_data(project: Project, bundle: Bundle, table: ClipTable, cache: FeatureCache) -> ScoringData:
+    """What a bundle is scored with, of its own table (`own_table`) and the open cache."""
     samples = project_samples(project, table) if reads_samples(bundle) else None
     return ScoringData(table, cache, known_failures(project), leakage_record(table.clips), samples)
 
@@ -261,12 +250,9 @@ def own_table(project: Project, bundle: Bundle) -> ClipTable:
         BundleError: Naming both.
         OutdatedTableError: If its clips are of another length than the settings say.
     """
-    table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
-    RecordingBoxes(project).refuse_others(table)
+    table, rule = _clip_table(project), ClipRule.of(project)
     if bundle.is_zero_shot and set(bundle.labels) <= set(table.labels):
         table = table.of_labels(bundle.labels)
-    rule = ClipRule.of(project)
-    rule.check_table(table)
     labels, where = table.labels, "clips.csv"
     if reads_samples(bundle):
         rule = replace(rule, samples=project.settings.samples.rule)

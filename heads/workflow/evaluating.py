@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featurecache import FeatureCache
 from featurecache.backbones.adapter_files import open_adapter
+from featurecache.clips.clip import ClipTable
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import split_level
 from featurecache.clips.session_notes import annotated_sessions
@@ -31,6 +33,7 @@ from heads.timelines.clip_rules import overlap_sensitivity
 from heads.timelines.tuning import TunedTimeline, load_timeline
 from heads.workflow.data import (
     NO_TIMELINES,
+    ScoringData,
     clips_seen,
     exclusive_labels,
     own_table,
@@ -151,13 +154,15 @@ def evaluate(
     heads = [load_bundle(folder) for folder in folders]
     stated = stated_prevalence(prevalence, heads[0].labels)
     tuned = [load_timeline(folder) for folder in folders]
-    rules = [check_scorable(project, folder, head) for folder, head in zip(folders, heads, strict=True)]
+    tables, rules = zip(*(check_scorable(project, *each) for each in zip(folders, heads, strict=True)), strict=True)
     failed = [
         clip
         for head in heads
         for clip in extract_adapted(project, head, "test", on_plan=on_plan, on_progress=on_progress)
     ]
-    candidates = [_Candidate(project, *each) for each in zip(folders, heads, tuned, rules, strict=True)]
+    cache = FeatureCache.open(project.cache)
+    sources = [scoring_data(project, head, table, cache) for head, table in zip(heads, tables, strict=True)]
+    candidates = [_Candidate(*each) for each in zip(folders, heads, tuned, rules, sources, strict=True)]
     annotated = annotated_sessions(candidates[0].source.table)
     outcomes = evaluate_bundles(
         [(one.head, one.data, one.head.fingerprint) for one in candidates],
@@ -181,15 +186,14 @@ class _Candidate:
 
     def __init__(
         self,
-        project: Project,
         folder: Path,
         head: Bundle,
         tuned: TunedTimeline | None,
         exclusive: Sequence[Sequence[str]],
+        source: ScoringData,
     ) -> None:
-        self.folder, self.head, self.tuned, self.exclusive = folder, head, tuned, exclusive
-        self.source = scoring_data(project, head)
-        self.own = self.source.load("test", head.selected)
+        self.folder, self.head, self.tuned, self.exclusive, self.source = folder, head, tuned, exclusive, source
+        self.own = source.load("test", head.selected)
         self.data = self.own.data.of(head.settings.inputs)
 
 
@@ -280,8 +284,8 @@ def _violations(head: Bundle, outcome: Evaluation, exclusive: Sequence[Sequence[
     return [one | {"kept": one["labels"] in kept} for one in violations(outcome.predicted, head.labels, exclusive)]
 
 
-def check_scorable(project: Project, folder: Path, head: Bundle) -> Sequence[Sequence[str]]:
-    """The rules of a bundle's timelines; refuses before any work what must not be scored.
+def check_scorable(project: Project, folder: Path, head: Bundle) -> tuple[ClipTable, Sequence[Sequence[str]]]:
+    """A bundle's clip table, and the rules of its timelines; refuses before any work what must not be scored.
 
     Args:
         project: The project.
@@ -309,7 +313,7 @@ def check_scorable(project: Project, folder: Path, head: Bundle) -> Sequence[Seq
         # All clips of these sessions count: what trained the bundle may be unlabelled by now.
         clips = [clip for clip in table.clips if clip.session in scored]
         head.check_unseen([clip.clip_id for clip in clips], [clip.session for clip in clips], "test")
-    return () if reads_samples(head) else exclusive_labels(project, head)  # which exclude each other in one clip
+    return table, () if reads_samples(head) else exclusive_labels(project, head)  # which exclude each other in one clip
 
 
 def extract_adapted(
@@ -348,20 +352,10 @@ def extract_adapted(
 
 def _timelines(project: Project, one: _Candidate) -> tuple[Mapping[str, Any] | None, str]:
     """The test recordings' timelines with their scores, a part of the evaluation that was logged; or why none."""
-    source = one.source
-    if source.samples is not None:
+    if one.source.samples is not None:
         return None, NO_TIMELINES
     try:
-        found = evaluate_timelines(
-            project,
-            one.head,
-            source.table,
-            "test",
-            tuned=one.tuned,
-            exclusive=one.exclusive,
-            known=source.known,
-            cache=source.cache,
-        )
+        found = evaluate_timelines(project, one.head, one.source, tuned=one.tuned, exclusive=one.exclusive)
     except (AnnotationError, TrainingDataError) as error:
         return None, str(error)
     write_document(one.folder.parent / "test_timelines.json", found)

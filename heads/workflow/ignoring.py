@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurecache import FeatureCache
 from featurecache.errors import BundleError, SettingsError, UsageError
 from featurecache.project.settings import Project
 from featurecache.workflow.withdrawal import SHORTCUTS
@@ -88,7 +89,7 @@ def ignore(project: Project, clusters: Sequence[int], *, bundle: Path | None = N
         )
     ignored = tuple(sorted(set(clusters)))
     directions = np.linalg.qr(centres[list(ignored)].T.astype(np.float64))[0].T  # (q, D)
-    data = data_of_head(project, head)
+    data = data_of_head(project, head, FeatureCache.open(project.cache))
     head.check_spaces(data.spaces)
     device = training_device(project)
     before = held_out_scores(data, head.settings, device=device)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featurecache import FeatureCache
 from featurecache.clips.drift import check_table
 from featurecache.errors import BundleError
 from featurecache.project.settings import Project
@@ -12,7 +13,7 @@ from heads.bundle import load_bundle
 from heads.loading import load_all_splits
 from heads.prior import prior_weights
 from heads.runs import write_document
-from heads.workflow.data import clips_seen, scoring_data, training_device, tuned_bundle
+from heads.workflow.data import clips_seen, own_table, scoring_data, training_device, tuned_bundle
 from heads.workflow.evaluation import evaluate_without_each_session
 from heads.workflow.teaching import with_teacher
 
@@ -70,14 +71,15 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
             "Evaluate it on the test split."
         )
     check_table(project, use="targets")
-    source = scoring_data(project, head)
-    loaded = load_all_splits(source.table, source.cache, head.selected, known=source.known, samples=source.samples)
+    table = own_table(project, head)
+    source = scoring_data(project, head, table, FeatureCache.open(project.cache))
+    loaded = load_all_splits(table, source.cache, head.selected, known=source.known, samples=source.samples)
     from heads.engines.fitting import refitting  # not before there is something to refit: it takes seconds
 
     kept = loaded.data
     if head.settings.teacher_weight:
-        kept = with_teacher(project, {"all": kept}, source.cache)["all"]
-    scored = source.table.clips if source.samples is None else source.samples.samples
+        (kept,) = with_teacher(project, [kept], source.cache)
+    scored = table.clips if source.samples is None else source.samples.samples
     data, widths = kept.of(head.settings.inputs), kept.part_widths(head.settings.inputs)
     metrics = evaluate_without_each_session(
         refitting(
@@ -92,7 +94,7 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
         test=[one for one in scored if one.split == "test" and one.labelled],
         log=project.runs / "test_looks.jsonl",
         leakage=source.leakage,
-        seen=clips_seen(project, source.table, source.samples),
+        seen=clips_seen(project, table, source.samples),
     )
     path = folder.parent / "leave_one_session_out_metrics.json"
     write_document(path, metrics)

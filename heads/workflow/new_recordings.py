@@ -17,6 +17,9 @@ from featurecache.video.digests import DigestMemo
 from featurecache.video.recordings import Recording, UnusableRecording, Wait, examine
 from heads.bundle import Bundle
 
+Extract = Callable[[Bundle, Sequence[Recording], Mapping[str, list[tuple[int, int]]]], Extraction]
+"""`extract_missing` of a project: a bundle, recordings, and by their content the windows of their clips."""
+
 
 def examined_recordings(
     project: Project, paths: Sequence[Path], length_us: int

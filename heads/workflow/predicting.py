@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,7 @@ from featurecache import FeatureCache
 from featurecache.annotations import Interval
 from featurecache.clips.clip import clip_id, clip_windows
 from featurecache.clips.matching import Annotations, annotated_spans, find_annotations
-from featurecache.errors import (
-    FeatureCacheError,
-    UnreadableVideoError,
-    UsageError,
-)
+from featurecache.errors import FeatureCacheError, UnreadableVideoError, UsageError
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.files import private_folder
 from featurecache.project.settings import Project
@@ -46,7 +43,7 @@ from heads.timelines.files import Timeline, WrittenTimeline, write_timeline
 from heads.timelines.rules import timeline_rules
 from heads.timelines.timeline import Spans
 from heads.timelines.tuning import TunedTimeline, load_timeline
-from heads.workflow.data import exclusive_labels, reads_samples, tuned_bundle
+from heads.workflow.data import exclusive_labels, tuned_bundle
 from heads.workflow.new_recordings import (
     examined_recordings,
     extract_missing,
@@ -153,29 +150,19 @@ def predict(
         OSError: If `out` cannot be made, or is no folder.
     """
     folder = bundle if bundle is not None else tuned_bundle(project)
-    out = out if out is not None else project.predictions
-    rules = timeline_rules(project)
-    stated = stated_in(folder)
+    rules, stated = timeline_rules(project), stated_in(folder)
     length_us, note = _clip_length(project, stated)
     exclusive = exclusive_labels(project, stated)
     stride_us = _stride_us(stride_s if stride_s is not None else rules.stride_s, length_us)
-    private_folder(out)
-    if not out.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
-    if reads_samples(stated) and stated.clips is not None:
+    out = _made_folder(out if out is not None else project.predictions)
+    extract = partial(extract_missing, project, allow_download=allow_download, on_progress=on_progress)
+    if stated.clips is not None and stated.clips.unit == "sample":
         if stride_s is not None:
             raise UsageError("samples have the stride that their bundle was fitted with. Leave out --stride.")
-        scored_samples, failed, extraction = predict_samples(
-            project,
-            folder,
-            stated.clips,
-            recordings,
-            out=out,
-            table=samples,
-            allow_download=allow_download,
-            on_progress=on_progress,
+        scored, failed, extraction = predict_samples(
+            project, folder, stated.clips, recordings, extract, out=out, table=samples
         )
-        return Predictions(out, (), tuple(failed), (), extraction, None, note, scored_samples)
+        return Predictions(out, (), tuple(failed), (), extraction, None, note, scored)
     if samples is not None:
         raise UsageError(f"samples must be for a bundle that scores them, but {folder} scores clips. Leave it out.")
     usable, failed = examined_recordings(project, recordings, length_us)  # before the seconds that loading a head takes
@@ -184,30 +171,35 @@ def predict(
     head, tuned = load_bundle(folder), load_timeline(folder)
     usable, boxless = with_their_boxes(head.project_of(project), usable)
     failed += boxless
-    windows = {
-        recording.sha256: scored_windows(recording.info.duration_us, length_us, stride_us) for recording in usable
-    }
-    extraction = extract_missing(project, head, usable, windows, allow_download=allow_download, on_progress=on_progress)
+    windows = {one.sha256: scored_windows(one.info.duration_us, length_us, stride_us) for one in usable}
+    extraction = extract(head, usable, windows)
     cache = opened_cache(project)
     annotations = find_annotations(project, [recording.name for recording in usable])
     written = []
     for recording in usable:
         try:
-            scored, scores, unscored = _scores(cache, head, recording, windows[recording.sha256], extraction)
+            spans, scores, unscored = _scores(cache, head, recording, windows[recording.sha256], extraction)
             timeline = predicted_timeline(
                 head,
                 tuned,
                 exclusive,
                 recording=(recording.name, recording.sha256[:16], recording.info.duration_us),
-                clips=(scored, scores),
+                clips=(spans, scores),
                 windows=(length_us, stride_us),
-                annotation=_annotation(project, recording, annotations),
+                annotation=annotation_of(project, recording, annotations),
                 failed=unscored,
             )
             written.append((timeline, _write(timeline, recording, annotations, out)))
         except (FeatureCacheError, OSError) as error:
             failed.append(UnusableRecording(recording.name, reason_of(error)))
     return Predictions(out, tuple(written), tuple(failed), annotations.left_out, extraction, tuned, note)
+
+
+def _made_folder(out: Path) -> Path:
+    private_folder(out)
+    if not out.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
+    return out
 
 
 def _clip_length(project: Project, stated: Stated) -> tuple[int, str]:
@@ -220,7 +212,7 @@ def _clip_length(project: Project, stated: Stated) -> tuple[int, str]:
     return length_us, f"clips of {stated_s} as the bundle was fitted with, not {own} of the settings"
 
 
-def _annotation(
+def annotation_of(
     project: Project, recording: Recording, annotations: Annotations
 ) -> tuple[Sequence[Interval] | None, Spans | None]:
     """The annotators' intervals and what they annotated; None for both where nobody did."""

@@ -15,7 +15,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ from heads.samples.joining import join_of
 from heads.settings import WEIGHING
 from heads.timelines.files import write_own
 from heads.workflow.new_recordings import (
+    Extract,
     examined_recordings,
-    extract_missing,
     missing_clips,
     opened_cache,
     with_their_boxes,
@@ -126,11 +126,10 @@ def predict_samples(
     folder: Path,
     rule: ClipRule,
     paths: Sequence[Path],
+    extract: Extract,
     *,
     out: Path,
     table: Path | None,
-    allow_download: bool,
-    on_progress: Callable[[Progress], None],
 ) -> tuple[PredictedSamples | None, list[UnusableRecording], Extraction]:
     """Scores samples of recordings and writes `predictions.csv`; replaces nothing that a person wrote.
 
@@ -139,10 +138,9 @@ def predict_samples(
         folder: The bundle's folder.
         rule: What clips and samples were when it was fitted.
         paths: The recordings' files.
+        extract: Extracts missing features.
         out: The folder for the files.
         table: The samples, as in `samples.csv` but without targets; None: those of the bundle's rule.
-        allow_download: Whether the model may be fetched from the hub.
-        on_progress: Called with the progress of the extraction.
 
     Returns:
         What is predicted, None where no recording can be; recordings that gave no sample, and why; the extraction.
@@ -185,7 +183,7 @@ def predict_samples(
     wanted = {part for sample in samples for part in sample.clip_ids}
     windows = {recording.sha256: _windows_of(recording, wanted) for recording in usable}
     chosen = [recording for recording in usable if windows[recording.sha256]]
-    extraction = extract_missing(project, head, chosen, windows, allow_download=allow_download, on_progress=on_progress)
+    extraction = extract(head, chosen, windows)
     cache = opened_cache(project)
     spans = [(sha256, *span) for sha256, of in windows.items() for span in of]
     contents = {sha256[:16] for sha256 in windows}

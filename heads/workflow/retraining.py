@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurecache import FeatureCache
 from featurecache.annotations.reviews import FOLDER
 from featurecache.errors import BundleError, TrainingDataError
 from featurecache.project.settings import Project
@@ -73,10 +74,10 @@ def retrain(project: Project, bundle: Path) -> Retrained:
         )
     # The table without reviews first: what the same settings know without them.
     make_clips(project)
-    device = training_device(project)
-    before = held_out_scores(data_of_head(project, head), head.settings, device=device)
+    device, cache = training_device(project), FeatureCache.open(project.cache)
+    before = held_out_scores(data_of_head(project, head, cache), head.settings, device=device)
     make_clips(project, with_reviewed=True)
-    data = data_of_head(project, head)
+    data = data_of_head(project, head, cache)
     folder = project.runs / "review"
     after: list[HeldOut] = []
     choice = TimelineChoice(project)

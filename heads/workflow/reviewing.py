@@ -20,7 +20,7 @@ from featurecache.annotations import read_eaf
 from featurecache.annotations.reviews import FOLDER, find_reviews
 from featurecache.clips.clip import Clip, clip_id
 from featurecache.clips.drift import check_table
-from featurecache.clips.matching import annotated_spans, find_annotations
+from featurecache.clips.matching import find_annotations
 from featurecache.errors import AnnotationError, FeatureCacheError, TrainingDataError, UnreadableVideoError, UsageError
 from featurecache.files import longest_name, private_folder
 from featurecache.project.settings import Project
@@ -34,7 +34,7 @@ from heads.review.recordings import Reviewable
 from heads.timelines.files import timeline_document
 from heads.timelines.tuning import load_timeline
 from heads.workflow.data import exclusive_labels, own_table, refuse_samples, tuned_bundle
-from heads.workflow.predicting import scored_windows
+from heads.workflow.predicting import annotation_of, scored_windows
 from heads.workflow.suggesting import TABLE, newest_suggestions
 from heads.workflow.timelines import clip_scores, predicted_timeline
 
@@ -203,7 +203,6 @@ def _reviewable(
         if not scored:
             left_out.append(UnusableRecording(one.name, "the cache has none of its features"))
             continue
-        annotation = annotations.of.get(one.name)
         timeline = predicted_timeline(
             bundle,
             tuned,
@@ -211,12 +210,7 @@ def _reviewable(
             recording=(one.name, content, one.info.duration_us),
             clips=(np.array(scored, np.int64), scores),
             windows=(rule.length_us, rule.stride_us),
-            annotation=(None, None)
-            if annotation is None
-            else (
-                annotation.intervals,
-                annotated_spans(annotation, project.settings.data, one.info.duration_us),
-            ),
+            annotation=annotation_of(project, one, annotations),
         )
         document = timeline_document(timeline)
         split = own[0].split

@@ -163,9 +163,10 @@ def shortcuts(
     path = bundle if bundle is not None else tuned_bundle(project)
     head = _auditable(path)
     table = own_table(project, head)
-    data = data_of_head(project, head)
+    cache = FeatureCache.open(project.cache)
+    data = data_of_head(project, head, cache)
     head.check_spaces(data.spaces)
-    fitting, cache = data.fitting, FeatureCache.open(project.cache)
+    fitting = data.fitting
     clip_ids = fitting.clip_ids or ()
     name, space = token_space(cache, head, clip_ids[0], feature, ("tokens", "frames", "mean"))
     weights = session_weights(data, head.settings, tuple(head.selected), name, device=training_device(project))

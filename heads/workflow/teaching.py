@@ -1,6 +1,6 @@
 """What a head that weighs parts is taught by: the findings of samples, read by the model's own joint text tower."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,13 +18,13 @@ from heads.samples.teacher import text_relevance
 
 
 def with_teacher(
-    project: Project, splits: Mapping[str, LabelledSplit], cache: FeatureCache, *, allow_download: bool = False
-) -> dict[str, LabelledSplit]:
+    project: Project, splits: Sequence[LabelledSplit], cache: FeatureCache, *, allow_download: bool = False
+) -> list[LabelledSplit]:
     """Splits of samples with the relevance of each part to its sample's findings.
 
     Args:
         project: The project, whose model has a joint text tower.
-        splits: Samples with their features, by any name.
+        splits: Samples with their features.
         cache: The open cache, which has the parts' embeddings.
         allow_download: Whether the model may be fetched from the hub.
 
@@ -40,7 +40,7 @@ def with_teacher(
             f"features.model, {project.settings.features.model!r}, has none. Take another model (docs/backbones.md, "
             "the tap joint); or set teacher_weight = 0."
         )
-    has_text = any(sample.findings for split in splits.values() for sample in split.samples or ())
+    has_text = any(sample.findings for split in splits for sample in split.samples or ())
     if not has_text or JOINT_FEATURE not in project.settings.features.select:
         found = f"features.select has no {JOINT_FEATURE}" if has_text else "no sample has any"
         raise SettingsError(
@@ -50,7 +50,7 @@ def with_teacher(
         )
     _, spaces = project_spaces(project, select=[JOINT_FEATURE], allow_download=allow_download)
     tower = ProjectWords(project, allow_download=allow_download)
-    return {name: _taught(split, cache, spaces[JOINT_FEATURE], tower) for name, split in splits.items()}
+    return [_taught(split, cache, spaces[JOINT_FEATURE], tower) for split in splits]
 
 
 def _taught(split: LabelledSplit, cache: FeatureCache, space: FeatureSpace, tower: ProjectWords) -> LabelledSplit:

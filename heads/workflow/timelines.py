@@ -1,4 +1,4 @@
-"""Timelines of a split's annotated recordings, from features that the cache has: to tune settings, and to score them.
+"""Timelines of annotated recordings, from features that the cache has: to tune settings, and to score them.
 
 Clips are the labelled ones of the clip table, at its stride; nothing is extracted. `predict` scores finer clips, so
 its borders are finer than what is scored here.
@@ -24,17 +24,17 @@ from featurecache.annotations import Interval
 from featurecache.clips.clip import Clip, ClipTable, union_of
 from featurecache.clips.matching import annotated_spans, find_annotations
 from featurecache.errors import TrainingDataError
-from featurecache.extraction.failures import KnownFailures
 from featurecache.project.settings import Project
 from heads.bundle import Bundle
 from heads.clip_rule import ClipRule
 from heads.data import row_blocks
-from heads.loading import NONE_KNOWN, read_features
+from heads.loading import read_features
 from heads.runs import HeldOut
 from heads.timelines.files import Timeline, timeline_document
 from heads.timelines.scores import compare_timelines, disagreements, intersection, scores_document
 from heads.timelines.timeline import Spans, default_settings, predict_intervals
 from heads.timelines.tuning import ScoredRecording, TunedTimeline, tune_timeline
+from heads.workflow.data import ScoringData
 
 
 @dataclass(frozen=True)
@@ -74,25 +74,19 @@ def tune_on_held_out(project: Project, bundle: Bundle, table: ClipTable, held_ou
 def evaluate_timelines(
     project: Project,
     bundle: Bundle,
-    table: ClipTable,
-    split: str,
+    source: ScoringData,
     *,
     tuned: TunedTimeline | None,
     exclusive: Sequence[Sequence[str]] = (),
-    known: KnownFailures = NONE_KNOWN,
-    cache: FeatureCache | None = None,
 ) -> dict[str, Any]:
-    """Scores the timelines of a split's annotated recordings. The caller logs the test-set evaluation.
+    """Scores the timelines of the test split's annotated recordings. The caller logs the test-set evaluation.
 
     Args:
-        project: The project, whose annotations and cache are read.
+        project: The project, whose annotations are read.
         bundle: The bundle.
-        table: The clip table.
-        split: "train", "validation" or "test".
+        source: What it is scored with; missing clips with a known reason are left out.
         tuned: The bundle's timeline settings; None for the defaults.
         exclusive: Groups of labels of which one at most is on at a time.
-        known: Why clips could not be extracted; missing clips with such a reason are left out.
-        cache: The project's cache, where it is open already.
 
     Returns:
         The document of the module's docstring.
@@ -103,11 +97,10 @@ def evaluate_timelines(
     """
     clips = bundle.clips or ClipRule.of(project)
     comparisons, sessions, documents = [], [], []
-    cache = cache or FeatureCache.open(project.cache)
-    labelled = [clip for clip in table.clips if clip.split == split and clip.labelled]
-    missing = known.missing(cache, [clip.clip_id for clip in labelled], bundle.spaces)
+    labelled = [clip for clip in source.table.clips if clip.split == "test" and clip.labelled]
+    missing = source.known.missing(source.cache, [clip.clip_id for clip in labelled], bundle.spaces)
     had = [clip for clip in labelled if clip.clip_id not in missing]
-    for one in _recordings(project, had, lambda ids: clip_scores(bundle, cache, ids), split):
+    for one in _recordings(project, had, lambda ids: clip_scores(bundle, source.cache, ids), "test"):
         spans, scores, annotated, within = one.clips.spans_us, one.clips.scores, one.clips.annotated, one.clips.within
         timeline = predicted_timeline(
             bundle,

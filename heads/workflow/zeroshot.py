@@ -28,8 +28,8 @@ from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
 from featurecache.csv_fields import guard_cell
-from featurecache.errors import CacheNotFoundError, UsageError
-from featurecache.extraction.failures import known_failures, stored_clips
+from featurecache.errors import UsageError
+from featurecache.extraction.failures import KnownFailures, known_failures, stored_clips
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
@@ -43,6 +43,7 @@ from heads.data import LabelledSplit
 from heads.loading import load_split, read_features
 from heads.timelines.rules import checked_rules
 from heads.workflow.data import run_folder
+from heads.workflow.new_recordings import opened_cache
 from heads.workflow.training import TimelineChoice, finished_run
 from heads.workflow.zeroshot_report import ZeroShotReport
 from heads.zeroshot.lists import Rules, check_rules
@@ -151,8 +152,9 @@ def _written(
     from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
 
     plan = report.plan
-    asked_about, numbers = _answers(project, plan, table)
-    if not asked_about:
+    cache = opened_cache(project)
+    asked_about, numbers = _answers(cache, plan, table)
+    if cache is None or not asked_about:
         return report
     folder = private_folder(run_folder(project, f"zeroshot-{report.method}"))
     _copy_prompts(project.prompts / report.method, folder / "prompts")
@@ -161,7 +163,7 @@ def _written(
     report = replace(report, answers=answers, audit=audit)
     if plan.planned - len(asked_about) - report.failed > 0:
         return report
-    data = _labelled(project, plan, table)
+    data = _labelled(cache, plan, table, known_failures(project))
     controls = AskedControls(project, plan, asking, folder)
     audit |= controls.judge(None if data is None else data.Y)
     if data is None:
@@ -307,11 +309,9 @@ def _names(asking: "ZeroShot") -> list[str]:
     return [f"{tap}/mean" for tap in asking.asked.widths] if asking.asked is not None else []
 
 
-def _answers(project: Project, plan: Plan, table: ClipTable) -> "tuple[list[str], Numbers]":
+def _answers(cache: FeatureCache | None, plan: Plan, table: ClipTable) -> "tuple[list[str], Numbers]":
     """Ids of the table's clips that were answered, in its order, and the answers by tap."""
-    try:
-        cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:
+    if cache is None:
         return [], {}
     stored = [stored_clips(cache, space.fingerprint) for space in plan.spaces.values()]
     ids = [clip.clip_id for clip in table.clips if all(clip.clip_id in one for one in stored)]
@@ -342,9 +342,8 @@ def _write_answers(
     return path
 
 
-def _labelled(project: Project, plan: Plan, table: ClipTable) -> LabelledSplit | None:
+def _labelled(cache: FeatureCache, plan: Plan, table: ClipTable, known: KnownFailures) -> LabelledSplit | None:
     """The labelled clips of training and validation sessions with the answers about them; None without any."""
-    cache, known = FeatureCache.open(project.cache), known_failures(project)
     splits = [
         load_split(table, split, cache, plan.spaces, known=known).data
         for split in ("train", "validation")
