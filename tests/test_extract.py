@@ -100,7 +100,7 @@ def test_cameras_of_one_frame_size_are_cut_by_the_boxes_of_their_names(project: 
     assert space.inputs["preprocessing"]["crop"] == cuts, "a box of all of a frame changes no feature"
     plan = plan_extraction(cropped)
     reasons = {one.recording: one.reason for one in plan.failures}
-    assert "of S3.mp4 *3*, S*3* do. Correct the patterns" in reasons["S3.mp4"]
+    assert "of S3.mp4 *3*, S*3* do. Name the recording as others are; or correct" in reasons["S3.mp4"]
     assert "of S4.mp4 of *1.mp4, *3*, S*3*, S2*, s0.* none does" in reasons["S4.mp4"]
     assert plan.mismatch.unclear == ("S3.mp4", "S4.mp4", "S5.mp4")
     assert extracted(cropped) == 12, "recordings without a box of their own are never taken whole"

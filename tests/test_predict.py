@@ -295,7 +295,7 @@ def test_predict_refuses_a_recording_whose_frames_would_stay_whole_where_others_
         (
             '{ "S*" = [0, 0, 0.5, 1] }',
             bundled.videos / "S0.mp4",
-            r"of other.mp4 of S\* none does. Correct the patterns",
+            r"of other.mp4 of S\* none does. Name the recording as others are",
         ),
     ):
         root = tmp_path / words[:3]

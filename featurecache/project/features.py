@@ -43,8 +43,8 @@ def of_recording(crop: Crop | None, name: str) -> Crop | None:
         return crop[fits[0]]
     found = f"{', '.join(fits)} do" if fits else f"of {', '.join(crop)} none does"
     raise SettingsError(
-        f"one pattern of features.crop must fit a recording's name, but of {name} {found}. Correct the patterns; a box "
-        "[0, 0, 1, 1] says that frames stay whole."
+        f"one pattern of features.crop must fit a recording's name, but of {name} {found}. Name the recording as "
+        "others are; or correct the patterns, which makes features anew. The box [0, 0, 1, 1] keeps frames whole."
     )
 
 
