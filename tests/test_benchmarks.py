@@ -17,7 +17,7 @@ NAMES = sorted(
     if path.stem != "seed_study" and "--quick" in path.read_text() and "def main" in path.read_text()
 )  # the seed study reads data sets that are not part of this repository
 QUICK = ("bench_neighbours", "bench_zeroshot", "interval_coverage", "simulate_scale")
-"""Those that end within 20 CPU seconds; the others take six minutes together and are run by hand."""
+"""Those that end within 20 CPU seconds; the others take six minutes together, in `.ci/run` alone."""
 
 WITHOUT_TARGETS = ("deeper_heads", "simulate_scale")
 """They answer a question and judge nothing."""
