@@ -25,17 +25,15 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from safetensors.torch import save_file
 
 from benchmarks.bench_decode import CLIP_US, make, repeat
 from benchmarks.bench_extract import H100_CLIPS_PER_S, KIND, SMALL, flop_per_s, make_model
 from benchmarks.bench_search import make_data
-from benchmarks.full_size import PROMPT, laid_out_at_random, write_model_files
+from benchmarks.full_size import PROMPT, open_at_random, write_model_files
 from benchmarks.targets import Target, judged
 from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.cost import Cost, clip_cost
@@ -88,10 +86,7 @@ def open_model(folder: Path, *, quick: bool, frames: int, dtype: str, device: st
             open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop"), dtype=dtype, device=device
         )
     write_model_files(folder)
-    save_file({"none": torch.zeros(1)}, folder / "model.safetensors")  # the files that a fingerprint is of
-    inputs = open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop")
-    with mock.patch("featurecache.backbones.llava_next_video.load_frozen", laid_out_at_random):
-        return open_backbone(inputs, dtype=dtype, device=device)
+    return open_at_random(folder, frames=frames, dtype=dtype, device=device)
 
 
 def measure_extraction(

@@ -42,6 +42,7 @@ from transformers import (
 )
 
 from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones.family import Backbone
 from featurecache.backbones.pooling import pool
 
 WIDTH, VOCABULARY = 4096, 32_064
@@ -144,9 +145,16 @@ def random_model(config: LlavaNextVideoConfig, *, upcast: bool) -> LlavaNextVide
     return model.eval()
 
 
-def laid_out_at_random(_: object, __: Path, *, config: Any, device: str = "cpu", **___: object) -> Any:
-    """Stands where a backbone loads its weights (`featurecache.backbones.files.load_frozen`)."""
-    return random_model(config, upcast=False).to(device)
+def open_at_random(folder: Path, *, frames: int, dtype: str, device: str, upcast: bool = False) -> Backbone:
+    """The backbone of files that `write_model_files` wrote, with random weights instead of any that are loaded."""
+
+    def laid_out(_: object, __: Path, *, config: Any, **___: object) -> Any:
+        return random_model(config, upcast=upcast).to(device)
+
+    save_file({"placeholder": torch.zeros(1)}, folder / "model.safetensors")  # a model folder must hold weights
+    inputs = open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop")
+    with mock.patch("featurecache.backbones.video_language.load_frozen", laid_out):
+        return open_backbone(inputs, dtype=dtype, device=device)
 
 
 def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str, float]:
@@ -155,20 +163,13 @@ def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str,
     Returns:
         Shape and soundness of the feature, seconds, and the process's peak memory.
     """
-
-    def laid_out(_: object, __: Path, *, config: Any, **___: object) -> Any:
-        return random_model(config, upcast=upcast)
-
-    save_file({"placeholder": torch.zeros(1)}, folder / "model.safetensors")  # a model folder must hold weights
-    inputs = open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop")
     began = time.monotonic()
-    with mock.patch("featurecache.backbones.llava_next_video.load_frozen", laid_out):
-        backbone = open_backbone(inputs, dtype="bfloat16", device="cpu")
+    backbone = open_at_random(folder, frames=frames, dtype="bfloat16", device="cpu", upcast=upcast)
     laid_out_s, weights_bytes = time.monotonic() - began, peak_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (frames, 480, 640, 3), dtype=np.uint8)
     began, cpu = time.monotonic(), time.process_time()
     encoded = backbone.encode_frames(
-        backbone.normalize(inputs.frame_resize.resized(torch.from_numpy(noise))), ["final"]
+        backbone.normalize(backbone.inputs.frame_resize.resized(torch.from_numpy(noise))), ["final"]
     )
     ((_, states),) = backbone.states(encoded[None], ["final"])
     feature = pool(states, "mean")  # (1, D)
