@@ -87,6 +87,11 @@ def test_read_csv_names_line_and_value_when_table_is_wrong(make_table, text, mes
         read_csv(make_table(text))
 
 
+def test_two_spellings_of_a_session_are_one_session(make_table):
+    rows = "a.mp4,0,1,x,P1\na.mp4,2,3,x,p1 \n"
+    assert read_csv(make_table(HEAD.replace("\n", ",session\n") + rows)).sessions == {"a.mp4": "P1"}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -44,7 +44,7 @@ def test_the_recording_is_linked_by_its_absolute_and_its_relative_path(tmp_path:
 def test_the_descriptor_of_the_recording_is_linked_and_other_cameras_and_sound_stay(tmp_path: Path) -> None:
     document = with_media(
         ("file:///D:/S1.wav", "../S1.wav", "audio/x-wav", 7),
-        ("file:///D:/S1_cam2.mpg", "./S1_cam2.mpg", "video/mpeg", 9),
+        ("file:///D:/S1_cam2.mpg", "file:/./S1_cam2.mpg", "video/mpeg", 9),
         ("file:///D:/s1.MPG", None, "video/mpeg", 500),
     )
     source = tmp_path / "elan" / "coder" / "S1.eaf"

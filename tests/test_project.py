@@ -70,6 +70,7 @@ def test_open_project_keeps_decimals_exact_when_clips_are_fractions_of_a_second(
         ("[splits]\nsessions = 3", r"splits\.sessions must be a table, but it is 3"),
         ('[extract]\nbatch_size = "all"', r"extract\.batch_size must be .*, but it is 'all'"),
         ("[extract", r"must be TOML in UTF-8"),
+        ('[extract]\ndevice = "cpu\\u0000"', r"extract\.device must be text .* zero character"),
     ],
 )
 def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: str, message: str) -> None:
@@ -77,6 +78,11 @@ def test_open_project_names_the_setting_when_it_is_wrong(tmp_path: Path, extra: 
     with pytest.raises(SettingsError, match=message) as caught:
         _open(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_windows_saved_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    (tmp_path / "featurecache.toml").write_text(MINIMAL, encoding="utf-8-sig")
+    assert open_project(tmp_path).settings == _open(tmp_path, MINIMAL).settings
 
 
 BAD_BOXES = (

@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element
 from featurecache.errors import AnnotationError
 
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
+_SCHEME_OF_RELATIVE = re.compile(r"^file:/(?=\.\.?/)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class EafDocument:
         found = tuple(
             MediaDescriptor(
                 media_url=self.attribute(element, "MEDIA_URL"),
-                relative_media_url=element.get("RELATIVE_MEDIA_URL"),
+                relative_media_url=relative_url(element),
                 mime_type=element.get("MIME_TYPE", ""),
                 time_origin_ms=self.milliseconds(element.get("TIME_ORIGIN", "0"), "TIME_ORIGIN"),
             )
@@ -202,6 +203,12 @@ class EafDocument:
                     reference=self.attribute(element, "ANNOTATION_REF"),
                     previous=element.get("PREVIOUS_ANNOTATION"),
                 )
+
+
+def relative_url(descriptor: Element) -> str | None:
+    """A media descriptor's path relative to its document; ELAN's older formats write `file:/./` in front of it."""
+    url = descriptor.get("RELATIVE_MEDIA_URL")
+    return None if url is None else _SCHEME_OF_RELATIVE.sub("", url)
 
 
 def _value(annotation: Element) -> str:

@@ -10,7 +10,7 @@ import posixpath
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from featurecache.annotations.document import EafDocument
+from featurecache.annotations.document import EafDocument, relative_url
 from featurecache.annotations.eaf_writer import new_document
 from featurecache.annotations.media import is_audio, same_name
 from featurecache.csv_fields import UNWRITABLE
@@ -82,7 +82,7 @@ def _descriptor_of(document: EafDocument, elements: list[Element], name: str, ti
 
 
 def _rebase(element: Element, source: Path, folder: Path) -> None:
-    url = element.get("RELATIVE_MEDIA_URL")
+    url = relative_url(element)
     if url and "\\" not in url and "://" not in url and not posixpath.isabs(url):
         element.set("RELATIVE_MEDIA_URL", _relative(source / url, folder))
 

@@ -22,6 +22,7 @@ from featurecache.annotations.table_text import TableText, read_table_text
 from featurecache.csv_fields import unguard_cell
 from featurecache.errors import AnnotationError
 from featurecache.project.columns import ColumnSettings
+from featurecache.spelling import caseless
 
 OWN_COLUMNS = ("recording", "start_s", "end_s", "label")
 _OWN = ColumnSettings()
@@ -137,7 +138,7 @@ class _Reader:
             self.left_out.append(f"line {line}: every row must name its recording, but the cell is empty. Fill it in.")
             return
         session = row.get("session", "")
-        if session and self.sessions.setdefault(recording, session) != session:
+        if session and caseless(self.sessions.setdefault(recording, session)) != caseless(session):
             raise AnnotationError(
                 f"{self.text.name}, line {line}: a recording must belong to one session, but {recording!r} is in "
                 f"{self.sessions[recording]!r} and {session!r}. Correct one of them."

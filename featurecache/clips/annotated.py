@@ -32,7 +32,7 @@ from featurecache.annotations.table import header_of
 from featurecache.errors import AnnotationError, FeatureCacheError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import DataSettings, Project
-from featurecache.spelling import did_you_mean, listed
+from featurecache.spelling import caseless, did_you_mean, listed
 from featurecache.video.recordings import UnusableRecording
 
 _A_REVIEW = "a review, which is no annotation; featurecache clips --with-reviewed takes in those of the folder reviewed"
@@ -336,7 +336,7 @@ def _add_table_accounts(
 ) -> None:
     for name in by_names:
         session = table.sessions.get(name, "")
-        if session and reading.sessions.setdefault(recording, session) != session:
+        if session and caseless(reading.sessions.setdefault(recording, session)) != caseless(session):
             raise AnnotationError(
                 f"{path.name}: a recording must belong to one session, but {recording!r} is in "
                 f"{reading.sessions[recording]!r} and {session!r}. Correct one of them."

@@ -287,7 +287,7 @@ def open_project(config: Path) -> Project:
     path = config / SETTINGS_NAME if config.is_dir() else config
     logging.getLogger(__name__).debug("reading %s ...", path, extra={"is_wait": True})
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ProjectNotFoundError(
             f"a project must have a {SETTINGS_NAME}, but there is none at {path}. "
@@ -301,6 +301,10 @@ def open_project(config: Path) -> Project:
         raise SettingsError(
             f"{path} must be TOML in UTF-8, but reading it gave: {error}. Correct that line."
         ) from error
+    if at := _zero_character(table):
+        raise SettingsError(
+            f"{at} must be text that a path can hold, but it has a zero character. Correct it in {path.name}."
+        )
     settings = parse_section(_renamed(table, path), Settings, "")
     splits = settings.splits
     total = splits.train + splits.validation + splits.test
@@ -315,6 +319,15 @@ def open_project(config: Path) -> Project:
             f"{settings.data.session_pattern!r} and {settings.data.session_from!r}. Correct one in {SETTINGS_NAME}."
         )
     return Project(path.parent, settings, path.name)
+
+
+def _zero_character(value: object, at: str = "") -> str:
+    """Which setting holds a character 0, at which the system ends a path; "" if none does."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+    if isinstance(value, str):
+        return at if "\0" in value else ""
+    places = (_zero_character(one, f"{at}.{key}".lstrip(".")) for key, one in inner)
+    return next(filter(None, places), "")
 
 
 def _renamed(table: dict[str, Any], path: Path) -> dict[str, Any]:
