@@ -145,6 +145,7 @@ EXPORTS = {
     "End Time - hh:mm:ss.ms\tEnd Time - ss.msec\tEnd Time - msec\tAnnotation\tFile\n"
     "vent\tP\t00:00:01.500\t1.5\t1500\t00:00:02.250\t2.25\t2250\thard\tS1.eaf\n",
     "elan milliseconds": "Tier\tBegin Time - msec\tEnd Time - msec\tAnnotation\tFile\nvent\t1500\t2250\t\tS1.eaf\n",
+    "elan's csv": '"Tier","Begin Time - msec","End Time - msec","Annotation","File",\n"vent",1500,2250,"","S1.eaf"\n',
     "elan in french": "Tier\tTemps de départ - ss.msec\tTemps de fin - ss.msec\tAnnotation\tFile\n"
     "vent\t1.5\t2.25\t\tS1.eaf\n",
     "spreadsheet in german": "Video;Beginn;Ende;Aktivität\nS1;00:00:01,5;00:00:02,25;vent\n",
@@ -190,6 +191,7 @@ OLDER_BORIS = "Time,Media file path,Total length,Behavior,Status\n"
         (BORIS + "o1,player #1:S1.mp4,12.0,60.000,vent,12.5,15,S1.mp4\n", [(0.5, 3)]),
         (BORIS + "o1,player #1:S1.mp4|player #2:T1.mp4,-2,60.000|60.000,vent,1,15,S1.mp4\n", [(3, 17)]),
         (BORIS + "o1,player #1:S1.mp4,NA,60.000,vent,1,15,S1.mp4\n", "time offset must be seconds"),
+        (BORIS + "o1,player #1:S1.mp4,1e999999999,60.000,vent,1,15,S1.mp4\n", "time offset must be seconds"),
         (BORIS + "o1,player #1:S1.mp4,5,60.000,vent,1,15,S1.mp4\n", "must not lie before the time offset of 5 s"),
         (BORIS + "o1,player #1:S1.mp4;S2.mp4,0,180;360,vent,227,253,S2.mp4\n", "media files of this observation"),
         (

@@ -14,6 +14,7 @@ from featurecache.annotations.table_text import TableText
 from featurecache.errors import AnnotationError
 
 _LINKED = re.compile(r"#(?P<url>\S.*?) -- offset: (?P<offset_ms>-?[0-9]+)\b.*", re.DOTALL)
+_SECONDS = re.compile(r"-?[0-9]{1,12}([.,][0-9]{0,9})?")
 _OFFSET, _DURATIONS, _OBSERVATION, _LENGTH = "time offset (s)", "media duration (s)", "observation id", "total length"
 _PLAYER = "player #1"
 
@@ -67,14 +68,13 @@ class OtherClock:
                 "observation as if they were one. Make an observation for each file, or take the durations of the "
                 "files before off the times and name the columns start_s and end_s."
             )
-        offset = self._offset_of_all if self._offset is None else cells[self._offset]
-        try:
-            return round(Fraction(offset.strip().replace(",", ".") or 0) * 1_000_000)
-        except (ValueError, ZeroDivisionError) as error:
+        offset = (self._offset_of_all if self._offset is None else cells[self._offset]).strip() or "0"
+        if not _SECONDS.fullmatch(offset):
             raise ValueError(
                 f"BORIS's time offset must be seconds, which are taken off the times, but it is {offset[:40]!r}. "
                 "Correct it."
-            ) from error
+            )
+        return round(Fraction(offset.replace(",", ".")) * 1_000_000)
 
 
 def _check_linked(name: str, line: int, cell: str) -> None:

@@ -112,6 +112,8 @@ class _Reader:
         self.places = places
         self.own_name = own_name
         self.marks = DecimalMarks(text.separator, columns.frame_rate)
+        # ELAN's CSV has a separator behind the last name, and none behind the last cell of a row.
+        self.width = max((at for at, name in enumerate(text.header[1], 1) if name.strip()), default=0)
         self.clock = OtherClock(text, places.get("recording"))
         self.rows: list[TableRow] = []
         self.recordings: dict[str, None] = {}
@@ -125,11 +127,10 @@ class _Reader:
         Raises:
             AnnotationError: If it puts a recording into a second session.
         """
-        width = len(self.text.header[1])
-        if len(cells) < width or any(cells[width:]):
+        if len(cells) < self.width or any(cells[len(self.text.header[1]) :]):
             self.left_out.append(
-                f"line {line}: a row must have as many fields as the header ({width}), but this one has {len(cells)}. "
-                f"Quote fields that contain the separator {self.text.separator!r}."
+                f"line {line}: a row must have as many fields as the header ({self.width}), but this one has "
+                f"{len(cells)}. Quote fields that contain the separator {self.text.separator!r}."
             )
             return
         row = {key: unguard_cell(cells[place]) for key, place in self.places.items()}

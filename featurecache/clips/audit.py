@@ -264,7 +264,7 @@ def _recording_warnings(audit: LabelAudit) -> Iterator[str]:
     if outside := [f"{o.recording} ({o.before_s:g} s before 0, {o.beyond_s:g} s beyond the end)" for o in far]:
         yield (
             f"{counted(len(outside), 'recording')} with annotated time outside the video, so check time origin and "
-            f"file: {listed(outside)}."
+            f"file, and of a table the unit (columns.unit under [data]): {listed(outside)}."
         )
     tails = audit.silent_tails
     if silent := [f"{t.recording} (after {t.last_interval_s:g} of {t.duration_s:g} s)" for t in tails]:
