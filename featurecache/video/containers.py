@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Rational
 from pathlib import Path
+from typing import Any
 
 import av
 import av.error
@@ -39,6 +41,8 @@ _READ_TIMEOUT_S = 60.0  # for one read of the container, where a hostile index c
 _PADDING_PIXELS = 64 * 16384  # FFmpeg's limit counts rows that are padded to 64 pixels
 _CUT_OFF_US = 100_000  # that the header may promise beyond the last packet
 _MICROSECONDS = 1_000_000
+_METADATA: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+"""PyAV before 19 fails at names and comments that are not UTF-8, unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,14 @@ class OpenVideo:
         return self.declared_end_us is not None and self.declared_end_us - _CUT_OFF_US > self.to_us(end)
 
     @property
+    def frame_rate(self) -> Fraction:
+        """Frames per second, on average; 0 where the rate is unknown."""
+        return _fraction(self.stream.average_rate)
+
+    @property
     def frame_interval(self) -> int:
         """One frame at the average rate, in ticks; 0 where the rate is unknown."""
-        rate = self.stream.average_rate
+        rate = self.frame_rate
         return round(1 / (rate * self.time_base)) if rate else 0
 
 
@@ -125,8 +134,8 @@ def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_
                 url,
                 options={"max_pixels": str(max_pixels + _PADDING_PIXELS)},
                 container_options={"protocol_whitelist": protocols, "format_whitelist": CONTAINERS},
-                metadata_errors="replace",
                 timeout=timeout_s,
+                **_METADATA,
             )
     except av.error.ArgumentError as error:
         raise UnsafeFileError(
@@ -158,9 +167,14 @@ def open_video(path: Path, *, max_pixels: int, timeout_s: float = _READ_TIMEOUT_
         stream.codec_context.options = {"max_pixels": str(max_pixels + _PADDING_PIXELS)}
         if container.format.name == "avi":
             container.flags &= ~_GENERATE_PTS  # they would be guessed as if no frame were reordered
-        time_base = stream.time_base or Fraction(1, _MICROSECONDS)
+        time_base = _fraction(stream.time_base) or Fraction(1, _MICROSECONDS)
         is_damaged = container.format.name.startswith("matroska") and reports.come_from(container.format.name)
         yield OpenVideo(container, stream, layout, is_damaged, container.start_time or 0, time_base)
+
+
+def _fraction(number: Rational | None) -> Fraction:
+    """A number of PyAV: a fraction or None before version 19, since then a type of its own, 0 where nothing is said."""
+    return Fraction(int(number.numerator), int(number.denominator)) if number else Fraction(0)
 
 
 def _layout_of_file(path: Path) -> Layout:

@@ -46,8 +46,8 @@ def look_of(path: Path, duration_us: int) -> Look | None:
 
 def _frames_at(video: OpenVideo, ticks: Sequence[int]) -> Iterator[VideoFrame]:
     """The last frame that is not after each of these ascending times; a short recording is decoded once, throughout."""
-    rate = video.stream.average_rate
-    is_short = rate is not None and (ticks[-1] - ticks[0]) * video.time_base * rate <= _SHORT_FRAMES
+    frames = (ticks[-1] - ticks[0]) * video.time_base * video.frame_rate
+    is_short = 0 < frames <= _SHORT_FRAMES
     source: Iterator[VideoFrame] = video.container.decode(video.stream)
     chosen, ahead = None, None
     for wanted in ticks:

@@ -89,7 +89,7 @@ def probe(
         width, height = frame.width, frame.height
         if orientation.transpose:
             width, height = height, width
-        rate = video.stream.average_rate
+        rate = video.frame_rate
         context = video.stream.codec_context
         found = scan(video, deadline=began + limit_s, on_progress=on_progress)
         if found.is_late:
@@ -197,7 +197,7 @@ def _warnings(video: OpenVideo, found: Scan, duration_us: int) -> Iterator[str]:
             f"the last {layout.data_to - found.read_to} of {layout.data_to} bytes hold no frame of its video. Play it "
             "to see whether it is one recording to its end."
         )
-    rate = video.stream.average_rate
+    rate = video.frame_rate
     if (
         found.is_whole
         and rate

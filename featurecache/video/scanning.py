@@ -105,7 +105,7 @@ def _note(video: OpenVideo, packet: "Packet[Stream]", found: Scan, clock: Clock)
             found.read_to = max(found.read_to, (packet.pos or 0) + packet.size)
         if broken is not None:
             found.breaks.append((video.to_us(broken[0]), video.to_us(broken[1])))
-    if time_us is None or packet.time_base is None:
+    if time_us is None or not packet.time_base:
         return
     length = (packet.duration or video.frame_interval) if is_video else packet.duration or 0
     end = math.floor((time_us + length) * packet.time_base * _MICROSECONDS + Fraction(1, 2)) - video.zero_us
