@@ -38,7 +38,7 @@ def test_differences_are_the_compared_time_of_exactly_one_side(annotated: Any, p
     from featurecache.clips.clip import union_of
 
     scope = [(start, min(end, 40)) for start, end in union_of(compared) if start < 40]
-    timeline = Timeline("r", "", "", 40, {"a": predicted}, {"a": []}, scope, {"a": annotated})
+    timeline = Timeline("r", "0" * 16, "", "", 40, {"a": predicted}, {"a": []}, scope, {"a": annotated})
     found = differences([timeline])
     sides = {
         kind: _covered([(one.start_us, one.end_us) for one in found if one.kind == kind])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 
+from featurecache.files import sha256_of_file
 from featurecache.spelling import visible
 from heads.report.figures import plain
 from heads.report.frames import thumbnails
@@ -17,6 +18,7 @@ from tests.report_samples import (
     HOSTILE,
     RIGHT_TO_LEFT,
     Page,
+    content_of,
     report_on,
     write_project,
 )
@@ -83,8 +85,11 @@ def test_report_holds_no_folder_of_a_recording_and_no_path(tmp_path: Path) -> No
 
 
 def test_report_holds_frames_only_when_asked(reported: Path) -> None:
-    (reported / "videos" / "S1").mkdir(parents=True)
-    write_video(reported / "videos" / "S1" / "a.mp4", count=600, fps=5)
+    video = reported / "videos" / "S1" / "a.mp4"
+    video.parent.mkdir(parents=True)
+    write_video(video, count=600, fps=5)
+    for path in [reported / "clips.csv", *reported.rglob("*.predicted.json")]:
+        path.write_text(path.read_text().replace(content_of("S1/a.mp4")[:16], sha256_of_file(video)[:16]))
     assert report_on(reported).frames == 0
     page = Page(reported / "runs" / "report.html")
     assert "img" not in {tag for tag, _ in page.elements}
@@ -95,10 +100,23 @@ def test_report_holds_frames_only_when_asked(reported: Path) -> None:
     assert len(pictures) == report.frames > 0
     assert all(picture.startswith("data:image/jpeg;base64,/9j/") for picture in pictures)
     assert "This file holds frames of the recordings" in page.text
+    write_video(video, count=599, fps=5)
+    report = report_on(reported, with_frames=True)
+    assert report.frames == 0, "of another patient, perhaps"
+    assert any("frames of a.mp4: another video has its name" in problem for problem in report.problems)
     shutil.rmtree(reported / "videos")
     report = report_on(reported, with_frames=True)
     assert report.frames == 0
     assert any("frames of a.mp4: it is not in the folder" in problem for problem in report.problems)
+
+
+def test_a_prediction_of_another_video_of_the_same_name_is_left_out_and_named(reported: Path) -> None:
+    before = report_on(reported).recordings
+    path = reported / "predictions" / "S1" / "a.mp4.predicted.json"
+    path.write_text(path.read_text().replace(content_of("S1/a.mp4")[:16], "f" * 16))
+    report = report_on(reported)
+    assert report.recordings == before - 1
+    assert any("a.mp4.predicted.json: it is of another video" in problem for problem in report.problems)
 
 
 def test_maps_of_what_a_head_uses_are_shown_with_frames_alone_and_a_damaged_one_is_named(reported: Path) -> None:
@@ -122,10 +140,12 @@ def test_a_frame_is_the_one_shown_in_the_middle_of_its_difference(tmp_path: Path
     videos.mkdir()
     write_video(videos / "a.mp4", count=600, fps=5, options={"g": "100"})
     shutil.copy(videos / "a.mp4", tmp_path)
-    found = [Difference("a.mp4", "x", "missed", at * 1_000_000, (at + 1) * 1_000_000) for at in (0, 59, 107)]
-    not_there = [Difference(name, "x", "missed", 0, 1) for name in ("../a.mp4", str(tmp_path / "a.mp4"), "b.mp4")]
+    own = sha256_of_file(videos / "a.mp4")[:16]
+    found = [Difference("a.mp4", own, "x", "missed", at * 1_000_000, (at + 1) * 1_000_000) for at in (0, 59, 107)]
+    not_there = [Difference(name, own, "x", "missed", 0, 1) for name in ("../a.mp4", str(tmp_path / "a.mp4"), "b.mp4")]
     (videos / "torn.mp4").write_bytes((videos / "a.mp4").read_bytes()[:500])
-    torn = [Difference("torn.mp4", "x", "extra", at, at + 1) for at in (0, 5)]
+    cut_off = sha256_of_file(videos / "torn.mp4")[:16]
+    torn = [Difference("torn.mp4", cut_off, "x", "extra", at, at + 1) for at in (0, 5)]
     pictures, without = thumbnails([*not_there, *torn, *found], videos)
     assert [picture.of for picture in pictures] == found
     assert [line.split(":")[0] for line in without] == [f"frames of {name}.mp4" for name in ("a", "a", "b", "torn")]

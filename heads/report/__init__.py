@@ -70,6 +70,7 @@ def write_report(
     features: Mapping[str, Any],
     sources: LabelSources = UNKNOWN_SOURCES,
     with_frames: bool = False,
+    digests: Path | None = None,
 ) -> Report:
     """Writes the report; anything it reads may be missing.
 
@@ -85,6 +86,7 @@ def write_report(
         features: Settings of `[features]`, shown as they are but for the folders of a model.
         sources: Who labelled the clips of the table.
         with_frames: Put a frame of each of the largest differences into the page, and the pictures of `maps`.
+        digests: Where digests of recordings are remembered; None: nowhere.
 
     Raises:
         OSError: If it cannot be written.
@@ -92,7 +94,7 @@ def write_report(
     documents = read_documents(runs=runs, clips=clips, cache=cache, failures=failures, sources=sources)
     timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
     found = differences(timelines)
-    pictures, not_pictured = thumbnails(found, videos, features.get("crop")) if with_frames else ([], [])
+    pictures, not_pictured = thumbnails(found, videos, features.get("crop"), digests) if with_frames else ([], [])
     maps, not_mapped = read_maps(runs / "maps") if with_frames else ([], [])
     searches, damaged = draw_searches(documents.runs)
     tested = [run for run in documents.runs if has_scores(run.test)]

@@ -1,8 +1,8 @@
 """One small frame of each of the largest differences, as JPEG, for a report that asks for frames.
 
 Notable choices: the file is entered at the key frame before the wanted time, so a frame at the twelfth hour costs
-no twelve hours. The frame is the last one shown by the middle of the difference. A recording that cannot be
-opened or decoded there has no frame, and is named. What this is not: the sampling of clips, which
+no twelve hours. The frame is the last one shown by the middle of the difference. A recording that is another by now,
+or cannot be opened or decoded there, has no frame, and is named. What this is not: the sampling of clips, which
 decodes every frame for exact and checked times (`featurecache.video.sampling`).
 """
 
@@ -21,6 +21,7 @@ from av.video.reformatter import VideoReformatter
 from featurecache.errors import SettingsError, UnreadableVideoError, UnsafeFileError
 from featurecache.project.features import Crop, box_px, of_recording
 from featurecache.video.containers import MAX_PIXELS, OpenVideo, open_video
+from featurecache.video.digests import DigestMemo
 from featurecache.video.frames import to_rgb
 from heads.report.timelines import Difference
 
@@ -51,7 +52,7 @@ class Thumbnail:
 
 
 def thumbnails(
-    found: Sequence[Difference], videos: Path, crop: Crop | None = None
+    found: Sequence[Difference], videos: Path, crop: Crop | None = None, memo: Path | None = None
 ) -> tuple[list[Thumbnail], list[str]]:
     """Frames of the first differences, where they can be decoded.
 
@@ -59,12 +60,14 @@ def thumbnails(
         found: Differences, the longest first.
         videos: The folder of recordings.
         crop: The part of a frame that the model sees, which is all that is shown; None: the whole frame.
+        memo: Where digests of recordings are remembered; None: nowhere.
 
     Returns:
         The frames, and the reason for each recording without one.
     """
     made = []
     without: dict[str, str] = {}
+    digests = DigestMemo(memo)
     for one in found[:SHOWN]:
         time_us = (one.start_us + one.end_us) // 2
         is_outside = Path(one.recording).is_absolute() or ".." in Path(one.recording).parts
@@ -77,9 +80,12 @@ def thumbnails(
             without[one.recording] = "no box of features.crop is its own, or several are"
             continue
         try:
+            if digests.sha256(videos / one.recording)[:16] != one.content:
+                without[one.recording] = "another video has its name by now"
+                continue
             with open_video(videos / one.recording, max_pixels=MAX_PIXELS) as video:
                 frame = _frame_at(video, time_us)
-        except (UnreadableVideoError, UnsafeFileError, av.error.FFmpegError):
+        except (UnreadableVideoError, UnsafeFileError, av.error.FFmpegError, OSError):
             frame = None
         if frame is None:
             without[one.recording] = "it cannot be opened or decoded there"
@@ -88,6 +94,7 @@ def thumbnails(
         shown = upright[box_px(box, upright.shape[1], upright.shape[0])]
         jpeg, width, height = as_jpeg(np.ascontiguousarray(shown), WIDTH_PX)
         made.append(Thumbnail(one, time_us, jpeg, width, height))
+    digests.save()
     return made, [f"frames of {Path(recording).name}: {why}" for recording, why in without.items()]
 
 

@@ -25,6 +25,7 @@ class Timeline:
 
     Attributes:
         recording: Its name in the project.
+        content: First 16 hex digits of its sha256.
         session: Group of recordings that splits never cut; "" where unknown.
         split: "train", "validation", "test", or "" where unknown.
         duration_us: Length.
@@ -35,6 +36,7 @@ class Timeline:
     """
 
     recording: str
+    content: str
     session: str
     split: str
     duration_us: int
@@ -54,6 +56,7 @@ class Difference:
     """A stretch in which only one of the two has the label."""
 
     recording: str
+    content: str
     label: str
     kind: Literal["missed", "extra"]
     start_us: int
@@ -71,10 +74,11 @@ def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tu
     Args:
         folder: The folder of predictions; it may be missing.
         run: The run whose scored timelines serve for recordings without a prediction of their own.
-        table: The clip table: tells the session and split of a recording, by its content.
+        table: The clip table: tells the session and split of a recording, by its content. What was predicted of
+            another video that had the name of one of its recordings is left out.
 
     Returns:
-        The timelines, and what could not be read with the reasons.
+        The timelines, and what was left out or could not be read with the reasons.
     """
     problems: list[str] = []
     paths = sorted(folder.rglob("*.predicted.json"))
@@ -83,6 +87,7 @@ def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tu
     if isinstance(scored, list):
         documents += [(f"{TIMELINES_NAME}, recording {at + 1}", one) for at, one in enumerate(scored)]
     known = {clip.content: clip for clip in table.clips} if table is not None else {}
+    named = {clip.recording for clip in known.values()}
     timelines: dict[str, Timeline] = {}
     for name, document in documents:
         try:
@@ -90,7 +95,10 @@ def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tu
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             problems.append(f"{name}: it is no timeline ({type(error).__name__}: {error})")
         else:
-            timelines.setdefault(timeline.recording, timeline)
+            if timeline.content in known or timeline.recording not in named:
+                timelines.setdefault(timeline.recording, timeline)
+            else:
+                problems.append(f"{name}: it is of another video of that name; move it away, or evaluate again")
     return list(timelines.values()), problems
 
 
@@ -114,6 +122,7 @@ def _timeline(document: Document, known: Mapping[str, Clip]) -> Timeline:
         scope = intersection(scope, union_of(_spans(document["annotated_us"] or [(0, duration_us)])))
     return Timeline(
         recording=clip.recording if clip is not None else str(about["name"]),
+        content=str(about["content"]),
         session=clip.session if clip is not None else "",
         split=clip.split if clip is not None else "",
         duration_us=duration_us,
@@ -131,7 +140,7 @@ def _spans(pairs: Sequence[Sequence[int]]) -> Spans:
 def differences(timelines: Sequence[Timeline]) -> list[Difference]:
     """Where the annotated recordings' two sides differ, the longest first."""
     found = [
-        Difference(timeline.recording, one.label, one.kind, one.start_us, one.end_us)
+        Difference(timeline.recording, timeline.content, one.label, one.kind, one.start_us, one.end_us)
         for timeline in timelines
         if timeline.annotated is not None
         for one in disagreements(

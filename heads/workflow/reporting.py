@@ -47,4 +47,5 @@ def report(
         features=asdict(project.settings.features),
         sources=read_record(project.table_record).sources,
         with_frames=with_frames,
+        digests=project.digest_memo,
     )
