@@ -321,6 +321,13 @@ def test_report_shows_how_far_the_score_depends_on_rule_prevalence_and_cost(repo
     text = Page(reported / "runs" / "report.html").text
     assert "any time of it, as here 0.50 0.40 to 0.60 27" in text
     assert "are predicted together in 3 of 168 clips" in text
+    assert re.search(
+        r"labels of clips.csv are not those of the annotation files \(\S+: [0-9]+ clips in the table, 9", text
+    )
+    for path in (reported / "runs").glob("*/test_metrics.json"):
+        of_table = {label: one["support"] for label, one in json.loads(path.read_text())["per_class"].items()}
+        edit(path, overlap_sensitivity=[{"share": 0.5, "own": True, "macro_f1": 0.5, "support": of_table}])
+    assert "not those of the annotation files" not in Page(report_on(reported).path).text
     kept = [{"labels": ["ventilation", "suction"], "clips": 0, "of": 168, "kept": True}]
     edit(reported / "runs" / "tune" / "test_metrics.json", exclusive_violations=kept)
     assert "ventilation, suction are never predicted together: each clip keeps" in Page(report_on(reported).path).text

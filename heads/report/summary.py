@@ -195,6 +195,12 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
     if undefined:
         names = ", ".join(map(isolated, undefined))
         cautions.append(f"Never on in the test split, and so without a score: {names}.")
+    if differing := next(filter(None, map(_differing_labels, tested)), ""):
+        cautions.append(
+            f"The labels of clips.csv are not those of the annotation files ({differing}). Scores of clips count the "
+            "table; timelines, seconds, bouts and other shares of a clip count the files. Where the table was "
+            "corrected, correct the annotations too."
+        )
     if documents.failures:
         cautions.append(
             f"{counted(sum(documents.failures.values()), 'clip')} could not be extracted, and no result counts them."
@@ -207,6 +213,22 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
     if documents.problems:
         cautions.append(f"{counted(len(documents.problems), 'file')} could not be read, as listed under provenance.")
     return cautions
+
+
+def _differing_labels(run: Run) -> str:
+    """The label whose positive clips differ most between clip table and annotation files; "" where none does."""
+    rows = run.test.get("overlap_sensitivity")
+    own = [one for one in rows if isinstance(one, Mapping) and one.get("own") is True] if isinstance(rows, list) else []
+    support = own[0].get("support") if own else None
+    by_files = {str(label): number(count) for label, count in support.items()} if isinstance(support, Mapping) else {}
+    pairs = [(label, number(per_class(run.test, label).get("support")), files) for label, files in by_files.items()]
+    found = [
+        (abs(files - table), label, table, files)
+        for label, table, files in pairs
+        if table is not None and files is not None
+    ]
+    most, label, table, files = max(found, default=(0.0, "", 0.0, 0.0))
+    return f"{isolated(label)}: {table:g} clips in the table, {files:g} by the files" if most else ""
 
 
 def _has_reason(run: Run) -> bool:
