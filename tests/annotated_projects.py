@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips.inventory import make_table, take_inventory
+from featurecache.clips.inventory import take_inventory
+from featurecache.clips.table import make_table
 from featurecache.project.settings import open_project
 from featurecache.setup.proposal import propose
 
@@ -61,7 +62,7 @@ class AnnotatedProject:
         project = self.open(data, clips, place)
         rows = [
             clip.targets
-            for clip in make_table(project, take_inventory(project))[0].clips
+            for clip in make_table(project.settings, take_inventory(project))[0].clips
             if clip.recording == recording
         ]
         return [row[0] if len(row) == 1 else row for row in rows]

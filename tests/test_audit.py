@@ -7,8 +7,7 @@ from featurecache.annotations import Interval
 from featurecache.clips.audit import audit
 from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.label_counts import LabelAudit
-from featurecache.clips.table import build_table
-from tests.clip_samples import S, recording
+from tests.clip_samples import S, built, recording
 
 SPLITS = {"A": "train", "B": "validation", "C": "test", "D": "train"}
 RECORDINGS = [recording(f"{name}.mp4", 300) for name in "ABCDE"]
@@ -34,18 +33,11 @@ INTERVALS = {
 }
 
 
-def made_table(**options: str) -> ClipTable:
-    table, _ = build_table(
-        RECORDINGS,
-        INTERVALS,
-        LABELS,
-        length_us=3 * S,
-        stride_us=3 * S,
-        sessions={f"{name}.mp4": name for name in "ABCDE"},
-        fixed_splits=SPLITS,
-        **options,  # type: ignore[arg-type]
-    )
-    return table
+SESSIONS = {f"{name}.mp4": name for name in "ABCDE"}
+
+
+def made_table(**data: str) -> ClipTable:
+    return built(RECORDINGS, INTERVALS, LABELS, SESSIONS, splits={"sessions": SPLITS}, data=data)[0]
 
 
 def audited(**options: str) -> LabelAudit:
@@ -124,10 +116,7 @@ def test_audit_warns_when_two_labels_never_meet_that_would_by_chance() -> None:
     intervals = {
         f"{name}.mp4": [Interval(0, 100 * S, "ventilation"), Interval(100 * S, 300 * S, "suction")] for name in "ABC"
     }
-    sessions = {f"{name}.mp4": name for name in "ABCDE"}
-    table, _ = build_table(
-        RECORDINGS, intervals, ("ventilation", "suction"), length_us=3 * S, stride_us=3 * S, sessions=sessions
-    )
+    table, _ = built(RECORDINGS, intervals, ("ventilation", "suction"), SESSIONS)
     warnings = audit(table, RECORDINGS, intervals).warnings
     assert any(line.startswith("ventilation and suction are never on in one clip") for line in warnings)
 

@@ -6,7 +6,8 @@ import pytest
 
 from featurecache.annotations import Interval, write_eaf
 from featurecache.clips.annotated import read_files
-from featurecache.clips.inventory import make_table, take_inventory
+from featurecache.clips.inventory import take_inventory
+from featurecache.clips.table import make_table
 from featurecache.errors import AnnotationError
 from featurecache.project.columns import ColumnSettings
 from featurecache.project.settings import Project, open_project
@@ -49,7 +50,7 @@ def test_inventory_returns_media_time_when_the_annotations_have_an_origin(root: 
     assert found.intervals["S2.mp4"] == [_us(1.5, 3, "ventilation")]
     assert found.unusable == ()
     assert found.notes == ()
-    table, short = make_table(project, found)
+    table, short = make_table(project.settings, found)
     assert short == ()
     first = [clip.targets for clip in table.clips if clip.recording == "S0.mp4"]
     assert first == [(0, 1), (1, 0), (1, 0), (0, 0)]
@@ -103,14 +104,14 @@ def test_clips_outside_the_annotated_span_are_unlabelled(root: Path) -> None:
             replace=True,
         )
     project = _project(root, 'labels = ["ventilation"]\nannotated_span = "watched"')
-    table, _ = make_table(project, take_inventory(project))
+    table, _ = make_table(project.settings, take_inventory(project))
     assert [clip.targets for clip in table.clips if clip.recording == "S1.mp4"] == [(None,), (1,), (1,), (None,)]
 
 
 def test_recordings_without_annotations_are_unlabelled(root: Path) -> None:
     write_video(root / "videos/S3.mp4", count=20, fps=5, metadata={"comment": "take 3"})
     project = _project(root, 'labels = ["ventilation"]')
-    table, _ = make_table(project, take_inventory(project))
+    table, _ = make_table(project.settings, take_inventory(project))
     assert {clip.targets for clip in table.clips if clip.recording == "S3.mp4"} == {(None,)}
 
 

@@ -127,6 +127,23 @@ def read_annotations(project: Project, candidates: Sequence[Sequence[str]]) -> A
     return reading
 
 
+def annotated_spans(
+    intervals: Sequence[Interval], points: Sequence[Interval], data: DataSettings
+) -> list[tuple[int, int]] | None:
+    """What of a recording was annotated: marked spans, what lies before the last annotation, or None for all of it.
+
+    Args:
+        intervals: The recording's intervals of every label.
+        points: Its annotations of no duration.
+        data: The settings that say where annotation took place.
+    """
+    if data.annotated_span is not None:
+        return [(interval.start_us, interval.end_us) for interval in intervals if interval.label == data.annotated_span]
+    if data.unannotated_time == "until_last_annotation":
+        return [(0, max((one.end_us for one in (*intervals, *points)), default=0))]
+    return None
+
+
 def _lasting(found: Marks) -> Marks:
     """Points as intervals of the shortest time there is, where any time marks a clip."""
     short = (Interval(one.start_us, one.start_us + 1, one.label) for one in found.points)

@@ -9,11 +9,8 @@ from dataclasses import dataclass, field
 
 from featurecache.annotations import Interval
 from featurecache.clips.annotated import Account, read_annotations
-from featurecache.clips.clip import ClipTable
-from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
 from featurecache.clips.matching import chosen_annotations
-from featurecache.clips.sessions import name_sessions, spelled_as
-from featurecache.clips.table import build_table
+from featurecache.clips.sessions import name_sessions
 from featurecache.errors import AnnotationError
 from featurecache.project.settings import Project
 from featurecache.video.recordings import Recording, UnusableRecording, find_recordings
@@ -74,41 +71,4 @@ def take_inventory(project: Project) -> Inventory:
         {name: one.points for name, one in found.items()},
         dict(reading.accounts),
         reading.labels_of_absent,
-    )
-
-
-def make_table(
-    project: Project, found: Inventory, *, kept: KeptSplits = NO_SPLITS, fixed: Mapping[str, str] | None = None
-) -> tuple[ClipTable, tuple[UnusableRecording, ...]]:
-    """The clip table of an inventory by the project's settings, and the recordings too short for a clip.
-
-    Args:
-        project: The project.
-        found: What it holds.
-        kept: Splits that sessions keep unless the settings fix another; new sessions are placed around them.
-        fixed: Session -> split, over those that sessions keep.
-
-    Raises:
-        ClipTableError: If a label is unknown, or no recording is long enough.
-        SplitError: If the sessions cannot be split.
-    """
-    settings = project.settings
-    of_sessions, _ = kept.of_sessions(found.recordings, found.sessions)
-    return build_table(
-        found.recordings,
-        found.intervals,
-        settings.data.labels,
-        length_us=settings.clips.length_us,
-        stride_us=settings.clips.stride_us,
-        sessions=found.sessions,
-        fractions=(settings.splits.train, settings.splits.validation, settings.splits.test),
-        seed=settings.splits.seed,
-        fixed_splits={**of_sessions, **(fixed or {}), **spelled_as(settings.splits.sessions, found.sessions.values())},
-        annotated=found.annotated,
-        annotated_span=settings.data.annotated_span,
-        until_last=settings.data.unannotated_time == "until_last_annotation",
-        min_overlap_us=settings.clips.min_overlap_us,
-        points=found.points,
-        labels_of_absent=found.labels_of_absent,
-        may_cut_sessions=settings.splits.allow_clip_level,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.annotations import EafDocument, Interval
-from featurecache.clips import table
+from featurecache.clips import annotated
 from featurecache.clips.annotated import AnnotationReading, read_annotations
 from featurecache.clips.annotators import chosen_account
 from featurecache.errors import AnnotationError
@@ -108,6 +108,5 @@ def chosen_annotations(
 
 def annotated_spans(annotation: FoundAnnotation, data: DataSettings, duration_us: int) -> list[tuple[int, int]]:
     """What of a recording was annotated by the settings: marked spans, up to the last annotation, or all of it."""
-    until_last = data.unannotated_time == "until_last_annotation"
-    spans = table.annotated_spans(annotation.intervals, annotation.points, data.annotated_span, until_last)
+    spans = annotated.annotated_spans(annotation.intervals, annotation.points, data)
     return [(0, duration_us)] if spans is None else spans

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from featurecache.annotations.reviews import FOLDER
 from featurecache.clips.annotated import annotation_paths
@@ -85,31 +86,17 @@ class TableRecord:
         )
 
 
+_RECORD = TypeAdapter(TableRecord)
+
+
 def read_record(path: Path) -> TableRecord:
     """The record; an empty one where there is none, or where it is damaged: then nothing can be compared."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        document = json.loads(path.read_bytes())
-        splits = {str(content): (str(split), str(key)) for content, (split, key) in document["splits"].items()}
-        files = {str(kind): dict(own) for kind, own in document["files"].items()}
-        copies = tuple((str(one), str(other)) for one, other in document["copies"])
-        compared = _texts(document["compared"])
-        settings = _each_column(document["settings"])
-        seen = {
-            str(content): [(int(start), int(end)) for start, end in spans]
-            for content, spans in document.get("seen", {}).items()
-        }
-        labelled = {str(content): str(digest) for content, digest in document.get("labelled", {}).items()}
-        sources = LabelSources(**{name: int(count) for name, count in document.get("sources", {}).items()})
-        return TableRecord(
-            _texts(document["written"]), settings, files, splits, compared, copies, seen, labelled, sources
-        )
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        record = _RECORD.validate_json(path.read_bytes())
+        return dataclasses.replace(record, settings=_each_column(record.settings))
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return TableRecord(_texts(json.loads(path.read_bytes())["written"]))
+        return TableRecord(tuple(map(str, json.loads(path.read_bytes())["written"])))
     return TableRecord()
-
-
-def _texts(found: object) -> tuple[str, ...]:
-    return tuple(text for text in found if isinstance(text, str)) if isinstance(found, list) else ()
 
 
 def record_of(project: Project, table: ClipTable, files: Files, earlier: TableRecord) -> TableRecord:

@@ -22,11 +22,12 @@ from featurecache.annotations.reviews import (
     review_files,
     reviewed_content,
 )
+from featurecache.clips.annotated import annotated_spans
 from featurecache.clips.clip import Clip, ClipTable, union_of
-from featurecache.clips.inventory import Inventory, make_table
+from featurecache.clips.inventory import Inventory
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
 from featurecache.clips.label_counts import LabelSources
-from featurecache.clips.table import annotated_spans
+from featurecache.clips.table import make_table
 from featurecache.errors import FeatureCacheError
 from featurecache.project.settings import DataSettings, Project
 from featurecache.video.recordings import Recording, UnusableRecording
@@ -84,7 +85,7 @@ def reviewed_table(project: Project, found: Inventory, *, kept: KeptSplits = NO_
     labels = {one.label for review in seen.values() for one in review.intervals}
     independent = with_reviews(found, blind, data)
     known = replace(independent, labels_of_absent={**dict.fromkeys(labels, "a review"), **independent.labels_of_absent})
-    table, short = make_table(project, known, kept=kept)
+    table, short = make_table(project.settings, known, kept=kept)
     split_of = {clip.recording: clip.split for clip in table.clips}
     cut = {clip.recording for clip in table.clips if clip.session != found.sessions[clip.recording]}
     refused = {
@@ -101,7 +102,7 @@ def reviewed_table(project: Project, found: Inventory, *, kept: KeptSplits = NO_
     both = with_reviews(independent, used, data)
     splits = {clip.session: clip.split for clip in table.clips if clip.split}
     fixed = {**{found.sessions[name]: "train" for name in used}, **splits}
-    table, short = make_table(project, both, kept=kept, fixed=fixed)
+    table, short = make_table(project.settings, both, kept=kept, fixed=fixed)
     content = {one.name: one.sha256[:16] for one in found.recordings}
     spans = {content[name]: union_of(review.stretches) for name, review in used.items()}
     return ReviewedTable(both, table, short, spans, tuple(left_out), _sources(table, blind, used))
@@ -142,9 +143,7 @@ def with_reviews(found: Inventory, reviews: Mapping[str, Review], data: DataSett
         whole = [(0, durations[name])]
         before = annotated.get(name, []) if name in annotated or name not in intervals else None
         if before is None:
-            until_last = data.unannotated_time == "until_last_annotation"
-            points = found.points.get(name, ())
-            before = annotated_spans(intervals[name], points, data.annotated_span, until_last) or whole
+            before = annotated_spans(intervals[name], found.points.get(name, ()), data) or whole
         outside = _without(whole, stretches)
         own = [one for one in intervals.get(name, ()) if one.label == data.annotated_span]
         rest = [one for one in intervals.get(name, ()) if one.label != data.annotated_span]

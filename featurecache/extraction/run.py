@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache.device import device_of
-from featurecache.errors import CacheNotFoundError
 from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.failures import record_failures
 from featurecache.extraction.opening import open_planned
@@ -47,7 +46,7 @@ def run_plan(project: Project, plan: Plan, *, on_progress: Callable[[Progress], 
             project, plan.model.open(), plan.spaces, dtype=dtype, device=device, adapter=plan.adapter, asked=plan.asked
         )
         _log.debug("extracting %d clips of %d recordings on %s", plan.todo, len(plan.work), device)
-        cache = _opened(project)
+        cache = FeatureCache.open_if_made(project.cache)  # as it is before the run
         checked = 0
         if cache is not None:
             checked = check_stored(plan.spot_checks, backbone, cache, spaces=plan.spaces, compute_dtype=dtype)
@@ -86,14 +85,6 @@ def still_missing(project: Project, plan: Plan) -> frozenset[str]:
     live = live_cache(project.cache)
     left = np.flatnonzero(np.any([live.lacks(wanted, space) for space in plan.spaces.values()], axis=0)).tolist()
     return frozenset(clips[number].clip_id for number in left)
-
-
-def _opened(project: Project) -> FeatureCache | None:
-    """The project's cache as it is before the run; None where there is none yet."""
-    try:
-        return FeatureCache.open(project.cache)
-    except CacheNotFoundError:
-        return None
 
 
 def _known_timestamps(cache: FeatureCache, plan: Plan) -> dict[str, npt.NDArray[np.int64]]:

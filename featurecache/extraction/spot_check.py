@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from featurecache.errors import ChangedFeaturesError
 from featurecache.extraction.clip import ClipRecord
+from featurecache.extraction.decoders import read_in_time
 from featurecache.spec import FeatureSpace
 from featurecache.store import FeatureCache, bfloat16
-from featurecache.video.sampling import ClipFrames, read_clips
+from featurecache.video.sampling import ClipFrames
 
 if TYPE_CHECKING:
     from featurecache.backbones.family import Backbone
@@ -27,8 +28,6 @@ COMPUTE_TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 STORED_TOLERANCE = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """What storage may change besides: twice a dtype's rounding."""
-
-_TIME_LIMIT_S = 60.0
 
 
 def check_stored(
@@ -58,7 +57,7 @@ def check_stored(
     frames = backbone.inputs.frames
     for clip in clips:
         fit = backbone.inputs.frame_resize.of(clip.recording.name).smaller
-        (found,) = read_clips(clip.recording.path, [clip.span], frames, fit=fit, time_limit_s=_TIME_LIMIT_S)
+        (found,) = read_in_time(clip.recording, [clip.span], frames, fit)
         if isinstance(found, ClipFrames):
             _check(clip, found, backbone, cache, spaces, compute_dtype)
             checked += 1

@@ -7,7 +7,6 @@ three things differs, and this says which, with both values.
 from dataclasses import dataclass
 
 from featurecache.clips.drift import check_table
-from featurecache.errors import CacheNotFoundError
 from featurecache.extraction.failures import known_failures
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
@@ -52,9 +51,8 @@ def explain(project: Project, clip_id: str) -> Explanation:
     def answer(*reasons: str, found: bool = False) -> Explanation:
         return Explanation(clip_id, wanted.fingerprint, found, reasons)
 
-    try:
-        cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:
+    cache = FeatureCache.open_if_made(project.cache)
+    if cache is None:
         return answer("there is no cache yet. Make it: featurecache extract.")
     holders = cache.find(clip_id)
     held = {space.fingerprint for space in holders}

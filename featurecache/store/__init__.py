@@ -4,8 +4,9 @@ from featurecache.store.care import RepairReport, VerifyReport, repair, verify
 from featurecache.store.forget import ForgetReport, forget
 from featurecache.store.garbage import Garbage, gc
 from featurecache.store.index import Damage
-from featurecache.store.reader import FeatureCache, Space
+from featurecache.store.reader import FeatureCache
 from featurecache.store.rewrite import CompactReport, compact
+from featurecache.store.view import Space
 from featurecache.store.writer import CacheWriter, Row
 
 __all__ = [

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import CacheFormatError, CacheNotFoundError
+from featurecache.errors import CacheFormatError
 from featurecache.spec import canonical_json
 from featurecache.store import files, format
 from featurecache.store.reader import FeatureCache
@@ -80,9 +80,8 @@ class StoredBoxes:
         Raises:
             CacheReadError: If the disk refuses.
         """
-        try:
-            cache = FeatureCache.open(self._root)
-        except CacheNotFoundError:
+        cache = FeatureCache.open_if_made(self._root)
+        if cache is None:
             return frozenset()
         made_so = [one.fingerprint for one in cache.spaces if crop_of(one.inputs) == self._crop]
         parts = (part for space in made_so for part in cache.clip_parts(space=space))

@@ -85,7 +85,7 @@ def read(
     """Every whole checkpoint of this format and feature space: segments, ignored names, columns."""
     try:
         names = files.list_names(folder)
-    except (FileNotFoundError, NotADirectoryError, CacheReadError):
+    except CacheReadError:
         return
     for name in names:
         if not _NAME.fullmatch(name):

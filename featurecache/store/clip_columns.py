@@ -1,10 +1,8 @@
 """Clips as columns of numbers: how an index looks up millions of them, a bounded part at a time."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +12,6 @@ from featurecache.store import format
 
 Clip = tuple[str, int, int]
 """sha256 of the recording's content (64 hex digits), start_us, end_us."""
-_Item = TypeVar("_Item")
 
 _START_FACTOR, _END_FACTOR = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)  # any odd numbers
 _CLIP_IDS = re.compile(rf"{format.CLIP_ID.pattern}(?:,{format.CLIP_ID.pattern})*")
@@ -105,26 +102,8 @@ def parse_clip_ids(clip_ids: Sequence[str]) -> Clips:
     return Clips(prefixes, span_us)
 
 
-def digest_columns(clips: Sequence[Clip]) -> tuple[npt.NDArray[np.uint8], Clips]:
-    """Digests, shape (N, 32), and the clips as columns.
-
-    Raises:
-        ClipTableError: If a digest is none; it is named.
-    """
-    digests = _digest_rows([digest for digest, _, _ in clips])
-    spans = np.array([(start, end) for _, start, end in clips], np.int64).reshape(-1, 2)
-    return digests, Clips(digest_prefixes(digests), spans)
-
-
 def _digest_rows(sha256: Sequence[str]) -> npt.NDArray[np.uint8]:
     wrong = next((digest for digest in sha256 if not format.SHA256.fullmatch(digest)), None)
     if wrong is not None:
         raise ClipTableError(f"a recording's sha256 must be 64 hex digits, but is {wrong!r}. Pass the whole digest.")
     return np.frombuffer(bytes.fromhex("".join(sha256)), np.uint8).reshape(-1, 32)
-
-
-def in_parts(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    """Items in lists of at most `PART_CLIPS`."""
-    rest = iter(items)
-    while part := list(islice(rest, PART_CLIPS)):
-        yield part

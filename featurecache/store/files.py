@@ -204,8 +204,11 @@ def exists(path: Path) -> bool:
 
 
 def list_names(folder: Path) -> list[str]:
-    """Names in a folder, sorted."""
-    return sorted(names_in(folder))
+    """Names in a folder, sorted; none where there is no folder."""
+    try:
+        return sorted(names_in(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def names_in(folder: Path) -> set[str]:
@@ -216,10 +219,7 @@ def names_in(folder: Path) -> set[str]:
 
 def inside(folder: Path) -> list[Path]:
     """What a folder holds, sorted; nothing where there is no folder."""
-    try:
-        return [folder / name for name in list_names(folder)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return [folder / name for name in list_names(folder)]
 
 
 def is_folder(path: Path) -> bool:

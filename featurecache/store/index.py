@@ -5,7 +5,7 @@ confirmed on the parts themselves. Duplicate rows (two writers may compute the s
 the smallest segment name wins, for every reader alike. A segment that another one replaces is not read.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from featurecache.errors import CacheFormatError, CacheReadError, DamagedSegmentError
 from featurecache.store import checkpoint, files, format
-from featurecache.store.clip_columns import Clip, Clips, Wanted, digest_columns, digest_prefixes, in_parts
+from featurecache.store.clip_columns import Clips, Wanted, digest_prefixes
 from featurecache.store.segment import Identity, Segment, read_segment
 from featurecache.store.withdrawn import read_withdrawn
 
@@ -91,7 +91,7 @@ class SpaceIndex:
         return found
 
     def holds(self, digests: npt.NDArray[np.uint8], clips: Clips) -> npt.NDArray[np.bool_]:
-        """Whether each clip is here, shape (N,); arguments as `digest_columns` gives them."""
+        """Whether each clip is here, shape (N,); arguments as `Wanted.parts` gives them."""
         at = self.find(clips)
         found = at >= 0
         found[found] = (self.video_sha256[at[found]] == digests[found]).all(1)
@@ -189,11 +189,7 @@ EMPTY = SpaceIndex(
 
 def segment_names(folder: Path) -> list[str]:
     """Names of the segments in a feature space's folder, sorted."""
-    try:
-        names = files.list_names(folder / "segments")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [name for name in names if format.SEGMENT_ID.fullmatch(name)]
+    return [name for name in files.list_names(folder / "segments") if format.SEGMENT_ID.fullmatch(name)]
 
 
 def _from_checkpoint(folder: Path, fingerprint: str, listed: Sequence[str]) -> SpaceIndex:
@@ -306,22 +302,6 @@ def merged(old: SpaceIndex, new: SpaceIndex) -> SpaceIndex:
         np.insert(row, where, new.row[added]),
         np.insert(row_crc32c, where, new.row_crc32c[added]),
     )
-
-
-def absent(indexes: Sequence[SpaceIndex], clips: Iterable[Clip]) -> list[Clip]:
-    """Clips that none of the indexes holds, each once, in the order given.
-
-    Raises:
-        ClipTableError: If a digest is malformed.
-    """
-    lacking: dict[Clip, None] = {}
-    for part in in_parts(clips):
-        digests, columns = digest_columns(part)
-        held = np.zeros(len(part), bool)
-        for index in indexes:
-            held |= index.holds(digests, columns)
-        lacking |= dict.fromkeys(part[place] for place in np.flatnonzero(~held).tolist())
-    return list(lacking)
 
 
 def lacking(indexes: Sequence[SpaceIndex], wanted: Wanted) -> npt.NDArray[np.bool_]:

@@ -113,11 +113,9 @@ def read_space(folder: Path) -> FeatureSpace:
 
 def space_folders(root: Path) -> list[Path]:
     """Folders of all feature spaces, by name."""
-    try:
-        names = files.list_names(root / "spaces")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [root / "spaces" / name for name in names if name != format.RECORD and not name.startswith(".")]
+    return [
+        path for path in files.inside(root / "spaces") if path.name != format.RECORD and not path.name.startswith(".")
+    ]
 
 
 def no_cache(root: Path) -> CacheNotFoundError | CacheFormatError:

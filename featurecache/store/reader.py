@@ -6,11 +6,10 @@ Where damage shows up only then, the segment is left out and another copy of the
 one. Not here: planning what to extract (`missing` only compares), and repair.
 """
 
-import json
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from dataclasses import replace
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,64 +19,23 @@ import numpy.typing as npt
 from featurecache.errors import (
     AmbiguousSpaceError,
     CacheFormatError,
+    CacheNotFoundError,
     DamagedSegmentError,
     FingerprintMismatchError,
     MissingFeaturesError,
     NewerFormatError,
 )
-from featurecache.spec import FeatureSpace, canonical_json, differences
+from featurecache.spec import differences
 from featurecache.store import format, layout
-from featurecache.store.checksums import wrong_rows
-from featurecache.store.clip_columns import PART_CLIPS, Clip, Clips, parse_clip_ids
-from featurecache.store.index import Damage, SpaceIndex, absent, read_index, segment_names
-from featurecache.store.record import STORED_DTYPES, damaged
-from featurecache.store.segment import Segment, as_byte_rows, read_rows, read_timestamps
-
-_SHOWN = 5
-_PART_BYTES = 8 << 20
-_THREADS = 4  # reading and checksums of large pieces leave the interpreter to others
-
-
-@dataclass(frozen=True)
-class Space:
-    """A feature space in a cache.
-
-    Attributes:
-        fingerprint: 64 hex digits.
-        tap: Where in the backbone.
-        pooling: How tokens became one array.
-        stored_dtype: "float16", "float32" or "bfloat16".
-        row_shape: Shape of one feature; empty while there are no rows.
-        rows: Clips it holds, each counted once.
-        bytes: Size on disk of the segments in use.
-        segments: How many.
-        inputs: Everything the fingerprint covers.
-        provenance: What computed the rows, each variant once.
-        folder: Name under `spaces/`.
-    """
-
-    fingerprint: str
-    tap: str
-    pooling: str
-    stored_dtype: str
-    row_shape: tuple[int, ...]
-    rows: int
-    bytes: int
-    segments: int
-    inputs: Mapping[str, Any]
-    provenance: tuple[Mapping[str, Any], ...]
-    folder: str
-
-    @property
-    def dim(self) -> int:
-        """Feature width D; 0 while there are no rows."""
-        return self.row_shape[-1] if self.row_shape else 0
+from featurecache.store.clip_columns import PART_CLIPS, Clip, Clips, Wanted, parse_clip_ids
+from featurecache.store.index import Damage, lacking, read_index, segment_names
+from featurecache.store.view import Attempt, Space, View
 
 
 class FeatureCache:
     """Cached features, read-only. Make one with `FeatureCache.open`."""
 
-    def __init__(self, root: Path, views: Mapping[str, "_View"], unplaced: Sequence[Damage]) -> None:
+    def __init__(self, root: Path, views: Mapping[str, View], unplaced: Sequence[Damage]) -> None:
         self._root = root
         self._views = dict(views)
         self._unplaced = tuple(unplaced)
@@ -109,8 +67,15 @@ class FeatureCache:
                 unplaced.append(Damage(f"spaces/{folder.name}/{format.RECORD}", None, str(error)))
                 continue
             index, damage = read_index(folder, space.fingerprint, {})
-            views[space.fingerprint] = _View(folder, space, index, damage)
+            views[space.fingerprint] = View(folder, space, index, damage)
         return cls(root, views, unplaced)
+
+    @classmethod
+    def open_if_made(cls, path: Path | str) -> Self | None:
+        """As `open`; None where there is no cache yet."""
+        with contextlib.suppress(CacheNotFoundError):
+            return cls.open(path)
+        return None
 
     @property
     def spaces(self) -> tuple[Space, ...]:
@@ -146,7 +111,7 @@ class FeatureCache:
             CacheReadError: If the disk refuses to give something.
         """
         clips = parse_clip_ids(clip_ids)
-        return self._load_from(self._choose(tap, pooling, space), clips, clip_ids, _View.read_features)
+        return self._load_from(self._choose(tap, pooling, space), clips, clip_ids, View.read_features)
 
     def timestamps_us(
         self, clip_ids: Sequence[str], tap: str | None = None, pooling: str | None = None, space: str | None = None
@@ -156,7 +121,7 @@ class FeatureCache:
         Arguments and errors as for `load`.
         """
         clips = parse_clip_ids(clip_ids)
-        return self._load_from(self._choose(tap, pooling, space), clips, clip_ids, _View.read_timestamps)
+        return self._load_from(self._choose(tap, pooling, space), clips, clip_ids, View.read_timestamps)
 
     def iterate(
         self, batch_rows: int, tap: str | None = None, pooling: str | None = None, space: str | None = None
@@ -182,7 +147,7 @@ class FeatureCache:
             positions = order[start : start + batch_rows]
             names = index.clip_names(positions)
             clips = Clips(index.clips.prefixes[positions], index.span_us[positions])
-            yield names, self._load_from(fingerprint, clips, names, _View.read_features)
+            yield names, self._load_from(fingerprint, clips, names, View.read_features)
 
     def clip_ids(self, tap: str | None = None, pooling: str | None = None, space: str | None = None) -> list[str]:
         """Every clip of a feature space, in the order rows lie on disk."""
@@ -225,8 +190,12 @@ class FeatureCache:
         Returns:
             Those that are lacking, each once, in the order given.
         """
-        view = self._views.get(fingerprint)
-        return list(dict.fromkeys(clips)) if view is None else absent([view.index], clips)
+        view, clips = self._views.get(fingerprint), list(dict.fromkeys(clips))
+        if view is None:
+            return clips
+        spans = [(start_us, end_us) for _, start_us, end_us in clips]
+        wanted = Wanted.of([digest for digest, _, _ in clips], np.arange(len(clips)), spans)
+        return list(compress(clips, lacking([view.index], wanted)))
 
     def find(self, clip_id: str) -> tuple[Space, ...]:
         """The feature spaces that hold a clip."""
@@ -271,7 +240,7 @@ class FeatureCache:
         return matching[0].space.fingerprint
 
     def _load_from(
-        self, fingerprint: str, clips: Clips, names: Sequence[str], read: "Callable[[_View, Any], _Attempt]"
+        self, fingerprint: str, clips: Clips, names: Sequence[str], read: Callable[[View, Any], Attempt]
     ) -> npt.NDArray[Any]:
         """Read rows; leave out segments found damaged meanwhile, until all is well or a row is lost."""
         excluded: dict[str, str] = {}
@@ -286,107 +255,6 @@ class FeatureCache:
             excluded |= bad
             index, damage = read_index(view.folder, fingerprint, excluded, use_checkpoint=False)
             self._views[fingerprint] = replace(view, index=index, damage=damage)
-
-
-_Part = tuple[Segment, npt.NDArray[np.int64], npt.NDArray[np.int64]]
-"""A segment, its rows ascending, and their places in the result."""
-_Attempt = tuple[npt.NDArray[Any], dict[str, str]]
-"""Values, and the segments found damaged while reading them with the reason; values count if there are none."""
-
-
-@dataclass(frozen=True, eq=False)
-class _View:
-    """One feature space as it was when last listed."""
-
-    folder: Path
-    space: FeatureSpace
-    index: SpaceIndex
-    damage: tuple[Damage, ...]
-
-    def describe(self) -> Space:
-        segments = self.index.segments
-        provenance = {canonical_json(segment.provenance): None for segment in segments}
-        return Space(
-            fingerprint=self.space.fingerprint,
-            tap=self.space.tap,
-            pooling=self.space.pooling,
-            stored_dtype=self.space.stored_dtype,
-            row_shape=segments[0].row_shape if segments else (),
-            rows=len(self.index),
-            bytes=sum(segment.size_bytes for segment in segments),
-            segments=len(segments),
-            inputs=self.space.inputs,
-            provenance=tuple(json.loads(text) for text in provenance),
-            folder=self.folder.name,
-        )
-
-    def read_features(self, positions: npt.NDArray[np.int64]) -> _Attempt:
-        """Rows by position in the index, each checked against its checksum."""
-        segments = self.index.segments
-        shape, dtype = (segments[0].row_shape, segments[0].dtype) if segments else ((), self.space.stored_dtype)
-        features = np.empty((len(positions), *shape), STORED_DTYPES[dtype])
-        if not len(positions):
-            return features, {}
-        folder, data, bad = f"{self.folder}/segments", as_byte_rows(features), {}
-
-        def read_parts(parts: Sequence[_Part]) -> None:
-            for segment, rows, places in parts:
-                try:
-                    read_rows(folder, segment, rows, data, places)
-                except DamagedSegmentError as error:
-                    bad[segment.segment_id] = str(error)
-
-        per_part = max(1, _PART_BYTES // data.shape[1])
-        parts = [
-            (segment, rows[first : first + per_part], places[first : first + per_part])
-            for segment, rows, places in self._by_segment(positions)
-            for first in range(0, len(rows), per_part)
-        ]
-        with ThreadPoolExecutor(_THREADS if data.nbytes > _PART_BYTES else 1) as pool:
-            list(pool.map(read_parts, [parts[turn::_THREADS] for turn in range(_THREADS)]))
-            wrong = wrong_rows(data, self.index.row_crc32c[positions], pool.map)
-        for place in wrong:
-            segment = segments[self.index.segment[positions[place]]]
-            [name] = self.index.clip_names(positions[place : place + 1])
-            reason = f"the feature of clip {name} does not match its checksum"
-            bad.setdefault(segment.segment_id, str(damaged(segment.segment_id, reason)))
-        return features, bad
-
-    def read_timestamps(self, positions: npt.NDArray[np.int64]) -> _Attempt:
-        """Frame timestamps by position in the index."""
-        segments = self.index.segments
-        timestamps_us = np.empty((len(positions), segments[0].timestamps if segments else 0), np.int64)
-        bad = {}
-        for segment, rows, places in self._by_segment(positions):
-            try:
-                stored = read_timestamps(self.folder / "segments" / segment.segment_id, self.space.fingerprint)
-                timestamps_us[places] = stored[rows]
-            except DamagedSegmentError as error:
-                bad[segment.segment_id] = str(error)
-        return timestamps_us, bad
-
-    def lacking(self, names: Sequence[str], asked: int) -> MissingFeaturesError | DamagedSegmentError:
-        """The error for rows that are not visible."""
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        if self.damage:
-            return DamagedSegmentError(
-                f"the cache must hold every clip asked for, but {len(names)} of {asked} are not readable ({shown}) "
-                f"and {len(self.damage)} segments are damaged, the first because {self.damage[0].reason}"
-            )
-        return MissingFeaturesError(
-            f"the cache must hold every clip asked for, but {len(names)} of {asked} are missing from feature space "
-            f"{self.space.fingerprint[:16]} ({shown}). Run featurecache extract."
-        )
-
-    def _by_segment(self, positions: npt.NDArray[np.int64]) -> Iterator[_Part]:
-        """(segment, its rows ascending, their places among the positions)."""
-        segment, row = self.index.segment[positions], self.index.row[positions].astype(np.int64)
-        order = np.lexsort((row, segment))
-        segment, row = segment[order], row[order]
-        borders = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(order)]
-        for start, stop in pairwise(borders):
-            if stop > start:
-                yield self.index.segments[segment[start]], row[start:stop], order[start:stop]
 
 
 def _without_record(folder: Path) -> list[Damage]:

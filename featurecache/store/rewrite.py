@@ -128,13 +128,7 @@ def purge(root: Path, folder: Path, fingerprint: str, name: str, is_gone: IsGone
         return Purged()
     lost, rewritten = found.known & ~gone & ~found.intact, False
     if found.rows is not None and not gone[found.intact].all() and not _stands_elsewhere(folder, fingerprint, name):
-        kept = ~gone[found.intact]
-        rows = Rows(
-            found.rows.features[kept],
-            found.rows.video_sha256[kept],
-            found.rows.span_us[kept],
-            found.rows.timestamps_us[kept],
-        )
+        rows = found.rows.at(~gone[found.intact])
         # Where a row is lost, what this segment replaced may still hold it and must be seen again.
         earlier = found.replaces if found.intact.all() else ()
         _write_anew(root, folder, fingerprint, rows, found.provenance, {name: earlier})

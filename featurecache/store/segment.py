@@ -49,6 +49,10 @@ class Rows:
     span_us: npt.NDArray[np.int64]
     timestamps_us: npt.NDArray[np.int64]
 
+    def at(self, which: npt.NDArray[np.bool_]) -> "Rows":
+        """Some of the rows, by a mask of shape (N,)."""
+        return Rows(self.features[which], self.video_sha256[which], self.span_us[which], self.timestamps_us[which])
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -347,9 +351,9 @@ def _checked_small(
 def _files_inside(folder: Path) -> set[str]:
     """Relative paths of all files in a segment."""
     found = set()
-    for name in files.list_names(folder):
+    for name in files.names_in(folder):
         try:
-            found |= {f"{name}/{inner}" for inner in files.list_names(folder / name)}
+            found |= {f"{name}/{inner}" for inner in files.names_in(folder / name)}
         except NotADirectoryError:
             found.add(name)
     return found

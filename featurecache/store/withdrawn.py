@@ -73,11 +73,7 @@ def read_withdrawn(root: Path) -> Withdrawn:
     Raises:
         CacheReadError: If the disk refuses.
     """
-    try:
-        names = files.list_names(root / FOLDER)
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    return Withdrawn(frozenset(name for name in names if format.SHA256.fullmatch(name)))
+    return Withdrawn(frozenset(filter(format.SHA256.fullmatch, files.list_names(root / FOLDER))))
 
 
 def mark_withdrawn(root: Path, video_sha256: str) -> str:

@@ -370,11 +370,10 @@ class CacheWriter:
 
     def _stored_shapes(self) -> tuple[tuple[int, ...] | None, int]:
         """Row shape and frames of a segment that is already there; None, 0 in an empty space."""
-        for name in files.list_names(self._folder / "segments"):
-            if format.SEGMENT_ID.fullmatch(name):
-                with contextlib.suppress(DamagedSegmentError):
-                    record = read_record(self._folder / "segments" / name, self._fingerprint)
-                    return tuple(record["row_shape"]), record["timestamps"]
+        for name in segment_names(self._folder):
+            with contextlib.suppress(DamagedSegmentError):
+                record = read_record(self._folder / "segments" / name, self._fingerprint)
+                return tuple(record["row_shape"]), record["timestamps"]
         return None, 0
 
     def _refresh_checkpoint(self) -> None:

@@ -80,6 +80,30 @@ class ClipFailure:
     reason: str
 
 
+@dataclass
+class _Clip:
+    """A clip in flight."""
+
+    start_us: int
+    end_us: int
+    size: tuple[int, ...] = ()
+    frames: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    timestamps_us: list[int] = field(default_factory=list)
+    last_order: int = -1
+    last_ticks: int = -1
+    reason: str | None = None
+
+    def result(self) -> ClipFrames | ClipFailure:
+        if self.reason is not None:
+            return ClipFailure(self.start_us, self.end_us, self.reason)
+        timestamps_us = np.array(self.timestamps_us, dtype=np.int64)
+        return ClipFrames(self.start_us, self.end_us, tuple(self.frames), timestamps_us)
+
+    def forget(self) -> None:
+        self.frames.clear()
+        self.timestamps_us.clear()
+
+
 def read_clips(
     path: Path,
     spans: Sequence[tuple[int, int]],
@@ -107,48 +131,7 @@ def read_clips(
 
     Yields:
         Exactly one item per span, as soon as it is decided.
-
-    Raises:
-        ValueError: If `frame_count` is below 1.
     """
-    if frame_count < 1:
-        raise ValueError(f"frame_count must be at least 1, but it is {frame_count}.")
-    return _read_clips(path, spans, frame_count, fit, max_pixels, time_limit_s, decode_all)
-
-
-@dataclass
-class _Clip:
-    """A clip in flight."""
-
-    start_us: int
-    end_us: int
-    size: tuple[int, ...] = ()
-    frames: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    timestamps_us: list[int] = field(default_factory=list)
-    last_order: int = -1
-    last_ticks: int = -1
-    reason: str | None = None
-
-    def result(self) -> ClipFrames | ClipFailure:
-        if self.reason is not None:
-            return ClipFailure(self.start_us, self.end_us, self.reason)
-        timestamps_us = np.array(self.timestamps_us, dtype=np.int64)
-        return ClipFrames(self.start_us, self.end_us, tuple(self.frames), timestamps_us)
-
-    def forget(self) -> None:
-        self.frames.clear()
-        self.timestamps_us.clear()
-
-
-def _read_clips(
-    path: Path,
-    spans: Sequence[tuple[int, int]],
-    frame_count: int,
-    fit: Fit | None,
-    max_pixels: int,
-    time_limit_s: float | None,
-    decode_all: bool,
-) -> Iterator[ClipFrames | ClipFailure]:
     waiting: list[tuple[int, int]] = []
     for start_us, end_us in spans:
         if 0 <= start_us < end_us:

@@ -11,7 +11,7 @@ from featurecache.extraction.failures import known_failures
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from featurecache.store import FeatureCache, VerifyReport, verify
-from featurecache.store.reader import Space
+from featurecache.store.view import Space
 from featurecache.store.withdrawn import read_withdrawn
 
 

@@ -10,7 +10,7 @@ from featurecache.clips.audit import audit
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.copies import find_copies
 from featurecache.clips.csv_file import keep_edited, refuse_edited, write_table
-from featurecache.clips.inventory import Inventory, make_table, take_inventory
+from featurecache.clips.inventory import Inventory, take_inventory
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits, kept_splits
 from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelAudit
 from featurecache.clips.record import files_of, read_record, record_of
@@ -22,6 +22,7 @@ from featurecache.clips.session_notes import (
     recordings_of_sessions,
     sessions_in_words,
 )
+from featurecache.clips.table import make_table
 from featurecache.clips.unannotated import (
     LostAnnotations,
     UnannotatedTime,
@@ -117,7 +118,7 @@ def make_clips(
     made = (
         reviewed_table(project, found, kept=kept)
         if with_reviewed
-        else ReviewedTable(found, *make_table(project, found, kept=kept))
+        else ReviewedTable(found, *make_table(project.settings, found, kept=kept))
     )
     found, table, short = made.inventory, made.table, (*made.short, *made.left_out)
     on_left_out(short)

@@ -27,7 +27,7 @@ from featurecache.annotations.saving import save_private
 from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.csv_fields import format_seconds, guard_cell
-from featurecache.errors import CacheNotFoundError, MissingFeaturesError, UsageError
+from featurecache.errors import MissingFeaturesError, UsageError
 from featurecache.extraction.failures import stored_clips
 from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.words import ProjectWords
@@ -129,10 +129,7 @@ def find(project: Project, words: str, *, top: int = 20, out: Path | None = None
 
 def _stored(project: Project, space: FeatureSpace) -> tuple[FeatureCache, list[Clip], int]:
     """The cache, clips of the table with an embedding in it, each once, and how many have none."""
-    try:
-        cache = FeatureCache.open(project.cache)
-    except CacheNotFoundError:
-        cache = None
+    cache = FeatureCache.open_if_made(project.cache)
     stored = stored_clips(cache, space.fingerprint) if cache else frozenset()
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
     clips = [clip for clip in table.clips if clip.clip_id in stored]

@@ -20,7 +20,7 @@ from featurecache.errors import FingerprintMismatchError as WrongRecordError
 from featurecache.extraction.failures import read_rows
 from featurecache.spec import json_object
 from featurecache.store.index import Damage
-from featurecache.store.reader import Space
+from featurecache.store.view import Space
 from heads.evaluation_log import EvaluationLog, read_evaluation_log
 from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZS_TEXT, ZSC_CO, ZSC_J, method_of_head
 from heads.runs import METRICS_NAMES

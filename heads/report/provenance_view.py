@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featurecache.spec import flatten
-from featurecache.store.reader import Space
+from featurecache.store.view import Space
 from heads.report.documents import Documents, Run
 from heads.report.figures import Figure, keep
 from heads.report.methods_paragraph import CITATIONS, methods_paragraph

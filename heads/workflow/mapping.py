@@ -36,7 +36,7 @@ from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, differences
-from featurecache.store.reader import Space
+from featurecache.store.view import Space
 from featurecache.video.digests import DigestMemo
 from featurecache.video.sampling import ClipFailure, read_clips
 from featurecache.workflow.withdrawal import MAPS

@@ -8,7 +8,7 @@ from featurecache import FeatureCache
 from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id
 from featurecache.csv_fields import UNWRITABLE
-from featurecache.errors import CacheNotFoundError, FeatureCacheError, UnreadableVideoError
+from featurecache.errors import FeatureCacheError, UnreadableVideoError
 from featurecache.extraction.boxes import RecordingBoxes, why_whole
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.extraction.plan import plan_recordings
@@ -121,14 +121,6 @@ def extract_missing(
     )
     head.check_spaces(plan.spaces)
     return run_asked(own, plan, on_progress=on_progress)
-
-
-def opened_cache(project: Project) -> FeatureCache | None:
-    """The project's cache; None where there is none, since no clip of any recording could be extracted."""
-    try:
-        return FeatureCache.open(project.cache)
-    except CacheNotFoundError:
-        return None
 
 
 def missing_clips(

@@ -48,7 +48,6 @@ from heads.workflow.new_recordings import (
     examined_recordings,
     extract_missing,
     missing_clips,
-    opened_cache,
     reason_of,
     stem_of,
     with_their_boxes,
@@ -173,7 +172,7 @@ def predict(
     failed += boxless
     windows = {one.sha256: scored_windows(one.info.duration_us, length_us, stride_us) for one in usable}
     extraction = extract(head, usable, windows)
-    cache = opened_cache(project)
+    cache = FeatureCache.open_if_made(project.cache)
     annotations = find_annotations(project, [recording.name for recording in usable])
     written = []
     for recording in usable:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featurecache import FeatureCache
 from featurecache.clips.clip import Clip, clip_id, clip_windows
 from featurecache.clips.leakage import sessions_in
 from featurecache.clips.samples import Sample, camera_of, groups_of_recordings, moments
@@ -44,7 +45,6 @@ from heads.workflow.new_recordings import (
     Extract,
     examined_recordings,
     missing_clips,
-    opened_cache,
     with_their_boxes,
 )
 from heads.workflow.sample_scores import WEIGHTS_NAME, weights_table
@@ -184,7 +184,7 @@ def predict_samples(
     windows = {recording.sha256: _windows_of(recording, wanted) for recording in usable}
     chosen = [recording for recording in usable if windows[recording.sha256]]
     extraction = extract(head, chosen, windows)
-    cache = opened_cache(project)
+    cache = FeatureCache.open_if_made(project.cache)
     spans = [(sha256, *span) for sha256, of in windows.items() for span in of]
     contents = {sha256[:16] for sha256 in windows}
     unread = (part for part in wanted if part.partition("-")[0] not in contents)

@@ -14,7 +14,7 @@ from featurecache.csv_fields import format_seconds
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project
-from featurecache.store.reader import Space
+from featurecache.store.view import Space
 from featurecache.workflow.withdrawal import SHORTCUTS
 from heads.bundle import Bundle
 from heads.data import LabelledSplit

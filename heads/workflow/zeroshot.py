@@ -43,7 +43,6 @@ from heads.data import LabelledSplit
 from heads.loading import load_split, read_features
 from heads.timelines.rules import checked_rules
 from heads.workflow.data import run_folder
-from heads.workflow.new_recordings import opened_cache
 from heads.workflow.training import TimelineChoice, finished_run
 from heads.workflow.zeroshot_report import ZeroShotReport
 from heads.zeroshot.lists import Rules, check_rules
@@ -152,7 +151,7 @@ def _written(
     from heads.zeroshot.run import write_unsure_run, write_zero_shot_run
 
     plan = report.plan
-    cache = opened_cache(project)
+    cache = FeatureCache.open_if_made(project.cache)
     asked_about, numbers = _answers(cache, plan, table)
     if cache is None or not asked_about:
         return report
