@@ -105,10 +105,12 @@ def damage_a_segment(project: Path) -> None:
 def make_table(project: Project) -> None:
     """Writes the project's clips.csv."""
     from featurecache.clips.csv_file import write_table
-    from featurecache.clips.inventory import make_table as build
     from featurecache.clips.inventory import take_inventory
+    from featurecache.clips.table import make_table as build
 
-    write_table(build(project, take_inventory(project))[0], project.clips, state_path=project.state / "clips.json")
+    write_table(
+        build(project.settings, take_inventory(project))[0], project.clips, state_path=project.state / "clips.json"
+    )
 
 
 def fill_cache(

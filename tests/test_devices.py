@@ -69,9 +69,9 @@ def test_two_processes_give_the_rows_and_failures_of_one(project: Project) -> No
         kept_from_working.result()
     assert alone.progress.failed > 0
     assert {failure.recording for failure in alone.failures} == {"S3.mp4", "torn.mp4"}
-    assert (both.extraction.failures, both.crashes) == (alone.failures, ())
+    assert (both.failures, both.crashes) == (alone.failures, ())
     for count in ("extracted", "failed", "claimed_by_others", "total"):
-        assert getattr(both.extraction.progress, count) == getattr(alone.progress, count)
+        assert getattr(both.progress, count) == getattr(alone.progress, count)
     assert sorted(project.failures.read_text().splitlines()) == sorted(one.failures.read_text().splitlines())
     assert failed_clip_ids(project) == {failure.clip_id for failure in alone.failures}
     ids = FeatureCache.open(one.cache).clip_ids()
@@ -89,7 +89,7 @@ def test_nothing_is_lost_or_computed_twice_when_a_process_is_killed_and_a_device
     done = extract_on_devices(project.root, project, plan, devices=[BROKEN, *PROCESSORS])
     killer.join()
     assert sorted(crash.reason for crash in done.crashes) == ["ended with code 1"] * 2 + ["was killed by SIGKILL"]
-    assert (done.extraction.progress.extracted, done.extraction.progress.claimed_by_others) == (22, 0)
+    assert (done.progress.extracted, done.progress.claimed_by_others) == (22, 0)
     assert not still_missing(project, plan)
     assert count_rows(project) == 22
 

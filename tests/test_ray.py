@@ -81,7 +81,7 @@ def test_nothing_is_lost_or_computed_twice_when_an_actor_is_killed(project: Proj
     done = extract_on_ray(project.root, project, plan, address="local", on_progress=listen)
     killer.join()
     assert len(done.crashes) == 1
-    assert done.extraction.progress.extracted == plan.todo == 160
+    assert done.progress.extracted == plan.todo == 160
     assert not still_missing(project, plan)
     assert count_rows(project) == 160
     assert heard == {"0100007F", "0000000000000000FFFF00000100007F"}, "loopback alone"
@@ -117,7 +117,7 @@ def test_nothing_is_lost_or_computed_twice_when_a_node_of_the_cluster_dies(proje
         cluster.shutdown()
     assert len(lost) == 1
     assert done.crashes
-    assert done.extraction.progress.extracted == plan.todo == 160
+    assert done.progress.extracted == plan.todo == 160
     assert not still_missing(project, plan)
     assert count_rows(project) == 160
 

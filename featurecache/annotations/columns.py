@@ -41,20 +41,18 @@ _NAMES = {
 """What a column holds -> its usual names, without units, the surer ones first."""
 _TIER = ("tier", "zeile", "acteur", "línea", "trilha", "livello")
 """What ELAN calls a tier in its languages: the annotation is its value then."""
-_MILLISECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:ms|msec|milliseconds?|millis)\W*$")
-_MICROSECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:us|µs|μs|usec|microseconds?|micros)\W*$")
-_MINUTES = re.compile(r"(?:[\s_\-(\[]+)(?:min|mins|minutes?|minuten)\W*$")
-_SECONDS = re.compile(r"(?:[\s_\-(\[]+)(?:s|sec|secs|seconds?|ss\.msec)\W*$")
-_FRAMES = re.compile(r"(?:[\s_\-(\[]+)(?:frames?|frame (?:no|nr|number))\W*$")
-_CLOCK = re.compile(r"(?:[\s_\-(\[]+)(?:hh:mm:ss(?:[.:;]\w+)?|smpte.*|timecode.*)\W*$")
-_PATTERNS = (
-    (_MILLISECONDS, "ms"),
-    (_MICROSECONDS, "us"),
-    (_MINUTES, "min"),
-    (_SECONDS, "s"),
-    (_FRAMES, "frames"),
-    (_CLOCK, "clock"),
+_PATTERNS = tuple(
+    (re.compile(rf"(?:[\s_\-(\[]+)(?:{names})\W*$"), unit)
+    for names, unit in (
+        (r"ms|msec|milliseconds?|millis", "ms"),
+        (r"us|µs|μs|usec|microseconds?|micros", "us"),
+        (r"min|mins|minutes?|minuten", "min"),
+        (r"s|sec|secs|seconds?|ss\.msec", "s"),
+        (r"frames?|frame (?:no|nr|number)", "frames"),
+        (r"hh:mm:ss(?:[.:;]\w+)?|smpte.*|timecode.*", "clock"),
+    )
 )
+"""How a column's name ends that tells its unit."""
 _UNITS = ("s", "", "clock", "ms", "us", "min", "frames")
 """Of several columns with one time the first of these is taken."""
 _OF_NUMBERS: Mapping[str, Unit] = {"ms": "ms", "us": "us", "min": "min", "frames": "frames"}

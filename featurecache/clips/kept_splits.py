@@ -34,10 +34,8 @@ class KeptSplits:
     by_session: Mapping[str, str] = field(default_factory=dict)
     on_disk: Mapping[str, str] = field(default_factory=dict)
 
-    def of_sessions(
-        self, recordings: Sequence[Recording], sessions: Mapping[str, str]
-    ) -> tuple[dict[str, str], list[str]]:
-        """The splits that sessions keep, and the sessions whose recordings were in several.
+    def of_sessions(self, recordings: Sequence[Recording], sessions: Mapping[str, str]) -> dict[str, str]:
+        """The splits that sessions keep.
 
         Args:
             recordings: The usable recordings.
@@ -46,14 +44,12 @@ class KeptSplits:
         places: dict[str, set[str]] = defaultdict(set)
         for recording in recordings:
             places[sessions[recording.name]].add(self.by_content.get(recording.sha256[:16], ""))
-        kept, joined = {}, []
+        kept = {}
         for session, found in sorted(places.items()):
             known = (found - {""}) or ({self.by_session.get(session_key(session), "")} - {""})
             if known:
                 kept[session] = min(known, key=SPLITS.index)
-            if len(known) > 1:
-                joined.append(session)
-        return kept, joined
+        return kept
 
     def moved(self, table: ClipTable) -> list[str]:
         """Sessions of a table of which a recording is in another split in the table that it replaces."""

@@ -76,7 +76,7 @@ def make_table(
         for name, spans in windows.items()
     }
     session_of = {name: [sessions[name]] * len(spans) for name, spans in windows.items()}
-    of_sessions, _ = kept.of_sessions(recordings, sessions)
+    of_sessions = kept.of_sessions(recordings, sessions)
     fixed = {**of_sessions, **(fixed or {}), **spelled_as(splits.sessions, sessions.values())}
     if splits.allow_clip_level and (parts := _parts_of_few(targets, sessions)):
         session_of |= parts

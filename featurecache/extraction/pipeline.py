@@ -65,18 +65,29 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class WorkerCrash:
+    """A worker that ended without a result, and the reason."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Extraction:
-    """What a run did.
+    """What a run did, alone or by several workers.
 
     Attributes:
-        progress: Its end.
+        progress: Its end. Of several workers `extracted` counts the clips that the cache has gained, and stage times
+            are means, so that their share of the elapsed time reads as that of one process does.
         failures: Clips that could not be extracted.
         checked: Stored clips that were computed again at its start, and agreed.
+        crashes: Workers that ended without a result.
     """
 
     progress: Progress
     failures: tuple[FailedClip, ...]
     checked: int = 0
+    crashes: tuple[WorkerCrash, ...] = ()
 
 
 def extract(

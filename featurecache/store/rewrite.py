@@ -138,10 +138,10 @@ def purge(root: Path, folder: Path, fingerprint: str, name: str, is_gone: IsGone
     return Purged(int(gone.sum()), rewritten, not rewritten, tuple(found.clip_names(lost)), int((~found.known).sum()))
 
 
-def purge_withdrawn(root: Path, folder: Path, fingerprint: str, name: str) -> Purged:
+def purge_withdrawn(root: Path, folder: Path, fingerprint: str, name: str) -> None:
     """Take the rows of withdrawn recordings out of a segment that was just committed; errors as for `purge`."""
-    withdrawn = read_withdrawn(root)
-    return purge(root, folder, fingerprint, name, withdrawn.rows) if withdrawn else Purged()
+    if withdrawn := read_withdrawn(root):
+        purge(root, folder, fingerprint, name, withdrawn.rows)
 
 
 def _stands_elsewhere(folder: Path, fingerprint: str, name: str) -> bool:

@@ -97,7 +97,7 @@ def _outcome(report: "ExtractionReport") -> Iterator[Piece]:
         yield f"extracted nothing in {done.elapsed_s:.1f} s"
     if report.outcome.checked:
         yield f"computed {counted(report.outcome.checked, 'stored clip')} again first: the same as stored"
-    for crash in report.crashes:
+    for crash in report.outcome.crashes:
         yield Warn(f"{crash.worker} {crash.reason}; what it had not saved was computed again")
     if done.claimed_by_others:
         yield f"claimed by another process, in progress: {counted(done.claimed_by_others, 'clip')}"

@@ -21,19 +21,18 @@ from types import FrameType
 from typing import IO, NoReturn, cast
 
 from featurecache.errors import FeatureCacheError, SettingsError
-from featurecache.extraction.pipeline import Progress
+from featurecache.extraction.pipeline import Extraction, Progress, WorkerCrash
 from featurecache.extraction.plan import Plan
 from featurecache.project.settings import Project
 from featurecache.workers.messages import (
     Report,
     Share,
-    WorkerCrash,
     decode_report,
     decode_share,
     encode_report,
     encode_share,
 )
-from featurecache.workers.pool import PoolExtraction, Tell, run_pool, run_share, shares
+from featurecache.workers.pool import Tell, run_pool, run_share, shares
 
 _INTERRUPTED = 130
 
@@ -95,7 +94,7 @@ def extract_on_devices(
     *,
     devices: Sequence[Device],
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> PoolExtraction:
+) -> Extraction:
     """Computes what the plan found missing, with one process for each device.
 
     Args:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from featurecache import errors
 from featurecache.errors import FeatureCacheError
-from featurecache.extraction.pipeline import Extraction, Progress
+from featurecache.extraction.pipeline import Extraction, Progress, WorkerCrash
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,6 @@ class Share:
     decoders: int
     select: tuple[str, ...] = ()
     asked: str = ""
-
-
-@dataclass(frozen=True)
-class WorkerCrash:
-    """A worker that ended without a result, and the reason."""
-
-    worker: str
-    reason: str
 
 
 Report = Progress | Extraction | FeatureCacheError | OSError | WorkerCrash

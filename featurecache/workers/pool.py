@@ -14,17 +14,17 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from featurecache.errors import FingerprintMismatchError, WorkerDiedError
-from featurecache.extraction.pipeline import Extraction, Progress
+from featurecache.extraction.pipeline import Extraction, Progress, WorkerCrash
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan, still_missing
 from featurecache.project.settings import Project, open_project
 from featurecache.spelling import counted
-from featurecache.workers.messages import Report, Share, WorkerCrash
+from featurecache.workers.messages import Report, Share
 
 _MOST_CRASHES = 2
 _log = logging.getLogger(__name__)
@@ -45,18 +45,6 @@ class Worker(Protocol):
 
     def kill(self) -> None:
         """Ends it now; returns when it is gone."""
-
-
-@dataclass(frozen=True)
-class PoolExtraction:
-    """The combined result of all workers, and the crashes.
-
-    `extraction.progress.extracted` counts the clips that the cache has gained; its stage times are means over the
-    workers, so that their share of the elapsed time reads as that of one process does.
-    """
-
-    extraction: Extraction
-    crashes: tuple[WorkerCrash, ...]
 
 
 def shares(config: Path, project: Project, plan: Plan, *, devices: Sequence[str]) -> list[Share]:
@@ -108,7 +96,7 @@ def run_pool(
     *,
     lease_s: float = 0.0,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> PoolExtraction:
+) -> Extraction:
     """Starts a worker for each name, waits until all have ended, and restarts those that crash.
 
     Whatever ends this call, an interruption included, no worker outlives it.
@@ -159,7 +147,7 @@ def run_pool(
     )
     ordered = sorted(failures.values(), key=lambda f: (f.recording, f.start_us, f.end_us))
     checked = sum(one.checked for one in pool.done)
-    return PoolExtraction(Extraction(progress, tuple(ordered), checked), tuple(pool.crashes))
+    return Extraction(progress, tuple(ordered), checked, tuple(pool.crashes))
 
 
 class _Pool:

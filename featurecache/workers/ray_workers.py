@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import FeatureCacheError, SettingsError
-from featurecache.extraction.pipeline import Progress
+from featurecache.extraction.pipeline import Extraction, Progress, WorkerCrash
 from featurecache.extraction.plan import Plan
 from featurecache.project.settings import Project
 from featurecache.store.claims import LEASE_S
-from featurecache.workers.messages import WorkerCrash, decode_report, decode_share, encode_report, encode_share
-from featurecache.workers.pool import PoolExtraction, Tell, run_pool, run_share, shares
+from featurecache.workers.messages import decode_report, decode_share, encode_report, encode_share
+from featurecache.workers.pool import Tell, run_pool, run_share, shares
 
 _LOCAL_CPUS = 2
 _OBJECT_STORE_BYTES = 100 << 20  # nothing large travels
@@ -46,7 +46,7 @@ def extract_on_ray(
     *,
     address: str,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> PoolExtraction:
+) -> Extraction:
     """Computes what the plan found missing, with an actor for each GPU of a Ray cluster.
 
     Args:

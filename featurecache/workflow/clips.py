@@ -205,7 +205,7 @@ def _without_withdrawn(project: Project, found: Inventory) -> Inventory:
 
 def _placed_in_words(before: KeptSplits, found: Inventory, table: ClipTable) -> list[str]:
     """Which sessions kept their splits, and where new ones are."""
-    known, _ = before.of_sessions(found.recordings, found.sessions)
+    known = before.of_sessions(found.recordings, found.sessions)
     of_session = {clip.session: clip.split for clip in table.clips if clip.split}
     kept = [session for session, split in known.items() if of_session.get(session) == split]
     if not kept:

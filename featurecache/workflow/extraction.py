@@ -13,8 +13,6 @@ from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from featurecache.video.recordings import UnusableRecording
 from featurecache.workers.devices import extract_on_devices, find_devices
-from featurecache.workers.messages import WorkerCrash
-from featurecache.workers.pool import PoolExtraction
 from featurecache.workflow.clips import MadeClips, make_clips
 
 if TYPE_CHECKING:
@@ -29,15 +27,16 @@ class ExtractionReport:
         plan: What there was to do.
         outcome: What was done; None for a dry run.
         forecast: What it will take; None unless this was a dry run with something to do.
-        crashes: Workers that ended without a result.
-        failed: Clips of the table that could not be extracted, with the reasons.
     """
 
     plan: Plan
     outcome: Extraction | None
-    forecast: "Forecast | None"
-    crashes: tuple[WorkerCrash, ...]
-    failed: tuple[FailedClip, ...]
+    forecast: "Forecast | None" = None
+
+    @property
+    def failed(self) -> tuple[FailedClip, ...]:
+        """Clips of the table that could not be extracted, with the reasons."""
+        return self.plan.failures if self.outcome is None else self.outcome.failures
 
     @property
     def is_whole(self) -> bool:
@@ -59,20 +58,14 @@ class ExtractionReport:
         if self.outcome is None:
             document["forecast"] = None if self.forecast is None else asdict(self.forecast)
         else:
-            done = self.outcome.progress
+            done = asdict(self.outcome.progress)
+            del done["failed"], done["total"]
             document |= {
-                "extracted": done.extracted,
-                "claimed_by_others": done.claimed_by_others,
+                "frames_shared": done.pop("shared_frames"),
+                **done,
+                "idle_share": self.outcome.progress.idle_share,
                 "checked": self.outcome.checked,
-                "batch_size": done.batch_size,
-                "elapsed_s": done.elapsed_s,
-                "waited_s": done.waited_s,
-                "preprocess_s": done.preprocess_s,
-                "model_s": done.model_s,
-                "write_s": done.write_s,
-                "idle_share": done.idle_share,
-                "frames_shared": done.shared_frames,
-                "worker_crashes": [asdict(crash) for crash in self.crashes],
+                "worker_crashes": [asdict(crash) for crash in self.outcome.crashes],
             }
         document["without_their_box"] = list(plan.mismatch.recordings)
         return {**document, "failed": [asdict(failure) for failure in self.failed]}
@@ -122,20 +115,20 @@ def extract(
     plan = plan_extraction(project, limit=limit, allow_download=allow_download)
     on_plan(plan)
     if dry_run:
-        return ExtractionReport(plan, None, _forecast(project, plan) if plan.todo else None, (), plan.failures)
+        return ExtractionReport(plan, None, _forecast(project, plan) if plan.todo else None)
     if plan.todo and chosen is not None:
-        together = extract_on_devices(project.path, project, plan, devices=chosen, on_progress=on_progress)
+        outcome = extract_on_devices(project.path, project, plan, devices=chosen, on_progress=on_progress)
     elif plan.todo and ray is not None:
         from featurecache.workers.ray_workers import extract_on_ray
 
-        together = extract_on_ray(project.path, project, plan, address=ray, on_progress=on_progress)
+        outcome = extract_on_ray(project.path, project, plan, address=ray, on_progress=on_progress)
     else:
         if plan.todo:
             from featurecache.extraction.forecast import outlook
 
             on_outlook(outlook(project, plan))
-        together = PoolExtraction(run_plan(project, plan, on_progress=on_progress), ())
-    return ExtractionReport(plan, together.extraction, None, together.crashes, together.extraction.failures)
+        outcome = run_plan(project, plan, on_progress=on_progress)
+    return ExtractionReport(plan, outcome)
 
 
 def _forecast(project: Project, plan: Plan) -> "Forecast":

@@ -30,14 +30,13 @@ from featurecache.clips.leakage import leakage_record
 from featurecache.csv_fields import guard_cell
 from featurecache.errors import UsageError
 from featurecache.extraction.failures import KnownFailures, known_failures, stored_clips
-from featurecache.extraction.pipeline import Extraction, Progress
+from featurecache.extraction.pipeline import Extraction, Progress, WorkerCrash
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.files import private_folder, write_private
 from featurecache.project.settings import Project, parse_section
 from featurecache.spelling import visible
 from featurecache.workers.devices import Device, extract_on_devices, find_devices
-from featurecache.workers.messages import WorkerCrash
 from heads.clip_rule import ClipRule
 from heads.data import LabelledSplit
 from heads.loading import load_split, read_features
@@ -138,7 +137,7 @@ def _asked(
             return run_plan(project, plan, on_progress=on_progress)
         together = extract_on_devices(project.path, project, plan, devices=devices, on_progress=on_progress)
         crashes.extend(together.crashes)
-        return together.extraction
+        return together
 
     return run_asked(project, plan, on_progress=on_progress, run=ask), tuple(crashes)
 

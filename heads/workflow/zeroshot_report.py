@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.extraction.pipeline import Extraction
+from featurecache.extraction.pipeline import Extraction, WorkerCrash
 from featurecache.extraction.plan import Plan
-from featurecache.workers.messages import WorkerCrash
 from heads.workflow.training import TrainedRun
 
 if TYPE_CHECKING:
