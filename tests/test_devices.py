@@ -144,8 +144,8 @@ def test_no_failure_is_lost_when_several_runs_end_at_once(project: Project) -> N
 def test_a_failure_stays_listed_until_the_clip_is_there_when_another_process_is_at_it(project: Project) -> None:
     plan = plan_extraction(project)
     clip = read_table(project.clips).clips[0]
-    row = f"{clip.clip_id},{clip.recording},0,1,its decoder stalled\n"
-    project.failures.write_text("clip_id,recording,start_s,end_s,reason\n" + row)
+    row = f"{clip.clip_id},{clip.recording},0,1,{plan.space.fingerprint},its decoder stalled\n"
+    project.failures.write_text("clip_id,recording,start_s,end_s,feature_space,reason\n" + row)
     with CacheWriter(project.cache, plan.space, {}) as other:
         assert all(other.claim(clips[0].recording.sha256) for clips in plan.work)
         assert run_plan(project, plan).progress.claimed_by_others == 24

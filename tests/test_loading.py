@@ -74,10 +74,9 @@ def test_load_split_says_what_was_purged_when_nothing_is_left(cache: FeatureCach
 
 
 def test_load_split_points_to_the_list_of_failures_when_all_clips_failed(cache: FeatureCache) -> None:
+    known = KnownFailures({(GONE.clip_id, SPACE.fingerprint): "torn"})
     with pytest.raises(TrainingDataError, match=r"1 labelled clips? and features of none\. See failed_clips\.csv"):
-        load_split(
-            ClipTable(("x",), (GONE,)), "train", cache, SPACES, known=KnownFailures({(GONE.clip_id, ""): "torn"})
-        )
+        load_split(ClipTable(("x",), (GONE,)), "train", cache, SPACES, known=known)
 
 
 def test_load_all_splits_purges_nothing_and_leaves_out_what_has_no_split(cache: FeatureCache) -> None:

@@ -192,13 +192,3 @@ def test_written_settings_show_every_setting_with_its_default_or_an_example_that
         for field in dataclasses.fields(kind):
             is_default = getattr(shown, field.name) == getattr(expected, field.name)
             assert is_default is (field.name not in by_example | {"session_from"}), (name, field.name)
-
-
-def test_the_former_name_of_select_is_read_with_a_warning(tmp_path: Path) -> None:
-    with pytest.warns(
-        FutureWarning, match=r"features\.keep is called features\.select now\. Rename it in featurecache\.toml"
-    ):
-        project = _open(tmp_path, MINIMAL + 'keep = ["final/motion"]\n')
-    assert project.settings.features.select == ("final/motion",)
-    with pytest.raises(SettingsError, match=r"'features\.keep' is not"):
-        _open(tmp_path, MINIMAL + 'keep = ["final/motion"]\nselect = ["final/mean"]\n')

@@ -74,7 +74,7 @@ def test_report_holds_no_folder_of_a_recording_and_no_path(tmp_path: Path) -> No
     recordings = ("ward 7/jane doe/a.mp4", "ward 7/john doe/a.mp4", "ward 8/b.mp4")
     root = write_project(tmp_path / "p", recordings=recordings)
     (root / "failed_clips.csv").write_text(
-        "clip_id,recording,start_s,end_s,reason\nx,ward 7/jane doe/a.mp4,0,3,its picture is damaged\n"
+        "clip_id,recording,start_s,end_s,feature_space,reason\nx,ward 7/jane doe/a.mp4,0,3,,its picture is damaged\n"
     )
     report_on(root)
     text = (root / "runs" / "report.html").read_text()

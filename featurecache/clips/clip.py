@@ -76,6 +76,9 @@ class Coded(Generic[Value]):
         codes = np.array([known.setdefault(cell, len(known)) for cell in cells], np.int32)
         return cls(codes, tuple(known))
 
+    def __getitem__(self, position: int) -> Value:
+        return self.values[int(self.codes[position])]
+
 
 @dataclass(frozen=True, eq=False)
 class ClipColumns(Sequence[Clip]):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.clips.clip import Clip, ClipColumns, union_of
+from featurecache.clips.clip import Clip, ClipColumns, Coded, union_of
 from featurecache.clips.samples import BETWEEN_PARTS
 from featurecache.spelling import caseless, plain_name
 
@@ -70,22 +70,9 @@ def find_leak(clips: Sequence[Clip], *, allow_clip_level: bool = False) -> Leak 
         clips: The clips of a table.
         allow_clip_level: Whether splits may cut sessions.
     """
-    if isinstance(clips, ClipColumns) and _nothing_crosses(clips, sessions_too=not allow_clip_level):
-        return None
-    contents: dict[str, int] = {}
-    recordings: dict[str, int] = {}
-    for position, clip in enumerate(clips):
-        earlier = recordings.setdefault(clip.recording, position)
-        if clips[earlier].content != clip.content:
-            found = f"recording {clip.recording!r} has the contents {clips[earlier].content} and {clip.content}"
-            return Leak(position, earlier, "recording", found)
-        earlier = contents.setdefault(clip.content, position)
-        if clips[earlier].recording != clip.recording:
-            found = f"recordings {clips[earlier].recording!r} and {clip.recording!r} have the same content"
-            return Leak(position, earlier, "recording", found)
-    if (leak := _spelled_twice(clips)) is not None:
-        return leak
-    return None if allow_clip_level else _mingled_sessions(clips) or _cut_session(clips)
+    columns = ClipColumns.of(clips)
+    leak = _two_identities(columns) or _spelled_twice(columns)
+    return leak if leak or allow_clip_level else _mingled_sessions(columns) or _cut_session(columns)
 
 
 def part_of(session: str, number: int, parts: int) -> str:
@@ -93,78 +80,64 @@ def part_of(session: str, number: int, parts: int) -> str:
     return f"{session} part {number} of {parts}"
 
 
-def _whole(session: str) -> str:
-    """The session that a part is of."""
-    return _PART.sub("", session)
+def _disagreement(group: NDArray[np.integer], value: NDArray[np.int32]) -> tuple[int, int] | None:
+    """The first clip with another value than the first clip of its group has, and that clip; codes of shape (N,)."""
+    _, first, of = np.unique(group, return_index=True, return_inverse=True)
+    earlier = first[of]
+    differs = np.flatnonzero(value != value[earlier])
+    return (int(differs[0]), int(earlier[differs[0]])) if len(differs) else None
 
 
-def _one_spelling(session: str) -> str:
-    return caseless(plain_name(session))
+def _two_identities(clips: ClipColumns) -> Leak | None:
+    """A recording of two contents, or a content of two names."""
+    recording, content = clips.recording, clips.content
+    if places := _disagreement(recording.codes, content.codes):
+        at, earlier = places
+        found = f"recording {recording[at]!r} has the contents {content[earlier]} and {content[at]}"
+        return Leak(at, earlier, "recording", found)
+    if places := _disagreement(content.codes, recording.codes):
+        at, earlier = places
+        found = f"recordings {recording[earlier]!r} and {recording[at]!r} have the same content"
+        return Leak(at, earlier, "recording", found)
+    return None
 
 
-def _spelled_twice(clips: Sequence[Clip]) -> Leak | None:
+def _spelled_twice(clips: ClipColumns) -> Leak | None:
     """A session in two spellings, which everything behind the table would take for two sessions."""
-    first: dict[str, int] = {}
-    keys: dict[str, str] = {}
-    for position, clip in enumerate(clips):
-        key = keys.get(clip.session) or keys.setdefault(clip.session, _one_spelling(clip.session))
-        earlier = first.setdefault(key, position)
-        if clips[earlier].session != clip.session:
-            found = f"session {clip.session!r} is also spelled {clips[earlier].session!r}"
-            return Leak(position, earlier, "session", found)
+    session = clips.session
+    spelled = Coded.of(caseless(plain_name(name)) for name in session.values)
+    if places := _disagreement(spelled.codes[session.codes], session.codes):
+        at, earlier = places
+        return Leak(at, earlier, "session", f"session {session[at]!r} is also spelled {session[earlier]!r}")
     return None
 
 
-def _nothing_crosses(clips: ClipColumns, *, sessions_too: bool) -> bool:
-    """Whether whole columns show what the walk from clip to clip would find: nothing. Where not, it finds which."""
-    recording, content, session = clips.recording.codes, clips.content.codes, clips.session.codes
-    names = len(np.unique(recording))
-    if not names == len(np.unique(content)) == _pairs(recording, content):
-        return False
-    if len(set(map(_one_spelling, clips.session.values))) < len(set(clips.session.values)):
-        return False
-    if not sessions_too:
-        return True
-    order = np.lexsort((clips.span_us[:, 0], recording))  # stable: of clips that start together, the table's order
-    changes = (np.diff(recording[order]) != 0) | (np.diff(session[order]) != 0)
-    stretches = int(changes.sum()) + (len(order) > 0)
-    whole = np.unique([_whole(name) for name in clips.session.values], return_inverse=True)[1]  # code -> code
-    taking_part = np.array([split != "" for split in clips.split.values], bool)[clips.split.codes]
-    session, split = whole[session[taking_part]], clips.split.codes[taking_part]
-    return stretches == _pairs(recording, clips.session.codes) and len(np.unique(session)) == _pairs(session, split)
-
-
-def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
-    """How many different pairs of codes there are."""
-    return len(np.unique(first.astype(np.int64) << 32 | second))
-
-
-def _mingled_sessions(clips: Sequence[Clip]) -> Leak | None:
+def _mingled_sessions(clips: ClipColumns) -> Leak | None:
     """A session that goes on in its recording after another one began: a split by clips under another name."""
-    last: dict[str, int] = {}
-    started: set[tuple[str, str]] = set()
-    for position in sorted(range(len(clips)), key=lambda position: clips[position].start_us):
-        clip = clips[position]
-        before = last.setdefault(clip.recording, position)
-        if clip.session != clips[before].session and (clip.recording, clip.session) in started:
-            found = (
-                f"the sessions {clips[before].session!r} and {clip.session!r} alternate in recording "
-                f"{clip.recording!r}, where each must be one stretch"
-            )
-            return Leak(position, before, "session", found, clip_level=True)
-        started.add((clip.recording, clip.session))
-        last[clip.recording] = position
-    return None
+    recording, session = clips.recording.codes, clips.session.codes
+    order = np.lexsort((clips.span_us[:, 0], recording))  # stable: of clips that start together, the table's order
+    own = recording[order].astype(np.int64) << 32 | session[order]
+    begins = np.flatnonzero(np.diff(own, prepend=-1))  # of each stretch of one session in one recording
+    again = np.setdiff1d(np.arange(len(begins)), np.unique(own[begins], return_index=True)[1])
+    if not len(again):
+        return None
+    before, at = order[begins[again[0]] - 1 : begins[again[0]] + 1].tolist()
+    found = (
+        f"the sessions {clips.session[before]!r} and {clips.session[at]!r} alternate in recording "
+        f"{clips.recording[at]!r}, where each must be one stretch"
+    )
+    return Leak(at, before, "session", found, clip_level=True)
 
 
-def _cut_session(clips: Sequence[Clip]) -> Leak | None:
-    splits: dict[str, int] = {}
-    for position, clip in enumerate(clips):
-        if clip.split:
-            earlier = splits.setdefault(_whole(clip.session), position)
-            if clips[earlier].split != clip.split:
-                found = f"session {_whole(clip.session)!r} lies in {clips[earlier].split} and in {clip.split}"
-                return Leak(position, earlier, "split", found, clip_level=True)
+def _cut_session(clips: ClipColumns) -> Leak | None:
+    """A session, of which parts may be cut by time, in two splits."""
+    whole = Coded.of(_PART.sub("", name) for name in clips.session.values)
+    whole = Coded(whole.codes[clips.session.codes], whole.values)
+    taking_part = np.flatnonzero(np.array([split != "" for split in clips.split.values], bool)[clips.split.codes])
+    if places := _disagreement(whole.codes[taking_part], clips.split.codes[taking_part]):
+        at, earlier = taking_part[list(places)].tolist()
+        found = f"session {whole[at]!r} lies in {clips.split[earlier]} and in {clips.split[at]}"
+        return Leak(at, earlier, "split", found, clip_level=True)
     return None
 
 
@@ -200,7 +173,8 @@ def sessions_in(clip_ids: Iterable[str], sessions: Iterable[str], spans: Spans) 
 
 def split_level(clips: Sequence[Clip]) -> Literal["session", "clip"]:
     """What the splits go by: `clip` where one cuts a session, which only a forced table does."""
-    return "session" if _mingled_sessions(clips) is None and _cut_session(clips) is None else "clip"
+    columns = ClipColumns.of(clips)
+    return "clip" if _mingled_sessions(columns) or _cut_session(columns) else "session"
 
 
 def touching(clip_ids: Sequence[str], others: Iterable[str]) -> NDArray[np.bool_]:

@@ -2,8 +2,7 @@
 
 The file explains and never decides: whether a clip is missing, the cache alone says. A row goes when the cache has the
 clip in that space, whoever put it there, or when the table has the clip no more; clips of other recordings, as
-`predict` is given them, are never written. A file of an earlier version has no column for the feature space; its rows
-count for every space until they are written anew.
+`predict` is given them, are never written.
 """
 
 import csv
@@ -40,19 +39,6 @@ class FailedClip:
 
 
 @dataclass(frozen=True)
-class ExplainedClip:
-    """A row: why a clip is missing from a feature space.
-
-    Attributes:
-        clip: The clip, its recording and the reason.
-        fingerprint: Fingerprint of the feature space; empty in rows of an earlier version, which count for every space.
-    """
-
-    clip: FailedClip
-    fingerprint: str
-
-
-@dataclass(frozen=True)
 class KnownFailures:
     """What the file says.
 
@@ -64,7 +50,7 @@ class KnownFailures:
 
     def reason(self, clip_id: str, fingerprint: str) -> str | None:
         """Why a clip is missing from a feature space; None where nobody knows."""
-        return self.reasons.get((clip_id, fingerprint), self.reasons.get((clip_id, "")))
+        return self.reasons.get((clip_id, fingerprint))
 
     def missing(self, cache: FeatureCache, clip_ids: Sequence[str], spaces: Iterable[FeatureSpace]) -> dict[str, str]:
         """Clips that are missing from one of the spaces for a reason that is known, and that reason.
@@ -92,7 +78,7 @@ def known_failures(project: Project) -> KnownFailures:
     Raises:
         ClipTableError: If the file is not as it was written.
     """
-    return KnownFailures({(row.clip.clip_id, row.fingerprint): row.clip.reason for row in read_rows(project.failures)})
+    return KnownFailures({key: clip.reason for key, clip in read_rows(project.failures).items()})
 
 
 def record_failures(
@@ -112,47 +98,40 @@ def record_failures(
     with Claims(project.state) as turn:
         while not turn.take(project.failures.name):
             time.sleep(_TURN_S)
-        rows = {(row.clip.clip_id, row.fingerprint): row for row in read_rows(project.failures)}
+        rows = read_rows(project.failures)
         of_run = [space.fingerprint for space in spaces.values()]
-        for failure in failures:
-            rows.pop((failure.clip_id, ""), None)
-            rows |= {(failure.clip_id, one): ExplainedClip(failure, one) for one in of_run}
+        rows |= {(failure.clip_id, one): failure for failure in failures for one in of_run}
         live, in_table = live_cache(project.cache), table.among({clip_id for clip_id, _ in rows})
         ids = list(in_table)
-        fingerprints = {*of_run, *(fingerprint for _, fingerprint in rows if fingerprint)} if rows else set()
-        stored = {one: frozenset(itertools.compress(ids, live.holds(ids, one))) for one in fingerprints}
-        in_all = frozenset.intersection(*(stored.get(one, frozenset()) for one in of_run))
-        kept = [
-            row
-            for (clip_id, fingerprint), row in rows.items()
-            if clip_id in in_table and clip_id not in (stored[fingerprint] if fingerprint else in_all)
-        ]
+        stored = {one: frozenset(itertools.compress(ids, live.holds(ids, one))) for one in {one for _, one in rows}}
+        kept = {
+            (clip_id, one): row
+            for (clip_id, one), row in rows.items()
+            if clip_id in in_table and clip_id not in stored[one]
+        }
         write_private(project.failures, _as_csv(kept))
 
 
-def read_rows(path: Path) -> list[ExplainedClip]:
-    """The rows of a file; none where there is no file.
+def read_rows(path: Path) -> dict[tuple[str, str], FailedClip]:
+    """The rows of a file, by clip id and fingerprint of the feature space; none where there is no file.
 
     Raises:
         ClipTableError: If it is not as it was written.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [
-                ExplainedClip(
-                    FailedClip(
-                        row["clip_id"],
-                        unguard_cell(row["recording"]),
-                        parse_seconds(row["start_s"]),
-                        parse_seconds(row["end_s"]),
-                        unguard_cell(row["reason"]),
-                    ),
-                    row.get("feature_space", ""),
+            return {
+                (row["clip_id"], row["feature_space"]): FailedClip(
+                    row["clip_id"],
+                    unguard_cell(row["recording"]),
+                    parse_seconds(row["start_s"]),
+                    parse_seconds(row["end_s"]),
+                    unguard_cell(row["reason"]),
                 )
                 for row in csv.DictReader(file)
-            ]
+            }
     except FileNotFoundError:
-        return []
+        return {}
     except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
         raise ClipTableError(
             f"{path.name} must be as featurecache wrote it, but it is not ({error}). "
@@ -160,12 +139,11 @@ def read_rows(path: Path) -> list[ExplainedClip]:
         ) from error
 
 
-def _as_csv(rows: Iterable[ExplainedClip]) -> bytes:
+def _as_csv(rows: Mapping[tuple[str, str], FailedClip]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        clip = row.clip
+    for (clip_id, fingerprint), clip in rows.items():
         times = (format_seconds(clip.start_us), format_seconds(clip.end_us))
-        writer.writerow([clip.clip_id, guard_cell(clip.recording), *times, row.fingerprint, guard_cell(clip.reason)])
+        writer.writerow([clip_id, guard_cell(clip.recording), *times, fingerprint, guard_cell(clip.reason)])
     return text.getvalue().encode()

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import re
 import tomllib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
@@ -305,7 +304,7 @@ def open_project(config: Path) -> Project:
         raise SettingsError(
             f"{at} must be text that a path can hold, but it has a zero character. Correct it in {path.name}."
         )
-    settings = parse_section(_renamed(table, path), Settings, "")
+    settings = parse_section(table, Settings, "")
     splits = settings.splits
     total = splits.train + splits.validation + splits.test
     if abs(total - 1) > 1e-6:
@@ -328,19 +327,6 @@ def _zero_character(value: object, at: str = "") -> str:
         return at if "\0" in value else ""
     places = (_zero_character(one, f"{at}.{key}".lstrip(".")) for key, one in inner)
     return next(filter(None, places), "")
-
-
-def _renamed(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The table with `features.select` for its former name `keep`, which version 0.2 will refuse."""
-    features = table.get("features")
-    if not isinstance(features, dict) or "keep" not in features or "select" in features:
-        return table
-    warnings.warn(
-        f"features.keep is called features.select now. Rename it in {path.name}; the next version refuses it.",
-        FutureWarning,
-        stacklevel=3,
-    )
-    return {**table, "features": {("select" if key == "keep" else key): one for key, one in features.items()}}
 
 
 def parse_section(table: Mapping[str, Any], kind: type[T], name: str) -> T:

@@ -269,7 +269,7 @@ def _read_failures(path: Path, problems: list[str]) -> dict[tuple[str, str], int
     except (OSError, ClipTableError) as error:
         problems.append(f"{path.name}: {_why(error)}")
         return {}
-    clips = {row.clip.clip_id: row.clip for row in rows}  # one for all the feature spaces that lack it
+    clips = {clip.clip_id: clip for clip in rows.values()}  # one for all the feature spaces that lack it
     return dict(Counter((clip.recording, clip.reason) for clip in clips.values()))
 
 
