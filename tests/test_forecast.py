@@ -6,7 +6,7 @@ import pytest
 from featurecache.backbones import open_inputs
 from featurecache.backbones.cost import clip_cost
 from featurecache.errors import SettingsError
-from featurecache.extraction.forecast import Forecast, device_memory, forecast
+from featurecache.extraction.forecast import Forecast, device_memory, forecast_plan
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.speed import time_parts
 from featurecache.project.settings import Project
@@ -27,8 +27,14 @@ def plan(project: Project) -> Plan:
     return plan_extraction(project)
 
 
+def carried_out(project: Project, **extract: int | str) -> Project:
+    settings = project.settings
+    changed = dataclasses.replace(settings, extract=dataclasses.replace(settings.extract, **extract))
+    return dataclasses.replace(project, settings=changed)
+
+
 def foresee(plan: Plan, project: Project, *, decoders: int = 2) -> Forecast:
-    return forecast(plan, dtype="float32", device="cpu", batch_size=2, decoders=decoders, root=project.root)
+    return forecast_plan(carried_out(project, device="cpu", batch_size=2, decoders=decoders), plan)
 
 
 def test_forecast_is_of_the_plan_and_of_the_models_arithmetic(plan: Plan, project: Project) -> None:
@@ -122,4 +128,4 @@ def test_time_parts_times_attention_of_any_square(family: str, tmp_path: Path) -
 
 def test_forecast_refuses_a_device_that_is_not_here(plan: Plan, project: Project) -> None:
     with pytest.raises(SettingsError, match=r"the device must be one of this machine, but it is 'cuda:7'"):
-        forecast(plan, dtype="float32", device="cuda:7", batch_size="auto", decoders=1, root=project.root)
+        forecast_plan(carried_out(project, device="cuda:7"), plan)

@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from featurecache.video.recordings import Recording
+
 _VIEW = (
     r"(?:cam(?:era)?|view|angle|part|pt|seg(?:ment)?|take|chunk|left|right|front|back|rear|side|top|ceiling|overhead"
     r"|wide|close|gopro|mic|ch)"
@@ -73,13 +75,22 @@ def _side_by_side(names: Sequence[str]) -> bool:
     return len(folders) == 1 or all(is_camera(PurePosixPath(folder).name) for folder in folders)
 
 
+def clock_spans(recordings: Sequence[Recording]) -> dict[str, tuple[int, int]]:
+    """Recording -> start and end by the camera's clock, in microseconds since 1970, where its file tells."""
+    return {
+        one.name: (one.info.recorded_at_us, one.info.recorded_at_us + one.info.duration_us)
+        for one in recordings
+        if one.info.recorded_at_us is not None
+    }
+
+
 def recorded_together(spans: Mapping[str, tuple[int, int]]) -> list[list[str]]:
     """Groups of recordings whose clock times overlap, or follow each other at once.
 
     Clocks that say that many were recorded at once were never set, or tell when files were copied: no group then.
 
     Args:
-        spans: Recording -> start and end in microseconds since 1970.
+        spans: As `clock_spans`.
     """
     starts = Counter(start for start, _ in spans.values())
     groups: list[list[str]] = []

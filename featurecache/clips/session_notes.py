@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import split_level
-from featurecache.clips.relatives import named_alike, recorded_together
+from featurecache.clips.relatives import clock_spans, named_alike, recorded_together
 from featurecache.project.toml_text import toml_value
 from featurecache.spelling import counted
 from featurecache.video.recordings import Recording
@@ -96,15 +96,10 @@ def across_splits(
     """
     split_of = {clip.recording: clip.split for clip in table.clips if clip.split}
     session_of = {clip.recording: clip.session for clip in table.clips}
-    spans = {
-        one.name: (one.info.recorded_at_us, one.info.recorded_at_us + one.info.duration_us)
-        for one in recordings
-        if one.info.recorded_at_us is not None
-    }
     signs = (
         ("show the same pictures, as copies do,", _joined(copies, {one.sha256[:16]: one.name for one in recordings})),
         ("are named alike", named_alike(list(split_of))),
-        ("were recorded at the same time by their clocks", recorded_together(spans)),
+        ("were recorded at the same time by their clocks", recorded_together(clock_spans(recordings))),
     )
     lines: list[str] = []
     for sign, groups in signs:

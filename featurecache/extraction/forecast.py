@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -118,25 +117,21 @@ class Forecast:
     limit: Literal["model", "decoding"]
 
 
-def forecast(
-    plan: Plan, *, dtype: str, device: str, batch_size: int | Literal["auto"], decoders: int, root: Path
-) -> Forecast:
-    """Measures and reckons; takes a few seconds and loads no weights.
+def forecast_plan(project: Project, plan: Plan) -> Forecast:
+    """Measures and reckons what a plan of a project will take; takes a few seconds and loads no weights.
 
     Args:
+        project: The project, whose settings say how it is carried out.
         plan: What is to be done; at least one clip.
-        dtype: The dtype the model computes in.
-        device: A torch device.
-        batch_size: Clips at once; "auto" as an extraction chooses it.
-        decoders: Threads that decode, one recording each.
-        root: A folder on the disk where the cache is or will be.
 
     Raises:
         SettingsError: If the device is not here.
     """
+    dtype, extract = project.settings.features.dtype, project.settings.extract
+    device, decoders = device_of(extract.device), extract.decoders
     inputs = plan.model.open()
     cost = clip_cost(inputs, plan.taps)
-    memory = device_memory(inputs, cost, dtype=dtype, device=device, batch_size=batch_size)
+    memory = device_memory(inputs, cost, dtype=dtype, device=device, batch_size=extract.batch_size)
     costs = time_parts(cost.parts, dtype=dtype, device=device, batch_size=memory.batch_size)
     longest = max(plan.work, key=lambda clips: clips[0].recording.info.duration_us)
     decoding = time_decoding(longest[0].recording, [clip.span for clip in longest], inputs.frames)
@@ -170,7 +165,7 @@ def forecast(
         shared_frames=plan.shared_frames,
         memory=memory,
         bytes_of=plan.bytes_of,
-        disk_free_bytes=shutil.disk_usage(root).free,
+        disk_free_bytes=shutil.disk_usage(project.root).free,
         model_s=model_s,
         preprocess_s=preprocess_s,
         decode_s=decode_s if decoding.video_per_s else None,
@@ -179,19 +174,6 @@ def forecast(
         shortest_s=max(best_s, decode_s + preprocess_s),
         longest_s=_SLOWEST * model_s + preprocess_s + decode_s,
         limit="decoding" if decode_s + preprocess_s > model_s else "model",
-    )
-
-
-def forecast_plan(project: Project, plan: Plan) -> Forecast:
-    """What a plan of a project will take, by the project's settings; as `forecast`."""
-    settings = project.settings
-    return forecast(
-        plan,
-        dtype=settings.features.dtype,
-        device=device_of(settings.extract.device),
-        batch_size=settings.extract.batch_size,
-        decoders=settings.extract.decoders,
-        root=project.root,
     )
 
 

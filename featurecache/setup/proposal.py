@@ -13,6 +13,7 @@ from typing import Any
 
 from featurecache.backbones import DEMO_MODEL, find_model, read_config
 from featurecache.backbones.obtaining import repository_of
+from featurecache.clips.relatives import clock_spans
 from featurecache.device import device_of, lacks_bfloat16
 from featurecache.errors import FeatureCacheError, NoRecordingsError, ProjectExistsError
 from featurecache.project.columns import ColumnSettings
@@ -23,7 +24,7 @@ from featurecache.setup.checks import Check
 from featurecache.setup.doctor import crop_loss
 from featurecache.setup.model_checks import check_device, check_model
 from featurecache.setup.model_choice import choose_model
-from featurecache.setup.sessions import SessionProposal, propose_sessions
+from featurecache.setup.sessions import propose_sessions
 from featurecache.spelling import counted
 from featurecache.video.recordings import Recording, find_recordings
 
@@ -79,7 +80,7 @@ def propose(
         notes.append(f"tiers that are not read: {', '.join(labels.unread)}; name them under tiers if they matter")
     if labels.span is not None:
         notes.append(f"annotated_span: {labels.span!r} seems to mark what was annotated; outside clips are unlabelled")
-    grouping = _propose_sessions(recordings, found.sessions)
+    grouping = propose_sessions([one.name for one in recordings], found.sessions, clock_spans(recordings))
     notes += [f"sessions: {grouping.reason}", *_crop_notes(recordings)]
     emulated = "" if model == DEMO_MODEL else lacks_bfloat16(device_of("auto"))
     if emulated:
@@ -122,15 +123,6 @@ def _usable_recordings(videos: Path) -> tuple[Sequence[Recording], list[str]]:
     notes += [f"left out: {item.name}: {item.reason}" for item in unusable]
     notes += [f"{recording.name}: {warning}" for recording in recordings for warning in recording.info.warnings]
     return recordings, notes
-
-
-def _propose_sessions(recordings: Sequence[Recording], stated: Mapping[str, str]) -> SessionProposal:
-    spans = {
-        one.name: (one.info.recorded_at_us, one.info.recorded_at_us + one.info.duration_us)
-        for one in recordings
-        if one.info.recorded_at_us is not None
-    }
-    return propose_sessions([one.name for one in recordings], stated, spans)
 
 
 def _crop_notes(recordings: Sequence[Recording]) -> Iterator[str]:

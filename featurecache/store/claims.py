@@ -88,13 +88,11 @@ class Claims:
     def _inherit(self, mine: Path, target: Path) -> bool:
         """Takes over a claim that counts no longer; `mine` was just made, so its time is the server's present."""
         try:
-            holder = format.SEGMENT_ID.fullmatch(files.read_file(target).decode("ascii", "replace"))
+            holder = files.read_file(target).decode("ascii", "replace")
             age_s = files.file_status(mine).st_mtime - files.file_status(target).st_mtime
         except FileNotFoundError:
             return files.link(mine, target, self._name)
-        here = holder is not None and format.names_this_machine(holder["machine"])
-        is_gone = here and holder is not None and not files.process_lives(int(holder["pid"]))
-        if not is_gone and age_s < self._lease_s:
+        if not maker_is_gone(holder) and age_s < self._lease_s:
             return False
         files.replace(mine, target)
         return files.read_file(target) == self._name
@@ -112,3 +110,11 @@ class Claims:
             return False
         except (OSError, CacheReadError):
             return True  # the disk does not answer: the lease runs on, and the next touch will tell
+
+
+def maker_is_gone(name: str) -> bool | None:
+    """Whether the process that made a name by `new_segment_id` is no more; None where another machine made it."""
+    made = format.SEGMENT_ID.fullmatch(name.removeprefix(".").removesuffix(".tmp"))
+    if made is None or not format.names_this_machine(made["machine"]):
+        return None
+    return not files.process_lives(int(made["pid"]))

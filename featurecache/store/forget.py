@@ -27,6 +27,7 @@ from featurecache.errors import (
 )
 from featurecache.store import files, format, layout
 from featurecache.store.boxes import remove_notes
+from featurecache.store.claims import maker_is_gone
 from featurecache.store.commit import writing
 from featurecache.store.index import read_index, segment_names, write_checkpoint
 from featurecache.store.record import read_record
@@ -236,7 +237,7 @@ class _Withdrawal:
             staged: Whether it is an unfinished segment: then a dead writer's goes in any case.
             served: Whether it is a segment whose feature space cannot be told: then other clips in it are told.
         """
-        if path.suffix == layout.TRASH or (staged and _is_dead(path.name)):
+        if path.suffix == layout.TRASH or (staged and maker_is_gone(path.name)):
             self._remove_each([path])
             return
         try:
@@ -329,14 +330,6 @@ def _fingerprint_of(folder: Path) -> str | None:
         if folder.name.endswith(fingerprint[:16]):
             return fingerprint
     return None
-
-
-def _is_dead(name: str) -> bool:
-    """Whether a name was made by a process of this machine that is no more."""
-    owner = format.SEGMENT_ID.fullmatch(name.removeprefix(".").removesuffix(".tmp").removesuffix(layout.TRASH))
-    return (
-        owner is not None and format.names_this_machine(owner["machine"]) and not files.process_lives(int(owner["pid"]))
-    )
 
 
 def _unexpected_files(segment: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from featurecache.errors import CacheReadError, DamagedSegmentError, MissingFeaturesError
 from featurecache.store import files, format, layout
 from featurecache.store.boxes import FOLDER as BOXES
+from featurecache.store.claims import maker_is_gone
 from featurecache.store.commit import writing
 from featurecache.store.index import SpaceIndex, read_index, segment_names
 from featurecache.store.rewrite import purge_withdrawn
@@ -141,12 +142,10 @@ def _abandoned(root: Path, now_s: float) -> Iterator[tuple[Path, str]]:
         if path.suffix == layout.TRASH:  # whoever began to remove it: what is going may go
             yield path, "half removed"
             continue
-        owner = format.SEGMENT_ID.fullmatch(path.name.removeprefix(".").removesuffix(".tmp"))
-        here = owner is not None and format.names_this_machine(owner["machine"])
-        if here and owner is not None:
-            if not files.process_lives(int(owner["pid"])):
-                yield path, "its process is gone"
-        elif now_s - _changed_s(path, now_s) > _DAY_S:
+        is_gone = maker_is_gone(path.name)
+        if is_gone:
+            yield path, "its process is gone"
+        elif is_gone is None and now_s - _changed_s(path, now_s) > _DAY_S:
             yield path, "unchanged for more than 24 hours"
 
 
