@@ -125,10 +125,6 @@ def test_one_session_trains_and_of_two_one_validates() -> None:
     [
         (0, {}, "there is none"),
         (2, {"fixed": {"S0": "test"}}, "leave (train|validation) without"),
-        (4, {"fractions": (0.8, 0.2, 0.0)}, "above 0 and sum to 1"),
-        (4, {"fractions": (0.8, 0.2, 0.2)}, "above 0 and sum to 1"),
-        (4, {"fractions": (float("nan"), 0.2, 0.2)}, "above 0 and sum to 1"),
-        (4, {"fixed": {"S0": "training"}}, "'S0' is fixed to 'training'"),
         (4, {"fixed": {"S00": "train"}}, "'S00' does not. Did you mean 'S0'"),
         (3, {"fixed": {"S0": "train", "S1": "train"}}, "leave (test|validation) without"),
         (4, {"fixed": {f"S{i}": "train" for i in range(4)}}, "leave validation and test without"),

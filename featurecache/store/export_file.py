@@ -63,14 +63,12 @@ def write_export(target: Path, content: ExportContent) -> None:
     """Write a file with its proof.
 
     Args:
-        target: `.h5`, `.hdf5` or `.npz`; must not exist yet, not even as a link to nowhere.
+        target: As `require_suffix` asks; must not exist yet, not even as a link to nowhere.
         content: What it holds.
 
     Raises:
-        CacheFormatError: If the suffix is none of these.
         CacheWriteError: If the file is already there or cannot be written.
     """
-    require_suffix(target)
     with _new_file(target) as temporary:
         (_write_npz if target.suffix == ".npz" else _write_hdf5)(temporary, content)
 
