@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from featurecache.errors import NoRecordingsError
+from featurecache.spec import sealed
 from featurecache.video import digests, recordings
 from featurecache.video.recordings import Recording, UnusableRecording, find_recordings
 
@@ -40,8 +41,7 @@ def age(path: Path, seconds: float = 10) -> None:
     document = json.loads(path.read_bytes())
     for entry in document["files"].values():
         entry["noted_ns"] += round(seconds * 1e9)
-    document["sha256"] = digests._digest(document["files"])
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(sealed({name: one for name, one in document.items() if name != "sha256"})))
 
 
 @pytest.fixture

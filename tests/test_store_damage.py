@@ -16,7 +16,6 @@ from featurecache.errors import (
     DamagedSegmentError,
     FingerprintMismatchError,
     MissingFeaturesError,
-    NonFiniteFeatureError,
 )
 from featurecache.spec import canonical_json
 from featurecache.store import CacheWriter, FeatureCache, forget, format, gc, repair, verify
@@ -30,7 +29,6 @@ from tests.cache_samples import (
     fails_with,
     file_system,
     flip,
-    make_row,
     make_rows,
     names,
     root,
@@ -49,13 +47,6 @@ def test_fault_09_a_flipped_feature_byte_raises_and_names_the_segment(root: Path
     with pytest.raises(DamagedSegmentError, match=rf"{segments(root)[1].name}.*repair.*extract"):
         FeatureCache.open(root).load(names(make_rows(6)))
     np.testing.assert_array_equal(FeatureCache.open(root).load(names(make_rows(2))), values(make_rows(2)))
-
-
-def test_fault_10_a_flipped_key_byte_rejects_the_segment_at_open(root: Path) -> None:
-    flip(segments(root)[1] / "key" / "c.0.0", 3)
-    cache = FeatureCache.open(root)
-    assert [one.segment_id for one in cache.damage] == [segments(root)[1].name]
-    assert cache.spaces[0].rows == 6
 
 
 @pytest.mark.parametrize("size", [0, 1, 40, None])
@@ -189,13 +180,6 @@ def test_fault_25_an_edited_fingerprint_or_input_is_refused(root: Path) -> None:
             FeatureCache.open(root).load([])
         with pytest.raises(FingerprintMismatchError, match="repair"):
             CacheWriter(root, space(), PROVENANCE)
-
-
-def test_fault_26_a_feature_with_nan_is_refused_with_its_clip(root: Path) -> None:
-    row = make_row(9)
-    row.feature[0] = np.nan
-    with pytest.raises(NonFiniteFeatureError, match=names([row])[0]):
-        write(root, [row])
 
 
 def test_fault_27_and_28_content_decides_not_the_name(root: Path) -> None:

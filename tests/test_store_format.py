@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from featurecache.errors import NewerFormatError
 from featurecache.store import FeatureCache, compact, format, verify
 from featurecache.store.checksums import joined_checksums, row_checksums, wrong_rows
 from featurecache.store.segment import Rows, encode_segment
@@ -164,11 +163,6 @@ def test_group_attributes_refuses_when_any_bit_is_flipped() -> None:
                 continue  # another version, which the caller judges
             with pytest.raises((ValueError, KeyError)):
                 format.group_attributes(bytes(flipped))
-
-
-def test_require_known_version_refuses_when_it_is_newer() -> None:
-    with pytest.raises(NewerFormatError, match=r"this cache has version 3.*upgrade"):
-        format.require_known_version({"version": 3}, "this cache")
 
 
 def test_segment_ids_sort_by_time_and_never_repeat() -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.files import private_folder, sha256_of_file, write_private
-from featurecache.spec import canonical_json
+from featurecache.spec import json_object, sealed, unsealed
 
-_VERSION = 2
+_VERSION = 3
 _RACY_NS = 2_000_000_000
 
 
@@ -99,7 +99,7 @@ class DigestMemo:
         """Writes the memo, mode 0600, if it learned anything."""
         if self._path is None or not self._changed:
             return
-        document = {"sha256": _digest(self._files), "files": self._files}
+        document = sealed({"version": _VERSION, "files": self._files})
         # Without the memo the next run is slower and no less right.
         with contextlib.suppress(OSError):
             private_folder(self._path.parent)
@@ -124,13 +124,7 @@ def _load(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        document = json.loads(path.read_bytes())
-        files = document["files"]
-        whole = document["sha256"] == _digest(files)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        document = unsealed(json_object(path.read_bytes()))
+    except (OSError, ValueError):
         return {}
-    return files if whole and isinstance(files, dict) else {}
-
-
-def _digest(files: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({"version": _VERSION, "files": files}).encode()).hexdigest()
+    return dict(document["files"]) if document.get("version") == _VERSION else {}
