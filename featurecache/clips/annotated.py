@@ -6,6 +6,7 @@ with the recordings of a whole project; `matching` looks up single ones.
 """
 
 import contextlib
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,7 +53,7 @@ class Account:
         says_nothing: The file has no annotation: it does not tell whether anybody looked.
         eaf: The `.eaf`; None for a table.
         time_origin_ms: Of the recording's media descriptor in the `.eaf`.
-        document: What that file holds.
+        document: What that file holds, not to be changed.
     """
 
     source: str
@@ -63,6 +64,20 @@ class Account:
     eaf: Path | None = None
     time_origin_ms: int = 0
     document: EafDocument | None = None
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """Intervals of every label, in media time, sorted."""
+        return tuple(self.marks.intervals)
+
+    @property
+    def points(self) -> tuple[Interval, ...]:
+        """Annotations of no duration, as intervals that end where they begin."""
+        return tuple(self.marks.points)
+
+    def own_document(self) -> EafDocument | None:
+        """A copy of the document, to add tiers to; None for a table."""
+        return copy.deepcopy(self.document)
 
 
 @dataclass

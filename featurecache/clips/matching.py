@@ -4,43 +4,15 @@ A recording inside the folder of videos is matched among all names there, one fr
 No video is opened, and each annotation file is read once.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from featurecache.annotations import EafDocument, Interval
 from featurecache.clips import annotated
-from featurecache.clips.annotated import AnnotationReading, read_annotations
+from featurecache.clips.annotated import Account, AnnotationReading, read_annotations
 from featurecache.clips.annotators import chosen_account
 from featurecache.errors import AnnotationError
 from featurecache.project.settings import DataSettings, Project
 from featurecache.video.recordings import UnusableRecording, video_paths
-
-
-@dataclass(frozen=True)
-class FoundAnnotation:
-    """A recording's annotation.
-
-    Attributes:
-        intervals: Of every label, in media time, sorted.
-        source: The file's name.
-        eaf: The `.eaf` that holds it; None for a table.
-        time_origin_ms: Of the recording's media descriptor in the `.eaf`.
-        points: Annotations of no duration, as intervals that end where they begin.
-        document: What the `.eaf` holds, not to be changed.
-    """
-
-    intervals: tuple[Interval, ...]
-    source: str
-    eaf: Path | None = None
-    time_origin_ms: int = 0
-    points: tuple[Interval, ...] = ()
-    document: EafDocument | None = None
-
-    def own_document(self) -> EafDocument | None:
-        """A copy of the document, to add tiers to; None for a table."""
-        return copy.deepcopy(self.document)
 
 
 @dataclass(frozen=True)
@@ -53,7 +25,7 @@ class Annotations:
         left_out: Annotation files that could not be read or matched; `clips` leaves them out, too.
     """
 
-    of: Mapping[str, FoundAnnotation]
+    of: Mapping[str, Account]
     refused: Mapping[str, str]
     left_out: tuple[UnusableRecording, ...] = ()
 
@@ -77,7 +49,7 @@ def find_annotations(project: Project, names: Sequence[str]) -> Annotations:
 
 def chosen_annotations(
     reading: AnnotationReading, names: Sequence[str], annotators: str
-) -> tuple[dict[str, FoundAnnotation], dict[str, str]]:
+) -> tuple[dict[str, Account], dict[str, str]]:
     """Of each recording the annotation that counts, and why others cannot be used.
 
     Args:
@@ -85,7 +57,7 @@ def chosen_annotations(
         names: The recordings.
         annotators: The setting that chooses among several annotators.
     """
-    of: dict[str, FoundAnnotation] = {}
+    of: dict[str, Account] = {}
     refused: dict[str, str] = {}
     for name in names:
         try:
@@ -94,19 +66,11 @@ def chosen_annotations(
             refused[name] = str(error)
             continue
         if account is not None:
-            marks = account.marks
-            of[name] = FoundAnnotation(
-                tuple(marks.intervals),
-                account.source,
-                account.eaf,
-                account.time_origin_ms,
-                tuple(marks.points),
-                account.document,
-            )
+            of[name] = account
     return of, refused
 
 
-def annotated_spans(annotation: FoundAnnotation, data: DataSettings, duration_us: int) -> list[tuple[int, int]]:
+def annotated_spans(annotation: Account, data: DataSettings, duration_us: int) -> list[tuple[int, int]]:
     """What of a recording was annotated by the settings: marked spans, up to the last annotation, or all of it."""
     spans = annotated.annotated_spans(annotation.intervals, annotation.points, data)
     return [(0, duration_us)] if spans is None else spans
