@@ -95,7 +95,7 @@ def test_nothing_is_lost_or_computed_twice_when_a_process_is_killed_and_a_device
 
 
 def test_extraction_ends_with_a_named_error_when_every_process_dies(project: Project) -> None:
-    with pytest.raises(WorkerDiedError, match=r"24 clips are left, of S0\.mp4, S1\.mp4, S2\.mp4 \.\.\."):
+    with pytest.raises(WorkerDiedError, match=r"24 clips are left, of S0\.mp4, S1\.mp4, S2\.mp4 and 3 more"):
         extract_on_devices(project.root, project, plan_extraction(project), devices=[BROKEN])
 
 

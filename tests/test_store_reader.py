@@ -145,7 +145,7 @@ def test_find_names_the_spaces_that_hold_a_clip(cache_root: Path) -> None:
 def test_load_names_how_many_and_the_first_when_rows_are_missing(cache_root: Path) -> None:
     asked = names([*make_rows(2), *make_rows(9, "z")])
     with pytest.raises(
-        MissingFeaturesError, match=rf"9 of 11 are missing.*{digest('z')[:16]}-0-3000000.*\.\.\.\).*extract"
+        MissingFeaturesError, match=rf"9 of 11 are missing.*{digest('z')[:16]}-0-3000000.* and 4 more\).*extract"
     ):
         FeatureCache.open(cache_root).load(asked)
 

@@ -18,6 +18,7 @@ from featurecache.clips.csv_file import missing_table
 from featurecache.clips.record import annotation_digest, files_of, read_record, settings_of
 from featurecache.errors import OutdatedTableError, OutdatedTableWarning
 from featurecache.project.settings import SETTINGS_NAME, Project
+from featurecache.spelling import listed
 
 _State = Sequence[int | str]
 
@@ -26,7 +27,6 @@ Use = Literal["windows", "targets", "nothing"]
 
 _WINDOWS = ("clips.length_s", "clips.stride_s")
 _ASSIGNMENT = ("splits.seed", "splits.train", "splits.validation", "splits.test")
-_SHOWN = 3
 
 
 def check_table(project: Project, *, use: Use) -> None:
@@ -105,7 +105,7 @@ def _file_changes(kind: str, then: Mapping[str, _State], now: Mapping[str, _Stat
             renamed.append(f"{former} is {name}")
             del gone[former]
     parts = [
-        f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+        f"{len(names)} {what} ({listed(names, 3)})"
         for what, names in (("new", came), ("gone", sorted(gone)), ("changed", changed), ("renamed", renamed))
         if names
     ]

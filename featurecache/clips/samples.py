@@ -14,6 +14,7 @@ from featurecache.clips.clip import Clip, ClipTable
 from featurecache.csv_fields import format_seconds
 from featurecache.errors import ClipTableError, SettingsError
 from featurecache.project.samples import SampleSettings
+from featurecache.spelling import listed
 
 BETWEEN_PARTS = "+"
 """What joins the ids of a sample's clips to its own."""
@@ -151,7 +152,7 @@ def _moments(table: ClipTable) -> SampleTable:
     if len(cameras) == len(recordings) and sessions > 1:
         raise ClipTableError(
             "a camera must have the same name in all sessions, but the names of the recordings without their sessions "
-            f"all differ: {', '.join(cameras[:5])}{', ...' if len(cameras) > 5 else ''}. Name them e.g. S01_front.mp4 "
+            f"all differ: {listed(cameras)}. Name them e.g. S01_front.mp4 "
             'and S02_front.mp4, or set rule = "file" under [samples] and write samples.csv.'
         )
     labelled = [moment.values() for moment in together.values() if any(clip.labelled for clip in moment.values())]

@@ -7,7 +7,7 @@ from featurecache.clips.clip import ClipTable
 from featurecache.clips.leakage import split_level
 from featurecache.clips.relatives import clock_spans, named_alike, recorded_together
 from featurecache.project.toml_text import toml_value
-from featurecache.spelling import counted
+from featurecache.spelling import counted, listed
 from featurecache.video.recordings import Recording
 
 FEW_SESSIONS = 5
@@ -39,10 +39,7 @@ def sessions_in_words(sessions: Mapping[str, str]) -> str:
     several = {session: own for session, own in recordings_of_sessions(sessions).items() if len(own) > 1}
     if not several:
         return "each recording is a session of its own (session_from, same_session under [data])."
-    named = "; ".join(
-        f"{session}: {', '.join(own[:_SHOWN])}{', ...' if len(own) > _SHOWN else ''}"
-        for session, own in list(several.items())[:_SHOWN]
-    )
+    named = "; ".join(f"{session}: {listed(own)}" for session, own in list(several.items())[:_SHOWN])
     more = "; ..." if len(several) > _SHOWN else ""
     of_all = f"{len(several)} of {counted(len(set(sessions.values())), 'session')}"
     return f"{of_all} {'has' if len(several) == 1 else 'have'} several recordings ({named}{more})."
@@ -127,8 +124,7 @@ def _joined(pairs: Sequence[tuple[str, str]], names: Mapping[str, str]) -> list[
 
 def apart_in_words(names: Sequence[str], split_of: Mapping[str, str], sign: str) -> str:
     """A sentence on recordings that may belong together and lie in several splits, with the line that joins them."""
-    shown = ", ".join(f"{name} ({split_of[name]})" for name in names[:_SHOWN])
     return (
-        f"{shown}{', ...' if len(names) > _SHOWN else ''} {sign} and lie in different splits. If they are of one "
-        f"session or patient, set same_session = [{toml_value(names)}] under [data]."
+        f"{listed([f'{name} ({split_of[name]})' for name in names])} {sign} and lie in different splits. "
+        f"If they are of one session or patient, set same_session = [{toml_value(names)}] under [data]."
     )

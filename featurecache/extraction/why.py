@@ -11,10 +11,9 @@ from featurecache.extraction.failures import known_failures
 from featurecache.extraction.spaces import project_spaces
 from featurecache.project.settings import Project
 from featurecache.spec import FeatureSpace, differences
+from featurecache.spelling import listed
 from featurecache.store import FeatureCache
 from featurecache.store.clip_columns import parse_clip_ids
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,16 @@ def explain(project: Project, clip_id: str) -> Explanation:
         reasons.append(f"its extraction failed: {why}.")
     for space in holders:
         unlike = differences(wanted, FeatureSpace(space.inputs))
-        listed = "; ".join(f"{name}: settings {ours!r}, cache {theirs!r}" for name, (ours, theirs) in unlike.items())
-        reasons.append(f"feature space {space.fingerprint[:16]} has it, but computed otherwise: {listed}.")
+        both = "; ".join(f"{name}: settings {ours!r}, cache {theirs!r}" for name, (ours, theirs) in unlike.items())
+        reasons.append(f"feature space {space.fingerprint[:16]} has it, but computed otherwise: {both}.")
     content = clip_id.partition("-")[0]
     for space in cache.spaces if not holders else ():
         same = [
             name for name in cache.clip_ids(space.tap, space.pooling, space.fingerprint) if name.startswith(content)
         ]
         if same:
-            shown = ", ".join(same[:_SHOWN]) + (", ..." if len(same) > _SHOWN else "")
-            reasons.append(f"feature space {space.fingerprint[:16]} has this recording at other times: {shown}.")
+            where = f"feature space {space.fingerprint[:16]}"
+            reasons.append(f"{where} has this recording at other times: {listed(same)}.")
     if len(reasons) == told:
         reasons.append("no feature space has anything of this recording's content. Extract it: featurecache extract.")
     return answer(*reasons)

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator
 
 from featurecache.errors import SettingsError
-from featurecache.spelling import caseless, counted
+from featurecache.spelling import caseless, counted, listed
 
 DEFAULT_PROMPT = "USER: Watch the hands and the objects they hold. Which activities take place? <video>"
 
@@ -21,7 +21,6 @@ recordings' names, `*_front*`: where cameras differ by either."""
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _SMALLEST_SIDE = 0.02
-_NAMED = 5
 _SIZE = re.compile("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
@@ -134,10 +133,10 @@ class BoxMismatch:
             for one in self.unused
         ]
         if self.unclear:
-            found.append(f"none, or more than one, of the patterns fits {_first(self.unclear)}: no extraction")
+            found.append(f"none, or more than one, of the patterns fits {listed(self.unclear)}: no extraction")
         if self.renamed:
             found.append(
-                f"features of {_first(self.renamed)} are of another box, that of an earlier name, or none is noted"
+                f"features of {listed(self.renamed)} are of another box, that of an earlier name, or none is noted"
             )
         found += [
             f"{counted(count, 'recording')} of {size} px {'has' if count == 1 else 'have'} no box and "
@@ -145,10 +144,6 @@ class BoxMismatch:
             for size, count in self.boxless.items()
         ]
         return "; ".join(found)
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _selected(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -28,7 +28,6 @@ from featurecache.project.columns import ColumnSettings
 from featurecache.spelling import listed, look_alikes, typos
 from featurecache.video.recordings import Recording
 
-_SHOWN = 5
 _FRAMES_BEHIND_SECONDS = re.compile(r"ss[:;]ff|smpte|timecode", re.IGNORECASE)
 
 
@@ -137,8 +136,7 @@ def _of_recordings(documents: Mapping[Path, EafDocument], names: Sequence[str]) 
     ]
     if plain := [path.name for path, only in alone if not only]:
         verb = "is" if len(plain) == 1 else "are"
-        named = f"{', '.join(plain[:_SHOWN])}{', ...' if len(plain) > _SHOWN else ''}"
-        notes.append(f"{named} {verb} of no recording here and {verb} not proposed from")
+        notes.append(f"{listed(plain)} {verb} of no recording here and {verb} not proposed from")
     return [document for _, document in here], notes
 
 

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from featurecache.errors import DamagedSegmentError, MissingFeaturesError
 from featurecache.spec import FeatureSpace, canonical_json
+from featurecache.spelling import listed
 from featurecache.store.checksums import wrong_rows
 from featurecache.store.index import Damage, SpaceIndex
 from featurecache.store.record import STORED_DTYPES, damaged
 from featurecache.store.segment import Segment, as_byte_rows, read_rows, read_timestamps
 
-_SHOWN = 5
 _PART_BYTES = 8 << 20
 _THREADS = 4  # reading and checksums of large pieces leave the interpreter to others
 
@@ -139,7 +139,7 @@ class View:
 
     def lacking(self, names: Sequence[str], asked: int) -> MissingFeaturesError | DamagedSegmentError:
         """The error for rows that are not visible."""
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        shown = listed(names)
         if self.damage:
             return DamagedSegmentError(
                 f"the cache must hold every clip asked for, but {len(names)} of {asked} are not readable ({shown}) "

@@ -23,7 +23,7 @@ from featurecache.extraction.pipeline import Extraction, Progress, WorkerCrash
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.run import run_plan, still_missing
 from featurecache.project.settings import Project, open_project
-from featurecache.spelling import counted
+from featurecache.spelling import counted, listed
 from featurecache.workers.messages import Report, Share
 
 _MOST_CRASHES = 2
@@ -238,9 +238,8 @@ def _died(plan: Plan, left: frozenset[str], crashes: Sequence[WorkerCrash]) -> W
     how = "; ".join(f"{crash.worker} {crash.reason}" for crash in crashes)
     return WorkerDiedError(
         f"a worker must live until its clips are computed, but {how}, and "
-        f"{counted(len(left), 'clip', ('is', 'are'))} left, of "
-        f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. What was saved stays. If memory ran out, set "
-        "extract.batch_size lower; then run the command again."
+        f"{counted(len(left), 'clip', ('is', 'are'))} left, of {listed(names, 3)}. What was saved stays. "
+        "If memory ran out, set extract.batch_size lower; then run the command again."
     )
 
 

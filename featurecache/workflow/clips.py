@@ -34,11 +34,9 @@ from featurecache.clips.unannotated import (
 )
 from featurecache.errors import ClipTableError
 from featurecache.project.settings import Project
-from featurecache.spelling import counted
+from featurecache.spelling import counted, listed
 from featurecache.store.withdrawn import read_withdrawn
 from featurecache.video.recordings import UnusableRecording
-
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -211,8 +209,7 @@ def _placed_in_words(before: KeptSplits, found: Inventory, table: ClipTable) -> 
     if not kept:
         return []
     new = {session: split for session, split in of_session.items() if session not in known}
-    named = ", ".join(f"{session} ({split})" for session, split in list(new.items())[:_NAMED])
-    placed = f"; new: {named}{', ...' if len(new) > _NAMED else ''}" if new else ""
+    placed = f"; new: {listed([f'{session} ({split})' for session, split in new.items()])}" if new else ""
     keep = counted(len(kept), "session", ("keeps its split", "keep their splits"))
     return [f"{keep}{placed} (to assign all anew: featurecache clips --redeal)."]
 
@@ -223,17 +220,15 @@ def _absent_in_words(found: Inventory, findings: LabelAudit) -> list[str]:
     absent = {label: name for label, name in found.labels_of_absent.items() if label in unseen}
     if not absent:
         return []
-    files = [*dict.fromkeys(absent.values())]
     return [
-        f"{', '.join(absent)}: used only in annotations of recordings that are not here ({', '.join(files[:_NAMED])}"
-        f"{', ...' if len(files) > _NAMED else ''}), so no clip is positive. Put the recordings back, or take "
+        f"{', '.join(absent)}: used only in annotations of recordings that are not here "
+        f"({listed([*dict.fromkeys(absent.values())])}), so no clip is positive. Put the recordings back, or take "
         f"{'the label' if len(absent) == 1 else 'these'} out of labels."
     ]
 
 
 def _moved_warning(moved: Sequence[str]) -> str:
-    named = ", ".join(moved[:_NAMED]) + (", ..." if len(moved) > _NAMED else "")
     return (
-        f"{counted(len(moved), 'session')} changed split ({named}): tune again before you evaluate, for no bundle is "
-        "tested on sessions that made it."
+        f"{counted(len(moved), 'session')} changed split ({listed(moved)}): tune again before you evaluate, for no "
+        "bundle is tested on sessions that made it."
     )
