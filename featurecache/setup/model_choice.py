@@ -18,11 +18,11 @@ from featurecache.backbones.model_lookup import snapshots_here
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.device import device_of
 from featurecache.errors import FeatureCacheError
+from featurecache.setup.checks import GIB
 
-_GIB = 1024**3
 _TO_FETCH = (
-    (28 * _GIB, "llava-hf/LLaVA-NeXT-Video-7B-hf"),
-    (9 * _GIB, "Qwen/Qwen3-VL-2B-Instruct"),
+    (28 * GIB, "llava-hf/LLaVA-NeXT-Video-7B-hf"),
+    (9 * GIB, "Qwen/Qwen3-VL-2B-Instruct"),
     (0, "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"),
 )
 """Memory of a GPU -> the repository to fetch for it: its weights in 16 bits fill half of that at the most."""
@@ -61,7 +61,7 @@ def choose(here: Sequence[ModelHere], *, on_gpu: bool, memory_bytes: int) -> tup
         on_gpu: Whether a GPU will be used.
         memory_bytes: Of the GPU, or of the machine.
     """
-    machine = f"a {'GPU' if on_gpu else 'machine without a GPU'}, of {memory_bytes / _GIB:.0f} GiB"
+    machine = f"a {'GPU' if on_gpu else 'machine without a GPU'}, of {memory_bytes / GIB:.0f} GiB"
     fitting = [one for one in here if 2 * one.bytes_ <= memory_bytes]
     if not fitting:
         name = next(name for least, name in _TO_FETCH if least <= (memory_bytes if on_gpu else 0))
@@ -71,7 +71,7 @@ def choose(here: Sequence[ModelHere], *, on_gpu: bool, memory_bytes: int) -> tup
         [one for one in fitting if one.model_type in FAMILIES] or fitting, key=lambda one: (one.bytes_, one.name)
     )
     return chosen.name, (
-        f"proposed: {chosen.name}, which is on this machine and whose {chosen.bytes_ / _GIB:.2f} GiB of weights in "
+        f"proposed: {chosen.name}, which is on this machine and whose {chosen.bytes_ / GIB:.2f} GiB of weights in "
         f"16 bits suit {machine}. Others: --model"
     )
 

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from featurecache.errors import CacheReadError
@@ -73,9 +72,7 @@ class Claims:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._keeper.ident is not None:
             self._keeper.join()

@@ -30,7 +30,8 @@ class Clips:
         content: A number of the recording's content.
         start_us: Where they start.
         end_us: Where they end.
-        rank: Of the split: 0 learns; a recording of a higher rank may be a copy of one of a lower rank below 2.
+        rank: Of the split: train is 0, validation 1, test 2, none -1; a recording of a higher rank may be a copy of one
+            of a lower rank below 2.
     """
 
     directions: Directions

@@ -109,17 +109,13 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class _Searched:
-    """The clips of a project that have the feature, as columns; all have shape (N,)."""
+    """The clips of a project that have the feature."""
 
     feature: str
     table: ClipTable
-    directions: Directions
     clips: tuple[Clip, ...]
     missing: int
-    content: npt.NDArray[np.int64]
-    start_us: npt.NDArray[np.int64]
-    end_us: npt.NDArray[np.int64]
-    split: npt.NDArray[np.str_]
+    columns: Clips
 
     @classmethod
     def of(cls, project: Project, feature: str | None) -> "_Searched":
@@ -138,23 +134,21 @@ class _Searched:
                 known_failures(project).missing(cache, ids, spaces.values()),
             )
         clips = tuple(clip for clip in table.clips if clip.clip_id not in missing)
-        return cls(
-            name,
-            table,
+        rank = {"train": 0, "validation": 1, "test": 2}
+        columns = Clips(
             Directions(cache, [clip.clip_id for clip in clips], fingerprint),
-            clips,
-            len(table.clips) - len(clips),
             np.unique([clip.content for clip in clips], return_inverse=True)[1],
             np.array([clip.start_us for clip in clips], np.int64),
             np.array([clip.end_us for clip in clips], np.int64),
-            np.array([clip.split for clip in clips], np.str_),
+            np.array([rank.get(clip.split, -1) for clip in clips], np.int64),
         )
+        return cls(name, table, clips, len(table.clips) - len(clips), columns)
 
     def apart(self, one: Positions, other: Positions) -> npt.NDArray[np.bool_]:
         """Which clips are of different content, or neither overlap nor touch: (Q,), (B,) -> (Q, B)."""
-        before = self.end_us[one, None] < self.start_us[other]
-        after = self.end_us[other] < self.start_us[one, None]
-        return np.asarray((self.content[one, None] != self.content[other]) | before | after)
+        start_us, end_us, content = self.columns.start_us, self.columns.end_us, self.columns.content
+        before, after = end_us[one, None] < start_us[other], end_us[other] < start_us[one, None]
+        return np.asarray((content[one, None] != content[other]) | before | after)
 
     def found(self, pairs: Iterable[tuple[float, int, int]], recall: float | None = None) -> Neighbours:
         """The result of pairs of positions."""
@@ -184,7 +178,7 @@ def neighbours(project: Project, clip_id: str, *, top: int = 10, feature: str | 
             "Take a clip_id of clips.csv; why one has no feature says: featurecache cache why CLIP_ID"
         )
     found, cosines = nearest(
-        own.directions, np.array([position]), np.arange(len(own.clips)), top=top, allowed=own.apart
+        own.columns.directions, np.array([position]), np.arange(len(own.clips)), top=top, allowed=own.apart
     )
     pairs = zip(cosines[0].tolist(), found[0].tolist(), strict=True)
     return own.found((cosine, position, other) for cosine, other in pairs if other >= 0)
@@ -199,13 +193,14 @@ def confusions(project: Project, *, top: int = 50, feature: str | None = None, b
     own = _Searched.of(project, feature)
     learned = np.array([clip.labelled and clip.split in ("train", "validation") for clip in own.clips], bool)
     among = np.flatnonzero(learned)
+    content = own.columns.content
     targets = np.unique([str(clip.targets) for clip in own.clips], return_inverse=True)[1]
     pairs, recall = _closest(
         own,
         among,
         among,
-        lambda one, other: (targets[one, None] != targets[other]) & (own.content[one, None] != own.content[other]),
-        alike=np.unique(np.stack([targets, own.content]), axis=1, return_inverse=True)[1].ravel() if by_index else None,
+        lambda one, other: (targets[one, None] != targets[other]) & (content[one, None] != content[other]),
+        alike=np.unique(np.stack([targets, content]), axis=1, return_inverse=True)[1].ravel() if by_index else None,
     )
     taken: set[int] = set()
     chosen = []
@@ -233,7 +228,7 @@ def duplicates(project: Project, *, feature: str | None = None, by_index: bool =
         As `confusions`.
     """
     own = _Searched.of(project, feature)
-    rank = np.select([own.split == "train", own.split == "validation", own.split == "test"], [0, 1, 2], -1)
+    rank = own.columns.rank
     pairs, recall = _closest(
         own,
         np.flatnonzero(rank > 0),
@@ -241,7 +236,7 @@ def duplicates(project: Project, *, feature: str | None = None, by_index: bool =
         lambda one, other: own.apart(one, other) & (rank[one, None] > rank[other]),
         alike=rank if by_index else None,
     )
-    in_step = copied_recordings(Clips(own.directions, own.content, own.start_us, own.end_us, rank), by_index=by_index)
+    in_step = copied_recordings(own.columns, by_index=by_index)
     copied = {one for _, one, _ in in_step}
     in_step += [pair for pair in pairs if pair[0] >= NEAR_IDENTICAL and pair[1] not in copied]
     ordered = sorted(in_step, key=lambda pair: (-pair[0], pair[1]))
@@ -258,11 +253,11 @@ def _closest(
     """
     recall = None
     if alike is None or not len(queries) or not len(candidates):
-        found, cosines = nearest(own.directions, queries, candidates, top=1, allowed=allowed)
+        found, cosines = nearest(own.columns.directions, queries, candidates, top=1, allowed=allowed)
     else:
-        found, cosines = likely_nearest(own.directions, queries, candidates, allowed=allowed, alike=alike)
+        found, cosines = likely_nearest(own.columns.directions, queries, candidates, allowed=allowed, alike=alike)
         drawn = np.random.default_rng(0).permutation(len(queries))[:RECALL_CLIPS]
-        exact = nearest(own.directions, queries[drawn], candidates, top=1, allowed=allowed)[1][:, 0]
+        exact = nearest(own.columns.directions, queries[drawn], candidates, top=1, allowed=allowed)[1][:, 0]
         is_found = cosines[drawn, 0] >= exact - 1e-5  # equal but for the order of sums
         recall = float(is_found[np.isfinite(exact)].mean()) if np.isfinite(exact).any() else None
     each = zip(cosines[:, 0].tolist(), queries.tolist(), found[:, 0].tolist(), strict=True)
