@@ -128,7 +128,8 @@ def read_annotations(project: Project, candidates: Sequence[Sequence[str]]) -> A
     rule_of_tables = rule if data.columns.value else LabelRule(rename=data.rename, mapping=data.mapping, span=rule.span)
     translations = (names for one in documents.values() for names in one.vocabulary_entries.values())
     ask(_uses(documents.values()), rule, data.labels, translations)
-    ask(_uses_of_tables(tables.values()), rule_of_tables, data.labels)
+    of_tables = Counter((row.label, row.value) for table in tables.values() for row in table.rows)
+    ask(of_tables, rule_of_tables, data.labels)
     for path, document in documents.items():
         _read_document(reading, path, document, candidates, data, rule)
     for path, table in tables.items():
@@ -242,10 +243,6 @@ def _uses(documents: Iterable[EafDocument]) -> Counter[tuple[str, str]]:
         uses.update({(tier, ""): 0 for tier in document.tiers})
         uses.update((one.tier, one.value) for one in resolve_times(document))
     return uses
-
-
-def _uses_of_tables(tables: Iterable[AnnotationTable]) -> Counter[tuple[str, str]]:
-    return Counter((row.label, row.value) for table in tables for row in table.rows)
 
 
 # --- one .eaf -------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Clip:
     @property
     def labelled(self) -> bool:
         """Whether the clip can train or score: every target is known."""
-        return bool(self.targets) and None not in self.targets
+        return is_labelled(self.targets)
 
     @property
     def content(self) -> str:
@@ -177,6 +177,19 @@ class ClipTable:
         places = [self.labels.index(label) for label in labels]
         clips = (replace(clip, targets=tuple(clip.targets[at] for at in places)) for clip in self.clips)
         return ClipTable(tuple(labels), tuple(clips))
+
+
+def is_labelled(targets: tuple[int | None, ...]) -> bool:
+    """Whether every target is known, and there is one."""
+    return bool(targets) and None not in targets
+
+
+def by_recording(table: ClipTable) -> dict[str, list[Clip]]:
+    """Recording -> its clips, in the table's order."""
+    found: dict[str, list[Clip]] = {}
+    for clip in table.clips:
+        found.setdefault(clip.recording, []).append(clip)
+    return found
 
 
 def clip_id(sha256: str, start_us: int, end_us: int) -> str:

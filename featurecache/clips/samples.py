@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePosixPath
 
-from featurecache.clips.clip import Clip, ClipTable
+from featurecache.clips.clip import Clip, ClipTable, is_labelled
 from featurecache.csv_fields import format_seconds
 from featurecache.errors import ClipTableError, SettingsError
 from featurecache.project.samples import SampleSettings
@@ -55,7 +55,7 @@ class Sample:
     @property
     def labelled(self) -> bool:
         """Whether it can train or score: every target is known."""
-        return bool(self.targets) and None not in self.targets
+        return is_labelled(self.targets)
 
 
 @dataclass(frozen=True)

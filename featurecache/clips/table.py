@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from featurecache.clips.annotated import annotated_spans
-from featurecache.clips.clip import Clip, ClipTable, check_labels, clip_id, clip_targets, clip_windows
+from featurecache.clips.clip import Clip, ClipTable, check_labels, clip_id, clip_targets, clip_windows, is_labelled
 from featurecache.clips.inventory import Inventory
 from featurecache.clips.kept_splits import NO_SPLITS, KeptSplits
 from featurecache.clips.leakage import part_of
@@ -127,7 +127,7 @@ def _parts_of_few(
     """
     labelled: dict[str, int] = Counter()
     for name, rows in targets.items():
-        labelled[sessions[name]] += sum(map(_is_labelled, rows))
+        labelled[sessions[name]] += sum(map(is_labelled, rows))
     few = {session: count for session, count in labelled.items() if count}
     if not 0 < len(few) < len(SPLITS):
         return {}
@@ -141,12 +141,8 @@ def _parts_of_few(
         for row in rows:
             part = min(before[session] * _PARTS // few[session], _PARTS - 1)
             found[name].append(part_of(session, part + 1, _PARTS))
-            before[session] += _is_labelled(row)
+            before[session] += is_labelled(row)
     return found
-
-
-def _is_labelled(row: tuple[int | None, ...]) -> bool:
-    return bool(row) and None not in row
 
 
 def _split(
@@ -161,7 +157,7 @@ def _split(
     positives = {session: [0] * len(labels) for session in counts}
     for name, rows in targets.items():
         for session, row in zip(session_of[name], rows, strict=True):
-            if _is_labelled(row):
+            if is_labelled(row):
                 counts[session] += 1
                 positives[session] = [
                     count + (target or 0) for count, target in zip(positives[session], row, strict=True)

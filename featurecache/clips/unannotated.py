@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featurecache.annotations import Interval
-from featurecache.clips.clip import Clip, ClipTable, covered_us, union_of
+from featurecache.clips.clip import ClipTable, by_recording, covered_us, union_of
 from featurecache.project.settings import Settings
 from featurecache.spelling import counted
 from featurecache.video.recordings import Recording
@@ -61,9 +61,7 @@ def unannotated_time(
     table: ClipTable, recordings: Sequence[Recording], intervals: Mapping[str, Sequence[Interval]], span: str | None
 ) -> list[UnannotatedTime]:
     """Time without an annotation, per recording that has some; the annotated span itself annotates nothing."""
-    clips: dict[str, list[Clip]] = {}
-    for clip in table.clips:
-        clips.setdefault(clip.recording, []).append(clip)
+    clips = by_recording(table)
     found = []
     for recording in sorted(recordings, key=lambda one: one.name):
         own = [one for one in intervals.get(recording.name, ()) if one.label != span]
@@ -82,9 +80,7 @@ def lost_annotations(
     table: ClipTable, intervals: Mapping[str, Sequence[Interval]], points: Mapping[str, Sequence[Interval]]
 ) -> list[LostAnnotations]:
     """Annotations that mark no clip, per label of the table that has some."""
-    clips: dict[str, list[Clip]] = {}
-    for clip in table.clips:
-        clips.setdefault(clip.recording, []).append(clip)
+    clips = by_recording(table)
     short: Counter[str] = Counter()
     outside: Counter[str] = Counter()
     count: Counter[str] = Counter(one.label for name, own in intervals.items() if name in clips for one in own)

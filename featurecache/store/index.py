@@ -140,8 +140,9 @@ def read_index(
             continue
         index, mixed = _joined(old, parts)
         known = [(name, reason) for name, reason in excluded.items() if files.exists(folder / "segments" / name)]
-        found = tuple(_damage(folder, name, reason) for name, reason in sorted([*known, *damage, *mixed]))
-        return _not_withdrawn(folder, index), found
+        place = f"spaces/{folder.name}/segments"
+        found = (Damage(f"{place}/{name}", name, reason) for name, reason in sorted([*known, *damage, *mixed]))
+        return _not_withdrawn(folder, index), tuple(found)
     raise CacheReadError(
         f"the cache must hold still for a moment to be listed, but {folder} changed {_MOST_LISTINGS} times. Try again."
     )
@@ -213,10 +214,6 @@ def _read_segments(
                 return [], [], True
             damage.append((name, str(error)))
     return parts, damage, False
-
-
-def _damage(folder: Path, segment_id: str, reason: str) -> Damage:
-    return Damage(f"spaces/{folder.name}/segments/{segment_id}", segment_id, reason)
 
 
 def _joined(old: SpaceIndex, parts: Sequence[tuple[Segment, Identity]]) -> tuple[SpaceIndex, list[tuple[str, str]]]:
