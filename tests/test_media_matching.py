@@ -130,6 +130,8 @@ def test_an_old_eaf_names_its_media_in_the_header_and_one_without_media_may_bear
     assert matching_recordings(read_eaf(old), old, ["S1.mp4", "S2.mp4"]) == (MediaMatch("S2.mp4", 0),)
     bare = make_eaf(header="<HEADER/>", name="S1_coderA.eaf")
     assert matching_recordings(read_eaf(bare), bare, ["S1.mp4", "S1_coder.mp4"]) == (MediaMatch("S1.mp4", 0),)
+    part = make_eaf(header="<HEADER/>", name="S1_2.eaf")
+    assert matching_recordings(read_eaf(part), part, ["S1.mp4"]) == (), "the annotation of an absent recording S1_2"
     other = make_eaf(header=media_header(("S1_b.mp4", None, 0)), name="S1_b.eaf")
     assert matching_recordings(read_eaf(other), other, ["S1.mp4"]) == ()
 

@@ -26,7 +26,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 _SUFFIX = re.compile(r"(?<=.)\.(?:[A-Za-z][A-Za-z0-9]{1,4}|3g[p2])$")
 _AUDIO_SUFFIX = re.compile(r"\.(?:wav|mp3|m4a|aac|aiff?|flac|ogg|opus|wma)$", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+")
-_CODER = re.compile(r"[_\-. (]")
+_CODER = re.compile(r"[_\-. (](?![0-9]+$)")  # S1_2 is another recording, not the coder 2 of S1
 
 
 @dataclass(frozen=True, slots=True)
