@@ -20,6 +20,7 @@ from heads.report.summary import floor_of
 from tests.report_samples import (
     LABELS,
     Page,
+    content_of,
     edit,
     make_table,
     metrics_of,
@@ -189,6 +190,21 @@ def test_differences_are_listed_longest_first_with_their_times(written_report: P
     timeline = page.blocks["timelines-data"][int(listed[0][0])]
     borders = {time for label in timeline["labels"] for time in label["differ"]}
     assert {int(time) for time in listed[0][1:]} <= borders
+
+
+@pytest.mark.parametrize(("bundle", "predicted_s"), [(content_of("tune"), "5"), (content_of("train"), "7")])
+def test_timelines_of_the_best_run_are_not_mixed_with_predictions_by_another_head(
+    reported: Path, bundle: str, predicted_s: str
+) -> None:
+    path = reported / "predictions" / "S1" / "a.mp4.predicted.json"
+    edit(path, predicted={"ventilation": [[0, 7_000_000, 0.9]]})
+    edit(reported / "runs" / "tune" / "test_timelines.json", recordings=[json.loads(path.read_text())])
+    edit(path, predicted={"ventilation": [[0, 5_000_000, 0.9]]}, bundle=bundle)
+    table = report_on(reported).activities
+    assert table is not None
+    with table.open(newline="") as file:
+        rows = [one for one in csv.DictReader(file) if (one["level"], one["session"]) == ("recording", "session 0")]
+    assert [one["predicted_s"] for one in rows if one["label"] == "ventilation"] == [predicted_s]
 
 
 def test_report_begins_with_what_each_activity_took_annotated_beside_predicted(reported: Path) -> None:

@@ -73,7 +73,8 @@ def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tu
 
     Args:
         folder: The folder of predictions; it may be missing.
-        run: The run whose scored timelines serve for recordings without a prediction of their own.
+        run: The run whose scored timelines serve for recordings without a prediction by its own bundle; predictions by
+            another bundle serve for recordings that it did not score.
         table: The clip table: tells the session and split of a recording, by its content. What was predicted of
             another video that had the name of one of its recordings is left out.
 
@@ -82,10 +83,17 @@ def read_timelines(folder: Path, run: Run | None, table: ClipTable | None) -> tu
     """
     problems: list[str] = []
     paths = sorted(folder.rglob("*.predicted.json"))
-    documents = [(path.name, document) for path in paths if (document := read_json(path, problems))]
+    predicted = [(path.name, document) for path in paths if (document := read_json(path, problems))]
+    own = run.bundle.get("sha256") if run is not None else None
     scored = run.timelines.get("recordings") if run is not None else None
-    if isinstance(scored, list):
-        documents += [(f"{TIMELINES_NAME}, recording {at + 1}", one) for at, one in enumerate(scored)]
+    documents = [
+        *(one for one in predicted if one[1].get("bundle") == own),
+        *(
+            (f"{TIMELINES_NAME}, recording {at + 1}", one)
+            for at, one in enumerate(scored if isinstance(scored, list) else [])
+        ),
+        *(one for one in predicted if one[1].get("bundle") != own),
+    ]
     known = {clip.content: clip for clip in table.clips} if table is not None else {}
     named = {clip.recording for clip in known.values()}
     timelines: dict[str, Timeline] = {}
