@@ -7,6 +7,7 @@ Heavy imports are inside the commands, so `--help` is instant.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -644,7 +645,8 @@ def demo(
         screen.say()
         screen.say(f"featurecache {name}")
         steps[name] = document(step())
-    screen.say(f"\nTo use these and other commands on the demo: cd {directory}, or give each --config {directory}")
+    there = shlex.quote(str(directory))
+    screen.say(f"\nTo use these and other commands on the demo: cd {there}, or give each --config {there}")
     screen.say(
         "Your own recordings, step by step: docs/guide.md. It begins with: featurecache init myproject --videos VIDEOS"
     )
