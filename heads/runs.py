@@ -26,7 +26,7 @@ from featurecache.files import private_folder, write_private
 from heads.bundle import Bundle, save_bundle, tool_versions
 from heads.data import LearningData
 from heads.samples.joining import selected
-from heads.scoring.calibration import calibration_document, cross_calibrated, fit_calibration
+from heads.scoring.calibration import calibration_document, choose_calibration
 from heads.scoring.curves import curves
 from heads.scoring.exclusive import choose_exclusive
 from heads.scoring.metrics import DEFAULT_THRESHOLD, macro_f1, metrics_document
@@ -227,7 +227,8 @@ def write_fitted(
     thresholds[scored] = tuned_thresholds(Y[:, scored], scores[:, scored], sessions)
     rules = choose_exclusive(Y, scores, thresholds, labels=labels, exclusive=bundle.exclusive)
     kept = tuple(tuple(rule["labels"]) for rule in rules if rule["kept"])
-    bundle = replace(bundle, thresholds=thresholds, calibration=fit_calibration(Y, scores), exclusive=kept)
+    calibration, calibrated = choose_calibration(Y, scores, sessions)
+    bundle = replace(bundle, thresholds=thresholds, calibration=calibration, exclusive=kept)
     predicted = bundle.predicted(scores)
     first, unit = bundle.spaces[0], "clip" if bundle.clips is None else bundle.clips.unit
     metrics = {
@@ -235,7 +236,7 @@ def write_fitted(
             Y, scores, thresholds, sessions, labels=labels, split=held_out.name, predicted=predicted, unit=unit
         ),
         **leakage,
-        "calibration": calibration_document(Y, scores, cross_calibrated(Y, scores, sessions), labels=labels),
+        "calibration": calibration_document(Y, scores, calibrated, labels=labels),
         "curves": curves(Y, scores, labels=labels),
     }
     best = {

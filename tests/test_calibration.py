@@ -11,6 +11,7 @@ from heads.scoring.calibration import (
     brier_scores,
     calibration_document,
     calibration_errors,
+    choose_calibration,
     cross_calibrated,
     fit_calibration,
     reliability,
@@ -91,6 +92,25 @@ def test_cross_calibrated_scores_do_not_know_their_own_session() -> None:
     here = sessions == "s2"
     np.testing.assert_allclose(crossed[here], fit_calibration(Y[~here], scores[~here]).apply(scores[here]))
     assert cross_calibrated(Y, scores, np.full(400, "s")) is None
+
+
+def test_a_label_that_calibration_makes_worse_keeps_its_scores() -> None:
+    Y, probabilities = drawn(400)
+    scores, sessions = distorted(probabilities), np.repeat([f"s{number}" for number in range(8)], 50)
+    random = np.random.default_rng(1)
+    right = np.where(random.random(400) < 0.98, Y[:, 1], 1 - Y[:, 1])
+    scores[:, 1] = np.where(right == 1, 0.9, 0.1)
+    scores[np.flatnonzero(right != Y[:, 1]), 1] = (1 - Y[:, 1])[right != Y[:, 1]]  # the few wrong ones are quite sure
+    fitted, (found, calibrated) = fit_calibration(Y, scores), choose_calibration(Y, scores, sessions)
+    assert brier_scores(Y, fitted.apply(scores))[1] > brier_scores(Y, scores)[1]
+    assert (found.temperatures[1], found.offsets[1]) == (1, 0)
+    assert found.temperatures[[0, 2]].tolist() == fitted.temperatures[[0, 2]].tolist()
+    assert calibrated is not None
+    assert (calibrated[:, 1] == scores[:, 1]).all()
+    np.testing.assert_allclose(found.apply(scores)[:, 1], scores[:, 1], atol=1e-6)
+    alone, nothing = choose_calibration(Y, scores, np.full(400, "s"))
+    assert nothing is None
+    assert alone.temperatures.tolist() == fitted.temperatures.tolist()
 
 
 def test_brier_scores_equal_scikit_learn() -> None:

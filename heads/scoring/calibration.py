@@ -121,6 +121,31 @@ def cross_calibrated(Y: Targets, scores: Scores, sessions: npt.NDArray[np.str_])
     return calibrated
 
 
+def choose_calibration(
+    Y: Targets, scores: Scores, sessions: npt.NDArray[np.str_]
+) -> tuple[Calibration, npt.NDArray[np.float64] | None]:
+    """The fitted calibration of each label that it helps; other labels keep their scores.
+
+    In the likelihood a few wrong scores near 0 or 1 outweigh all others, which the fit then makes worse. It helps where
+    scores that are calibrated without their session's fold have the lower Brier score.
+
+    Args:
+        Y: Targets, shape (N, C), 0 or 1.
+        scores: Held-out probabilities, shape (N, C); a label with a NaN was not scored.
+        sessions: The session of each clip, shape (N,).
+
+    Returns:
+        The calibration, and what it makes of these clips when fitted without their folds, (N, C). Where there is one
+        session, nothing can be held out: the fit as it is, and None.
+    """
+    fitted, crossed = fit_calibration(Y, scores), cross_calibrated(Y, scores, sessions)
+    if crossed is None:
+        return fitted, None
+    helps = brier_scores(Y, crossed) < brier_scores(Y, scores)
+    chosen = Calibration(np.where(helps, fitted.temperatures, 1.0), np.where(helps, fitted.offsets, 0.0))
+    return chosen, np.where(helps, crossed, scores)
+
+
 def brier_scores(Y: Targets, scores: Scores) -> PerLabel:
     """Mean squared difference of score and target: two (N, C) -> (C,), NaN without a positive, or without scores."""
     return _where_defined(Y, ((scores.astype(np.float64) - Y) ** 2).mean(axis=0))
