@@ -104,6 +104,11 @@ def test_extract_ends_with_3_and_names_recordings_whose_stored_features_are_of_a
         renamed = ClipTable((), [replace(one, recording=one.recording.replace("S1.mp4", name)) for one in table.clips])
         with pytest.raises(OutdatedTableError, match=f"those of {name} are of another name's"):
             RecordingBoxes(open_project(project.root)).refuse_others(renamed)
+    project.clips.write_text(project.clips.read_text().replace("S1.mp4", name))
+    for arguments in (["train"], ["neighbours", "--confusions"]):
+        refused = invoke(*arguments, "--config", project.root)
+        assert refused.exit_code == 1
+        assert f"those of {name} are of another name's" in refused.stderr
 
 
 def test_names_whose_boxes_are_all_of_whole_frames_refuse_no_features(project: Project) -> None:

@@ -28,6 +28,7 @@ from featurecache.clips.clip import Clip
 from featurecache.clips.csv_file import read_table
 from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.errors import MissingFeaturesError, UsageError
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.failures import stored_clips
 from featurecache.extraction.spaces import project_spaces
 from featurecache.extraction.words import ProjectWords
@@ -103,6 +104,7 @@ def find(project: Project, words: str, *, top: int = 20, out: Path | None = None
         UnsupportedModelError: If the model has no text tower.
         SettingsError: If the words are none, or too many for the model.
         MissingFeaturesError: If no clip of the table has a cached embedding.
+        OutdatedTableError: If features are of another crop box than a recording's name asks for.
         OutputExistsError: If a file to be written is there already.
     """
     if top < 1 or (out is not None and out.suffix.lower() not in (".csv", ".eaf")):
@@ -132,6 +134,7 @@ def _stored(project: Project, space: FeatureSpace) -> tuple[FeatureCache, list[C
     cache = FeatureCache.open_if_made(project.cache)
     stored = stored_clips(cache, space.fingerprint) if cache else frozenset()
     table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+    RecordingBoxes(project).refuse_others(table)
     clips = [clip for clip in table.clips if clip.clip_id in stored]
     if cache is None or not clips:
         raise MissingFeaturesError(

@@ -25,6 +25,7 @@ from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.csv_fields import format_seconds, guard_cell
 from featurecache.errors import ClipTableError, SettingsError
+from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.failures import known_failures
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder, write_private
@@ -121,6 +122,7 @@ class _Searched:
     def of(cls, project: Project, feature: str | None) -> "_Searched":
         check_table(project, use="targets")
         table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
+        RecordingBoxes(project).refuse_others(table)
         name = feature or _first_vector(project)
         cache = FeatureCache.open(project.cache)
         if name.startswith("imported/"):
@@ -169,6 +171,7 @@ def neighbours(project: Project, clip_id: str, *, top: int = 10, feature: str | 
         ClipTableError: If the table has no such clip, or is not sound.
         SettingsError: If the feature is more than one vector a clip, or the model has none of that name.
         MissingFeaturesError: If a clip is missing from the cache for no recorded reason.
+        OutdatedTableError: If features are of another crop box than a recording's name asks for.
     """
     own = _Searched.of(project, feature)
     position = next((at for at, clip in enumerate(own.clips) if clip.clip_id == clip_id), None)
