@@ -133,6 +133,21 @@ def test_report_writes_one_file_and_prints_the_methods(tuned: Path) -> None:
     assert str(tuned) not in page
 
 
+def test_report_says_that_labels_have_changed_since_they_were_scored(tuned: Path) -> None:
+    def cautioned() -> bool:
+        assert invoke("report", "--config", tuned).exit_code == 0
+        return "The labels of 1 test recording have changed" in (tuned / "runs" / "report.html").read_text()
+
+    assert invoke("evaluate", "--config", tuned).exit_code == 0
+    assert not cautioned()
+    table = (tuned / "clips.csv").read_text()
+    row = next(line for line in table.splitlines() if ",test," in line)
+    (tuned / "clips.csv").write_text(table.replace(row, f"{row[:-1]}{1 - int(row[-1])}"))
+    assert cautioned()
+    assert invoke("compare", "--config", tuned).exit_code == 0
+    assert not cautioned()
+
+
 @pytest.mark.parametrize(
     ("option", "code", "message"),
     [

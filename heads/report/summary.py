@@ -11,6 +11,7 @@ from typing import Any
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.label_counts import LabelSources
 from featurecache.clips.leakage import split_level
+from featurecache.clips.record import label_digests
 from featurecache.spelling import counted, visible
 from heads.report.documents import Document, Documents, Run, number, unit_of
 from heads.report.figures import interval_of, numbers, per_class, prevalence_of, row_names
@@ -195,6 +196,11 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
     if undefined:
         names = ", ".join(map(isolated, undefined))
         cautions.append(f"Never on in the test split, and so without a score: {names}.")
+    if changed := max((_relabelled(run, documents.table) for run in tested), default=0):
+        cautions.append(
+            f"The labels of {counted(changed, 'test recording')} have changed since scores were made: these, timelines "
+            "and seconds are of the labels before. Run: featurecache evaluate."
+        )
     if differing := next(filter(None, map(_differing_labels, tested)), ""):
         cautions.append(
             f"The labels of clips.csv are not those of the annotation files ({differing}). Scores of clips count the "
@@ -213,6 +219,15 @@ def _cautions(documents: Documents, tested: Sequence[Run]) -> list[str]:
     if documents.problems:
         cautions.append(f"{counted(len(documents.problems), 'file')} could not be read, as listed under provenance.")
     return cautions
+
+
+def _relabelled(run: Run, table: ClipTable | None) -> int:
+    """How many of the recordings that a run was scored on have other labels in the clip table by now."""
+    scored, labels = run.test.get("label_digests"), run.test.get("per_class")
+    if table is None or not isinstance(scored, Mapping) or not isinstance(labels, Mapping):
+        return 0
+    now = label_digests(table.of_labels(list(labels))) if labels.keys() <= {*table.labels} else {}
+    return sum(now.get(content) != digest for content, digest in scored.items())
 
 
 def _differing_labels(run: Run) -> str:

@@ -173,7 +173,8 @@ def compare(
     )
     for one, outcome in zip(candidates, outcomes, strict=True):
         path = one.run / "test_metrics.json"
-        write_document(path, with_details(path, outcome.metrics))
+        metrics = {**outcome.metrics, "label_digests": one.source.label_digests("test")}
+        write_document(path, with_details(path, metrics))
     rows = [
         Row(
             one.run.name,

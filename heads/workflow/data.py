@@ -80,6 +80,11 @@ class ScoringData:
         """What the bundle scores of a split, as `load_split`."""
         return load_split(self.table, split, self.cache, spaces, known=self.known, needed=needed, samples=self.samples)
 
+    def label_digests(self, split: str) -> dict[str, str]:
+        """`label_digests` of the split's recordings; the report compares them with the table that is there then."""
+        contents = {clip.content for clip in self.table.clips if clip.split == split}
+        return {content: digest for content, digest in label_digests(self.table).items() if content in contents}
+
 
 def learning_data(
     project: Project,

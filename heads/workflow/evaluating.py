@@ -227,6 +227,7 @@ def _scored(project: Project, one: _Candidate, outcome: Evaluation) -> ScoredBun
     timelines, why = _timelines(project, one)
     metrics = {
         **outcome.metrics,
+        "label_digests": one.source.label_digests("test"),
         "exclusive_violations": _violations(head, outcome, one.exclusive),
         **sample_details(head, one.data, outcome.predicted, one.source, run),
     }
