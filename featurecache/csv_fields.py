@@ -5,7 +5,10 @@ binary floating point in between. Text that a spreadsheet would run as a formula
 so does text that already begins with quotes before such a character, which makes the way back exact.
 """
 
+import csv
+import io
 import re
+from collections.abc import Iterable
 
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """Characters that no name in a table may hold: control characters, and bytes that were not UTF-8."""
@@ -46,3 +49,10 @@ def guard_cell(text: str) -> str:
 def unguard_cell(cell: str) -> str:
     """The text of a cell that `guard_cell` made; any other cell as it is."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def csv_bytes(rows: Iterable[Iterable[object]], *, line_end: str = "\n") -> bytes:
+    """Rows, the header first, as a CSV file in UTF-8."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=line_end).writerows(rows)
+    return text.getvalue().encode("utf-8", errors="replace")

@@ -6,8 +6,6 @@ the CSV has all recordings with a timeline. What annotators agree on, where two 
 ceiling.
 """
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.csv_fields import guard_cell
+from featurecache.csv_fields import csv_bytes, guard_cell
 from heads.report.documents import Document, Run, number
 from heads.report.figures import Figure, keep, per_class, plain
 from heads.report.names import ShownNames, last_part
@@ -94,14 +92,12 @@ def activity_rows(timelines: Sequence[Timeline]) -> list[Row]:
 
 def activities_csv(rows: Sequence[Row], names: ShownNames) -> bytes:
     """The rows as CSV; recordings and sessions without folders, text guarded against formulas."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    table: list[Sequence[object]] = [_COLUMNS]
     for row in rows:
         sides = (row.annotated, row.predicted)
         seconds = [None if side is None else side.seconds for side in sides]
         difference = None if seconds[0] is None else row.predicted.seconds - seconds[0]
-        writer.writerow(
+        table.append(
             [
                 "session" if row.recording is None else "recording",
                 guard_cell(last_part(row.session)),
@@ -114,7 +110,7 @@ def activities_csv(rows: Sequence[Row], names: ShownNames) -> bytes:
                 *(_seconds(None if side is None else side.median_between_starts_s) for side in sides),
             ]
         )
-    return file.getvalue().encode("utf-8", errors="replace")
+    return csv_bytes(table)
 
 
 def _seconds(value: float | None) -> str:

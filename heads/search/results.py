@@ -44,7 +44,7 @@ def write_results(
     check = _permutation_check(prepared, settings, permutations) if permutations else None
     spread = _spread(prepared, settings, refit_seeds) if refit_seeds else None
     states = [trial.state for trial in trials]
-    write_private(folder / "trials.csv", trials_table(trials, choices).encode())
+    write_private(folder / "trials.csv", trials_table(trials, choices))
     return write_run(
         prepared,
         settings,

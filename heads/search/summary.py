@@ -3,8 +3,6 @@
 What this is not: the search, its choice (`choosing.py`), or a figure (`report/searching.py`).
 """
 
-import csv
-import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from featurecache.csv_fields import csv_bytes
 from featurecache.spelling import counted
 from heads.samples.joining import selected
 from heads.search.study import CHOSEN, DIVERGED, FINISHED, SOLVER
@@ -99,15 +98,13 @@ def _last_score(trial: FrozenTrial) -> float | None:
     return trial.value if trial.last_step is None else trial.intermediate_values[trial.last_step]
 
 
-def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> str:
+def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> bytes:
     """`trials.csv`: one row per trial, with the value's source in `scored` and the last scored epoch in `epochs_seen`.
 
     Settings that are not used are empty.
     """
     names = list(HeadSettings().to_mapping())
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["number", "state", "value", "scored", "epochs_seen", "diverged_in_epoch", *names])
+    rows: list[list[object]] = [["number", "state", "value", "scored", "epochs_seen", "diverged_in_epoch", *names]]
     for trial in trials:
         value = "" if trial.value is None else repr(trial.value)
         state = "interrupted" if trial.state == TrialState.FAIL else trial.state.name.lower()
@@ -117,8 +114,8 @@ def trials_table(trials: Sequence[FrozenTrial], choices: Choices) -> str:
         used = trial.params if settings is None else used_settings(settings)
         cells = [used.get(name, "") for name in names]
         cells = [" ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in cells]
-        writer.writerow([trial.number, state, value, scored, last, diverged, *cells])
-    return table.getvalue()
+        rows.append([trial.number, state, value, scored, last, diverged, *cells])
+    return csv_bytes(rows)
 
 
 def used_settings(settings: HeadSettings) -> dict[str, Any]:

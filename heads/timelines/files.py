@@ -26,10 +26,8 @@ sha256 of the two others and of what they replace, so that a run that is killed 
 a tier that somebody corrected in ELAN is never lost. Each file is whole or absent.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -42,7 +40,7 @@ import numpy.typing as npt
 
 from featurecache.annotations import EafDocument, Interval, add_predictions, eaf_bytes, linked_document
 from featurecache.clips.clip import union_of
-from featurecache.csv_fields import format_seconds, guard_cell
+from featurecache.csv_fields import csv_bytes, format_seconds, guard_cell
 from featurecache.errors import OutputExistsError
 from featurecache.files import private_folder, write_private
 from heads.timelines.timeline import PredictedInterval, Spans, TimelineSettings
@@ -252,13 +250,16 @@ def _own_digest(path: Path, record: Path, document: Mapping[str, Any]) -> str | 
 
 
 def _table(timeline: Timeline) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(["recording", "start_s", "end_s", "label", "confidence"])
     recording = guard_cell(timeline.recording)
-    for one in timeline.predicted:
-        times = format_seconds(one.start_us), format_seconds(one.end_us)
-        writer.writerow([recording, *times, guard_cell(one.label), f"{one.confidence:.4f}"])
-    if not timeline.predicted:
-        writer.writerow([recording, "", "", "", ""])
-    return text.getvalue().encode()
+    rows = [
+        [
+            recording,
+            format_seconds(one.start_us),
+            format_seconds(one.end_us),
+            guard_cell(one.label),
+            f"{one.confidence:.4f}",
+        ]
+        for one in timeline.predicted
+    ]
+    header = ["recording", "start_s", "end_s", "label", "confidence"]
+    return csv_bytes([header, *(rows or [[recording, "", "", "", ""]])], line_end="\r\n")

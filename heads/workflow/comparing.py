@@ -9,9 +9,7 @@ adjusted by Holm's method; the highest of several is itself optimistically biase
     runs/<run>/test_metrics.json                     each run's scores, as `evaluate` writes them
 """
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.drift import check_table
 from featurecache.clips.session_notes import annotated_sessions
-from featurecache.csv_fields import guard_cell
+from featurecache.csv_fields import csv_bytes, guard_cell
 from featurecache.device import device_of
 from featurecache.errors import BundleError, FeatureCacheError
 from featurecache.extraction.failures import FailedClip
@@ -205,7 +203,7 @@ def compare(
         outcomes[0].looks,
         tuple(private_folder(project.runs) / f"compare.{kind}" for kind in ("csv", "tex", "json")),
     )
-    write_private(found.written[0], _as_csv(found).encode())
+    write_private(found.written[0], csv_bytes(_csv_rows(found)))
     write_private(found.written[1], _as_latex(found).encode())
     write_document(found.written[2], found.to_mapping())
     return found
@@ -326,29 +324,30 @@ _COLUMNS = ("macro_f1", "ci95_low", "ci95_high", "difference_to_best", "differen
 _MORE = ("p_holm", "another_session", "seconds_per_clip", "unparsable", "hallucinated", "violations", "answers")
 
 
-def _as_csv(found: Comparison) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "run", *map(guard_cell, found.labels), *_COLUMNS, *_MORE, "made_by"])
+def _csv_rows(found: Comparison) -> Iterator[list[str]]:
+    yield ["method", "run", *map(guard_cell, found.labels), *_COLUMNS, *_MORE, "made_by"]
     for row in found.rows:
-        metrics, difference = row.metrics, row.difference or {}
-        f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
-        low, high = metrics["macro_f1_ci95"] or (None, None)
-        difference_low, difference_high = difference.get("difference_ci95") or (None, None)
-        numbers = [*f1, metrics["macro_f1"], low, high, difference.get("difference"), difference_low, difference_high]
-        numbers += [difference.get("p_holm"), row.another_session, row.seconds_per_clip]
-        counts = [row.audit.get(name, "") for name in ("unparsable", "hallucinated", "violations", "n_clips")]
-        cells = ["" if one is None else f"{one:.6g}" for one in numbers]
-        writer.writerow([row.method, guard_cell(row.run), *cells, *counts, ""])
+        difference = row.difference or {}
+        low, high = difference.get("difference_ci95") or (None, None)
+        numbers = [difference.get("difference"), low, high, difference.get("p_holm")]
+        cells = _cells([*_scores(found, row.metrics), *numbers, row.another_session, row.seconds_per_clip])
+        counts = [str(row.audit.get(name, "")) for name in ("unparsable", "hallucinated", "violations", "n_clips")]
+        yield [row.method, guard_cell(row.run), *cells, *counts, ""]
     for name, metrics in found.floors.items():
-        f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
-        numbers = [*f1, metrics["macro_f1"], *(metrics["macro_f1_ci95"] or (None, None))]
-        cells = ["" if one is None else f"{one:.6g}" for one in numbers]
-        writer.writerow([name, "baseline", *cells, *[""] * (len(_COLUMNS) + len(_MORE) - 3), ""])
+        yield [name, "baseline", *_cells(_scores(found, metrics)), *[""] * (len(_COLUMNS) + len(_MORE) - 3), ""]
     blank = [""] * (len(found.labels) + len(_COLUMNS) + len(_MORE))
     for method, command in found.missing.items():
-        writer.writerow([method, "missing", *blank, command])
-    return text.getvalue()
+        yield [method, "missing", *blank, command]
+
+
+def _scores(found: Comparison, metrics: Mapping[str, Any]) -> list[float | None]:
+    """F1 of each label, macro-F1, and the ends of its interval."""
+    f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
+    return [*f1, metrics["macro_f1"], *(metrics["macro_f1_ci95"] or (None, None))]
+
+
+def _cells(numbers: Sequence[float | None]) -> list[str]:
+    return ["" if one is None else f"{one:.6g}" for one in numbers]
 
 
 def _as_latex(found: Comparison) -> str:
@@ -356,10 +355,9 @@ def _as_latex(found: Comparison) -> str:
     head = " & ".join(["Method", *map(_tex, found.labels), "macro-F1", "95\\% CI"])
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(found.labels) + 1)}l}}", "\\hline", f"{head} \\\\", "\\hline"]
     for name, metrics in [*found.floors.items(), *((f"{row.method} ({row.run})", row.metrics) for row in found.rows)]:
-        f1 = [metrics["per_class"].get(label, {}).get("f1") for label in found.labels]
-        interval = metrics["macro_f1_ci95"]
-        cells = ["--" if one is None else f"{one:.2f}" for one in (*f1, metrics["macro_f1"])]
-        span = "--" if interval is None else f"{interval[0]:.2f}--{interval[1]:.2f}"
+        *numbers, low, high = _scores(found, metrics)
+        cells = ["--" if one is None else f"{one:.2f}" for one in numbers]
+        span = "--" if low is None else f"{low:.2f}--{high:.2f}"
         lines.append(" & ".join([_tex(name), *cells, span]) + " \\\\")
     for method in found.missing:
         lines.append(" & ".join([_tex(method), *["--"] * (len(found.labels) + 2)]) + " \\\\ % missing")

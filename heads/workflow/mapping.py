@@ -16,9 +16,6 @@ What this is not: maps of heads that are not linear in a mean (hidden layers, un
 """
 
 import copy
-import csv
-import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +27,7 @@ import numpy.typing as npt
 from featurecache import FeatureCache
 from featurecache.backbones.family import TapShape
 from featurecache.clips.clip import Clip
-from featurecache.csv_fields import format_seconds, guard_cell
+from featurecache.csv_fields import csv_bytes, format_seconds, guard_cell
 from featurecache.errors import BundleError, ClipTableError, MissingFeaturesError, UnreadableVideoError
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder, write_private
@@ -43,6 +40,7 @@ from featurecache.workflow.withdrawal import MAPS
 from heads.bundle import Bundle, load_bundle
 from heads.loading import read_features
 from heads.report.frames import as_jpeg
+from heads.runs import write_document
 from heads.workflow.data import own_table, refuse_samples, tuned_bundle
 
 MAP_NAME, TABLE_NAME = "map.json", "map.csv"
@@ -177,7 +175,7 @@ def map_clip(
             write_private(path, picture_of(frames, found.parts[..., at]))
             found.pictures[label] = path
     write_private(found.folder / TABLE_NAME, _as_csv(found))
-    write_private(found.folder / MAP_NAME, (json.dumps(found.to_mapping(), indent=1) + "\n").encode())
+    write_document(found.folder / MAP_NAME, found.to_mapping())
     return found
 
 
@@ -321,11 +319,9 @@ def picture_of(frames: npt.NDArray[np.uint8], parts: npt.NDArray[np.float64]) ->
 
 
 def _as_csv(found: ClipMap) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", "time_s", "row", "column", *map(guard_cell, found.labels)])
-    for step, time_us in enumerate(found.steps_us.tolist()):
-        for patch, added in enumerate(found.parts[step].tolist()):
-            place = found.place(patch)
-            writer.writerow([step, format_seconds(time_us), *place, *(f"{value:.6g}" for value in added)])
-    return text.getvalue().encode()
+    rows = [
+        [step, format_seconds(time_us), *found.place(patch), *(f"{value:.6g}" for value in added)]
+        for step, time_us in enumerate(found.steps_us.tolist())
+        for patch, added in enumerate(found.parts[step].tolist())
+    ]
+    return csv_bytes([["step", "time_s", "row", "column", *map(guard_cell, found.labels)], *rows])

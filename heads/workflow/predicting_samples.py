@@ -11,11 +11,9 @@ is in an evaluation; a sample without any part is listed with the reason.
     predictions.json    the same for programs; names the sha256 of the others, so that nothing a person changed is lost
 """
 
-import csv
 import dataclasses
-import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from featurecache.clips.leakage import sessions_in
 from featurecache.clips.samples import Sample, camera_of, groups_of_recordings, moments
 from featurecache.clips.samples_file import read_unannotated
 from featurecache.clips.sessions import name_sessions
-from featurecache.csv_fields import guard_cell
+from featurecache.csv_fields import csv_bytes, guard_cell
 from featurecache.errors import BundleError, ClipTableError
 from featurecache.extraction.pipeline import Extraction, Progress
 from featurecache.project.settings import Project
@@ -198,7 +196,11 @@ def predict_samples(
     found, files = _predicted(head, scored, features, out)
     lost = tuple(sum(part in missing for part in sample.clip_ids) for sample in scored)
     found = replace(found, lost=lost, unscored=tuple(unscored))
-    write_own(found.to_mapping(), out / "predictions.json", {found.table: _as_csv(found), **files})
+    write_own(
+        found.to_mapping(),
+        out / "predictions.json",
+        {found.table: csv_bytes(_csv_rows(found), line_end="\r\n"), **files},
+    )
     return found, failed, extraction
 
 
@@ -332,13 +334,10 @@ def _predicted(
     return found, files
 
 
-def _as_csv(found: PredictedSamples) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\r\n")
+def _csv_rows(found: PredictedSamples) -> Iterator[list[object]]:
     columns = [f"{what} {label}" for label in found.thresholds for what in ("score", "on")]
-    writer.writerow(["sample", "clips", "absent", "could_not_be_extracted", "fitted_on", *columns])
+    yield ["sample", "clips", "absent", "could_not_be_extracted", "fitted_on", *columns]
     for sample, scores, on, lost in zip(found.samples, found.scores, found.on, found.lost, strict=True):
         cells = [cell for score, is_on in zip(scores, on, strict=True) for cell in (f"{score:.4f}", int(is_on))]
         known = int(sample.name in found.seen)
-        writer.writerow([guard_cell(sample.name), sample.clip_id, sample.parts.count(""), lost, known, *cells])
-    return text.getvalue().encode()
+        yield [guard_cell(sample.name), sample.clip_id, sample.parts.count(""), lost, known, *cells]

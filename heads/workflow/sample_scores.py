@@ -5,8 +5,6 @@ area under the ROC curve (AUROC) tells whether a sample's weights find them: ove
 label is on, each clip's weight times the number of its sample's clips.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy.typing as npt
 
 from featurecache.clips.clip import Clip
 from featurecache.clips.samples import Sample
-from featurecache.csv_fields import guard_cell
+from featurecache.csv_fields import csv_bytes, guard_cell
 from featurecache.files import write_private
 from heads.bundle import Bundle
 from heads.data import LabelledFeatures
@@ -132,12 +130,10 @@ def _found_clips(
 
 def weights_table(samples: Sequence[Sample], weights: npt.NDArray[np.float32], labels: Sequence[str]) -> bytes:
     """`part_weights.csv`: a line for each part of N samples, with its weight (N, P, C) for each label."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sample", "part", *map(guard_cell, labels)])
-    for row, sample in enumerate(samples):
-        for place, part in enumerate(sample.parts):
-            if part:
-                cells = [f"{weight:.4f}" for weight in weights[row, place]]
-                writer.writerow([guard_cell(sample.name), part, *cells])
-    return text.getvalue().encode()
+    rows = [
+        [guard_cell(sample.name), part, *(f"{weight:.4f}" for weight in weights[row, place])]
+        for row, sample in enumerate(samples)
+        for place, part in enumerate(sample.parts)
+        if part
+    ]
+    return csv_bytes([["sample", "part", *map(guard_cell, labels)], *rows])

@@ -8,8 +8,6 @@ Files go to `runs/shortcuts/`: `clusters.csv`, a row for each label and cluster;
 ones; `shortcuts.json`, the document; `centres.safetensors`, what `ignoring.py` refits a head without.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurecache import FeatureCache
-from featurecache.csv_fields import guard_cell
+from featurecache.csv_fields import csv_bytes, guard_cell
 from featurecache.errors import BundleError, UsageError
 from featurecache.files import write_private
 from featurecache.project.settings import Project
@@ -280,12 +278,10 @@ def _write(found: Shortcuts, rows: Sequence[Shortcut], clusters: TokenClusters, 
 
 
 def _as_csv(rows: Iterable[dict[str, Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    for number, row in enumerate(rows):
-        if not number:
-            csv.writer(text, lineterminator="\n").writerow(row)
-        cells = (
-            "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row.values()
-        )
-        csv.writer(text, lineterminator="\n").writerow(map(guard_cell, cells))
-    return text.getvalue().encode()
+    """Mappings with the same keys, which are the columns; nothing where there are none."""
+    listed = list(rows)
+    cells = [
+        ["" if one is None else f"{one:.6g}" if isinstance(one, float) else str(one) for one in row.values()]
+        for row in listed
+    ]
+    return csv_bytes([*listed[:1], *([guard_cell(cell) for cell in row] for row in cells)])

@@ -10,7 +10,6 @@ What this is not: a promise that fewer minutes suffice. `benchmarks/RESULTS.md` 
 """
 
 import csv
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from featurecache.clips.clip import Clip, ClipTable
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.matching import find_annotations
-from featurecache.csv_fields import format_seconds, guard_cell, parse_seconds, unguard_cell
+from featurecache.csv_fields import csv_bytes, format_seconds, guard_cell, parse_seconds, unguard_cell
 from featurecache.errors import AnnotationError, FeatureCacheError, TrainingDataError, UsageError
 from featurecache.extraction.failures import known_failures
 from featurecache.files import private_folder, write_private
@@ -355,12 +354,10 @@ def _new_folder(parent: Path) -> Path:
 
 
 def _as_csv(chosen: Sequence[Stretch]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for rank, one in enumerate(chosen, start=1):
         times = (format_seconds(one.start_us), format_seconds(one.end_us))
         doubt = "" if one.doubt is None else f"{one.doubt:.4f}"
         names = (guard_cell(one.recording), guard_cell(one.session))
-        writer.writerow([rank, *names, *times, doubt, guard_cell("; ".join(one.likely))])
-    return text.getvalue().encode()
+        rows.append([rank, *names, *times, doubt, guard_cell("; ".join(one.likely))])
+    return csv_bytes([COLUMNS, *rows])

@@ -11,8 +11,6 @@ purged with a recording. The run is a bundle like others, so `evaluate`, `predic
 Nothing of the test split is scored here.
 """
 
-import csv
-import io
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +25,7 @@ from featurecache.clips.clip import ClipTable, check_labels
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import leakage_record
-from featurecache.csv_fields import guard_cell
+from featurecache.csv_fields import csv_bytes, guard_cell
 from featurecache.errors import UsageError
 from featurecache.extraction.failures import KnownFailures, known_failures, stored_clips
 from featurecache.extraction.pipeline import Extraction, Progress, WorkerCrash
@@ -330,13 +328,12 @@ def _write_answers(
     path: Path, asking: "ZeroShot", table: ClipTable, clip_ids: Sequence[str], numbers: "Numbers"
 ) -> Path:
     split_of = {clip.clip_id: clip.split for clip in table.clips}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip_id", "split", *asking.columns])
-    for clip_id, rows in zip(clip_ids, asking.rows(numbers), strict=True):
-        for row in rows:
-            writer.writerow([clip_id, split_of[clip_id], *(guard_cell(visible(cell)) for cell in row)])
-    write_private(path, text.getvalue().encode())
+    listed = (
+        [clip_id, split_of[clip_id], *(guard_cell(visible(cell)) for cell in row)]
+        for clip_id, rows in zip(clip_ids, asking.rows(numbers), strict=True)
+        for row in rows
+    )
+    write_private(path, csv_bytes([["clip_id", "split", *asking.columns], *listed]))
     return path
 
 
