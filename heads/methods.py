@@ -40,3 +40,8 @@ def method_of_question(kind: str) -> str:
 def method_of_head(kind: HeadKind, prior: HeadPrior = "none") -> str:
     """The method that a head of a kind is, on features of a frozen backbone; "FT-LC-Text" is drawn towards words."""
     return _OF_KIND[kind] if prior == "none" else FT_LC_TEXT
+
+
+def rank_of(method: str) -> int:
+    """A method's place in the paper's Table 1, from 0; the same one behind it for all others."""
+    return PAPER_ORDER.index(method) if method in PAPER_ORDER else len(PAPER_ORDER)

@@ -16,6 +16,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from featurecache.clips.clip import Clip, ClipTable, clip_id
 from featurecache.clips.csv_file import format_table
+from featurecache.project.features import FeatureSettings
+from featurecache.project.settings import DataSettings, Project, Settings
 from heads.report import Report, write_report
 
 LABELS = ("ventilation", "stimulation", "suction")
@@ -186,20 +188,15 @@ def timeline_scores(labels: Sequence[str]) -> dict[str, Any]:
     return scores_document([compared, compared], ["S1", "S2"], labels=labels)
 
 
+def project_at(root: Path, **features: Any) -> Project:
+    """Such a project with its settings."""
+    settings = FeatureSettings(**{"model": "/models/secret/LLaVA", "prompt": "USER: <video>", **features})
+    return Project(root, Settings(DataSettings(Path("videos")), settings))
+
+
 def report_on(root: Path, out: Path | None = None, *, with_frames: bool = False, **features: Any) -> Report:
     """The report of such a project."""
-    return write_report(
-        root / "runs" / "report.html" if out is None else out,
-        project="a study of ten sessions",
-        runs=root / "runs",
-        clips=root / "clips.csv",
-        cache=root / "features.zarr",
-        failures=root / "failed_clips.csv",
-        predictions=root / "predictions",
-        videos=root / "videos",
-        features={"model": "/models/secret/LLaVA", "prompt": "USER: <video>", **features},
-        with_frames=with_frames,
-    )
+    return write_report(project_at(root, **features), out, with_frames=with_frames)
 
 
 def long_timeline(seed: int, *, hours: float, count: int, labels: Sequence[str] = LABELS) -> Spans:

@@ -224,7 +224,7 @@ def test_report_begins_with_what_each_activity_took_annotated_beside_predicted(r
     shown = page.text[page.text.index("Seconds and bouts") : page.text.index("Each recording")]
     assert "ventilation 40 s 46 s +1.5 s -0.6 to +3.6 -1 to +4 s each ±4 8 4" in shown
     assert "ventilation 4.0 s 5.0 s +1.0 s +1.0 to +1.0 +1.0 to +1.0 s 4 0 0" in shown
-    assert "a study of ten sessions" in page.text
+    assert f"report {reported.name} :" in page.text
     assert "4 sessions, 4 recordings, 4 minutes of video; 80 of 80 clips have labels" in page.text
     assert report.activities is not None
     with report.activities.open(newline="") as file:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.errors import StudyError
+from heads.report.documents import read_documents
 from heads.report.figures import cooccurrence_figure, threshold_figure
 from heads.report.names import ShownNames
 from heads.report.searching import search_figures
@@ -18,6 +19,7 @@ from tests.report_samples import (
     LABELS,
     make_table,
     metrics_of,
+    project_at,
     report_on,
     timeline_scores,
     write_json,
@@ -69,15 +71,7 @@ def test_cooccurrence_is_the_share_of_the_rows_clips() -> None:
 
 
 def test_threshold_figure_peaks_at_the_f1_of_the_metrics(written_report: Path) -> None:
-    from heads.report.documents import read_documents
-
-    documents = read_documents(
-        runs=written_report / "runs",
-        clips=written_report / "none",
-        cache=written_report / "none",
-        failures=written_report / "none",
-    )
-    (run,) = (run for run in documents.runs if run.name == "tune")
+    (run,) = (run for run in read_documents(project_at(written_report)).runs if run.name == "tune")
     figure = threshold_figure(run, "ventilation")
     assert figure is not None
     f1, metrics = figure["data"][0], run.validation["per_class"]["ventilation"]

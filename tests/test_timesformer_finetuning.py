@@ -333,9 +333,7 @@ def test_finetune_evaluate_predict_and_report_from_the_command_line(
     assert "is of a search" in words
     with replaced(splits["train"], b"torn"):
         assert run_cli(project, "finetune", "--fresh", code=3)[0]["failed_clips"] == 4
-    found = documents.read_documents(
-        runs=project.runs, clips=project.clips, cache=project.cache, failures=project.failures
-    )
+    found = documents.read_documents(project)
     assert [run.method for run in found.runs] == ["TimeSformer"]
     run_cli(project, "report")
 

@@ -11,13 +11,14 @@ predictions say.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelSources
 from featurecache.files import private_folder, write_private
+from featurecache.project.settings import Project
+from featurecache.workflow.withdrawal import MAPS
 from heads.report.activities import activities_csv, activity_rows
 from heads.report.documents import TIMELINES_NAME, Run, has_scores, number, read_documents
 from heads.report.figures import row_names
@@ -58,44 +59,31 @@ class Report:
 
 
 def write_report(
-    out: Path,
-    *,
-    project: str,
-    runs: Path,
-    clips: Path,
-    cache: Path,
-    failures: Path,
-    predictions: Path,
-    videos: Path,
-    features: Mapping[str, Any],
-    sources: LabelSources = UNKNOWN_SOURCES,
-    with_frames: bool = False,
-    digests: Path | None = None,
+    project: Project, out: Path | None = None, *, predictions: Path | None = None, with_frames: bool = False
 ) -> Report:
     """Writes the report; anything it reads may be missing.
 
     Args:
-        out: The HTML file; the table of activities goes beside it, as `<name>.activities.csv`.
-        project: The project's name.
-        runs: The folder of runs.
-        clips: The clip table.
-        cache: The feature cache.
-        failures: The list of clips that could not be extracted.
-        predictions: The folder of predicted timelines; looked through with its subfolders.
-        videos: The folder of recordings; read only with `with_frames`.
-        features: Settings of `[features]`, shown as they are but for the folders of a model.
-        sources: Who labelled the clips of the table.
+        project: The project; settings of `[features]` are shown as they are but for the folders of a model.
+        out: The HTML file; the table of activities goes beside it, as `<name>.activities.csv`. None:
+            `runs/report.html`.
+        predictions: The folder of predicted timelines, looked through with its subfolders; None: the project's.
         with_frames: Put a frame of each of the largest differences into the page, and the pictures of `maps`.
-        digests: Where digests of recordings are remembered; None: nowhere.
 
     Raises:
         OSError: If it cannot be written.
     """
-    documents = read_documents(runs=runs, clips=clips, cache=cache, failures=failures, sources=sources)
-    timelines, unread = read_timelines(predictions, best_run(documents.runs), documents.table)
+    out = project.runs / "report.html" if out is None else out
+    features, documents = asdict(project.settings.features), read_documents(project)
+    folder = project.predictions if predictions is None else predictions
+    timelines, unread = read_timelines(folder, best_run(documents.runs), documents.table)
     found = differences(timelines)
-    pictures, not_pictured = thumbnails(found, videos, features.get("crop"), digests) if with_frames else ([], [])
-    maps, not_mapped = read_maps(runs / "maps") if with_frames else ([], [])
+    pictures, not_pictured = (
+        thumbnails(found, project.videos, project.settings.features.crop, project.digest_memo)
+        if with_frames
+        else ([], [])
+    )
+    maps, not_mapped = read_maps(project.runs / MAPS) if with_frames else ([], [])
     searches, damaged = draw_searches(documents.runs)
     tested = [run for run in documents.runs if has_scores(run.test)]
     not_shown = [f"{run.name}/{why}" for run in documents.runs for why in _not_shown(run)]
@@ -114,7 +102,7 @@ def write_report(
         rows,
         summarize(documents, timelines, found),
         names,
-        project=project,
+        project=project.root.resolve().name,
         features=features,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

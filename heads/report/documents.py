@@ -7,22 +7,24 @@ the report of the others. Numbers are validated where they are shown, not here.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from featurecache import FeatureCache
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.csv_file import read_table
-from featurecache.clips.label_counts import UNKNOWN_SOURCES, LabelSources
+from featurecache.clips.label_counts import LabelSources
+from featurecache.clips.record import read_record
 from featurecache.errors import CacheFormatError, CacheNotFoundError, CacheReadError, ClipTableError
 from featurecache.errors import FingerprintMismatchError as WrongRecordError
 from featurecache.extraction.failures import read_rows
+from featurecache.project.settings import Project
 from featurecache.spec import json_object
 from featurecache.store.index import Damage
 from featurecache.store.view import Space
 from heads.evaluation_log import EvaluationLog, read_evaluation_log
-from heads.methods import FT_C_LORA, PAPER_ORDER, TIMESFORMER, ZS_B, ZS_TEXT, ZSC_CO, ZSC_J, method_of_head
+from heads.methods import FT_C_LORA, TIMESFORMER, ZS_B, ZS_TEXT, ZSC_CO, ZSC_J, method_of_head, rank_of
 from heads.runs import METRICS_NAMES
 from heads.search.study import JOURNAL_NAME
 from heads.settings import HeadKind
@@ -98,44 +100,34 @@ class Documents:
     damage: tuple[Damage, ...]
     failures: Mapping[tuple[str, str], int]
     problems: tuple[str, ...]
-    agreement: Document = field(default_factory=dict)
-    compared: Document = field(default_factory=dict)
-    sources: LabelSources = UNKNOWN_SOURCES
+    agreement: Document
+    compared: Document
+    sources: LabelSources
 
     def with_problems(self, more: Sequence[str]) -> "Documents":
         """The same with more files that could not be read."""
         return replace(self, problems=(*self.problems, *more))
 
 
-def read_documents(
-    *, runs: Path, clips: Path, cache: Path, failures: Path, sources: LabelSources = UNKNOWN_SOURCES
-) -> Documents:
-    """Reads what is there.
-
-    Args:
-        runs: The folder of runs.
-        clips: The clip table.
-        cache: The feature cache.
-        failures: The list of clips that could not be extracted.
-        sources: Who labelled the clips of the table.
-    """
-    problems: list[str] = []
+def read_documents(project: Project) -> Documents:
+    """Reads what is there."""
+    runs, problems = project.runs, list[str]()
     looks = _read_evaluation_log(runs / "test_looks.jsonl", problems)
     folders = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
     agreement = read_json(runs / "agreement.json", problems)
     found = [run for folder in folders if (run := _read_run(folder, looks, problems)) is not None]
-    spaces, damage = _read_cache(cache, problems)
+    spaces, damage = _read_cache(project.cache, problems)
     return Documents(
-        runs=tuple(sorted(found, key=lambda run: (_rank(run.method), run.name))),
+        runs=tuple(sorted(found, key=lambda run: (rank_of(run.method), run.name))),
         looks=looks,
-        table=_read_clips(clips, problems),
+        table=_read_clips(project.clips, problems),
         spaces=spaces,
         damage=damage,
-        failures=_read_failures(failures, problems),
+        failures=_read_failures(project.failures, problems),
         problems=tuple(problems),
         agreement=agreement,
         compared=read_json(runs / "compare.json", problems),
-        sources=sources,
+        sources=read_record(project.table_record).sources,
     )
 
 
@@ -222,10 +214,6 @@ def _method(folder: str, best: Document) -> str:
     if kind not in get_args(HeadKind):
         return folder
     return method_of_head(kind, "words" if prior == "words" else "none")  # type: ignore[arg-type]
-
-
-def _rank(method: str) -> int:
-    return PAPER_ORDER.index(method) if method in PAPER_ORDER else len(PAPER_ORDER)
 
 
 def _read_evaluation_log(path: Path, problems: list[str]) -> EvaluationLog:

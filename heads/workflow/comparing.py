@@ -34,7 +34,7 @@ from featurecache.spec import parse_feature
 from heads.bundle import Bundle, load_bundle
 from heads.bundle_files import DOCUMENT_NAME
 from heads.data import LabelledFeatures, LearningData
-from heads.methods import FT_C_LORA, FT_LC_TEXT, PAPER_ORDER, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J
+from heads.methods import FT_C_LORA, FT_LC_TEXT, TIMESFORMER, ZS_B, ZSC_CO, ZSC_J, rank_of
 from heads.report.documents import read_json
 from heads.runs import write_document
 from heads.scoring.intervals import holm
@@ -189,7 +189,7 @@ def compare(
     labels = candidates[widest].bundle.labels
     found = Comparison(
         labels,
-        tuple(sorted(rows, key=lambda row: (_rank(row.method), row.run))),
+        tuple(sorted(rows, key=lambda row: (rank_of(row.method), row.run))),
         {
             name: command
             for name, command in COMMANDS.items()
@@ -222,10 +222,6 @@ def _baselines(
 
             return baseline_metrics(fitting.of(bundle.settings.inputs), test, bundle.labels, annotated=annotated)
     return {}
-
-
-def _rank(method: str) -> int:
-    return PAPER_ORDER.index(method) if method in PAPER_ORDER else len(PAPER_ORDER)
 
 
 def _candidates(

@@ -2,11 +2,9 @@
 
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from featurecache.clips.drift import check_table
-from featurecache.clips.record import read_record
 from featurecache.errors import UsageError
 from featurecache.project.settings import Project
 from heads.report import Report, write_report
@@ -35,17 +33,4 @@ def report(
         os.scandir(predictions).close()  # a folder that is named must be there
     _log.debug("reading runs, timelines and the cache ...", extra={"is_wait": True})
     check_table(project, use="nothing")
-    return write_report(
-        out if out is not None else project.runs / "report.html",
-        project=project.root.resolve().name,
-        runs=project.runs,
-        clips=project.clips,
-        cache=project.cache,
-        failures=project.failures,
-        predictions=predictions if predictions is not None else project.predictions,
-        videos=project.videos,
-        features=asdict(project.settings.features),
-        sources=read_record(project.table_record).sources,
-        with_frames=with_frames,
-        digests=project.digest_memo,
-    )
+    return write_report(project, out, predictions=predictions, with_frames=with_frames)
