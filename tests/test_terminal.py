@@ -72,7 +72,7 @@ def test_time_left_of_a_training_leaves_out_what_came_before_its_first_step(monk
     said: list[str] = []
     show = training_progress(said.append)
     for step, elapsed_s in ((1, 600.0), (2, 601.0), (6, 605.0)):
-        show(Training(step, 100, 0.5, (), 4, elapsed_s, step))
+        show(Training(step, 100, 0.5, (), 4, elapsed_s))
     assert [line.partition("loss 0.5000")[2] for line in said] == ["", ", at most 98 s left", ", at most 94 s left"]
 
 

@@ -147,12 +147,9 @@ class FineTuning:
             KeyboardInterrupt: On SIGINT or SIGTERM, when the checkpoint is written.
         """
         began = saved = time.monotonic()
-        first_step = 0
-        if checkpoint is not None:
-            found = load_checkpoint(checkpoint, signature or {})
-            if found is not None:
-                self._restore(found)
-                first_step = self.step
+        found = None if checkpoint is None else load_checkpoint(checkpoint, signature or {})
+        if found is not None:
+            self._restore(found)
 
         def save() -> None:
             if checkpoint is not None and self.ranks.is_first:
@@ -172,11 +169,8 @@ class FineTuning:
                     save()
                     saved = time.monotonic()
                 loss = self._losses[-1] if self._losses else None
-                elapsed = time.monotonic() - began
-                steps_here = self.step - first_step
-                on_progress(
-                    Training(self.step, self.steps, loss, tuple(self.history), self.micro_batch, elapsed, steps_here)
-                )
+                elapsed_s = time.monotonic() - began
+                on_progress(Training(self.step, self.steps, loss, tuple(self.history), self.micro_batch, elapsed_s))
         self._load(self._best)
 
     def measure(self) -> Cost:

@@ -30,7 +30,6 @@ Not here: the loop (`loop.py`), what both kinds of run share (`run.py`), a searc
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,6 @@ from featurecache.clips.csv_file import read_table
 from featurecache.errors import BundleError, SettingsError, UnsupportedModelError
 from featurecache.extraction.failures import KnownFailures, known_failures
 from featurecache.extraction.opening import open_planned
-from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.plan import Plan, plan_extraction
 from featurecache.extraction.spaces import project_spaces
 from featurecache.files import private_folder
@@ -246,13 +244,8 @@ class LoraRun(Run):
             autocast=torch.bfloat16 if features.dtype == "bfloat16" else None,
             ranks=ranks,
         )
-        deciding = {
-            name: value
-            for name, value in dataclasses.asdict(settings).items()
-            if name not in ("micro_batch", "checkpoint_minutes", "gradient_checkpointing")
-        }
         signature = {
-            "settings": deciding | {"targets": list(settings.targets)},
+            "settings": settings.deciding(),
             "seed": seed,
             "head": plan.bundle.digest,
             "tokens": spaces[plan.tokens].fingerprint,
@@ -260,16 +253,10 @@ class LoraRun(Run):
         }
         super().__init__(loop, settings, signature=signature, seed=seed, folder=folder)
 
-    def finish(
-        self,
-        on_progress: Callable[[Progress], None] = lambda _: None,
-        *,
-        choose_timeline: ChooseTimeline = no_timeline,
-    ) -> dict[str, Any]:
+    def finish(self, *, choose_timeline: ChooseTimeline = no_timeline) -> dict[str, Any]:
         """Extracts validation with the adapter, and writes the run.
 
         Args:
-            on_progress: Called by the extraction.
             choose_timeline: Gives the bundle's timeline settings before it is saved.
 
         Returns:
@@ -279,7 +266,7 @@ class LoraRun(Run):
             OSError: If it cannot be written.
             MissingFeaturesError: If clips of validation could not be extracted again.
         """
-        bundle, settings = self.plan.bundle, self.plan.settings
+        bundle = self.plan.bundle
         private_folder(self.folder)
         staged = self.folder / ".adapter"
         shutil.rmtree(staged, ignore_errors=True)
@@ -291,14 +278,10 @@ class LoraRun(Run):
             labels=bundle.labels,
             select=list(bundle.selected),
             method=FT_C_LORA,
-            of_run={
-                "lora": {**dataclasses.asdict(settings), "targets": list(settings.targets)},
-                "started_from_bundle": bundle.digest,
-            },
+            of_run={"lora": self.plan.settings.to_mapping(), "started_from_bundle": bundle.digest},
             started_from=bundle.fitted_on,
             adapter=staged,
             choose_timeline=choose_timeline,
-            on_progress=on_progress,
         )
 
     def merge(self, out: Path) -> None:

@@ -19,7 +19,6 @@ from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.csv_file import read_table
 from featurecache.clips.leakage import Spans, leakage_record, spans_of
 from featurecache.extraction.failures import known_failures
-from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.run import run_plan
 from featurecache.project.settings import Project
 from heads.bundle import Bundle, tool_versions
@@ -30,7 +29,7 @@ from heads.finetuning.settings import Schedule
 from heads.finetuning.training_state import Cost, Training
 from heads.loading import load_split
 from heads.models import Head, head_scores
-from heads.runs import ChooseTimeline, HeldOut, default_thresholds, no_timeline, write_document, write_fitted
+from heads.runs import ChooseTimeline, HeldOut, default_thresholds, write_document, write_fitted
 from heads.settings import HeadSettings
 from heads.timelines.rules import checked_rules
 
@@ -119,8 +118,7 @@ class Run:
         started_from: Spans | None = None,
         adapter: Path | None = None,
         backbone: Path | None = None,
-        choose_timeline: ChooseTimeline = no_timeline,
-        on_progress: Callable[[Progress], None] = lambda _: None,
+        choose_timeline: ChooseTimeline,
     ) -> dict[str, Any]:
         """Extracts validation with what was trained, and writes the run.
 
@@ -136,7 +134,6 @@ class Run:
             adapter: Folder of a trained adapter; the bundle gets it, and it is gone.
             backbone: Folder of a trained model, likewise.
             choose_timeline: Gives the bundle's timeline settings before it is saved.
-            on_progress: Called by the extraction.
 
         Returns:
             The content of `best.json`.
@@ -146,7 +143,7 @@ class Run:
             MissingFeaturesError: If clips of validation could not be extracted.
         """
         plan = plan_split(project, select, "validation", adapter=None if adapter is None else open_adapter(adapter))
-        run_plan(project, plan, on_progress=on_progress)
+        run_plan(project, plan)
         table = read_table(project.clips, allow_clip_level=project.settings.splits.allow_clip_level)
         cache = FeatureCache.open(project.cache)
         validation = load_split(table, "validation", cache, plan.spaces, known=known_failures(project)).data

@@ -16,6 +16,8 @@ Decay = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 SearchedDecay = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Layers = Annotated[int, Field(ge=0, le=1000)]
 
+_MAY_CHANGE = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "model")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -46,6 +48,15 @@ class Schedule:
     clip_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     gradient_checkpointing: bool
     checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, allow_inf_nan=False)] = 10.0
+
+    def to_mapping(self) -> dict[str, Any]:
+        """All but what trials draw from by name, ready for JSON."""
+        fields = dataclasses.asdict(self).items()
+        return {name: list(one) if isinstance(one, tuple) else one for name, one in fields if name != "search"}
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a run's numbers, ready for JSON: a run is resumed with the same; a model by its fingerprint."""
+        return {name: value for name, value in self.to_mapping().items() if name not in _MAY_CHANGE}
 
     def of_loop(self) -> dict[str, Any]:
         """What `FineTuning` is told of it, by argument."""
@@ -150,7 +161,3 @@ class FinetuneSettings(Schedule):
     def in_words(self) -> str:
         """What trials draw, on one line."""
         return ", ".join(f"{name} {getattr(self, name):.3g}" for name in vars(self.search))
-
-    def to_mapping(self) -> dict[str, Any]:
-        """All but `search` by name, ready for JSON."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "search"}

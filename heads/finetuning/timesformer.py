@@ -39,7 +39,6 @@ from featurecache.errors import TrainingDataError, UnsupportedModelError
 from featurecache.extraction.boxes import RecordingBoxes
 from featurecache.extraction.clip import ClipRecord
 from featurecache.extraction.opening import open_planned
-from featurecache.extraction.pipeline import Progress
 from featurecache.extraction.pixels import PixelStore
 from featurecache.extraction.plan import sources_of
 from featurecache.extraction.spaces import project_spaces
@@ -63,8 +62,6 @@ if TYPE_CHECKING:
     from featurecache.backbones.family import Inputs
 
 INPUTS = "final/cls"
-_SPEED = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "search")
-"""Settings that may change when a run is resumed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,9 +232,7 @@ class TimesformerRun(Run):
             ranks=ranks,
         )
         signature = {
-            "settings": {
-                name: value for name, value in settings.to_mapping().items() if name not in (*_SPEED, "model")
-            },
+            "settings": settings.deciding(),
             "seed": seed,
             "model": plan.space.fingerprint,
             "clips": digest_of(clips),
@@ -249,14 +244,12 @@ class TimesformerRun(Run):
         *,
         of_study: Mapping[str, Any] | None = None,
         choose_timeline: ChooseTimeline = no_timeline,
-        on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Extracts validation with the trained model, and writes the run.
 
         Args:
             of_study: What a search knows about these settings; goes into `best.json`.
             choose_timeline: Gives the bundle's timeline settings before it is saved.
-            on_progress: Called by the extraction.
 
         Returns:
             The content of `best.json`.
@@ -291,7 +284,6 @@ class TimesformerRun(Run):
             of_run={"left_out": len(self.plan.left_out), "finetune": settings.to_mapping(), **(of_study or {})},
             backbone=staged,
             choose_timeline=choose_timeline,
-            on_progress=on_progress,
         )
 
 

@@ -77,7 +77,6 @@ class Training:
         epochs: Scored so far.
         micro_batch: Clips at once by now.
         elapsed_s: Seconds since this process began.
-        steps_here: Steps that this process did.
     """
 
     step: int
@@ -86,7 +85,6 @@ class Training:
     epochs: tuple[Epoch, ...]
     micro_batch: int
     elapsed_s: float
-    steps_here: int
 
 
 @dataclass(frozen=True)

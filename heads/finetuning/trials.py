@@ -116,11 +116,10 @@ def forget_trials(folder: Path) -> None:
 
 def _beginning(plan: TimesformerPlan, seed: int) -> dict[str, Any]:
     """What a study's scores depend on, JSON-ready."""
-    fast = ("micro_batch", "checkpoint_minutes", "gradient_checkpointing", "memory_gb", "model")
     return {
         "model": plan.space.fingerprint,
         "clips": digest_of({name: PixelClips(split, plan.store) for name, split in plan.splits.items()}),
-        "settings": {name: value for name, value in plan.settings.to_mapping().items() if name not in fast},
+        "settings": plan.settings.deciding(),
         "search": {name: list(value) for name, value in asdict(plan.settings.search).items()},
         "seed": seed,
     }

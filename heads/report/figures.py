@@ -20,6 +20,15 @@ Figure = dict[str, Any]
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _PANEL_PX = 230
+HEAT = {
+    "zmin": 0,
+    "zmax": 1,
+    "xgap": 2,
+    "ygap": 2,
+    "colorscale": [[0, "@panel"], [1, "@heat"]],
+    "showscale": False,
+}
+"""What maps of shares from 0 to 1 look like."""
 LEAST_CLIPS = 20
 """Shares of fewer clips are drawn as points without a line, which would show their noise as a course."""
 
@@ -34,10 +43,17 @@ def numbers(values: object) -> list[float | None]:
     return [number(value) for value in values] if isinstance(values, Sequence) and not isinstance(values, str) else []
 
 
+def ends_of(value: object) -> tuple[float, float] | None:
+    """The two ends of an interval, or None for whatever else a document holds there."""
+    match numbers(value):
+        case [float() as low, float() as high]:
+            return low, high
+    return None
+
+
 def interval_of(metrics: Document) -> tuple[float, float] | None:
     """The 95% confidence interval of macro-F1, where the document has one."""
-    ends = [end for end in numbers(metrics.get("macro_f1_ci95")) if end is not None]
-    return (ends[0], ends[1]) if len(ends) == 2 else None
+    return ends_of(metrics.get("macro_f1_ci95"))
 
 
 def per_class(metrics: Document, label: str) -> Document:
@@ -70,15 +86,7 @@ def macro_figure(runs: Sequence[Run], floor: float | None) -> Figure | None:
             "mode": "markers",
             "x": values,
             "y": names,
-            "error_x": {
-                "type": "data",
-                "symmetric": False,
-                "array": [high - value for (_, high), value in zip(spans, values, strict=True)],
-                "arrayminus": [value - low for (low, _), value in zip(spans, values, strict=True)],
-                "color": "@c0",
-                "thickness": 2,
-                "width": 0,
-            },
+            "error_x": _error_bars(values, spans, "@c0", thickness=2),
             "marker": {"color": "@c0", "size": 10},
             "customdata": [[f"{low:.2f} to {high:.2f}"] for low, high in spans],
             "hovertemplate": "%{y}: %{x:.2f} (%{customdata[0]})<extra></extra>",
@@ -91,11 +99,7 @@ def macro_figure(runs: Sequence[Run], floor: float | None) -> Figure | None:
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "showlegend": False,
     }
-    if floor is not None:
-        layout["shapes"] = [rule(floor, floor, 0, 1, yref="paper", dash="dot")]
-        note = {"x": floor, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
-        layout["annotations"] = [note | {"text": "all-positive baseline", "font": {"color": "@muted", "size": 11}}]
-    return {"data": data, "layout": layout}
+    return {"data": data, "layout": layout | ({} if floor is None else upright(floor, "all-positive baseline"))}
 
 
 def row_names(runs: Sequence[Run]) -> list[str]:
@@ -143,15 +147,7 @@ def reliability_figure(runs: Sequence[Run], label: str, split: str) -> Figure | 
         sizes = [4 + 6 * math.sqrt((count or 0) / largest) for count in clips]
         is_curve = min((count or 0 for count in clips), default=0) >= LEAST_CLIPS
         bars = [_share_interval(one, count) for one, count in zip(share, clips, strict=True)]
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [high - (one or 0) for (_, high), one in zip(bars, share, strict=True)],
-            "arrayminus": [(one or 0) - low for (low, _), one in zip(bars, share, strict=True)],
-            "color": color,
-            "thickness": 1,
-            "width": 0,
-        }
+        error = _error_bars([one or 0.0 for one in share], bars, color, thickness=1)
         trace |= {"mode": "lines+markers" if is_curve else "markers", "customdata": clips, "error_y": error}
         data.append(trace | {"marker": {"color": color, "size": sizes}})
     if not data:
@@ -186,11 +182,7 @@ def session_figure(points: Sequence[tuple[str, float]], macro: float | None) -> 
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
         "showlegend": False,
     }
-    if macro is not None:
-        layout["shapes"] = [rule(macro, macro, 0, 1, yref="paper", dash="dot")]
-        note = {"x": macro, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
-        layout["annotations"] = [note | {"text": "all sessions together", "font": {"color": "@muted", "size": 11}}]
-    return {"data": [trace], "layout": layout}
+    return {"data": [trace], "layout": layout | ({} if macro is None else upright(macro, "all sessions together"))}
 
 
 def threshold_figure(run: Run, label: str) -> Figure | None:
@@ -232,14 +224,9 @@ def cooccurrence_figure(labels: Sequence[str], clips: Sequence[Clip]) -> Figure 
         "y": names,
         "z": shares,
         "customdata": together,
-        "zmin": 0,
-        "zmax": 1,
-        "xgap": 2,
-        "ygap": 2,
-        "colorscale": [[0, "@panel"], [1, "@heat"]],
+        **HEAT,
         "texttemplate": "%{z:.0%}",
         "hovertemplate": "of the clips with %{y}, %{z:.0%} (%{customdata}) have %{x}<extra></extra>",
-        "showscale": False,
     }
     layout = {
         "height": 110 + 36 * len(labels),
@@ -297,6 +284,30 @@ def _panel(x: str, y: str) -> Figure:
         "xaxis": axis | {"title": {"text": x, "standoff": 4}},
         "yaxis": axis | {"title": {"text": y, "standoff": 4}},
         "showlegend": False,
+    }
+
+
+def _error_bars(
+    values: Sequence[float], spans: Sequence[tuple[float, float]], color: str, *, thickness: int
+) -> dict[str, Any]:
+    """Lines from the lower to the upper end of each value's interval."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for (_, high), value in zip(spans, values, strict=True)],
+        "arrayminus": [value - low for (low, _), value in zip(spans, values, strict=True)],
+        "color": color,
+        "thickness": thickness,
+        "width": 0,
+    }
+
+
+def upright(x: float, text: str, *, dash: str = "dot") -> Figure:
+    """What a layout has for an upright line with words above it."""
+    note = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": text}
+    return {
+        "shapes": [rule(x, x, 0, 1, yref="paper", dash=dash)],
+        "annotations": [note | {"font": {"color": "@muted", "size": 11}}],
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heads.report.documents import Document, Documents, Run, number
-from heads.report.figures import Figure, curve, keep, rule
+from heads.report.figures import Figure, curve, keep, upright
 
 _SCORES = ("train_loss", "validation_loss", "validation_macro_f1")
 
@@ -69,7 +69,6 @@ def _figures(run: Run, epochs: Sequence[Document], figures: dict[str, Figure]) -
 def _over_epochs(data: list[dict[str, Any]], title: str, kept: float) -> Figure:
     """Lines with a dot for each epoch, the selected epoch marked by a vertical line."""
     last = max(data[0]["x"])
-    note = {"x": kept, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": "kept"}
     layout: Figure = {
         "height": 260,
         "margin": {"l": 56, "r": 12, "t": 22, "b": 40},
@@ -80,8 +79,7 @@ def _over_epochs(data: list[dict[str, Any]], title: str, kept: float) -> Figure:
             "range": [-0.02 * last, 1.02 * last],
         },
         "yaxis": {"title": {"text": title}},
-        "shapes": [rule(kept, kept, 0, 1, yref="paper", dash="solid")],
-        "annotations": [note | {"font": {"color": "@muted", "size": 11}}],
+        **upright(kept, "kept", dash="solid"),
         "showlegend": False,
     }
     dots = {"size": 6}

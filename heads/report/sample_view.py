@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from heads.report.documents import Document, number
-from heads.report.figures import Figure, interval_of, keep, numbers
+from heads.report.figures import HEAT, Figure, interval_of, keep, numbers
 
 
 def sample_content(metrics: Document, figures: dict[str, Figure]) -> dict[str, Any]:
@@ -49,14 +49,9 @@ def _weights_figure(found: Document) -> Figure | None:
         "x": [str(place + 1) for place in range(max(map(len, weights)))],
         "z": weights,
         "text": is_on,
+        **HEAT,
         "texttemplate": "%{text}",
-        "zmin": 0,
-        "zmax": 1,
-        "xgap": 2,
-        "ygap": 2,
-        "colorscale": [[0, "@panel"], [1, "@heat"]],
         "hovertemplate": "clip %{x}: weight %{z:.2f} %{text}<extra></extra>",
-        "showscale": False,
     }
     layout = {
         "height": 70 + 18 * len(weights),

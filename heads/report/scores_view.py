@@ -9,7 +9,7 @@ from featurecache.clips.splits import SPLITS
 from featurecache.spelling import counted
 from heads.report import figures as draw
 from heads.report.documents import Document, Documents, Run, number, unit_of
-from heads.report.figures import Figure, keep, numbers, per_class
+from heads.report.figures import Figure, keep, per_class
 from heads.report.names import last_part
 from heads.report.sample_view import sample_content
 from heads.report.sensitivity_view import sensitivity_content
@@ -79,13 +79,12 @@ def _compared(document: Document) -> dict[str, Any]:
         if not isinstance(row, Mapping):
             continue
         difference, audit = (one if isinstance(one := row.get(key), Mapping) else {} for key in ("difference", "audit"))
-        interval = numbers(difference.get("difference_ci95"))
         found.append(
             {
                 "name": str(row.get("method", "")),
                 "run": str(row.get("run", "")),
                 "difference": number(difference.get("difference")),
-                "interval": interval if len(interval) == 2 and None not in interval else None,
+                "interval": draw.ends_of(difference.get("difference_ci95")),
                 "p_holm": number(difference.get("p_holm")),
                 **{key: number(row.get(key)) for key in ("another_session", "seconds_per_clip")},
                 **{key: number(audit.get(key)) for key in ("unparsable", "hallucinated", "violations")},
@@ -111,13 +110,12 @@ def _comparisons(run: Run) -> list[dict[str, Any]]:
     for one in several if isinstance(several, list) else [run.comparison]:
         if not isinstance(one, Mapping) or (difference := number(one.get("difference"))) is None:
             continue
-        interval = numbers(one.get("difference_ci95"))
         found.append(
             {
                 "run": run.name,
                 "against": PurePosixPath(str(one.get("against", ""))).parent.name,
                 "difference": difference,
-                "interval": interval if len(interval) == 2 and None not in interval else None,
+                "interval": draw.ends_of(one.get("difference_ci95")),
                 "p_value": number(one.get("p_value")),
                 "p_holm": number(one.get("p_holm")),
             }
@@ -196,11 +194,10 @@ def _label_row(metrics: Document, label: str) -> dict[str, Any]:
     before = calibration.get("before") if isinstance(calibration, Mapping) else None
     fields = ("f1", "precision", "recall", "specificity", "npv", "auroc", "average_precision", "threshold")
     ece = number(per_class(before, label).get("ece")) if isinstance(before, Mapping) else None
-    interval = numbers(scores.get("f1_ci95"))
     return {
         "label": label,
         "ece": ece,
-        "interval": interval if len(interval) == 2 and None not in interval else None,
+        "interval": draw.ends_of(scores.get("f1_ci95")),
         **{name: number(scores.get(name)) for name in (*fields, "support", "sessions")},
     }
 

@@ -7,8 +7,7 @@ analysis of the study.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from featurecache.errors import StudyError
 from featurecache.spelling import visible
 from heads.report.documents import Run, number
-from heads.search.study import brief
-
-Figure = dict[str, Any]
+from heads.report.figures import Figure
+from heads.search.study import brief, quiet_optuna
 
 SCORE = "macro-F1 of held-out sessions"
 DRAWN_TRIALS = 200
@@ -76,7 +74,8 @@ def search_figures(journal: Path) -> dict[str, Figure]:
     Raises:
         StudyError: If it cannot be read as a journal with one study.
     """
-    with _quiet():
+    with quiet_optuna(optuna.logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna's word on trials that a figure leaves out
         try:
             if journal.is_file() and not journal.stat().st_size:  # a search that has only just started
                 return {}
@@ -195,16 +194,3 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return [_shown(one) for one in value]
     return visible(value) if isinstance(value, str) else value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Optuna's notes, and its word on trials that a figure leaves out, off stderr."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heads.report.documents import Document, number
-from heads.report.figures import Figure, curve, keep, numbers
+from heads.report.figures import Figure, curve, interval_of, keep, numbers
 
 
 def sensitivity_content(metrics: Document, figures: dict[str, Figure]) -> dict[str, Any]:
@@ -48,12 +48,12 @@ def _listed(value: object) -> Sequence[Document]:
 
 
 def _overlap_row(one: Document) -> dict[str, Any]:
-    share, interval, support = number(one.get("share")), numbers(one.get("macro_f1_ci95")), one.get("support")
+    share, support = number(one.get("share")), one.get("support")
     counts = [number(count) or 0 for count in support.values()] if isinstance(support, Mapping) else []
     return {
         "share": ("any time of it" if not share else f"{share:.0%} of it") + (", as here" if one.get("own") else ""),
         "macro": number(one.get("macro_f1")),
-        "interval": interval if len(interval) == 2 and None not in interval else None,
+        "interval": interval_of(one),
         "positives": sum(counts),
     }
 

@@ -14,7 +14,7 @@ from featurecache.clips.leakage import split_level
 from featurecache.clips.record import label_digests
 from featurecache.spelling import counted, visible
 from heads.report.documents import Document, Documents, Run, number, unit_of
-from heads.report.figures import interval_of, numbers, per_class, prevalence_of, row_names
+from heads.report.figures import ends_of, interval_of, per_class, prevalence_of, row_names
 from heads.report.names import isolated
 from heads.report.timelines import Difference, Timeline, total_us
 
@@ -124,8 +124,8 @@ def _on_test(best: Run) -> list[str]:
 def _above_floor(metrics: Document, floor: float, interval: tuple[float, float] | None) -> tuple[str, bool | None]:
     """The interval of the paired difference, in words, and whether it excludes 0; by the score's own where it lacks."""
     paired = metrics.get("against_all_positive")
-    ends = numbers(paired.get("difference_ci95")) if isinstance(paired, Mapping) else []
-    if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+    ends = ends_of(paired.get("difference_ci95")) if isinstance(paired, Mapping) else None
+    if ends is not None:
         return f" (95% CI of the difference {ends[0]:+.2f} to {ends[1]:+.2f})", ends[0] > 0
     return "", None if interval is None else interval[0] > floor
 

@@ -14,9 +14,7 @@ from featurecache.annotations import Interval
 from featurecache.clips.clip import Clip, ClipTable, union_of
 from heads.report.documents import TIMELINES_NAME, Document, Run, number, read_json
 from heads.timelines.scores import disagreements, intersection
-
-Spans = list[tuple[int, int]]
-"""`[start_us, end_us)`, disjoint and in order."""
+from heads.timelines.timeline import Spans
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from heads.report.documents import Document, Run, number
 from heads.report.figures import per_class
 from heads.report.frames import Thumbnail
 from heads.report.names import ShownNames, last_part
-from heads.report.timelines import Difference, Spans, Timeline, not_compared, total_us
+from heads.report.timelines import Difference, Timeline, not_compared, total_us
 from heads.timelines.scores import intersection
+from heads.timelines.timeline import Spans
 
 LISTED = 200
 """Differences that the page lists: the longest."""

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy  # scipy.special loads on first use
 
 from featurecache.annotations import Interval
 from featurecache.clips.clip import covered_us, union_of
+from heads.scoring.exclusive import log_odds
 from heads.timelines.scores import Disagreement, disagreements, intersection
 from heads.timelines.timeline import Spans
 
 Document = Mapping[str, Any]
 
-_LEAST_PROBABILITY = 1e-6
 _CLIPS_OF_A_STRETCH = 10
 
 
@@ -47,7 +46,7 @@ def clip_doubt(timeline: Document) -> npt.NDArray[np.float64]:
     """Doubt of each clip, shape (N,)."""
     scores = np.array([timeline["clips"]["scores"][label] for label in timeline["labels"]], np.float64)  # (C, N)
     thresholds = np.array([timeline["thresholds"][label] for label in timeline["labels"]], np.float64)
-    margins = _logit(scores) - _logit(thresholds)[:, None]
+    margins = log_odds(scores) - log_odds(thresholds)[:, None]
     nearness: npt.NDArray[np.float64] = (1 - np.abs(np.tanh(margins / 2))).max(axis=0)
     return nearness
 
@@ -84,10 +83,3 @@ def _compared(timeline: Document) -> Spans:
 
 def _length(spans: Spans) -> int:
     return sum(end - start for start, end in spans)
-
-
-def _logit(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = scipy.special.logit(
-        np.clip(probabilities, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-    )
-    return found

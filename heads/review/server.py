@@ -23,6 +23,7 @@ import socket
 import socketserver
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ class ReviewServer:
         if blind:
             return answer
         if not review.version:
-            answer["marks"] = [_mark(one) for one in _annotated(timeline)]
+            answer["marks"] = [asdict(one) for one in _annotated(timeline)]
         shown = ("predicted", "annotated", "annotated_us", "scored_us", "thresholds", "clips")
         return {**answer, **{key: timeline[key] for key in shown}, "differing": differing(timeline)}
 
@@ -261,18 +262,7 @@ def _sent_json() -> Any:
 
 
 def _sent(review: Review) -> dict[str, Any]:
-    return {"version": review.version, "marks": [_mark(one) for one in review.marks]}
-
-
-def _mark(one: Mark) -> dict[str, Any]:
-    return {
-        "start_us": one.start_us,
-        "end_us": one.end_us,
-        "label": one.label,
-        "how": one.how,
-        "by": one.by,
-        "at": one.at,
-    }
+    return {"version": review.version, "marks": [asdict(one) for one in review.marks]}
 
 
 def _suggested(one: Reviewable, reviewed: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:

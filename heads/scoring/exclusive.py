@@ -42,7 +42,7 @@ def predicted_labels(
     predicted: Predicted = np.asarray(scores >= thresholds)
     if not exclusive:
         return predicted
-    margins = _log_odds(scores) - _log_odds(thresholds)
+    margins = log_odds(scores) - log_odds(thresholds)
     for columns in _columns(labels, exclusive):
         ahead = np.where(predicted[:, columns], margins[:, columns], -np.inf).argmax(axis=1)
         predicted[:, columns] &= ahead[:, None] == np.arange(len(columns))
@@ -101,5 +101,6 @@ def _columns(labels: Sequence[str], exclusive: Groups) -> list[list[int]]:
     return [[list(labels).index(name) for name in group] for group in exclusive]
 
 
-def _log_odds(probabilities: Scores) -> npt.NDArray[np.float64]:
+def log_odds(probabilities: Scores) -> npt.NDArray[np.float64]:
+    """Of probabilities, which may be 0 or 1, of any shape."""
     return np.asarray(scipy.special.logit(np.clip(probabilities.astype(np.float64), _EDGE, 1 - _EDGE)))

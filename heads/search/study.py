@@ -144,7 +144,7 @@ def open_study(folder: Path, signature: Mapping[str, Any], pruner: optuna.pruner
         StudyError: If another process has it open, it was started with something else, or its journal is damaged.
     """
     private_folder(folder)
-    with _held(folder), _quiet_optuna():
+    with _held(folder), quiet_optuna():
         journal = folder / JOURNAL_NAME
         _repair(journal)
         try:
@@ -190,10 +190,10 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Keeps Optuna's notes on new studies off stderr."""
+def quiet_optuna(level: int = optuna.logging.WARNING) -> Iterator[None]:
+    """Keeps off stderr what Optuna notes below a level, as that a study is new."""
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(level)
     try:
         yield
     finally:

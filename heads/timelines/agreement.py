@@ -7,7 +7,7 @@ a recording is. Several recordings are scored together, as one body of time.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -161,13 +161,7 @@ def compared(pairs: Sequence[Pair], *, labels: Sequence[str], span: str | None) 
             }
         )
         differing += [
-            {
-                "recording": pair.recording,
-                "start_us": one.start_us,
-                "end_us": one.end_us,
-                "label": one.label,
-                "kind": one.kind,
-            }
+            {"recording": pair.recording, **asdict(one)}
             for one in disagreements(*pair.intervals, labels=labels, within=within)
         ]
     if not comparisons:

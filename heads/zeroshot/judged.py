@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -110,13 +110,7 @@ class Judged:
 
     def prompts(self) -> list[dict[str, Any]]:
         """The request, and each question."""
-        return [
-            {"prompt": self.request},
-            *(
-                {"label": one.label, "wording": one.wording, "is_negated": one.is_negated, "prompt": one.prompt}
-                for one in self.questions
-            ),
-        ]
+        return [{"prompt": self.request}, *(asdict(one) for one in self.questions)]
 
 
 def prepare_judged(

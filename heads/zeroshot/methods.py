@@ -7,7 +7,7 @@ cached numbers into candidate scores, heads that a bundle holds, an audit, and t
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -162,10 +162,7 @@ class YesNo:
 
     def prompts(self) -> list[dict[str, Any]]:
         """Each question."""
-        return [
-            {"label": one.label, "wording": one.wording, "is_negated": one.is_negated, "prompt": one.prompt}
-            for one in self.questions
-        ]
+        return [asdict(one) for one in self.questions]
 
 
 @dataclass(frozen=True, eq=False)

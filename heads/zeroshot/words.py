@@ -11,7 +11,7 @@ Nothing is asked of a language model: the words that the paper's methods put int
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -183,10 +183,7 @@ class Words:
 
     def prompts(self) -> list[dict[str, Any]]:
         """Each wording."""
-        return [
-            {"label": one.label, "wording": one.wording, "is_negated": one.is_negated, "prompt": one.prompt}
-            for one in self.questions
-        ]
+        return [asdict(one) for one in self.questions]
 
 
 def prepare_words(tower: ProjectWords, folder: Path, labels: Sequence[str], recordings: Sequence[str]) -> Words:
