@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from featurecache.backbones.adapter_files import open_adapter
+from featurecache.backbones.adapter_files import Adapter, open_adapter
 from featurecache.clips.leakage import Spans, sessions_in
 from featurecache.errors import BundleError, FingerprintMismatchError
 from featurecache.files import private_folder, write_private
@@ -124,6 +124,13 @@ class Bundle:
         return self.adapter is not None or self.backbone is not None
 
     @property
+    def why_not_refitted(self) -> str:
+        """Why cached features and its settings do not give its head again, in words; empty where they do."""
+        if self.ignored is not None:
+            return "was fitted without clusters of tokens"
+        return f"is of {self.method}" if self.is_fine_tuned or self.is_zero_shot else ""
+
+    @property
     def method(self) -> str:
         """What it is by the paper's names: FT-LC, FT-C-LoRA, TimeSformer, ..."""
         if self.backbone is not None:
@@ -133,6 +140,11 @@ class Bundle:
         if self.asked is not None:
             return method_of_question(self.asked.kind)
         return FT_C_LORA if self.adapter is not None else method_of_head(self.settings.kind, self.settings.prior)
+
+    @property
+    def opened_adapter(self) -> Adapter | None:
+        """Its adapter, for who runs the backbone."""
+        return None if self.adapter is None else open_adapter(self.adapter)
 
     def project_of(self, project: Project) -> Project:
         """The project that makes the features the bundle reads: of its clips' length, and of its own model, if any."""

@@ -8,6 +8,7 @@ rows, features that are not finite. This file makes no split and reads no file.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class LabelledFeatures:
         samples: The samples of several clips that the rows are, with X of shape (N, P, D) where parts are not joined,
             NaN where a part is absent; None where rows are clips.
         teacher: Weights (N, P) that heads that weigh parts are taught, 0 for samples without; None: they are not.
+        part_widths: Widths of what stands side by side in X; None for one part.
     """
 
     X: npt.NDArray[np.floating]
@@ -48,6 +50,7 @@ class LabelledFeatures:
     clip_ids: tuple[str, ...] | None = None
     samples: tuple[Sample, ...] | None = None
     teacher: npt.NDArray[np.float32] | None = None
+    part_widths: Sequence[int] | None = None
 
     @property
     def unit(self) -> Unit:
@@ -86,7 +89,8 @@ class LabelledSplit:
         X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         if join := join_of(inputs):
             X = joined(X, join)
-        return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids, self.samples, self.teacher)
+        widths = self.part_widths(inputs)
+        return LabelledFeatures(X, self.Y, self.sessions, self.clip_ids, self.samples, self.teacher, widths)
 
     def without(self, gone: Collection[str]) -> "LabelledSplit":
         """The split without clips of these ids."""
@@ -165,17 +169,7 @@ class LearningData:
     @cached_property
     def fitting(self) -> LabelledSplit:
         """Training and validation clips together: what settings are chosen by, out of fold, and heads are fitted on."""
-        both = self.train, self.validation
-        ids = [part.clip_ids for part in both]
-        teachers = [part.teacher for part in both if part.teacher is not None]
-        return LabelledSplit(
-            {name: np.concatenate([part.features[name] for part in both]) for name in self.train.features},
-            np.concatenate([part.Y for part in both]),
-            np.concatenate([part.sessions for part in both]),
-            None if ids[0] is None or ids[1] is None else ids[0] + ids[1],
-            None if self.train.samples is None else self.train.samples + (self.validation.samples or ()),
-            np.concatenate(teachers) if len(teachers) == len(both) else None,
-        )
+        return joined_splits([self.train, self.validation])
 
     def check(self) -> None:
         """Refuses what cannot train and select a head; errors as for `check_training`."""
@@ -191,6 +185,21 @@ class LearningData:
                 digest.update(np.ascontiguousarray(array).view(np.uint8).data)
             digest.update("\0".join(part.sessions.tolist()).encode())
         return digest.hexdigest()
+
+
+def joined_splits(splits: Sequence[LabelledSplit]) -> LabelledSplit:
+    """The clips of several splits with the same features, one split after the other."""
+    ids = [one.clip_ids for one in splits if one.clip_ids is not None]
+    samples = [one.samples for one in splits if one.samples is not None]
+    teachers = [one.teacher for one in splits if one.teacher is not None]
+    return LabelledSplit(
+        {name: np.concatenate([one.features[name] for one in splits]) for name in splits[0].features},
+        np.concatenate([one.Y for one in splits]),
+        np.concatenate([one.sessions for one in splits]),
+        tuple(itertools.chain(*ids)) if len(ids) == len(splits) else None,
+        tuple(itertools.chain(*samples)) if samples else None,
+        np.concatenate(teachers) if len(teachers) == len(splits) else None,
+    )
 
 
 def row_blocks(row_count: int) -> Iterator[slice]:

@@ -240,7 +240,7 @@ def write_fitted(
         "curves": curves(Y, scores, labels=labels),
     }
     best = {
-        "value": macro_f1(Y[:, scored], scores[:, scored]),
+        "value": macro_f1(Y, scores),
         "scored": held_out.name,
         "settings": bundle.settings.to_mapping(),
         "inputs": bundle.settings.inputs,

@@ -69,6 +69,10 @@ def _in_plain_words(words: str) -> WrapValidator:
     return WrapValidator(checked)
 
 
+Range = Annotated[tuple[T, T], AfterValidator(ordered)]
+"""The lowest and the highest value."""
+Several = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_different)]
+"""Choices."""
 HeadKind = Literal["linear", "mlp", "attention", "weighted", "temporal"]
 WEIGHING: tuple[HeadKind, ...] = ("attention", "weighted")
 """Kinds that weigh frames or parts."""
@@ -276,28 +280,26 @@ class SearchSpace:
     with those that are fewer than they can have, with all their features where none is.
     """
 
-    kind: Annotated[tuple[HeadKind, ...], Field(min_length=1), AfterValidator(_different)] = ("linear",)
-    inputs: Annotated[tuple[Inputs, ...], Field(min_length=1), AfterValidator(_different)] = ("final/mean",)
-    hidden_width: Annotated[tuple[HiddenWidth, HiddenWidth], AfterValidator(ordered)] = (16, 256)
-    hidden_layers: Annotated[tuple[HiddenLayers, ...], Field(min_length=1), AfterValidator(_different)] = (1,)
-    normalization: Annotated[tuple[Normalization, ...], Field(min_length=1), AfterValidator(_different)] = (
-        "standardize",
-    )
-    components: Annotated[tuple[Components, ...], Field(min_length=1), AfterValidator(_different)] = (0,)
-    solver: Annotated[tuple[Solver, ...], Field(min_length=1), AfterValidator(_different)] = ("convex", "adamw")
-    l2: Annotated[tuple[Penalty, Penalty], AfterValidator(ordered)] = (1e-3, 10.0)
-    variance_exponent: Annotated[tuple[VarianceExponent, ...], Field(min_length=1), AfterValidator(_different)] = (
+    kind: Several[HeadKind] = ("linear",)
+    inputs: Several[Inputs] = ("final/mean",)
+    hidden_width: Range[HiddenWidth] = (16, 256)
+    hidden_layers: Several[HiddenLayers] = (1,)
+    normalization: Several[Normalization] = ("standardize",)
+    components: Several[Components] = (0,)
+    solver: Several[Solver] = ("convex", "adamw")
+    l2: Range[Penalty] = (1e-3, 10.0)
+    variance_exponent: Several[VarianceExponent] = (
         0.0,
         1.0,
     )
-    prior: Annotated[tuple[HeadPrior, ...], Field(min_length=1), AfterValidator(_different)] = ("none", "words")
-    learning_rate: Annotated[tuple[LearningRate, LearningRate], AfterValidator(ordered)] = (3e-6, 3e-2)
-    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-5, 1.0)
-    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)
-    dropout: Annotated[tuple[Dropout, Dropout], AfterValidator(ordered)] = (0.0, 0.5)
-    batch_size: Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(_different)] = (128, 256, 512)
-    epochs: Annotated[tuple[Epochs, Epochs], AfterValidator(ordered)] = (5, 60)
-    patience: Annotated[tuple[Patience, ...], Field(min_length=1), AfterValidator(_different)] = (0,)
+    prior: Several[HeadPrior] = ("none", "words")
+    learning_rate: Range[LearningRate] = (3e-6, 3e-2)
+    weight_decay: Range[SearchedDecay] = (1e-5, 1.0)
+    positive_weight_exponent: Range[Exponent] = (0.0, 1.0)
+    dropout: Range[Dropout] = (0.0, 0.5)
+    batch_size: Several[BatchSize] = (128, 256, 512)
+    epochs: Range[Epochs] = (5, 60)
+    patience: Several[Patience] = (0,)
     folds: Folds = 5
 
     def __post_init__(self) -> None:

@@ -92,7 +92,6 @@ def test_at_rung_sees_live_heads_and_stops_those_it_names() -> None:
 
     def at_rung(reports: Any) -> list[int]:
         calls.append([(report.number, report.epoch) for report in reports])
-        assert all(report.value == mean_score(report.scores) for report in reports)
         return [2] if calls[-1][0] == (0, 2) else []
 
     clips = TrainingClips(data.X, data.Y, seed=0)

@@ -82,7 +82,6 @@ def fitting_some(
     *,
     seed: int = 0,
     device: str = "cpu",
-    part_widths: Sequence[int] | None = None,
     prior: Weights | None = None,
 ) -> FitHead:
     """What fits a head of these settings on some rows.
@@ -92,7 +91,6 @@ def fitting_some(
         settings: Settings of the heads.
         seed: As `fit_head`.
         device: As `fit_head`.
-        part_widths: As `fit_head`.
         prior: As `fit_head`.
     """
 
@@ -100,7 +98,7 @@ def fitting_some(
         X, Y, of_labels = data.X[train], Y_train[:, learnable], settings.of_labels(learnable.tolist())
         teacher = None if data.teacher is None else data.teacher[train]
         start = None if prior is None else prior[learnable]
-        own: dict[str, Any] = {"part_widths": part_widths, "teacher": teacher, "prior": start}
+        own: dict[str, Any] = {"part_widths": data.part_widths, "teacher": teacher, "prior": start}
         return fit_head(X, Y, of_labels, seed=seed, device=device, **own)
 
     return fit

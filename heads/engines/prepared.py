@@ -43,32 +43,35 @@ class Prepared:
         clips = data.fitting
         self.folds = CrossFolds.assign(clips.Y, clips.sessions, clips.clip_ids, count=fold_count, seed=seed)
         self._fitting: OrderedDict[str, LabelledFeatures] = OrderedDict()
-        self._splits: OrderedDict[str, tuple[LabelledFeatures, LabelledFeatures, TrainingClips]] = OrderedDict()
+        self._splits: OrderedDict[str, tuple[LabelledFeatures, TrainingClips]] = OrderedDict()
         self._bases: OrderedDict[tuple[str, str, int], Basis] = OrderedDict()
 
     def clips(self, inputs: str) -> TrainingClips:
         """The training clips."""
-        return self._of(inputs)[2]
+        return self._of(inputs)[1]
 
     def fitting(self, inputs: str) -> LabelledFeatures:
         """Training and validation clips together."""
         return _recalled(self._fitting, inputs, lambda: self.data.fitting.of(inputs), KEPT_INPUTS)
 
-    def train(self, inputs: str) -> LabelledFeatures:
-        """The training split."""
-        return self._of(inputs)[0]
-
     def validation(self, inputs: str) -> LabelledFeatures:
         """The validation split."""
-        return self._of(inputs)[1]
+        return self._of(inputs)[0]
 
     def basis(self, inputs: str, normalization: str, components: int) -> Basis:
         """The convex engine's basis of all clips, for heads that read so many components or fewer."""
         axes = max(components, AXES_AT_ONCE)
 
         def make() -> Basis:
-            clips, widths = self.fitting(inputs), self.data.train.part_widths(inputs)
-            return basis_of(clips.X, clips.Y, normalization, components=axes, part_widths=widths, device=self.device)
+            clips = self.fitting(inputs)
+            return basis_of(
+                clips.X,
+                clips.Y,
+                normalization,
+                components=axes,
+                part_widths=clips.part_widths,
+                device=self.device,
+            )
 
         return _recalled(self._bases, (inputs, normalization, axes), make, KEPT_BASES)
 
@@ -76,14 +79,10 @@ class Prepared:
         """The prior of a head with these settings; as `prior_weights`."""
         return prior_weights(settings, self.data.prior, self.data.train.part_widths(settings.inputs))
 
-    def _of(self, inputs: str) -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
-        def make() -> tuple[LabelledFeatures, LabelledFeatures, TrainingClips]:
-            train, validation = self.data.train.of(inputs), self.data.validation.of(inputs)
-            widths = self.data.train.part_widths(inputs)
-            clips = TrainingClips(
-                train.X, train.Y, seed=self.seed, device=self.device, part_widths=widths, teacher=train.teacher
-            )
-            return train, validation, clips
+    def _of(self, inputs: str) -> tuple[LabelledFeatures, TrainingClips]:
+        def make() -> tuple[LabelledFeatures, TrainingClips]:
+            train = self.data.train.of(inputs)
+            return self.data.validation.of(inputs), TrainingClips.of(train, seed=self.seed, device=self.device)
 
         return _recalled(self._splits, inputs, make, KEPT_INPUTS)
 

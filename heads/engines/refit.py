@@ -24,7 +24,7 @@ from heads.engines.training import FittedHead, fit_heads
 from heads.engines.training_clips import TrainingClips
 from heads.models import Head
 from heads.samples.joining import selected
-from heads.scoring.cross_fitting import out_of_fold_counts, out_of_fold_scores
+from heads.scoring.cross_fitting import FitScores, out_of_fold_counts, out_of_fold_scores
 from heads.scoring.metrics import f1_scores, macro_f1, macro_over_labels
 from heads.settings import HeadSettings
 
@@ -68,7 +68,7 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
                 f'{settings.inputs} are features of frames. Choose other inputs, or kind = "attention".'
             )
         if settings.input_weights == "learned":
-            widths = prepared.data.train.part_widths(settings.inputs)
+            widths = clips.part_widths or [clips.X.shape[1]]
             fused = fit_fused(clips.X, clips.Y, settings, widths=widths, device=prepared.device)
             weights = dict(zip(selected(settings.inputs), fused.weights.tolist(), strict=True))
             without = scores_without_each_fold(prepared, settings)
@@ -79,11 +79,7 @@ def refit(prepared: Prepared, settings: HeadSettings) -> Refitted:
     if settings.patience:
         settings = dataclasses.replace(settings, patience=0, epochs=_early_stopped(prepared, settings).epochs)
     scores = scores_without_each_fold(prepared, settings)
-    widths = prepared.data.train.part_widths(settings.inputs)
-    both = TrainingClips(
-        clips.X, clips.Y, seed=prepared.seed, device=prepared.device, part_widths=widths, teacher=clips.teacher
-    )
-    (fitted,) = fit_heads(both, [settings])
+    (fitted,) = fit_heads(TrainingClips.of(clips, seed=prepared.seed, device=prepared.device), [settings])
     return Refitted(_finished(fitted), settings, scores.mean(axis=0), _value(clips, scores), fitted.train_loss)
 
 
@@ -98,11 +94,14 @@ def scores_without_each_fold(prepared: Prepared, settings: HeadSettings) -> npt.
     Raises:
         SettingsError: If training diverges.
     """
-    clips = prepared.fitting(settings.inputs)
-    widths = prepared.data.train.part_widths(settings.inputs)
-    prior = prepared.prior(settings)
-    fit = refitting(clips, settings, seed=prepared.seed, device=prepared.device, part_widths=widths, prior=prior)
+    clips, fit = prepared.data.fitting, refitting_prepared(prepared, settings, prepared.seed)
     return out_of_fold_scores(fit, clips.Y, prepared.folds, clip_ids=clips.clip_ids)
+
+
+def refitting_prepared(prepared: Prepared, settings: HeadSettings, seed: int) -> FitScores:
+    """`refitting` of all clips that are not test."""
+    prior = prepared.prior(settings)
+    return refitting(prepared.fitting(settings.inputs), settings, seed=seed, device=prepared.device, prior=prior)
 
 
 def _early_stopped(prepared: Prepared, settings: HeadSettings) -> FittedHead:

@@ -40,13 +40,11 @@ class RungReport:
     Attributes:
         number: Number of the head, in the order in which settings were given, from 0.
         epoch: Epochs trained.
-        scores: Probabilities of the validation clips, (N, C).
-        value: What the score function makes of them.
+        value: What the score function makes of the validation clips' probabilities.
     """
 
     number: int
     epoch: int
-    scores: Scores
     value: float
 
 
@@ -71,7 +69,6 @@ class FittedHead:
             longer finite.
         epochs: Epochs behind the head: with patience those of the best one, or else all that were trained.
         train_loss: Mean loss over the last of these epochs; NaN or infinite if diverged.
-        scores: Probabilities of the validation clips after these epochs, (N, C); None as for `value`.
         value: Validation score after these epochs; None if diverged, or nothing is scored.
         head: The head, on the CPU; None if stopped or diverged.
     """
@@ -81,7 +78,6 @@ class FittedHead:
     outcome: Outcome
     epochs: int
     train_loss: float
-    scores: Scores | None
     value: float | None
     head: Head | None
 
@@ -275,8 +271,8 @@ class StackedTrainer:
                 if trainee.best is not None:
                     epoch, loss, last, values = trainee.best
                 head = stack.export(trainee.settings, values, self._clips.front(key[1]))
-            scores, value = (None, None) if last is None else (last.scores, last.value)
-            fitted.append(FittedHead(trainee.number, trainee.settings, outcome, epoch, loss, scores, value, head))
+            value = None if last is None else last.value
+            fitted.append(FittedHead(trainee.number, trainee.settings, outcome, epoch, loss, value, head))
         for at in sorted(diverged | ended | stopped, reverse=True):
             stack.remove(at)
             del trainees[at]
@@ -304,7 +300,7 @@ class StackedTrainer:
             probabilities = torch.sigmoid(stack.logits(X[rows].to(self._clips.device), asked))  # (B, asked, C)
             scores[:, rows] = probabilities.transpose(0, 1).cpu().numpy()
         return {
-            at: RungReport(trainees[at].number, trainees[at].epoch, of_head, float(self._score(of_head)))
+            at: RungReport(trainees[at].number, trainees[at].epoch, float(self._score(of_head)))
             for at, of_head in zip(asked, scores, strict=True)
         }
 

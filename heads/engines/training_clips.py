@@ -19,7 +19,7 @@ from torch import Tensor
 
 from featurecache.device import device_of
 from featurecache.errors import TrainingDataError
-from heads.data import ROWS_AT_ONCE, row_blocks
+from heads.data import ROWS_AT_ONCE, LabelledFeatures, row_blocks
 from heads.engines.axes import AXES_AT_ONCE, leading_axes
 from heads.models import Front
 
@@ -88,6 +88,12 @@ class TrainingClips:
         self.targets = torch.from_numpy(Y.astype(np.float32))[self._order].to(self.device)
         self.teacher = None if teacher is None else torch.from_numpy(teacher)[self._order].to(self.device)
         self._copies: dict[View, Tensor] = {}
+
+    @classmethod
+    def of(cls, clips: LabelledFeatures, *, seed: int, device: str) -> "TrainingClips":
+        """Clips with what belongs to them."""
+        widths, teacher = clips.part_widths, clips.teacher
+        return cls(clips.X, clips.Y, seed=seed, device=device, part_widths=widths, teacher=teacher)
 
     def __len__(self) -> int:
         return len(self._X)

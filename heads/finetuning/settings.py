@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from featurecache.errors import SettingsError
-from heads.settings import Exponent, ordered
+from heads.settings import Exponent, Range
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -122,9 +122,9 @@ class TrialRanges:
     Learning rate and weight decay are drawn on a logarithmic scale. No choices: as `[finetune]` says.
     """
 
-    learning_rate: Annotated[tuple[Rate, Rate], AfterValidator(ordered)] = (1e-5, 3e-4)
-    weight_decay: Annotated[tuple[SearchedDecay, SearchedDecay], AfterValidator(ordered)] = (1e-3, 0.3)
-    positive_weight_exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(ordered)] = (0.0, 1.0)
+    learning_rate: Range[Rate] = (1e-5, 3e-4)
+    weight_decay: Range[SearchedDecay] = (1e-3, 0.3)
+    positive_weight_exponent: Range[Exponent] = (0.0, 1.0)
     batch_size: tuple[Count, ...] = (8, 16, 32)
     last_layers: tuple[Layers, ...] = ()
 

@@ -157,9 +157,8 @@ def fold_scores(fit_scores: FitScores, Y: Targets, fold_of: Folds) -> npt.NDArra
         TrainingDataError: As `cross_fitted_scores`.
     """
     scores = cross_fitted_scores(fit_scores, Y, fold_of)
-    scored = ~np.isnan(scores).any(axis=0)
     own = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
-    return np.array([macro_f1(Y[rows][:, scored], scores[rows][:, scored]) for rows in own])
+    return np.array([macro_f1(Y[rows], scores[rows]) for rows in own])
 
 
 def learnable_labels(Y: Targets, fold_of: Folds, *, clip_ids: Sequence[str] | None = None) -> npt.NDArray[np.bool_]:

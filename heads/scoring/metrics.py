@@ -51,14 +51,15 @@ def f1_scores(counts: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
 
 
 def macro_f1(Y: Targets, scores: Scores, thresholds: float | Scores = DEFAULT_THRESHOLD) -> float:
-    """Mean F1 of the labels that have a positive clip; NaN if none has.
+    """Mean F1 of the labels that have a positive clip and were scored; NaN if none is such.
 
     Args:
         Y: Targets, shape (N, C), 0 or 1.
-        scores: Probabilities, shape (N, C).
+        scores: Probabilities, shape (N, C); a label with a NaN was not scored.
         thresholds: A label is predicted where its score is at least this; one for all, or (C,).
     """
-    return float(macro_over_labels(f1_scores(confusion_counts(Y, scores >= thresholds))))
+    f1 = f1_scores(confusion_counts(Y, scores >= thresholds))
+    return float(macro_over_labels(np.where(np.isnan(scores).any(axis=0), np.nan, f1)))
 
 
 def average_precision(y: Targets, scores: Scores) -> float:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from heads.folds import Folds
 from heads.scoring.cross_fitting import FitScores, cross_fitted_scores, learnable_labels
-from heads.scoring.metrics import DEFAULT_THRESHOLD, confusion_counts, f1_scores, macro_over_labels
+from heads.scoring.metrics import macro_f1
 
 Targets = npt.NDArray[np.integer]
 
@@ -62,12 +62,12 @@ def permutation_check(
     Raises:
         TrainingDataError: If no label can be learned in every fold.
     """
-    observed = _macro_f1(fit_scores, Y, fold_of)
+    observed = macro_f1(Y, cross_fitted_scores(fit_scores, Y, fold_of))
     permuted = []
     for number in range(permutations):
         shuffled = shuffled_by_session(Y, sessions, seed=seed + number)
         if learnable_labels(shuffled, fold_of).any():
-            permuted.append(_macro_f1(fit_scores, shuffled, fold_of))
+            permuted.append(macro_f1(shuffled, cross_fitted_scores(fit_scores, shuffled, fold_of)))
     as_good = sum(value >= observed for value in permuted)
     return {
         "observed": observed,
@@ -75,10 +75,3 @@ def permutation_check(
         "permuted_mean": float(np.mean(permuted)) if permuted else None,
         "p_value": (1 + as_good) / (1 + len(permuted)) if permuted else None,
     }
-
-
-def _macro_f1(fit_scores: FitScores, Y: Targets, fold_of: Folds) -> float:
-    scores = cross_fitted_scores(fit_scores, Y, fold_of)
-    scored = ~np.isnan(scores).any(axis=0)
-    counts = confusion_counts(Y[:, scored], scores[:, scored] >= DEFAULT_THRESHOLD)
-    return float(macro_over_labels(f1_scores(counts)))

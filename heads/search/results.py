@@ -10,10 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from featurecache.errors import StudyError
 from featurecache.files import write_private
-from heads.engines.fitting import refitting
 from heads.engines.prepared import Prepared
+from heads.engines.refit import refitting_prepared
 from heads.runs import ChooseTimeline, write_run
-from heads.scoring.cross_fitting import FitScores, fold_scores
+from heads.scoring.cross_fitting import fold_scores
 from heads.scoring.permutation import permutation_check
 from heads.scoring.statistics import seed_fold_spread
 from heads.search.choosing import choose_trial
@@ -89,7 +89,7 @@ def _permutation_check(prepared: Prepared, settings: HeadSettings, permutations:
     """The best settings on all sessions that are not test, against the same with labels permuted across sessions."""
     clips = prepared.data.fitting
     return permutation_check(
-        _refitting(prepared, settings, prepared.seed),
+        refitting_prepared(prepared, settings, prepared.seed),
         clips.Y,
         clips.sessions,
         prepared.folds.of[0],
@@ -102,16 +102,5 @@ def _spread(prepared: Prepared, settings: HeadSettings, refit_seeds: int) -> dic
     """How far scores of the best settings spread over seeds and session folds; the convex solver draws nothing."""
     Y, fold_of = prepared.data.fitting.Y, prepared.folds.of[0]
     seeds = [prepared.seed + at for at in range(1 if settings.solver == "convex" else refit_seeds)]
-    values = [fold_scores(_refitting(prepared, settings, seed), Y, fold_of) for seed in seeds]
+    values = [fold_scores(refitting_prepared(prepared, settings, seed), Y, fold_of) for seed in seeds]
     return {**seed_fold_spread(np.stack(values)), "n_seeds": len(seeds), "n_folds": int(fold_of.max()) + 1}
-
-
-def _refitting(prepared: Prepared, settings: HeadSettings, seed: int) -> FitScores:
-    return refitting(
-        prepared.fitting(settings.inputs),
-        settings,
-        seed=seed,
-        device=prepared.device,
-        part_widths=prepared.data.train.part_widths(settings.inputs),
-        prior=prepared.prior(settings),
-    )

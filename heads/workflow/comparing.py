@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from featurecache import FeatureCache
-from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.drift import check_table
 from featurecache.clips.session_notes import annotated_sessions
@@ -300,9 +299,9 @@ def _seconds_per_clip(project: Project, bundle: Bundle) -> float | None:
     from featurecache.extraction.speed import time_parts
 
     own = bundle.project_of(project)
-    adapter = None if bundle.adapter is None else open_adapter(bundle.adapter)
     try:
-        model, _ = project_spaces(own, select=list(bundle.selected), adapter=adapter, asked=bundle.asked)
+        chosen = list(bundle.selected)
+        model, _ = project_spaces(own, select=chosen, adapter=bundle.opened_adapter, asked=bundle.asked)
         taps = sorted({parse_feature(name, model.taps).tap for name in bundle.selected})
         cost = clip_cost(model.open(), taps)
         parts = time_parts(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from featurecache import FeatureCache
-from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import ClipTable
 from featurecache.clips.drift import check_table
 from featurecache.clips.leakage import split_level
@@ -344,8 +343,8 @@ def extract_adapted(
         return ()
     from heads.zeroshot.answering import run_asked  # it loads torch
 
-    project, adapter = head.project_of(project), None if head.adapter is None else open_adapter(head.adapter)
-    plan = plan_split(project, list(head.selected), split, adapter=adapter, asked=head.asked)
+    project = head.project_of(project)
+    plan = plan_split(project, list(head.selected), split, adapter=head.opened_adapter, asked=head.asked)
     head.check_spaces(plan.spaces)
     on_plan(plan)
     return run_asked(project, plan, on_progress=on_progress).failures

@@ -27,7 +27,6 @@ from heads.bundle import Bundle, load_bundle
 from heads.data import LabelledSplit
 from heads.runs import HeldOut, write_run
 from heads.scoring.metrics import average_precision
-from heads.timelines.tuning import TunedTimeline
 from heads.workflow.data import data_of_head, training_device, tuned_bundle
 from heads.workflow.retraining import compared, held_out_scores
 from heads.workflow.shortcuts import CENTRES_NAME
@@ -96,12 +95,6 @@ def ignore(project: Project, clusters: Sequence[int], *, bundle: Path | None = N
     data = replace(
         data, train=_without(data.train, name, directions), validation=_without(data.validation, name, directions)
     )
-    after: list[HeldOut] = []
-    choice = TimelineChoice(project)
-
-    def keep(made: Bundle, held_out: HeldOut) -> TunedTimeline | None:
-        after.append(held_out)
-        return choice(made, held_out)
 
     def complete(made: Bundle) -> Bundle:
         record = {"input": name, "clusters": list(ignored), "audited": head.digest}
@@ -109,14 +102,14 @@ def ignore(project: Project, clusters: Sequence[int], *, bundle: Path | None = N
 
     from heads.engines.prepared import Prepared
 
-    folder = project.runs / RUN
+    folder, choice = project.runs / RUN, TimelineChoice(project)
     data.check()
     prepared = Prepared(data, seed=0, device=device)
-    write_run(prepared, head.settings, folder=folder, choose_timeline=keep, complete=complete)
+    write_run(prepared, head.settings, folder=folder, choose_timeline=choice, complete=complete)
     before = before.without(data.seen)
     is_validation = np.isin(before.sessions, data.validation.sessions)
-    precision = _average_precision(before, after[0], is_validation, head.labels)
-    result = {**compared(before, after[0], head), "average_precision": precision}
+    precision = _average_precision(before, choice.held_out, is_validation, head.labels)
+    result = {**compared(before, choice.held_out, head), "average_precision": precision}
     return Ignoring(folder / "bundle", audited, ignored, result)
 
 

@@ -80,15 +80,10 @@ def leave_one_session_out(project: Project, bundle: Path | None = None) -> LeftO
     if head.settings.teacher_weight:
         (kept,) = with_teacher(project, [kept], source.cache)
     scored = table.clips if source.samples is None else source.samples.samples
-    data, widths = kept.of(head.settings.inputs), kept.part_widths(head.settings.inputs)
+    data = kept.of(head.settings.inputs)
+    prior = prior_weights(head.settings, head.prior, kept.part_widths(head.settings.inputs))
     metrics = evaluate_without_each_session(
-        refitting(
-            data,
-            head.settings,
-            device=training_device(project),
-            part_widths=widths,
-            prior=prior_weights(head.settings, head.prior, widths),
-        ),
+        refitting(data, head.settings, device=training_device(project), prior=prior),
         data,
         head,
         test=[one for one in scored if one.split == "test" and one.labelled],

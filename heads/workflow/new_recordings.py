@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from featurecache import FeatureCache
-from featurecache.backbones.adapter_files import open_adapter
 from featurecache.clips.clip import clip_id
 from featurecache.csv_fields import UNWRITABLE
 from featurecache.errors import FeatureCacheError, UnreadableVideoError
@@ -115,7 +114,7 @@ def extract_missing(
         own,
         [(recording, windows[recording.sha256]) for recording in recordings],
         select=list(head.selected),
-        adapter=None if head.adapter is None else open_adapter(head.adapter),
+        adapter=head.opened_adapter,
         asked=head.asked,
         allow_download=allow_download,
     )

@@ -26,7 +26,6 @@ from heads.scoring.metrics import metrics_document, session_counts
 from heads.scoring.statistics import paired_comparison
 from heads.scoring.thresholds import tuned_thresholds
 from heads.settings import HeadSettings
-from heads.timelines.tuning import TunedTimeline
 from heads.workflow.data import data_of_head, refuse_samples, training_device
 from heads.workflow.training import TimelineChoice
 
@@ -62,10 +61,9 @@ def retrain(project: Project, bundle: Path) -> Retrained:
     """
     head = load_bundle(bundle)
     refuse_samples(head, bundle)
-    if head.is_fine_tuned or head.is_zero_shot or head.ignored is not None:
-        what = "fitted without clusters of tokens" if head.ignored is not None else f"of {head.method}"
+    if why := head.why_not_refitted:
         raise BundleError(
-            f"training again fits a head on cached features by its settings, but {bundle} is {what}. "
+            f"training again fits a head on cached features by its settings, but {bundle} {why}. "
             "Review with the bundle of tune or train."
         )
     if not any((project.root / FOLDER).rglob("*.eaf")):
@@ -78,18 +76,10 @@ def retrain(project: Project, bundle: Path) -> Retrained:
     before = held_out_scores(data_of_head(project, head, cache), head.settings, device=device)
     make_clips(project, with_reviewed=True)
     data = data_of_head(project, head, cache)
-    folder = project.runs / "review"
-    after: list[HeldOut] = []
-    choice = TimelineChoice(project)
-
-    def keep(made: Bundle, held_out: HeldOut) -> TunedTimeline | None:
-        after.append(held_out)
-        return choice(made, held_out)
-
-    train_bundle(data, settings=head.settings, seed=0, folder=folder, device=device, choose_timeline=keep)
-    return Retrained(
-        folder / "bundle", after[0], {**compared(before, after[0], head), "reviewed_clips": len(data.seen)}
-    )
+    folder, choice = project.runs / "review", TimelineChoice(project)
+    train_bundle(data, settings=head.settings, seed=0, folder=folder, device=device, choose_timeline=choice)
+    result = {**compared(before, choice.held_out, head), "reviewed_clips": len(data.seen)}
+    return Retrained(folder / "bundle", choice.held_out, result)
 
 
 def held_out_scores(data: LearningData, settings: HeadSettings, *, device: str) -> HeldOut:

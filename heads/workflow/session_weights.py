@@ -56,8 +56,8 @@ def session_weights(
 
     data.check()
     prepared = Prepared(data, seed=0, device=device)
-    clips, widths = prepared.fitting(settings.inputs), data.train.part_widths(settings.inputs)
-    fit = fitting_some(clips, settings, seed=0, device=device, part_widths=widths, prior=prepared.prior(settings))
+    clips = prepared.fitting(settings.inputs)
+    fit = fitting_some(clips, settings, seed=0, device=device, prior=prepared.prior(settings))
     of: dict[str, list[Weights]] = {}
 
     def fit_scores(train: Rows, Y_train: Targets, learnable: Labels, held_out: Rows) -> Scores:

@@ -223,10 +223,9 @@ def _auditable(path: Path) -> Bundle:
     head = load_bundle(path)
     refuse_samples(head, path, "the audit")
     check_linear(head)
-    if head.is_fine_tuned or head.is_zero_shot or head.ignored is not None:
-        what = "was fitted without clusters of tokens" if head.ignored is not None else f"is of {head.method}"
+    if why := head.why_not_refitted:
         raise BundleError(
-            f"shortcuts are those of a head fitted on cached features, but {path} {what}. Take the bundle of tune or "
+            f"shortcuts are those of a head fitted on cached features, but {path} {why}. Take the bundle of tune or "
             "train."
         )
     return head

@@ -198,7 +198,10 @@ class TimelineChoice:
 
     Attributes:
         reason: Why no settings were chosen for the last bundle.
+        held_out: The scores that they were to be chosen by, once there is a bundle.
     """
+
+    held_out: HeldOut
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -206,6 +209,7 @@ class TimelineChoice:
 
     def __call__(self, bundle: Bundle, held_out: HeldOut) -> TunedTimeline | None:
         """The settings; None where there is no annotated recording to choose them by, or clips are not scored."""
+        self.held_out = held_out
         if reads_samples(bundle):
             self.reason = NO_TIMELINES
             return None

@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from featurecache import FeatureCache
 from featurecache.backbones import find_model, model_type_of, open_inputs
 from featurecache.clips.clip import ClipTable, check_labels
@@ -36,7 +34,7 @@ from featurecache.project.settings import Project, parse_section
 from featurecache.spelling import visible
 from featurecache.workers.devices import Device, extract_on_devices, find_devices
 from heads.clip_rule import ClipRule
-from heads.data import LabelledSplit
+from heads.data import LabelledSplit, joined_splits
 from heads.loading import load_split, read_features
 from heads.timelines.rules import checked_rules
 from heads.workflow.data import run_folder
@@ -344,11 +342,4 @@ def _labelled(cache: FeatureCache, plan: Plan, table: ClipTable, known: KnownFai
         for split in ("train", "validation")
         if any(clip.split == split and clip.labelled for clip in table.clips)
     ]
-    if not splits:
-        return None
-    return LabelledSplit(
-        {name: np.concatenate([one.features[name] for one in splits]) for name in plan.spaces},
-        np.concatenate([one.Y for one in splits]),
-        np.concatenate([one.sessions for one in splits]),
-        tuple(clip_id for one in splits for clip_id in one.clip_ids or ()),
-    )
+    return joined_splits(splits) if splits else None

@@ -48,14 +48,16 @@ def controls_document(
         onsets (`onsets`), and the labels whose predictions are the same in all clips (`constant`).
     """
     predicted = scores >= thresholds
-    swapped = [_score(Y, scores[rows], thresholds) for rows in other_sessions_clips(sessions, seed=seed, times=_SWAPS)]
+    swapped = [
+        macro_f1(Y, scores[rows], thresholds) for rows in other_sessions_clips(sessions, seed=seed, times=_SWAPS)
+    ]
     return {
-        "answers": _score(Y, scores, thresholds),
-        "always_yes": _score(Y, np.ones(Y.shape), np.full(Y.shape[1], 0.5)),
+        "answers": macro_f1(Y, scores, thresholds),
+        "always_yes": macro_f1(Y, np.ones(Y.shape), np.full(Y.shape[1], 0.5)),
         "another_session": None
         if not swapped
         else {"mean": float(np.mean(swapped)), "lowest": min(swapped), "highest": max(swapped)},
-        "black_video": None if black is None else _score(Y, np.broadcast_to(black, Y.shape), thresholds),
+        "black_video": None if black is None else macro_f1(Y, np.broadcast_to(black, Y.shape), thresholds),
         "onsets": onsets(Y, scores, clip_ids, labels=labels),
         "constant": [label for at, label in enumerate(labels) if predicted[:, at].all() or not predicted[:, at].any()],
     }
@@ -107,8 +109,3 @@ def onsets(Y: Targets, scores: Scores, clip_ids: Sequence[str], *, labels: Seque
             "share_rising": float((change > 0).mean()) if len(change) else None,
         }
     return found
-
-
-def _score(Y: Targets, scores: Scores, thresholds: Scores) -> float:
-    scored = ~np.isnan(scores).any(axis=0)
-    return macro_f1(Y[:, scored], scores[:, scored], np.asarray(thresholds)[scored])
