@@ -272,18 +272,3 @@ class LosingOs:
             for old, new in reversed(self.renames):
                 if new.exists() and old.parent.exists():
                     new.rename(old)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Eight rows in four segments."""
-    write(tmp_path / "cache", make_rows(8), max_rows=2)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def checkpointed(tmp_path: Path) -> Path:
-    """Forty rows in forty segments, and a checkpoint of them."""
-    write(tmp_path / "cache", make_rows(40), max_rows=1)
-    [_] = (tmp_path / "cache").glob("spaces/*/index/*.npz")
-    return tmp_path / "cache"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from featurecache.project.settings import Project
+from featurecache.project.settings import Project, open_project
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -51,14 +51,20 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llava_next_video(tmp_path_factory.mktemp("deep"), layers=4)
 
 
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path) -> Project:
-    """A small project with its clips.csv, where nothing is extracted yet; many modules have one of their own."""
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A small project with its clips.csv, for `project`."""
     from tests.projects import make_project, make_table
 
-    project = make_project(tmp_path / "project", tiny_model)
+    project = make_project(tmp_path_factory.mktemp("made") / "project", tiny_model)
     make_table(project)
-    return project
+    return project.root
+
+
+@pytest.fixture
+def project(made_once: Path, tmp_path: Path) -> Project:
+    """A small project where nothing is extracted yet, to change; many modules have one of their own."""
+    return open_project(Path(shutil.copytree(made_once, tmp_path / "project")))
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +172,25 @@ def unsynced() -> Iterator[None]:
 
     with file_system(FaultyOs(-1, fails_with(errno.EIO))):
         yield
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A cache of eight rows in four segments; some modules have one of their own."""
+    from tests.cache_samples import make_rows, write
+
+    write(tmp_path / "cache", make_rows(8), max_rows=2)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def checkpointed(tmp_path: Path) -> Path:
+    """A cache of forty rows in forty segments, and a checkpoint of them."""
+    from tests.cache_samples import make_rows, write
+
+    write(tmp_path / "cache", make_rows(40), max_rows=1)
+    [_] = (tmp_path / "cache").glob("spaces/*/index/*.npz")
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -115,6 +115,18 @@ HOSTILE_CONFIGS: dict[str, Case] = {
         "config.json",
         "says -1",
     ),
+    "video token that is a word": (
+        lambda folder: edit(folder / "config.json", lambda config: config.update(video_token_index=7)),
+        "NoVideoTokensError",
+        "config.json",
+        "that id is 'assistant:'",
+    ),
+    "frames of another size": (
+        _processor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}),
+        "UnsupportedModelError",
+        "",
+        "make 224 px",
+    ),
     "sliding without a window": (
         text_config(model_type="qwen2", use_sliding_window=False, layer_types=["sliding_attention"] * 2),
         "UnsupportedModelError",

@@ -69,6 +69,10 @@ def _no_processor(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
 def _missing_shard(folder: Path) -> None:
     split_weights(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -206,6 +210,10 @@ def _weights_in_capitals(folder: Path) -> None:
     (folder / _WEIGHTS).rename(folder / "model.SAFETENSORS")
 
 
+def _torn_weights(folder: Path) -> None:
+    os.truncate(folder / _WEIGHTS, (folder / _WEIGHTS).stat().st_size // 2)
+
+
 def _absolute_shard(folder: Path) -> None:
     split_weights(folder, {"model-00002-of-00002.safetensors": str(folder.with_name("elsewhere") / "w.safetensors")})
 
@@ -259,6 +267,15 @@ HOSTILE: dict[str, Case] = {
     "lfs tokenizer": (_lfs_pointer_for_the_tokenizer, "ModelNotFoundError", "tokenizer.json", "is a Git LFS pointer"),
     "above snapshots": (_above_snapshots, "ModelNotFoundError", "snapshots/04a83e0", "repository of the Hugging Face"),
     "no processor": (_no_processor, "ModelNotFoundError", "preprocessor_config.json", "has none of"),
+    "no config": (_without("config.json"), "ModelNotFoundError", "config.json", "has none. Name the"),
+    "no tokenizer": (_without("tokenizer.json"), "ModelNotFoundError", "", "ORGANISATION/NAME tokenizer"),
+    "no weights": (_without(_WEIGHTS), "ModelNotFoundError", "", "holds no weights. Fetch them: hf download"),
+    "lost weight": (
+        _one_weight(lambda weights, name: weights.pop(name)),
+        "ModelNotFoundError",
+        "",
+        "must hold every weight of LlavaNextVideoModel",
+    ),
     "missing shard": (_missing_shard, "ModelNotFoundError", "model-00002-of-00002.safetensors", "is missing"),
     "deep config": (_deep("config.json"), "UnsafeFileError", "config.json", "is nested deeper"),
     "deep processor": (_deep("processor_config.json"), "UnsafeFileError", "processor_config.json", "is nested deeper"),
@@ -280,6 +297,7 @@ HOSTILE: dict[str, Case] = {
     "dangling weights": (_dangling_weights, "ModelNotFoundError", _WEIGHTS, "is a link to ../../blobs/none"),
     "above the model": (_above_the_model, "ModelNotFoundError", "config.json", "such as"),
     "other vocabulary": (_other_vocabulary, "ModelNotFoundError", "config.json", "makes token 10000000"),
+    "torn weights": (_torn_weights, "ModelNotFoundError", _WEIGHTS, "is damaged or cut off"),
     "sparse weights": (_sparse_weights, "ModelNotFoundError", _WEIGHTS, "is damaged or cut off"),
     "unknown family": (_unknown_family, "UnsupportedModelError", "config.json", "says 'qwen2_vl'"),
     "unknown language model": (_unknown_language_model, "UnsupportedModelError", "config.json", "says 'gemma'"),

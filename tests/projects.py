@@ -88,6 +88,12 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def edited(project: Project, old: str, new: str) -> Project:
+    """A project in whose settings a text was replaced."""
+    edit(project.path, old, new)
+    return open_project(project.root)
+
+
 def set_model(project: Path, model: str) -> None:
     """Names another model in the settings."""
     path = project / "featurecache.toml"

@@ -1,6 +1,5 @@
 """A small network and clips for the fine-tuning loop, light to import in other processes."""
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from heads.finetuning.loop import FineTuning
 from heads.finetuning.training_state import Group, positive_weight
 
 if TYPE_CHECKING:
-    import pytest
+    pass
 
 
 class SmallNetwork(nn.Module):
@@ -44,31 +43,6 @@ class SmallClips:
 
     def expect(self, numbers: Sequence[int]) -> None:
         self.expected = list(numbers)
-
-
-def assert_halved_steps_are_the_same(
-    whole: FineTuning, short: FineTuning, *, training: bool, bound: float, monkeypatch: "pytest.MonkeyPatch"
-) -> None:
-    """Runs two equal loops of micro-batches of 4, of which one has memory for a clip at once, in training or scoring.
-
-    Each time that a device's cache is emptied, the tensors of the failed attempt must be gone.
-    """
-    failed: list[weakref.ref[Tensor]] = []
-    gone: list[bool] = []
-
-    def ask(module: nn.Module, rows: tuple[Mapping[str, Tensor]]) -> None:
-        if module.training == training and len(next(iter(rows[0].values()))) > 1:
-            of_this_attempt = torch.zeros(1)
-            failed.append(weakref.ref(of_this_attempt))
-            torch.empty(10**15)
-
-    short.network.register_forward_pre_hook(ask)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(all(one() is None for one in failed)))
-    whole.run()
-    short.run()
-    assert (whole.micro_batch, short.micro_batch) == (4, 1)
-    assert gone == [True, True]
-    assert all(torch.allclose(one, parameters(whole)[name], atol=bound) for name, one in parameters(short).items())
 
 
 GROUPS = (Group("language_model.", 1e-3, 0.0), Group("head.", 1e-2, 0.1))

@@ -82,7 +82,7 @@ def _loaded_after(statement: str) -> set[str]:
         ("import featurecache", {"torch", "transformers", "zarr", "numpy"}),
         ("import heads", {"torch", "sklearn", "optuna", "numpy"}),
         ("import cli", {"torch", "transformers", "zarr", "numpy", "optuna", "av", "pydantic_core"} - {"pydantic_core"}),
-        ("from featurecache import FeatureCache", {"torch", "transformers"}),
+        ("from featurecache.store import FeatureCache", {"torch", "zarr", "transformers", "h5py"}),
         (
             "import featurecache.clips.inventory, featurecache.clips.audit, featurecache.video.sampling",
             {"torch", "transformers", "zarr"},

@@ -1,4 +1,4 @@
-"""Bundles: bit-equal after a round trip, refused when damaged or foreign; and the log of looks."""
+"""Bundles: bit-equal after a round trip, refused when damaged or foreign."""
 
 import dataclasses
 import hashlib
@@ -14,14 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from featurecache.errors import BundleError, FingerprintMismatchError, TrainingDataError
+from featurecache.errors import BundleError, FingerprintMismatchError
 from featurecache.spec import FeatureSpace, sealed
 from heads.bundle import Bundle, load_bundle, save_bundle, tool_versions
-from heads.data import LabelledFeatures
 from heads.models import AttentionHead, Front, LinearHead
 from heads.settings import HeadSettings
-from heads.workflow.evaluation import evaluate_bundle
-from tests.bundle_samples import LABELS, MOTION, SPACE, features, held_out, make_bundle
+from tests.bundle_samples import LABELS, MOTION, SPACE, features, make_bundle
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -214,63 +212,7 @@ def test_load_bundle_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
         load_bundle(tmp_path / "none")
 
 
-# --- the log of looks -----------------------------------------------------------------------------
-
-
 def test_load_bundle_names_the_bundle_when_given_its_run(tmp_path: Path) -> None:
     save_bundle(make_bundle(), tmp_path / "tune" / "bundle")
     with pytest.raises(BundleError, match=re.escape(f"Name {tmp_path / 'tune' / 'bundle'}.")):
         load_bundle(tmp_path / "tune")
-
-
-def look(log: Path, bundle: Bundle, data: LabelledFeatures, split: str = "test") -> int:
-    return evaluate_bundle(bundle, data, split=split, fingerprint=SPACE.fingerprint, log=log).looks
-
-
-def test_evaluate_bundle_counts_looks_at_the_same_sessions(tmp_path: Path) -> None:
-    log, data = tmp_path / "runs" / "looks.jsonl", held_out()
-    assert look(log, make_bundle(), data) == 1
-    assert look(log, make_bundle(seed=1), data) == 2
-    assert look(log, make_bundle(), data) == 2, "the same bundle on the same clips shows nothing new"
-    relabelled = dataclasses.replace(data, Y=1 - data.Y)
-    assert look(log, make_bundle(), relabelled) == 3
-    assert look(log, make_bundle(), held_out(sessions=5)) == 4  # a session was dropped
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) == 5
-    assert lines[0]["bundle"] == make_bundle().digest
-    assert "patient" not in log.read_text()
-    assert stat.S_IMODE(log.stat().st_mode) == 0o600
-
-
-def test_evaluate_bundle_counts_a_torn_line_as_a_look(tmp_path: Path) -> None:
-    log, data = tmp_path / "looks.jsonl", held_out()
-    look(log, make_bundle(), data)
-    log.write_text(log.read_text()[:-30])
-    assert look(log, make_bundle(), data) == 2
-    assert look(log, make_bundle(seed=1), data) == 3
-
-
-def test_evaluate_bundle_gives_no_scores_when_the_look_cannot_be_logged(tmp_path: Path) -> None:
-    (tmp_path / "looks.jsonl").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        look(tmp_path / "looks.jsonl", make_bundle(), held_out())
-
-
-def test_evaluate_bundle_scores_at_the_bundles_thresholds(tmp_path: Path) -> None:
-    data, bundle = held_out(), make_bundle()
-    evaluation = evaluate_bundle(
-        bundle, data, split="test", fingerprint=SPACE.fingerprint, log=tmp_path / "looks.jsonl"
-    )
-    assert [evaluation.metrics["per_class"][label]["threshold"] for label in LABELS] == bundle.thresholds.tolist()
-    assert evaluation.metrics["n_sessions"] == 6
-    assert len(evaluation.metrics["macro_f1_ci95"]) == 2
-
-
-def test_evaluate_bundle_looks_at_nothing_when_the_split_is_unusable(tmp_path: Path) -> None:
-    data = held_out()
-    unlabelled = dataclasses.replace(data, Y=np.where(np.arange(60)[:, None] == 3, -1, data.Y))
-    negative = dataclasses.replace(data, Y=np.zeros_like(data.Y))
-    for bad, message in ((unlabelled, "first: row 3"), (negative, "none of ventilation")):
-        with pytest.raises(TrainingDataError, match=message):
-            look(tmp_path / "looks.jsonl", make_bundle(), bad)
-    assert not (tmp_path / "looks.jsonl").exists()

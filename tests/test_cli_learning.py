@@ -39,21 +39,6 @@ def test_evaluate_counts_a_bundle_once_whatever_command_scores_it_and_another_on
     assert metrics["split"] == "test"
 
 
-def test_evaluate_refuses_test_sessions_that_made_the_bundle(tuned: Path) -> None:
-    table = tuned / "clips.csv"
-    swapped = table.read_text().replace(",test,", ",other,").replace(",train,", ",test,").replace(",other,", ",train,")
-    table.write_text(swapped)
-    result = invoke("evaluate", "--config", tuned)
-    assert result.exit_code == 1
-    assert re.search(
-        r"sessions that it has not seen, but \d of the test split \(S\d.*Put those back, or tune", result.stderr
-    )
-    assert not (tuned / "runs" / "test_looks.jsonl").exists()
-    result = invoke("clips", "--force", "--config", tuned)
-    assert "sessions changed split" in result.stderr
-    assert invoke("evaluate", "--config", tuned).exit_code == 0
-
-
 def test_evaluate_compares_two_bundles_on_the_same_clips(tuned: Path) -> None:
     assert invoke("train", "--config", tuned).exit_code == 0
     rarer = ("--prevalence", "ventilation=0.05")
@@ -97,19 +82,6 @@ def test_evaluate_takes_no_look_when_its_results_cannot_be_written(tuned: Path) 
     assert result.exit_code == 1
     assert "runs/tune must be usable" in result.stderr
     assert not (tuned / "runs/test_looks.jsonl").exists()
-
-
-@pytest.mark.parametrize("command", ["tune --trials 9", "train", "evaluate"])
-def test_a_rule_of_an_unknown_label_is_refused_before_any_work(tuned: Path, command: str) -> None:
-    def files() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (tuned / "runs").rglob("*")}
-
-    edit(tuned / "featurecache.toml", "[features]", '[timeline]\nexclusive = [["ventilation", "x"]]\n[features]')
-    before = files()
-    result = invoke(*command.split(), "--config", tuned)
-    assert result.exit_code == 1
-    assert re.search(r"'x' is none of ventilation, stimulation\. Correct exclusive", result.stderr)
-    assert files() == before
 
 
 def test_evaluate_leaves_out_one_session_at_a_time_and_says_what_that_is_not(tuned: Path) -> None:
@@ -259,21 +231,13 @@ def test_every_command_says_that_a_split_by_clips_was_forced_and_what_was_purged
     for command in ("train", "evaluate"):
         assert "allow_clip_level = true" in invoke(command, "--config", tuned).stderr
     edit(tuned / "featurecache.toml", "[features]", "[splits]\nallow_clip_level = true\n[features]")
-    result = invoke("evaluate", "--config", tuned)
-    assert result.exit_code == 0, result.output
-    assert "splits cut sessions" in result.stderr
-    metrics = json.loads((tuned / "runs/tune/test_metrics.json").read_text())
-    assert (metrics["split_level"], metrics["purged_clips"]["train"]) == ("clip", 1)
+    assert "splits cut sessions" in invoke("evaluate", "--config", tuned).stderr
     shutil.rmtree(tuned / "runs")
     for command in ("train", "tune --trials 2"):
         result = invoke(*command.split(), "--config", tuned)
         assert result.exit_code == 0, result.output
         assert "train: 1 clip left out for touching clips that score them" in result.stderr
         assert "splits cut sessions" in result.stderr
-        folder = tuned / "runs" / command.split()[0]
-        for name in ("best.json", "out_of_fold_metrics.json"):
-            document = json.loads((folder / name).read_text())
-            assert (document["split_level"], document["purged_clips"]["train"]) == ("clip", 1)
 
 
 def test_heads_train_on_features_made_by_others(tuned: Path, tmp_path: Path) -> None:

@@ -14,14 +14,12 @@ from featurecache.store import CacheWriter, FeatureCache, Row, compact, format, 
 from tests.cache_samples import (
     PROVENANCE,
     FaultyOs,
-    checkpointed,
     fails_with,
     file_system,
     flip,
     make_row,
     make_rows,
     names,
-    root,
     segments,
     serves,
     space,
@@ -29,7 +27,6 @@ from tests.cache_samples import (
     write,
 )
 
-__all__ = ["checkpointed", "root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -17,7 +17,6 @@ PROMPT = "user: describe the hand <video>"
 MODELS: dict[str, Callable[[Path], Path]] = {
     **FAMILIES,
     "timesformer joint": lambda folder: make_timesformer(folder, attention_type="joint_space_time"),
-    "llava_next_video": make_llava_next_video,
     "llava_next_video grouped heads": lambda folder: make_llava_next_video(folder, key_heads=2, hidden=64, layers=3),
     "llava_next_video two layers of the tower": lambda folder: make_llava_next_video(
         folder, vision_feature_layer=[-3, 1]
@@ -65,7 +64,7 @@ def test_cost_of_half_the_square_is_taken_in_language_models_alone(tmp_path: Pat
         assert [one.causal for part in parts for one in part.attentions].count(True) == len(names) // 2
 
 
-@pytest.mark.parametrize("family", ["llava_next_video", *VIDEO_LANGUAGE])
+@pytest.mark.parametrize("family", VIDEO_LANGUAGE)
 def test_cost_leaves_out_the_language_model_when_only_its_input_is_kept(family: str, tmp_path: Path) -> None:
     inputs = open_inputs(MODELS[family](tmp_path), prompt=PROMPT, frames=FRAMES, resize="crop")
     for tap in ("vision", "layer_0"):

@@ -10,8 +10,9 @@ from featurecache.errors import ProjectNotFoundError
 from featurecache.project.settings import Project, find_project, open_project
 from featurecache.setup.doctor import Check, examine, examine_machine
 from featurecache.workflow.clips import make_clips
+from tests.hostile_models import split_weights
 from tests.make_videos import packet_places
-from tests.projects import make_project, make_table
+from tests.projects import edited, make_project, make_table
 from tests.tiny_families import make_siglip
 
 HELD = ["network", "device", "model", "weights", "memory", "recordings", "decoding", "crop", "disk"]
@@ -25,14 +26,6 @@ def project(tmp_path: Path, tiny_model: Path) -> Project:
 
 def checks_of(project: Project) -> dict[str, Check]:
     return {check.name: check for check in examine(project)}
-
-
-def changed(project: Project, old: str, new: str) -> Project:
-    settings = project.root / "featurecache.toml"
-    text = settings.read_text()
-    assert old in text
-    settings.write_text(text.replace(old, new))
-    return open_project(project.root)
 
 
 def model_of(project: Project) -> Path:
@@ -49,21 +42,21 @@ def test_examine_finds_nothing_wrong_when_all_is_well(project: Project) -> None:
 
 
 def test_examine_shows_the_crop_box_and_what_the_processor_cuts_off_it(project: Project) -> None:
-    found = checks_of(changed(project, "frames = 4", "frames = 4\ncrop = [0.25, 0.1, 0.5, 0.8]"))
+    found = checks_of(edited(project, "frames = 4", "frames = 4\ncrop = [0.25, 0.1, 0.5, 0.8]"))
     assert "25% to 75% of its width and 10% to 90% of its height" in found["crop box"].found
     assert "up to 14% of the box of 88x76 px in a frame of 176x96 px" in found["crop"].found
-    by_size = checks_of(changed(project, "crop = [0.25", 'crop."176x96" = [0.25'))
+    by_size = checks_of(edited(project, "crop = [0.25", 'crop."176x96" = [0.25'))
     assert "of a frame of 176x96 px the model sees 25% to 75%" in by_size["crop box"].found
     assert by_size["crop"] == found["crop"]
     assert (by_size["crop box"].ok, by_size["crop box"].fix) == (True, "")
-    by_name = checks_of(changed(project, 'crop."176x96"', 'crop."*.MP4"'))
+    by_name = checks_of(edited(project, 'crop."176x96"', 'crop."*.MP4"'))
     assert "of a frame of *.MP4 the model sees 25% to 75%" in by_name["crop box"].found
     assert (by_name["crop box"].ok, by_name["crop"]) == (True, found["crop"])
-    unclear = checks_of(changed(project, 'crop."*.MP4"', 'crop."S0*"'))["crop box"]
+    unclear = checks_of(edited(project, 'crop."*.MP4"', 'crop."S0*"'))["crop box"]
     assert not unclear.ok
     assert "more than one, of the patterns fits S1.mp4, S2.mp4: no extraction" in unclear.found
-    changed(project, 'crop."S0*"', 'crop."176x96"')
-    mistyped = checks_of(changed(project, 'crop."176x96"', 'crop."176x97"'))["crop box"]
+    edited(project, 'crop."S0*"', 'crop."176x96"')
+    mistyped = checks_of(edited(project, 'crop."176x96"', 'crop."176x97"'))["crop box"]
     assert "no recording in use has frames of 176x97 px, which have a box" in mistyped.found
     assert "of 176x96 px have no box and stay whole" in mistyped.found
     assert not mistyped.ok
@@ -95,7 +88,7 @@ def test_examine_writes_nothing_but_what_it_remembers_of_files(project: Project)
 
 def test_examine_knows_other_families(project: Project, tmp_path: Path) -> None:
     model = make_siglip(tmp_path / "siglip")
-    found = checks_of(changed(project, str(model_of(project)), str(model)))
+    found = checks_of(edited(project, str(model_of(project)), str(model)))
     assert found["model"].ok
     assert "siglip" in found["model"].found
     assert found["weights"].ok
@@ -141,26 +134,13 @@ def test_examine_finds_weights_that_were_cut_off(project: Project) -> None:
     assert "model.safetensors is damaged or cut off" in found.found
 
 
-def split_weights(folder: Path) -> list[Path]:
-    """The weights in two files with an index, as large models have them."""
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(weights)
-    parts = {"model-00001-of-00002.safetensors": names[:-3], "model-00002-of-00002.safetensors": names[-3:]}
-    for file, held in parts.items():
-        save_file({name: weights[name] for name in held}, folder / file, metadata={"format": "pt"})
-    places = {name: file for file, held in parts.items() for name in held}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return [folder / file for file in parts]
-
-
 def test_examine_takes_weights_in_several_files(project: Project) -> None:
     split_weights(model_of(project))
     assert checks_of(project)["weights"].found.startswith("2 files")
 
 
 def test_examine_holds_files_against_the_index(project: Project) -> None:
-    first, second = split_weights(model_of(project))
+    first, second = (model_of(project) / name for name in sorted(set(split_weights(model_of(project)).values())))
     kept = load_file(second)
     lost = sorted(kept)[0]
     save_file({name: kept[name] for name in kept if name != lost}, second, metadata={"format": "pt"})
@@ -175,7 +155,7 @@ def test_examine_holds_files_against_the_index(project: Project) -> None:
 
 
 def test_examine_finds_a_device_that_is_not_here(project: Project) -> None:
-    found = checks_of(changed(project, "[features]", '[extract]\ndevice = "cuda:9"\n[features]'))
+    found = checks_of(edited(project, "[features]", '[extract]\ndevice = "cuda:9"\n[features]'))
     assert not found["device"].ok
     assert "cuda:9" in found["device"].found
     assert 'extract.device = "cpu"' in found["device"].fix
@@ -184,8 +164,8 @@ def test_examine_finds_a_device_that_is_not_here(project: Project) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is another")
 def test_examine_finds_a_batch_that_does_not_fit(project: Project) -> None:
-    project = changed(project, "[features]", "[extract]\nbatch_size = 4096\n[features]")
-    found = checks_of(changed(project, "frames = 4", "frames = 64"))["memory"]
+    project = edited(project, "[features]", "[extract]\nbatch_size = 4096\n[features]")
+    found = checks_of(edited(project, "frames = 4", "frames = 64"))["memory"]
     assert not found.ok
     assert "are free" in found.found
     assert "bfloat16" in found.fix
@@ -248,6 +228,6 @@ def test_examine_says_what_changed_since_the_table_was_made(
 
 
 def test_examine_says_what_words_behind_the_video_do(project: Project) -> None:
-    found = checks_of(changed(project, "<video>", "<video> what happens here ?"))
+    found = checks_of(edited(project, "<video>", "<video> what happens here ?"))
     assert "what happens here ?" in found["prompt"].found
     assert "in front of <video>" in found["prompt"].fix

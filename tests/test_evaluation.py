@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featurecache.clips.clip import Clip, clip_id
-from featurecache.errors import BundleError, SettingsError
+from featurecache.errors import BundleError, SettingsError, TrainingDataError
 from heads.bundle import Bundle
 from heads.data import LabelledFeatures
 from heads.engines.fitting import refitting
@@ -62,6 +62,30 @@ def test_evaluate_bundle_adds_calibration_before_and_after_and_curves(tmp_path: 
     assert list(metrics["curves"]) == list(LABELS)
     uncalibrated = dataclasses.replace(bundle, calibration=None)
     assert evaluated(uncalibrated, data, tmp_path / "looks.jsonl").metrics["calibration"]["after"] is None
+
+
+def test_evaluate_bundle_gives_no_scores_when_the_look_cannot_be_logged(tmp_path: Path) -> None:
+    (tmp_path / "looks.jsonl").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        evaluated(make_bundle(), held_out(), tmp_path / "looks.jsonl")
+
+
+def test_evaluate_bundle_scores_at_the_bundles_thresholds(tmp_path: Path) -> None:
+    data, bundle = held_out(), make_bundle()
+    evaluation = evaluated(bundle, data, tmp_path / "looks.jsonl")
+    assert [evaluation.metrics["per_class"][label]["threshold"] for label in LABELS] == bundle.thresholds.tolist()
+    assert evaluation.metrics["n_sessions"] == 6
+    assert len(evaluation.metrics["macro_f1_ci95"]) == 2
+
+
+def test_evaluate_bundle_looks_at_nothing_when_the_split_is_unusable(tmp_path: Path) -> None:
+    data = held_out()
+    unlabelled = dataclasses.replace(data, Y=np.where(np.arange(60)[:, None] == 3, -1, data.Y))
+    negative = dataclasses.replace(data, Y=np.zeros_like(data.Y))
+    for bad, message in ((unlabelled, "first: row 3"), (negative, "none of ventilation")):
+        with pytest.raises(TrainingDataError, match=message):
+            evaluated(make_bundle(), bad, tmp_path / "looks.jsonl")
+    assert not (tmp_path / "looks.jsonl").exists()
 
 
 def test_a_bundle_is_not_scored_on_a_session_that_trained_it(tmp_path: Path) -> None:

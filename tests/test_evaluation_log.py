@@ -69,6 +69,7 @@ def test_log_names_no_session_and_no_recording(tmp_path: Path) -> None:
     text = (tmp_path / "looks.jsonl").read_text()
     assert "jane" not in text
     assert "a" * 16 not in text
+    assert (tmp_path / "looks.jsonl").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_line_of_an_older_version_or_a_torn_one_counts_for_every_test_split(tmp_path: Path) -> None:

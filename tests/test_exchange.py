@@ -231,14 +231,6 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(contents)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".npz"])
-def test_import_refuses_features_of_no_numbers(tmp_path: Path, suffix: str) -> None:
-    source = made_by_others(tmp_path / f"d{suffix}", np.empty((9, 0)), all_names())
-    with pytest.raises(CacheFormatError, match=r"at least one number.*\(9, 0\)"):
-        import_features(tmp_path / "cache", source, name="d", recordings=RECORDINGS)
-    assert not (tmp_path / "cache").exists()
-
-
 @pytest.mark.parametrize("name", ["foo", ""])
 def test_import_refuses_a_name_for_an_export_which_has_its_own(root: Path, tmp_path: Path, name: str) -> None:
     export_features(root, tmp_path / "x.npz")

@@ -105,6 +105,7 @@ def test_import_refuses_texts_that_all_name_one_large_text(tmp_path: Path) -> No
     ("arrays", "message"),
     [
         ({"features": np.ones((9, 2, 2, 2, 2))}, r"shape \(9, 2, 2, 2, 2\)"),
+        ({"features": np.empty((9, 0))}, r"at least one number.*\(9, 0\)"),
         ({"features": h5py.Empty("f4")}, "null data space"),
         ({"features": 1.0}, r"shape \(\)"),
         ({"features": np.ones((9, 4), np.longdouble)}, "16 to 64 bits"),

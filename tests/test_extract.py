@@ -20,14 +20,14 @@ from featurecache.extraction.pipeline import extract
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
 from featurecache.extraction.spaces import project_spaces
-from featurecache.project.settings import Project, open_project
+from featurecache.project.settings import Project
 from featurecache.spec import differences
 from featurecache.store import CacheWriter, Row
 from featurecache.terminal.extraction import plan_lines
 from featurecache.video.sampling import read_clips
 from tests.extraction_samples import extracted, rows_on_disk, selecting
 from tests.make_videos import write_video
-from tests.projects import edit, make_project, make_table
+from tests.projects import edit, edited, make_project, make_table
 from tests.tiny_models import IMAGE_PX, plain_processor
 
 PROMPT = "user: describe the hand . <video>"
@@ -67,8 +67,7 @@ def test_features_of_a_crop_are_those_of_frames_that_were_cut_by_hand_and_a_spac
     project: Project, tiny_model: Path
 ) -> None:
     (whole,) = project_spaces(project)[1].values()
-    edit(project.path, "frames = 4", "frames = 4\ncrop = [0.25, 0.5, 0.5, 0.5]")
-    cropped = open_project(project.root)
+    cropped = edited(project, "frames = 4", "frames = 4\ncrop = [0.25, 0.5, 0.5, 0.5]")
     (space,) = project_spaces(cropped)[1].values()
     assert differences(space, whole) == {"preprocessing.crop": ([0.25, 0.5, 0.5, 0.5], None)}
     assert extracted(cropped) == 24
@@ -78,13 +77,12 @@ def test_features_of_a_crop_are_those_of_frames_that_were_cut_by_hand_and_a_spac
     cut = slice(height // 2, height), slice(width // 4, 3 * width // 4)
     plain = _plain_states(path, tiny_model, clip.start_us, clip.end_us, 4, cut)[-1].mean(0)
     assert np.abs(X[0] - plain.numpy()).max() <= 1e-5
-    edit(project.path, "crop = [0.25, 0.5, 0.5, 0.5]", "crop = [0.0, 0.0, 1.0, 1.0]")
-    assert project_spaces(open_project(project.root))[1] == {"final/mean": whole}, "all of a frame is no crop"
+    all_of_it = edited(project, "crop = [0.25, 0.5, 0.5, 0.5]", "crop = [0.0, 0.0, 1.0, 1.0]")
+    assert project_spaces(all_of_it)[1] == {"final/mean": whole}, "all of a frame is no crop"
     by_size = '{ "176x96" = [-0.0, 0, 1, 1] }'
-    edit(project.path, "crop = [0.0, 0.0, 1.0, 1.0]", f"crop = {by_size}")
-    assert project_spaces(open_project(project.root))[1] == {"final/mean": whole}, "nor is it by size"
-    edit(project.path, by_size, "[-0.0, 0.0, 1.0, 0.02]")
-    failures = plan_extraction(open_project(project.root)).failures
+    all_by_size = edited(project, "crop = [0.0, 0.0, 1.0, 1.0]", f"crop = {by_size}")
+    assert project_spaces(all_by_size)[1] == {"final/mean": whole}, "nor is it by size"
+    failures = plan_extraction(edited(project, by_size, "[-0.0, 0.0, 1.0, 0.02]")).failures
     assert {one.reason for one in failures} == {
         "the sides of features.crop must be within 20 to 1, but they are 176 x 2 px"
     }
@@ -93,8 +91,7 @@ def test_features_of_a_crop_are_those_of_frames_that_were_cut_by_hand_and_a_spac
 def test_cameras_of_one_frame_size_are_cut_by_the_boxes_of_their_names(project: Project, tiny_model: Path) -> None:
     whole = ", ".join(f'"{pattern}" = [0, 0, 1, 1]' for pattern in ("S2*", "*3*", "S*3*"))
     boxes = f'{{ "s0.*" = [0.25, 0.5, 0.5, 0.5], "*1.mp4" = [0.0, 0.0, 0.5, 1.0], {whole} }}'
-    edit(project.path, "frames = 4", f"frames = 4\ncrop = {boxes}")
-    cropped = open_project(project.root)
+    cropped = edited(project, "frames = 4", f"frames = 4\ncrop = {boxes}")
     (space,) = project_spaces(cropped)[1].values()
     cuts = {"*1.mp4": [0.0, 0.0, 0.5, 1.0], "s0.*": [0.25, 0.5, 0.5, 0.5]}
     assert space.inputs["preprocessing"]["crop"] == cuts, "a box of all of a frame changes no feature"
@@ -119,8 +116,7 @@ def test_cameras_of_one_frame_size_are_cut_by_the_boxes_of_their_names(project: 
 def test_a_turned_recording_is_cut_by_the_box_of_its_displayed_size(project: Project, tiny_model: Path) -> None:
     write_video(project.videos / "S0.mp4", count=20, fps=5, rotation=(90, False, False))
     boxes = '{ "96x176" = [0.25, 0.0, 0.75, 0.5], "640x481" = [0.0, 0.0, 0.5, 0.5] }'
-    edit(project.path, "frames = 4", f"frames = 4\ncrop = {boxes}")
-    cropped = open_project(project.root)
+    cropped = edited(project, "frames = 4", f"frames = 4\ncrop = {boxes}")
     make_table(cropped)
     plan = plan_extraction(cropped)
     assert (plan.mismatch.unused, plan.mismatch.boxless) == (("640x481",), {"176x96": 5})
@@ -179,8 +175,7 @@ def test_only_what_a_clip_lacks_is_computed_when_a_kept_feature_is_added(project
 def test_tokens_are_stored_in_bfloat16_and_forecast_when_pooled_features_are_stored_in_float16(
     project: Project,
 ) -> None:
-    settings = project.root / "featurecache.toml"
-    settings.write_text(settings.read_text().replace('stored_dtype = "float32"', 'stored_dtype = "float16"'))
+    edit(project.path, 'stored_dtype = "float32"', 'stored_dtype = "float16"')
     both = selecting(project, "layer_1/tokens", "layer_1/mean")
     plan = plan_extraction(both, limit=3)
     run_plan(both, plan)
@@ -202,9 +197,7 @@ def test_keep_is_refused_when_the_model_has_no_such_tap(project: Project) -> Non
 
 
 def _overlapping(project: Project) -> Project:
-    settings = project.root / "featurecache.toml"
-    settings.write_text(settings.read_text().replace("stride_s = 1", "stride_s = 0.2"))
-    project = open_project(project.root)
+    project = edited(project, "stride_s = 1", "stride_s = 0.2")
     project.clips.unlink()
     make_table(project)
     return project
@@ -332,11 +325,7 @@ def test_storage_adds_its_rounding_only_when_features_are_stored_in_float16(tmp_
     full = make_project(tmp_path / "a", tiny_model, sessions=3)
     make_table(full)
     extracted(full)
-    settings = (full.root / "featurecache.toml").read_text()
-    (full.root / "featurecache.toml").write_text(
-        settings.replace('stored_dtype = "float32"', 'stored_dtype = "float16"')
-    )
-    half = open_project(full.root)
+    half = edited(full, 'stored_dtype = "float32"', 'stored_dtype = "float16"')
     assert extracted(half) == 12
     cache = FeatureCache.open(full.cache)
     ids = [clip.clip_id for clip in read_table(full.clips).clips]

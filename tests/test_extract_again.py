@@ -20,7 +20,7 @@ from featurecache.spec import FeatureSpace
 from featurecache.store import CacheWriter, Row
 from tests.extraction_samples import extracted
 from tests.make_videos import write_video
-from tests.projects import failed_clip_ids, make_table
+from tests.projects import edit, edited, failed_clip_ids, make_table
 from tests.tiny_models import change_weights
 
 
@@ -40,8 +40,7 @@ def test_second_extraction_opens_no_video_and_no_weights_when_all_is_there(proje
 def test_features_are_found_again_when_a_recording_is_renamed(project: Project) -> None:
     extracted(project)
     (project.videos / "S0.mp4").rename(project.videos / "renamed.mp4")
-    labels = project.root / "labels.csv"
-    labels.write_text(labels.read_text().replace("S0.mp4", "renamed.mp4"))
+    edit(project.root / "labels.csv", "S0.mp4", "renamed.mp4")
     make_table(project)
     assert plan_extraction(project).todo == 0
 
@@ -61,22 +60,17 @@ def test_relabelling_costs_no_extraction(project: Project) -> None:
     assert plan_extraction(project).todo == 0
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
+def test_extraction_starts_anew_when_a_setting_changes_values(project: Project) -> None:
+    extracted(project)
+    for old, new in (
         ("frames = 4", "frames = 8"),
         ("the hand", "the baby"),
         ('dtype = "float32"\nst', 'dtype = "bfloat16"\nst'),
         ("[features]", '[features]\nresize = "pad"'),
-    ],
-    ids=["frames", "prompt", "dtype", "resize"],
-)
-def test_extraction_starts_anew_when_a_setting_changes_values(project: Project, old: str, new: str) -> None:
-    extracted(project)
-    settings = project.root / "featurecache.toml"
-    assert old in settings.read_text()
-    settings.write_text(settings.read_text().replace(old, new))
-    assert plan_extraction(open_project(project.root)).todo == 24
+    ):
+        assert plan_extraction(edited(project, old, new)).todo == 24, new
+        edit(project.path, new, old)
+    assert plan_extraction(open_project(project.root)).todo == 0
 
 
 def test_extraction_starts_anew_when_the_weights_change(project: Project, tiny_model: Path, tmp_path: Path) -> None:
@@ -84,22 +78,17 @@ def test_extraction_starts_anew_when_the_weights_change(project: Project, tiny_m
 
     extracted(project)
     other = make_llava_next_video(tmp_path / "other", seed=1)
-    settings = project.root / "featurecache.toml"
-    settings.write_text(
-        settings.read_text().replace(str(tiny_model), str(shutil.copytree(tiny_model, tmp_path / "copy")))
-    )
-    assert plan_extraction(open_project(project.root)).todo == 0
+    copied = edited(project, str(tiny_model), str(shutil.copytree(tiny_model, tmp_path / "copy")))
+    assert plan_extraction(copied).todo == 0
     shutil.copy(other / "model.safetensors", tmp_path / "copy")
-    assert plan_extraction(open_project(project.root)).todo == 24
+    assert plan_extraction(copied).todo == 24
 
 
 def test_nothing_is_stored_when_the_weights_change_between_plan_and_run(
     project: Project, tiny_model: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    settings = project.root / "featurecache.toml"
-    settings.write_text(settings.read_text().replace(str(tiny_model), str(model)))
-    changed = open_project(project.root)
+    changed = edited(project, str(tiny_model), str(model))
     plan = plan_extraction(changed)
     change_weights(model)
     with pytest.raises(FingerprintMismatchError, match=r"backbone\.weights\.model\.safetensors changed in between"):
@@ -114,10 +103,8 @@ def test_features_do_not_depend_on_batch_size_decoders_or_words_behind_the_video
     ids = [clip.clip_id for clip in read_table(project.clips).clips]
     X = FeatureCache.open(project.cache).load(ids)
     shutil.rmtree(project.cache)
-    settings = project.root / "featurecache.toml"
-    text = settings.read_text().replace("<video>", "<video> what happens here ?")
-    settings.write_text(text + "[extract]\nbatch_size = 7\ndecoders = 3\n")
-    assert extracted(open_project(project.root)) == 24
+    edit(project.path, "[features]", "[extract]\nbatch_size = 7\ndecoders = 3\n[features]")
+    assert extracted(edited(project, "<video>", "<video> what happens here ?")) == 24
     assert np.abs(FeatureCache.open(project.cache).load(ids) - X).max() <= 1e-5
 
 
@@ -190,9 +177,7 @@ def test_non_finite_features_fail_their_clip_with_a_reason(project: Project, tmp
     name = next(key for key in weights if key.endswith("model.norm.weight"))
     weights[name][3] = torch.finfo(torch.float32).max  # finite, its products are not
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    settings = project.root / "featurecache.toml"
-    settings.write_text(settings.read_text().replace(project.settings.features.model, str(model)))
-    broken = open_project(project.root)
+    broken = edited(project, project.settings.features.model, str(model))
     done = run_plan(broken, plan_extraction(broken, limit=3))
     assert (done.progress.extracted, done.progress.failed) == (0, 3)
     assert all("finite" in failure.reason for failure in done.failures)

@@ -140,21 +140,11 @@ def test_open_backbone_refuses_a_checkpoint_that_lacks_a_weight(
     assert "\n" not in str(caught.value)
 
 
-def test_open_backbone_says_what_is_wrong_when_weights_are_torn_or_the_device_is_not_here(
-    family_folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_open_backbone_says_what_is_wrong_when_the_device_is_not_here(family_folders: dict[str, Path]) -> None:
     with pytest.raises(SettingsError, match=r"device must be one of this machine, but it is .cuda:99."):
         open_backbone(
             open_inputs(family_folders["clip"], prompt="", frames=2, resize="crop"), dtype="float32", device="cuda:99"
         )
-    folder = shutil.copytree(family_folders["clip"], tmp_path / "model")
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ModelNotFoundError, match=r"model\.safetensors is damaged or cut off"):
-        open_family(folder)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"holds no weights\. Fetch them: hf download"):
-        open_family(folder)
 
 
 @pytest.mark.parametrize(

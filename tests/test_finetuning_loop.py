@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featurecache.errors import (
@@ -98,12 +99,28 @@ def test_learning_rate_rises_and_falls_along_a_cosine() -> None:
     assert sorted(rates[4:], reverse=True) == rates[4:]
 
 
-def test_micro_batches_are_halved_with_the_same_steps_when_memory_is_not_enough() -> None:
-    whole, halved = loop(SmallNetwork(dropout=0.0), micro_batch=8), loop(SmallNetwork(0.0, most=2), micro_batch=8)
+@pytest.mark.parametrize("training", [True, False])
+def test_micro_batches_are_halved_with_the_same_steps_when_memory_is_not_enough(
+    monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    """In training or in scoring; each time that a device's cache is emptied, the failed attempt's tensors are gone."""
+    whole, short = (loop(SmallNetwork(dropout=0.0)) for _ in range(2))
+    failed: list[weakref.ref[Tensor]] = []
+    gone: list[bool] = []
+
+    def ask(module: nn.Module, rows: tuple[Mapping[str, Tensor]]) -> None:
+        if module.training == training and len(rows[0]["x"]) > 1:
+            of_this_attempt = torch.zeros(1)
+            failed.append(weakref.ref(of_this_attempt))
+            torch.empty(10**15)
+
+    short.network.register_forward_pre_hook(ask)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: gone.append(all(one() is None for one in failed)))
     whole.run()
-    halved.run()
-    assert (whole.micro_batch, halved.micro_batch) == (8, 2)
-    assert all(torch.allclose(one, parameters(whole)[name], atol=1e-6) for name, one in parameters(halved).items())
+    short.run()
+    assert (whole.micro_batch, short.micro_batch) == (4, 1)
+    assert gone == [True, True]
+    assert all(torch.allclose(one, parameters(whole)[name], atol=1e-6) for name, one in parameters(short).items())
     with pytest.raises(SettingsError, match="one clip must fit in memory"):
         loop(SmallNetwork(most=0)).run()
 
@@ -207,49 +224,6 @@ def test_a_checkpoint_is_refused_when_it_is_of_another_run_or_damaged(tmp_path: 
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(CheckpointError, match=r"must be whole.*--fresh"):
         loop().run(checkpoint=path, signature={"seed": 3, "rank": 4})
-
-
-TWO_PROCESSES = """
-import sys, torch
-torch.set_num_threads(1)
-from safetensors.torch import save_file
-from heads.finetuning.ranks import joined_ranks
-from tests.small_finetuning import SmallNetwork, loop, parameters
-with joined_ranks("cpu") as (ranks, device):
-    run = loop(SmallNetwork(dropout=0.0), ranks=ranks)
-    run.run()
-    save_file(parameters(run), f"{sys.argv[1]}/{ranks.index}")
-"""
-
-
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.wait(timeout=300)  # what they wrote counts: gloo's threads were once seen to abort an exit
-    alone = loop(SmallNetwork(dropout=0.0))
-    alone.run()
-    both = [load_file(tmp_path / str(rank)) for rank in range(2)]
-    for name, parameter in parameters(alone).items():
-        assert torch.equal(both[0][name], both[1][name])
-        assert torch.allclose(both[0][name], parameter, atol=1e-6), name
 
 
 def test_loop_penalises_weights_along_the_directions_that_a_group_names() -> None:

@@ -25,7 +25,6 @@ from tests.cache_samples import (
     make_rows,
     names,
     path_rows,
-    root,
     segments,
     serves,
     space,
@@ -34,7 +33,6 @@ from tests.cache_samples import (
     write,
 )
 
-__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

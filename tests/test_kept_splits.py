@@ -18,7 +18,7 @@ from featurecache.workflow.extraction import extract
 from featurecache.workflow.withdrawal import withdraw
 from heads.workflow.data import learning_data
 from tests.make_videos import write_video
-from tests.projects import make_project
+from tests.projects import edit, edited, make_project
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +41,13 @@ def splits(project: Project) -> dict[str, str]:
     return {clip.content: clip.split for clip in read_table(project.clips).clips}
 
 
-def edit(project: Project, old: str, new: str, name: str = "featurecache.toml") -> Project:
-    path = project.root / name
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new, 1))
-    return open_project(project.root)
-
-
 def add(project: Project, name: str, take: str = "another") -> None:
     write_video(project.videos / name, count=20, fps=5, metadata={"comment": take})
 
 
 def rename(project: Project, old: str, new: str) -> None:
     (project.videos / old).rename(project.videos / new)
-    labels = project.root / "labels.csv"
-    labels.write_text(labels.read_text().replace(old, new))
+    edit(project.root / "labels.csv", old, new)
 
 
 def test_no_session_changes_split_when_annotations_names_or_recordings_change(project: Project) -> None:
@@ -78,7 +70,7 @@ def test_a_recording_that_was_away_comes_back_to_its_split_under_another_name(pr
     (project.videos / "S5.mp4").rename(away)
     make_clips(project)
     away.rename(project.videos / "case5.mp4")
-    (project.root / "labels.csv").write_text((project.root / "labels.csv").read_text().replace("S5.mp4", "case5.mp4"))
+    edit(project.root / "labels.csv", "S5.mp4", "case5.mp4")
     make_clips(project)
     assert splits(project) == before
 
@@ -87,7 +79,7 @@ def test_a_session_whose_recording_was_encoded_again_keeps_its_split_by_its_name
     of_name = {clip.recording: clip.split for clip in read_table(project.clips).clips}
     for name in list(of_name):
         add(project, name, take=f"{name} again")
-    make_clips(edit(project, "[features]", "[splits]\nseed = 5\n[features]"))  # which would assign others
+    make_clips(edited(project, "[features]", "[splits]\nseed = 5\n[features]"))  # which would assign others
     assert {clip.recording: clip.split for clip in read_table(project.clips).clips} == of_name
 
 
@@ -96,7 +88,7 @@ def test_new_sessions_are_placed_where_a_split_lacks_their_label(project: Projec
     for number in range(3):
         add(project, f"N{number}.mp4", take=f"new {number}")
         labels.write_text(labels.read_text() + f"N{number}.mp4,0,2,rare\n")
-    project = edit(project, "'stimulation'", "'stimulation', 'rare'")
+    project = edited(project, "'stimulation'", "'stimulation', 'rare'")
     made = make_clips(project)
     assert {split.name: split.positives["rare"] > 0 for split in made.audit.splits} == dict.fromkeys(
         ("train", "validation", "test"), True
@@ -109,15 +101,15 @@ def test_splits_written_into_the_table_go_with_it_unless_the_settings_fix_them_a
     before = splits(project)
     moved = next(clip for clip in read_table(project.clips).clips if clip.split == "test")
     lines = project.clips.read_text().splitlines(True)
-    edited = "".join(line.replace(",test,", ",train,") if moved.content in line else line for line in lines)
-    project.clips.write_text(edited)
-    fixed = edit(project, "[features]", f"[splits]\nsessions = {{ {moved.session.lower()} = 'train' }}\n[features]")
+    by_hand = "".join(line.replace(",test,", ",train,") if moved.content in line else line for line in lines)
+    project.clips.write_text(by_hand)
+    fixed = edited(project, "[features]", f"[splits]\nsessions = {{ {moved.session.lower()} = 'train' }}\n[features]")
     assert not any("changed split" in line for line in make_clips(fixed, force=True).audit.warnings)
     assert splits(project) == {**before, moved.content: "train"}
-    free = edit(fixed, f"{moved.session.lower()} = 'train'", "")
+    free = edited(fixed, f"{moved.session.lower()} = 'train'", "")
     make_clips(free, redeal=True)
     assert splits(project) == before
-    project.clips.write_text(edited)
+    project.clips.write_text(by_hand)
     project.table_record.unlink()
     make_clips(free, force=True)
     assert splits(project) == {**before, moved.content: "train"}  # without a record, the table on disk counts
@@ -125,7 +117,7 @@ def test_splits_written_into_the_table_go_with_it_unless_the_settings_fix_them_a
 
 def test_redeal_assigns_as_if_there_had_been_no_table_and_warns(project: Project) -> None:
     before = splits(project)
-    reseeded = edit(project, "[features]", "[splits]\nseed = 5\n[features]")
+    reseeded = edited(project, "[features]", "[splits]\nseed = 5\n[features]")
     make_clips(reseeded)
     assert splits(project) == before
     made = make_clips(reseeded, redeal=True)
@@ -142,7 +134,7 @@ def test_a_session_joined_from_several_splits_goes_to_the_one_that_learns_most(p
     for clip in read_table(project.clips).clips:
         of_split.setdefault(clip.split, clip.recording)
     joined = f"same_session = [['{of_split['test']}', '{of_split['validation']}']]"
-    made = make_clips(edit(project, "[clips]", f"{joined}\n[clips]"))
+    made = make_clips(edited(project, "[clips]", f"{joined}\n[clips]"))
     places = {clip.recording: clip.split for clip in read_table(project.clips).clips}
     assert places[of_split["test"]] == places[of_split["validation"]] == "validation"
     assert any("changed split" in line for line in made.audit.warnings)
@@ -159,7 +151,7 @@ def test_extraction_refuses_a_table_of_other_clips_than_the_settings_say(
     project: Project, old: str, new: str, told: str
 ) -> None:
     with pytest.raises(OutdatedTableError, match=rf"{told}\. Make it again: featurecache clips; or put that back"):
-        extract(edit(project, old, new))
+        extract(edited(project, old, new))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +168,7 @@ def test_extraction_refuses_a_table_of_other_clips_than_the_settings_say(
 def test_training_refuses_a_table_of_other_targets_and_extraction_tells(
     project: Project, old: str, new: str, told: str
 ) -> None:
-    changed = edit(project, old, new)
+    changed = edited(project, old, new)
     with pytest.raises(OutdatedTableError, match=told):
         learning_data(changed, ["final/mean"])
     with pytest.warns(OutdatedTableWarning, match=f"{told}.* featurecache clips"):
@@ -225,19 +217,19 @@ def test_a_copied_project_is_not_told_as_changed_and_an_edit_that_keeps_the_size
 
 def test_other_fractions_or_seeds_are_told_with_the_way_to_use_them(project: Project) -> None:
     with pytest.warns(OutdatedTableWarning, match=r"splits\.seed was 0 and is 3\. .*clips --redeal"):
-        check_table(edit(project, "[features]", "[splits]\nseed = 3\n[features]"), use="targets")
+        check_table(edited(project, "[features]", "[splits]\nseed = 3\n[features]"), use="targets")
 
 
 def test_a_table_that_is_as_its_record_says_is_used_in_silence(project: Project) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_table(edit(project, "length_s = 1", "length_s = 1.000"), use="targets")
+        check_table(edited(project, "length_s = 1", "length_s = 1.000"), use="targets")
         project.table_record.write_text("torn")
-        check_table(edit(project, "length_s = 1", "length_s = 2"), use="targets")
+        check_table(edited(project, "length_s = 1", "length_s = 2"), use="targets")
 
 
 def test_renamed_recordings_are_extracted_by_their_content(project: Project, tiny_model: Path) -> None:
-    project = edit(project, "no model", str(tiny_model))
+    project = edited(project, "no model", str(tiny_model))
     (project.videos / "S0.mp4").rename(project.videos / "x.mp4")
     (project.videos / "S1.mp4").rename(project.videos / "S0.mp4")
     with pytest.warns(OutdatedTableWarning):

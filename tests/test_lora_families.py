@@ -1,7 +1,6 @@
 """FT-C-LoRA on the video language models, each from the tokens that it can go on from."""
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,12 @@ from tests.lora_samples import (
 from tests.plain_forward import at_video, plain_batch
 from tests.projects import make_project, make_table
 from tests.tiny_families import LAYERS
-from tests.tiny_models import make_llava_next_video, pixels_of
+from tests.tiny_models import pixels_of
 from tests.tiny_video_language import VIDEO_LANGUAGE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
 
 PROMPT = "user: describe the hand . <video>"
-MODELS: dict[str, Any] = {**VIDEO_LANGUAGE, "llava_next_video": partial(make_llava_next_video, layers=LAYERS)}
 FROZEN = {
     "llava_next_video": "layer_0",
     "llava_onevision": "layer_0",
@@ -52,9 +50,9 @@ FROZEN = {
 """What each is trained from here."""
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=VIDEO_LANGUAGE)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MODELS[request.param](tmp_path_factory.mktemp("language") / request.param)
+    return VIDEO_LANGUAGE[request.param](tmp_path_factory.mktemp("language") / request.param)
 
 
 def frames(clips: int = 3) -> np.ndarray:

@@ -27,7 +27,7 @@ from featurecache.errors import (
 )
 from featurecache.extraction.plan import plan_extraction
 from featurecache.extraction.run import run_plan
-from featurecache.project.settings import Project, open_project
+from featurecache.project.settings import Project
 from heads.bundle import load_bundle, save_bundle
 from heads.engines import solving
 from heads.finetuning.lora import LoraRun, plan_lora
@@ -37,8 +37,7 @@ from heads.workflow.evaluating import evaluate
 from heads.workflow.leaving_out import leave_one_session_out
 from heads.workflow.predicting import predict
 from tests.lora_samples import PROMPT, SMALL, begin, starting_scores, tuned
-from tests.projects import make_project, make_table
-from tests.small_finetuning import assert_halved_steps_are_the_same
+from tests.projects import edited, make_project, make_table
 from tests.tiny_models import change_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT, called directly
@@ -62,15 +61,6 @@ def finished(project: Project) -> LoraRun:
     run.train()
     run.finish()
     return run
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_lora_takes_the_same_steps_with_smaller_batches_when_memory_is_not_enough(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
-) -> None:
-    settings = dataclasses.replace(SMALL, dropout=0.0, epochs=1, micro_batch=4)
-    whole, short = (begin(project, tuned(project), tmp_path / name, settings).loop for name in ("whole", "short"))
-    assert_halved_steps_are_the_same(whole, short, training=training, bound=1e-5, monkeypatch=monkeypatch)
 
 
 def test_lora_is_refused_when_the_model_changes_between_plan_and_run(
@@ -142,11 +132,7 @@ def test_a_plan_asks_for_the_features_that_the_head_is_fitted_on_again(project: 
 
 def test_step_zero_predicts_within_the_rounding_of_tokens_stored_in_bfloat16(tmp_path: Path, deep_model: Path) -> None:
     project = make_project(tmp_path / "project", deep_model, sessions=6, clips=2)
-    text = (project.root / "featurecache.toml").read_text()
-    (project.root / "featurecache.toml").write_text(
-        text.replace('stored_dtype = "float32"', 'stored_dtype = "float16"')
-    )
-    project = open_project(project.root)
+    project = edited(project, 'stored_dtype = "float32"', 'stored_dtype = "float16"')
     make_table(project)
     run_plan(project, plan_extraction(project))
     bundle = tuned(project, "final/mean")
@@ -167,9 +153,7 @@ def test_bfloat16_run_predicts_as_the_tuned_head_and_trains_adapters_in_float32(
     tmp_path: Path, deep_model: Path
 ) -> None:
     project = make_project(tmp_path / "project", deep_model, sessions=6, clips=2)
-    text = (project.root / "featurecache.toml").read_text()
-    (project.root / "featurecache.toml").write_text(text.replace('dtype = "float32"', 'dtype = "bfloat16"', 1))
-    project = open_project(project.root)
+    project = edited(project, '\ndtype = "float32"', '\ndtype = "bfloat16"')
     make_table(project)
     run_plan(project, plan_extraction(project))
     bundle = tuned(project, "final/mean")

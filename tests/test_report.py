@@ -25,7 +25,6 @@ from tests.report_samples import (
     make_table,
     metrics_of,
     report_on,
-    timeline_scores,
     write_json,
     write_learning,
     write_prediction,
@@ -46,10 +45,8 @@ def test_report_says_what_was_found_and_how_sure_it_is(written_report: Path) -> 
     assert page.text.count("How to read this.") >= 12
 
 
-def test_a_paragraph_for_a_paper_holds_the_runs_own_numbers_and_claims_nothing_else(
-    written_report: Path, tmp_path: Path
-) -> None:
-    root = Path(shutil.copytree(written_report, tmp_path / "project"))
+def test_a_paragraph_for_a_paper_holds_the_runs_own_numbers_and_claims_nothing_else(reported: Path) -> None:
+    root = reported
     metrics = json.loads((root / "runs" / "tune" / "test_metrics.json").read_text())
     low, high = metrics["macro_f1_ci95"]
     clips = {"length_us": 3_000_000, "stride_us": 1_000_000, "min_overlap_us": 600_000}
@@ -85,8 +82,8 @@ def test_report_has_every_figure_when_every_document_is_there(written_report: Pa
     assert (bars["y"], bars["x"]) == (["dropout", "learning_rate"], [0.375, 0.625]), "as tune printed them"
 
 
-def test_methods_stand_in_the_order_of_the_papers_table(written_report: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(written_report, tmp_path / "project"))
+def test_methods_stand_in_the_order_of_the_papers_table(reported: Path) -> None:
+    root = reported
     metrics = root / "runs" / "tune" / "test_metrics.json"
     for folder in ("lora", "timesformer"):
         (root / "runs" / folder).mkdir()
@@ -250,12 +247,6 @@ def test_activity_table_has_no_formula_and_no_folder(tmp_path: Path) -> None:
     assert "jane" not in text
     assert {line.split(",")[4] for line in text.splitlines()[1:]} == {"'=1+1", "b"}
     assert report.activities.stat().st_mode & 0o777 == 0o600
-
-
-def test_report_shows_the_annotators_agreement_as_the_ceiling(reported: Path) -> None:
-    assert "kappa of annotators" not in Page(report_on(reported).path).text
-    write_json(reported / "runs" / "agreement.json", timeline_scores(LABELS))
-    assert "kappa of annotators" in Page(report_on(reported).path).text
 
 
 def test_best_trials_of_the_parallel_coordinates_are_those_of_the_highest_scores(tmp_path: Path) -> None:

@@ -105,9 +105,12 @@ def test_search_figures_neither_make_nor_change_a_journal(tmp_path: Path) -> Non
 
 
 def test_the_report_shows_how_well_annotators_agree_and_survives_a_broken_file(reported: Path) -> None:
-    assert "Agreement of annotators" not in report_on(reported).path.read_text(encoding="utf-8")
+    whole = report_on(reported).path.read_text(encoding="utf-8")
+    assert "Agreement of annotators" not in whole
+    assert "kappa of annotators" not in whole
     write_json(reported / "runs" / "agreement.json", timeline_scores(["ventilation"]))
     text = report_on(reported).path.read_text(encoding="utf-8")
+    assert "kappa of annotators" in text, "as the ceiling, next to the activities"
     shown = text[text.index("<h3>Agreement of annotators") :]
     assert "on 2 recordings that both annotated" in shown
     assert "ventilation" in shown[: shown.index("</table>")]

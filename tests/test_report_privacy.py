@@ -24,8 +24,9 @@ from tests.report_samples import (
 )
 
 
-def test_report_forbids_every_connection_and_runs_only_its_own_programs(written_report: Path) -> None:
+def test_report_is_private_forbids_every_connection_and_runs_only_its_own_programs(written_report: Path) -> None:
     page = Page(written_report / "runs" / "report.html")
+    assert (written_report / "runs" / "report.html").stat().st_mode & 0o777 == 0o600
     (policy,) = (a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
     assert rules["default-src"] == "'none'"
@@ -159,7 +160,3 @@ def test_a_frame_is_the_one_shown_in_the_middle_of_its_difference(tmp_path: Path
             pixels = next(file.decode(video=0)).reformat(176, 96).to_ndarray(format="rgb24")
         assert (picture.width_px, picture.height_px) == (320, 174)
         assert number_in(pixels) == (picture.of.start_us + 500_000) * 5 // 1_000_000
-
-
-def test_report_is_for_this_user_alone(written_report: Path) -> None:
-    assert (written_report / "runs" / "report.html").stat().st_mode & 0o777 == 0o600

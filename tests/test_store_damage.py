@@ -31,14 +31,12 @@ from tests.cache_samples import (
     flip,
     make_rows,
     names,
-    root,
     segments,
     space,
     values,
     write,
 )
 
-__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
@@ -180,13 +178,6 @@ def test_fault_25_an_edited_fingerprint_or_input_is_refused(root: Path) -> None:
             FeatureCache.open(root).load([])
         with pytest.raises(FingerprintMismatchError, match="repair"):
             CacheWriter(root, space(), PROVENANCE)
-
-
-def test_fault_27_and_28_content_decides_not_the_name(root: Path) -> None:
-    """A renamed recording has the same digest and is found; a changed one has another and is not."""
-    cache = FeatureCache.open(root)
-    assert cache.missing([(digest("a"), 0, 3_000_000)], space().fingerprint) == []
-    assert cache.missing([(digest("a, cut"), 0, 3_000_000)], space().fingerprint) == [(digest("a, cut"), 0, 3_000_000)]
 
 
 def test_fault_33_clock_skew_changes_only_which_duplicate_shows(

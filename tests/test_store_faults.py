@@ -2,8 +2,8 @@
 
 1 to 3 kill -9, out of memory and power cuts; 5 to 8 failing operations; 9 to 15 damage; 16 to 21 several
 processes; 22 to 37 the rest. 10 is in test_store_reader.py, 30 in test_compact.py, 31 in test_care_faults.py, 32 in
-test_gc.py, 26 and 37 in test_store_writer.py; relabelling (29) and hostile videos (36) do not reach the store: see
-tests of clips and of video.
+test_gc.py, 26 and 37 in test_store_writer.py; recordings that are renamed or changed (27, 28), relabelling (29) and
+hostile videos (36) do not reach the store: see tests of extraction, of clips and of video.
 """
 
 import errno
@@ -37,7 +37,6 @@ from tests.cache_samples import (
     make_row,
     make_rows,
     names,
-    root,
     segments,
     space,
     staged,
@@ -46,7 +45,6 @@ from tests.cache_samples import (
     writes_half,
 )
 
-__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -24,14 +24,12 @@ from tests.cache_samples import (
     make_rows,
     names,
     path_rows,
-    root,
     segments,
     serves,
     space,
     write,
 )
 
-__all__ = ["root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 

@@ -46,16 +46,6 @@ def test_search_heads_gives_the_same_numbers_when_repeated_and_others_with_anoth
     assert (tmp_path / "a/trials.csv").read_bytes() != (tmp_path / "c/trials.csv").read_bytes()
 
 
-def test_search_heads_resumes_when_more_trials_are_asked_for(tmp_path: Path) -> None:
-    search(tmp_path / "tune", trials=8)
-    before = ended(tmp_path / "tune")
-    assert search(tmp_path / "tune", trials=24)["trials"]["interrupted"] == 0
-    after = ended(tmp_path / "tune")
-    assert len(after) == 24
-    assert {number: after[number] for number in before} == before
-    assert len({line.split(" ", 2)[2] for line in after.values()}) == 24, "no trial is drawn twice"
-
-
 def test_search_heads_finds_itself_done_when_called_again(tmp_path: Path) -> None:
     best = search(tmp_path / "tune", trials=10)
     (tmp_path / "tune/best.json").unlink()

@@ -38,7 +38,6 @@ from heads.finetuning.trials import search_timesformer
 from heads.report import documents
 from heads.search.study import JOURNAL_NAME, STUDY_NAME
 from tests.projects import make_project, make_table
-from tests.small_finetuning import assert_halved_steps_are_the_same
 from tests.tiny_families import FRAMES, IMAGE_PX, make_clip, make_timesformer
 from tests.tiny_models import change_weights
 
@@ -101,14 +100,6 @@ def test_training_begins_at_the_prior_of_each_label(project: Project, model: Pat
     seen = frozenset(plan.splits["validation"].clip_ids[:3])  # labelled in sight of predictions: these end nothing
     without = plan_timesformer(project, dataclasses.replace(SMALL, model=str(model)), seen=seen)
     assert without.splits["validation"].clip_ids == plan.splits["validation"].clip_ids[3:]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_timesformer_takes_the_same_steps_with_smaller_batches_when_memory_is_not_enough(
-    project: Project, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
-) -> None:
-    whole, short = (begin(project, model, tmp_path / name, epochs=1, micro_batch=4).loop for name in ("whole", "short"))
-    assert_halved_steps_are_the_same(whole, short, training=training, bound=1e-4, monkeypatch=monkeypatch)
 
 
 def test_timesformer_is_refused_when_the_model_changes_between_plan_and_run(

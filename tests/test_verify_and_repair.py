@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from featurecache.errors import (
-    CacheFormatError,
     CacheNotFoundError,
     DamagedSegmentError,
     NewerFormatError,
@@ -17,7 +16,6 @@ from tests.cache_samples import (
     FaultyOs,
     PowerCutError,
     assert_serves,
-    checkpointed,
     clips,
     digest,
     edit_record,
@@ -27,14 +25,12 @@ from tests.cache_samples import (
     make_row,
     make_rows,
     names,
-    root,
     segments,
     serves,
     space,
     write,
 )
 
-__all__ = ["checkpointed", "root"]
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 
@@ -138,15 +134,6 @@ def test_care_touches_nothing_when_the_format_is_newer(root: Path, care, where: 
     with pytest.raises(NewerFormatError):
         care(root)
     assert sorted(root.rglob("*")) == before
-
-
-def test_reports_are_plain_data(root: Path) -> None:
-    from dataclasses import asdict
-    from json import dumps
-
-    for report in (verify(root), repair(root), compact(root), forget(root, digest("a"))):
-        assert dumps(asdict(report))
-    assert isinstance(CacheFormatError("x"), ValueError)
 
 
 @pytest.mark.parametrize("place", ["index", "quarantine", "segments", "segments/0*", "segments/0*/features"])

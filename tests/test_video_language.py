@@ -1,4 +1,4 @@
-"""Video language models but LLaVA-NeXT-Video against the plain forward, and their refusals."""
+"""Every family of video language models against the plain forward, and their refusals."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from featurecache.backbones import open_backbone, open_inputs
 from featurecache.backbones.family import Backbone, TapStates
 from featurecache.errors import FeatureCacheError, ModelNotFoundError, SettingsError, UnsupportedModelError
 from featurecache.files import sha256_of_file
-from tests.plain_forward import at_video, plain_batch
+from tests.plain_forward import PROCESSORS, at_video, plain_batch
 from tests.published_layouts import change_config
 from tests.tiny_families import FRAMES
 from tests.tiny_models import pixels_of
@@ -116,8 +116,7 @@ def test_preprocess_equals_the_models_own_processor_bit_for_bit(
     if name == "qwen2_5_vl":  # above the bound on a frame's pixels
         size = (2 * size[0], 2 * size[1])
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *size, 3), dtype=np.uint8)
-    class_name = {"smolvlm": "SmolVLM", "qwen2_5_vl": "Qwen2VL", "qwen3_vl": "Qwen3VL", "internvl": "InternVL"}[name]
-    processor = getattr(transformers, f"{class_name}VideoProcessor").from_pretrained(folders[name])
+    processor = PROCESSORS[name].from_pretrained(folders[name])
     if name.startswith("qwen"):  # the processor keeps a frame's sides; the extraction pads them to a square first
         square = np.empty((FRAMES, max(size), max(size), 3), dtype=np.uint8)
         square[:] = [round(255 * mean) for mean in processor.image_mean]
@@ -207,20 +206,36 @@ def test_qwen3_vl_is_told_times_as_its_processor_tells_them(folders: dict[str, P
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_identity_counts_words_before_and_between_the_steps_and_the_clips_length(
-    folders: dict[str, Path], name: str
+def test_identity_changes_when_anything_that_changes_a_taps_values_does_and_with_nothing_else(
+    folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    def identity(prompt: str, tap: str, **changes: Any) -> dict[str, Any]:
+    def identity(
+        prompt: str = PROMPT,
+        tap: str = "final",
+        *,
+        folder: Path = folders[name],
+        dtype: str = "float32",
+        **changes: Any,
+    ) -> dict[str, Any]:
         settings = {"prompt": prompt, "frames": FRAMES, "resize": "squash", **changes}
-        return open_inputs(folders[name], **settings).identity(tap, "float32", sha256_of_file)
+        return open_inputs(folder, **settings).identity(tap, dtype, sha256_of_file)
 
-    base = identity(PROMPT, "final")
+    base = identity()
     assert json.loads(json.dumps(base)) == base
-    assert identity("user: what moves ? <video>", "final") != base
-    assert identity(PROMPT + " what moves ?", "final") == base
-    assert (identity(PROMPT, "final", clip_s=9.0) != base) == (name not in ("internvl", "llava_onevision"))  # no times
+    assert set(base["backbone"]["weights"]) == {"model.safetensors"}
+    assert identity("user: what moves ? <video>") != base
+    assert identity(PROMPT + " what moves ?") == base
+    for changes in ({"frames": 2 * FRAMES}, {"resize": "pad"}, {"dtype": "bfloat16"}):
+        assert identity(**changes) != base, changes
+    without_times = ("internvl", "llava_next_video", "llava_onevision")
+    assert (identity(clip_s=9.0) != base) == (name not in without_times)
     for tap in ("vision", "layer_0"):
-        assert identity("user: <video>", tap) == identity(PROMPT, tap) == identity(PROMPT, tap, clip_s=9.0) != base
+        assert identity("user: <video>", tap) == identity(tap=tap) == identity(tap=tap, clip_s=9.0) != base
+        assert identity(tap=tap, frames=2 * FRAMES) != identity(tap=tap) != identity(tap=tap, dtype="bfloat16")
+    copy = shutil.copytree(folders[name], tmp_path / "copy")
+    assert identity(folder=copy) == base
+    (copy / "tokenizer_config.json").write_text((copy / "tokenizer_config.json").read_text() + "\n")
+    assert (identity(folder=copy) != base) == (name == "llava_next_video")  # of others, the ids that it makes
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 0.1), ("float16", 0.02)])

@@ -22,7 +22,7 @@ from featurecache.store import (
     rewrite,
     verify,
 )
-from featurecache.store.exchange import export_features, import_features
+from featurecache.store.exchange import export_features
 from tests.cache_samples import (
     PROVENANCE,
     FaultyOs,
@@ -157,17 +157,6 @@ def test_a_copied_segment_that_held_nothing_else_is_not_served_again(tmp_path: P
     with pytest.raises(MissingFeaturesError):
         cache.load(names(make_rows(1, GONE)))
     assert export_features(root, tmp_path / "all.npz").rows == 4
-
-
-def test_an_import_leaves_out_withdrawn_recordings(root: Path, tmp_path: Path) -> None:
-    export_features(root, tmp_path / "all.npz")
-    forget(root, digest(GONE))
-    for row in make_rows(6):
-        assert names([row])[0] in FeatureCache.open(root).clip_ids()
-    done = import_features(root, tmp_path / "all.npz")
-    assert (done.rows, done.present, done.withdrawn) == (0, 6, ((digest(GONE)[:16], 6),))
-    serves(root, make_rows(6))
-    assert traces(root, GONE, make_rows(6, GONE)) == []
 
 
 def test_the_mark_does_not_tell_which_recording_it_was(root: Path) -> None:

@@ -1,6 +1,7 @@
-"""Tiny random-weight video language models of every family but LLaVA-NeXT-Video, laid out as published."""
+"""Tiny random-weight video language models of every family, laid out as published."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import (
 from tests import published_layouts
 from tests.published_layouts import lay_out, name_tower_weights_as_published
 from tests.tiny_families import IMAGE_PX, LAYER_SIZES, LAYERS, TOWER_SIZES, WIDTH, save_model
+from tests.tiny_models import make_llava_next_video
 
 _WORDS = ["user:", "describe", "the", "hand", "moves", "what", "?", "."]
 
@@ -184,10 +186,10 @@ def make_internvl(folder: Path, *, seed: int = 0, more_words: Sequence[str] = ()
 
 
 VIDEO_LANGUAGE: dict[str, Callable[..., Path]] = {
+    "llava_next_video": partial(make_llava_next_video, layers=LAYERS),
     "llava_onevision": make_llava_onevision,
     "smolvlm": make_smolvlm,
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
     "internvl": make_internvl,
 }
-"""The video language models but LLaVA-NeXT-Video."""
