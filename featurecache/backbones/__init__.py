@@ -5,6 +5,7 @@ machine; only `find_model(..., allow_download=True)` may use the network. This p
 importer of transformers, but for what makes the demo backbone.
 """
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -130,13 +131,13 @@ def lay_out(inputs: "Inputs") -> "Backbone":
 def _opened(inputs: "Inputs", dtype: str, device: str) -> "Backbone":
     """The family's backbone; with its output layer where the model is asked something."""
     from featurecache.backbones.asking import AskedBackbone, AskedInputs
+    from featurecache.backbones.files import load_frozen
 
-    family = _family(inputs.folder)
-    if isinstance(inputs, AskedInputs):
-        inner = family.open_backbone(inputs.inner, dtype=dtype, device=device)
-        return AskedBackbone(inputs, inner, family=family.FAMILY)
-    backbone: Backbone = family.open_backbone(inputs, dtype=dtype, device=device)
-    return backbone
+    own: Any = inputs.inner if isinstance(inputs, AskedInputs) else inputs
+    of_model = {"folder": own.folder, "family": own.title, "config": own.config, "attention": own.attention}
+    load = partial(load_frozen, **of_model, dtype=dtype, device=device)
+    backbone = _family(own.folder).open_backbone(own, load)
+    return AskedBackbone(inputs, backbone, family=own.title) if isinstance(inputs, AskedInputs) else backbone
 
 
 def model_type_of(folder: Path) -> str:

@@ -38,7 +38,7 @@ from transformers import (
 from featurecache.backbones import model_type_of
 from featurecache.backbones.adapter_files import CONFIG_NAME, WEIGHTS_NAME, open_adapter
 from featurecache.backbones.decoder import decoder_of
-from featurecache.backbones.files import LOCAL_ONLY, load_frozen, quiet_loading
+from featurecache.backbones.files import load_frozen, quiet_loading, read_as
 from featurecache.backbones.loaded_weights import refuse_non_finite
 from featurecache.backbones.model_folder import PROCESSOR_FILES
 from featurecache.errors import ModelNotFoundError, SettingsError
@@ -143,8 +143,7 @@ def merge_adapter(model_folder: Path, adapter_folder: Path, out: Path, *, dtype:
         OSError: If it cannot be written.
     """
     model_class = _WHOLE_MODELS[model_type_of(model_folder)]
-    with quiet_loading(model_folder, "model"):
-        config = model_class.config_class.from_pretrained(model_folder, **LOCAL_ONLY)
+    config = read_as(model_class.config_class, model_folder, "model")
     model = load_frozen(
         model_class, model_folder, family="model", dtype=dtype, device="cpu", attention="sdpa", config=config
     )

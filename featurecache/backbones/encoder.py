@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import SAMPLING_RULE, backbone_identity, load_frozen
+from featurecache.backbones.files import SAMPLING_RULE, backbone_identity
 from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
 from featurecache.errors import SettingsError, UnsupportedModelError
 
@@ -34,6 +34,7 @@ class EncoderInputs:
     Attributes:
         folder: The model's files.
         config: The encoder's architecture, as its transformers class reads config.json.
+        title: The family's name for people.
         family: The family's name, part of the identity.
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the model sees it.
@@ -48,6 +49,7 @@ class EncoderInputs:
         folder: Path,
         *,
         config: Any,
+        title: str,
         family: str,
         attention: str,
         frames: int,
@@ -59,6 +61,7 @@ class EncoderInputs:
     ) -> None:
         self.folder = folder
         self.config = config
+        self.title = title
         self.family = family
         self.attention = attention
         self.frames = frames
@@ -78,27 +81,6 @@ class EncoderInputs:
             "sampling": {"frames": self.frames, "rule": SAMPLING_RULE},
             "preprocessing": self.frame_resize.identity(),
         }
-
-    def load(
-        self,
-        model_class: Any,
-        family: str,
-        *,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        device: str,
-        not_used: Sequence[str] = (),
-    ) -> Any:
-        """The model with its weights, by the attention that the identity names; all else as `load_frozen`."""
-        return load_frozen(
-            model_class,
-            self.folder,
-            family=family,
-            dtype=dtype,
-            device=device,
-            attention=self.attention,
-            config=self.config,
-            not_used=not_used,
-        )
 
 
 @dataclass(frozen=True)
@@ -249,4 +231,18 @@ def require_frames(frames: int, fixed: int, name: str, folder: Path) -> None:
         raise SettingsError(
             f"features.frames must be {fixed} ({name} in {folder / 'config.json'}), but it is {frames}. "
             f"Set frames = {fixed}."
+        )
+
+
+def require_whole_steps(frames: int, joined: int, name: str, folder: Path) -> None:
+    """Refuses frames that do not fill time steps, each of so many frames.
+
+    Raises:
+        SettingsError: Naming the nearest number that does.
+    """
+    if frames % joined:
+        near = max(1, round(frames / joined)) * joined
+        raise SettingsError(
+            f"features.frames must be a multiple of {joined} ({name} in {folder / 'config.json'}), but it is {frames}. "
+            f"Set frames = {near}."
         )

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from featurecache.backbones.resize import FrameResize
 
 
+Load = Callable[..., Any]
+"""Gives a family its model with its weights: `files.load_frozen`, told all but the class and what is special to it."""
+
+
 @dataclass(frozen=True)
 class TapStates:
     """A tap's states of a batch of clips.

@@ -77,6 +77,12 @@ def quiet_loading(folder: Path, family: str) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = offline
 
 
+def read_as(config_class: Any, folder: Path, family: str) -> Any:
+    """A model's config.json as transformers' class of it reads it; arguments and errors as of `quiet_loading`."""
+    with quiet_loading(folder, family):
+        return config_class.from_pretrained(folder, **LOCAL_ONLY)
+
+
 def load_frozen(
     model_class: Any,
     folder: Path,

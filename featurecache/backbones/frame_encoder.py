@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,9 +60,9 @@ from transformers import (
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import JOINT, EncoderInputs, LoadedEncoder, Parts, siglip_parts, without_mask
-from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, require_size, square_geometry
+from featurecache.backbones.family import Load, TapShape, TapStates
+from featurecache.backbones.files import read_as
+from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, square_geometry
 from featurecache.backbones.processor_files import WHOLE
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import UnsupportedModelError
@@ -211,10 +211,15 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
     tower, config = _tower_and_config(folder)
     geometry = partial(tower.geometry, config.patch_size)
-    rule = frame_rule(folder, tower.processor_class, geometry, more_fields=tower.more_fields, also=tower.also)
-    if not tower.any_size:
-        require_size(rule, config.image_size, folder)
-    elif rule.image_px % config.patch_size:
+    rule = frame_rule(
+        folder,
+        tower.processor_class,
+        geometry,
+        image_px=None if tower.any_size else config.image_size,
+        more_fields=tower.more_fields,
+        also=tower.also,
+    )
+    if rule.image_px % config.patch_size and tower.any_size:
         raise UnsupportedModelError(
             f"frames must be whole patches of {config.patch_size} px, but the processor files in {folder} make "
             f"{rule.image_px} px. Use the processor files of the model's own repository."
@@ -222,6 +227,7 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     return EncoderInputs(
         folder,
         config=config,
+        title=tower.family,
         family=tower.family,
         attention=ATTENTION,
         frames=frames,
@@ -243,21 +249,12 @@ def _joint_shape(family: str, config: Any, folder: Path, frames: int) -> TapShap
     return TapShape(frames, 1, config.projection_dim if family == "clip" else config.hidden_size)
 
 
-def open_backbone(
-    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> "FrameEncoder":
+def open_backbone(inputs: EncoderInputs, load: Load) -> "FrameEncoder":
     """As `featurecache.backbones.open_backbone`."""
     tower, _ = _TOWERS[model_type_of(inputs.folder)]
     if JOINT in inputs.taps:
         _, tower = _WITH_JOINT[tower.family]
-    model = inputs.load(
-        tower.model_class,
-        tower.family,
-        dtype=dtype,
-        device=device,
-        not_used=tower.not_used,
-    )
-    return FrameEncoder(inputs, tower.apart(model, inputs.image_px))
+    return FrameEncoder(inputs, tower.apart(load(tower.model_class, not_used=tower.not_used), inputs.image_px))
 
 
 class FrameEncoder(LoadedEncoder):
@@ -291,8 +288,7 @@ class FrameEncoder(LoadedEncoder):
 def _tower_and_config(folder: Path) -> tuple[_Tower, Any]:
     """The tower and its own config; of a whole model, that of its vision half with every old spelling counted in."""
     tower, config_class = _TOWERS[model_type_of(folder)]
-    with quiet_loading(folder, tower.family):
-        config = config_class.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_as(config_class, folder, tower.family)
     if tower is _CLIP and config_class is CLIPConfig:
         config.vision_config.projection_dim = config.projection_dim  # the whole model's word counts, as for its class
     return tower, getattr(config, "vision_config", config)

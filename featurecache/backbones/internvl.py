@@ -11,15 +11,15 @@ https://arxiv.org/abs/2504.10479
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformers import InternVLConfig, InternVLModel, InternVLVideoProcessor
 
 from featurecache.backbones.encoder import FINAL, Parts, tower_states
-from featurecache.backbones.family import TapShape
+from featurecache.backbones.family import Load, TapShape
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.backbones.video_language import (
     Architecture,
     VideoLanguageBackbone,
@@ -40,8 +40,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     _tower_tap(config, folder)
     side = vision.image_size[0] // vision.patch_size[0]
     tokens = (side * config.downsample_ratio) ** 2
-    rule = frame_rule(folder, InternVLVideoProcessor, also=("InternVL", "GotOcr2"))
-    require_size(rule, vision.image_size[0], folder)
+    rule = frame_rule(folder, InternVLVideoProcessor, image_px=vision.image_size[0], also=("InternVL", "GotOcr2"))
     architecture = Architecture(
         "internvl",
         FAMILY,
@@ -56,11 +55,9 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     )
 
 
-def open_backbone(
-    inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> VideoLanguageBackbone:
+def open_backbone(inputs: VideoLanguageInputs, load: Load) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(InternVLModel, dtype=dtype, device=device)
+    model = load(InternVLModel)
     tower = model.vision_tower
     parts, tap = (
         Parts(tower, tower.embeddings, tower.encoder.layer, tower.layernorm),

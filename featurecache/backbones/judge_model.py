@@ -17,7 +17,7 @@ from transformers import AutoConfig, LlamaForCausalLM, MistralForCausalLM, Qwen2
 
 from featurecache.backbones.chat_template import chat_frame
 from featurecache.backbones.decoder import Embedded, hidden_states, require_decoder
-from featurecache.backbones.files import LOCAL_ONLY, TOKENIZER_FILES, digests, load_frozen, quiet_loading
+from featurecache.backbones.files import TOKENIZER_FILES, digests, load_frozen, quiet_loading, read_as
 from featurecache.backbones.model_folder import check_model_folder
 from featurecache.backbones.token_tree import TokenTree
 from featurecache.backbones.tokenizer import open_tokenizer
@@ -70,8 +70,7 @@ class JudgeFiles:
                 "this machine and set zeroshot.judge to its address."
             )
         self.folder = folder
-        with quiet_loading(folder, _FAMILY):
-            self.config: Any = AutoConfig.from_pretrained(folder, **LOCAL_ONLY)
+        self.config: Any = read_as(AutoConfig, folder, _FAMILY)
         require_decoder(self.config)
         self._tokenizer = open_tokenizer(folder, questions, 0, family=_FAMILY)
         self.frame = chat_frame(self._tokenizer, folder)

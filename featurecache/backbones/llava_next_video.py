@@ -9,15 +9,14 @@ Source of the architecture: https://llava-vl.github.io/blog/2024-04-30-llava-nex
 
 import copy
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import LlavaNextVideoConfig, LlavaNextVideoModel, LlavaNextVideoVideoProcessor
 
 from featurecache.backbones.encoder import tower_states
-from featurecache.backbones.family import TapShape
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.family import Load, TapShape
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.backbones.video_language import (
     Architecture,
     VideoLanguageBackbone,
@@ -48,8 +47,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
         )
     states = tower_states(config, folder)
     _require_pooling(config, folder)
-    rule = frame_rule(folder, LlavaNextVideoVideoProcessor)
-    require_size(rule, vision.image_size, folder)
+    rule = frame_rule(folder, LlavaNextVideoVideoProcessor, image_px=vision.image_size)
     tokens = (vision.image_size // vision.patch_size // config.spatial_pool_stride) ** 2
     architecture = Architecture(
         "llava_next_video",
@@ -64,17 +62,10 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     )
 
 
-def open_backbone(
-    inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> VideoLanguageBackbone:
+def open_backbone(inputs: VideoLanguageInputs, load: Load) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
     states = tower_states(inputs.config, inputs.folder)
-    model = inputs.load(
-        LlavaNextVideoModel,
-        dtype=dtype,
-        device=device,
-        config=_without_unused_layers(inputs.config, max(1, *states)),
-    )
+    model = load(LlavaNextVideoModel, config=_without_unused_layers(inputs.config, max(1, *states)))
 
     def tower(pixels: Tensor) -> Tensor:
         kept = model.vision_tower(pixels, output_hidden_states=states, return_dict=True).hidden_states

@@ -12,14 +12,13 @@ Source: Li et al., LLaVA-OneVision: Easy Visual Task Transfer. https://arxiv.org
 
 import math
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, LlavaOnevisionVideoProcessor
 
 from featurecache.backbones.encoder import siglip_parts, tower_states
-from featurecache.backbones.family import TapShape
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.family import Load, TapShape
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.backbones.video_language import (
     Architecture,
     VideoLanguageBackbone,
@@ -36,8 +35,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     config = read_config(folder, LlavaOnevisionConfig, FAMILY)
     vision = config.vision_config
     _tower_tap(config, folder)
-    rule = frame_rule(folder, LlavaOnevisionVideoProcessor)
-    require_size(rule, vision.image_size, folder)
+    rule = frame_rule(folder, LlavaOnevisionVideoProcessor, image_px=vision.image_size)
     side = vision.image_size // vision.patch_size
     architecture = Architecture(
         "llava_onevision",
@@ -51,11 +49,9 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     )
 
 
-def open_backbone(
-    inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> VideoLanguageBackbone:
+def open_backbone(inputs: VideoLanguageInputs, load: Load) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(LlavaOnevisionModel, dtype=dtype, device=device)
+    model = load(LlavaOnevisionModel)
     parts, tap = siglip_parts(model.vision_tower), _tower_tap(inputs.config, inputs.folder)
 
     def project(tokens: Tensor) -> Tensor:

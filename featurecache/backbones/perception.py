@@ -15,7 +15,7 @@ https://arxiv.org/abs/2512.19687
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from transformers.models.pe_video.modeling_pe_video import PeVideoContrastiveHea
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import JOINT, EncoderInputs, LoadedEncoder, Parts, inside
-from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.family import Load, TapShape, TapStates
+from featurecache.backbones.files import quiet_loading, read_as
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import SettingsError, UnsupportedModelError
 
@@ -53,11 +53,11 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     with quiet_loading(folder, FAMILY):
         image_px = _image_px(folder, config.vision_config)
     has_head = any(name.endswith("video_head.proj.weight") for name in find_weight_files(folder).shapes)
-    rule = frame_rule(folder, PeVideoVideoProcessor, also=("PeVideo",))
-    require_size(rule, image_px, folder)
+    rule = frame_rule(folder, PeVideoVideoProcessor, image_px=image_px, also=("PeVideo",))
     inputs = EncoderInputs(
         folder,
         config=whole,
+        title=FAMILY,
         family="perception",
         attention=ATTENTION,
         frames=frames,
@@ -71,15 +71,10 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     return inputs
 
 
-def open_backbone(
-    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> "PerceptionEncoder":
+def open_backbone(inputs: EncoderInputs, load: Load) -> "PerceptionEncoder":
     """As `featurecache.backbones.open_backbone`."""
-    half = inputs.load(
+    half = load(
         inside(_VideoHalf, _PREFIXES[model_type_of(inputs.folder)]),
-        FAMILY,
-        dtype=dtype,
-        device=device,
         not_used=() if JOINT in inputs.taps else ("video_head",),
     )
     model = half.video_encoder
@@ -103,10 +98,9 @@ def open_backbone(
 
 def video_config(folder: Path) -> Any:
     """The architecture of a PE Video: the video and text halves; of a PE-AV, that of the PE Video in it."""
-    with quiet_loading(folder, FAMILY):
-        if model_type_of(folder) == "pe_audio_video":
-            return PeAudioVideoConfig.from_pretrained(folder, **LOCAL_ONLY).video_config
-        return PeVideoConfig.from_pretrained(folder, **LOCAL_ONLY)
+    if model_type_of(folder) == "pe_audio_video":
+        return read_as(PeAudioVideoConfig, folder, FAMILY).video_config
+    return read_as(PeVideoConfig, folder, FAMILY)
 
 
 class _VideoHalf(PeVideoPreTrainedModel):  # type: ignore[misc]

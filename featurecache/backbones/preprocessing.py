@@ -91,6 +91,7 @@ def frame_rule(
     own: Any,
     geometry: Callable[[Mapping[str, Any]], Geometry] = square_geometry,
     *,
+    image_px: int | None = None,
     more_fields: Mapping[str, Kind] | None = None,
     also: Collection[str] = (),
 ) -> FrameRule:
@@ -103,12 +104,14 @@ def frame_rule(
         folder: The model's files.
         own: The model's own processor class in transformers, image or video.
         geometry: How a frame becomes a square, from the processor's settings.
+        image_px: Size of the frames that the model was made for, of others it would give wrong or stretched positions;
+            None: it takes any.
         more_fields: As `processor_settings`.
         also: As `processor_settings`.
 
     Raises:
         ModelNotFoundError: If the folder holds no settings of a processor.
-        UnsupportedModelError: If the processor asks for something that is not done here.
+        UnsupportedModelError: If the processor asks for something that is not done here, or for frames of another size.
     """
     path, settings = processor_settings(folder, own, more_fields=more_fields, also=also)
     square = geometry(settings)
@@ -131,6 +134,11 @@ def frame_rule(
             f"normalise three channels, but {path} says {named} = {settings.get(named)!r}, which changes pixels in "
             "another way. Use the processor files of the model's own repository, or another model."
         )
+    if image_px is not None and square.image_px != image_px:
+        raise UnsupportedModelError(
+            f"the processor must make frames of {image_px} px as the model's config.json says, but the processor files "
+            f"in {folder} make {square.image_px} px. Use the processor files of the model's own repository."
+        )
     return FrameRule(
         square,
         interpolation=_INTERPOLATIONS[int(settings["resample"])],
@@ -152,19 +160,6 @@ def frame_resize(rule: FrameRule, resize: Resize) -> FrameResize:
         short_edge_px=own.short_edge_px if way == "crop" or way == own.way != "pad" else None,
         long_edge_px=own.long_edge_px if way == own.way else None,
     )
-
-
-def require_size(rule: FrameRule, image_px: int, folder: Path) -> None:
-    """Refuses a processor whose frames the model would give wrong or stretched positions.
-
-    Raises:
-        UnsupportedModelError: If the model was made for frames of another size.
-    """
-    if rule.image_px != image_px:
-        raise UnsupportedModelError(
-            f"the processor must make frames of {image_px} px as the model's config.json says, but the processor files "
-            f"in {folder} make {rule.image_px} px. Use the processor files of the model's own repository."
-        )
 
 
 def square_px(sides: dict[str, int]) -> int:

@@ -14,7 +14,7 @@ Source: Bai et al., Qwen2.5-VL Technical Report. https://arxiv.org/abs/2502.1392
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,12 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
-from featurecache.backbones.family import TapShape
+from featurecache.backbones.encoder import require_whole_steps
+from featurecache.backbones.family import Load, TapShape
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.preprocessing import Geometry, Resize, frame_rule
 from featurecache.backbones.processor_files import WHOLE
-from featurecache.backbones.qwen3_vl import END, FIELDS, SQUARE_PX, START, padded_square, patches, require_joined
+from featurecache.backbones.qwen3_vl import END, FIELDS, SQUARE_PX, START, padded_square, patches
 from featurecache.backbones.video_language import (
     Architecture,
     VideoLanguageBackbone,
@@ -46,7 +47,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     """As `featurecache.backbones.open_inputs`."""
     config = read_config(folder, Qwen2_5_VLConfig, FAMILY)
     vision, joined = config.vision_config, config.vision_config.temporal_patch_size
-    require_joined(frames, joined, folder)
+    require_whole_steps(frames, joined, "temporal_patch_size", folder)
     token_px = vision.patch_size * vision.spatial_merge_size
     if vision.window_size < token_px:
         raise UnsupportedModelError(
@@ -75,11 +76,9 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     return inputs
 
 
-def open_backbone(
-    inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> VideoLanguageBackbone:
+def open_backbone(inputs: VideoLanguageInputs, load: Load) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(Qwen2_5_VLModel, dtype=dtype, device=device)
+    model = load(Qwen2_5_VLModel)
     visual, vision = model.visual, inputs.config.vision_config
     # The tower gives its states unmerged: the merger is the projector here.
     merger, visual.merger = visual.merger, nn.Identity()

@@ -20,7 +20,7 @@ Source: Bai et al., Qwen3-VL Technical Report. https://arxiv.org/abs/2511.21631
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-from featurecache.backbones.family import TapShape
+from featurecache.backbones.encoder import require_whole_steps
+from featurecache.backbones.family import Load, TapShape
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
 from featurecache.backbones.preprocessing import Geometry, Resize, frame_rule, sides
 from featurecache.backbones.processor_files import WHOLE
@@ -42,7 +43,7 @@ from featurecache.backbones.video_language import (
     VideoLanguageInputs,
     read_config,
 )
-from featurecache.errors import SettingsError, UnsupportedModelError
+from featurecache.errors import UnsupportedModelError
 
 FAMILY = "Qwen3-VL"
 
@@ -64,7 +65,7 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     """As `featurecache.backbones.open_inputs`."""
     config = read_config(folder, Qwen3VLConfig, FAMILY)
     vision, joined = config.vision_config, config.vision_config.temporal_patch_size
-    require_joined(frames, joined, folder)
+    require_whole_steps(frames, joined, "temporal_patch_size", folder)
     layers, levels = config.text_config.num_hidden_layers, vision.deepstack_visual_indexes
     if len(levels) > layers or not all(0 <= level < vision.depth for level in levels):
         raise UnsupportedModelError(
@@ -91,11 +92,9 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     )
 
 
-def open_backbone(
-    inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> VideoLanguageBackbone:
+def open_backbone(inputs: VideoLanguageInputs, load: Load) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(Qwen3VLModel, dtype=dtype, device=device)
+    model = load(Qwen3VLModel)
     visual, vision = model.visual, inputs.config.vision_config
     # The tower gives its states unmerged: the mergers are the projector here.
     mergers = model.mergers = nn.ModuleList([visual.merger, *visual.deepstack_merger_list])
@@ -218,17 +217,3 @@ def padded_square(settings: Mapping[str, Any], vision: Any, square_px: Callable[
         return Geometry(0, "pad", 0, refused=named)
     px = square_px(least, most, vision.patch_size * vision.spatial_merge_size)
     return Geometry(px, "pad", px)
-
-
-def require_joined(frames: int, joined: int, folder: Path) -> None:
-    """Refuses frames that do not fill time steps.
-
-    Raises:
-        SettingsError: Naming the nearest number that does.
-    """
-    if frames % joined:
-        near = max(1, round(frames / joined)) * joined
-        raise SettingsError(
-            f"features.frames must be a multiple of {joined} (temporal_patch_size in {folder / 'config.json'}), but "
-            f"it is {frames}. Set frames = {near}."
-        )

@@ -15,16 +15,16 @@ from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import SmolVLMConfig, SmolVLMModel, SmolVLMVideoProcessor
 
 from featurecache.backbones.encoder import FINAL, Parts, siglip_parts
-from featurecache.backbones.family import TapShape
+from featurecache.backbones.family import Load, TapShape
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER
-from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, require_size, sides
+from featurecache.backbones.preprocessing import LARGEST_PX, Geometry, Resize, frame_rule, sides
 from featurecache.backbones.processor_files import SIZE
 from featurecache.backbones.video_language import (
     Architecture,
@@ -63,10 +63,10 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
         folder,
         SmolVLMVideoProcessor,
         _geometry,
+        image_px=vision.image_size,
         more_fields={"max_image_size": SIZE, "video_sampling": ("an object", lambda value: isinstance(value, dict))},
         also=("SmolVLM", "Idefics3"),
     )
-    require_size(rule, vision.image_size, folder)
     architecture = Architecture(
         "smolvlm",
         FAMILY,
@@ -81,11 +81,9 @@ def open_inputs(folder: Path, *, prompt: str, frames: int, resize: Resize, clip_
     )
 
 
-def open_backbone(
-    inputs: VideoLanguageInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> VideoLanguageBackbone:
+def open_backbone(inputs: VideoLanguageInputs, load: Load) -> VideoLanguageBackbone:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(SmolVLMModel, dtype=dtype, device=device)
+    model = load(SmolVLMModel)
     whole = siglip_parts(model.vision_model)
     side = model.vision_model.embeddings.num_patches_per_side
 

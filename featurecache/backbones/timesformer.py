@@ -13,17 +13,16 @@ https://arxiv.org/abs/2102.05095
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProcessor
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, first_output, require_frames
-from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
+from featurecache.backbones.family import Load, TapShape, TapStates
+from featurecache.backbones.files import read_as
 from featurecache.backbones.model_folder import PROCESSOR_FILES
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.errors import SettingsError, UnsupportedModelError
 from featurecache.files import private_folder, write_private
 
@@ -33,20 +32,19 @@ ATTENTION = "eager"  # the only one that transformers has for it
 
 def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        config = TimesformerConfig.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_as(TimesformerConfig, folder, FAMILY)
     if config.attention_type not in ("divided_space_time", "joint_space_time"):
         raise UnsupportedModelError(
             "TimeSformer's attention_type must be divided_space_time or joint_space_time, but "
             f"{folder / 'config.json'} says {config.attention_type!r}. Use a checkpoint that sees time."
         )
     require_frames(frames, config.num_frames, "num_frames", folder)
-    rule = frame_rule(folder, VideoMAEImageProcessor)
-    require_size(rule, config.image_size, folder)
+    rule = frame_rule(folder, VideoMAEImageProcessor, image_px=config.image_size)
     patches = (config.image_size // config.patch_size) ** 2
     return EncoderInputs(
         folder,
         config=config,
+        title=FAMILY,
         family="timesformer",
         attention=ATTENTION,
         frames=frames,
@@ -57,11 +55,9 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     )
 
 
-def open_backbone(
-    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> ClipEncoder:
+def open_backbone(inputs: EncoderInputs, load: Load) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(TimesformerModel, FAMILY, dtype=dtype, device=device)
+    model = load(TimesformerModel)
     parts = Parts(model, model.embeddings, first_output(model.encoder.layer), model.layernorm)
     shape = inputs.taps["final"]
 

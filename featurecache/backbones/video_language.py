@@ -15,7 +15,7 @@ Not here: what differs between families (a file for each), generating text, trai
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +30,11 @@ from featurecache.backbones.decoder import (
 )
 from featurecache.backbones.family import TapShape, TapStates
 from featurecache.backbones.files import (
-    LOCAL_ONLY,
     SAMPLING_RULE,
     TOKENIZER_FILES,
     backbone_identity,
     digests,
-    load_frozen,
-    quiet_loading,
+    read_as,
 )
 from featurecache.backbones.placeholder import VIDEO_PLACEHOLDER, text_after_video
 from featurecache.backbones.preprocessing import FrameRule, Resize, frame_resize
@@ -92,8 +90,7 @@ def read_config(folder: Path, config_class: Any, title: str) -> Any:
         ModelNotFoundError: If the file does not fit the class.
         UnsupportedModelError: If the language model is of another kind.
     """
-    with quiet_loading(folder, title):
-        config = config_class.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_as(config_class, folder, title)
     require_decoder(config.text_config)
     return config
 
@@ -105,6 +102,8 @@ class VideoLanguageInputs:
         folder: The model's files.
         config: The architecture, as the transformers class of the family reads config.json.
         architecture: What it says of tokens.
+        title: The family's name for people.
+        attention: transformers' name of the attention implementation.
         frames: T, frames sampled from a clip.
         image_px: Height and width of a frame as the vision tower sees it.
         words: Token ids around and between the video's steps.
@@ -130,6 +129,7 @@ class VideoLanguageInputs:
         rule: FrameRule,
     ) -> None:
         self.folder, self.config, self.architecture = folder, config, architecture
+        self.title, self.attention = architecture.title, ATTENTION
         self.frames = frames
         self.frame_resize = frame_resize(rule, resize)
         self.image_px = rule.image_px
@@ -160,25 +160,6 @@ class VideoLanguageInputs:
         """Tokens from the first video token to the last, with the words between them."""
         video = self.architecture.video
         return video.steps * video.tokens_per_step + sum(map(len, self.words.between))
-
-    def load(
-        self,
-        model_class: Any,
-        *,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        device: str,
-        config: Any = None,
-    ) -> Any:
-        """The model with its weights, as `load_frozen`; by another configuration where one is given."""
-        return load_frozen(
-            model_class,
-            self.folder,
-            family=self.architecture.title,
-            dtype=dtype,
-            device=device,
-            attention=ATTENTION,
-            config=self.config if config is None else config,
-        )
 
     def identity(self, tap: str, dtype: str, sha256_of: Callable[[Path], str]) -> dict[str, Any]:
         """Every input that changes the value of a tap's states, JSON-ready, for the fingerprint.

@@ -12,14 +12,13 @@ https://arxiv.org/abs/2203.12602
 """
 
 from pathlib import Path
-from typing import Literal
 
 from transformers import VideoMAEConfig, VideoMAEModel, VideoMAEVideoProcessor
 
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames, step_by_step
-from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.family import Load, TapShape
+from featurecache.backbones.files import read_as
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.errors import UnsupportedModelError
 
 FAMILY = "VideoMAE"
@@ -31,11 +30,9 @@ _LARGEST_TABLE = 2**22
 
 def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        config = VideoMAEConfig.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_as(VideoMAEConfig, folder, FAMILY)
     require_frames(frames, config.num_frames, "num_frames", folder)
-    rule = frame_rule(folder, VideoMAEVideoProcessor)
-    require_size(rule, config.image_size, folder)
+    rule = frame_rule(folder, VideoMAEVideoProcessor, image_px=config.image_size)
     patches = (config.image_size // config.patch_size) ** 2
     tokens = frames // config.tubelet_size * patches
     if tokens * config.hidden_size > _LARGEST_TABLE:
@@ -46,6 +43,7 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     return EncoderInputs(
         folder,
         config=config,
+        title=FAMILY,
         family="videomae",
         attention=ATTENTION,
         frames=frames,
@@ -56,11 +54,9 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     )
 
 
-def open_backbone(
-    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> ClipEncoder:
+def open_backbone(inputs: EncoderInputs, load: Load) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(VideoMAEModel, FAMILY, dtype=dtype, device=device)
+    model = load(VideoMAEModel)
     parts = Parts(
         model,
         embed=lambda pixels: model.embeddings(pixels, None),

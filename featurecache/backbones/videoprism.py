@@ -13,7 +13,7 @@ Source: Zhao et al., VideoPrism: A Foundational Visual Encoder for Video Underst
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformers import (
@@ -27,9 +27,9 @@ from transformers.models.videoprism.modeling_videoprism import l2norm
 
 from featurecache.backbones import model_type_of
 from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, require_frames
-from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.family import Load, TapShape, TapStates
+from featurecache.backbones.files import read_as
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.errors import UnsupportedModelError
 
 FAMILY = "VideoPrism"
@@ -39,8 +39,7 @@ ATTENTION = "eager"  # the others do not cap attention logits
 def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
     config_class = VideoPrismConfig if model_type_of(folder) == "videoprism" else VideoPrismVisionConfig
-    with quiet_loading(folder, FAMILY):
-        config = config_class.from_pretrained(folder, **LOCAL_ONLY)
+    config = read_as(config_class, folder, FAMILY)
     vision = getattr(config, "vision_config", config)
     joined, *patch = vision.tubelet_size
     if joined != 1 or len(set(patch)) != 1 or not isinstance(vision.image_size, int):
@@ -50,11 +49,11 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
             f"{vision.image_size}. Take config.json from the model's own repository."
         )
     require_frames(frames, vision.num_frames, "num_frames", folder)
-    rule = frame_rule(folder, LlavaOnevisionVideoProcessor)
-    require_size(rule, vision.image_size, folder)
+    rule = frame_rule(folder, LlavaOnevisionVideoProcessor, image_px=vision.image_size)
     return EncoderInputs(
         folder,
         config=config,
+        title=FAMILY,
         family="videoprism",
         attention=ATTENTION,
         frames=frames,
@@ -66,18 +65,10 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     )
 
 
-def open_backbone(
-    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> ClipEncoder:
+def open_backbone(inputs: EncoderInputs, load: Load) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
     is_whole = isinstance(inputs.config, VideoPrismConfig)
-    model = inputs.load(
-        VideoPrismClipModel if is_whole else VideoPrismVisionModel,
-        FAMILY,
-        dtype=dtype,
-        device=device,
-        not_used=("text_model",),
-    )
+    model = load(VideoPrismClipModel if is_whole else VideoPrismVisionModel, not_used=("text_model",))
     encoder = model.video_model.vision_model if is_whole else model
     shape = inputs.taps["final"]
 

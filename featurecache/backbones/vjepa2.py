@@ -9,15 +9,20 @@ https://arxiv.org/abs/2506.09985
 """
 
 from pathlib import Path
-from typing import Literal
 
 from transformers import VJEPA2Config, VJEPA2Model, VJEPA2VideoProcessor
 
-from featurecache.backbones.encoder import ClipEncoder, EncoderInputs, Parts, first_output, step_by_step
-from featurecache.backbones.family import TapShape
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
-from featurecache.errors import SettingsError
+from featurecache.backbones.encoder import (
+    ClipEncoder,
+    EncoderInputs,
+    Parts,
+    first_output,
+    require_whole_steps,
+    step_by_step,
+)
+from featurecache.backbones.family import Load, TapShape
+from featurecache.backbones.files import read_as
+from featurecache.backbones.preprocessing import Resize, frame_rule
 
 FAMILY = "V-JEPA 2"
 ATTENTION = "sdpa"
@@ -25,20 +30,14 @@ ATTENTION = "sdpa"
 
 def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        config = VJEPA2Config.from_pretrained(folder, **LOCAL_ONLY)
-    if frames % config.tubelet_size:
-        near = max(1, round(frames / config.tubelet_size)) * config.tubelet_size
-        raise SettingsError(
-            f"features.frames must be a multiple of {config.tubelet_size} (tubelet_size in "
-            f"{folder / 'config.json'}), but it is {frames}. Set frames = {near}."
-        )
-    rule = frame_rule(folder, VJEPA2VideoProcessor)
-    require_size(rule, config.crop_size, folder)
+    config = read_as(VJEPA2Config, folder, FAMILY)
+    require_whole_steps(frames, config.tubelet_size, "tubelet_size", folder)
+    rule = frame_rule(folder, VJEPA2VideoProcessor, image_px=config.crop_size)
     patches = (config.crop_size // config.patch_size) ** 2
     return EncoderInputs(
         folder,
         config=config,
+        title=FAMILY,
         family="vjepa2",
         attention=ATTENTION,
         frames=frames,
@@ -49,11 +48,9 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     )
 
 
-def open_backbone(
-    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> ClipEncoder:
+def open_backbone(inputs: EncoderInputs, load: Load) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
-    model = inputs.load(VJEPA2Model, FAMILY, dtype=dtype, device=device, not_used=("predictor",))
+    model = load(VJEPA2Model, not_used=("predictor",))
     encoder = model.encoder
     parts = Parts(model, encoder.embeddings, first_output(encoder.layer), encoder.layernorm)
     return ClipEncoder(inputs, parts, step_by_step(inputs.taps["final"]))

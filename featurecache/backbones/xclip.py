@@ -16,7 +16,7 @@ https://arxiv.org/abs/2208.02816
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,9 @@ from featurecache.backbones.encoder import (
     require_frames,
     without_mask,
 )
-from featurecache.backbones.family import TapShape, TapStates
-from featurecache.backbones.files import LOCAL_ONLY, quiet_loading
-from featurecache.backbones.preprocessing import Resize, frame_rule, require_size
+from featurecache.backbones.family import Load, TapShape, TapStates
+from featurecache.backbones.files import read_as
+from featurecache.backbones.preprocessing import Resize, frame_rule
 from featurecache.backbones.weight_files import find_weight_files
 from featurecache.errors import UnsupportedModelError
 
@@ -48,8 +48,7 @@ _JOINING = ("visual_projection", "mit", "prompts_visual_layernorm", "prompts_vis
 
 def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     """As `featurecache.backbones.open_inputs`."""
-    with quiet_loading(folder, FAMILY):
-        whole = XCLIPConfig.from_pretrained(folder, **LOCAL_ONLY)
+    whole = read_as(XCLIPConfig, folder, FAMILY)
     config, width = whole.vision_config, whole.projection_dim
     if config.mit_hidden_size != width:
         raise UnsupportedModelError(
@@ -57,13 +56,13 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
             f"{width} and mit_hidden_size = {config.mit_hidden_size}. Take config.json from the model's own repository."
         )
     require_frames(frames, config.num_frames, "num_frames", folder)
-    rule = frame_rule(folder, VideoMAEImageProcessor)
-    require_size(rule, config.image_size, folder)
+    rule = frame_rule(folder, VideoMAEImageProcessor, image_px=config.image_size)
     patches = (config.image_size // config.patch_size) ** 2
     has_joint = any(name.endswith(_JOINING[-1]) for name in find_weight_files(folder).shapes)
     inputs = EncoderInputs(
         folder,
         config=whole,
+        title=FAMILY,
         family="xclip",
         attention=ATTENTION,
         frames=frames,
@@ -78,12 +77,10 @@ def open_inputs(folder: Path, *, frames: int, resize: Resize) -> EncoderInputs:
     return inputs
 
 
-def open_backbone(
-    inputs: EncoderInputs, *, dtype: Literal["float32", "bfloat16", "float16"], device: str
-) -> ClipEncoder:
+def open_backbone(inputs: EncoderInputs, load: Load) -> ClipEncoder:
     """As `featurecache.backbones.open_backbone`."""
     unused = () if JOINT in inputs.taps else _JOINING
-    half: Any = inputs.load(inside(_VideoHalf, ""), FAMILY, dtype=dtype, device=device, not_used=unused)
+    half = load(inside(_VideoHalf, ""), not_used=unused)
     model = half.vision_model
 
     def embed(pixels: Tensor) -> Tensor:  # (B, T, 3, px, px) -> (B * T, 1 + P, D)
