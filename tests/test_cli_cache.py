@@ -61,9 +61,16 @@ def test_cache_forget_removes_a_recording_by_its_name(tuned: Path) -> None:
 
 
 def test_export_comes_back_as_it_was(tuned: Path, tmp_path: Path) -> None:
+    def held() -> list[tuple[str, int]]:
+        spaces = json.loads(invoke("cache", "info", "--config", tuned, "--json").stdout)["spaces"]
+        return [(one["fingerprint"], one["rows"]) for one in spaces]
+
+    before = held()
+    assert before
     assert invoke("cache", "export", tmp_path / "features.h5", "--config", tuned).exit_code == 0
     shutil.rmtree(tuned / "features.zarr")
     assert invoke("cache", "import", tmp_path / "features.h5", "--config", tuned).exit_code == 0
+    assert held() == before
     assert json.loads(invoke("extract", "--config", tuned, "--json").stdout)["todo"] == 0
 
 
