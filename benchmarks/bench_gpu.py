@@ -86,7 +86,7 @@ def open_model(folder: Path, *, quick: bool, frames: int, dtype: str, device: st
             open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop"), dtype=dtype, device=device
         )
     write_model_files(folder)
-    return open_at_random(folder, frames=frames, dtype=dtype, device=device)
+    return open_at_random(folder, frames=frames, device=device)
 
 
 def measure_extraction(

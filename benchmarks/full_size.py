@@ -22,8 +22,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -41,7 +39,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from featurecache.backbones import open_backbone, open_inputs
+from featurecache.backbones import llava_next_video, open_inputs
 from featurecache.backbones.family import Backbone
 from featurecache.backbones.pooling import pool
 
@@ -145,16 +143,14 @@ def random_model(config: LlavaNextVideoConfig, *, upcast: bool) -> LlavaNextVide
     return model.eval()
 
 
-def open_at_random(folder: Path, *, frames: int, dtype: str, device: str, upcast: bool = False) -> Backbone:
-    """The backbone of files that `write_model_files` wrote, with random weights instead of any that are loaded."""
+def open_at_random(folder: Path, *, frames: int, device: str, upcast: bool = False) -> Backbone:
+    """The backbone of files that `write_model_files` wrote, with random weights in bfloat16."""
 
-    def laid_out(_: object, __: Path, *, config: Any, **___: object) -> Any:
+    def load(_: object, *, config: LlavaNextVideoConfig) -> LlavaNextVideoModel:
         return random_model(config, upcast=upcast).to(device)
 
     save_file({"placeholder": torch.zeros(1)}, folder / "model.safetensors")  # a model folder must hold weights
-    inputs = open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop")
-    with mock.patch("featurecache.backbones.video_language.load_frozen", laid_out):
-        return open_backbone(inputs, dtype=dtype, device=device)
+    return llava_next_video.open_backbone(open_inputs(folder, prompt=PROMPT, frames=frames, resize="crop"), load)
 
 
 def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str, float]:
@@ -164,7 +160,7 @@ def extract_one(folder: Path, *, frames: int, upcast: bool = False) -> dict[str,
         Shape and soundness of the feature, seconds, and the process's peak memory.
     """
     began = time.monotonic()
-    backbone = open_at_random(folder, frames=frames, dtype="bfloat16", device="cpu", upcast=upcast)
+    backbone = open_at_random(folder, frames=frames, device="cpu", upcast=upcast)
     laid_out_s, weights_bytes = time.monotonic() - began, peak_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (frames, 480, 640, 3), dtype=np.uint8)
     began, cpu = time.monotonic(), time.process_time()

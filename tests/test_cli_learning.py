@@ -265,5 +265,9 @@ def test_review_serves_its_page_until_it_is_interrupted_and_then_ends_with_its_d
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt_once_it_listens, daemon=True).start()
-    assert run("review", "--port", port, "--config", tuned)["reviewed"] == 0
+    try:
+        assert run("review", "--port", port, "--config", tuned)["reviewed"] == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
