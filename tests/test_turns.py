@@ -102,6 +102,17 @@ def test_a_heartbeat_does_not_keep_a_claim_that_another_process_took_over(tmp_pa
         assert claim.read_text() != theirs
 
 
+def test_a_claim_is_given_back_when_an_interruption_comes_right_after_it(tmp_path: Path) -> None:
+    class Interrupted(FaultyOs):
+        def link(self, source: Path, target: Path) -> None:
+            os.link(source, target)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Claims(tmp_path) as claims, file_system(Interrupted(-1, fails_with(0))):
+        claims.take("a" * 64)
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
 def test_claims_hold_where_the_file_system_has_no_hard_links(tmp_path: Path, code: int) -> None:
     class WithoutLinks(FaultyOs):

@@ -39,6 +39,7 @@ class Claims:
         self._lease_s = lease_s
         self._name = format.new_segment_id().encode()
         self._held: set[Path] = set()
+        self._asked: set[Path] = set()  # the last one: it may be there when an interruption comes before it is held
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
@@ -59,6 +60,7 @@ class Claims:
             files.make_folder(self._folder, exist_ok=True)
             mine = self._folder / f".{format.new_segment_id()}.tmp"
             files.write_new(mine, self._name)
+            self._asked = {target}
             try:
                 if not files.link(mine, target, self._name) and not self._inherit(mine, target):
                     return False
@@ -76,7 +78,7 @@ class Claims:
         self._stop.set()
         if self._keeper.ident is not None:
             self._keeper.join()
-        for target in self._held:
+        for target in self._held | self._asked:
             with contextlib.suppress(OSError, CacheReadError):
                 if files.read_file(target) == self._name:
                     files.remove_file(target)
