@@ -110,6 +110,7 @@ def test_a_claim_is_given_back_when_an_interruption_comes_right_after_it(tmp_pat
 
     with pytest.raises(KeyboardInterrupt), Claims(tmp_path) as claims, file_system(Interrupted(-1, fails_with(0))):
         claims.take("a" * 64)
+    assert not claims.take("b" * 64), "a thread that comes too late gets none"
     assert list((tmp_path / "claims").iterdir()) == []
 
 

@@ -48,13 +48,16 @@ class Claims:
         """Claims a recording.
 
         Returns:
-            Whether this process holds the claim now; False while another one is working on the recording.
+            Whether this process holds the claim now; False while another one is working on the recording, and once the
+            claims were given back, which a thread that still asks need not know.
 
         Raises:
             OSError: If the folder cannot be written.
         """
         target = self._folder / f"{self._prefix}{hashlib.sha256(f'claim {video_sha256}'.encode()).hexdigest()[:32]}"
         with self._lock:
+            if self._stop.is_set():
+                return False
             if target in self._held:
                 return True
             files.make_folder(self._folder, exist_ok=True)
@@ -78,11 +81,12 @@ class Claims:
         self._stop.set()
         if self._keeper.ident is not None:
             self._keeper.join()
-        for target in self._held | self._asked:
-            with contextlib.suppress(OSError, CacheReadError):
-                if files.read_file(target) == self._name:
-                    files.remove_file(target)
-        self._held.clear()
+        with self._lock:  # a thread may be taking one
+            for target in self._held | self._asked:
+                with contextlib.suppress(OSError, CacheReadError):
+                    if files.read_file(target) == self._name:
+                        files.remove_file(target)
+            self._held.clear()
 
     def _inherit(self, mine: Path, target: Path) -> bool:
         """Takes over a claim that counts no longer; `mine` was just made, so its time is the server's present."""
